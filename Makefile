@@ -1,0 +1,37 @@
+# make demo   the whole path on generated videos, offline      make check   lint, types, layers
+# make test   the tests                                        make bench   this project beside its peers
+# Each target makes the virtual environment in .venv first, if it is not there yet.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export MLFLOW_DISABLE_TELEMETRY = true
+export BENTOML_DO_NOT_TRACK = True
+
+.PHONY: setup demo check test bench
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# torch goes in first and alone: a plain version lets pip take a CPU build where the machine offers one.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/vb2 demo
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)
+	$(BIN)/pytest -n 2
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/captions.py

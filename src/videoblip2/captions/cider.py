@@ -1,0 +1,202 @@
+"""CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
+
+What pycocoevalcap's `Cider` computes, in its scale (its 0.613 is printed as 61.3), n-gram orders 1 to 4, sigma 6. Two
+things differ, neither of them a number:
+1. document frequencies are given, not taken from the batch that is scored;
+2. references are turned into one inverted index when the scorer is made: for each (video, n-gram) the references that
+   hold it and their tf-idf weights. A batch is then scored by a few numpy calls over the n-grams that it shares with
+   its references.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoblip2.captions.frequencies import DocumentFrequencies, check_references, cook
+from videoblip2.captions.ngrams import (
+    ORDERS,
+    Int64s,
+    NgramTable,
+    TokenRuns,
+    extend_table,
+    find,
+    lay_out,
+    look_up,
+    starts,
+)
+from videoblip2.config import InputError
+
+SIGMA = 6.0
+_CHUNK = 2048  # captions scored at once: bounds memory at about 40 MB
+Floats = NDArray[np.float64]
+
+
+class Vectors(NamedTuple):
+    """Tf-idf vectors of captions, sparse: one entry for each distinct n-gram of each caption."""
+
+    caption: Int64s  # [E]
+    gram: Int64s  # [E] id over all orders
+    order: Int64s  # [E] 0 to ORDERS - 1
+    weight: Floats  # [E] term frequency × inverse document frequency
+    norm: Floats  # [M, ORDERS] Euclidean length of each caption's vector
+    length: Int64s  # [M] bigrams in the caption: what CIDEr-D calls its length
+
+
+class Index(NamedTuple):
+    """Postings of all references, sorted by (video, n-gram)."""
+
+    pair: Int64s  # [P] video × number of n-grams + n-gram
+    first: Int64s  # [P + 1] where the postings of each pair start
+    reference: Int64s  # [N] place of the reference in its video
+    weight: Floats  # [N]
+
+
+class CiderD:
+    """Scores captions against the references of their video.
+
+    Args:
+        references: raw reference captions by video id; tokenised and indexed here, once.
+        df: document frequencies. Where they were counted with the end token, references end with it, too.
+
+    Raises InputError where a video has no references.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> None:
+        check_references(references)
+        self._end_token = df.end_token
+        self._row = {video: row for row, video in enumerate(references)}
+        self._count = np.fromiter((len(group) for group in references.values()), np.int64, len(references))
+        captions = [caption for group in references.values() for caption in group]
+        self._table, runs, grams = extend_table(df.table, cook(captions, df.end_token))
+        self._sizes = [len(counts) for counts in self._table.counts]
+        self._stranger_idf = float(np.log(float(df.num_documents)))
+        self._idf = _inverse_document_frequencies(self._table, self._stranger_idf)
+        vectors = self._vectors(runs, grams, self._sizes, len(captions))
+        self._first = np.concatenate([[0], np.cumsum(self._count)])
+        self._index = _build_index(vectors, self._first, len(self._idf))
+        self._norm, self._length = vectors.norm, vectors.length
+
+    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
+        """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
+
+        `ended[i]` False says that the model stopped caption i without its end token, so none is added to it; it
+        matters only where the document frequencies hold end tokens, and None means that all have ended.
+        Raises InputError for an unknown video id or for lists of different lengths.
+        """
+        similar = self.similarities(video_ids, captions, ended)
+        counts = self._count[[self._row[video] for video in video_ids]]
+        return np.asarray(10.0 * similar.sum(axis=1) / counts)
+
+    def similarities(
+        self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None
+    ) -> Floats:
+        """Similarity of each caption to each reference of its video: [M, R], R the largest number of references.
+
+        Columns past a video's own references hold 0. `score` is 10 times the mean over the references.
+        """
+        rows = self._rows(video_ids)
+        if len(captions) != len(rows) or (ended is not None and len(ended) != len(rows)):
+            raise InputError(
+                f"{len(rows)} video ids, {len(captions)} captions and "
+                f"{'no' if ended is None else len(ended)} end marks: give as many of each"
+            )
+        parts = [np.zeros((0, int(self._count.max())))]
+        for at in range(0, len(rows), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            tokens = cook(captions[part], self._end_token, None if ended is None else ended[part])
+            parts.append(self._similarities(rows[part], tokens))
+        return np.concatenate(parts)
+
+    def centrality(self) -> Floats:
+        """Mean tf-idf cosine of each reference to all references of all videos: [references, in the order given]."""
+        index = self._index
+        caption = self._first[np.repeat(index.pair // len(self._idf), np.diff(index.first))] + index.reference
+        gram = np.repeat(index.pair % len(self._idf), np.diff(index.first))
+        order = np.repeat(np.arange(ORDERS), self._sizes)[gram]
+        norm = self._norm[caption, order]
+        unit = np.divide(index.weight, norm, out=np.zeros_like(norm), where=norm > 0)
+        mean = np.bincount(gram, unit, minlength=len(self._idf)) / len(self._length)
+        return np.asarray(np.bincount(caption, unit * mean[gram], minlength=len(self._length)) / ORDERS)
+
+    def _rows(self, video_ids: Sequence[str]) -> Int64s:
+        try:
+            return np.fromiter((self._row[video] for video in video_ids), np.int64, len(video_ids))
+        except KeyError as error:
+            raise InputError(f"video {error.args[0]!r} has no references here: give its captions to CiderD") from None
+
+    def _similarities(self, rows: Int64s, tokens: Sequence[Sequence[str]]) -> Floats:
+        runs = lay_out(tokens, _Strangers(self._table.words))
+        grams, sizes = look_up(self._table, runs)
+        hyp = self._vectors(runs, grams, sizes, len(tokens))
+        num_references = int(self._count.max())
+        dots = self._dots(rows, hyp, num_references)  # [M, ORDERS, R]
+        at = np.minimum(self._first[rows, None] + np.arange(num_references), len(self._length) - 1)  # [M, R]
+        norms = hyp.norm[:, :, None] * self._norm[at].transpose(0, 2, 1)
+        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+        delta = hyp.length[:, None] - self._length[at]
+        return np.asarray(cosines.mean(axis=1) * np.exp(-(delta**2) / (2 * SIGMA**2)))
+
+    def _dots(self, rows: Int64s, hyp: Vectors, num_references: int) -> Floats:
+        """Clipped dot products of each caption with each reference, order by order: [M, ORDERS, R]."""
+        known = np.flatnonzero(hyp.gram < len(self._idf))
+        place, there = find(rows[hyp.caption[known]] * len(self._idf) + hyp.gram[known], self._index.pair)
+        entry, place = known[there], place[there]
+        first = self._index.first[place]
+        sizes = self._index.first[place + 1] - first
+        entry = np.repeat(entry, sizes)
+        posting = np.arange(len(entry)) + np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
+        weight = self._index.weight[posting]
+        products = np.minimum(hyp.weight[entry], weight) * weight
+        cell = (hyp.caption[entry] * ORDERS + hyp.order[entry]) * num_references + self._index.reference[posting]
+        shape = (len(rows), ORDERS, num_references)
+        return np.bincount(cell, products, minlength=math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
+
+    def _vectors(self, runs: TokenRuns, grams: Sequence[Int64s], sizes: Sequence[int], num_captions: int) -> Vectors:
+        """Vectors of captions from the ids of their n-grams; ids past the table get ids past all orders' together."""
+        offsets = np.cumsum([0, *self._sizes])
+        strangers = np.cumsum([0] + [given - own for given, own in zip(sizes, self._sizes, strict=True)])
+        total = int(offsets[-1] + strangers[-1])
+        flat = []
+        for order, ids in enumerate(grams):
+            own = self._sizes[order]
+            gram = np.where(ids < own, ids + offsets[order], ids - own + offsets[-1] + strangers[order])
+            flat.append((runs.caption[starts(runs, order + 1)] * ORDERS + order) * total + gram)
+        distinct, frequency = np.unique(np.concatenate(flat), return_counts=True)
+        slot, gram = np.divmod(distinct, total) if total else (distinct, distinct)
+        caption, order_of = np.divmod(slot, ORDERS)
+        idf = np.full(len(gram), self._stranger_idf)
+        known = gram < offsets[-1]
+        idf[known] = self._idf[gram[known]]
+        weight = frequency * idf
+        norm = np.sqrt(np.bincount(slot, weight**2, minlength=num_captions * ORDERS)).reshape(num_captions, ORDERS)
+        length = np.bincount(runs.caption[runs.room >= 2], minlength=num_captions)
+        return Vectors(caption, gram, order_of, weight, norm, length)
+
+
+class _Strangers(dict[str, int]):
+    """A fixed vocabulary, with ids past its own for the strangers of one call; the vocabulary itself stays as it is."""
+
+    def __init__(self, words: Mapping[str, int]) -> None:
+        self._words = words
+
+    def setdefault(self, word: str, default: int = 0) -> int:
+        known = self._words.get(word)
+        return dict.setdefault(self, word, len(self._words) + len(self)) if known is None else known
+
+
+def _inverse_document_frequencies(table: NgramTable, log_documents: float) -> Floats:
+    """log(videos) - log(max(1, document frequency)) of every n-gram, all orders end to end."""
+    counts = np.concatenate(table.counts)
+    return np.asarray(log_documents - np.log(np.maximum(1.0, counts)))
+
+
+def _build_index(vectors: Vectors, first: Int64s, num_grams: int) -> Index:
+    video = np.searchsorted(first, vectors.caption, side="right") - 1
+    pairs = video * num_grams + vectors.gram
+    by_pair = np.argsort(pairs, kind="stable")
+    pair, start = np.unique(pairs[by_pair], return_index=True)
+    reference = vectors.caption - first[video]
+    return Index(pair, np.append(start, len(pairs)), reference[by_pair], vectors.weight[by_pair])

@@ -1,0 +1,146 @@
+"""Document frequencies: in how many videos' references each n-gram occurs (Vedantam et al. 2015), frozen and saved.
+
+CIDEr-D is only comparable between runs when these counts come from the training references once and for all: taken
+from each batch, as pycocoevalcap does, they change with the batch. The file is safetensors: the words as UTF-8 lines
+and, per order, the keys of `captions.ngrams` in compressed rows (where the n-grams of each prefix start, and their
+last words) with their counts, each array in the smallest integer type that holds it.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from videoblip2.captions.ngrams import (
+    ORDERS,
+    Int64s,
+    NgramTable,
+    empty_table,
+    extend_table,
+    join_key,
+    split_key,
+    starts,
+)
+from videoblip2.captions.tokenizer import words
+from videoblip2.config import InputError
+
+END_TOKEN = "<eos>"
+_FORMAT = "videoblip2-document-frequencies-1"
+
+
+def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
+    """Tokens of each caption, and after them the end token where `end_token` holds and the caption has ended."""
+    if not end_token:
+        return [words(caption) for caption in captions]
+    tail = [END_TOKEN]
+    if ended is None:
+        return [words(caption) + tail for caption in captions]
+    return [words(caption) + tail if end else words(caption) for caption, end in zip(captions, ended, strict=True)]
+
+
+def check_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError for a mapping without videos, or a video without references or with a string in their place."""
+    if not references:
+        raise InputError("no references: the mapping of video ids to captions is empty; give at least one video")
+    for video, captions in references.items():
+        if isinstance(captions, str):
+            raise InputError(f"references of video {video!r} are one string: give a list of captions")
+        if not captions:
+            raise InputError(f"video {video!r} has no references: give it at least one caption or leave the video out")
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentFrequencies:
+    """Frozen document frequencies of the n-grams (orders 1 to 4) of a reference corpus."""
+
+    table: NgramTable
+    num_documents: int  # videos
+    end_token: bool  # whether every reference was counted with the end token after it
+
+    @classmethod
+    def from_references(
+        cls, references: Mapping[str, Sequence[str]], *, end_token: bool = False
+    ) -> "DocumentFrequencies":
+        """Counts the videos (not captions) that hold each n-gram; `references` is raw text by video id.
+
+        Raises InputError where a video has no references.
+        """
+        check_references(references)
+        captions = [caption for group in references.values() for caption in group]
+        video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
+        table, runs, grams = extend_table(empty_table(), cook(captions, end_token))
+        counts = []
+        for order, ids in enumerate(grams, start=1):
+            size = len(table.counts[order - 1])
+            pairs = np.unique(video[runs.caption[starts(runs, order)]] * size + ids)
+            counts.append(np.bincount(pairs % size, minlength=size) if size else ids)
+        return cls(replace(table, counts=tuple(counts)), len(references), end_token)
+
+    def count(self, ngram: Sequence[str]) -> int:
+        """In how many videos this n-gram of 1 to 4 tokens occurs."""
+        here = self.table.words.get(ngram[0], -1)
+        for keys, word in zip(self.table.keys, ngram[1:], strict=False):
+            key = (here << 32) | self.table.words.get(word, -1)
+            place = int(np.searchsorted(keys, key)) if here >= 0 and word in self.table.words else len(keys)
+            here = place if place < len(keys) and keys[place] == key else -1
+        return int(self.table.counts[len(ngram) - 1][here]) if here >= 0 else 0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all."""
+        arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}
+        for order in range(2, ORDERS + 1):
+            prefix, last = split_key(self.table.keys[order - 2])
+            rows = np.searchsorted(prefix, np.arange(len(self.table.counts[order - 2]) + 1))
+            arrays[f"rows{order}"], arrays[f"last{order}"] = _smallest(rows), _smallest(last)
+        arrays |= {f"counts{order}": _smallest(counts) for order, counts in enumerate(self.table.counts, start=1)}
+        head = {"format": _FORMAT, "num_documents": str(self.num_documents), "end_token": str(int(self.end_token))}
+        _write_atomically(Path(path), save(arrays, metadata=head))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":
+        """Reads what `save` wrote. Raises InputError where the file is absent or is something else."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                head = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"document frequencies {path}: {error}; make the file with DocumentFrequencies.save"
+            ) from None
+        if head.get("format") != _FORMAT:
+            raise InputError(f"document frequencies {path}: not such a file; make one with DocumentFrequencies.save")
+        return cls(_read_table(arrays), int(head["num_documents"]), head["end_token"] == "1")
+
+
+def _read_table(arrays: dict[str, np.ndarray]) -> NgramTable:
+    text = arrays["words"].tobytes().decode(errors="surrogatepass")
+    words = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
+    keys = []
+    for order in range(2, ORDERS + 1):
+        rows = arrays[f"rows{order}"].astype(np.int64)
+        keys.append(
+            join_key(np.repeat(np.arange(len(rows) - 1), np.diff(rows)), arrays[f"last{order}"].astype(np.int64))
+        )
+    counts = tuple(arrays[f"counts{order}"].astype(np.int64) for order in range(1, ORDERS + 1))
+    return NgramTable(words, tuple(keys), counts)
+
+
+def _smallest(values: Int64s) -> np.ndarray:
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

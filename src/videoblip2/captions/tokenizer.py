@@ -1,0 +1,73 @@
+"""Penn Treebank tokenisation of captions, token for token what pycocoevalcap's Java `PTBTokenizer` makes of them."""
+
+import re
+from functools import cache, lru_cache
+
+from videoblip2.captions.ptb import BLANKS, Rule, rules
+
+# What pycocoevalcap removes. Brackets stay in captions: the list has them in capitals, and tokens are in lower case.
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+_GAP = re.compile(f"[ \t][{BLANKS}]*")
+# A word of plain letters between spaces is one token whatever stands around it, but for six that are two.
+_PLAIN = re.compile(f"([A-Za-z]+(?:-[A-Za-z]+)*),?[ \t][{BLANKS}]*")
+_TWO_WORDS = frozenset(["cannot", "gonna", "gotta", "wanna", "lemme", "gimme"])
+
+
+def tokenize(text: str) -> list[str]:
+    """Tokens of a caption, in lower case, without punctuation: "A man's dog." → ["a", "man", "'s", "dog"].
+
+    A line break counts as a space. A token that spans a space ("1 1/2") holds a no-break space, as the original does.
+
+    The original reads all captions as one text, so a caption that ends in an initial ("vitamin C.") loses its period
+    there when the next caption begins with "A", "The" or the like; here each caption stands alone, and the initial
+    keeps it.
+    """
+    return [token for token in lex(text) if token and token not in PUNCTUATION]
+
+
+def words(text: str) -> list[str]:
+    """Tokens as the metrics count them: pycocoevalcap splits the joined tokens at every kind of space."""
+    return " ".join(tokenize(text)).split()
+
+
+def lex(text: str) -> list[str]:
+    """All tokens of a caption: punctuation, too, and empty ones for entities that stand for a space."""
+    text = text.replace("\n", " ") + "  "  # the rules look two characters ahead
+    tokens: list[str] = []
+    at, end = 0, len(text)
+    while at < end:
+        plain = _PLAIN.match(text, at)
+        if plain and (token := plain[1].lower()) not in _TWO_WORDS:
+            tokens.append(token)
+            at = plain.end()
+        else:
+            at = _step(text, at, tokens)
+    return tokens
+
+
+def _step(text: str, at: int, tokens: list[str]) -> int:
+    """Appends the token that starts here, if one does; returns where to go on."""
+    if gap := _GAP.match(text, at):
+        return gap.end()
+    best, reach, end = None, at, at + 1
+    for rule in _rules_for(text[at]):
+        match = rule.pattern.match(text, at)
+        if match and match.end() > reach:
+            best, reach = rule, match.end()
+            end = match.end(1) if match.lastindex else reach
+    if best is not None:
+        token = text[at:end]
+        tokens.append((best.spell(token) if best.spell else token).lower())
+    return end
+
+
+@lru_cache(maxsize=4096)
+def _rules_for(first: str) -> list[Rule]:
+    return _all_rules()["a" if first.isalpha() else "1" if first.isdecimal() else "."]
+
+
+@cache
+def _all_rules() -> dict[str, list[Rule]]:
+    return rules()

@@ -1,0 +1,68 @@
+"""`vb2 features`: videos to features, and a look at what came out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videoblip2.cli.output import emit, progress
+
+app = typer.Typer(help="Extract and check video and audio features.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on the last line")]
+
+
+@app.command()
+def extract(
+    videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
+    out: Annotated[Path, typer.Option(help="the feature store: video/ID.npy, audio/ID.npy, manifest.json")],
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub name")] = "openai/clip-vit-large-patch14",
+    clap: Annotated[str, typer.Option(help="CLAP model: folder or hub name")] = "laion/clap-htsat-unfused",
+    fps: Annotated[float, typer.Option(help="frames a second")] = 1.0,
+    max_frames: Annotated[int | None, typer.Option(help="thin longer videos evenly to this many frames")] = None,
+    window_seconds: Annotated[float | None, typer.Option(help="audio to one vector; default: the model's own")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
+    from videoblip2.features.encoders import load_clap, load_clip
+    from videoblip2.features.extract import extract_features, find_videos
+    from videoblip2.features.settings import feature_settings
+
+    paths = find_videos(videos)
+    settings = feature_settings(fps=fps, max_frames=max_frames, window_seconds=window_seconds)
+    report = extract_features(paths, out, load_clip(clip, device), load_clap(clap, device), settings, progress)
+    lines = [f"failed: {reason}" for reason in report.failed.values()]
+    lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
+    result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
+    emit(result, json, "\n".join(lines))
+    if len(report.failed) == len(paths):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    store: Annotated[Path, typer.Argument(help="a folder with video/ID.npy and audio/ID.npy")],
+    annotations: Annotated[Path | None, typer.Option(help="check the videos of this file; default: all")] = None,
+    json: Json = False,
+) -> None:
+    """Shapes, types, NaN, missing files, silent and absent audio; exit 1 where a video cannot be used."""
+    from dataclasses import asdict
+
+    from videoblip2.data.annotations import read_annotations
+    from videoblip2.features.check import check_features
+
+    wanted = [video.video_id for video in read_annotations(annotations)] if annotations else None
+    report = check_features(store, wanted)
+    lines = [f"unusable: {reason}" for reason in report.unusable.values()]
+    lines += [f"{name}: {_some(ids)}" for name in ("missing", "silent", "absent") if (ids := getattr(report, name))]
+    lines += [f"not in the annotations: {_some(report.unannotated)}"] if report.unannotated else []
+    (least, most), (few, many) = report.frames, report.audio_windows
+    lines.append(f"{store}: {report.videos} videos usable, {least}-{most} frames, {few}-{many} audio windows")
+    emit({"ok": report.ok, **asdict(report)}, json, "\n".join(lines))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _some(ids: list[str]) -> str:
+    return f"{len(ids)} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"

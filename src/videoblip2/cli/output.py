@@ -1,0 +1,60 @@
+"""What every command prints: progress bars, one JSON object, one line for an error."""
+
+import json as json_module
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def emit(result: Mapping[str, object], json: bool, text: str) -> None:
+    """Print `text` for a person; with `json`, `result` as one JSON object on the last line of standard output."""
+    if text:
+        print(text)
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False, default=str))
+    sys.stdout.flush()
+
+
+def progress(items: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
+    """Yield `items` behind a progress bar (speed, time left) on a terminal; silent where the output is none."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        size = total if total is not None else (len(items) if isinstance(items, Sized) else None)
+        task = bar.add_task(description, total=size, speed="", note="")
+        for item in items:
+            yield item
+            speed = bar.tasks[0].speed
+            note = str(getattr(items, "note", ""))
+            bar.update(task, advance=1, speed=f"{speed:.1f}/s" if speed else "", note=note)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """A table as text, drawn by rich at the terminal's width (at least 120 columns)."""
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left")
+    for name in columns:
+        drawn.add_column(name, no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(file=StringIO(), width=max(120, Console().width), color_system=None)
+    console.print(drawn)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]

@@ -1,0 +1,59 @@
+"""`vb2 runs`: the runs of the MLflow store."""
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from videoblip2.cli.output import emit, table
+
+if TYPE_CHECKING:
+    from videoblip2.tracking.runs import RunRow
+
+app = typer.Typer(help="The runs of the MLflow store.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")]
+
+
+@app.command("list")
+def list_(
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show the newest runs with the scores of their chosen checkpoint."""
+    from videoblip2.tracking.runs import list_runs
+
+    runs = list_runs(experiment, limit)
+    emit({"runs": [asdict(run) for run in runs]}, json, _table("Runs", runs))
+
+
+@app.command()
+def gc(
+    hours: Annotated[
+        float, typer.Option(min=0.0, help="Silence after which another machine's run counts as dead.")
+    ] = 24.0,
+    json: Json = False,
+) -> None:
+    """Close runs left RUNNING by a process that was killed."""
+    from videoblip2.tracking.runs import close_dead_runs
+
+    closed = close_dead_runs(hours)
+    emit({"closed": [run.run_id for run in closed]}, json, _table(f"Closed {len(closed)} runs", closed))
+
+
+def _table(title: str, runs: "list[RunRow]") -> str:
+    columns = ["run id", "name", "stage", "status", "started", "CIDEr val", "CIDEr test"]
+    rows = [[run.run_id, run.name, run.stage, run.status, _time(run.started), *_cider(run)] for run in runs]
+    return table(title, columns, rows)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _cider(run: "RunRow") -> list[str]:
+    """CIDEr ×100, as it is printed everywhere."""
+    values = [run.metrics.get(key) for key in ("best/val/CIDEr", "test/CIDEr")]
+    return ["" if value is None else f"{100 * value:.1f}" for value in values]

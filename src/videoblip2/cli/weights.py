@@ -1,0 +1,66 @@
+"""`vb2 weights`: fetch pre-trained weights, and say what a file of weights is."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from videoblip2.cli.output import emit, progress, table
+
+if TYPE_CHECKING:
+    from videoblip2.model.weight_inspect import Inspection
+
+app = typer.Typer(help="Pre-trained weights: fetch them, and see what a file holds.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")]
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="A name of the list; left out, the list is printed.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder that the weights go into.")] = Path("models"),
+    sha256: Annotated[str | None, typer.Option(help="The checksum that the file must have.")] = None,
+    json: Json = False,
+) -> None:
+    """Download weights, resumed and verified, such as `vb2 weights fetch blip2-flant5xl`."""
+    from videoblip2.model.weights_fetch import KNOWN, fetch_weights
+
+    if name is None:
+        rows = [[known.name, known.what, known.url or f"hub: {known.repository}"] for known in KNOWN.values()]
+        text = table("Known weights", ["name", "what", "from"], rows)
+        emit({"known": [asdict(known) for known in KNOWN.values()]}, json, text)
+        return
+    fetched = fetch_weights(name, out, sha256, progress)
+    sums = "\n".join(f"{digest}  {file}" for file, digest in fetched.files.items())
+    done = "downloaded" if fetched.downloaded else "already there"
+    emit(asdict(fetched), json, f"{fetched.path}: {done}, checked against {fetched.checked}\n{sums}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .pth, .bin, .safetensors, index or folder.")],
+    json: Json = False,
+) -> None:
+    """Say what a file of weights is: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
+    from videoblip2.model.weight_inspect import inspect_weights
+
+    inspection = inspect_weights(file)
+    emit(asdict(inspection), json, _text(inspection))
+
+
+def _text(inspection: "Inspection") -> str:
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in inspection.dtypes.items())
+    lines = [
+        f"{inspection.file}: {inspection.looks_like} ({inspection.format})",
+        f"{inspection.tensors:,} tensors ({kinds}), {inspection.parameters:,} parameters",
+    ]
+    for found in inspection.qformers:
+        sizes = ", ".join(f"{key} {value}" for key, value in found.sizes.items())
+        text = "with text branch" if found.text_branch else "no text branch: give a BERT for the text side"
+        queries = f"query tokens {list(found.query_tokens)}" if found.query_tokens else "no query tokens"
+        lines.append(f"Q-Former under {found.prefix!r}: {found.problem or f'{sizes}; {queries}; {text}'}")
+    if not inspection.qformers:
+        lines.append("no Q-Former in it")
+    rows = [[group, f"{count:,}", f"{parameters:,}"] for group, count, parameters in inspection.groups]
+    return "\n".join([*lines, table("Tensor groups", ["group", "tensors", "parameters"], rows)])

@@ -1,0 +1,228 @@
+"""Typed, frozen configuration: the one source of truth for every knob.
+
+A configuration is a YAML file of `experiments/`; `key=value` pairs override it (`optim.lr=1e-5`). Unknown keys and
+wrong types are refused by name. Defaults are the design's full size: 32 + 32 queries, Flan-T5-base, LoRA r=16 on q, v.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: one line that names the value, the place and the remedy."""
+
+
+class Section(BaseModel):
+    """Frozen, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
+    features: str = Field("features/msrvtt", description="feature store: video/ID.npy, audio/ID.npy")
+    train: str = Field("train.json", description="training annotations, a file name in `annotations`")
+    prompt: str = Field("a video of", description="text prompt beside the queries of both Q-Formers and in T5's input")
+    max_caption_tokens: int = Field(32, ge=2, description="longest caption in T5 pieces, end token included")
+    captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
+
+
+class QFormerConfig(Section):
+    weights: str | None = Field(None, description="BLIP-2 checkpoint that initialises both Q-Formers; none = fresh")
+    bert: str = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
+    bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
+    cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="where pre-trained keys are wider")
+    num_queries: int = Field(32, ge=1)
+    hidden_size: int = Field(768, ge=1)
+    num_hidden_layers: int = Field(12, ge=1)
+    num_attention_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    cross_attention_frequency: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class LoraConfig(Section):
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q", "v")
+
+
+class ModelConfig(Section):
+    language_model: str = Field("google/flan-t5-base", description="folder or hub name of the frozen T5")
+    qformer: QFormerConfig = QFormerConfig()
+    lora: LoraConfig = LoraConfig()
+    modalities: Literal["both", "video", "audio"] = "both"
+    video_dim: int = Field(768, ge=1, description="width of the frame features")
+    audio_dim: int = Field(512, ge=1, description="width of the audio features, before the upscaler")
+    temporal_embedding: bool = Field(True, description="without it a Q-Former cannot tell the order of frames")
+    max_positions: int = Field(256, ge=1, description="longest feature sequence; longer ones are thinned evenly")
+
+
+class OptimConfig(Section):
+    lr: float = Field(1e-4, gt=0)
+    lr_scale_projections: float = Field(1.0, gt=0, description="factor on lr for projections, norms, queries")
+    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = Field(1000, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    final_lr: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of lr")
+
+
+class TrainConfig(Section):
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(32, ge=1, description="videos a step")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
+    log_every: int = Field(20, ge=1)
+    start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
+    probe_videos: int = Field(100, ge=0, le=200, description="validation videos in the table of captions of each run")
+
+
+class ScstConfig(Section):
+    """Self-critical training; used by `vb2 scst` only."""
+
+    samples: int = Field(5, ge=1, description="sampled captions a video")
+    baseline: Literal["greedy", "leave_one_out", "batch_mean", "none"] = "greedy"
+    references: Literal["selected", "all"] = Field("selected", description="reward against the top-5 file or all")
+    all_references: str = Field("train.json", description="complete training annotations, a file in data.annotations")
+    temperature: float = Field(1.0, gt=0)
+    end_token: bool = Field(True, description="the end of the sentence is an n-gram of the reward")
+    dropout: bool = Field(False, description="off: the sampling policy and the one with gradient are the same")
+    cross_entropy_weight: float = Field(0.0, ge=0)
+
+
+class DecodeConfig(Section):
+    num_beams: int = Field(1, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+    length_penalty: float = 1.0
+    batch_size: int = Field(64, ge=1)
+
+
+class RunConfig(Section):
+    experiment: str = "videoblip2"
+    name: str | None = Field(None, description="name of the run; none = made from what differs")
+    out: str = Field("runs", description="checkpoints go to OUT/NAME")
+    tracking: bool = Field(True, description="off: no MLflow, files only")
+
+
+class Config(Section):
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    scst: ScstConfig = ScstConfig()
+    decode: DecodeConfig = DecodeConfig()
+    run: RunConfig = RunConfig()
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply `key=value` overrides, in order; the last one wins.
+
+    Raises InputError naming the unknown key or the wrong value.
+    """
+    return parse_config(read_yaml(path), overrides, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file, with errors that name the file."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"config {path}: {error.strerror}; give a YAML file such as experiments/toy_ce.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: not valid YAML ({' '.join(str(error).split())}); correct the file") from error
+    if not isinstance(content, dict | None):
+        raise InputError(f"config {path}: holds a {type(content).__name__}, not keys and values; see experiments/")
+    return content or {}
+
+
+def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
+    """Build a Config from nested mappings and `key=value` overrides."""
+    merged = json.loads(json.dumps(content, default=str))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {override!r}: not of the form key=value, such as optim.lr=1e-5")
+        _assign(merged, key.strip(), _parse_value(text), override)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def flatten(config: BaseModel) -> dict[str, object]:
+    """Dotted keys and plain values, such as {"optim.lr": 1e-05, ...}; none stays None."""
+    flat: dict[str, object] = {}
+    _flatten(config.model_dump(mode="json"), "", flat)
+    return flat
+
+
+def _flatten(node: Mapping[str, Any], prefix: str, flat: dict[str, object]) -> None:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            _flatten(value, f"{prefix}{key}.", flat)
+        else:
+            flat[f"{prefix}{key}"] = value
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _parse_value(text: str) -> object:
+    """YAML's reading, and also 1e-5 (which YAML 1.1 takes for a string)."""
+    value = yaml.safe_load(text) if text.strip() else None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(tree: dict[str, Any], key: str, value: object, override: str) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"override {override!r}: {parent!r} is a value, not a section; see experiments/")
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    problems = [_explain_one(problem) for problem in error.errors()]
+    return "; ".join(problems)
+
+
+def _explain_one(problem: Mapping[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_siblings(path))}"
+        return f"unknown key {key!r}; {hint}"
+    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration."""
+    return list(flatten(Config()))
+
+
+def _siblings(path: Sequence[str]) -> list[str]:
+    prefix = ".".join(path[:-1])
+    return [key for key in known_keys() if key.rpartition(".")[0] == prefix] or list(Config.model_fields)

@@ -1,0 +1,1 @@
+"""Annotations, the top-5-detail selection, the dataset, and the toy world."""

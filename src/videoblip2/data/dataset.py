@@ -1,0 +1,181 @@
+"""From annotations and features to batches.
+
+Letters: B videos · N captions a video · F frames · A audio windows · P prompt pieces · T caption tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videoblip2.config import DataConfig, InputError
+from videoblip2.data.annotations import VideoAnnotation
+
+
+class FeatureSource(Protocol):
+    """Anything that gives features by video id, such as the feature store."""
+
+    def video(self, video_id: str) -> np.ndarray:
+        """[F,768] float32."""
+
+    def audio(self, video_id: str) -> np.ndarray:
+        """[A,512] float32; A = 0 where there is no audio."""
+
+
+class TextEncoder(Protocol):
+    """The model's tokenizers."""
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]: ...
+
+    def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything a step needs.
+
+    video, video_mask: [B,F,768], [B,F]. audio, audio_mask: [B,A,512], [B,A]. qformer_ids, qformer_mask: [B,P].
+    prompt_ids, prompt_mask: [B,P']. labels: [B·N,T], -100 = padding; None where captions are not taught.
+    """
+
+    video_ids: tuple[str, ...]
+    video: Tensor
+    video_mask: Tensor
+    audio: Tensor
+    audio_mask: Tensor
+    qformer_ids: Tensor
+    qformer_mask: Tensor
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The arguments of `VideoBlip2.encode`."""
+        names = (field.name for field in fields(self) if field.name not in ("video_ids", "labels"))
+        return {name: getattr(self, name) for name in names}
+
+    def to(self, device: torch.device) -> "Batch":
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(self.video_ids, labels=labels, **moved)
+
+
+def collate(
+    video_ids: Sequence[str],
+    features: Sequence[tuple[np.ndarray, np.ndarray]],
+    prompts: Sequence[str],
+    text: TextEncoder,
+    max_positions: int,
+    labels: Tensor | None = None,
+) -> Batch:
+    """Pad features of ragged lengths, with masks; B items of ([F,768], [A,512])."""
+    video, video_mask = pad([item[0] for item in features], max_positions)
+    audio, audio_mask = pad([item[1] for item in features], max_positions)
+    return Batch(tuple(video_ids), video, video_mask, audio, audio_mask, **text.prompts(prompts), labels=labels)
+
+
+def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:
+    """B arrays [L,C] → [B,max L,C] and a mask [B,max L]; longer ones than `max_positions` are thinned evenly.
+
+    max L is at least 1, so that a batch without any audio keeps a place for the learned "no audio" state.
+    """
+    sequences = [thin(sequence, max_positions) for sequence in sequences]
+    length = max(1, *(len(sequence) for sequence in sequences))
+    padded = torch.zeros(len(sequences), length, sequences[0].shape[1])
+    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = torch.from_numpy(np.ascontiguousarray(sequence, dtype=np.float32))
+        mask[row, : len(sequence)] = 1
+    return padded, mask
+
+
+def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
+    """At most `max_positions` rows, evenly spaced, first and last kept."""
+    if len(sequence) <= max_positions:
+        return sequence
+    kept: np.ndarray = sequence[np.linspace(0, len(sequence) - 1, max_positions).round().astype(int)]
+    return kept
+
+
+class CachedFeatures:
+    """A FeatureSource that keeps what it has read, up to `megabytes`."""
+
+    def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
+        self._source = source
+        self._room = megabytes * 2**20
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def video(self, video_id: str) -> np.ndarray:
+        return self._get("video", video_id, self._source.video)
+
+    def audio(self, video_id: str) -> np.ndarray:
+        return self._get("audio", video_id, self._source.audio)
+
+    def _get(self, kind: str, video_id: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        kept = self._kept.get((kind, video_id))
+        if kept is None:
+            kept = read(video_id)
+            if kept.nbytes <= self._room:
+                self._room -= kept.nbytes
+                self._kept[kind, video_id] = kept
+        return kept
+
+
+class TrainingBatches:
+    """Batch number `step`, as a pure function of (seed, step): nothing to save and restore when training resumes.
+
+    Videos come in a new order each epoch. The captions of a video come in an order of its own, N a time, so that all
+    are taught equally often.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[VideoAnnotation],
+        source: FeatureSource,
+        text: TextEncoder,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        max_positions: int,
+    ) -> None:
+        if not videos:
+            raise InputError(
+                f"{config.annotations}/{config.train}: no videos to train on; run `vb2 data prepare` first"
+            )
+        self.videos = list(videos)
+        self.batch_size = batch_size
+        self._source, self._text, self._config = source, text, config
+        self._seed, self._max_positions = seed, max_positions
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __call__(self, step: int) -> Batch:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        chosen = [(place // len(self.videos), self._index(place)) for place in places]
+        videos = [self.videos[index] for _, index in chosen]
+        captions = [text for epoch, index in chosen for text in self.captions(epoch, index)]
+        return collate(
+            [video.video_id for video in videos],
+            [(self._source.video(video.video_id), self._source.audio(video.video_id)) for video in videos],
+            [self._config.prompt] * len(videos),
+            self._text,
+            self._max_positions,
+            self._text.labels(captions, self._config.max_caption_tokens),
+        )
+
+    def captions(self, epoch: int, index: int) -> list[str]:
+        """The N captions that video `index` teaches in an epoch."""
+        texts = self.videos[index].captions
+        order = np.random.default_rng([self._seed, 1, index]).permutation(len(texts))
+        count = self._config.captions_per_video
+        return [texts[order[(epoch * count + k) % len(texts)]] for k in range(count)]
+
+    def _index(self, place: int) -> int:
+        epoch, position = divmod(place, len(self.videos))
+        if epoch not in self._orders:
+            order = np.random.default_rng([self._seed, 0, epoch]).permutation(len(self.videos))
+            self._orders = {**{k: v for k, v in self._orders.items() if k == epoch - 1}, epoch: order}
+        return int(self._orders[epoch][position])

@@ -1,0 +1,107 @@
+"""The toy world: short videos with sound and their captions, in MSR-VTT's own files, made from a seed.
+
+A coloured shape moves over a dark background while something is heard (or nothing, or the file has no audio stream).
+Test videos are held out by what they show: a combination of colour, shape and motion belongs to exactly one split
+(`toy_scene.combination_split`), so every word of a test video occurs in training, and its combination does not. Each
+caption names the whole combination (`toy_captions`), hence no caption text of a test video occurs in training either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.config import InputError
+from videoblip2.data.annotations import write_json
+from videoblip2.data.toy_captions import make_captions
+from videoblip2.data.toy_render import FPS, RATE, render_audio, render_frames
+from videoblip2.data.toy_scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
+
+WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
+Progress = Callable[[Iterable[Scene], int, str], Iterable[Scene]]
+
+MIN_VIDEOS = 10  # below, a split would be empty
+
+
+@dataclass(frozen=True)
+class ToyWorld:
+    """Where a toy world lies, and what it holds."""
+
+    videos: Path
+    annotations: tuple[Path, Path]  # train and validate; test
+    counts: dict[str, int]  # videos by split
+    audio: dict[str, int]  # videos by "present", "silent", "absent"
+
+
+def write_toy_world(
+    out: str | Path, num_videos: int, seed: int, write_video: WriteVideo, progress: Progress | None = None
+) -> ToyWorld:
+    """Write `num_videos` mp4 files and two annotation files to `out`; the same seed gives the same world.
+
+    `write_video` is `features.media.write_video`. An interrupted call can be repeated: videos that are there are kept.
+    Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
+    """
+    out = Path(out)
+    if num_videos < MIN_VIDEOS:
+        raise InputError(f"--videos {num_videos}: too few for three splits; give {MIN_VIDEOS} or more")
+    scenes = [make_scene(seed, index, num_videos) for index in range(num_videos)]
+    annotations = _write_annotations(out, scenes)
+    todo = [scene for scene in scenes if not _file(out, scene).exists()]
+    for scene in progress(todo, len(todo), "rendering") if progress else todo:
+        write_video(_file(out, scene), render_frames(scene), FPS, render_audio(scene), RATE)
+    return ToyWorld(
+        videos=out / "videos",
+        annotations=annotations,
+        counts=dict(Counter(scene.split for scene in scenes)),
+        audio=dict(Counter(_audio_kind(scene) for scene in scenes)),
+    )
+
+
+def _file(out: Path, scene: Scene) -> Path:
+    return out / "videos" / f"{scene.video_id}.mp4"
+
+
+def _audio_kind(scene: Scene) -> str:
+    return scene.sound if scene.sound in (SILENT, ABSENT) else "present"
+
+
+def _write_annotations(out: Path, scenes: list[Scene]) -> tuple[Path, Path]:
+    test = [scene for scene in scenes if scene.split == "test"]
+    rest = [scene for scene in scenes if scene.split != "test"]
+    documents = {
+        out / "toy_train_val.json": _document(rest, first_sentence=0),
+        out / "toy_test.json": _document(test, first_sentence=sum(len(make_captions(scene)) for scene in rest)),
+    }
+    for path, document in documents.items():
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != document:
+            raise InputError(f"{path}: {out} holds another toy world; choose another folder or delete this one")
+    for path, document in documents.items():
+        write_json(path, document)
+    first, second = documents
+    return first, second
+
+
+def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
+    """MSR-VTT's layout: the videos, and the sentences with running numbers; the motion stands for the category."""
+    videos = [
+        {
+            "video_id": scene.video_id,
+            "id": int(scene.video_id.removeprefix("video")),
+            "category": MOTIONS.index(scene.motion),
+            "split": scene.split,
+            "url": "",
+            "start time": 0.0,
+            "end time": scene.duration,
+        }
+        for scene in scenes
+    ]
+    captions = [(scene.video_id, caption) for scene in scenes for caption in make_captions(scene)]
+    sentences = [
+        {"sen_id": first_sentence + i, "video_id": video_id, "caption": caption}
+        for i, (video_id, caption) in enumerate(captions)
+    ]
+    return {"info": {"description": "VideoBLIP2 toy world"}, "videos": videos, "sentences": sentences}

@@ -1,0 +1,1 @@
+"""Videos in, features out: decoding, the CLIP and CLAP encoders, and the store that the dataset reads."""

@@ -1,0 +1,208 @@
+"""Media files in and out, through PyAV: RGB frames at a set rate, mono audio, and a small mp4 writer.
+
+This module is the package's only door to PyAV. Whatever FFmpeg cannot read becomes an `InputError` that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from videoblip2.config import InputError
+
+Frame = NDArray[np.uint8]  # [H, W, 3]
+Audio = NDArray[np.float32]  # [N]
+T = TypeVar("T")
+
+AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, a cut file is short by more
+FRAME_TOLERANCE = 2  # the same for video, in frames
+
+
+def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -> NDArray[np.uint8]:
+    """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds -> uint8 [F, H, W, 3], upright.
+
+    With `max_frames`, a longer video is thinned evenly over its whole length. Raises `InputError` for an unreadable or
+    truncated file and for one without a video stream.
+    """
+    frames = stream_frames(path, fps)
+    return np.stack(list(frames) if max_frames is None else thin(frames, max_frames))
+
+
+def stream_frames(path: str | Path, fps: float) -> Iterator[Frame]:
+    """Like `decode_frames`, one frame [H, W, 3] at a time: a film is never in memory as a whole."""
+    size: tuple[int, int] | None = None
+    for frame in _nearest(_video_frames(Path(path)), fps):
+        size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
+        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+def thin(frames: Iterable[T], max_frames: int) -> list[T]:
+    """At most `max_frames` of `frames`, evenly spaced, first and last included; holds 2 * max_frames at most."""
+    kept: list[T] = []
+    stride = 1
+    for index, frame in enumerate(frames):
+        if index % stride:
+            continue
+        kept.append(frame)
+        if len(kept) > 2 * max_frames:
+            kept, stride = kept[::2], stride * 2
+    if len(kept) <= max_frames:
+        return kept
+    return [kept[i] for i in np.linspace(0, len(kept) - 1, max_frames).round().astype(int)]
+
+
+def decode_audio(path: str | Path, rate: int = 48_000) -> Audio | None:
+    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None where the file has no audio.
+
+    A digitally silent stream gives zeros, so that silent and absent can be told apart. Raises `InputError` for an
+    unreadable or truncated file.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        if not container.streams.audio:
+            return None
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="fltp", rate=rate)
+        chunks: list[Audio] = []
+        end = 0.0
+        for frame in _decode(container, stream, path):
+            end = (frame.time or end) + frame.samples / frame.sample_rate
+            chunks += _mono(resampler, frame)
+        chunks += _mono(resampler, None) if chunks else []
+        _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
+    return np.concatenate(chunks) if chunks else None
+
+
+def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
+    """Write uint8 `frames` [F, H, W, 3] and mono float32 `audio` [N] (None: no audio stream) as an mp4, atomically.
+
+    H.264 (MPEG-4 part 2 where FFmpeg was built without x264) and AAC. One encoder thread and fixed settings, so that
+    the same input gives the same file. H and W must be even, as 4:2:0 colour asks for.
+    """
+    path = Path(path)
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: frames of {width}x{height} cannot be written; give an even width and height")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".mp4")
+    os.close(handle)
+    try:
+        _mux(temporary, frames, Fraction(fps).limit_denominator(1000), audio, rate)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _video_frames(path: Path) -> Iterator[Any]:
+    """Decoded video frames in presentation order; each bears its `time` in seconds."""
+    with _open(path) as container:
+        if not container.streams.video:
+            raise InputError(f"{path}: has no video stream; give a video file")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        last, step = None, 0.0
+        for frame in _decode(container, stream, path):
+            if frame.time is None:
+                continue
+            step = max(step, frame.time - last.time) if last else step
+            last = frame
+            yield frame
+        if last is None:
+            raise InputError(f"{path}: no frame could be decoded; check that it plays, or fetch it again")
+        step = max(step, float((last.duration or 0) * last.time_base))
+        _refuse_truncated(path, stream, last.time + step, FRAME_TOLERANCE * step)
+
+
+def _nearest(frames: Iterable[Any], fps: float) -> Iterator[Any]:
+    """For each k, the frame whose time (counted from the first frame) is nearest to k / fps; stops after the last."""
+    previous, start, k = None, 0.0, 0
+    for frame in frames:
+        if previous is None:
+            previous, start = frame, frame.time
+        while k / fps <= frame.time - start:
+            target = start + k / fps
+            yield previous if target - previous.time <= frame.time - target else frame
+            k += 1
+        previous = frame
+
+
+def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    """Frames of one stream, with FFmpeg's errors in our words."""
+    seconds = 0.0
+    try:
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                seconds = frame.time if frame.time is not None else seconds
+                yield frame
+    except av.FFmpegError as error:
+        raise InputError(
+            f"{path}: damaged or truncated, decoding stopped at {seconds:.1f} s ({error.strerror}); fetch it again"
+        ) from error
+
+
+def _refuse_truncated(path: Path, stream: Any, end: float, tolerance: float) -> None:
+    """A file cut short may decode without an error; its header still tells how long it should be."""
+    declared = _declared_seconds(stream)
+    if end + tolerance < declared:
+        raise InputError(f"{path}: truncated, its {stream.type} ends at {end:.1f} of {declared:.1f} s; fetch it again")
+
+
+def _declared_seconds(stream: Any) -> float:
+    """Where the header says that the stream ends (0 where it does not say): mp4 in the track, Matroska in a tag."""
+    if stream.duration is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True)) if tag else 0.0
+
+
+def _mono(resampler: Any, frame: Any) -> list[Audio]:
+    """Mean over the channels, as librosa mixes down for CLAP; FFmpeg's own float mix is 3 dB louder."""
+    return [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in resampler.resample(frame)]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a video")
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: not a readable video ({reason}); check that it plays, or fetch it again") from error
+    with container:
+        yield container
+
+
+def _mux(path: str, frames: NDArray[np.uint8], fps: Fraction, audio: Audio | None, rate: int) -> None:
+    with av.open(path, "w", format="mp4") as container:
+        video = _add_video(container, fps, frames.shape[2], frames.shape[1])
+        sound = None if audio is None else container.add_stream("aac", rate=rate, layout="mono")
+        for pixels in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(video.encode(None))
+        if sound is not None:
+            frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+
+
+def _add_video(container: Any, fps: Fraction, width: int, height: int) -> Any:
+    if "libx264" in av.codecs_available:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
+    else:
+        stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "2"})
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    stream.codec_context.thread_count = 1
+    return stream

@@ -1,0 +1,34 @@
+"""The knobs of feature extraction, in one frozen place."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from videoblip2.config import InputError
+
+SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
+
+
+class FeatureSettings(BaseModel):
+    """How a video is cut into frames and audio windows. A feature store holds one such setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fps: float = Field(default=1.0, gt=0, le=120, description="frames a second that go through CLIP")
+    max_frames: int | None = Field(
+        default=None, ge=1, description="a video with more frames is thinned evenly to this many; null keeps all"
+    )
+    window_seconds: float | None = Field(
+        default=None, gt=0, description="seconds of audio to one CLAP vector; null takes the encoder's own (10 s)"
+    )
+    batch_frames: int = Field(default=64, ge=1, description="frames in one forward pass; does not change the features")
+
+
+def feature_settings(**values: object) -> FeatureSettings:
+    """Build `FeatureSettings`; a wrong value becomes an `InputError` that names it."""
+    try:
+        return FeatureSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "settings"
+        raise InputError(f"{name}={first['input']}: {first['msg'].lower()}; change that setting") from error

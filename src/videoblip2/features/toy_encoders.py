@@ -1,0 +1,181 @@
+"""Small CLIP and CLAP models with random weights, for runs without a network, in the very classes of a real run.
+
+Random transformers at their usual initialisation (std 0.02) give nearly the same vector for every input. Four measures
+keep what the toy world is about, so that a later model can read it off the features:
+
+1. Weights are drawn with std 1 / sqrt(fan in); position embeddings are three times as strong as that makes the patches,
+   so that the MLPs bend content and position together, and the pooled vector tells what is where.
+2. CLIP's patch kernels are smoothed, as pictures are smooth, and most of them see grey: those tell the shape whatever
+   its colour is, the others tell the colour.
+3. HTSAT has no absolute positions; its first batch norm gets a random scale and shift for each mel bin instead, and
+   its patch norm, which would remove loudness, is off.
+4. The last norm (CLIP) or first projection (CLAP) is calibrated on random pictures and sounds to zero mean and unit
+   variance in each dimension: data-dependent initialisation, as in LSUV (Mishkin & Matas 2016, arXiv:1511.06422).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from videoblip2.features.encoders import AUDIO_WIDTH, VIDEO_WIDTH, quiet
+from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+
+TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s
+
+IMAGE_SIZE, PATCH = 64, 16  # pixels
+POSITION_STD = 3.0
+GREY_KERNELS = 0.7  # part of the patch kernels
+SMOOTHING = 5  # pixels
+MEL_BINS, SPECTROGRAM = 64, 64  # HTSAT's input side; 1 s of audio makes 51 columns, which it stretches to 64
+CALIBRATION = 256  # random pictures or sounds
+
+
+def build_toy_clip(folder: str | Path, seed: int) -> Path:
+    """Write a random `CLIPVisionModelWithProjection` (64 px, projection 768) and its image processor to `folder`."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        projection_dim=VIDEO_WIDTH,
+    )
+    model = _random_model(CLIPVisionModelWithProjection, config, seed, gain=1.0)
+    _shape_kernels(model.vision_model.embeddings.patch_embedding)
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
+    pixels = processor(images=list(_random_pictures(seed)), return_tensors="pt")["pixel_values"]
+    _calibrate_norm(model.vision_model.post_layernorm, lambda: model(pixel_values=pixels))
+    return _save(folder, model, processor)
+
+
+def build_toy_clap(folder: str | Path, seed: int) -> Path:
+    """Write a random `ClapAudioModelWithProjection` (1 s windows, projection 512) and its extractor to `folder`."""
+    from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
+
+    config = ClapAudioConfig(
+        num_mel_bins=MEL_BINS,
+        spec_size=SPECTROGRAM,
+        window_size=4,
+        patch_size=8,
+        patch_stride=(8, 8),
+        patch_embeds_hidden_size=64,
+        hidden_size=128,
+        depths=(2, 2),
+        num_attention_heads=(4, 4),
+        num_hidden_layers=2,
+        projection_dim=AUDIO_WIDTH,
+        enable_patch_layer_norm=False,
+    )
+    model = _random_model(ClapAudioModelWithProjection, config, seed, gain=1.5)
+    _set_mel_norm(model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed))
+    extractor = ClapFeatureExtractor(feature_size=MEL_BINS, hop_length=960, max_length_s=1, truncation="rand_trunc")
+    mels = extractor(list(_random_sounds(seed)), sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
+    _calibrate_linear(model.audio_projection.linear1, lambda: model(input_features=mels.float()))
+    return _save(folder, model, extractor)
+
+
+def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
+    folder = Path(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        preprocessor.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
+    """std gain / sqrt(fan in) for each linear map and convolution, 0.1 for biases, `POSITION_STD` for embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # what is not drawn anew below, such as the class token
+        torch.manual_seed(seed)
+        model = kind(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            module.weight.normal_(0, gain / math.sqrt(fan_in), generator=generator)
+            if module.bias is not None:
+                module.bias.normal_(0, 0.1, generator=generator)
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, POSITION_STD, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def _shape_kernels(patches: nn.Conv2d) -> None:
+    """Smooth the kernels, and make the last `GREY_KERNELS` of them alike in the three colours, at the same energy."""
+    weight = patches.weight  # [D, 3, P, P]
+    grey = weight[-int(GREY_KERNELS * len(weight)) :]
+    grey.copy_((grey.mean(1, keepdim=True) * math.sqrt(3)).expand_as(grey))
+    weight.copy_(nn.functional.avg_pool2d(weight, SMOOTHING, stride=1, padding=SMOOTHING // 2) * SMOOTHING)
+
+
+def _set_mel_norm(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
+    """Decibels (about -100 … 40) to unit scale, then a scale and a shift of its own for each mel bin."""
+    means = torch.zeros_like(norm.weight)
+    with torch.no_grad():
+        norm.load_state_dict(norm.state_dict() | {"running_mean": means - 30, "running_var": means + 900})
+        norm.weight.copy_(torch.empty_like(norm.weight).normal_(0, 1, generator=generator))
+        norm.bias.normal_(0, 1, generator=generator)
+
+
+@torch.no_grad()
+def _calibrate_norm(norm: nn.LayerNorm, run: Any) -> None:
+    """Set scale and shift of a last norm so that its outputs over the calibration inputs have mean 0 and variance 1."""
+    seen = _outputs(norm, run)
+    norm.weight.copy_(1 / (seen.std(0) + 1e-3))
+    norm.bias.copy_(-seen.mean(0) * norm.weight)
+
+
+@torch.no_grad()
+def _calibrate_linear(linear: nn.Linear, run: Any) -> None:
+    """The same for a linear map's outputs."""
+    seen = _outputs(linear, run)
+    scale = 1 / (seen.std(0) + 1e-3)
+    linear.weight.mul_(scale[:, None])
+    linear.bias.copy_((linear.bias - seen.mean(0)) * scale)
+
+
+def _outputs(module: nn.Module, run: Any) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    run()
+    hook.remove()
+    return torch.cat(seen).flatten(0, -2)
+
+
+def _random_pictures(seed: int) -> NDArray[np.uint8]:
+    """uint8 [256, 64, 64, 3]: one bright rectangle of random place, size and colour on a dark ground each."""
+    rng = np.random.default_rng([seed, 0])
+    pictures = np.empty((CALIBRATION, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for picture in pictures:
+        picture[:] = rng.integers(20, 80, 3)
+        (x, y), (width, height) = rng.integers(0, 48, 2), rng.integers(10, 30, 2)
+        picture[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+    return pictures
+
+
+def _random_sounds(seed: int) -> list[NDArray[np.float32]]:
+    """256 seconds of sound: a tone of random pitch and loudness in noise of random loudness each."""
+    rng = np.random.default_rng([seed, 1])
+    time = np.arange(SAMPLING_RATE) / SAMPLING_RATE
+    sounds = []
+    for _ in range(CALIBRATION):
+        pitch, loudness, noise = (
+            np.exp(rng.uniform(np.log(80), np.log(8000))),
+            rng.random(),
+            10 ** rng.uniform(-4, -0.5),
+        )
+        sound = loudness * np.sin(2 * np.pi * pitch * time) + noise * rng.normal(size=len(time))
+        sounds.append(sound.astype(np.float32))
+    return sounds

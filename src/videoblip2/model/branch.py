@@ -1,0 +1,71 @@
+"""One modality: a ragged sequence of features in, a fixed number of queries out.
+
+Letters: B videos · F features (frames or audio windows) · C their width · Q queries · D Q-Former width ·
+P prompt pieces.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import InstructBlipQFormerModel
+
+
+class ModalityBranch(nn.Module):
+    """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for "there is none".
+
+    A Q-Former reads its features as a set, so the temporal embedding is what makes the order of frames visible
+    (Video-LLaMA, Zhang et al. 2023, sec. 3.1). A video whose feature mask is empty, such as one without an audio
+    stream, is shown to the queries as one learned feature, `absent`: padding is never attended to.
+
+    Args:
+        qformer: reads features of width `encoder_hidden_size`.
+        query_tokens: [1, Q, D].
+        feature_dim: C, the width of the incoming features.
+        max_positions: longest sequence with a position of its own; 0 switches the temporal embedding off.
+        adapter: C → the Q-Former's `encoder_hidden_size`, where these differ.
+    """
+
+    def __init__(
+        self,
+        qformer: InstructBlipQFormerModel,
+        query_tokens: nn.Parameter,
+        feature_dim: int,
+        max_positions: int,
+        adapter: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_dim)
+        self.positions = nn.Embedding(max_positions, feature_dim) if max_positions else None
+        self.absent = nn.Parameter(torch.empty(feature_dim).normal_(std=0.02))
+        self.adapter = adapter or nn.Identity()
+        self.query_tokens = query_tokens
+        self.qformer = qformer
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+
+    def forward(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        """[B,F,C], [B,F] (1 = real), [B,P], [B,P] → [B,Q,D]."""
+        features, mask = self._fill_absent(self._embed(features), mask)
+        queries = self.query_tokens.expand(len(features), -1, -1)  # [B,Q,D]
+        seen = torch.cat([mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,Q+P]
+        output = self.qformer(
+            input_ids=prompt_ids,
+            attention_mask=seen,
+            query_embeds=queries,
+            encoder_hidden_states=self.adapter(features),
+            encoder_attention_mask=mask,
+        )
+        states: Tensor = output.last_hidden_state[:, : queries.shape[1]]  # [B,Q,D]
+        return states
+
+    def _embed(self, features: Tensor) -> Tensor:
+        features = self.norm(features)
+        if self.positions is None:
+            return features
+        return features + self.positions.weight[: features.shape[1]]  # [F,C] on [B,F,C]
+
+    def _fill_absent(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a video has no feature at all, its first place becomes the learned one."""
+        empty = mask.sum(dim=1) == 0  # [B]
+        first = torch.where(empty[:, None], self.absent.to(features.dtype), features[:, 0])  # [B,C]
+        features = torch.cat([first[:, None], features[:, 1:]], dim=1)
+        return features, torch.cat([mask[:, :1] | empty[:, None].to(mask.dtype), mask[:, 1:]], dim=1)

@@ -1,0 +1,96 @@
+"""Build the network for training: T5, the Q-Formers' first weights, the tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import InstructBlipQFormerConfig, T5ForConditionalGeneration
+
+from videoblip2.config import InputError, ModelConfig, QFormerConfig
+from videoblip2.model.configuration import VideoBlip2Config
+from videoblip2.model.network import VideoBlip2, branch_around, separate_lm_head
+from videoblip2.model.quiet import quiet_transformers
+from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
+
+
+def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
+    """The network with its first weights, its tokenizers, and what was loaded where (a report a Q-Former)."""
+    tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
+    language_model = load_language_model(config.language_model)
+    qformers = {name: _first_qformer(config, name, len(tokenizers.bert)) for name in _modalities(config)}
+    network = VideoBlip2Config(
+        text_config=language_model.config,
+        **{f"{name}_qformer_config": qformer.config for name, (qformer, _, _) in qformers.items()},
+        num_queries=config.qformer.num_queries,
+        video_dim=config.video_dim,
+        audio_dim=config.audio_dim,
+        upscaled_dim=config.video_dim,
+        modalities=config.modalities,
+        temporal_embedding=config.temporal_embedding,
+        max_positions=config.max_positions,
+        separate_lm_head=language_model.lm_head.weight is not language_model.shared.weight,
+        lora_r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        lora_target_modules=list(config.lora.target_modules),
+        prompt=prompt,
+    )
+    branches = {n: branch_around(network, n, qformer, queries) for n, (qformer, queries, _) in qformers.items()}
+    model = VideoBlip2(network, language_model, **branches)
+    return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
+
+
+def load_language_model(source: str | Path) -> T5ForConditionalGeneration:
+    """T5 by its one safe road, `from_pretrained`: `shared` and `lm_head` stay apart where the files keep them apart."""
+    try:
+        with quiet_transformers():
+            model = T5ForConditionalGeneration.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.language_model={source}: {reason}; give a folder that holds a T5, or a hub name online"
+        ) from error
+    if model.lm_head.weight is not model.shared.weight:
+        separate_lm_head(model)
+    return model
+
+
+def _modalities(config: ModelConfig) -> tuple[str, ...]:
+    return ("video", "audio") if config.modalities == "both" else (config.modalities,)
+
+
+def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple[Any, nn.Parameter, Any]:
+    """(Q-Former, query tokens [1,Q,D], report); both modalities read features of width `video_dim`."""
+    if config.qformer.weights is None:
+        return (*_fresh_qformer(config.qformer, config.video_dim, vocab_size), None)
+    from videoblip2.model.qformer_weights import load_qformer
+
+    bert = config.qformer.bert if config.qformer.bert_weights else None
+    return load_qformer(
+        config.qformer.weights,
+        feature_dim=config.video_dim,
+        cross_attention=config.qformer.cross_attention,
+        num_attention_heads=config.qformer.num_attention_heads,
+        bert=bert,
+        num_queries=config.qformer.num_queries,
+    )
+
+
+def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[Any, nn.Parameter]:
+    import torch
+    from transformers import InstructBlipQFormerModel
+
+    qformer = InstructBlipQFormerModel(
+        InstructBlipQFormerConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            cross_attention_frequency=config.cross_attention_frequency,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            encoder_hidden_size=reads,
+        )
+    )
+    return qformer, nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size).normal_(std=0.02))

@@ -1,0 +1,202 @@
+"""Opening a file of weights that somebody else wrote: what it is, without running it, and its tensors, without copying.
+
+Kind is told from the bytes, never from the file's name. Zip-based torch files and safetensors are memory-mapped, so
+only the tensors that are used are ever read from the disk.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from videoblip2.config import InputError
+
+FileFormat = Literal["torch", "torch (before 1.6)", "safetensors", "sharded"]
+
+# The first thing in a torch file before 1.6: the pickled integer 0x1950a86a20f9469cfc6c.
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
+_INDEX_SUFFIX = ".index.json"
+_HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
+_FOLDER_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+_AGAIN = "download it again (`vb2 weights fetch` checks and resumes)"
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull` where it came from"),
+    (b"<", "an HTML or XML page, such as an error or login page saved by a download: " + _AGAIN),
+    (b"{", "a JSON text, not weights: give the .safetensors, .bin or .pth beside it"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"\x93NUMPY", "a NumPy array, not a checkpoint"),
+    (b"\x89HDF", "an HDF5 file (TensorFlow or Keras): give the PyTorch weights"),
+    (b"\x80", "a Python pickle that torch did not write; opening it could run code, so it is refused"),
+)
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Every named tensor of a .pth, .bin, .safetensors, index file or Hugging Face folder, mapped where possible.
+
+    Raises InputError, one line, for what is missing, empty, cut short, of another kind, or holds more than tensors.
+    """
+    path = weights_file(path)
+    file_format = sniff(path)
+    if file_format == "sharded":
+        return _read_sharded(path)
+    return _read_safetensors(path) if file_format == "safetensors" else _read_torch(path, file_format)
+
+
+def weights_file(path: Path | str) -> Path:
+    """The file that holds the weights: `path` itself, the one in the folder `path`, or that of a hub name."""
+    name, path = str(path), Path(path)
+    if not path.exists():
+        return _hub_file(name)
+    if not path.is_dir():
+        return path
+    for name in _FOLDER_NAMES:
+        if (path / name).is_file():
+            return path / name
+    single = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES]
+    if len(single) == 1:
+        return single[0]
+    found = ", ".join(entry.name for entry in single) or "none"
+    raise InputError(
+        f"{path}: a folder without model.safetensors or pytorch_model.bin (weights here: {found}); name a file"
+    )
+
+
+def _hub_file(name: str) -> Path:
+    """The single weights file of the hub model `name`, from the local cache or, online, downloaded into it."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(_SUFFIXES):
+        raise InputError(f"{name}: no such file or folder; `vb2 weights fetch` lists what can be downloaded")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    for file in _HUB_NAMES:
+        if isinstance(found := try_to_load_from_cache(name, file), str):
+            return Path(found)
+    try:
+        hub = HfApi()
+        there = {file.rfilename for file in hub.model_info(name, timeout=10).siblings or []}
+        return Path(hub.hf_hub_download(name, next(file for file in _HUB_NAMES if file in there)))
+    except (HTTPError, OSError, ValueError, StopIteration) as error:
+        reason = _first_line(error) if str(error) else f"it has none of {', '.join(_HUB_NAMES)}"
+        raise InputError(f"{name}: no such file or folder, and not to be had from the hub ({reason})") from error
+
+
+def sniff(path: Path) -> FileFormat:
+    """What `path` is, from its bytes; InputError, saying what it looks like, when it is no file of weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise InputError(f"{path}: an empty file; {_AGAIN}")
+    if path.name.endswith(_INDEX_SUFFIX):
+        return "sharded"
+    if head.startswith(b"PK\x03\x04"):
+        return _sniff_zip(path)
+    if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
+        return "torch (before 1.6)"
+    if head[4:9] == b"\0\0\0\0{":  # the header's length in 8 bytes, then the header
+        return "safetensors"
+    for start, words in _FOREIGN:
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
+            raise InputError(f"{path}: {words}")
+    raise InputError(f"{path}: neither a torch file nor safetensors (it begins with {head[:8]!r}); {_AGAIN}")
+
+
+def _sniff_zip(path: Path) -> FileFormat:
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path}: a torch file cut short (its end is missing, {path.stat().st_size:,} bytes); {_AGAIN}"
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names:
+        raise InputError(f"{path}: a TorchScript program, not a state dict; save its state_dict() instead")
+    if "data.pkl" not in names:
+        raise InputError(f"{path}: a zip archive that torch did not write; unpack it first")
+    return "torch"
+
+
+def _read_torch(path: Path, file_format: FileFormat) -> dict[str, torch.Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise InputError(
+            f"{path}: holds Python objects beside tensors{what}; opening them could run code, so it is refused: "
+            "re-save only its tensors as .safetensors"
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: a torch file that is damaged or cut short ({_first_line(error)}); {_AGAIN}"
+        ) from error
+    return _tensors_of(loaded, path)
+
+
+def _tensors_of(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of what torch.load gave, one wrapper such as {"model": …} taken off."""
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors; save model.state_dict()")
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        keys = ", ".join(repr(str(key)) for key in list(loaded)[:5]) or "nothing"
+        raise InputError(f"{path}: holds no named tensors (found {keys}); save model.state_dict()")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: a safetensors file cut short or damaged ({_first_line(error)}); {_AGAIN}") from error
+    if not tensors:
+        raise InputError(f"{path}: a safetensors file without tensors; {_AGAIN}")
+    return tensors
+
+
+def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
+    shards = _shards(index)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(set(shards.values())):
+        if Path(name).name != name or name.endswith(_INDEX_SUFFIX):
+            raise InputError(f"{index}: names {name!r} as a shard; shards lie beside their index: {_AGAIN}")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: shard {name} is missing beside it; {_AGAIN}")
+        tensors |= read_tensors(index.parent / name)
+    lost = [name for name in shards if name not in tensors]
+    if lost:
+        raise InputError(f"{index}: {len(lost)} tensors are not in the shards it names (first: {lost[0]!r}); {_AGAIN}")
+    return tensors
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """tensor name -> name of the shard that holds it, as the index says."""
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(shard) for name, shard in shards.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

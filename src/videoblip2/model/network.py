@@ -1,0 +1,172 @@
+"""VideoBlip2: two Q-Formers in front of a frozen T5 with LoRA (BLIP-2, Li et al. 2023; LoRA, Hu et al. 2021).
+
+Letters: B videos · N captions a video · F frames · A audio windows · Q queries · D Q-Former width · E T5 width ·
+P prompt pieces · T caption tokens · V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.model.branch import ModalityBranch
+from videoblip2.model.configuration import VideoBlip2Config
+
+
+class VideoBlip2(PreTrainedModel):
+    """Encoder input `[video queries, audio queries, prompt]`; T5 frozen, LoRA on its attention's q and v.
+
+    Modules handed in are used as they are; those left out are built from the configuration with fresh weights.
+    """
+
+    config_class = VideoBlip2Config
+    config: VideoBlip2Config
+    base_model_prefix = "videoblip2"
+    main_input_name = "video"
+    _supports_sdpa = True
+    _no_split_modules = ["T5Block", "InstructBlipQFormerLayer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        config: VideoBlip2Config,
+        language_model: T5ForConditionalGeneration | None = None,
+        video: ModalityBranch | None = None,
+        audio: ModalityBranch | None = None,
+    ) -> None:
+        super().__init__(config)
+        width: int = config.text_config.d_model  # type: ignore[union-attr]
+        if "video" in config.modality_names:
+            self.video_branch = video or fresh_branch(config, "video")
+            self.proj_video = nn.Linear(self.video_branch.qformer.config.hidden_size, width)
+        if "audio" in config.modality_names:
+            self.audio_upscaler = nn.Linear(config.audio_dim, config.upscaled_dim)
+            self.audio_branch = audio or fresh_branch(config, "audio")
+            self.proj_audio = nn.Linear(self.audio_branch.qformer.config.hidden_size, width)
+        self.language_model = language_model or T5ForConditionalGeneration(config.text_config)
+        if config.separate_lm_head:
+            separate_lm_head(self.language_model)
+        self.language_model.requires_grad_(False)
+        _inject_lora(self.language_model, config)
+        if next(self.parameters()).device.type != "meta":
+            # Everything has its weights by now: transformers must not draw them again (it would undo pre-trained ones).
+            for module in self.modules():
+                module._is_hf_initialized = True
+        self.post_init()
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):  # a composite's parts do not inherit it by themselves
+                module.config._attn_implementation = config._attn_implementation
+
+    def encode(
+        self,
+        video: Tensor,
+        video_mask: Tensor,
+        audio: Tensor,
+        audio_mask: Tensor,
+        qformer_ids: Tensor,
+        qformer_mask: Tensor,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Run both Q-Formers and T5's encoder.
+
+        Args:
+            video, video_mask: [B,F,768], [B,F]; 1 where a frame is real.
+            audio, audio_mask: [B,A,512], [B,A]; a row of zeros is a video without audio.
+            qformer_ids, qformer_mask: the prompt in BERT word pieces, [B,P].
+            prompt_ids, prompt_mask: the same prompt in T5's pieces, [B,P'].
+
+        Returns:
+            T5 encoder states [B,S,E] and their mask [B,S], with S = 2Q + P'.
+        """
+        parts = []
+        if "video" in self.config.modality_names:
+            parts.append(self.proj_video(self.video_branch(video, video_mask, qformer_ids, qformer_mask)))
+        if "audio" in self.config.modality_names:
+            upscaled = self.audio_upscaler(audio)  # [B,A,768]
+            parts.append(self.proj_audio(self.audio_branch(upscaled, audio_mask, qformer_ids, qformer_mask)))
+        queries = torch.cat(parts, dim=1)  # [B,2Q,E]
+        prompt = self.language_model.shared(prompt_ids)  # [B,P',E]
+        mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,S]
+        inputs = torch.cat([queries, prompt.to(queries.dtype)], dim=1)
+        states = self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+        return states, mask
+
+    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
+
+        Labels hold N captions a video, one video after the other; the states of a video serve all of them.
+        """
+        repeats = len(labels) // len(states)
+        output = self.language_model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
+            attention_mask=mask.repeat_interleave(repeats, dim=0),
+            decoder_input_ids=self.language_model._shift_right(labels),
+            use_cache=False,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
+        """`encode` and `decode` in one: logits [B·N,T,V]."""
+        states, mask = self.encode(**inputs)
+        return self.decode(states, mask, labels)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is left to transformers: each module draws its weights where it is built."""
+
+
+def fresh_branch(config: VideoBlip2Config, modality: str) -> ModalityBranch:
+    """A branch with fresh weights and the sizes of the configuration."""
+    qformer = InstructBlipQFormerModel(getattr(config, f"{modality}_qformer_config"))
+    width: int = qformer.config.hidden_size
+    queries = nn.Parameter(torch.empty(1, config.num_queries, width).normal_(std=0.02))
+    return branch_around(config, modality, qformer, queries)
+
+
+def branch_around(
+    config: VideoBlip2Config, modality: str, qformer: InstructBlipQFormerModel, query_tokens: nn.Parameter
+) -> ModalityBranch:
+    """A branch around a given Q-Former; an adapter joins where it reads another width than the features have."""
+    width = config.video_dim if modality == "video" else config.upscaled_dim
+    reads: int = qformer.config.encoder_hidden_size
+    adapter = _adapter(width, reads) if reads != width else None
+    positions = config.max_positions if config.temporal_embedding else 0
+    return ModalityBranch(qformer, query_tokens, width, positions, adapter)
+
+
+def _adapter(width: int, reads: int) -> nn.Module:
+    from videoblip2.model.feature_adapter import FeatureAdapter
+
+    return FeatureAdapter(width, reads)
+
+
+def separate_lm_head(language_model: T5ForConditionalGeneration) -> None:
+    """Keep `lm_head` apart from `shared`, for good.
+
+    transformers 5 declares every T5 as tied: loading a state dict would write `lm_head` over `shared`, and any
+    `tie_weights` would join them again.
+    """
+    tied = {k: v for k, v in type(language_model)._tied_weights_keys.items() if k != "lm_head.weight"}
+    language_model._tied_weights_keys = tied
+    language_model.all_tied_weights_keys = dict(tied)
+    if language_model.lm_head.weight is language_model.shared.weight:
+        language_model.lm_head.weight = nn.Parameter(language_model.shared.weight.detach().clone())
+
+
+def _inject_lora(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+    )
+    inject_adapter_in_model(lora, language_model)
+
+
+AutoModel.register(VideoBlip2Config, VideoBlip2, exist_ok=True)

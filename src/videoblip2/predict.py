@@ -1,0 +1,180 @@
+"""Captions from features or media, by a checkpoint, an MLflow run or a registered model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from videoblip2.config import DecodeConfig, InputError
+from videoblip2.tracking import find_model as find_model
+
+if TYPE_CHECKING:
+    from videoblip2.model.network import VideoBlip2
+    from videoblip2.model.tokenizers import Tokenizers
+
+Features = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and its score: mean log-probability of its tokens (greedy), or the beam's length-normalised one."""
+
+    text: str
+    score: float
+    ended: bool = True
+
+
+def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
+    """MODEL (a checkpoint folder, an MLflow run id, `models:/videoblip2@champion`) → the network in eval mode."""
+    return load_captioner(model, device).model
+
+
+def load_captioner(model: str | Path, device: str | None = None) -> "Captioner":
+    """MODEL → a Captioner on `device` (default: CUDA where there is one)."""
+    from videoblip2.model.checkpoint import load_checkpoint
+
+    found = find_model(str(model))
+    checkpoint = load_checkpoint(found.folder)
+    network = checkpoint.model.to(pick_device(device or "auto")).eval()
+    return Captioner(network, checkpoint.tokenizers, checkpoint.provenance, str(model), found.version)
+
+
+def pick_device(name: str) -> Any:
+    """`auto` → CUDA where there is one, else the CPU; any other name is torch's own."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name}: torch knows no such device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={name}: no CUDA device here; use device=cpu or device=auto")
+    return device
+
+
+class Captioner:
+    """A network with its tokenizers: features or media in, captions out."""
+
+    def __init__(
+        self,
+        model: "VideoBlip2",
+        tokenizers: "Tokenizers",
+        provenance: dict[str, Any] | None = None,
+        name: str = "",
+        version: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizers = tokenizers
+        self.provenance = provenance or {}
+        self.model_name = name
+        self.version = version
+        self._encoders: Any = None
+
+    def caption(
+        self,
+        items: Sequence[Features],
+        prompt: str | None = None,
+        num_beams: int = 1,
+        max_new_tokens: int = 32,
+        length_penalty: float = 1.0,
+    ) -> list[Caption]:
+        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch."""
+        import torch
+
+        from videoblip2.data.dataset import collate
+        from videoblip2.model import decode
+
+        self._check(items)
+        prompts = [prompt if prompt is not None else self.model.config.prompt] * len(items)
+        ids = [str(number) for number in range(len(items))]
+        batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
+        with torch.inference_mode():
+            states, mask = self.model.encode(**batch.to(self.model.device).inputs)
+            if num_beams > 1:
+                out, scores = decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+            else:
+                out = decode.greedy(self.model, states, mask, max_new_tokens)
+                scores = out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
+        texts = self.tokenizers.texts(out.ids)
+        return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+
+    def caption_videos(
+        self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None
+    ) -> Iterator[tuple[str, Caption]]:
+        """(video id, caption) for every id, batch by batch; features come from `source` (a feature store)."""
+        for start in range(0, len(video_ids), decode.batch_size):
+            ids = video_ids[start : start + decode.batch_size]
+            items = [(source.video(video_id), source.audio(video_id)) for video_id in ids]
+            captions = self.caption(items, prompt, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
+            yield from zip(ids, captions, strict=True)
+
+    def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
+        """Media files → captions, through the encoders that made the training features.
+
+        Raises InputError for a file that cannot be decoded, naming it.
+        """
+        from videoblip2.features.extract import encode_video
+
+        clip, clap, settings = self._media_encoders()
+        return self.caption([encode_video(Path(path), clip, clap, settings) for path in paths], **options)
+
+    def _media_encoders(self) -> Any:
+        if self._encoders is None:
+            self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
+        return self._encoders
+
+    def _check(self, items: Sequence[Features]) -> None:
+        config = self.model.config
+        for number, (video, audio) in enumerate(items):
+            for name, array, width in (("video", video, config.video_dim), ("audio", audio, config.audio_dim)):
+                if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
+                    raise InputError(
+                        f"item {number}: {name} features of shape {list(array.shape)}; this model takes [N,{width}]"
+                    )
+                if not np.isfinite(array).all():
+                    raise InputError(f"item {number}: {name} features hold NaN or infinity; extract them again")
+
+
+def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
+    """(CLIP, CLAP, settings) as a feature manifest names them."""
+    from videoblip2.features.encoders import load_clap, load_clip
+    from videoblip2.features.settings import FeatureSettings
+
+    if not manifest:
+        raise InputError(
+            f"model {model_name}: its features carry no manifest, so its encoders are unknown; "
+            "caption stored features instead, or train on a store made by `vb2 features extract`"
+        )
+    clip = load_clip(manifest["clip"]["name"], device)
+    clap = load_clap(manifest["clap"]["name"], device)
+    return clip, clap, FeatureSettings.model_validate(manifest["settings"])
+
+
+def caption_each(
+    captioner: Captioner, videos: Sequence[str], features: Path | None = None, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """One row a video, {"video", "caption", "score"} or {"video", "error"}: a bad one does not stop the rest.
+
+    Args:
+        videos: media files, or with `features` (a feature store) video ids.
+    """
+    for video in videos:
+        try:
+            yield {"video": video, **_caption_one(captioner, video, features, options)}
+        except InputError as error:
+            yield {"video": video, "error": str(error)}
+
+
+def _caption_one(captioner: Captioner, video: str, features: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    if features is None:
+        (caption,) = captioner.caption_media([Path(video)], **options)
+    else:
+        from videoblip2.features.store import FeatureStore
+
+        store = FeatureStore(features)
+        (caption,) = captioner.caption([(store.video(video), store.audio(video))], **options)
+    return {"caption": caption.text, "score": round(caption.score, 4)}

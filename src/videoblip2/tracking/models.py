@@ -1,0 +1,158 @@
+"""A checkpoint as an MLflow model, and the way back from a model's name to the checkpoint folder.
+
+The model is a pyfunc from code: MLflow stores the folder (safetensors, JSON) and `pyfunc_model.py`, and no pickle.
+"""
+
+import os
+import re
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from videoblip2.config import InputError
+from videoblip2.tracking import store
+
+CODE = Path(__file__).with_name("pyfunc_model.py")
+CHECKPOINT = "checkpoint"
+REQUIREMENTS = (
+    "videoblip2",
+    "av",
+    "mlflow",
+    "numpy",
+    "peft",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+HOW_TO_FIND = "`vb2 runs list` shows the runs"
+FORMS = "give a checkpoint folder, a run id (`vb2 runs list`), models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-…"
+
+
+def log_checkpoint(folder: Path, name: str) -> str:
+    """Log a checkpoint folder as a model of the active run; return the model id (`m-…`)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example was not provided")  # it would need feature files
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(CODE),
+            artifacts={CHECKPOINT: str(folder)},
+            pip_requirements=_requirements(),
+            signature=_signature(),
+        )
+    return str(info.model_id)
+
+
+def find_checkpoint(model: str) -> tuple[Path, str]:
+    """Return the checkpoint folder and the version behind a run id or a `models:/` address.
+
+    The folder is the artifact store's own where that is on this machine, else a download.
+    """
+    client = store.connect()
+    try:
+        model_id, version = _model_id(client, model)
+        logged = client.get_logged_model(model_id)
+    except MlflowException as error:
+        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({_first_line(error)}); {HOW_TO_FIND}") from error
+    return _checkpoint(_folder(logged), model), version
+
+
+def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
+    """Return the id of the logged model and the version to call it by."""
+    if re.fullmatch(r"[0-9a-f]{32}", model):
+        model_id = _newest_model(client, model)
+        return model_id, model_id
+    if match := re.fullmatch(r"models:/(m-[0-9a-f]+)", model):
+        return match[1], match[1]
+    if match := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", model):
+        version = _aliased(client, *match.groups())
+    elif match := re.fullmatch(r"models:/([^/@]+)/(\d+)", model):
+        version = client.get_model_version(*match.groups())
+    else:
+        raise InputError(f"{model}: no such folder, and no MLflow name; {FORMS}")
+    return _source(version, model), f"{version.name}/{version.version}"
+
+
+def _newest_model(client: mlflow.MlflowClient, run_id: str) -> str:
+    run = client.get_run(run_id)
+    logged_models = client.search_logged_models(
+        experiment_ids=[run.info.experiment_id],
+        filter_string=f"source_run_id = '{run_id}'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+    )
+    ready = [logged for logged in logged_models if logged.status == LoggedModelStatus.READY]
+    if not ready:
+        raise InputError(f"run {run_id} ({run.info.status}) logged no checkpoint; {HOW_TO_FIND}")
+    return str(ready[0].model_id)
+
+
+def _aliased(client: mlflow.MlflowClient, name: str, alias: str) -> Any:
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        remedy = "make one with `vb2 demo` or `vb2 promote RUN`"
+        raise InputError(f"models:/{name}@{alias}: no such model in {store.tracking_uri()}; {remedy}") from error
+
+
+def _source(version: Any, model: str) -> str:
+    """Read the model id off a version's source; MLflow leaves the version's own `model_id` empty."""
+    if match := re.search(r"models:/(m-[0-9a-f]+)$", version.source or ""):
+        return match[1]
+    raise InputError(
+        f"{model}: not registered from a checkpoint ({version.source}); register one with `vb2 promote RUN`"
+    )
+
+
+def _folder(logged: Any) -> Path:
+    """Return the model's folder: the store's own if it is on this machine, else a download kept by model id."""
+    location = urlparse(logged.artifact_location)
+    if location.scheme in ("", "file"):
+        return Path(unquote(location.path))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
+    target = cache / str(logged.model_id)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            part = cache / f"{logged.model_id}.part"
+            part.mkdir(exist_ok=True)
+            mlflow.artifacts.download_artifacts(f"models:/{logged.model_id}", dst_path=str(part))
+            part.rename(target)
+    return target
+
+
+def _checkpoint(folder: Path, model: str) -> Path:
+    """Return the checkpoint inside a logged model's folder; its path stands in the MLmodel file."""
+    if not (folder / "MLmodel").is_file():
+        raise InputError(f"{model}: its files are gone from {folder}; restore that folder or train again")
+    flavor = mlflow.models.Model.load(str(folder)).flavors.get("python_function", {})
+    artifact = flavor.get("artifacts", {}).get(CHECKPOINT)
+    if artifact is None:
+        raise InputError(f"{model}: an MLflow model, but no checkpoint of this project; {HOW_TO_FIND}")
+    return folder / str(artifact["path"])
+
+
+def _requirements() -> list[str]:
+    """Pin what loading needs at the installed versions, without local labels (`+cpu`) that no index knows."""
+    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in REQUIREMENTS]
+
+
+def _signature() -> ModelSignature:
+    inputs = [ColSpec("string", "video"), ColSpec("string", "audio", required=False)]
+    return ModelSignature(Schema(inputs), Schema([ColSpec("string", "caption"), ColSpec("double", "score")]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

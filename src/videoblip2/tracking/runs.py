@@ -1,0 +1,76 @@
+"""What the store knows of its runs: listing them, and closing those whose process died without a word."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from videoblip2.tracking import store
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run; `started` in seconds since 1970, `metrics` of the chosen checkpoint (`best/`) and of the test split."""
+
+    run_id: str
+    name: str
+    experiment: str
+    stage: str
+    status: str
+    started: float
+    metrics: Mapping[str, float]
+
+
+def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRow]:
+    """Return the newest runs of one experiment, or of all."""
+    client = store.connect()
+    names = _experiments(client, experiment)
+    runs = client.search_runs(list(names), order_by=["attributes.start_time DESC"], max_results=limit) if names else []
+    return [_row(run, names) for run in runs]
+
+
+def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
+    """End as KILLED the RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
+    client = store.connect()
+    names = _experiments(client, None)
+    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000)
+    dead = [run for run in running if _is_dead(run, hours)]
+    for run in dead:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return [_row(run, names) for run in dead]
+
+
+def _experiments(client: Any, wanted: str | None) -> dict[str, str]:
+    return {e.experiment_id: e.name for e in client.search_experiments() if wanted in (None, e.name)}
+
+
+def _row(run: Any, names: Mapping[str, str]) -> RunRow:
+    return RunRow(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment=names[run.info.experiment_id],
+        stage=run.data.tags.get("stage", ""),
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        metrics={key: value for key, value in sorted(run.data.metrics.items()) if key.startswith(("best/", "test/"))},
+    )
+
+
+def _is_dead(run: Any, hours: float) -> bool:
+    tags = run.data.tags
+    last_sign = float(tags.get("heartbeat", run.info.start_time / 1000))
+    if time.time() - last_sign > hours * 3600:
+        return True
+    return tags.get("host") == socket.gethostname() and not _is_alive(int(tags.get("pid", 0)))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists and belongs to somebody else
+        return True
+    return True

@@ -1,0 +1,78 @@
+"""What a stage may tell its run, and the tracker that keeps nothing. No MLflow here: training runs without it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Tracker(Protocol):
+    """One run. Metric names are grouped by what stands before the last slash: `train/loss`, `val/CIDEr`."""
+
+    run_id: str | None
+
+    def log_config(self, config: Mapping[str, object]) -> None:
+        """Log flat, dotted keys (`optim.lr`) as parameters; a key that the run already has is left as it is."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Buffer one point a metric; points leave together in one batch."""
+
+    def log_best(self, metrics: Mapping[str, float]) -> None:
+        """Log the values of the chosen checkpoint under `best/`; the runs table shows the last value otherwise."""
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Log at most 200 rows as NAME.json, `video_id` first; the same name in all runs makes them comparable."""
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file to the run's artifacts."""
+
+    def log_data(self, name: str, digest: str, context: str) -> None:
+        """Record a data set as an input of the run; context is `train`, `val` or `test`."""
+
+    def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
+        """Log a checkpoint folder as a model with these metrics; return its MODEL name, `models:/m-…` with MLflow."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags on the run."""
+
+    def note(self, markdown: str) -> None:
+        """Set the text at the head of the run's page."""
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+
+
+class NullTracker:
+    """Keeps nothing: for tests, and for machines without MLflow."""
+
+    run_id: str | None = None
+
+    def log_config(self, config: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_best(self, metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Do nothing."""
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_data(self, name: str, digest: str, context: str) -> None:
+        """Do nothing."""
+
+    def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
+        """Return the folder itself, which is a MODEL as well."""
+        return str(folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def note(self, markdown: str) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""

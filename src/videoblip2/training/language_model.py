@@ -1,0 +1,178 @@
+"""A small T5 of one's own, where no pre-trained one is at hand: tokenizers and a text model from captions alone.
+
+The model learns to say a video's caption in other words: one caption in, with words left out, another caption of the
+same video as the target. It never sees a feature; like Flan-T5 it is a language model that a stage then freezes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.decoders import Metaspace
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from videoblip2.config import InputError
+from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.model.quiet import quiet_transformers
+from videoblip2.training.optimizer import schedule
+from videoblip2.training.progress import Progress, Steps, no_progress
+
+
+class LanguageModelConfig(BaseModel):
+    """Sizes and schedule; encoder and decoder are equally deep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = 1000
+    d_model: int = 128
+    d_ff: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    dropout: float = 0.0
+    steps: int = 500
+    batch_size: int = 64
+    lr: float = 3e-3
+    word_dropout: float = 0.3
+    max_tokens: int = 32
+    seed: int = 0
+
+
+def train_language_model(
+    videos: Sequence[VideoAnnotation],
+    prompts: Sequence[str],
+    out: Path,
+    config: LanguageModelConfig,
+    progress: Progress = no_progress,
+) -> tuple[Path, Path]:
+    """Write `out/t5` (model and tokenizer) and `out/bert` (word pieces); returns both folders."""
+    texts = [caption for video in videos for caption in video.captions]
+    t5_tokenizer = train_t5_tokenizer([*texts, *prompts], config.vocab_size)
+    bert_tokenizer = train_bert_tokenizer([*texts, *prompts], config.vocab_size)
+    model = build_t5(len(t5_tokenizer), config)
+    _fit(model, t5_tokenizer, videos, config, progress)
+    with quiet_transformers():
+        model.save_pretrained(out / "t5")
+    t5_tokenizer.save_pretrained(out / "t5")
+    bert_tokenizer.save_pretrained(out / "bert")
+    return out / "t5", out / "bert"
+
+
+def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-pair pieces with T5's special tokens and places: <pad> 0, </s> 1, <unk> 2; </s> ends every text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizerFast:
+    """Lower-case word pieces with BERT's special tokens and places."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512)
+
+
+def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGeneration:
+    """A fresh T5 v1.1, as Flan-T5 is one: gated GELU, unscaled output, `lm_head` apart from `shared`."""
+    from videoblip2.model.network import separate_lm_head
+
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=config.d_model,
+            d_kv=config.d_model // config.num_heads,
+            d_ff=config.d_ff,
+            num_layers=config.num_layers,
+            num_decoder_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout_rate=config.dropout,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    separate_lm_head(model)
+    with (
+        torch.no_grad()
+    ):  # T5's own initialisation is made for pre-training with Adafactor; logits start near zero here
+        model.shared.weight.normal_(std=1.0)
+        model.lm_head.weight.normal_(std=config.d_model**-0.5)
+    return model
+
+
+def _fit(
+    model: T5ForConditionalGeneration,
+    tokenizer: Any,
+    videos: Sequence[VideoAnnotation],
+    config: LanguageModelConfig,
+    progress: Progress,
+) -> None:
+    rng = np.random.default_rng(config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    model.train()
+    steps = Steps(range(config.steps))
+    for step in progress(steps, config.steps, "language model"):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * schedule(step, config.steps, config.steps // 10, 0.05)
+        sources, targets = _pairs(videos, config, rng)
+        inputs = tokenizer(sources, padding=True, truncation=True, max_length=config.max_tokens, return_tensors="pt")
+        labels = tokenizer(targets, padding=True, truncation=True, max_length=config.max_tokens, return_tensors="pt")
+        ids = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
+        loss = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps.note = f"loss {loss.item():.3f}"
+    model.eval()
+
+
+def _pairs(
+    videos: Sequence[VideoAnnotation], config: LanguageModelConfig, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Two captions each of random videos; the first loses some of its words."""
+    sources, targets = [], []
+    for index in rng.integers(len(videos), size=config.batch_size):
+        captions = videos[index].captions
+        first, second = rng.integers(len(captions), size=2)
+        words = captions[first].split()
+        kept = [word for word in words if rng.random() >= config.word_dropout]
+        sources.append(" ".join(kept))
+        targets.append(captions[second])
+    return sources, targets
+
+
+def parse_settings(words: Sequence[str]) -> LanguageModelConfig:
+    """["steps=500", …] → settings; InputError names the unknown one."""
+    given = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator or key not in LanguageModelConfig.model_fields:
+            raise InputError(
+                f"setting {word!r}: not one of {', '.join(LanguageModelConfig.model_fields)}, as key=value"
+            )
+        given[key] = value
+    try:
+        return LanguageModelConfig.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"setting {problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error

@@ -1,0 +1,142 @@
+"""One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from videoblip2.captions import CiderD
+from videoblip2.config import Config, flatten, to_yaml
+from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
+from videoblip2.features.store import digest
+from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+from videoblip2.tracking import open_run
+from videoblip2.tracking.tracker import Tracker
+from videoblip2.training.ce import ce_step
+from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
+from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.scst import scst_step
+from videoblip2.training.workspace import Workspace, inherit_model, open_workspace
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `model` is a MODEL: the MLflow model, or the folder without tracking."""
+
+    stage: str
+    name: str
+    run_id: str | None
+    model: str
+    checkpoint: Path
+    best_step: int
+    metrics: dict[str, float]
+
+
+def run_stage(stage: str, config: Config, progress: Progress = no_progress) -> StageResult:
+    """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong."""
+    config = inherit_model(config)
+    work = open_workspace(config)
+    name = config.run.name or run_name(stage, config)
+    with open_run(stage, name, config.run.experiment, enabled=config.run.tracking) as tracker:
+        return _run(stage, name, work, tracker, progress)
+
+
+def run_name(stage: str, config: Config) -> str:
+    """Says what differs: `ce-lr0.0001-seed0`, `scst-greedy-lr1e-05-seed0`, `ce-video-…` for one modality."""
+    parts = [stage]
+    if config.model.modalities != "both":
+        parts.append(config.model.modalities)
+    if stage == "scst":
+        parts.append(config.scst.baseline)
+    return "-".join([*parts, f"lr{config.optim.lr:g}", f"seed{config.seed}"])
+
+
+def _run(stage: str, name: str, work: Workspace, tracker: Tracker, progress: Progress) -> StageResult:
+    folder = checkpoint_folder(work, name)
+    digests = _log_inputs(stage, work, tracker)
+    provenance = _provenance(stage, name, work, tracker, digests)
+    keep = partial(_keep, folder, work, provenance)
+    best = train(work, _step_function(stage, work), keep, tracker, progress, stage, validate_first=stage == "scst")
+    result = _judge(work, best)
+    metrics = {name: value for name, value in result.corpus.items()}
+    _keep_metrics(folder, {**metrics, "step": float(best.step)})
+    model = _log_results(name, folder, result, metrics, work, tracker)
+    return StageResult(stage, name, tracker.run_id, model, folder, best.step, metrics)
+
+
+def _step_function(stage: str, work: Workspace) -> StepFunction:
+    if stage == "ce":
+        return partial(ce_step, work)
+    references = work.all_references
+    if work.config.scst.references == "selected":
+        references = {video.video_id: video.captions for video in work.train_videos}
+    return partial(scst_step, work, CiderD(references, work.document_frequencies))
+
+
+def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best) -> None:
+    checkpoint = Checkpoint(
+        work.model,
+        work.tokenizers,
+        config=work.config.model_dump(mode="json"),
+        metrics={"val/CIDEr": best.cider, "step": float(best.step)},
+        provenance={**provenance, "step": best.step},
+    )
+    save_checkpoint(folder, checkpoint, {"document_frequencies": work.document_frequencies.save})
+
+
+def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
+    import json
+    import os
+
+    draft = folder / ".metrics.json.tmp"
+    draft.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "metrics.json")
+
+
+def _judge(work: Workspace, best: Best) -> Evaluation:
+    references = {video.video_id: video.captions for video in work.val_videos}
+    return evaluate(best.captions, references, FAST_METRICS)
+
+
+def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]:
+    """Configuration, tags and data digests."""
+    config = work.config
+    tracker.log_config(flatten(config))
+    digests = {}
+    for context, file, videos in (
+        ("train", config.data.train, work.train_videos),
+        ("val", "val.json", work.val_videos),
+    ):
+        annotations = hashlib.sha256((Path(config.data.annotations) / file).read_bytes()).hexdigest()[:12]
+        features = digest(work.store, [video.video_id for video in videos])
+        digests[context] = hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:12]
+        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digests[context], context)
+    tags = {"seed": str(config.seed), "modalities": config.model.modalities}
+    tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
+    return digests
+
+
+def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digests: dict[str, str]) -> dict[str, Any]:
+    manifest = work.store.manifest or {}
+    return {
+        "stage": stage,
+        "name": name,
+        "run_id": tracker.run_id,
+        "parent": work.parent,
+        "data": digests,
+        "features": {key: manifest[key] for key in ("clip", "clap", "settings") if key in manifest} or None,
+    }
+
+
+def _log_results(
+    name: str, folder: Path, result: Evaluation, metrics: dict[str, float], work: Workspace, tracker: Tracker
+) -> str:
+    """Best metrics, the probe table, the predictions, the configuration, the checkpoint as a model."""
+    tracker.log_best({f"val/{key}": value for key, value in metrics.items()})
+    tracker.log_table("predictions", result.rows()[: work.config.train.probe_videos])
+    write_predictions(folder.parent / "val_predictions.jsonl", result)
+    tracker.log_file(folder.parent / "val_predictions.jsonl")
+    (folder.parent / "config.yaml").write_text(to_yaml(work.config), encoding="utf-8")
+    tracker.log_file(folder.parent / "config.yaml")
+    return tracker.log_checkpoint(folder, name, {f"val/{key}": value for key, value in metrics.items()})

@@ -1,0 +1,136 @@
+"""What a training stage stands on: network, tokenizers, data, document frequencies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from videoblip2.captions import DocumentFrequencies
+from videoblip2.config import Config, InputError, ModelConfig
+from videoblip2.data.annotations import VideoAnnotation, read_annotations
+from videoblip2.data.dataset import CachedFeatures, TrainingBatches
+from videoblip2.features.store import FeatureStore
+from videoblip2.model.build import build_model
+from videoblip2.model.checkpoint import load_checkpoint
+from videoblip2.model.network import VideoBlip2
+from videoblip2.model.tokenizers import Tokenizers
+from videoblip2.predict import Captioner, pick_device
+from videoblip2.tracking import local_model
+
+
+@dataclass
+class Workspace:
+    """Everything a stage needs, built once from a configuration."""
+
+    config: Config
+    device: torch.device
+    model: VideoBlip2
+    tokenizers: Tokenizers
+    store: FeatureStore
+    train_videos: list[VideoAnnotation]
+    val_videos: list[VideoAnnotation]
+    reports: dict[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+
+    @cached_property
+    def features(self) -> CachedFeatures:
+        return CachedFeatures(self.store)
+
+    @cached_property
+    def batches(self) -> TrainingBatches:
+        train, data = self.config.train, self.config.data
+        positions = self.model.config.max_positions
+        videos, seed = self.train_videos, self.config.seed
+        return TrainingBatches(videos, self.features, self.tokenizers, data, train.batch_size, seed, positions)
+
+    @cached_property
+    def all_references(self) -> dict[str, tuple[str, ...]]:
+        """Every caption of every training video, also where `data.train` is a selection."""
+        path = Path(self.config.data.annotations) / self.config.scst.all_references
+        videos = read_annotations(path) if path.exists() else self.train_videos
+        return {video.video_id: video.captions for video in videos}
+
+    @cached_property
+    def document_frequencies(self) -> DocumentFrequencies:
+        """Of the complete training references, always."""
+        return DocumentFrequencies.from_references(self.all_references, end_token=self.config.scst.end_token)
+
+    @property
+    def captioner(self) -> Captioner:
+        """The network as it is now."""
+        return Captioner(self.model, self.tokenizers, name=str(self.config.run.name))
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        enabled = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+
+def open_workspace(config: Config) -> Workspace:
+    """Read data, build or load the network, move it to its device. Raises InputError for what the user must mend."""
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    store = FeatureStore(Path(config.data.features))
+    folder = Path(config.data.annotations)
+    train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
+    val = with_features(read_annotations(folder / "val.json"), store, "val.json")
+    model, tokenizers, reports = _network(config)
+    return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+
+
+def with_features(videos: list[VideoAnnotation], store: FeatureStore, name: str) -> list[VideoAnnotation]:
+    """The videos, all of which must have features."""
+    known = set(store.ids)
+    missing = [video.video_id for video in videos if video.video_id not in known]
+    if missing:
+        raise InputError(
+            f"{name}: {len(missing)} of {len(videos)} videos have no features in {store.root}, first {missing[0]}; "
+            "run `vb2 features extract` on them or take them out of the annotations"
+        )
+    return videos
+
+
+def _network(config: Config) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
+    if config.train.start_from is None:
+        return build_model(config.model, config.data.prompt)
+    folder = local_model(config.train.start_from)
+    checkpoint = load_checkpoint(folder)
+    _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
+    checkpoint.model.config.prompt = config.data.prompt
+    return checkpoint.model, checkpoint.tokenizers, {}
+
+
+def inherit_model(config: Config) -> Config:
+    """With `train.start_from`, the network is the checkpoint's: take its `model` section, refuse one that differs."""
+    if config.train.start_from is None:
+        return config
+    path = local_model(config.train.start_from) / "config.yaml"
+    saved = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
+    _check_same_network(config.model, saved, config.train.start_from)
+    return config.model_copy(update={"model": ModelConfig.model_validate(saved)})
+
+
+def _check_same_network(wanted: ModelConfig, saved: dict[str, Any], source: str) -> None:
+    """Only what the user wrote down counts; sources of first weights do not, since the checkpoint holds the weights."""
+    said = _leaves(wanted.model_dump(mode="json", exclude_unset=True))
+    has = _leaves(saved)
+    sources = {"language_model", "qformer.weights", "qformer.bert", "qformer.bert_weights"}
+    for key, value in said.items():
+        if key not in sources and key in has and has[key] != value:
+            raise InputError(
+                f"model.{key}={value!r}: checkpoint {source} was trained with {has[key]!r}; "
+                f"leave model.{key} out or start from another checkpoint"
+            )
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,104 @@
+"""A tiny network with real tokenizers, and the places of things."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPTIONS = [
+    "a red circle moves left",
+    "a blue square jumps and beeps play",
+    "the star is quiet",
+    "a dog barks at a man",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    from videoblip2.model.tokenizers import Tokenizers
+    from videoblip2.training.language_model import train_bert_tokenizer, train_t5_tokenizer
+
+    texts = [*CAPTIONS, "a video of"]
+    return Tokenizers(t5=train_t5_tokenizer(texts, 80), bert=train_bert_tokenizer(texts, 80))
+
+
+@pytest.fixture
+def tiny_config(tokenizers):
+    from transformers import T5Config
+
+    from videoblip2.model.configuration import VideoBlip2Config
+
+    qformer = {
+        "vocab_size": len(tokenizers.bert),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "cross_attention_frequency": 1,
+        "encoder_hidden_size": 24,
+    }
+    text = T5Config(
+        vocab_size=len(tokenizers.t5),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return VideoBlip2Config(
+        text_config=text,
+        video_qformer_config=dict(qformer),
+        audio_qformer_config=dict(qformer),
+        num_queries=4,
+        video_dim=24,
+        audio_dim=12,
+        upscaled_dim=24,
+        max_positions=10,
+        separate_lm_head=True,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """Random weights everywhere that matter, LoRA's second matrix too, so that a wrong wiring shows."""
+    import torch
+
+    from videoblip2.model.network import VideoBlip2
+
+    torch.manual_seed(0)
+    model = VideoBlip2(tiny_config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or name.endswith("lm_head.weight"):
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def make_batch(tokenizers):
+    """(lengths of video, lengths of audio) → a Batch of seeded features; labels where captions are given."""
+    import numpy as np
+
+    from videoblip2.data.dataset import collate
+
+    def make(frames=(3, 5), windows=(2, 0), captions=None, seed=0):
+        rng = np.random.default_rng(seed)
+        items = [
+            (rng.normal(size=(f, 24)).astype("float32"), rng.normal(size=(a, 12)).astype("float32"))
+            for f, a in zip(frames, windows, strict=True)
+        ]
+        labels = tokenizers.labels(captions, 16) if captions else None
+        ids = [f"video{i}" for i in range(len(items))]
+        return collate(ids, items, ["a video of"] * len(items), tokenizers, 10, labels)
+
+    return make

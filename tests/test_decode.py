@@ -1,0 +1,76 @@
+"""Decoding against transformers' own generate, and in distribution."""
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.model import decode
+
+
+@pytest.fixture
+def encoded(tiny_model, make_batch):
+    batch = make_batch(frames=(3, 5, 2, 4), windows=(2, 0, 3, 1))
+    with torch.no_grad():
+        return tiny_model.encode(**batch.inputs)
+
+
+def generate(model, states, mask, **options):
+    sequences = model.language_model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, max_new_tokens=12, **options
+    )
+    return sequences[:, 1:]
+
+
+def same_tokens(ours, theirs):
+    width = max(ours.shape[1], theirs.shape[1])
+    pad = torch.nn.functional.pad
+    return torch.equal(pad(ours, (0, width - ours.shape[1])), pad(theirs, (0, width - theirs.shape[1])))
+
+
+def test_greedy_equals_generate(tiny_model, encoded):
+    ours = decode.greedy(tiny_model, *encoded, 12)
+    assert same_tokens(ours.ids, generate(tiny_model, *encoded, do_sample=False))
+
+
+def test_beam_equals_generate(tiny_model, encoded):
+    ours, scores = decode.beam(tiny_model, *encoded, 12, 3, 0.8)
+    theirs = generate(tiny_model, *encoded, do_sample=False, num_beams=3, length_penalty=0.8, early_stopping=True)
+    assert same_tokens(ours.ids, theirs)
+    assert scores.shape == (4,)
+
+
+def test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded):
+    alone = decode.greedy(tiny_model, *encoded, 12)
+    beside, sampled = decode.greedy_and_sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(0))
+    assert same_tokens(beside.ids, alone.ids)
+    assert len(sampled.ids) == 12
+
+
+def test_samples_follow_the_whole_distribution(tiny_model, encoded):
+    """First tokens of 20,000 samples against the exact probabilities; a top-k of 50 or any penalty would show."""
+    states, mask = encoded[0][:1], encoded[1][:1]
+    start = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        out = tiny_model.language_model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, decoder_input_ids=start
+        )
+    exact = torch.softmax(out.logits[0, 0], dim=-1)
+    sampled = decode.sample(tiny_model, states, mask, 1, 20_000, generator=torch.Generator().manual_seed(3))
+    seen = torch.bincount(sampled.ids[:, 0], minlength=len(exact)) / 20_000
+    spread = (exact * (1 - exact) / 20_000).sqrt()
+    assert ((seen - exact).abs() <= 5 * spread + 1e-9).all()
+
+
+def test_log_probs_are_those_of_a_teacher_forced_pass(tiny_model, encoded):
+    sampled = decode.sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = tiny_model.decode(*encoded, sampled.ids)
+    exact = torch.log_softmax(logits, dim=-1).gather(2, sampled.ids[..., None])[..., 0] * sampled.mask
+    assert torch.allclose(exact, sampled.log_probs, atol=1e-4)
+
+
+def test_mask_holds_the_first_end_token_and_nothing_after():
+    ids = torch.tensor([[5, 1, 0, 0], [5, 6, 7, 8], [1, 0, 0, 0], [5, 1, 1, 0]])
+    decoded = decode.Decoded(ids, (ids == 1).any(dim=1), torch.zeros(4, 4), 1)
+    assert decoded.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert decoded.ended.tolist() == [True, False, True, True]

@@ -1,0 +1,230 @@
+"""CLIP and CLAP through transformers' own classes: parity, windows, refusals; toy encoders keep information."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from videoblip2.config import InputError
+from videoblip2.features.encoders import load_clap, load_clip
+from videoblip2.features.settings import FeatureSettings, feature_settings
+from videoblip2.features.toy_encoders import build_toy_clap, build_toy_clip
+
+RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    return build_toy_clip(root / "clip", 0), build_toy_clap(root / "clap", 0)
+
+
+@pytest.fixture(scope="module")
+def clip(folders):
+    return load_clip(folders[0])
+
+
+@pytest.fixture(scope="module")
+def clap(folders):
+    return load_clap(folders[1])
+
+
+def pictures(count: int, height: int = 90, width: int = 120) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
+
+
+def test_frames_are_encoded_as_transformers_would(clip, folders):
+    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+    frames = pictures(3)
+    model = CLIPVisionModelWithProjection.from_pretrained(folders[0]).eval()
+    inputs = CLIPImageProcessorPil.from_pretrained(folders[0])(images=list(frames), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).image_embeds.numpy()
+    features = clip.encode(frames)
+    assert features.shape == (3, 768) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
+    frame = np.zeros((64, 128, 3), np.uint8)
+    frame[:, 32:96] = 255  # just the part that a centre crop keeps
+    pixels = clip.pixels(frame)
+    assert pixels.shape == (3, 64, 64) and pixels.min() > 1.5
+    assert clip.pixels(np.zeros((640, 480, 3), np.uint8)).shape == (3, 64, 64)
+
+
+def test_features_do_not_depend_on_the_batch(clip, clap):
+    pixels = [clip.pixels(frame) for frame in pictures(5)]
+    np.testing.assert_allclose(clip.encode_pixels(pixels, batch=2), clip.encode_pixels(pixels, batch=64), atol=1e-4)
+    windows = [sound(1.0, seed) for seed in range(20)]
+    single = np.concatenate([clap.encode_windows([window]) for window in windows])
+    np.testing.assert_allclose(clap.encode_windows(windows), single, atol=1e-4)
+
+
+def test_audio_is_encoded_as_transformers_would(clap, folders):
+    from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+
+    audio = sound(2.0)
+    extractor = ClapFeatureExtractor.from_pretrained(folders[1])
+    mels = extractor([audio[:RATE], audio[RATE:]], sampling_rate=RATE, return_tensors="pt")["input_features"].float()
+    with torch.no_grad():
+        expected = ClapAudioModelWithProjection.from_pretrained(folders[1]).eval()(mels).audio_embeds.numpy()
+    features = clap.encode(audio, window_seconds=1.0)
+    assert features.shape == (2, 512) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "window", "lengths"),
+    [
+        (0, None, []),
+        (0.02, None, [0.02]),
+        (1.0, None, [1.0]),
+        (1.05, None, [1.0]),
+        (2.5, None, [1.0, 1.0, 0.5]),
+        (1.0, 0.4, [0.4, 0.4, 0.2]),
+    ],
+)
+def test_windows(clap, seconds, window, lengths):
+    assert [len(w) / RATE for w in clap.windows(np.zeros(round(seconds * RATE), np.float32), window)] == lengths
+
+
+def test_no_audio_gives_no_rows_and_silence_gives_finite_ones(clap):
+    assert clap.encode(np.zeros(0, np.float32)).shape == (0, 512)
+    silent = clap.encode(np.zeros(2 * RATE, np.float32))
+    assert silent.shape == (2, 512) and np.isfinite(silent).all()
+
+
+def test_a_window_longer_than_the_models_is_refused(clap):
+    with pytest.raises(InputError, match="window_seconds=10"):
+        clap.windows(sound(1.0), 10.0)
+
+
+def test_a_fused_clap_is_deterministic_and_ignores_its_neighbours(tmp_path):
+    from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
+
+    torch.manual_seed(0)
+    sizes = {"patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": (1, 1), "num_attention_heads": (2, 2)}
+    config = ClapAudioConfig(
+        spec_size=64, patch_size=8, patch_stride=(8, 8), window_size=4, enable_fusion=True,
+        fusion_type="aff_2d", initializer_factor=20.0, **sizes,
+    )  # fmt: skip
+    ClapAudioModelWithProjection(config).save_pretrained(tmp_path)
+    ClapFeatureExtractor(hop_length=960, max_length_s=1, truncation="fusion").save_pretrained(tmp_path)
+    clap = load_clap(tmp_path)
+    windows = [sound(1.0, seed) for seed in range(4)]
+    together = clap.encode_windows(windows)
+    for _ in range(3):
+        np.testing.assert_array_equal(clap.encode_windows(windows), together)
+    np.testing.assert_allclose(clap.encode_windows(windows[2:3])[0], together[2], rtol=1e-3, atol=1e-3)
+
+
+def test_a_whole_clip_model_gives_its_vision_tower(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 16, "projection_dim": 768}
+    text = {**small, "vocab_size": 50, "projection_dim": 768}
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=768)).eval()
+    model.save_pretrained(tmp_path)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(tmp_path)
+    clip = load_clip(tmp_path)
+    pixels = torch.from_numpy(np.stack([clip.pixels(frame) for frame in pictures(2)]))
+    with torch.no_grad():
+        expected = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
+    np.testing.assert_allclose(clip.encode(pictures(2)), expected, atol=1e-5)
+
+
+def test_a_model_of_another_width_is_refused(tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**small, projection_dim=512)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"projection is 512 wide.*clip-vit-large-patch14"):
+        load_clip(tmp_path)
+
+
+def test_a_model_without_its_weights_is_refused(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
+    tensors = load_file(folders[0] / "model.safetensors")
+    del tensors["visual_projection.weight"]  # as in a folder of the tower alone; it would stay random
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"holds no weights for visual_projection\.weight"):
+        load_clip(tmp_path)
+
+
+def test_what_is_no_such_model_is_named(folders, tmp_path):
+    with pytest.raises(InputError, match="clap: no CLIPVisionModelWithProjection"):
+        load_clip(folders[1])
+    with pytest.raises(InputError, match="nowhere"):
+        load_clip(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"some/hub-model: no ClapAudioModelWithProjection.*while online") as caught:
+        load_clap("some/hub-model")  # tests are offline
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_its_preprocessor_is_refused(folders, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
+    with pytest.raises(InputError, match="CLIPImageProcessorPil"):
+        load_clip(tmp_path)
+
+
+def test_the_fingerprint_follows_weights_and_preprocessing(clip, folders, tmp_path):
+    assert load_clip(folders[0]).fingerprint == clip.fingerprint
+    same = load_clip(build_toy_clip(tmp_path / "same", 0))
+    assert same.fingerprint == clip.fingerprint and same.name != clip.name
+    assert load_clip(build_toy_clip(tmp_path / "other", 1)).fingerprint != clip.fingerprint
+    config = tmp_path / "same" / "preprocessor_config.json"
+    config.write_text(config.read_text().replace('"do_center_crop": true', '"do_center_crop": false'))
+    assert load_clip(tmp_path / "same").fingerprint != clip.fingerprint
+
+
+def test_settings_name_the_wrong_value():
+    assert feature_settings(fps=2) == FeatureSettings(fps=2.0)
+    with pytest.raises(InputError, match=r"fps=0"):
+        feature_settings(fps=0)
+    with pytest.raises(InputError, match=r"speed"):
+        feature_settings(speed=1)
+
+
+def accuracy(features: np.ndarray, labels: list[str], train: int, ridge: float = 0.1) -> float:
+    """Held-out accuracy of ridge regression on one-hot labels."""
+    names = sorted(set(labels))
+    targets = np.array([[name == label for name in names] for label in labels], float)
+    features = (features - features[:train].mean(0)) / features[:train].std()
+    kernel = features @ features.T / features.shape[1]
+    dual = np.linalg.solve(kernel[:train, :train] + ridge * np.eye(train), targets[:train] - targets[:train].mean(0))
+    predicted = (kernel[train:, :train] @ dual + targets[:train].mean(0)).argmax(1)
+    return float((predicted == targets[train:].argmax(1)).mean())
+
+
+def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
+    """A linear map reads colour, shape, direction, sound and loudness off the features."""
+    from videoblip2.data.toy_render import render_audio, render_frames
+    from videoblip2.data.toy_scene import MOTIONS, SOUNDS, make_scene
+
+    scenes = [make_scene(5, index, 240) for index in range(240)]
+    scenes = [
+        replace(s, duration=2.0, motion=MOTIONS[i % 4], sound=SOUNDS[i % 6], loud=i % 4 > 1)
+        for i, s in enumerate(scenes)
+    ]
+    frames = np.stack([render_frames(scene)[::3] for scene in scenes])  # [240, 6, 64, 64, 3]
+    visual = clip.encode(frames.reshape(-1, 64, 64, 3)).reshape(240, -1, 768)
+    audio = [np.repeat(render_audio(scene)[:16_000], 3) for scene in scenes]  # to 48 kHz, crudely
+    heard = clap.encode_windows(audio)
+    assert accuracy(visual.mean(1), [scene.colour for scene in scenes], 180) > 0.9
+    assert accuracy(visual.mean(1), [scene.shape for scene in scenes], 180) > 0.7
+    assert accuracy(visual.reshape(240, -1), [scene.motion for scene in scenes], 180) > 0.8
+    assert accuracy(heard, [scene.sound for scene in scenes], 180) > 0.95
+    assert accuracy(heard, [f"{scene.loud} {scene.sound}" for scene in scenes], 180) > 0.9

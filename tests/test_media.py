@@ -1,0 +1,171 @@
+"""Decoding: frames by time, audio mixed to mono, three audio situations, and files that are no videos."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from videoblip2.config import InputError
+from videoblip2.features.media import decode_audio, decode_frames, thin, write_video
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt" / "videos"
+RATE = 16_000
+
+
+def grey_ramp(count: int) -> np.ndarray:
+    """Frame k has the grey level 10 k, so a decoded frame tells its number."""
+    return np.broadcast_to((np.arange(count) * 10).astype(np.uint8)[:, None, None, None], (count, 64, 48, 3))
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [round(float(frame.mean()) / 10) for frame in frames]
+
+
+def tone(seconds: float, hertz: float = 440) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def mux(path: Path, times: list[float], *, seconds: float = 0, **container_options: object) -> Path:
+    """A file with a video frame at each of `times` (its level is its index times 10) and a stereo tone."""
+    with av.open(str(path), "w", **container_options) as container:
+        video = container.add_stream("libx264", rate=100)
+        video.width, video.height, video.pix_fmt = 48, 64, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 100)
+        video.codec_context.max_b_frames = 0
+        sound = container.add_stream("aac", rate=RATE, layout="stereo")
+        stereo = np.stack([tone(seconds), np.zeros(round(seconds * RATE), np.float32)])
+        for time, picture in zip(times, grey_ramp(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = round(time * 100), Fraction(1, 100)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if seconds:
+            samples = av.AudioFrame.from_ndarray(stereo, format="fltp", layout="stereo")
+            samples.sample_rate = RATE
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+    return path
+
+
+def test_frames_come_at_the_asked_rate(tmp_path):
+    write_video(tmp_path / "v.mp4", grey_ramp(16), 8, None, RATE)
+    frames = decode_frames(tmp_path / "v.mp4", 4)
+    assert frames.shape == (8, 64, 48, 3) and frames.dtype == np.uint8
+    assert numbers(frames) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert numbers(decode_frames(tmp_path / "v.mp4", 16)) == sorted([*range(16), *range(15)]), "frames are repeated"
+
+
+def test_frames_are_nearest_in_time_not_in_number(tmp_path):
+    path = mux(tmp_path / "vfr.mp4", [0, 0.1, 0.2, 0.9, 1.1, 2.4])
+    assert numbers(decode_frames(path, 1)) == [0, 3, 5]  # 0 s; 1 s lies between 0.9 and 1.1; 2 s is nearer to 2.4
+
+
+def test_rotated_video_comes_out_upright(tmp_path):
+    pictures = np.zeros((8, 64, 48, 3), np.uint8)
+    pictures[:, :20, :20] = 250  # a bright corner, top left
+    write_video(tmp_path / "v.mp4", pictures, 8, None, RATE)
+    content = (tmp_path / "v.mp4").read_bytes()
+    header = content.index(b"tkhd") + 4 + 40  # the display matrix of a version-0 track header
+    quarter_clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content[:header] + quarter_clockwise + content[header + 36 :])
+    frame = decode_frames(tmp_path / "turned.mp4", 1)[0]
+    assert frame.shape == (48, 64, 3)
+    assert frame[:18, -18:].mean() > 200 and frame[:18, :18].mean() < 50, "the corner is at the top right now"
+
+
+def test_max_frames_thins_over_the_whole_video(tmp_path):
+    write_video(tmp_path / "v.mp4", grey_ramp(24), 8, None, RATE)
+    kept = numbers(decode_frames(tmp_path / "v.mp4", 8, max_frames=5))
+    assert len(kept) == 5 and kept[0] == 0 and kept[-1] >= 20 and kept == sorted(kept)
+    assert [len(thin(range(n), 4)) for n in (1, 4, 5, 9, 100)] == [1, 4, 4, 4, 4]
+
+
+def test_audio_is_resampled_and_keeps_its_pitch(tmp_path):
+    write_video(tmp_path / "v.mp4", grey_ramp(8), 8, tone(1.0), RATE)
+    audio = decode_audio(tmp_path / "v.mp4")
+    assert audio.dtype == np.float32 and audio.ndim == 1 and 48_000 <= len(audio) < 54_000
+    spectrum = np.abs(np.fft.rfft(audio[:48_000]))
+    assert spectrum.argmax() == pytest.approx(440, abs=2)
+    assert np.abs(audio[2000:40_000]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_stereo_is_mixed_by_the_mean(tmp_path):
+    audio = decode_audio(mux(tmp_path / "v.mp4", [0, 0.5, 1], seconds=1.0))
+    assert np.abs(audio[5000:40_000]).max() == pytest.approx(0.25, abs=0.04)  # a tone of 0.5 on one of two channels
+
+
+def test_silent_and_absent_audio_are_told_apart(tmp_path):
+    write_video(tmp_path / "silent.mp4", grey_ramp(8), 8, np.zeros(RATE, np.float32), RATE)
+    write_video(tmp_path / "absent.mp4", grey_ramp(8), 8, None, RATE)
+    silent = decode_audio(tmp_path / "silent.mp4")
+    assert len(silent) >= 48_000 and not silent.any()
+    assert decode_audio(tmp_path / "absent.mp4") is None
+
+
+def test_writing_is_deterministic_and_leaves_no_scraps(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, grey_ramp(8), 8, tone(1.0), RATE)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_odd_sizes_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"63x64.*even"):
+        write_video(tmp_path / "v.mp4", np.zeros((2, 64, 63, 3), np.uint8), 8, None, RATE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mpeg4_stands_in_where_x264_is_not_built_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4", "aac"})
+    write_video(tmp_path / "v.mp4", grey_ramp(8), 8, None, RATE)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    assert numbers(decode_frames(tmp_path / "v.mp4", 8)) == list(range(8))
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 50)
+    for decode in (lambda path: decode_frames(path, 1), decode_audio):
+        with pytest.raises(InputError, match=r"text\.mp4: not a readable video"):
+            decode(tmp_path / "text.mp4")
+        with pytest.raises(InputError, match=r"none\.mp4: no such file"):
+            decode(tmp_path / "none.mp4")
+
+
+def test_a_file_without_pictures_is_named(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(1.0)[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(InputError, match=r"sound\.mp4: has no video stream"):
+        decode_frames(path, 1)
+    assert decode_audio(path) is not None
+
+
+@pytest.mark.parametrize("part", [0.4, 0.7, 0.9])
+@pytest.mark.parametrize("layout", ["faststart", "moov_last", "matroska"])
+def test_a_truncated_file_is_an_error_that_says_how_far_it_got(tmp_path, part, layout):
+    path = tmp_path / ("v.mkv" if layout == "matroska" else "v.mp4")
+    options = {"options": {"movflags": "faststart"}} if layout == "faststart" else {}
+    whole = mux(path, [k / 10 for k in range(40)], seconds=4.0, **options).read_bytes()
+    decode_frames(path, 1)
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(InputError, match=r"v\.m(p4|kv): (.* s|not a readable video).*fetch it again"):
+        decode_frames(path, 1)
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real videos (../shared/data/msrvtt/videos) are not here")
+def test_real_videos():
+    audio = {path.stem: decode_audio(path) for path in sorted(SHARED.glob("*.mp4"))}
+    assert len(audio) == 12
+    assert {name for name, sound in audio.items() if sound is None} == {"video7013", "video9771"}
+    assert {name for name, sound in audio.items() if sound is not None and not sound.any()} == {"video7010"}
+    frames = decode_frames(SHARED / "video7010.mp4", 1)
+    assert frames.shape == (18, 240, 320, 3) and frames.std() > 10

@@ -1,0 +1,189 @@
+"""The network: wiring, masks, the absent state, what trains, saving and loading."""
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from videoblip2.config import ModelConfig
+from videoblip2.model.configuration import VideoBlip2Config
+from videoblip2.model.network import VideoBlip2, separate_lm_head
+
+
+def test_encoder_input_is_video_queries_audio_queries_prompt(tiny_model, make_batch, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        tiny_model.language_model.encoder,
+        "forward",
+        lambda inputs_embeds, attention_mask: (
+            seen.update(inputs=inputs_embeds, mask=attention_mask)
+            or type("Out", (), {"last_hidden_state": inputs_embeds})
+        ),
+    )
+    batch = make_batch()
+    tiny_model.encode(**batch.inputs)
+    text = batch.qformer_ids, batch.qformer_mask
+    video = tiny_model.proj_video(tiny_model.video_branch(batch.video, batch.video_mask, *text))
+    audio = tiny_model.proj_audio(
+        tiny_model.audio_branch(tiny_model.audio_upscaler(batch.audio), batch.audio_mask, *text)
+    )
+    prompt = tiny_model.language_model.shared(batch.prompt_ids)
+    assert torch.equal(seen["inputs"], torch.cat([video, audio, prompt], dim=1))
+    assert seen["inputs"].shape == (2, 4 + 4 + batch.prompt_ids.shape[1], 32)
+    assert torch.equal(seen["mask"][:, :8], torch.ones(2, 8, dtype=torch.long))
+
+
+def test_padding_and_batch_mates_change_nothing(tiny_model, make_batch):
+    captions = ["a red circle moves left", "the star is quiet"]
+    both = make_batch(frames=(3, 7), windows=(2, 4), captions=captions)
+    logits = tiny_model(both.labels, **both.inputs)
+    for row in range(2):
+        frames, windows = int(both.video_mask[row].sum()), int(both.audio_mask[row].sum())
+        alone = {name: tensor[row : row + 1] for name, tensor in both.inputs.items()}
+        alone |= {name: alone[name][:, :frames] for name in ("video", "video_mask")}
+        alone |= {name: alone[name][:, :windows] for name in ("audio", "audio_mask")}
+        single = tiny_model(both.labels[row : row + 1], **alone)
+        assert torch.allclose(single[0], logits[row], atol=1e-5)
+
+
+def test_what_lies_in_padding_is_never_read(tiny_model, make_batch):
+    batch = make_batch(frames=(3, 7), windows=(2, 4))
+    states, _ = tiny_model.encode(**batch.inputs)
+    garbage = batch.video.masked_fill(batch.video_mask[..., None] == 0, 1e3)
+    changed, _ = tiny_model.encode(**{**batch.inputs, "video": garbage})
+    assert torch.allclose(states, changed, atol=1e-6)
+
+
+def test_absent_audio_is_the_learned_state_and_not_silence(tiny_model, make_batch):
+    batch = make_batch(frames=(3,), windows=(0,))
+    states, _ = tiny_model.encode(**batch.inputs)
+    assert torch.isfinite(states).all()
+    text = batch.qformer_ids, batch.qformer_mask
+    branch = tiny_model.audio_branch
+    learned = branch.qformer(
+        input_ids=text[0],
+        attention_mask=torch.cat([torch.ones(1, 4, dtype=torch.long), text[1]], dim=1),
+        query_embeds=branch.query_tokens,
+        encoder_hidden_states=branch.absent[None, None],
+        encoder_attention_mask=torch.ones(1, 1, dtype=torch.long),
+    ).last_hidden_state[:, :4]
+    got = branch(tiny_model.audio_upscaler(batch.audio), batch.audio_mask, *text)
+    assert torch.allclose(got, learned, atol=1e-6)
+    silent = {**batch.inputs, "audio_mask": torch.ones_like(batch.audio_mask)}
+    assert not torch.allclose(tiny_model.encode(**silent)[0], states, atol=1e-3)
+
+
+def test_order_of_frames_shows_only_with_temporal_embedding(tiny_config, make_batch):
+    batch = make_batch(frames=(5,), windows=(2,))
+    backwards = {**batch.inputs, "video": batch.video.flip(1)}
+    tiny_config.temporal_embedding = False
+    blind = VideoBlip2(tiny_config).eval()
+    assert torch.allclose(blind.encode(**batch.inputs)[0], blind.encode(**backwards)[0], atol=1e-5)
+    tiny_config.temporal_embedding = True
+    sees = VideoBlip2(tiny_config).eval()
+    torch.nn.init.normal_(sees.video_branch.positions.weight)
+    assert not torch.allclose(sees.encode(**batch.inputs)[0], sees.encode(**backwards)[0], atol=1e-4)
+
+
+def test_only_the_bridge_and_lora_move_in_a_step(tiny_model, make_batch):
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    batch = make_batch(captions=["a red circle moves left", "the star is quiet"])
+    optimizer = torch.optim.AdamW(tiny_model.trainable().values(), lr=1e-2)
+    torch.nn.functional.cross_entropy(
+        tiny_model(batch.labels, **batch.inputs).flatten(0, 1), batch.labels.flatten(), ignore_index=-100
+    ).backward()
+    optimizer.step()
+    moved = {name for name, tensor in tiny_model.state_dict().items() if not torch.equal(tensor, before[name])}
+    frozen = {name for name in before if name.startswith("language_model.") and "lora_" not in name}
+    assert not moved & frozen
+    bridge = ("video_branch.qformer", "audio_branch.qformer", "query_tokens", "audio_upscaler", "proj_video")
+    for kind in (*bridge, "proj_audio", "positions", ".norm.", "absent", "lora_A", "lora_B"):
+        assert any(kind in name for name in moved), kind
+
+
+def test_saved_and_loaded_is_the_same_with_separate_lm_head(tiny_model, make_batch, tmp_path):
+    batch = make_batch(captions=["a red circle moves left", "the star is quiet"])
+    tiny_model.save_pretrained(tmp_path)
+    loaded = VideoBlip2.from_pretrained(tmp_path).eval()
+    assert loaded.state_dict().keys() == tiny_model.state_dict().keys()
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    lm = loaded.language_model
+    assert not torch.equal(lm.lm_head.weight, lm.shared.weight)
+    assert lm.config.scale_decoder_outputs is False
+    loaded.tie_weights()
+    assert lm.lm_head.weight is not lm.shared.weight
+    assert torch.allclose(loaded(batch.labels, **batch.inputs), tiny_model(batch.labels, **batch.inputs), atol=1e-5)
+
+
+def test_load_state_dict_keeps_lm_head_apart(tiny_model, tiny_config):
+    other = VideoBlip2(tiny_config)
+    other.load_state_dict(tiny_model.state_dict())
+    lm = tiny_model.language_model
+    assert torch.equal(other.language_model.shared.weight, lm.shared.weight)
+    assert torch.equal(other.language_model.lm_head.weight, lm.lm_head.weight)
+
+
+def test_given_modules_keep_their_weights(tiny_config):
+    """transformers draws weights of a composite again unless it is told not to."""
+    text = T5ForConditionalGeneration(tiny_config.text_config)
+    separate_lm_head(text)
+    with torch.no_grad():
+        text.shared.weight.fill_(0.5)
+        text.encoder.block[0].layer[0].SelfAttention.q.weight.fill_(0.25)
+    model = VideoBlip2(tiny_config, text)
+    assert (model.language_model.shared.weight == 0.5).all()
+    assert (model.language_model.encoder.block[0].layer[0].SelfAttention.q.base_layer.weight == 0.25).all()
+
+
+def test_default_configuration_is_the_designs_model():
+    """32 + 32 queries, 1,769,472 LoRA parameters in a T5 of flan-t5-base's size; built without memory."""
+    default = ModelConfig()
+    flan_t5_base = T5Config(
+        vocab_size=32128,
+        d_model=768,
+        d_kv=64,
+        d_ff=2048,
+        num_layers=12,
+        num_heads=12,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    qformer = {
+        "hidden_size": default.qformer.hidden_size,
+        "num_hidden_layers": default.qformer.num_hidden_layers,
+        "num_attention_heads": default.qformer.num_attention_heads,
+        "intermediate_size": default.qformer.intermediate_size,
+        "cross_attention_frequency": default.qformer.cross_attention_frequency,
+        "encoder_hidden_size": default.video_dim,
+    }
+    config = VideoBlip2Config(
+        text_config=flan_t5_base,
+        video_qformer_config=dict(qformer),
+        audio_qformer_config=dict(qformer),
+        num_queries=default.qformer.num_queries,
+        lora_r=default.lora.r,
+        lora_alpha=default.lora.alpha,
+        lora_target_modules=list(default.lora.target_modules),
+        separate_lm_head=True,
+    )
+    with torch.device("meta"):
+        model = VideoBlip2(config)
+    trainable = model.trainable()
+    assert sum(p.numel() for name, p in trainable.items() if "lora_" in name) == 1_769_472
+    assert model.video_branch.query_tokens.shape == model.audio_branch.query_tokens.shape == (1, 32, 768)
+    assert model.audio_upscaler.weight.shape == (768, 512)
+    assert {name.rsplit(".", 4)[1] for name in trainable if "lora_A" in name} == {"q", "v"}
+    assert (config.lora_r, config.lora_alpha, default.lora.dropout) == (16, 32, 0.05)
+    assert model.language_model.config.d_model == 768
+
+
+@pytest.mark.parametrize("modalities", ["video", "audio"])
+def test_one_modality_alone(tiny_config, make_batch, modalities):
+    tiny_config.modalities = modalities
+    model = VideoBlip2(tiny_config).eval()
+    batch = make_batch()
+    states, mask = model.encode(**batch.inputs)
+    assert states.shape[1] == mask.shape[1] == 4 + batch.prompt_ids.shape[1]
+    other = "audio" if modalities == "video" else "video"
+    changed, _ = model.encode(**{**batch.inputs, other: getattr(batch, other) + 1})
+    assert torch.equal(changed, states)

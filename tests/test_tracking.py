@@ -1,0 +1,268 @@
+"""Runs, the store's first start, listing and closing; checkpoints as models are in test_tracking_models.py."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tracking_store import first_run, place_store, run_until_killed
+from typer.testing import CliRunner
+
+from videoblip2.config import InputError
+from videoblip2.tracking import NullTracker, local_model, open_run
+from videoblip2.tracking import store as stores
+from videoblip2.tracking.runs import close_dead_runs, list_runs
+
+PROCESSES = 3
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return place_store(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that share one import of MLflow."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "tracking_store"])
+    return context
+
+
+def client():
+    return stores.connect()
+
+
+def run_of(tracker):
+    return client().get_run(tracker.run_id)
+
+
+# --- runs
+
+
+def test_the_package_imports_without_mlflow():
+    code = "import sys, videoblip2.tracking, videoblip2.registry; print('mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_disabled_run_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_run("ce", "name", "toy", enabled=False) as tracker:
+        assert tracker.run_id is None
+        assert tracker.log_checkpoint(Path("there"), "ce", {}) == "there"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_null_tracker_has_the_whole_surface():
+    from videoblip2.tracking.mlflow_tracker import MlflowTracker
+
+    assert {n for n in vars(MlflowTracker) if n[0] != "_"} == {n for n in vars(NullTracker) if n[0] != "_"} - {"run_id"}
+
+
+def test_a_run_gets_its_name_experiment_and_tags(store):
+    with open_run("ce", "ce-lr1e-4", "toy") as tracker:
+        pass
+    run = run_of(tracker)
+    assert run.info.run_name == "ce-lr1e-4"
+    assert client().get_experiment(run.info.experiment_id).name == "toy"
+    assert run.data.tags["stage"] == "ce"
+    assert run.data.tags["pid"] == str(os.getpid())
+    assert run.info.status == "FINISHED"
+
+
+def test_the_git_commit_and_its_state_are_tags(monkeypatch):
+    from videoblip2.tracking import revision
+
+    answers = {"ls-files": "__init__.py", "status": " M x.py", "rev-parse": "abc123"}
+    monkeypatch.setattr(revision, "_git", lambda command, *rest: answers[command])
+    assert revision.revision_tags() == {"git.commit": "abc123", "git.dirty": "true"}
+    answers["status"] = ""
+    assert revision.revision_tags()["git.dirty"] == "false"
+    answers["ls-files"] = ""
+    assert revision.revision_tags() == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")]
+)
+def test_an_error_ends_the_run_with_its_points_sent(store, error, status):
+    with pytest.raises(error), open_run("ce", "name", "toy") as tracker:
+        tracker.log_metrics({"train/loss": 2.0}, step=3)
+        raise error
+    assert run_of(tracker).info.status == status
+    assert run_of(tracker).data.metrics["train/loss"] == 2.0
+
+
+def test_sigterm_ends_the_run_killed_with_its_points_sent(store, processes):
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=run_until_killed, args=(os.environ["MLFLOW_TRACKING_URI"], sender))
+    process.start()
+    assert receiver.poll(60)
+    run_id = receiver.recv()
+    process.terminate()
+    process.join(60)
+    run = client().get_run(run_id)
+    assert (process.exitcode, run.info.status) == (143, "KILLED")
+    assert run.data.metrics["train/loss"] == 1.0
+
+
+def test_under_mlflow_run_the_given_run_is_used_and_only_that(store, monkeypatch):
+    given = client().create_run(client().create_experiment("given"), run_name="given")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    with open_run("ce", "other", "toy") as tracker:
+        tracker.log_metrics({"train/loss": 1.0}, step=1)
+    assert tracker.run_id == given.info.run_id
+    assert [(row.run_id, row.name, row.experiment) for row in list_runs()] == [(given.info.run_id, "given", "given")]
+
+
+def test_a_parameter_in_another_spelling_stays_and_another_value_becomes_a_tag(store, monkeypatch):
+    given = client().create_run(client().create_experiment("given"))
+    logged = {"optim.lr": "1e-4", "flag": "True", "empty": "''", "data.workers": "2"}
+    for key, value in logged.items():
+        client().log_param(given.info.run_id, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    with open_run("ce", "other", "toy") as tracker:
+        tracker.log_config({"optim.lr": 0.0001, "flag": True, "empty": "", "data.workers": 3, "model.lora.r": 16})
+    run = run_of(tracker)
+    assert run.data.params == {**logged, "model.lora.r": "16"}
+    assert {k: v for k, v in run.data.tags.items() if k.startswith("config.")} == {"config.data.workers": "3"}
+
+
+def test_points_leave_in_one_batch(store, monkeypatch):
+    batches = []
+    with open_run("ce", "name", "toy") as tracker:
+        send = tracker._client.log_batch
+        spy = SimpleNamespace(log_batch=lambda run, points, **more: (batches.append(points), send(run, points, **more)))
+        monkeypatch.setattr(tracker, "_client", spy)
+        for step in range(100):
+            tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/lr": 0.1}, step)
+        assert batches == []
+        tracker.flush()
+        assert [len(points) for points in batches] == [200]
+        tracker.flush()
+        assert len(batches) == 1
+    history = client().get_metric_history(tracker.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1.0 / (step + 1)) for step in range(100)]
+
+
+def test_a_full_buffer_is_sent(store):
+    with open_run("ce", "name", "toy") as tracker:
+        for step in range(600):
+            tracker.log_metrics({"train/loss": 1.0}, step)
+        assert len(client().get_metric_history(tracker.run_id, "train/loss")) == 500
+
+
+def test_the_table_has_video_id_first_and_200_rows(store):
+    rows = [{"caption": f"c{n}", "video_id": f"video{n}"} for n in range(250)]
+    with open_run("ce", "name", "toy") as tracker:
+        tracker.log_table("predictions", [{**rows[0], "cider": 1.5}, *rows[1:]])
+    table = json.loads((store / client().download_artifacts(tracker.run_id, "predictions.json")).read_text())
+    assert table["columns"] == ["video_id", "caption", "cider"]
+    assert table["data"][:2] == [["video0", "c0", 1.5], ["video1", "c1", None]]
+    assert len(table["data"]) == 200
+    assert json.loads(run_of(tracker).data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "predictions.json", "type": "table"}
+    ]
+
+
+def test_data_files_and_notes_are_on_the_run(store):
+    (store / "report.txt").write_text("hello")
+    with open_run("ce", "name", "toy") as tracker:
+        tracker.log_data("toy-train", "ab" * 32, "train")
+        tracker.log_file(store / "report.txt", "reports")
+        tracker.note("**note**")
+    run = run_of(tracker)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("toy-train", ("ab" * 32)[:36])
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "train")]
+    assert [file.path for file in client().list_artifacts(tracker.run_id, "reports")] == ["reports/report.txt"]
+    assert run.data.tags["mlflow.note.content"] == "**note**"
+
+
+# --- the store
+
+
+def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path, monkeypatch, processes):
+    started = [processes.Process(target=first_run, args=(str(tmp_path),)) for _ in range(PROCESSES)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * PROCESSES
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [(row.experiment, row.status) for row in list_runs()] == [("toy", "FINISHED")] * PROCESSES
+    assert stores._journal_mode(tmp_path / "mlflow.db") == "wal"
+    assert (tmp_path / "mlruns").is_dir() is False  # nothing was logged as a file
+
+
+def test_the_default_store_is_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert stores.tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert stores.tracking_uri() == f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert stores.tracking_uri() == "http://127.0.0.1:5000"
+
+
+def test_reading_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match=r"mlflow\.db: no MLflow store there; .*`vb2 demo`"):
+        local_model("models:/videoblip2@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_experiment_is_named(store):
+    client().delete_experiment(client().create_experiment("toy"))
+    with pytest.raises(InputError, match="experiment 'toy' was deleted"), open_run("ce", "name", "toy"):
+        pass
+
+
+# --- listing and closing
+
+
+def dead_pid():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def left_running(tags):
+    experiment = client().get_experiment_by_name("left")
+    experiment_id = experiment.experiment_id if experiment else client().create_experiment("left")
+    return client().create_run(experiment_id, tags={key: str(value) for key, value in tags.items()}).info.run_id
+
+
+def test_gc_closes_the_runs_of_dead_processes_only(store):
+    here, now = socket.gethostname(), int(time.time())
+    dead = left_running({"host": here, "pid": dead_pid(), "heartbeat": now})
+    alive = left_running({"host": here, "pid": os.getpid(), "heartbeat": now})
+    far_silent = left_running({"host": "far", "pid": 1, "heartbeat": now - 25 * 3600})
+    far_alive = left_running({"host": "far", "pid": dead_pid(), "heartbeat": now - 3600})
+    assert {row.run_id for row in close_dead_runs(hours=24)} == {dead, far_silent}
+    status = {row.run_id: row.status for row in list_runs()}
+    assert status == {dead: "KILLED", far_silent: "KILLED", alive: "RUNNING", far_alive: "RUNNING"}
+
+
+def test_the_commands_print_runs_and_what_was_closed(store):
+    from videoblip2.cli.runs import app
+
+    with open_run("ce", "ce-1", "toy") as tracker:
+        tracker.log_best({"val/CIDEr": 0.613})
+    listed = CliRunner().invoke(app, ["list", "--json"])
+    assert "61.3" in listed.stdout
+    (run,) = json.loads(listed.stdout.splitlines()[-1])["runs"]
+    assert (run["run_id"], run["stage"], run["metrics"]) == (tracker.run_id, "ce", {"best/val/CIDEr": 0.613})
+    dead = left_running({"host": socket.gethostname(), "pid": dead_pid()})
+    closed = CliRunner().invoke(app, ["gc", "--json"])
+    assert json.loads(closed.stdout.splitlines()[-1]) == {"closed": [dead]}
+    only = CliRunner().invoke(app, ["list", "--experiment", "toy", "--json"])
+    assert len(json.loads(only.stdout.splitlines()[-1])["runs"]) == 1

@@ -1,0 +1,377 @@
+"""Fetching weights from a server on this machine: checked, resumed, and one line for everything that can go wrong."""
+
+import base64
+import hashlib
+import json
+import shutil
+import socket
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from videoblip2.config import InputError
+from videoblip2.model import http_download, weights_fetch
+from videoblip2.model.checksums import digests
+from videoblip2.model.hub_fetch import fetch_repository
+from videoblip2.model.weights_fetch import KNOWN, fetch_file, fetch_weights
+
+
+@pytest.fixture
+def content(tmp_path):
+    """The bytes of a real torch file, of about 2.5 MiB."""
+    torch.save({"a": torch.arange(650_000, dtype=torch.float32)}, tmp_path / "origin.pth")
+    return (tmp_path / "origin.pth").read_bytes()
+
+
+@dataclass
+class Site:
+    """What the server serves, how it misbehaves, and what it was asked."""
+
+    files: dict[str, bytes]
+    etag: str = '"one"'
+    cut_after: list[int] = field(default_factory=list)  # bytes of the body that each of the next answers sends
+    headers: dict[str, str] = field(default_factory=dict)
+    ranges: bool = True
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def site(content):
+    state = Site({"/w.pth": content})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self, state)
+
+        def do_HEAD(self):
+            answer(self, state)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # a client that hangs up early is part of the tests
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
+    site.asked.append((request.path, request.headers.get("Range")))
+    body = site.files.get(request.path)
+    if body is None:
+        request.send_error(404)
+        return
+    start, asked = 0, request.headers.get("Range")
+    if asked and site.ranges and request.headers.get("If-Range") == site.etag:
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+    if start > len(body):
+        request.send_error(416)
+        return
+    request.send_response(206 if start else 200)
+    if start:
+        request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+    for name, value in {"Content-Length": str(len(body) - start), "ETag": site.etag, **site.headers}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command == "GET":
+        request.wfile.write(body[start:][: site.cut_after.pop(0) if site.cut_after else None])
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_fetched_recorded_and_later_only_verified(tmp_path, site, content):
+    target = tmp_path / "models" / "w.pth"
+    fetched = fetch_file("w", f"{site.url}/w.pth", target)
+    assert target.read_bytes() == content
+    assert fetched.files == {"w.pth": sha256(content)} and fetched.downloaded
+    assert fetched.checked.startswith("nothing")
+    assert (target.parent / "w.pth.sha256").read_text() == f"{sha256(content)}  w.pth\n"
+    again = fetch_file("w", f"{site.url}/w.pth", target)
+    assert not again.downloaded and again.checked == "the sha256 recorded when it was fetched"
+    assert len(site.asked) == 1
+    assert not list(target.parent.glob("*.part*"))
+
+
+def test_a_file_that_changed_on_the_disk_is_an_error(tmp_path, site):
+    target = tmp_path / "w.pth"
+    fetch_file("w", f"{site.url}/w.pth", target)
+    with target.open("r+b") as file:
+        file.write(b"?")
+    one_line("is not the sha256 recorded when it was fetched .*delete it", site, target)
+
+
+def test_a_given_sha256_is_verified(tmp_path, site, content):
+    target = tmp_path / "w.pth"
+    one_line("is not the sha256 given .*fetch it again", site, target, sha256="0" * 64)
+    assert not target.exists() and not list(tmp_path.glob("*.part*"))
+    assert fetch_file("w", f"{site.url}/w.pth", target, sha256(content).upper()).checked == "the sha256 given"
+    one_line("is not the sha256 given", site, target, sha256="0" * 64)
+    one_line("must be 64 hexadecimal digits", site, target, sha256="abc")
+
+
+def test_the_servers_md5_is_verified(tmp_path, site, content):
+    md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+    site.headers["x-goog-hash"] = f"crc32c=AAAAAA==,md5={md5}"
+    site.cut_after = [1_000_000]
+    fetched = fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert fetched.checked == "the MD5 that the server sent"
+    site.headers["x-goog-hash"] = "md5=" + base64.b64encode(b"0" * 16).decode()
+    one_line("is not the MD5 that the server sent", site, tmp_path / "other.pth")
+
+
+def test_a_broken_connection_goes_on_where_it_broke(tmp_path, site, content):
+    site.cut_after = [1_000_000, 5]
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == content
+    assert [asked for _, asked in site.asked] == [None, "bytes=1000000-", "bytes=1000005-"]
+
+
+def test_a_later_run_resumes(tmp_path, site, content):
+    target = tmp_path / "w.pth"
+    site.cut_after = [1_000_000] + [0] * http_download._RECONNECTS
+    one_line("1,000,000 bytes are kept, run again to go on", site, target)
+    site.asked.clear()
+    fetch_file("w", f"{site.url}/w.pth", target)
+    assert target.read_bytes() == content
+    assert site.asked == [("/w.pth", "bytes=1000000-")]
+
+
+def test_a_file_that_changed_on_the_server_is_not_spliced(tmp_path, site, content):
+    target = tmp_path / "w.pth"
+    site.cut_after = [1_000_000] + [0] * http_download._RECONNECTS
+    one_line("bytes are kept", site, target)
+    changed = bytearray(content)
+    changed[-100] ^= 1
+    site.files["/w.pth"], site.etag = bytes(changed), '"two"'
+    fetch_file("w", f"{site.url}/w.pth", target)
+    assert target.read_bytes() == bytes(changed)
+
+
+def test_the_md5_of_the_first_answer_holds_for_the_rest(tmp_path, site, content):
+    target = tmp_path / "w.pth"
+    site.headers["x-goog-hash"] = "md5=" + base64.b64encode(b"0" * 16).decode()
+    site.cut_after = [1_000_000] + [0] * http_download._RECONNECTS
+    one_line("bytes are kept", site, target)
+    site.headers.clear()
+    one_line("is not the MD5 that the server sent", site, target)
+
+
+def test_a_part_of_another_address_is_not_resumed(tmp_path, site, content):
+    state = {"url": f"{site.url}/other.pth", "validator": site.etag, "size": len(content), "md5": ""}
+    (tmp_path / "w.pth.part").write_bytes(b"other")
+    (tmp_path / "w.pth.part.json").write_text(json.dumps(state))
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == content
+    assert site.asked == [("/w.pth", None)]
+
+
+def test_a_server_without_ranges_sends_all_again(tmp_path, site, content):
+    site.ranges, site.cut_after = False, [1_000_000]
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == content
+    assert [asked for _, asked in site.asked] == [None, "bytes=1000000-"]
+
+
+def test_without_a_validator_nothing_is_resumed(tmp_path, site, content):
+    site.etag, site.cut_after = 'W/"weak"', [1_000_000]
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == content
+    assert [asked for _, asked in site.asked] == [None, None]
+
+
+def test_a_part_longer_than_the_file_begins_anew(tmp_path, site, content):
+    state = {"url": f"{site.url}/w.pth", "validator": site.etag, "size": len(content), "md5": ""}
+    (tmp_path / "w.pth.part").write_bytes(content + b"more")
+    (tmp_path / "w.pth.part.json").write_text(json.dumps(state))
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == content
+
+
+def test_a_page_of_a_proxy_is_not_taken_for_weights(tmp_path, site):
+    site.files["/w.pth"] = b"<html>Please sign in</html>"
+    one_line("an HTML or XML page", site, tmp_path / "w.pth")
+    assert not list(tmp_path.glob("w.pth*"))
+
+
+def test_a_refusal_and_an_unreachable_server(tmp_path, site):
+    target = tmp_path / "w.pth"
+    with pytest.raises(InputError, match=r"/none: the server answered 404 .*HTTPS_PROXY"):
+        fetch_file("w", f"{site.url}/none", target)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth"
+        with pytest.raises(InputError, match=r"127\.0\.0\.1: cannot be reached \(.*refused\); behind a proxy set"):
+            fetch_file("w", url, target)
+
+
+def test_a_full_disk_is_told_before_the_download(tmp_path, site, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    one_line("1,000 bytes free, .* needed; make room", site, tmp_path / "w.pth")
+
+
+def test_two_processes_do_not_write_one_file(tmp_path, site):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".w.pth.lock"):
+        one_line("another process is fetching it", site, tmp_path / "w.pth")
+
+
+def test_progress_sees_every_chunk(tmp_path, site, content):
+    seen = Counter()
+
+    def progress(chunks, total, description):
+        for chunk in chunks:
+            seen[description, total] += 1
+            yield chunk
+
+    fetch_file("w", f"{site.url}/w.pth", tmp_path / "w.pth", progress=progress)
+    assert seen == {("w.pth (MiB)", 3): 3, ("checking w.pth.part (MiB)", 3): 3}
+
+
+def test_known_names(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(weights_fetch, "fetch_file", lambda *arguments: calls.append(arguments))
+    fetch_weights("blip2-flant5xl", tmp_path)
+    assert calls[0][1] == (
+        "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xl.pth"
+    )
+    assert calls[0][2] == tmp_path / "blip2_pretrained_flant5xl.pth"
+    with pytest.raises(InputError, match="bert: not among the known weights; choose from blip2-flant5xl, "):
+        fetch_weights("bert", tmp_path)
+    with pytest.raises(InputError, match="--sha256 is for a single file"):
+        fetch_weights("bert-base-uncased", tmp_path, sha256="0" * 64)
+    assert all(bool(known.url) != bool(known.repository) for known in KNOWN.values())
+
+
+WEIGHTS, CONFIG, COMMIT = b"weights" * 1000, b'{"model_type": "bert"}', "c" * 40
+
+
+@pytest.fixture
+def hub(site, monkeypatch):
+    """huggingface_hub's own client, on a server of this machine that answers as the hub does."""
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    files = {
+        "model.safetensors": WEIGHTS,
+        "pytorch_model.bin": b"other",
+        "config.json": CONFIG,
+        "onnx/config.json": b"x",
+    }
+    lfs = {"sha256": sha256(WEIGHTS), "size": len(WEIGHTS), "pointerSize": 134}
+    siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+    siblings[0]["lfs"] = lfs
+    tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()]
+    tree[0]["lfs"] = {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 134}
+    info = {"id": "o/bert", "sha": COMMIT, "siblings": siblings}
+    site.headers["X-Repo-Commit"] = COMMIT
+    for path in ("/api/models/o/bert", f"/api/models/o/bert/revision/{COMMIT}"):
+        for query in ("", "?blobs=True", "?blobs=true"):
+            site.files[path + query] = json.dumps(info).encode()
+    for query in (
+        "",
+        "?recursive=True",
+        "?recursive=true",
+        "?recursive=True&expand=False",
+        "?recursive=true&expand=false",
+    ):
+        site.files[f"/api/models/o/bert/tree/{COMMIT}{query}"] = json.dumps(tree).encode()
+    site.files |= {f"/o/bert/resolve/{COMMIT}/{name}": data for name, data in files.items()}
+    return HfApi(endpoint=site.url, token=False)
+
+
+def test_a_repository_is_fetched_at_one_commit_and_verified(tmp_path, site, hub):
+    folder = tmp_path / "bert"
+    fetched = fetch_repository("bert", "o/bert", folder, hub)
+    assert {entry.name for entry in folder.iterdir() if entry.is_file()} == {
+        "config.json",
+        "model.safetensors",
+        "SHA256SUMS",
+    }
+    assert fetched.files == {"config.json": sha256(CONFIG), "model.safetensors": sha256(WEIGHTS)}
+    assert fetched.revision == COMMIT
+    assert fetched.checked == "the sha256 published by the hub (1 of 2 files have one)"
+    site.asked.clear()
+    assert not fetch_repository("bert", "o/bert", folder, hub).downloaded
+    assert site.asked == []
+    (folder / "config.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match=r"config.json: its sha256 .* is not the one recorded"):
+        fetch_repository("bert", "o/bert", folder, hub)
+
+
+def test_a_repository_that_arrives_damaged_is_an_error(tmp_path, site, hub):
+    damaged = f"/o/bert/resolve/{COMMIT}/model.safetensors"
+    site.files[damaged] = b"Weights" + site.files[damaged][7:]
+    with pytest.raises(InputError, match=r"model.safetensors: its sha256 .* is not the one published by the hub"):
+        fetch_repository("bert", "o/bert", tmp_path / "bert", hub)
+    assert not (tmp_path / "bert" / "SHA256SUMS").exists()
+
+
+def test_the_pickled_weights_are_taken_where_there_are_no_others(tmp_path):
+    class Fake:
+        def model_info(self, repo_id, *, files_metadata):
+            names = ["pytorch_model.bin", "vocab.txt", "tf_model.h5"]
+            return SimpleNamespace(sha="s", siblings=[SimpleNamespace(rfilename=name, lfs=None) for name in names])
+
+        def snapshot_download(self, repo_id, *, revision, local_dir, allow_patterns):
+            local_dir.mkdir()
+            for name in allow_patterns:
+                (local_dir / name).write_bytes(b"x")
+
+    assert list(fetch_repository("m", "o/m", tmp_path / "m", Fake()).files) == ["vocab.txt", "pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch, offline):
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        hub = HfApi(endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}", token=False)
+        with pytest.raises(InputError, match=r"o/bert: the hub cannot be reached .*HTTPS_PROXY.*HF_ENDPOINT") as error:
+            fetch_repository("bert", "o/bert", tmp_path / "bert", hub)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_lists_fetches_and_reports(tmp_path, site, content, monkeypatch):
+    from videoblip2.cli.weights import app
+
+    run = CliRunner().invoke
+    listed = run(app, ["fetch", "--json"])
+    assert [known["name"] for known in json.loads(listed.output.splitlines()[-1])["known"]] == list(KNOWN)
+    known = weights_fetch.KnownWeights("tiny", "a test", url=f"{site.url}/w.pth")
+    monkeypatch.setitem(KNOWN, "tiny", known)
+    result = run(app, ["fetch", "tiny", "--out", str(tmp_path / "m"), "--sha256", sha256(content), "--json"])
+    data = json.loads(result.output.splitlines()[-1])
+    assert data["files"] == {"w.pth": sha256(content)} and data["checked"] == "the sha256 given"
+    assert isinstance(run(app, ["fetch", "nothing"]).exception, InputError)
+
+
+def test_digests(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert digests(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "900150983cd24fb0d6963f7d28e17f72",
+    )
+
+
+def one_line(message: str, site: Site, target, **options) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        fetch_file("w", f"{site.url}/w.pth", target, **options)
+    assert "\n" not in str(error.value)
