@@ -7,10 +7,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from videoblip2.model import decode
 
 
-@pytest.fixture
-def encoded(tiny_model, make_batch):
-    batch = make_batch(frames=(3, 5, 2, 4), windows=(2, 0, 3, 1))
+@pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
+def encoded(request, tiny_model, make_batch):
+    """Encoder states of 12 videos; the end token is made likely in one case, so that rows drop out one by one."""
+    batch = make_batch(frames=(3, 5, 2, 4) * 3, windows=(2, 0, 3, 1) * 3, seed=4)
     with torch.no_grad():
+        lm_head = tiny_model.language_model.lm_head.weight
+        lm_head[1] += (
+            request.param * lm_head[2:].std(dim=0) * torch.randn(32, generator=torch.Generator().manual_seed(1))
+        )
         return tiny_model.encode(**batch.inputs)
 
 
@@ -35,15 +40,16 @@ def test_greedy_equals_generate(tiny_model, encoded):
 def test_beam_equals_generate(tiny_model, encoded):
     ours, scores = decode.beam(tiny_model, *encoded, 12, 3, 0.8)
     theirs = generate(tiny_model, *encoded, do_sample=False, num_beams=3, length_penalty=0.8, early_stopping=True)
-    assert same_tokens(ours.ids, theirs)
-    assert scores.shape == (4,)
+    after_end = (theirs == 1).long().cumsum(dim=1) - (theirs == 1).long() > 0
+    assert same_tokens(ours.ids, theirs.masked_fill(after_end, 0))  # theirs fills up with the end token
+    assert scores.shape == (12,)
 
 
 def test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded):
     alone = decode.greedy(tiny_model, *encoded, 12)
     beside, sampled = decode.greedy_and_sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(0))
     assert same_tokens(beside.ids, alone.ids)
-    assert len(sampled.ids) == 12
+    assert len(sampled.ids) == 36
 
 
 def test_samples_follow_the_whole_distribution(tiny_model, encoded):
@@ -59,6 +65,19 @@ def test_samples_follow_the_whole_distribution(tiny_model, encoded):
     seen = torch.bincount(sampled.ids[:, 0], minlength=len(exact)) / 20_000
     spread = (exact * (1 - exact) / 20_000).sqrt()
     assert ((seen - exact).abs() <= 5 * spread + 1e-9).all()
+
+
+@pytest.mark.parametrize("encoded", [1.5], indirect=True)
+def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_model, encoded, monkeypatch):
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    dropping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[0])
+    monkeypatch.setattr(decode, "WORTH_DROPPING", 0.0)
+    keeping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[1])
+    assert same_tokens(dropping.ids, keeping.ids)
+    assert torch.allclose(dropping.log_probs, keeping.log_probs, atol=1e-5)
+    lengths = dropping.mask.sum(dim=1)
+    assert len(set(lengths.tolist())) >= 4
+    assert torch.equal(dropping.ended, (dropping.ids == 1).any(dim=1))
 
 
 def test_log_probs_are_those_of_a_teacher_forced_pass(tiny_model, encoded):

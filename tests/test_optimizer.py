@@ -15,7 +15,7 @@ def test_schedule_warms_up_and_comes_down():
     assert rates[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert schedule(54, 99, 10, 0.0) == pytest.approx(0.5)  # half way between 10 and 98
 
 

@@ -1,15 +1,24 @@
 """From T5 encoder states to captions: greedy, sampling, beam search.
 
-Letters: B videos · K captions a video · S encoder places · E T5 width · T caption tokens · V vocabulary.
+The tokens are those of transformers' `generate` (greedy, beam), and follow the same distribution (sampling: all of it,
+no top-k, no top-p, no penalties). How it is made quick stands in `t5_decoder`.
+
+Letters: B videos · K samples a video · R rows (captions) a video · N = B·R · S encoder places · E T5 width · T caption
+tokens · V vocabulary.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.model.network import VideoBlip2
+from videoblip2.model.t5_decoder import Caches, T5Decoder
+
+#: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
+#: Ended captions are dropped from the batch once this share of it would remain.
+WORTH_DROPPING = 0.75
 
 
 @dataclass(frozen=True)
@@ -19,23 +28,29 @@ class Decoded:
     ids: [N,T], the start token left out, the padding token after the end.
     ended: [N], whether the caption came to its end token within T.
     log_probs: [N,T], log-probability of each token under the distribution it was drawn from; 0 after the end.
+    end: the end token.
     """
 
     ids: Tensor
     ended: Tensor
     log_probs: Tensor
+    end: int = 1
 
     @property
     def mask(self) -> Tensor:
         """[N,T]: 1 up to and with the first end token, 0 after it."""
-        return _live(self.ids, self._end)
+        hits = (self.ids == self.end).long()
+        return (hits.cumsum(dim=1) - hits == 0).to(self.ids.dtype)
 
-    _end: int = 1
+    def rows(self, chosen: slice) -> "Decoded":
+        """Some of the captions, cut to the longest of them."""
+        length = int(self.mask[chosen].sum(dim=1).max())
+        return Decoded(self.ids[chosen, :length], self.ended[chosen], self.log_probs[chosen, :length], self.end)
 
 
 def greedy(model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int) -> Decoded:
-    """The likeliest token at each step: states [B,S,E] → B captions."""
-    return _roll(model, states, mask, max_new_tokens, sampled=torch.zeros(len(states), dtype=torch.bool))
+    """The likeliest token at each step: states [B,S,E], mask [B,S] → B captions."""
+    return _roll(model, states, mask, max_new_tokens, num_greedy=1, samples=0)
 
 
 def sample(
@@ -47,9 +62,8 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """K captions a video, video by video: drawn from the whole distribution, no top-k, no top-p, no penalties."""
-    states, mask = states.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
-    return _roll(model, states, mask, max_new_tokens, torch.ones(len(states), dtype=torch.bool), temperature, generator)
+    """K captions a video, video by video, drawn from the whole distribution."""
+    return _roll(model, states, mask, max_new_tokens, 0, samples, temperature, generator)
 
 
 def greedy_and_sample(
@@ -62,38 +76,61 @@ def greedy_and_sample(
     generator: torch.Generator | None = None,
 ) -> tuple[Decoded, Decoded]:
     """Both in one batch: B greedy captions and B·K sampled ones."""
-    num_videos = len(states)
-    states = torch.cat([states, states.repeat_interleave(samples, dim=0)])
-    mask = torch.cat([mask, mask.repeat_interleave(samples, dim=0)])
-    sampled = torch.arange(len(states)) >= num_videos
-    both = _roll(model, states, mask, max_new_tokens, sampled, temperature, generator)
-    return _rows(both, slice(0, num_videos)), _rows(both, slice(num_videos, None))
-
-
-def beam(
-    model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float = 1.0
-) -> tuple[Decoded, Tensor]:
-    """Beam search (transformers' `generate`): B captions and their scores [B]."""
-    out = model.language_model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        do_sample=False,
-        early_stopping=True,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    ids = out.sequences[:, 1:]
-    end = end_token(model)
-    decoded = Decoded(ids, (ids == end).any(dim=1), torch.zeros(ids.shape, device=ids.device), end)
-    return decoded, out.sequences_scores
+    both = _roll(model, states, mask, max_new_tokens, 1, samples, temperature, generator)
+    rows = torch.arange(len(both.ids), device=both.ids.device).view(len(states), -1)
+    order = torch.cat([rows[:, 0], rows[:, 1:].flatten()])
+    moved = Decoded(both.ids[order], both.ended[order], both.log_probs[order], both.end)
+    return moved.rows(slice(0, len(states))), moved.rows(slice(len(states), None))
 
 
 def end_token(model: VideoBlip2) -> int:
+    """T5's end-of-sentence token."""
     end = model.config.text_config.eos_token_id  # type: ignore[union-attr]
     return int(end[0] if isinstance(end, list) else end)
+
+
+class Rollout:
+    """Rows of captions in the making: [B,R] numbers of those that still run, and what they have become."""
+
+    def __init__(self, model: VideoBlip2, videos: int, rows: int, num_greedy: int, max_tokens: int) -> None:
+        text, device = model.config.text_config, model.device
+        total = videos * rows
+        self.pad, self.end = text.pad_token_id, end_token(model)  # type: ignore[union-attr]
+        self.numbers = torch.arange(total, device=device).view(videos, rows)  # [B,R]
+        self.is_greedy = self.numbers % rows < num_greedy  # [B,R]
+        self.ids = torch.full((total, max_tokens), self.pad, device=device)
+        self.log_probs = torch.zeros(total, max_tokens, device=device)
+        self.ended = torch.zeros(total, dtype=torch.bool, device=device)
+        self.token = torch.full((videos,), text.decoder_start_token_id, device=device)  # type: ignore[union-attr]
+
+    def take(self, log_probs: Tensor, uniform: Tensor | None, at: int) -> None:
+        """Choose a token for every running row from [B·R,V] and write it down."""
+        rows = self.numbers.flatten()
+        token = choose(log_probs, None if uniform is None else uniform[rows], self.is_greedy.flatten())
+        chosen = log_probs.gather(1, token[:, None]).squeeze(1)
+        ended = self.ended[rows]
+        self.token = token.masked_fill(ended, self.pad)
+        self.ids[rows, at] = self.token
+        self.log_probs[rows, at] = chosen.masked_fill(ended, 0.0)
+        self.ended[rows] = ended | (self.token == self.end)
+
+    def drop_ended(self, caches: Caches) -> bool:
+        """Leave out rows that ended, where that is worth the copying; False when none is left."""
+        live = ~self.ended[self.numbers]  # [B,R]
+        counts = live.sum(dim=1)
+        most = int(counts.max())
+        if most == 0:
+            return False
+        videos = counts.nonzero().flatten()
+        if len(videos) * most <= WORTH_DROPPING * live.numel():
+            places = (~live[videos]).long().argsort(dim=1, stable=True)[:, :most]  # running rows first
+            chosen = (videos[:, None] * live.shape[1] + places).flatten()
+            caches.select(videos, chosen)
+            shape = (len(videos), most)
+            self.token = self.token[chosen]
+            self.numbers = self.numbers.flatten()[chosen].view(shape)
+            self.is_greedy = self.is_greedy.flatten()[chosen].view(shape)
+        return True
 
 
 @torch.no_grad()
@@ -102,51 +139,43 @@ def _roll(
     states: Tensor,
     mask: Tensor,
     max_new_tokens: int,
-    sampled: Tensor,
+    num_greedy: int,
+    samples: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """Token by token with a key-value cache; `sampled` [N] says which rows draw and which take the likeliest."""
-    text = model.config.text_config
-    pad, end = text.pad_token_id, end_token(model)  # type: ignore[union-attr]
-    sampled = sampled.to(states.device)
-    token = states.new_full((len(states), 1), text.decoder_start_token_id, dtype=torch.long)  # type: ignore[union-attr]
-    ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    encoded, cache, ids, log_probs = BaseModelOutput(last_hidden_state=states), None, [], []
-    for _ in range(max_new_tokens):
-        out = model.language_model(
-            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=token, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
-        scores = torch.log_softmax(out.logits[:, -1].float() / temperature, dim=-1)  # [N,V]
-        token = _choose(scores, sampled, generator)
-        chosen = scores.gather(1, token).squeeze(1)
-        token = token.masked_fill(ended[:, None], pad)
-        ids.append(token)
-        log_probs.append(chosen.masked_fill(ended, 0.0))
-        ended = ended | (token.squeeze(1) == end)
-        if ended.all():
+    """Token by token; the first `num_greedy` rows of each video take the likeliest token, the others draw."""
+    decoder = T5Decoder(model.language_model)
+    caches = decoder.start(states, mask, max_new_tokens)
+    run = Rollout(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
+    total, every = len(run.ids), STEPS_BETWEEN_LOOKS.get(states.device.type, 1)
+    for at in range(max_new_tokens):
+        logits = decoder.step(run.token, caches) / temperature
+        if at == 0 and num_greedy + samples > 1:  # all captions of a video begin alike: computed once
+            logits = logits.repeat_interleave(num_greedy + samples, dim=0)
+            caches.repeat(num_greedy + samples)
+        # One number a caption and token, running or not, so that dropping rows changes no draw.
+        uniform = torch.rand(total, generator=generator, device=states.device) if samples else None
+        run.take(torch.log_softmax(logits, dim=-1), uniform, at)
+        if (at + 1) % every == 0 and not run.drop_ended(caches):
             break
-    return Decoded(torch.cat(ids, dim=1), ended, torch.stack(log_probs, dim=1), end)
+    return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.end)
 
 
-def _choose(scores: Tensor, sampled: Tensor, generator: torch.Generator | None) -> Tensor:
-    """[N,V] log-probabilities → [N,1] tokens."""
-    likeliest = scores.argmax(dim=-1, keepdim=True)
-    if not sampled.any():
-        return likeliest
-    drawn = torch.multinomial(scores.exp(), 1, generator=generator)
-    return torch.where(sampled[:, None], drawn, likeliest)
+def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor) -> Tensor:
+    """[n,V], a number in [0,1) a row, which rows are greedy → [n] tokens; drawn by inverting the distribution."""
+    if uniform is None:
+        return log_probs.argmax(dim=-1)
+    cumulative = log_probs.exp().cumsum(dim=-1)  # [n,V]
+    drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
+    drawn = drawn.clamp(max=log_probs.shape[1] - 1)
+    return torch.where(is_greedy, log_probs.argmax(dim=-1), drawn) if is_greedy.any() else drawn
 
 
-def _live(ids: Tensor, end: int) -> Tensor:
-    """1 up to and with the first end token."""
-    before = (ids == end).cumsum(dim=1) - (ids == end).long()
-    return (before == 0).to(ids.dtype)
+def beam(
+    model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float = 1.0
+) -> tuple[Decoded, Tensor]:
+    """Beam search with early stopping: B captions and their length-normalised scores [B]."""
+    from videoblip2.model.beam import beam_search
 
-
-def _rows(decoded: Decoded, rows: slice) -> Decoded:
-    """Some of the captions, cut to the longest of them."""
-    mask = decoded.mask[rows]
-    length = int(mask.sum(dim=1).max())
-    return Decoded(decoded.ids[rows, :length], decoded.ended[rows], decoded.log_probs[rows, :length], decoded._end)
+    return beam_search(model, states, mask, max_new_tokens, num_beams, length_penalty)

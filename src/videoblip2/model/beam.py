@@ -1,0 +1,103 @@
+"""Beam search over `t5_decoder`, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
+
+Each video has W running beams and the W best finished ones. A step looks at the 2·W likeliest continuations: those
+among the first W that end join the finished ones, with score log p / length^penalty; the W best that go on are the
+next running beams. A video is done when it has W finished beams, or none of the running ones can beat the worst.
+
+Letters: B videos · W beams · T tokens · V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoblip2.model.decode import Decoded, end_token
+from videoblip2.model.network import VideoBlip2
+from videoblip2.model.t5_decoder import T5Decoder
+
+NEVER = -1e9
+
+
+@dataclass
+class Beams:
+    """ids [B,W,T], scores [B,W]: running ones with summed log-probabilities, or finished ones with final scores."""
+
+    ids: Tensor
+    scores: Tensor
+    finished: Tensor  # [B,W] bool
+    lengths: Tensor  # [B,W]
+
+
+@torch.no_grad()
+def beam_search(
+    model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float
+) -> tuple[Decoded, Tensor]:
+    """See `decode.beam`."""
+    text, device, videos = model.config.text_config, states.device, len(states)
+    end, pad = end_token(model), text.pad_token_id  # type: ignore[union-attr]
+    decoder = T5Decoder(model.language_model)
+    caches = decoder.start(states, mask, max_new_tokens)
+    running, done = (_empty(videos, num_beams, max_new_tokens, pad, device) for _ in range(2))
+    running.scores[:, 0] = 0.0  # at first all beams are one
+    token = torch.full((videos,), text.decoder_start_token_id, device=device)  # type: ignore[union-attr]
+    open_video = torch.ones(videos, 1, dtype=torch.bool, device=device)
+    for at in range(max_new_tokens):
+        log_probs = torch.log_softmax(decoder.step(token, caches), dim=-1)
+        if at == 0:
+            log_probs = log_probs.repeat_interleave(num_beams, dim=0)
+            caches.repeat(num_beams)
+        summed = log_probs.view(videos, num_beams, -1) + running.scores[:, :, None]  # [B,W,V]
+        scores, place = summed.flatten(1).topk(2 * num_beams)  # [B,2W]
+        parent, token = place // summed.shape[2], place % summed.shape[2]
+        ids = running.ids.gather(1, parent[:, :, None].expand(-1, -1, max_new_tokens))
+        ids[:, :, at] = token
+        stops = (token == end) | (at + 1 == max_new_tokens)
+        new = Beams(ids, scores, stops, torch.full_like(token, at + 1))
+        done = _finish(done, new, open_video, num_beams, (at + 1) ** length_penalty)
+        going, kept = (scores + stops * NEVER).topk(num_beams)  # [B,W]
+        running = _gather(Beams(ids, scores + stops * NEVER, stops, new.lengths), kept)
+        token = token.gather(1, kept).flatten()
+        rows = parent.gather(1, kept) + torch.arange(videos, device=device)[:, None] * num_beams
+        caches.reorder(rows.flatten())
+        worst = torch.where(done.finished, done.scores.amin(dim=1, keepdim=True), NEVER)
+        open_video = open_video & (going[:, :1] / (at + 1) ** length_penalty > worst).any(dim=1, keepdim=True)
+        if not open_video.any() or done.finished.all() or stops.all():
+            break
+    length = int(done.lengths[:, 0].max())
+    best = done.ids[:, 0, :length]
+    return Decoded(best, (best == end).any(dim=1), torch.zeros(best.shape, device=device), end), done.scores[:, 0]
+
+
+def _empty(videos: int, num_beams: int, max_tokens: int, pad: int, device: torch.device) -> Beams:
+    shape = (videos, num_beams)
+    return Beams(
+        torch.full((*shape, max_tokens), pad, device=device),
+        torch.full(shape, NEVER, device=device),
+        torch.zeros(shape, dtype=torch.bool, device=device),
+        torch.zeros(shape, dtype=torch.long, device=device),
+    )
+
+
+def _finish(done: Beams, new: Beams, open_video: Tensor, num_beams: int, divisor: float) -> Beams:
+    """The W best of the finished beams and of the new ones that end among the first W."""
+    leading = torch.arange(new.scores.shape[1], device=new.scores.device) < num_beams
+    joins = new.finished & leading
+    full = done.finished.all(dim=1, keepdim=True)
+    scores = new.scores / divisor + (full.float() + (~open_video).float() + (~joins).float()) * NEVER
+    merged = Beams(
+        torch.cat([done.ids, new.ids], dim=1),
+        torch.cat([done.scores, scores], dim=1),
+        torch.cat([done.finished, joins], dim=1),
+        torch.cat([done.lengths, new.lengths], dim=1),
+    )
+    return _gather(merged, merged.scores.topk(num_beams)[1])
+
+
+def _gather(beams: Beams, places: Tensor) -> Beams:
+    return Beams(
+        beams.ids.gather(1, places[:, :, None].expand(-1, -1, beams.ids.shape[2])),
+        beams.scores.gather(1, places),
+        beams.finished.gather(1, places),
+        beams.lengths.gather(1, places),
+    )
