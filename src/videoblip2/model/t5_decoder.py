@@ -11,9 +11,10 @@ V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
@@ -70,7 +71,8 @@ class T5Decoder:
 
     @torch.no_grad()
     def __init__(self, language_model: T5ForConditionalGeneration) -> None:
-        config, decoder = language_model.config, language_model.decoder
+        config: Any = language_model.config
+        decoder: Any = language_model.decoder
         self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self.device = language_model.shared.weight.device
@@ -139,7 +141,7 @@ class T5Decoder:
         """[B,L,H·d] → [B,H,L,d]."""
         return merged.view(*merged.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def _layer(self, parts: nn.ModuleList) -> Layer:
+    def _layer(self, parts: Any) -> Layer:
         own, cross, feed = parts[0].SelfAttention, parts[1].EncDecAttention, parts[2].DenseReluDense
         entries = (feed.wi_0, feed.wi_1) if hasattr(feed, "wi_0") else (feed.wi,)
         return Layer(
@@ -159,16 +161,16 @@ class T5Decoder:
         return weight.detach().to(self.dtype)
 
 
-def folded(module: nn.Module) -> Tensor:
+def folded(module: Any) -> Tensor:
     """A linear layer's weight with its LoRA added: W + (alpha / r) · B A."""
     if not hasattr(module, "get_delta_weight"):
-        weight: Tensor = module.weight  # type: ignore[assignment]
+        weight: Tensor = module.weight
         return weight
-    total: Tensor = module.base_layer.weight  # type: ignore[union-attr, assignment]
+    total: Tensor = module.base_layer.weight
     if module.merged:
         return total
-    for adapter in module.active_adapters:  # type: ignore[union-attr]
-        total = total + module.get_delta_weight(adapter)  # type: ignore[operator]
+    for adapter in module.active_adapters:
+        total = total + module.get_delta_weight(adapter)
     return total
 
 
