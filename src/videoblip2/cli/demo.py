@@ -58,8 +58,9 @@ def run_demo(out: Path, json: bool) -> None:
 
     torch.set_num_threads(1)  # small tensors: two processes use two cores better than two threads of one
     demo = Demo(out)
-    make_data(demo)
+    write_annotations(demo)
     with beside(train_language_model, demo, load(demo, "ce")) as language_model:
+        render(demo)
         extract(demo)
         demo.say("3/8 language model: a small T5 on the training captions, frozen from here on")
         language_model.result()
@@ -87,17 +88,22 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def make_data(demo: Demo) -> None:
+def write_annotations(demo: Demo) -> None:
     from videoblip2.data.annotations import prepare_msrvtt, read_annotations, write_json
     from videoblip2.data.top5 import select_top5
+    from videoblip2.data.toy import write_toy_annotations
+
+    prepare_msrvtt(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
+    videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
+    write_json(demo.data / "train_top5_detail.json", select_top5(videos))
+
+
+def render(demo: Demo) -> None:
     from videoblip2.data.toy import write_toy_world
     from videoblip2.features.media import write_video
 
     demo.say(f"1/8 toy world: {VIDEOS} videos with sound, 20 captions each → {demo.out / 'toy'}")
-    world = write_toy_world(demo.out / "toy", VIDEOS, SEED, write_video, progress=progress)
-    prepare_msrvtt(list(world.annotations), demo.data)
-    videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
-    write_json(demo.data / "train_top5_detail.json", select_top5(videos))
+    write_toy_world(demo.out / "toy", VIDEOS, SEED, write_video, progress=progress)
 
 
 def extract(demo: Demo) -> None:
@@ -120,7 +126,7 @@ def train_language_model(demo: Demo, config: "Config") -> None:
     from videoblip2.data.annotations import read_annotations
     from videoblip2.training import language_model
 
-    settings = language_model.LanguageModelConfig(steps=LANGUAGE_MODEL_STEPS)
+    settings = language_model.LanguageModelConfig(steps=LANGUAGE_MODEL_STEPS, batch_size=48)
     videos = read_annotations(demo.data / "train.json")
     language_model.train_language_model(videos, [config.data.prompt], demo.out / "lm", settings)
 

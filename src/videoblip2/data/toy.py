@@ -46,10 +46,8 @@ def write_toy_world(
     Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
     """
     out = Path(out)
-    if num_videos < MIN_VIDEOS:
-        raise InputError(f"--videos {num_videos}: too few for three splits; give {MIN_VIDEOS} or more")
-    scenes = [make_scene(seed, index, num_videos) for index in range(num_videos)]
-    annotations = _write_annotations(out, scenes)
+    annotations = write_toy_annotations(out, num_videos, seed)
+    scenes = make_scenes(num_videos, seed)
     todo = [scene for scene in scenes if not _file(out, scene).exists()]
     for scene in progress(todo, len(todo), "rendering") if progress else todo:
         write_video(_file(out, scene), render_frames(scene), FPS, render_audio(scene), RATE)
@@ -59,6 +57,18 @@ def write_toy_world(
         counts=dict(Counter(scene.split for scene in scenes)),
         audio=dict(Counter(_audio_kind(scene) for scene in scenes)),
     )
+
+
+def write_toy_annotations(out: str | Path, num_videos: int, seed: int) -> tuple[Path, Path]:
+    """Write the world's two annotation files only: train and validate, test."""
+    return _write_annotations(Path(out), make_scenes(num_videos, seed))
+
+
+def make_scenes(num_videos: int, seed: int) -> list[Scene]:
+    """What each video of a world shows. Raises `InputError` for fewer than 10 videos."""
+    if num_videos < MIN_VIDEOS:
+        raise InputError(f"--videos {num_videos}: too few for three splits; give {MIN_VIDEOS} or more")
+    return [make_scene(seed, index, num_videos) for index in range(num_videos)]
 
 
 def _file(out: Path, scene: Scene) -> Path:
