@@ -34,4 +34,6 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/captions.py
+	$(BIN)/python benchmarks/captions.py --quick
+	$(BIN)/python benchmarks/scst.py --quick
+	$(BIN)/python benchmarks/loading.py --quick

@@ -1,12 +1,17 @@
 """The checkpoint folder: whole or not at all, self-contained, no pickle, refuses what does not fit."""
 
 import json
+import os
+import re
+import socket
 
+import huggingface_hub
 import pytest
 import torch
 
 from videoblip2.config import InputError
-from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from videoblip2.model.checkpoint import FORMAT, UPGRADES, Checkpoint, load_checkpoint, save_checkpoint
+from videoblip2.model.network import VideoBlip2
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_round_trip(saved, tiny_model, make_batch):
 
 def test_holds_no_pickle_and_what_extras_wrote(saved):
     endings = {path.suffix for path in saved.rglob("*") if path.is_file()}
-    assert endings <= {".json", ".safetensors", ".yaml", ".txt"}
+    assert endings <= {".json", ".safetensors", ".yaml", ".txt", ".md"}
     assert (saved / "frequencies.txt").read_text() == "df"
 
 
@@ -62,11 +67,84 @@ def test_no_checkpoint_is_named(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_from_the_future(saved):
+def rewrite(saved, **changes):
     path = saved / "provenance.json"
-    path.write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format 99"):
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_of_a_newer_version_says_who_wrote_it(saved):
+    rewrite(saved, format=FORMAT + 1, written_by="videoblip2 7.0")
+    with pytest.raises(InputError, match=rf"format {FORMAT + 1}, written by videoblip2 7\.0; .*update videoblip2"):
         load_checkpoint(saved)
+
+
+def test_of_an_older_version_is_read_and_saved_in_the_new_format(saved, tmp_path):
+    rewrite(saved, format=1, written_by=None)
+    network = json.loads((saved / "config.json").read_text())
+    del network["lora_merged"]
+    (saved / "config.json").write_text(json.dumps(network))
+    loaded = load_checkpoint(saved)
+    assert loaded.provenance["format"] == FORMAT and loaded.provenance["stage"] == "ce"
+    assert not loaded.model.config.lora_merged
+    again = save_checkpoint(tmp_path / "again", loaded)
+    written = json.loads((again / "provenance.json").read_text())
+    assert written["format"] == FORMAT and written["written_by"].startswith("videoblip2 ")
+
+
+def test_every_older_format_has_its_upgrade():
+    assert sorted(UPGRADES) == list(range(min(UPGRADES), FORMAT))
+    for older, upgrade in UPGRADES.items():
+        assert upgrade({"format": older})["format"] == older + 1
+
+
+@pytest.mark.parametrize("found", [0, None])
+def test_of_a_version_too_old_to_read(saved, found):
+    rewrite(saved, format=found)
+    with pytest.raises(InputError, match=r"format 0, written by .*reads formats 1 to \d.*save it with one between"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "metrics.json", "config.yaml"])
+def test_a_damaged_or_missing_file_is_named(saved, name):
+    (saved / name).write_text('{"format": ')
+    with pytest.raises(InputError, match=re.escape(name)):
+        load_checkpoint(saved)
+    (saved / name).unlink()
+    with pytest.raises(InputError, match=re.escape(f"{saved}: no {name}")):
+        load_checkpoint(saved)
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused(saved, tiny_model):
+    (saved / "model.safetensors").unlink()
+    torch.save(tiny_model.state_dict(), saved / "pytorch_model.bin")
+    with pytest.raises(InputError, match="does not load"):
+        load_checkpoint(saved)
+
+
+def test_loads_with_no_network(saved, tmp_path, monkeypatch):
+    """Moved elsewhere, and with the hub's offline switch off: nothing is asked of any host."""
+    asked = []
+
+    def refuse(self, address):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: refuse(None, address))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    load_checkpoint(saved.rename(tmp_path / "moved"))
+    assert asked == []
+
+
+def test_is_as_readable_as_the_umask_says(tiny_model, tokenizers, tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = save_checkpoint(tmp_path / "best", Checkpoint(tiny_model, tokenizers))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o644} and folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_weights_of_another_network(saved):
@@ -83,3 +161,20 @@ def test_truncated_weights(saved):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="does not load"):
         load_checkpoint(saved)
+
+
+def test_is_the_network_that_from_pretrained_gives(saved, make_batch):
+    """Same tensors, same buffers, same sharing, same freezing; and training leaves the file alone."""
+    ours, theirs = load_checkpoint(saved).model, VideoBlip2.from_pretrained(saved)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    buffers = dict(theirs.named_buffers())
+    assert buffers and all(torch.equal(buffer, buffers[name]) for name, buffer in ours.named_buffers())
+    assert list(dict(ours.named_parameters())) == list(dict(theirs.named_parameters()))
+    assert ours.trainable().keys() == theirs.trainable().keys()
+    assert ours.language_model.encoder.embed_tokens.weight is ours.language_model.shared.weight
+    before, batch = (saved / "model.safetensors").read_bytes(), make_batch()
+    assert torch.equal(ours.generate(**batch.inputs), theirs.generate(**batch.inputs))
+    with torch.no_grad():
+        ours.proj_video.weight.add_(1)
+    assert (saved / "model.safetensors").read_bytes() == before

@@ -1,12 +1,17 @@
 """The network: wiring, masks, the absent state, what trains, saving and loading."""
 
+import numpy as np
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModel, T5Config, T5ForConditionalGeneration
 
-from videoblip2.config import ModelConfig
+from videoblip2.config import InputError, ModelConfig
+from videoblip2.model import decode
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2, separate_lm_head
+from videoblip2.predict import Captioner
+
+LENGTHS = ((3, 2), (9, 4), (1, 0), (6, 1))  # frames and audio windows; the third video has no audio
 
 
 def test_encoder_input_is_video_queries_audio_queries_prompt(tiny_model, make_batch, monkeypatch):
@@ -107,6 +112,7 @@ def test_saved_and_loaded_is_the_same_with_separate_lm_head(tiny_model, make_bat
     assert loaded.state_dict().keys() == tiny_model.state_dict().keys()
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert loaded.trainable().keys() == tiny_model.trainable().keys()
     lm = loaded.language_model
     assert not torch.equal(lm.lm_head.weight, lm.shared.weight)
     assert lm.config.scale_decoder_outputs is False
@@ -187,3 +193,81 @@ def test_one_modality_alone(tiny_config, make_batch, modalities):
     other = "audio" if modalities == "video" else "video"
     changed, _ = model.encode(**{**batch.inputs, other: getattr(batch, other) + 1})
     assert torch.equal(changed, states)
+
+
+@pytest.fixture
+def items():
+    rng = np.random.default_rng(4)
+    return [
+        (rng.normal(size=(f, 24)).astype("float32"), rng.normal(size=(a, 12)).astype("float32")) for f, a in LENGTHS
+    ]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_padding_and_batch_mates_never_change_a_caption(tiny_model, tokenizers, items, num_beams):
+    """Also where there is no audio: in a batch its row is all padding, alone it has no row at all."""
+    captioner = Captioner(tiny_model, tokenizers)
+    together = captioner.caption(items, num_beams=num_beams, max_new_tokens=12)
+    alone = [captioner.caption([item], num_beams=num_beams, max_new_tokens=12)[0] for item in items]
+    assert [caption.text for caption in together] == [caption.text for caption in alone]
+    assert [caption.score for caption in together] == pytest.approx([caption.score for caption in alone], abs=1e-4)
+    assert len({caption.text for caption in together}) > 1, "captions that do not depend on the video prove nothing"
+
+
+def test_absent_audio_captions_as_one_learned_feature(tiny_model, tokenizers, items):
+    """What the branch does by itself for A = 0 equals feeding `absent` where the embedded feature would be."""
+    captioner = Captioner(tiny_model, tokenizers)
+    video = items[0][0]
+    expected = captioner.caption([(video, np.zeros((0, 12), "float32"))])[0]
+    embed = tiny_model.audio_branch._embed
+    tiny_model.audio_branch._embed = lambda features: tiny_model.audio_branch.absent.expand(len(features), 1, -1)
+    given = captioner.caption([(video, np.ones((1, 12), "float32"))])[0]
+    tiny_model.audio_branch._embed = embed
+    assert given.text == expected.text
+    assert given.score == pytest.approx(expected.score, abs=1e-5)
+    assert captioner.caption([(video, np.ones((1, 12), "float32"))])[0].score != pytest.approx(expected.score, abs=1e-4)
+
+
+def test_generate_is_decodes_with_the_start_token_in_front(tiny_model, make_batch):
+    batch = make_batch(frames=(3, 5, 7), windows=(2, 0, 1))
+    states, mask = tiny_model.encode(**batch.inputs)
+    draw = torch.Generator().manual_seed(1)
+    drawn = decode.sample(tiny_model, states, mask, 6, 2, temperature=2.0, generator=torch.Generator().manual_seed(1))
+    expected = {
+        "greedy": decode.greedy(tiny_model, states, mask, 6).ids,
+        "beam": decode.beam(tiny_model, states, mask, 6, 3, 2.0)[0].ids,
+        "sample": drawn.ids,
+    }
+    sampling = {"do_sample": True, "num_return_sequences": 2, "temperature": 2.0, "generator": draw}
+    options = {"greedy": {}, "beam": {"num_beams": 3, "length_penalty": 2.0}, "sample": sampling}
+    for kind, ids in expected.items():
+        got = tiny_model.generate(**batch.inputs, max_new_tokens=6, **options[kind])
+        assert (got[:, 0] == 0).all()
+        assert torch.equal(got[:, 1:], ids), kind
+    assert len(expected["sample"]) == 6
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True, "num_beams": 2}, {"num_return_sequences": 2}])
+def test_generate_refuses_what_it_would_ignore(tiny_model, make_batch, options):
+    with pytest.raises(InputError, match=next(reversed(options))):
+        tiny_model.generate(**make_batch().inputs, **options)
+
+
+def test_auto_classes_know_it(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), VideoBlip2Config)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(loaded, VideoBlip2) and not info["missing_keys"]
+    assert loaded.trainable().keys() == tiny_model.trainable().keys()
+
+
+def test_saving_where_it_was_loaded_from_is_safe(tiny_model, tmp_path):
+    """Loaded weights may be mapped from the very file that saving replaces."""
+    tiny_model.save_pretrained(tmp_path)
+    loaded = VideoBlip2.from_pretrained(tmp_path)
+    with torch.no_grad():
+        loaded.proj_video.weight.add_(1)
+    loaded.save_pretrained(tmp_path)
+    again = VideoBlip2.from_pretrained(tmp_path).state_dict()
+    assert torch.equal(again["proj_video.weight"], tiny_model.proj_video.weight + 1)
+    assert torch.equal(again["proj_audio.weight"], tiny_model.proj_audio.weight)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-__version__ = "0.1.0"
 __all__ = ["VideoBlip2", "load"]
 
 
@@ -15,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from videoblip2.predict import load
 
         return load
+    if name == "__version__":
+        from videoblip2.config import VERSION
+
+        return VERSION
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

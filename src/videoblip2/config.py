@@ -13,6 +13,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+VERSION = "0.1.0"
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: one line that names the value, the place and the remedy."""
@@ -79,11 +81,37 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(20_000, ge=1)
     batch_size: int = Field(32, ge=1, description="videos a step")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, for memory")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
     log_every: int = Field(20, ge=1)
+    save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
+    resume: str | None = Field(
+        None, description="run folder OUT/NAME to go on with; auto = this one's, if it has begun"
+    )
     probe_videos: int = Field(100, ge=0, le=200, description="validation videos in the table of captions of each run")
+
+
+class RewardConfig(Section):
+    """Weights of the reward's terms; a term with weight 0 is not computed."""
+
+    cider: float = Field(1.0, ge=0)
+    bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
+    repetition: float = Field(0.0, ge=0, description="penalty on the share of bigrams said before")
+    bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
+
+
+class WatchConfig(Section):
+    """Bands of what shows a cheated reward; a warning is given when one is left. "Start" is the first interval."""
+
+    length: tuple[float, float] = Field((0.6, 1.6), description="words a caption, times the references' mean")
+    ended: float = Field(0.1, ge=0, description="the share that ends falls at most this below the start")
+    bad_endings: float = Field(0.1, ge=0, description="their share rises at most this above start and references")
+    distinct_2: float = Field(0.5, ge=0, le=1, description="stays at least this share of the start")
+    repetition: float = Field(0.05, ge=0, description="rises at most this above the start")
+    zero_advantage: float = Field(0.9, ge=0, le=1, description="share of samples that teach nothing: at most this")
+    sample_minus_greedy: float = Field(2.0, ge=1, description="samples fall at most this many times as far behind")
 
 
 class ScstConfig(Section):
@@ -95,8 +123,18 @@ class ScstConfig(Section):
     all_references: str = Field("train.json", description="complete training annotations, a file in data.annotations")
     temperature: float = Field(1.0, gt=0)
     end_token: bool = Field(True, description="the end of the sentence is an n-gram of the reward")
+    mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
     dropout: bool = Field(False, description="off: the sampling policy and the one with gradient are the same")
+    log_prob_tolerance: float | None = Field(
+        None, gt=0, description="largest gap between both passes; none = 0.001 (fp32), 0.5 (bf16)"
+    )
     cross_entropy_weight: float = Field(0.0, ge=0)
+    kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
+    entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats a token")
+    reuse: int = Field(1, ge=1, description="updates from the same samples; the second and later ones are clipped")
+    clip: float = Field(0.2, gt=0, description="bound on the change of a token's probability where samples are reused")
+    reward: RewardConfig = RewardConfig()
+    watch: WatchConfig = WatchConfig()
 
 
 class DecodeConfig(Section):

@@ -1,5 +1,7 @@
 """ce, scst, evaluate, caption, lm, demo: the commands of the main loop."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +10,7 @@ import typer
 from videoblip2.cli.output import emit, progress, table
 
 if TYPE_CHECKING:
+    from videoblip2.model.weight_report import WeightReport
     from videoblip2.training.stage import StageResult
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
@@ -131,8 +134,18 @@ def _train(stage: str, config: str, overrides: list[str] | None, json: bool) -> 
     from videoblip2.config import load_config
     from videoblip2.training.stage import run_stage
 
-    result = run_stage(stage, load_config(config, overrides_from(overrides)), progress)
+    result = run_stage(stage, load_config(config, overrides_from(overrides)), progress, show_weights)
     emit(describe(result), json, _summary(result))
+
+
+def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]) -> None:
+    """Print what the network starts from: a line a part, and a table of tensor groups for each loaded Q-Former."""
+    for part, line in lines.items():
+        print(f"{part}: {line}")
+    for name, report in reports.items():
+        columns = ["group", "tensors", "parameters", "what", "from or why"]
+        print(table(f"{name} Q-Former from {report.file}", columns, [list(row) for row in report.table()]))
+    sys.stdout.flush()
 
 
 def describe(result: "StageResult") -> dict[str, Any]:

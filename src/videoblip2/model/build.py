@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
-from transformers import InstructBlipQFormerConfig, T5ForConditionalGeneration
+from transformers import AutoConfig, InstructBlipQFormerConfig, T5Config, T5ForConditionalGeneration
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
 from videoblip2.model.configuration import VideoBlip2Config
@@ -41,15 +42,32 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
 
 
 def load_language_model(source: str | Path) -> T5ForConditionalGeneration:
-    """T5 by its one safe road, `from_pretrained`: `shared` and `lm_head` stay apart where the files keep them apart."""
+    """T5 by its one safe road, `from_pretrained`: `shared` and `lm_head` stay apart where the files keep them apart.
+
+    Raises InputError for what is no T5, and for files that lack some of its tensors.
+    """
+    remedy = "give a folder that holds a T5, or a hub name online"
     try:
         with quiet_transformers():
-            model = T5ForConditionalGeneration.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(str(source))
+            if not isinstance(config, T5Config):
+                raise InputError(
+                    f"model.language_model={source}: its config.json is of a {config.model_type}; {remedy}"
+                )
+            model, info = T5ForConditionalGeneration.from_pretrained(
+                str(source), config=config, output_loading_info=True
+            )
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.language_model={source}: {reason}; {remedy}") from error
+    if info["missing_keys"]:
+        first = min(info["missing_keys"])
         raise InputError(
-            f"model.language_model={source}: {reason}; give a folder that holds a T5, or a hub name online"
-        ) from error
+            f"model.language_model={source}: {len(info['missing_keys'])} tensors are not in its files, first {first}; "
+            "copy or download it again"
+        )
     if model.lm_head.weight is not model.shared.weight:
         separate_lm_head(model)
     return model
@@ -63,17 +81,36 @@ def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple
     """(Q-Former, query tokens [1,Q,D], report); both modalities read features of width `video_dim`."""
     if config.qformer.weights is None:
         return (*_fresh_qformer(config.qformer, config.video_dim, vocab_size), None)
+    qformer, queries, report = _loaded_qformer(config, config.qformer.weights)
+    if qformer.config.vocab_size < vocab_size:
+        raise InputError(
+            f"model.qformer.weights={config.qformer.weights}: knows {qformer.config.vocab_size} word pieces, but "
+            f"model.qformer.bert={config.qformer.bert} has {vocab_size}; give the word pieces it was trained with"
+        )
+    _set_dropout(qformer, config.qformer.dropout)
+    return qformer, queries, report
+
+
+def _loaded_qformer(config: ModelConfig, weights: str) -> tuple[Any, nn.Parameter, Any]:
     from videoblip2.model.qformer_weights import load_qformer
 
     bert = config.qformer.bert if config.qformer.bert_weights else None
     return load_qformer(
-        config.qformer.weights,
+        weights,
         feature_dim=config.video_dim,
         cross_attention=config.qformer.cross_attention,
         num_attention_heads=config.qformer.num_attention_heads,
         bert=bert,
         num_queries=config.qformer.num_queries,
     )
+
+
+def _set_dropout(qformer: Any, dropout: float) -> None:
+    """A loaded Q-Former comes with the library's dropout: give it the configuration's, on every live module too."""
+    qformer.config.hidden_dropout_prob = qformer.config.attention_probs_dropout_prob = dropout
+    for module in qformer.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
 
 
 def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[Any, nn.Parameter]:

@@ -5,6 +5,10 @@ tokenizer files, qformer_tokenizer/   T5's pieces, BERT's word pieces
 config.yaml                           the training configuration
 document_frequencies/…                CIDEr-D's, of the training set
 metrics.json  provenance.json         scores; where it came from: features' encoders, data digests, commit, parent
+README.md                             the model card, made from the others
+
+provenance.json names the folder's format and the version that wrote it. A reader refuses a format that is not its own
+by name, and brings an older one that it knows up to date while it reads; saved again, the folder has the new format.
 """
 
 import json
@@ -18,12 +22,17 @@ from typing import Any
 
 import yaml
 
-from videoblip2.config import InputError
+from videoblip2.config import VERSION, InputError, read_yaml
+from videoblip2.model.fast_load import load_network
+from videoblip2.model.model_card import write_card
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.quiet import quiet_transformers
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
 
-FORMAT = 1
+#: 1: LoRA always apart from T5's weights. 2: `lora_merged` in config.json may say that it is folded in.
+FORMAT = 2
+#: How provenance.json of an older format becomes that of the next one; the oldest key is the oldest readable format.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda provenance: {**provenance, "format": 2}}
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,18 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
         write(folder / name)
     (folder / "config.yaml").write_text(yaml.safe_dump(checkpoint.config, sort_keys=False), encoding="utf-8")
     _write_json(folder / "metrics.json", checkpoint.metrics)
-    _write_json(folder / "provenance.json", {"format": FORMAT, **checkpoint.provenance})
-    os.chmod(folder, 0o755)
+    written = {"format": FORMAT, "written_by": f"videoblip2 {VERSION}"}
+    _write_json(folder / "provenance.json", {**checkpoint.provenance, **written})
+    write_card(folder)
+    _as_umask_says(folder)
+
+
+def _as_umask_says(folder: Path) -> None:
+    """Temporary files and safetensors are for their owner alone; a checkpoint is read by whoever may read its place."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _swap(fresh: Path, folder: Path) -> None:
@@ -83,46 +102,55 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises InputError naming the folder and what is missing in it.
     """
     folder = Path(folder)
-    provenance = _read_json(folder, "provenance.json")
-    if provenance.get("format", 0) > FORMAT:
+    provenance = _up_to_date(folder, _read_json(folder, "provenance.json"))
+    config, metrics = _read_yaml(folder, "config.yaml"), _read_json(folder, "metrics.json")
+    tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
+    return Checkpoint(_load_network(folder), tokenizers, config, metrics, provenance)
+
+
+def _up_to_date(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """`provenance` in this version's format. Raises InputError for a format that this version cannot read."""
+    found = provenance.get("format", 0)
+    who = provenance.get("written_by", "a version that left no name")
+    readable = f"this is videoblip2 {VERSION}, which reads formats {min(UPGRADES)} to {FORMAT}"
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(f"checkpoint {folder}: format {found}, written by {who}; {readable}: update videoblip2")
+    if found < min(UPGRADES):
         raise InputError(
-            f"checkpoint {folder}: has format {provenance['format']}, this version reads up to {FORMAT}; "
-            "update videoblip2"
+            f"checkpoint {folder}: format {found}, written by {who}; {readable}: load it with that version and save it "
+            "with one between, or train again"
         )
-    return Checkpoint(
-        _load_network(folder),
-        load_tokenizers(folder, folder / QFORMER_FOLDER),
-        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {},
-        metrics=_read_json(folder, "metrics.json"),
-        provenance=provenance,
-    )
+    for older in range(found, FORMAT):
+        provenance = UPGRADES[older](provenance)
+    return provenance
 
 
 def _load_network(folder: Path) -> VideoBlip2:
     try:
         with quiet_transformers():
-            model, report = VideoBlip2.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            return load_network(folder)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"checkpoint {folder}: its network does not load ({reason}); train or copy it again"
         ) from error
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    if wrong:
-        raise InputError(
-            f"checkpoint {folder}: {len(wrong)} tensors do not fit its config.json, first {sorted(wrong)[0]}; "
-            "the folder mixes two models: train or copy it again"
-        )
-    network: VideoBlip2 = model.eval()
-    return network
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise InputError(f"checkpoint {folder}: no {name}; give a folder that `vb2 ce` or `vb2 scst` wrote")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"checkpoint {folder}: {name} is damaged ({error}); train or copy it again") from error
     return content
+
+
+def _read_yaml(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / name).is_file():
+        raise InputError(f"checkpoint {folder}: no {name}; train or copy it again")
+    return read_yaml(folder / name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

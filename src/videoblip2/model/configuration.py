@@ -14,6 +14,7 @@ class VideoBlip2Config(PreTrainedConfig):
             cross-attention reads.
         modalities: "both", "video" or "audio".
         separate_lm_head: T5 v1.1 and Flan-T5 keep `lm_head` apart from `shared`.
+        lora_merged: LoRA is folded into T5's weights, so a rebuilt network has no LoRA of its own.
     """
 
     model_type = "videoblip2"
@@ -38,6 +39,7 @@ class VideoBlip2Config(PreTrainedConfig):
     lora_alpha: float = 32.0
     lora_dropout: float = 0.05
     lora_target_modules: list[str] | tuple[str, ...] = ("q", "v")
+    lora_merged: bool = False
     prompt: str = "a video of"
 
     def __post_init__(self, **kwargs: Any) -> None:

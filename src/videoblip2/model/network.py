@@ -4,11 +4,14 @@ Letters: B videos · N captions a video · F frames · A audio windows · Q quer
 P prompt pieces · T caption tokens · V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from videoblip2.config import InputError
 from videoblip2.model.branch import ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
 
@@ -45,8 +48,9 @@ class VideoBlip2(PreTrainedModel):
         self.language_model = language_model or T5ForConditionalGeneration(config.text_config)
         if config.separate_lm_head:
             separate_lm_head(self.language_model)
-        self.language_model.requires_grad_(False)
-        _inject_lora(self.language_model, config)
+        if not config.lora_merged:
+            _inject_lora(self.language_model, config)
+        _freeze_all_but_lora(self.language_model)
         if next(self.parameters()).device.type != "meta":
             # Everything has its weights by now: transformers must not draw them again (it would undo pre-trained ones).
             for module in self.modules():
@@ -55,6 +59,13 @@ class VideoBlip2(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):  # a composite's parts do not inherit it by themselves
                 module.config._attn_implementation = config._attn_implementation
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """transformers' own, with T5 frozen: loading puts new parameters, all of them trainable, in place of ours."""
+        loaded = super().from_pretrained(*args, **options)
+        _freeze_all_but_lora((loaded[0] if isinstance(loaded, tuple) else loaded).language_model)
+        return loaded
 
     def encode(
         self,
@@ -111,12 +122,64 @@ class VideoBlip2(PreTrainedModel):
         states, mask = self.encode(**inputs)
         return self.decode(states, mask, labels)
 
+    @torch.no_grad()
+    def generate(
+        self,
+        max_new_tokens: int = 32,
+        num_beams: int = 1,
+        do_sample: bool = False,
+        num_return_sequences: int = 1,
+        temperature: float = 1.0,
+        length_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Caption ids as transformers' `generate` gives them: `model.generate(**batch.inputs, num_beams=5)`.
+
+        Args:
+            inputs: the arguments of `encode`.
+            num_beams: 1 = the likeliest token at each step, or with `do_sample` one drawn from the whole
+                distribution (no top-k, no top-p); more = beam search.
+            num_return_sequences: captions a video, with `do_sample` only.
+
+        Returns:
+            [B·num_return_sequences, T+1]: the start token first, padding after the end; video by video.
+        """
+        from videoblip2.model import decode
+
+        _check_strategy(num_beams, do_sample, num_return_sequences)
+        states, mask = self.encode(**inputs)
+        if do_sample:
+            out = decode.sample(self, states, mask, max_new_tokens, num_return_sequences, temperature, generator)
+        elif num_beams > 1:
+            out, _ = decode.beam(self, states, mask, max_new_tokens, num_beams, length_penalty)
+        else:
+            out = decode.greedy(self, states, mask, max_new_tokens)
+        start = self.config.text_config.decoder_start_token_id  # type: ignore[union-attr]
+        return torch.cat([out.ids.new_full((len(out.ids), 1), start), out.ids], dim=1)
+
+    def merge(self) -> "VideoBlip2":
+        """Fold LoRA into T5's q and v, in place: the same logits, no LoRA left to train; returns the network."""
+        from videoblip2.model.merge import merge_lora
+
+        return merge_lora(self)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every parameter that training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is left to transformers: each module draws its weights where it is built."""
+
+
+def _check_strategy(num_beams: int, do_sample: bool, num_return_sequences: int) -> None:
+    if do_sample and num_beams > 1:
+        raise InputError(f"num_beams={num_beams} with do_sample=True: beams are not drawn; choose one of the two")
+    if num_return_sequences > 1 and not do_sample:
+        raise InputError(
+            f"num_return_sequences={num_return_sequences}: greedy and beam search give one caption a video; "
+            "set do_sample=True for several"
+        )
 
 
 def fresh_branch(config: VideoBlip2Config, modality: str) -> ModalityBranch:
@@ -155,6 +218,11 @@ def separate_lm_head(language_model: T5ForConditionalGeneration) -> None:
     language_model.all_tied_weights_keys = dict(tied)
     if language_model.lm_head.weight is language_model.shared.weight:
         language_model.lm_head.weight = nn.Parameter(language_model.shared.weight.detach().clone())
+
+
+def _freeze_all_but_lora(language_model: T5ForConditionalGeneration) -> None:
+    for name, parameter in language_model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
 
 
 def _inject_lora(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:

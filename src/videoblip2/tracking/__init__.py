@@ -20,8 +20,12 @@ class FoundModel:
 
 
 @contextmanager
-def open_run(stage: str, name: str, experiment: str, enabled: bool = True) -> Iterator[Tracker]:
+def open_run(
+    stage: str, name: str, experiment: str, enabled: bool = True, resume_run_id: str | None = None
+) -> Iterator[Tracker]:
     """Open the one run of a stage, however it was started; `enabled=False` gives a tracker that keeps nothing.
+
+    With `resume_run_id` that run is opened again, and points at or before its last logged step are not logged twice.
 
     Under `mlflow run` (MLFLOW_RUN_ID is set) the run that MLflow opened is used and `name` and `experiment` are not.
     The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C and SIGTERM.
@@ -31,7 +35,7 @@ def open_run(stage: str, name: str, experiment: str, enabled: bool = True) -> It
         return
     from videoblip2.tracking.mlflow_tracker import mlflow_run
 
-    with mlflow_run(stage, name, experiment) as tracker:
+    with mlflow_run(stage, name, experiment, resume_run_id) as tracker:
         yield tracker
 
 

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
 from videoblip2.tracking import models, store
+from videoblip2.tracking.fence import Fence, is_there
 from videoblip2.tracking.revision import revision_tags
 
 FULL_BUFFER = 500
@@ -38,8 +39,9 @@ class Terminated(SystemExit):
 class MlflowTracker:
     """A Tracker that writes to one open MLflow run."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False) -> None:
         self.run_id: str | None = run_id
+        self._fence = Fence(client, run_id) if resumed else None
         self._client = client
         self._points: list[Metric] = []
         self._last_flush = time.monotonic()
@@ -58,6 +60,8 @@ class MlflowTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer one point a metric; the buffer is sent when it is full or ten seconds old."""
         now = int(time.time() * 1000)
+        if self._fence:
+            metrics = self._fence.new_points(metrics, step)
         self._points += [Metric(key, float(value), now, step) for key, value in metrics.items()]
         if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
             self.flush()
@@ -68,6 +72,10 @@ class MlflowTracker:
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log at most 200 rows as NAME.json, `video_id` first. Logging the same name again appends."""
+        if self._fence:
+            rows = self._fence.new_rows(name, rows)
+        if not rows:
+            return
         columns = list(dict.fromkeys(key for row in rows for key in row))
         columns.sort(key=lambda column: column != "video_id")
         table = {column: [row.get(column) for row in rows[:TABLE_ROWS]] for column in columns}
@@ -110,14 +118,16 @@ class MlflowTracker:
 
 
 @contextmanager
-def mlflow_run(stage: str, name: str, experiment: str) -> Iterator[MlflowTracker]:
-    """Open (or attach to) a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
+def mlflow_run(stage: str, name: str, experiment: str, resume_run_id: str | None = None) -> Iterator[MlflowTracker]:
+    """Open (again) or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
     client = store.connect(create=True)
-    run_id = _start(client, name, experiment)
-    tracker = MlflowTracker(client, run_id)
+    run_id = _start(client, name, experiment, resume_run_id)
+    tracker = MlflowTracker(client, run_id, resumed=run_id == resume_run_id)
     status = "FAILED"
     try:
         with _sigterm_raises():
+            if resume_run_id:
+                tracker.set_tags({"resumed_from": resume_run_id})
             tracker.set_tags({"stage": stage, "host": socket.gethostname(), "pid": str(os.getpid()), **revision_tags()})
             yield tracker
         status = "FINISHED"
@@ -128,9 +138,12 @@ def mlflow_run(stage: str, name: str, experiment: str) -> Iterator[MlflowTracker
         _close(tracker, status)
 
 
-def _start(client: mlflow.MlflowClient, name: str, experiment: str) -> str:
+def _start(client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None) -> str:
+    """A new run, except under `mlflow run`, which has opened one, and where the run to go on with is still there."""
     if os.environ.get("MLFLOW_RUN_ID"):
         return str(mlflow.start_run().info.run_id)
+    if resume_run_id and is_there(client, resume_run_id):
+        return str(mlflow.start_run(run_id=resume_run_id).info.run_id)
     experiment_id = _experiment_id(client, experiment)
     return str(mlflow.start_run(run_name=name, experiment_id=experiment_id).info.run_id)
 

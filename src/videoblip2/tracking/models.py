@@ -59,7 +59,10 @@ def find_checkpoint(model: str) -> tuple[Path, str]:
 
     The folder is the artifact store's own where that is on this machine, else a download.
     """
-    client = store.connect()
+    try:
+        client = store.connect()
+    except InputError as error:
+        raise InputError(f"{model}: no folder of that name, and {error}") from error
     try:
         model_id, version = _model_id(client, model)
         logged = client.get_logged_model(model_id)

@@ -1,32 +1,47 @@
-"""The loop that both stages run: step, log, validate, keep the best."""
+"""The loop that both stages run: step, log, validate, keep the best, save the state."""
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.data.dataset import Batch
 from videoblip2.tracking.tracker import Tracker
+from videoblip2.training.monitors import Watch, warn
 from videoblip2.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from videoblip2.training.parts import StepFunction as StepFunction
 from videoblip2.training.progress import Progress, Steps, no_progress
+from videoblip2.training.signals import signals_wait
+from videoblip2.training.state import Course, StateFile
+from videoblip2.training.validation import Best as Best
+from videoblip2.training.validation import Validator
 from videoblip2.training.workspace import Workspace
 
-#: (batch, step) → loss with gradient, metrics.
-StepFunction = Callable[[Batch, int], tuple[Tensor, dict[str, float | Tensor]]]
+Rows = Sequence[Mapping[str, object]]
 
 
 @dataclass
-class Best:
-    """The best validation so far."""
+class Training:
+    """One training in the making: what every part of the loop needs."""
 
-    cider: float = -math.inf
-    step: int = 0
-    captions: dict[str, str] = field(default_factory=dict)
+    work: Workspace
+    take_step: StepFunction
+    keep: Callable[[Best], object]
+    tracker: Tracker
+    validate_first: bool = False
+    state: StateFile | None = None
+    course: Course = field(default_factory=Course)
+
+    def __post_init__(self) -> None:
+        self.total = self.work.config.train.steps
+        self.trainable = self.work.model.trainable()
+        self.optimizer = build_optimizer(self.trainable, self.work.config.optim)
+        self.validator = Validator(self.work)
+        self.rows: Rows = ()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens `every` so many steps happens now."""
+        return self.course.step % every == 0 or self.course.step == self.total
 
 
 def train(
@@ -37,112 +52,117 @@ def train(
     progress: Progress = no_progress,
     description: str = "train",
     validate_first: bool = False,
+    state: StateFile | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
 ) -> Best:
     """Run `train.steps` steps; whenever validation CIDEr rises, call `keep`.
 
     Args:
         validate_first: also judge the network as it starts, so that the result is never worse than that.
+        state: where the training state is saved: each `train.save_every` steps, and at a step's end on Ctrl-C, SIGTERM.
+        resume: go on from that state; on a CPU the weights become the same, bit for bit, as without the break.
+        watch: warns when a monitor leaves its band.
 
-    Raises FloatingPointError naming the batch when the loss is not finite; what was kept stays kept.
+    Raises FloatingPointError naming the batch when loss or gradient is not finite; what was kept stays kept, and the
+    weights are those before the step.
     """
-    total, config = work.config.train.steps, work.config
-    optimizer = build_optimizer(work.model.trainable(), config.optim)
-    validator, best, window = Validator(work), Best(), Window()
-    if validate_first:
-        best = _validate(work, validator, best, 0, keep, tracker)
-    steps = Steps(range(total))
-    for step in progress(steps, total, description):
-        batch = work.batches(step).to(work.device)
-        rate = set_learning_rate(optimizer, step, total, config.optim)
-        metrics = _update(work, take_step, optimizer, batch, step)
-        window.add({**metrics, "lr": rate})
-        if (step + 1) % config.train.log_every == 0 or step + 1 == total:
-            means = window.flush(len(batch.video_ids))
-            steps.note = f"loss {means['train/loss']:.3f}  val CIDEr {100 * max(best.cider, 0):.1f}"
-            tracker.log_metrics(means, step + 1)
-        if (step + 1) % config.train.validate_every == 0 or step + 1 == total:
-            best = _validate(work, validator, best, step + 1, keep, tracker)
-            window.restart_clock()
-    return best
+    training = Training(work, take_step, keep, tracker, validate_first, state, Course(watch=watch))
+    if state is not None and resume:
+        state.restore(training.trainable, training.optimizer, training.course)
+    steps = Steps(range(training.course.step, training.total))
+    try:
+        _validate_if_due(training)
+        for step in progress(steps, len(steps), description):
+            with signals_wait():
+                _advance(training, step, steps)
+            _validate_if_due(training)
+            if training.course.step % work.config.train.save_every == 0:
+                _save(training)
+    except (KeyboardInterrupt, SystemExit):
+        _save(training)
+        raise
+    return training.course.best
 
 
-def _update(
-    work: Workspace, take_step: StepFunction, optimizer: torch.optim.Optimizer, batch: Batch, step: int
-) -> dict[str, float]:
-    with work.autocast():
-        loss, metrics = take_step(batch, step)
-    values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"step {step}: the loss is {values['loss']} on videos {', '.join(batch.video_ids[:8])}…; "
-            "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
-        )
-    loss.backward()
-    values["grad_norm"] = clip_gradients(work.model.trainable().values(), work.config.optim.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def _advance(training: Training, step: int, steps: Steps) -> None:
+    """One step, and a log line where one is due."""
+    work, course = training.work, training.course
+    config = work.config
+    batch = work.batches(step).to(work.device)
+    rate = set_learning_rate(training.optimizer, step, training.total, config.optim)
+    metrics = _update(training, batch, step)
+    course.window.add({**metrics, "lr": rate})
+    course.step = step + 1
+    if training.due(config.train.log_every):
+        means = course.window.flush(len(batch.video_ids))
+        steps.note = f"loss {means['train/loss']:.3f}  val CIDEr {100 * max(course.best.cider, 0):.1f}"
+        _log(training, means)
+
+
+def _update(training: Training, batch: Batch, step: int) -> dict[str, float]:
+    """All parts of a step: gradients add up, and the optimizer moves after the last part of each update."""
+    values: dict[str, float] = {}
+    for part in training.take_step(batch, step):
+        _stop_unless_finite("loss", float(part.loss.detach()), part.video_ids, step)
+        part.loss.backward()
+        for name, value in part.metrics.items():
+            values[name] = values.get(name, 0.0) + float(value)
+        training.rows = part.rows or training.rows
+        if part.last:
+            norm = clip_gradients(training.trainable.values(), training.work.config.optim.max_grad_norm)
+            _stop_unless_finite("gradient norm", norm, batch.video_ids, step)
+            values["grad_norm"] = norm
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
     return values
 
 
-def _validate(
-    work: Workspace, validator: "Validator", best: Best, step: int, keep: Callable[[Best], object], tracker: Tracker
-) -> Best:
-    captions = validator.captions()
-    cider = validator.cider(captions)
-    tracker.log_metrics({"val/CIDEr": cider}, step)
-    if cider <= best.cider:
-        return best
-    better = Best(cider, step, captions)
-    keep(better)
-    return better
+def _stop_unless_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"step {step}: the {what} is {value} on videos {', '.join(video_ids)}; "
+            "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
+        )
 
 
-class Validator:
-    """Greedy captions of the validation videos, and their CIDEr as pycocoevalcap computes it on that split."""
-
-    def __init__(self, work: Workspace) -> None:
-        self._work = work
-        self.references = {video.video_id: video.captions for video in work.val_videos}
-        self._scorer = CiderD(self.references, DocumentFrequencies.from_references(self.references))
-
-    def captions(self) -> dict[str, str]:
-        work = self._work
-        work.model.eval()
-        with work.autocast():
-            stream = work.captioner.caption_videos(list(self.references), work.features, work.config.decode)
-            return {video_id: caption.text for video_id, caption in stream}
-
-    def cider(self, captions: dict[str, str]) -> float:
-        return float(self._scorer.score(list(captions), list(captions.values())).mean())
+def _log(training: Training, means: dict[str, float]) -> None:
+    """An interval's means, and warnings where a monitor left its band."""
+    watch, step = training.course.watch, training.course.step
+    if watch is not None:
+        monitors = {name.removeprefix("train/"): value for name, value in means.items()}
+        for line in watch.look(monitors, step):
+            warn(line)
+            training.tracker.set_tags({f"warning.{step}.{line.split()[2]}": line})
+        means["train/outside_bands"] = float(len(watch.outside))
+    training.tracker.log_metrics(means, step)
 
 
-class Window:
-    """Means of metrics, and speed, over the steps since the last flush."""
+def _validate_if_due(training: Training) -> None:
+    """Judge the network where that is due and not done; keep it where it is the best so far."""
+    course, step = training.course, training.course.step
+    due = training.due(training.work.config.train.validate_every) if step else training.validate_first
+    if not due or course.validated >= step:
+        return
+    captions = training.validator.captions()
+    cider = training.validator.cider(captions)
+    training.tracker.log_metrics({"val/CIDEr": cider}, step)
+    if training.rows:
+        training.tracker.log_table("samples", [{**row, "step": step} for row in training.rows])
+    if cider > course.best.cider:
+        better = Best(cider, step, captions)
+        training.keep(better)
+        course.best = better
+    course.validated = step
+    course.window.restart_clock()
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self.restart_clock()
 
-    def restart_clock(self) -> None:
-        self._since, self._timed = time.perf_counter(), 0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        self._steps += 1
-        self._timed += 1
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def flush(self, batch_size: int) -> dict[str, float]:
-        """`train/…` means and `time/…` speed; starts a new window."""
-        means = {f"train/{name}": total / self._steps for name, total in self._sums.items()}
-        seconds = time.perf_counter() - self._since
-        if self._timed:
-            means["time/step_seconds"] = seconds / self._timed
-            means["time/videos_per_second"] = batch_size * self._timed / seconds
-        self._sums, self._steps = {}, 0
-        self.restart_clock()
-        return means
+def _save(training: Training) -> None:
+    """The state as it is at this step's end, after everything logged so far has left."""
+    if training.state is not None:
+        training.tracker.flush()
+        training.state.save(training.trainable, training.optimizer, training.course)
+        training.course.window.restart_clock()
 
 
 def checkpoint_folder(work: Workspace, name: str) -> Path:

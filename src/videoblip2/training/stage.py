@@ -1,23 +1,34 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
 import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videoblip2.captions import CiderD
 from videoblip2.config import Config, flatten, to_yaml
 from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
 from videoblip2.features.store import digest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+from videoblip2.model.first_weights import describe_first_weights, reports_as_json
+from videoblip2.model.model_card import write_card
+from videoblip2.model.weight_report import WeightReport
 from videoblip2.tracking import open_run
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
+from videoblip2.training.monitors import Watch
 from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.resume import find_saved, plain, resumed_config
+from videoblip2.training.rewards import build_reward, reward_references
 from videoblip2.training.scst import scst_step
-from videoblip2.training.workspace import Workspace, inherit_model, open_workspace
+from videoblip2.training.state import FOLDER, StateFile
+from videoblip2.training.workspace import Workspace, inherit_model, open_workspace, start_copy
+
+ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
 
 
 @dataclass(frozen=True)
@@ -33,13 +44,28 @@ class StageResult:
     metrics: dict[str, float]
 
 
-def run_stage(stage: str, config: Config, progress: Progress = no_progress) -> StageResult:
-    """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong."""
-    config = inherit_model(config)
-    work = open_workspace(config)
+def run_stage(
+    stage: str, config: Config, progress: Progress = no_progress, show_weights: ShowWeights | None = None
+) -> StageResult:
+    """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong.
+
+    With `train.resume` the run of the saved state goes on, in MLflow, too.
+
+    Args:
+        show_weights: is given, before training starts, a line a part of the network on its first weights, and the
+            report of each Q-Former that was loaded, by modality.
+    """
+    config = inherit_model(resumed_config(config))
     name = config.run.name or run_name(stage, config)
-    with open_run(stage, name, config.run.experiment, enabled=config.run.tracking) as tracker:
-        return _run(stage, name, work, tracker, progress)
+    saved = find_saved(stage, Path(config.run.out) / name, config)
+    work = open_workspace(config)
+    weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
+    if show_weights is not None:
+        show_weights(weights, work.reports)
+    earlier, run = saved["run_id"] if saved else None, config.run
+    with open_run(stage, name, run.experiment, enabled=run.tracking, resume_run_id=earlier) as tracker:
+        _log_weights(checkpoint_folder(work, name).parent, weights, work.reports, tracker)
+        return _run(stage, name, work, tracker, progress, resume=saved is not None)
 
 
 def run_name(stage: str, config: Config) -> str:
@@ -52,26 +78,38 @@ def run_name(stage: str, config: Config) -> str:
     return "-".join([*parts, f"lr{config.optim.lr:g}", f"seed{config.seed}"])
 
 
-def _run(stage: str, name: str, work: Workspace, tracker: Tracker, progress: Progress) -> StageResult:
+def _run(
+    stage: str, name: str, work: Workspace, tracker: Tracker, progress: Progress, resume: bool = False
+) -> StageResult:
     folder = checkpoint_folder(work, name)
     digests = _log_inputs(stage, work, tracker)
     provenance = _provenance(stage, name, work, tracker, digests)
     keep = partial(_keep, folder, work, provenance)
-    best = train(work, _step_function(stage, work), keep, tracker, progress, stage, validate_first=stage == "scst")
+    state = _open_state(stage, name, work, tracker, resume)
+    watch = Watch(work.config.scst.watch, reward_references(work)) if stage == "scst" else None
+    take_step = _step_function(stage, work)
+    best = train(work, take_step, keep, tracker, progress, stage, stage == "scst", state, resume, watch)
     result = _judge(work, best)
     metrics = {name: value for name, value in result.corpus.items()}
     _keep_metrics(folder, {**metrics, "step": float(best.step)})
     model = _log_results(name, folder, result, metrics, work, tracker)
+    state.finish(run_id=tracker.run_id, model=model, steps=work.config.train.steps)
     return StageResult(stage, name, tracker.run_id, model, folder, best.step, metrics)
 
 
 def _step_function(stage: str, work: Workspace) -> StepFunction:
     if stage == "ce":
         return partial(ce_step, work)
-    references = work.all_references
-    if work.config.scst.references == "selected":
-        references = {video.video_id: video.captions for video in work.train_videos}
-    return partial(scst_step, work, CiderD(references, work.document_frequencies))
+    return partial(scst_step, work, build_reward(work), start=start_copy(work))
+
+
+def _open_state(stage: str, name: str, work: Workspace, tracker: Tracker, resume: bool) -> StateFile:
+    """The state file of this run; what an earlier run left there is forgotten unless it goes on."""
+    identity = {"stage": stage, "name": name, "run_id": tracker.run_id, "config": plain(work.config)}
+    state = StateFile(Path(work.config.run.out) / name / FOLDER, identity)
+    if not resume:
+        state.clear()
+    return state
 
 
 def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best) -> None:
@@ -86,12 +124,10 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
-    import json
-    import os
-
     draft = folder / ".metrics.json.tmp"
     draft.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, folder / "metrics.json")
+    write_card(folder)
 
 
 def _judge(work: Workspace, best: Best) -> Evaluation:
@@ -115,6 +151,15 @@ def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]
     tags = {"seed": str(config.seed), "modalities": config.model.modalities}
     tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
     return digests
+
+
+def _log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
+    """What became of every tensor as `first_weights.json` beside the checkpoint and in the run, and a tag a part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "first_weights.json"
+    file.write_text(json.dumps(reports_as_json(lines, reports), indent=1) + "\n", encoding="utf-8")
+    tracker.log_file(file)
+    tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
 
 
 def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digests: dict[str, str]) -> dict[str, Any]:

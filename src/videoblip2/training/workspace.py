@@ -1,5 +1,6 @@
 """What a training stage stands on: network, tokenizers, data, document frequencies."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,16 @@ def open_workspace(config: Config) -> Workspace:
     val = with_features(read_annotations(folder / "val.json"), store, "val.json")
     model, tokenizers, reports = _network(config)
     return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+
+
+def start_copy(work: Workspace) -> VideoBlip2 | None:
+    """The network as it is now, for the KL term; None where `scst.kl_weight` is 0. Frozen weights are shared."""
+    if not work.config.scst.kl_weight:
+        return None
+    shared = {id(weight): weight for weight in work.model.parameters() if not weight.requires_grad}
+    start: VideoBlip2 = copy.deepcopy(work.model, shared)
+    start.requires_grad_(False).eval()
+    return start
 
 
 def with_features(videos: list[VideoAnnotation], store: FeatureStore, name: str) -> list[VideoAnnotation]:

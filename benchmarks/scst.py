@@ -1,0 +1,343 @@
+"""One SCST step: this trainer beside the step as people write it, same weights and data, in one run.
+
+    python benchmarks/scst.py [--quick] [--json] [--device cuda] [--threads N]
+
+(a)  this project: Q-Formers and T5's encoder once a video, greedy and samples in one batch with shared caches,
+     prepared CIDEr-D, one teacher-forced pass on the shared encoding
+(b)  as people write it: `generate` greedy, `generate` sampling, a Java tokeniser twice, `Cider` on the batch, and a
+     forward pass for the loss on inputs repeated once a sample
+(c)  (b) with tokeniser and CIDEr replaced by this project's
+
+Needs torch, transformers and peft; (b) also pycocoevalcap and Java, without which it is left out.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import InstructBlipQFormerConfig, T5Config
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.captions import CiderD, DocumentFrequencies
+from videoblip2.model.configuration import VideoBlip2Config
+from videoblip2.model.decode import greedy, greedy_and_sample
+from videoblip2.model.network import VideoBlip2
+from videoblip2.training.policy import token_log_probs
+from videoblip2.training.scst import policy_loss
+
+WORDS = tuple("a man woman dog is the running playing with ball on in stage singing song car driving red".split(" "))  # noqa: SIM905
+#: Random weights seldom end a caption, so both sides decode this many tokens: more than MSR-VTT's mean of about twelve.
+NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network and a batch."""
+
+    name: str
+    d_model: int
+    layers: int
+    d_ff: int
+    heads: int
+    vocab: int
+    qformer_layers: int
+    qformer_width: int
+    videos: int = 8
+    samples: int = 5
+    frames: int = 20
+    windows: int = 10
+
+
+SMALL = Size("small", 128, 2, 256, 4, 1000, 2, 128)
+FULL = Size("full", 768, 12, 2048, 12, 32128, 12, 768)
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    device: torch.device
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(values) for name, values in self.seconds.items()}
+
+
+def build(size: Size, device: torch.device) -> VideoBlip2:
+    """Random weights, dropout off; logits of unit variance, so that samples run on instead of ending at once."""
+    torch.manual_seed(0)
+    qformer = InstructBlipQFormerConfig(
+        hidden_size=size.qformer_width,
+        num_hidden_layers=size.qformer_layers,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.qformer_width,
+        encoder_hidden_size=768,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    text = T5Config(
+        vocab_size=size.vocab,
+        d_model=size.d_model,
+        d_kv=size.d_model // size.heads,
+        d_ff=size.d_ff,
+        num_layers=size.layers,
+        num_heads=size.heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    config = VideoBlip2Config(
+        text_config=text,
+        video_qformer_config=qformer.to_dict(),
+        audio_qformer_config=qformer.to_dict(),
+        separate_lm_head=True,
+    )
+    model = VideoBlip2(config)
+    torch.nn.init.normal_(model.language_model.lm_head.weight, std=size.d_model**-0.5)
+    return model.to(device).eval()
+
+
+def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
+    """Random features and a prompt of five pieces."""
+    torch.manual_seed(1)
+    ones = torch.ones
+    batch = {
+        "video": torch.randn(size.videos, size.frames, 768),
+        "video_mask": ones(size.videos, size.frames, dtype=torch.long),
+        "audio": torch.randn(size.videos, size.windows, 512),
+        "audio_mask": ones(size.videos, size.windows, dtype=torch.long),
+        **{f"{kind}_ids": torch.randint(5, 900, (size.videos, 5)) for kind in ("qformer", "prompt")},
+        **{f"{kind}_mask": ones(size.videos, 5, dtype=torch.long) for kind in ("qformer", "prompt")},
+    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def texts(ids: Tensor) -> list[str]:
+    """Tokens as words of a small vocabulary, so that every reward path does its full work."""
+    return [" ".join(WORDS[token % len(WORDS)] for token in row if token > 1) or "a" for row in ids.tolist()]
+
+
+def references(size: Size) -> dict[str, list[str]]:
+    """Twenty captions of ten words a video."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(2, 900, (size.videos, 20, 10), generator=generator)
+    return {f"video{video}": texts(rows[video]) for video in range(size.videos)}
+
+
+def ours(model: VideoBlip2, batch: dict[str, Tensor], size: Size, scorer: CiderD, clock: Clock) -> None:
+    """(a): the step of training/scst.py, phase by phase."""
+    with clock.phase("encode"):
+        states, mask = model.encode(**batch)
+    with clock.phase("decode"), torch.no_grad():
+        best, sampled = greedy_and_sample(model, states.detach(), mask, NEW_TOKENS, size.samples)
+    with clock.phase("reward"):
+        ids = [f"video{row // size.samples}" for row in range(len(sampled.ids))]
+        reward = torch.from_numpy(scorer.score(ids, texts(sampled.ids), sampled.ended.tolist()))
+        base = torch.from_numpy(scorer.score(ids[:: size.samples], texts(best.ids), best.ended.tolist()))
+        advantage = (reward.view(-1, size.samples) - base[:, None]).flatten().float().to(states.device)
+    with clock.phase("loss"):
+        log_probs = token_log_probs(model.decode(states, mask, sampled.ids), sampled.ids)
+        policy_loss(log_probs, sampled.mask, advantage).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def as_written(
+    model: VideoBlip2, batch: dict[str, Tensor], size: Size, reward_of: Callable[..., Any], clock: Clock
+) -> None:
+    """(b) and (c): every part called where one needs it, inputs repeated once a sample."""
+    options = {"max_new_tokens": NEW_TOKENS}
+    repeated = {name: tensor.repeat_interleave(size.samples, dim=0) for name, tensor in batch.items()}
+    with clock.phase("decode"), torch.no_grad():
+        best = _generate(model, batch, do_sample=False, **options)
+        sampled = _generate(model, repeated, do_sample=True, top_k=0, **options)
+    with clock.phase("reward"):
+        ids = [f"video{row // size.samples}" for row in range(len(sampled))]
+        reward = torch.as_tensor(reward_of(ids, texts(sampled)))
+        base = torch.as_tensor(reward_of(ids[:: size.samples], texts(best)))
+        advantage = (reward.view(-1, size.samples) - base[:, None]).flatten().float().to(sampled.device)
+    with clock.phase("loss"):
+        states, mask = model.encode(**repeated)
+        logits = model.decode(states, mask, sampled)
+        log_probs = torch.log_softmax(logits, dim=-1).gather(2, sampled[..., None]).squeeze(2)
+        live = (sampled != 0).float()
+        (-(advantage[:, None] * log_probs * live).sum() / live.sum()).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _generate(model: VideoBlip2, batch: dict[str, Tensor], **options: Any) -> Tensor:
+    states, mask = model.encode(**batch)
+    encoded = BaseModelOutput(last_hidden_state=states)
+    out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
+    return out[:, 1:]
+
+
+def java_reward(truth: dict[str, list[str]]) -> Callable[[list[str], list[str]], Any]:
+    """PTBTokenizer on references and captions, then Cider, for every call."""
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    def score(ids: list[str], captions: list[str]) -> Any:
+        tokenizer = PTBTokenizer()
+        gts = {str(i): [{"caption": text} for text in truth[video]] for i, video in enumerate(ids)}
+        res = {str(i): [{"caption": text}] for i, text in enumerate(captions)}
+        return Cider().compute_score(tokenizer.tokenize(gts), tokenizer.tokenize(res))[1]
+
+    return score
+
+
+def matrix_floor(model: VideoBlip2, size: Size, batch: dict[str, Tensor]) -> float:
+    """Seconds that the matrix products alone of (a) take: one product of each shape, timed, times how often it is done.
+
+    Forward and backward of encoder and teacher-forced pass (three forwards' worth where a weight trains, two where only
+    the gradient passes through), and one product a token in decoding.
+    """
+    rows = {
+        "qformer": size.videos * 37,
+        "encoder": size.videos * 69,
+        "decoder": size.videos * size.samples * NEW_TOKENS,
+    }
+    step_rows = size.videos * (size.samples + 1)
+    total = 0.0
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, torch.nn.Linear) or "lora_" in name:
+            continue
+        if ".qformer." in name:
+            total += 3 * _product(rows["qformer"], weight)
+        elif "language_model.encoder" in name:
+            total += 2 * _product(rows["encoder"], weight)
+        else:
+            total += 2 * _product(rows["decoder"], weight) + NEW_TOKENS * _product(step_rows, weight)
+    return total
+
+
+_SEEN: dict[tuple[int, ...], float] = {}
+
+
+def _product(rows: int, weight: Tensor) -> float:
+    key = (rows, *weight.shape)
+    if key not in _SEEN:
+        data = torch.randn(rows, weight.shape[1], device=weight.device)
+        with torch.no_grad():
+            times = []
+            for _ in range(4):
+                start = time.perf_counter()
+                torch.nn.functional.linear(data, weight)
+                if weight.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+        _SEEN[key] = min(times[1:])
+    return _SEEN[key]
+
+
+def measure(size: Size, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Medians over interleaved repeats of (a), (b), (c)."""
+    model, batch, truth = build(size, device), inputs(size, device), references(size)
+    scorer = CiderD(truth, DocumentFrequencies.from_references(truth, end_token=True))
+    clocks = {name: Clock(device) for name in ("a", "b", "c")}
+    java = java_reward(truth) if shutil.which("java") else None
+    for _ in range(repeats + 1):
+        ours(model, batch, size, scorer, clocks["a"])
+        if java:
+            as_written(model, batch, size, java, clocks["b"])
+        as_written(model, batch, size, lambda ids, captions: scorer.score(ids, captions), clocks["c"])
+    phases = {}
+    for name, clock in clocks.items():
+        clock.seconds = {phase: values[1:] for phase, values in clock.seconds.items()}  # the first warms up
+        phases[name] = clock.medians()
+    return summary(size, phases, clocks, matrix_floor(model, size, batch))
+
+
+def summary(size: Size, phases: dict[str, dict[str, float]], clocks: dict[str, Clock], floor: float) -> dict[str, Any]:
+    totals = {name: sum(times.values()) for name, times in phases.items() if times}
+    spread = {
+        name: [round(f(map(sum, zip(*clock.seconds.values(), strict=True))), 3) for f in (min, max)]
+        for name, clock in clocks.items()
+        if clock.seconds
+    }
+    captions = size.videos * (size.samples + 1)
+    return {
+        "ratio": round(totals["b"] / totals["a"], 2) if "b" in totals else None,
+        "ratio_c": round(totals["c"] / totals["a"], 2),
+        "reward_share": round(phases["a"]["reward"] / totals["a"], 4),
+        "captions_per_second": round(captions / totals["a"], 1),
+        "steps_per_second": {name: round(1 / total, 3) for name, total in totals.items()},
+        "phases": {name: {k: round(v, 4) for k, v in times.items()} for name, times in phases.items() if times},
+        "seconds_min_max": spread,
+        "matrix_products": round(floor, 3),
+        "peak_memory_mb": peak_memory(),
+    }
+
+
+def peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def greedy_ratio(size: Size, device: torch.device, repeats: int) -> dict[str, float]:
+    """Greedy decoding of 32 captions beside `generate`."""
+    model = build(size, device)
+    batch = {name: tensor.repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in inputs(size, device).items()}
+    clock = Clock(device)
+    with torch.no_grad():
+        states, mask = model.encode(**batch)
+        encoded = BaseModelOutput(last_hidden_state=states)
+        for _ in range(repeats + 1):
+            with clock.phase("ours"):
+                greedy(model, states, mask, NEW_TOKENS)
+            with clock.phase("generate"):
+                model.language_model.generate(
+                    encoder_outputs=encoded, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
+                )
+    clock.seconds = {phase: values[1:] for phase, values in clock.seconds.items()}
+    times = clock.medians()
+    return {"ratio": round(times["generate"] / times["ours"], 2), **{k: round(v, 4) for k, v in times.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few repeats, under 60 seconds")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    result: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
+    result["small"] = measure(SMALL, device, 3 if options.quick else 10)
+    result["greedy"] = {"size": "small", **greedy_ratio(SMALL, device, 5)}
+    if not options.quick:
+        result["greedy_small"] = result["greedy"]
+        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, 2)}
+        result["full"] = measure(FULL, device, 2)
+    for name, value in result.items():
+        print(name, json.dumps(value, indent=2) if isinstance(value, dict) else value)
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The model card (Mitchell et al. 2019): README.md of a checkpoint folder, made from the folder's other files.
+
+Nothing in it is typed by hand: sizes are read off the tensors, scores, data and parents off the JSON beside them.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CARD = "README.md"
+_PARTS = (
+    ("video Q-Former", ("video_branch.",)),
+    ("audio Q-Former and upscaler", ("audio_branch.", "audio_upscaler.")),
+    ("projections to T5", ("proj_video.", "proj_audio.")),
+)
+_LIMITS = """\
+- It sees frame features and windows of sound, never pixels or waveforms, so it cannot read text on the screen or tell
+  what is said.
+- It captions in the language and manner of its training captions and repeats their biases; a caption can be fluent and
+  wrong. Nothing here measures fairness between groups of people.
+- Features must come from the encoders named above: others of the same width load, and give nonsense.
+- Scores were measured on the splits named above only; self-critical training optimises CIDEr-D itself, so that metric
+  flatters a model that had it."""
+
+
+def write_card(folder: Path) -> Path:
+    """Write README.md from the folder's config.json, config.yaml, metrics.json, provenance.json and tensor sizes."""
+    network, metrics, provenance = (_json(folder / f"{name}.json") for name in ("config", "metrics", "provenance"))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    text = model_card(network, config, metrics, provenance, tensor_sizes(folder))
+    draft = folder / f".{CARD}.tmp"
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, folder / CARD)
+    return folder / CARD
+
+
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Tensor name → number of elements, from the headers of the folder's safetensors: no weight is read."""
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            sizes |= {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return sizes
+
+
+def model_card(
+    network: Mapping[str, Any],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    provenance: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        network: config.json of the checkpoint. config: its training configuration. sizes: see `tensor_sizes`.
+    """
+    name = provenance.get("name") or "videoblip2"
+    sections = {
+        "": _what(network),
+        "Use": _use(network),
+        "Sizes": _sizes(sizes),
+        "Training": _training(config, provenance),
+        "Scores": _scores(metrics, provenance),
+        "Limits": _LIMITS,
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    return f"{_head()}\n# {name}\n\n{body}\n"
+
+
+def _head() -> str:
+    tags = "\n".join(f"- {tag}" for tag in ("video-captioning", "blip-2", "q-former", "t5", "lora"))
+    return f"---\nlibrary_name: videoblip2\npipeline_tag: video-text-to-text\ntags:\n{tags}\n---\n"
+
+
+def _what(network: Mapping[str, Any]) -> str:
+    senses = {"both": "pictures and sound", "video": "pictures only", "audio": "sound only"}[network["modalities"]]
+    text = network["text_config"]
+    lora = f"r={network['lora_r']}, alpha={network['lora_alpha']:g}, on {' and '.join(network['lora_target_modules'])}"
+    merged = "folded into its weights" if network.get("lora_merged") else "apart from its weights"
+    return (
+        f"A VideoBLIP2 network that captions videos from {senses}: Q-Formers with {network['num_queries']} queries "
+        f"each, in front of a frozen T5 of width {text['d_model']} with LoRA ({lora}, {merged}).\n\n"
+        f"Input: frame features [F, {network['video_dim']}] and audio features [A, {network['audio_dim']}], "
+        f"at most {network['max_positions']} of each; prompt: “{network['prompt']}”. Output: a caption."
+    )
+
+
+def _use(network: Mapping[str, Any]) -> str:
+    video, audio = network["video_dim"], network["audio_dim"]
+    return (
+        "The folder loads offline, with nothing but itself, and holds no pickle.\n\n"
+        "    vb2 caption FOLDER video.mp4\n\n"
+        "    from videoblip2.predict import load_captioner\n\n"
+        '    captioner = load_captioner("FOLDER")\n'
+        f"    captioner.caption([(video, audio)])  # arrays [F, {video}], [A, {audio}]; A = 0: no audio\n\n"
+        '`AutoModel.from_pretrained("FOLDER")` gives the bare network once `videoblip2.model.network` is imported.'
+    )
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    groups: Counter[str] = Counter()
+    for name, size in sizes.items():
+        groups[_part(name)] += size
+    rows = [f"| {part} | {size:,} |" for part, size in groups.items()]
+    return "\n".join(["| part | parameters |", "|---|---:|", *rows, f"| all | {sum(sizes.values()):,} |"])
+
+
+def _part(name: str) -> str:
+    for part, prefixes in _PARTS:
+        if name.startswith(prefixes):
+            return part
+    return "LoRA" if "lora_" in name else "T5, frozen"
+
+
+def _training(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    stage = {"ce": "cross-entropy (`ce`)", "scst": "self-critical training on CIDEr-D (`scst`)"}
+    lines = [f"- stage: {stage.get(provenance.get('stage', ''), 'not recorded')}, step {provenance.get('step', '?')}"]
+    lines += [f"- {key}: {provenance[key]}" for key in ("run_id", "parent", "merged_from") if provenance.get(key)]
+    for split, digest in (provenance.get("data") or {}).items():
+        lines.append(f"- {split} data (annotations and features): digest `{digest}`")
+    for kind, encoder in (provenance.get("features") or {}).items():
+        if kind in ("clip", "clap"):
+            lines.append(f"- {kind.upper()}: {encoder.get('name')}, fingerprint `{encoder.get('fingerprint', '?')}`")
+    model, optim = config.get("model", {}), config.get("optim", {})
+    if model:
+        lines.append(f"- first weights: T5 {model.get('language_model')}, Q-Formers {_first(model.get('qformer', {}))}")
+    if optim:
+        lines.append(f"- learning rate {optim.get('lr'):g}, seed {config.get('seed')}; all else in config.yaml")
+    return "\n".join(lines)
+
+
+def _first(qformer: Mapping[str, Any]) -> str:
+    return str(qformer.get("weights") or "fresh")
+
+
+def _scores(metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
+    rows = [f"| {name.removeprefix('val/')} | {value:.4f} |" for name, value in metrics.items() if name != "step"]
+    if not rows:
+        return "None recorded."
+    digest = (provenance.get("data") or {}).get("val")
+    split = f"validation split (digest `{digest}`)" if digest else "validation split"
+    return "\n".join([f"On the {split}, in pycocoevalcap's own scale.", "", "| metric | score |", "|---|---:|", *rows])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,21 @@
+"""The reward of a stage, made once from its configuration and data."""
+
+from videoblip2.captions import MixedReward, RewardWeights
+from videoblip2.training.workspace import Workspace
+
+
+def build_reward(work: Workspace) -> MixedReward:
+    """The weighted sum that `scst.reward` describes, against the references that `scst.references` names.
+
+    Document frequencies are those of the complete training references, whichever references score.
+    """
+    config = work.config.scst
+    weights = RewardWeights(**config.reward.model_dump())
+    return MixedReward(reward_references(work), work.document_frequencies, weights)
+
+
+def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
+    """Reference captions by training video: the training file's (`selected`) or every one (`all`)."""
+    if work.config.scst.references == "all":
+        return work.all_references
+    return {video.video_id: video.captions for video in work.train_videos}

@@ -1,0 +1,94 @@
+"""The command line: fast start, one-line errors, exit codes, overrides."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from videoblip2.cli import explain, main
+from videoblip2.cli.stages import overrides_from
+from videoblip2.config import InputError
+
+HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
+
+
+def vb2(*words, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-c", "from videoblip2.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['vb2', '--help']\n"
+        "from videoblip2.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
+    assert "scst" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ce", "nowhere.yaml"], "nowhere.yaml"),
+        (["ce", "experiments/toy_ce.yaml", "optim.lrr=1"], "did you mean 'optim.lr'?"),
+        (["ce", "experiments/toy_ce.yaml", "--optim.lr", "fast"], "optim.lr='fast'"),
+        (["evaluate", "no-such-model"], "no-such-model"),
+        (["data", "prepare", "nothing.zip", "--out", "/tmp/never"], "nothing.zip"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path, words, message):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    monkeypatch.setattr(sys, "argv", ["vb2", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_wrong_usage_is_exit_code_2():
+    run = vb2("ce")
+    assert run.returncode == 2
+    assert "CONFIG" in run.stderr
+
+
+def test_debug_shows_where(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vb2", "ce", "nowhere.yaml", "--debug"])
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        main()
+
+
+def test_a_bug_points_to_debug_and_a_mistake_does_not():
+    assert explain(InputError("value x: wrong")) == "value x: wrong"
+    assert explain(KeyError("x")) == "KeyError: 'x' (run again with --debug to see where)"
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["a=1", "b.c=2"], ["a=1", "b.c=2"]),
+        (["--optim.lr", "1e-5", "seed=3"], ["optim.lr=1e-5", "seed=3"]),
+        (["--optim.lr=1e-5"], ["optim.lr=1e-5"]),
+        (None, []),
+    ],
+)
+def test_options_of_mlflow_run_are_overrides(words, overrides):
+    assert overrides_from(words) == overrides
+
+
+def test_json_is_the_last_line(tmp_path):
+    run = vb2("data", "toy", str(tmp_path / "toy"), "--videos", "10", "--seed", "1", "--json")
+    assert run.returncode == 0, run.stderr
+    assert isinstance(json.loads(run.stdout.splitlines()[-1]), dict)

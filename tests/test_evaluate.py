@@ -1,0 +1,35 @@
+"""Evaluation of captions: every video judged, predictions written whole."""
+
+import json
+
+import pytest
+
+from videoblip2.config import InputError
+from videoblip2.evaluate import FAST_METRICS, evaluate, write_predictions
+
+REFERENCES = {"video0": ["a red circle moves", "the circle moves left"], "video1": ["a dog barks", "a dog is loud"]}
+CAPTIONS = {"video0": "a red circle moves", "video1": "a cat"}
+
+
+def test_corpus_and_per_video_scores():
+    result = evaluate(CAPTIONS, REFERENCES, FAST_METRICS)
+    assert result.per_video["video0"]["CIDEr"] > result.per_video["video1"]["CIDEr"]
+    assert result.corpus["CIDEr"] == pytest.approx(sum(v["CIDEr"] for v in result.per_video.values()) / 2)
+    assert {"Bleu_4", "ROUGE_L", "distinct_1", "mean_length"} <= set(result.corpus)
+
+
+def test_a_video_without_caption_is_named():
+    with pytest.raises(InputError, match="video1: has references but no caption"):
+        evaluate({"video0": "a"}, REFERENCES, FAST_METRICS)
+
+
+def test_predictions_file_and_table_rows(tmp_path):
+    result = evaluate(CAPTIONS, REFERENCES, FAST_METRICS)
+    path = tmp_path / "deep" / "predictions.jsonl"
+    write_predictions(path, result)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["video_id"] for row in rows] == ["video0", "video1"]
+    assert rows[0]["references"] == REFERENCES["video0"]
+    assert rows[0]["scores"]["CIDEr"] == result.per_video["video0"]["CIDEr"]
+    assert next(iter(result.rows()[0])) == "video_id"
+    assert [path.name for path in path.parent.iterdir()] == ["predictions.jsonl"]

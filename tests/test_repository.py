@@ -1,0 +1,84 @@
+"""The repository itself: experiment files, README's commands, sizes of files, no inheritance among our classes."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from videoblip2.config import load_config
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "serving").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_an_experiment_loads_and_says_its_command(path):
+    load_config(path)
+    lines = path.read_text().splitlines()
+    head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    assert f"experiments/{path.name}" in head
+    assert "vb2 " in head
+
+
+def commands_of_readme():
+    text = (ROOT / "README.md").read_text()
+    return sorted(
+        {
+            match
+            for match in re.findall(r"vb2 ([a-z]+(?: (?:toy|prepare|top5|extract|check|list|gc|fetch|inspect))?)", text)
+        }
+    )
+
+
+def test_readme_names_only_commands_that_exist():
+    from typer.main import get_command
+
+    from videoblip2.cli import app
+
+    root = get_command(app)
+    assert commands_of_readme()
+    for command in commands_of_readme():
+        node = root
+        for word in command.split():
+            assert word in node.commands, f"README says `vb2 {command}`"
+            node = node.commands[word]
+
+
+def test_readme_names_only_make_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_small(path: Path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_no_class_of_ours_inherits_from_another_of_ours_but_config_sections():
+    classes = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = {ast.unparse(base) for base in node.bases}
+    for name, bases in classes.items():
+        assert not bases & (set(classes) - {"Section"}), name
+
+
+def test_ci_calls_the_readmes_commands():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert all(f"make {target}" in script for target in ("check", "test", "demo"))
+
+
+def test_the_version_is_said_once_in_code_and_once_in_pyproject():
+    import tomllib
+
+    import videoblip2
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert videoblip2.__version__ == project["version"]
