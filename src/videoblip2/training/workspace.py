@@ -112,6 +112,11 @@ def _network(config: Config) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
         return build_model(config.model, config.data.prompt)
     folder = local_model(config.train.start_from)
     checkpoint = load_checkpoint(folder)
+    if checkpoint.model.config.lora_merged:
+        raise InputError(
+            f"train.start_from={config.train.start_from}: its LoRA is folded in, nothing of T5 could be trained; "
+            "start from the checkpoint that was merged"
+        )
     _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}
