@@ -202,7 +202,7 @@ def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
     work.model = moved(work.model)
     optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=1e-3)
     judge, batch, kl = build_reward(work), work.batches(0), []
-    for step in range(25):
+    for step in range(80):
         (part,) = scst.scst_step(work, judge, batch, step, start)
         kl.append(float(part.metrics["kl"]))
         part.loss.backward()
