@@ -25,7 +25,7 @@ def logged(store):
         tracker.log_checkpoint(write_checkpoint(store / "old"), "ce", {})
         newest = write_checkpoint(store / "new")
         (newest / "metrics.json").write_text('{"CIDEr": 0.6}')
-        uri = tracker.log_checkpoint(newest, "ce", {"val/CIDEr": 0.6})
+        uri = tracker.log_checkpoint(newest, "scst-greedy-lr0.001-seed0", {"val/CIDEr": 0.6})
         tracker.log_best({"val/CIDEr": 0.6, "val/Bleu_4": 0.3})
     return SimpleNamespace(run_id=tracker.run_id, uri=uri, store=store)
 

@@ -45,7 +45,7 @@ def log_checkpoint(folder: Path, name: str) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # it would need feature files
         info = mlflow.pyfunc.log_model(
-            name=name,
+            name=re.sub(r"[^\w-]", "_", name),  # MLflow allows no dot in a model's name; ours hold learning rates
             python_model=str(CODE),
             artifacts={CHECKPOINT: str(folder)},
             pip_requirements=_requirements(),
