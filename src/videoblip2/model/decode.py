@@ -145,7 +145,7 @@ def _roll(
     generator: torch.Generator | None = None,
 ) -> Decoded:
     """Token by token; the first `num_greedy` rows of each video take the likeliest token, the others draw."""
-    decoder = T5Decoder(model.language_model)
+    decoder = T5Decoder(model.language_model, len(states) * (num_greedy + samples))
     caches = decoder.start(states, mask, max_new_tokens)
     run = Rollout(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
     total, every = len(run.ids), STEPS_BETWEEN_LOOKS.get(states.device.type, 1)

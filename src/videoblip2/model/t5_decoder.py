@@ -4,7 +4,8 @@ What makes it quicker than `generate`, with the same numbers:
 1. Cross-attention keys and values are computed once a video and shared by all captions of that video.
 2. The first token of all captions of a video is one computation: they begin alike.
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
-4. Rows whose caption has ended can be dropped (`Caches.select`).
+4. On a CPU, weights are laid out for few rows at a time (`packed`).
+5. Rows whose caption has ended can be dropped (`Caches.select`).
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
+
+from videoblip2.model.packed import Product, product
 
 
 @dataclass
@@ -49,29 +52,30 @@ class Caches:
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one block."""
+    """Weights of one block: those of the norms, and the products with the others."""
 
     own_norm: Tensor
-    own_qkv: Tensor  # [3·H·d, E]
-    own_out: Tensor
+    own_qkv: Product  # E → 3·H·d
+    own_out: Product
     cross_norm: Tensor
-    cross_q: Tensor
+    cross_q: Product
     cross_kv: Tensor  # [2·H·d, E]
-    cross_out: Tensor
+    cross_out: Product
     feed_norm: Tensor
-    feed_in: tuple[Tensor, ...]  # two where gated
-    feed_out: Tensor
+    feed_in: tuple[Product, ...]  # two where gated
+    feed_out: Product
 
 
 class T5Decoder:
     """The decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
 
-    Under autocast the weights are cast once, here.
+    Under autocast the weights are cast once, here. `rows` is about how many captions are decoded at a time.
     """
 
     @torch.no_grad()
-    def __init__(self, language_model: T5ForConditionalGeneration) -> None:
+    def __init__(self, language_model: T5ForConditionalGeneration, rows: int = 1) -> None:
         config: Any = language_model.config
+        self.rows = rows
         decoder: Any = language_model.decoder
         self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
@@ -81,7 +85,7 @@ class T5Decoder:
         self._position = decoder.block[0].layer[0].SelfAttention
         self._embedding = language_model.shared.weight
         self._final_norm = self._cast(decoder.final_layer_norm.weight)
-        self._lm_head = self._cast(folded(language_model.lm_head))
+        self._lm_head = self._product(language_model.lm_head)
         self._layers = [self._layer(block.layer) for block in decoder.block]
 
     def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> Caches:
@@ -108,31 +112,31 @@ class T5Decoder:
                 hidden = hidden + self._attend_cross(hidden, layer, cross, caches.cross_bias)
                 hidden = hidden + self._feed_forward(hidden, layer)
             caches.length += 1
-            return functional.linear(self._norm(hidden, self._final_norm) * self.scale, self._lm_head).float()
+            return self._lm_head(self._norm(hidden, self._final_norm) * self.scale).float()
 
     def _attend_own(self, hidden: Tensor, layer: Layer, own: tuple[Tensor, Tensor], at: int) -> Tensor:
-        qkv = functional.linear(self._norm(hidden, layer.own_norm), layer.own_qkv)
+        qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
         query, key, value = qkv.view(len(hidden), 3, self.heads, -1).unbind(dim=1)  # [B·R,H,d] each
         own[0][:, :, at] = key
         own[1][:, :, at] = value
         keys, values = own[0][:, :, : at + 1], own[1][:, :, : at + 1]
         bias = self._bias[:, :, at : at + 1, : at + 1]
         seen = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
-        return functional.linear(seen.reshape(len(hidden), -1), layer.own_out)
+        return layer.own_out(seen.reshape(len(hidden), -1))
 
     def _attend_cross(self, hidden: Tensor, layer: Layer, cross: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
         videos = len(bias)
-        query = functional.linear(self._norm(hidden, layer.cross_norm), layer.cross_q)
+        query = layer.cross_q(self._norm(hidden, layer.cross_norm))
         query = self._split(query.view(videos, len(hidden) // videos, -1))  # [B,H,R,d]
         seen = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
-        return functional.linear(seen.transpose(1, 2).reshape(len(hidden), -1), layer.cross_out)
+        return layer.cross_out(seen.transpose(1, 2).reshape(len(hidden), -1))
 
     def _feed_forward(self, hidden: Tensor, layer: Layer) -> Tensor:
         normed = self._norm(hidden, layer.feed_norm)
-        inner = self._activation(functional.linear(normed, layer.feed_in[0]))
+        inner = self._activation(layer.feed_in[0](normed))
         if len(layer.feed_in) == 2:
-            inner = inner * functional.linear(normed, layer.feed_in[1])
-        return functional.linear(inner, layer.feed_out)
+            inner = inner * layer.feed_in[1](normed)
+        return layer.feed_out(inner)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
@@ -146,15 +150,23 @@ class T5Decoder:
         entries = (feed.wi_0, feed.wi_1) if hasattr(feed, "wi_0") else (feed.wi,)
         return Layer(
             own_norm=self._cast(parts[0].layer_norm.weight),
-            own_qkv=self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])),
-            own_out=self._cast(folded(own.o)),
+            own_qkv=product(self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])), self.rows),
+            own_out=self._product(own.o),
             cross_norm=self._cast(parts[1].layer_norm.weight),
-            cross_q=self._cast(folded(cross.q)),
+            cross_q=self._product(cross.q),
             cross_kv=self._cast(torch.cat([folded(cross.k), folded(cross.v)])),
-            cross_out=self._cast(folded(cross.o)),
+            cross_out=self._product(cross.o),
             feed_norm=self._cast(parts[2].layer_norm.weight),
-            feed_in=tuple(self._cast(folded(entry)) for entry in entries),
-            feed_out=self._cast(folded(feed.wo)),
+            feed_in=tuple(self._product(entry) for entry in entries),
+            feed_out=self._product(feed.wo),
+        )
+
+    def _product(self, module: Any) -> Product:
+        weight, own = folded(module), getattr(module, "weight", None)
+        cast = self._cast(weight)
+        # Only a frozen weight in its own dtype is the same tensor at the next call.
+        return product(
+            cast if cast.dtype != weight.dtype else weight, self.rows, weight is own and not own.requires_grad
         )
 
     def _cast(self, weight: Tensor) -> Tensor:
