@@ -142,6 +142,7 @@ class DecodeConfig(Section):
     max_new_tokens: int = Field(32, ge=1)
     length_penalty: float = 1.0
     batch_size: int = Field(64, ge=1)
+    compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
 
 
 class RunConfig(Section):

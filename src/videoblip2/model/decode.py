@@ -114,6 +114,10 @@ class Rollout:
         self.log_probs[rows, at] = chosen.masked_fill(ended, 0.0)
         self.ended[rows] = ended | (self.token == self.end)
 
+    def any_live(self) -> bool:
+        """Whether a caption still runs."""
+        return not bool(self.ended.all())
+
     def drop_ended(self, caches: Caches) -> bool:
         """Leave out rows that ended, where that is worth the copying; False when none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
@@ -145,7 +149,7 @@ def _roll(
     generator: torch.Generator | None = None,
 ) -> Decoded:
     """Token by token; the first `num_greedy` rows of each video take the likeliest token, the others draw."""
-    decoder = T5Decoder(model.language_model, len(states) * (num_greedy + samples))
+    decoder = T5Decoder(model.language_model, len(states) * (num_greedy + samples), model.compiled_decoding)
     caches = decoder.start(states, mask, max_new_tokens)
     run = Rollout(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
     total, every = len(run.ids), STEPS_BETWEEN_LOOKS.get(states.device.type, 1)
@@ -157,7 +161,7 @@ def _roll(
         # One number a caption and token, running or not, so that dropping rows changes no draw.
         uniform = torch.rand(total, generator=generator, device=states.device) if samples else None
         run.take(torch.log_softmax(logits, dim=-1), uniform, at)
-        if (at + 1) % every == 0 and not run.drop_ended(caches):
+        if (at + 1) % every == 0 and not (run.any_live() if decoder.compiled else run.drop_ended(caches)):
             break
     return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.end)
 

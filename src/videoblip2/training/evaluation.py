@@ -50,6 +50,7 @@ def evaluate_model(
     checkpoint = load_checkpoint(found.folder)
     config = parse_config(checkpoint.config, overrides, source=f"{model}'s config.yaml")
     network = checkpoint.model.to(pick_device(config.device)).eval()
+    network.compiled_decoding = config.decode.compile
     captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
     name = str(checkpoint.provenance.get("name", found.version))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:

@@ -82,6 +82,7 @@ def open_workspace(config: Config) -> Workspace:
     train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
     val = with_features(read_annotations(folder / "val.json"), store, "val.json")
     model, tokenizers, reports = _network(config)
+    model.compiled_decoding = config.decode.compile
     return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
 
 
