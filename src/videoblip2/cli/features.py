@@ -40,6 +40,23 @@ def extract(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    video: Annotated[Path, typer.Argument(help=".npy of frame features [videos, frames, width up to 768]")],
+    ids: Annotated[Path, typer.Argument(help="JSON list of video ids, one a row")],
+    out: Annotated[Path, typer.Option(help="the feature store to write")],
+    audio: Annotated[
+        Path | None, typer.Option(help=".npy of audio features [videos, windows, width up to 512]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a feature store of features that lie in one array already."""
+    from videoblip2.features.arrays import import_arrays
+
+    videos = import_arrays(video, ids, out, audio, progress)
+    emit({"out": str(out), "videos": videos}, json, f"{out}: {videos} videos")
+
+
 @app.command()
 def check(
     store: Annotated[Path, typer.Argument(help="a folder with video/ID.npy and audio/ID.npy")],
