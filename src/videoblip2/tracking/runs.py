@@ -1,13 +1,11 @@
 """What the store knows of its runs: listing them, and closing those whose process died without a word."""
 
-import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from videoblip2.tracking import store
+from videoblip2.tracking import process, store
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,6 @@ def _row(run: Any, names: Mapping[str, str]) -> RunRow:
 
 def _is_dead(run: Any, hours: float) -> bool:
     tags = run.data.tags
-    last_sign = float(tags.get("heartbeat", run.info.start_time / 1000))
-    if time.time() - last_sign > hours * 3600:
+    if time.time() - process.last_sign(tags, run.info.start_time / 1000) > hours * 3600:
         return True
-    return tags.get("host") == socket.gethostname() and not _is_alive(int(tags.get("pid", 0)))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to somebody else
-        return True
-    return True
+    return process.is_here(tags) and process.is_gone(tags)
