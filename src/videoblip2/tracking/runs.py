@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from videoblip2.tracking import process, store
@@ -29,15 +29,20 @@ def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRow]:
     return [_row(run, names) for run in runs]
 
 
-def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
-    """End as KILLED the RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
+def find_dead_runs(hours: float = 24.0) -> list[RunRow]:
+    """The RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
     client = store.connect()
     names = _experiments(client, None)
-    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000)
-    dead = [run for run in running if _is_dead(run, hours)]
+    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000) if names else []
+    return [_row(run, names) for run in running if _is_dead(run, hours)]
+
+
+def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
+    """End as KILLED what `find_dead_runs` finds."""
+    client, dead = store.connect(), find_dead_runs(hours)
     for run in dead:
-        client.set_terminated(run.info.run_id, "KILLED")
-    return [_row(run, names) for run in dead]
+        client.set_terminated(run.run_id, "KILLED")
+    return [replace(run, status="KILLED") for run in dead]
 
 
 def _experiments(client: Any, wanted: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,16 +41,17 @@ def only_one_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
     """On a stop, let another machine go on; on a full disk, say how to go on here."""
+    go_on = f"resume={tracker.run_id}" if tracker.run_id else "train.resume=auto"
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
+        print(f"stopped; {go_on} goes on", file=sys.stderr, flush=True)
         tracker.keep_state()
         raise
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
         free = shutil.disk_usage(folder).free / 2**20
-        go_on = f"resume={tracker.run_id}" if tracker.run_id else "train.resume=auto"
         raise InputError(
             f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); what was "
             f"written before is whole: make room and go on with {go_on}"
