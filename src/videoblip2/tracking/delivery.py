@@ -17,7 +17,8 @@ from videoblip2.tracking.outbox import Record, say
 TEMPORARY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: A training does not stand still for longer than this while a server hangs; MLflow's own default is minutes.
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+ONE_RETRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 100  # in one call: MLflow's limits, 1000 in all
 NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 
@@ -49,7 +50,7 @@ def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
 def deliver(client: mlflow.MlflowClient, run_id: str, fence: Fence, record: Record) -> None:
     """Send one message; points and rows that the run has already are left out."""
     slow = "table" in record or "file" in record
-    with impatient({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"} if slow else IMPATIENT):
+    with impatient(ONE_RETRY if slow else IMPATIENT):
         if "table" in record:
             _table(client, run_id, fence, record)
         elif "file" in record:

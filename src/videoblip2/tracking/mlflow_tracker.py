@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
 from videoblip2.tracking import models, store
-from videoblip2.tracking.delivery import deliver, impatient, is_outage
+from videoblip2.tracking.delivery import ONE_RETRY, deliver, impatient, is_outage
 from videoblip2.tracking.fence import Fence, Point, is_there
 from videoblip2.tracking.outbox import Outbox, describe, first_line, say
 from videoblip2.tracking.process import process_tags
@@ -124,11 +124,13 @@ class MlflowTracker:
     def keep_state(self) -> None:
         """Log the run's folder to a store on another machine, so that any machine can go on with the run."""
         if self._folder is not None:
-            keep_state(self._client, self._run_id, self._folder)
+            with impatient(ONE_RETRY):
+                keep_state(self._client, self._run_id, self._folder)
 
     def drop_state(self) -> None:
         """Take back what `keep_state` logged: the run is over."""
-        drop_state(self._client, self._run_id)
+        with impatient(ONE_RETRY):
+            drop_state(self._client, self._run_id)
 
     def _close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""

@@ -94,11 +94,12 @@ class Outbox:
 
 
 def describe(records: list[Record]) -> str:
-    """Such as `120 points, 1 table, 2 files`."""
-    counts = {"points": sum(len(record.get("points", ())) for record in records)}
-    for word in ("table", "file", "data", "params", "tags"):
-        counts[word if word[-1] in "s" else f"{word}s"] = sum(word in record for record in records)
-    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    """Such as `points 120, tables 1, files 2`."""
+    many = {"points": ("points", "best"), "parameters": ("params",), "tags": ("tags",)}
+    counts = {word: sum(len(record.get(key, ())) for record in records for key in keys) for word, keys in many.items()}
+    for word, key in (("tables", "table"), ("files", "file"), ("data sets", "data")):
+        counts[word] = sum(key in record for record in records)
+    return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
 
 
 def first_line(error: BaseException) -> str:

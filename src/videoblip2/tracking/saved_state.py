@@ -78,10 +78,9 @@ def _check_stopped(run: Any) -> None:
 
 def keep_state(client: "MlflowClient", run_id: str, folder: Path) -> None:
     """Log FOLDER/best and FOLDER/state to a store that is not on this machine. A failure is said, not raised."""
-    address = client.get_run(run_id).info.artifact_uri
-    if is_local(address):
-        return
     try:
+        if is_local(client.get_run(run_id).info.artifact_uri):
+            return
         client.set_tag(run_id, TAG, "false")  # until it is complete
         for part in PARTS:
             if (folder / part).is_dir():
@@ -107,10 +106,10 @@ def drop_state(client: "MlflowClient", run_id: str) -> None:
     """Delete what `keep_state` logged, if it did."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    run = client.get_run(run_id)
-    if TAG not in run.data.tags:
-        return
     try:
+        run = client.get_run(run_id)
+        if TAG not in run.data.tags:
+            return
         get_artifact_repository(run.info.artifact_uri).delete_artifacts(ARTIFACTS)
         client.delete_tag(run_id, TAG)
     except Exception as error:

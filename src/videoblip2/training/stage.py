@@ -59,19 +59,16 @@ def run_stage(
     config = inherit_model(resumed_config(config, stage))
     name, run = config.run.name or run_name(stage, config), config.run
     folder = Path(run.out) / name
-    with only_one_in(folder):
-        saved = find_saved(stage, folder, config)
-        work = open_workspace(config)
-        weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
-        if show_weights is not None:
-            show_weights(weights, work.reports)
-        earlier = saved["run_id"] if saved else None
-        with (
-            open_run(stage, name, run.experiment, run.tracking, earlier, folder) as tracker,
-            stop_well(tracker, folder),
-        ):
-            _log_weights(folder, weights, work.reports, tracker)
-            return _run(stage, name, work, tracker, progress, resume=saved is not None)
+    saved = find_saved(stage, folder, config)
+    work = open_workspace(config)
+    weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
+    if show_weights is not None:
+        show_weights(weights, work.reports)
+    earlier = saved["run_id"] if saved else None
+    opened = open_run(stage, name, run.experiment, run.tracking, earlier, folder=folder)
+    with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
+        _log_weights(folder, weights, work.reports, tracker)
+        return _run(stage, name, work, tracker, progress, resume=saved is not None)
 
 
 def run_name(stage: str, config: Config) -> str:
