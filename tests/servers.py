@@ -41,7 +41,7 @@ def postgres() -> Iterator[str]:
     try:
         subprocess.run(make, check=True, **quiet)
         with running(serve, **quiet) as process:
-            wait_until(lambda: _accepts(port), process, 30)
+            wait_until(lambda: _accepts(port), process, 120)
             yield f"postgresql://vb2@127.0.0.1:{port}/postgres"
     finally:
         shutil.rmtree(folder)
@@ -56,7 +56,7 @@ def mlflow_server(database: str, artifacts: Path, log: Path) -> Iterator[int]:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with log.open("w") as file, running(command, stdout=file, stderr=file, cwd=artifacts, env=environment) as process:
-        wait_until(lambda: _healthy(port), process, 120)
+        wait_until(lambda: _healthy(port), process, 300)
         yield port
 
 

@@ -24,7 +24,7 @@ SAVED = PAUSE // 2 * 2  # the last step with a regular save before the pause
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_world", "mlflow", "mlflow.store.tracking.sqlalchemy_store"])
+    context.set_forkserver_preload(["tiny_world", "torch._dynamo", "mlflow", "mlflow.store.tracking.sqlalchemy_store"])
     return context
 
 
@@ -60,10 +60,10 @@ def stop(processes, world, store, number):
     arguments = (os.environ["MLFLOW_TRACKING_URI"], str(world), str(store), "stopped", sender)
     process = processes.Process(target=train_until_stopped, args=arguments)
     process.start()
-    assert receiver.poll(120)
+    assert receiver.poll(300)
     assert receiver.recv() == "waiting"
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(120)
     (run,) = list_runs()
     return process.exitcode, run
 

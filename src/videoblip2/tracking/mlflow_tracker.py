@@ -52,7 +52,8 @@ class MlflowTracker:
         self._outbox.read()
         self._points: list[Point] = []
         self._last_flush = time.monotonic()
-        self._opened = _now()
+        active = mlflow.active_run()
+        self._began = int(active.info.start_time) if active else _now()
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log flat, dotted keys as parameters; a key that the run has stays, and another value of it becomes a tag."""
@@ -134,14 +135,21 @@ class MlflowTracker:
 
     def _close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""
-        self._send_points()
-        if not self._outbox.send(at_once=True):
-            kept, where = self._outbox.write(), self._outbox.file
-            what = describe(self._outbox.waiting)
-            if kept and where:
-                say(f"not sent: {what}; they are in {where}, and resume={self.run_id} sends them")
-            else:
-                say(f"run {self.run_id}: lost, since the tracking store does not answer: {what}")
+        try:
+            self._send_points()
+            if not self._outbox.send(at_once=True):
+                self._say_unsent(self._outbox.write() and self._outbox.file is not None)
+        finally:
+            self._end(status)
+
+    def _say_unsent(self, kept: bool) -> None:
+        what = describe(self._outbox.waiting)
+        if kept:
+            say(f"not sent: {what}; they are in {self._outbox.file}, and resume={self.run_id} sends them")
+        else:
+            say(f"run {self.run_id}: lost, since the tracking store does not answer: {what}")
+
+    def _end(self, status: str) -> None:
         try:
             with impatient():
                 mlflow.end_run(status)
@@ -165,8 +173,8 @@ class MlflowTracker:
             raise
 
     def _best(self, metrics: Mapping[str, float]) -> list[tuple[str, float, int]]:
-        """Make the points of the chosen checkpoint. They share one time, by which MLflow keeps an equal point once."""
-        return [(f"best/{key}", float(value), self._opened) for key, value in metrics.items()]
+        """The points of the chosen checkpoint, at the time of the run's start: MLflow keeps an equal point once."""
+        return [(f"best/{key}", float(value), self._began) for key, value in metrics.items()]
 
 
 @contextmanager

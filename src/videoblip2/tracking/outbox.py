@@ -6,6 +6,7 @@ long, at most five minutes. What is left at the end goes to a file that the same
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -103,8 +104,15 @@ def describe(records: list[Record]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's first line, at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Why it failed: the database's own words, the system's, or the first line; at most 200 characters."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "orig", None) is not None:
+            return str(cause.orig).strip().splitlines()[0][:200]  # type: ignore[attr-defined]
+        cause = cause.__cause__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    network = re.search(r"\[Errno -?\d+\] ([\w ]+)", line)
+    return network[1] if network else line[:200]
 
 
 def say(text: str) -> None:

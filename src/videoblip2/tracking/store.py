@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from videoblip2.config import InputError
+from videoblip2.tracking.outbox import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,7 @@ def check_reachable(uri: str) -> None:
     try:
         answer = http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=REACH_SECONDS)
     except Exception as error:
-        raise InputError(f"{uri}: no tracking server answers ({_cause(error)}); {start}") from error
+        raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {start}") from error
     if answer.status_code == FORBIDDEN:
         raise InputError(
             f"{uri}: the server refuses ({answer.text.strip()[:100]}); see its --allowed-hosts and your login"
@@ -100,12 +101,6 @@ def schema_versions(uri: str) -> tuple[str | None, str]:
         return _get_schema_version(engine), _get_latest_schema_revision()
     finally:
         engine.dispose()
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason of a failed request, such as `Connection refused`."""
-    words = str(error).strip().splitlines()[0]
-    return words.rpartition("] ")[2].strip("'\")> ") if "] " in words else words[:150]
 
 
 def _first_start(uri: str, database: Path) -> None:
