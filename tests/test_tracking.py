@@ -139,7 +139,7 @@ def test_points_leave_in_one_batch(store, monkeypatch):
     batches = []
     with open_run("ce", "name", "toy") as tracker:
         send = tracker._client.log_batch
-        spy = SimpleNamespace(log_batch=lambda run, points, **more: (batches.append(points), send(run, points, **more)))
+        spy = SimpleNamespace(log_batch=lambda run, points, *more: (batches.append(points), send(run, points, *more)))
         monkeypatch.setattr(tracker, "_client", spy)
         for step in range(100):
             tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/lr": 0.1}, step)

@@ -14,6 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 VERSION = "0.1.0"
+#: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
+SHORT = {"resume": "train.resume"}
+#: Overrides that are no number even where they look like one: a run id may be all digits, or `12e3…`.
+NAMES = ("train.resume", "train.start_from")
 
 
 class InputError(ValueError):
@@ -88,7 +92,7 @@ class TrainConfig(Section):
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
     resume: str | None = Field(
-        None, description="run folder OUT/NAME to go on with; auto = this one's, if it has begun"
+        None, description="MLflow run id or run folder OUT/NAME to go on with; auto = this one's, if it has begun"
     )
     probe_videos: int = Field(100, ge=0, le=200, description="validation videos in the table of captions of each run")
 
@@ -195,7 +199,9 @@ def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), sour
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: not of the form key=value, such as optim.lr=1e-5")
-        _assign(merged, key.strip(), _parse_value(text), override)
+        key = SHORT.get(key.strip(), key.strip())
+        value = _parse_value(text)
+        _assign(merged, key, text.strip() if key in NAMES and isinstance(value, int | float) else value, override)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:

@@ -38,7 +38,13 @@ class Tracker(Protocol):
         """Set the text at the head of the run's page."""
 
     def flush(self) -> None:
-        """Send what is buffered."""
+        """Send what is buffered; what cannot be sent is safe afterwards."""
+
+    def keep_state(self) -> None:
+        """The run is being stopped: let another machine go on with its folder, where that is possible."""
+
+    def drop_state(self) -> None:
+        """The run is over: take back what `keep_state` logged."""
 
 
 class NullTracker:
@@ -75,4 +81,10 @@ class NullTracker:
         """Do nothing."""
 
     def flush(self) -> None:
+        """Do nothing."""
+
+    def keep_state(self) -> None:
+        """Do nothing."""
+
+    def drop_state(self) -> None:
         """Do nothing."""

@@ -31,6 +31,7 @@ class Training:
     validate_first: bool = False
     state: StateFile | None = None
     course: Course = field(default_factory=Course)
+    whole: bool = True  # no step is half done
 
     def __post_init__(self) -> None:
         self.total = self.work.config.train.steps
@@ -60,7 +61,8 @@ def train(
 
     Args:
         validate_first: also judge the network as it starts, so that the result is never worse than that.
-        state: where the training state is saved: each `train.save_every` steps, and at a step's end on Ctrl-C, SIGTERM.
+        state: where the training state is saved: each `train.save_every` steps, at the end, and at a step's end on
+            Ctrl-C and SIGTERM. A second Ctrl-C leaves the step, and the state as it was saved last.
         resume: go on from that state; on a CPU the weights become the same, bit for bit, as without the break.
         watch: warns when a monitor leaves its band.
 
@@ -75,12 +77,16 @@ def train(
         _validate_if_due(training)
         for step in progress(steps, len(steps), description):
             with signals_wait():
+                training.whole = False
                 _advance(training, step, steps)
+                training.whole = True
             _validate_if_due(training)
-            if training.course.step % work.config.train.save_every == 0:
+            if training.due(work.config.train.save_every):
                 _save(training)
     except (KeyboardInterrupt, SystemExit):
-        _save(training)
+        if training.whole:
+            with signals_wait():
+                _save(training)
         raise
     return training.course.best
 

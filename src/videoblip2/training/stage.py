@@ -19,6 +19,7 @@ from videoblip2.model.weight_report import WeightReport
 from videoblip2.tracking import open_run
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
+from videoblip2.training.faults import only_one_in, stop_well
 from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
 from videoblip2.training.monitors import Watch
 from videoblip2.training.progress import Progress, no_progress
@@ -55,16 +56,18 @@ def run_stage(
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
     """
-    config = inherit_model(resumed_config(config))
-    name = config.run.name or run_name(stage, config)
-    saved = find_saved(stage, Path(config.run.out) / name, config)
+    config = inherit_model(resumed_config(config, stage))
+    name, run = config.run.name or run_name(stage, config), config.run
+    folder = Path(run.out) / name
+    saved = find_saved(stage, folder, config)
     work = open_workspace(config)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
     if show_weights is not None:
         show_weights(weights, work.reports)
-    earlier, run = saved["run_id"] if saved else None, config.run
-    with open_run(stage, name, run.experiment, enabled=run.tracking, resume_run_id=earlier) as tracker:
-        _log_weights(checkpoint_folder(work, name).parent, weights, work.reports, tracker)
+    earlier = saved["run_id"] if saved else None
+    opened = open_run(stage, name, run.experiment, run.tracking, earlier, folder=folder)
+    with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
+        _log_weights(folder, weights, work.reports, tracker)
         return _run(stage, name, work, tracker, progress, resume=saved is not None)
 
 
@@ -94,6 +97,7 @@ def _run(
     _keep_metrics(folder, {**metrics, "step": float(best.step)})
     model = _log_results(name, folder, result, metrics, work, tracker)
     state.finish(run_id=tracker.run_id, model=model, steps=work.config.train.steps)
+    tracker.drop_state()
     return StageResult(stage, name, tracker.run_id, model, folder, best.step, metrics)
 
 
