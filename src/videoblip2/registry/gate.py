@@ -2,8 +2,9 @@
 
 1. The gain: mean difference of per-video CIDEr-D on the same videos, by a paired bootstrap (Koehn 2004) with its
    percentile interval. The gain must reach the minimum and the interval lie above zero.
-2. What must not be lost for it: METEOR, the length of captions, whole endings, latency.
-3. While there is no champion, the opponent is the trivial baseline: the most typical training caption, said every time.
+2. What must not be lost for it: METEOR (mean over videos), the length of captions, whole endings, latency.
+3. While there is no champion, the opponent is the trivial baseline, the most typical training caption, said every time:
+   METEOR and latency are not compared with it, and length and endings are held against the references.
 """
 
 import hashlib
@@ -87,6 +88,7 @@ def judge(
     gate: Gate,
     challenger: Evaluation,
     champion: Evaluation,
+    meteor: tuple[float, float] | str | None = None,
     seconds: Sequence[tuple[float, float]] = (),
     extra: Sequence[Condition] = (),
     trivial: bool = False,
@@ -94,6 +96,7 @@ def judge(
     """Hold the challenger's captions of the same videos against the champion's.
 
     Args:
+        meteor: (challenger, champion), means over videos; or why it could not be measured.
         seconds: (challenger, champion) of each video captioned alone; none where there is no champion.
         trivial: `champion` is the trivial baseline, one caption, whose length says nothing: the references' does.
         extra: conditions that were decided elsewhere, such as another manifest.
@@ -102,7 +105,7 @@ def judge(
     new, old = ([side.per_video[video]["CIDEr"] for video in videos] for side in (challenger, champion))
     gain = paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence)
     conditions = [*extra, *_gain(gate, gain, float(np.mean(new)), float(np.mean(old)))]
-    conditions += _meteor(gate, challenger, champion)
+    conditions += _meteor(gate, meteor)
     human = diversity([text for group in challenger.references.values() for text in group])
     length = human["mean_length"] if trivial else champion.corpus["mean_length"]
     conditions += [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
@@ -133,14 +136,14 @@ def _gain(gate: Gate, gain: BootstrapResult, new: float, old: float) -> list[Con
     ]
 
 
-def _meteor(gate: Gate, challenger: Evaluation, champion: Evaluation) -> list[Condition]:
-    if gate.max_meteor_loss is None:
+def _meteor(gate: Gate, meteor: tuple[float, float] | str | None) -> list[Condition]:
+    if gate.max_meteor_loss is None or meteor is None:
         return []
-    name, wanted = "METEOR", f"a loss of at most {100 * gate.max_meteor_loss:.1f}"
-    if reason := {**champion.unavailable, **challenger.unavailable}.get(name):
-        return [Condition(name, f"not measured: {reason}", "", "a number, or max_meteor_loss: null", False)]
-    new, old = challenger.corpus[name], champion.corpus[name]
-    return [_condition(name, 100 * new, 100 * old, wanted, new >= old - gate.max_meteor_loss)]
+    if isinstance(meteor, str):
+        return [Condition("METEOR", f"not measured: {meteor}", "", "a number, or max_meteor_loss: null", False)]
+    wanted = f"a loss of at most {100 * gate.max_meteor_loss:.1f}"
+    passed = meteor[0] >= meteor[1] - gate.max_meteor_loss
+    return [_condition("METEOR, mean of videos", 100 * meteor[0], 100 * meteor[1], wanted, passed)]
 
 
 def _length(gate: Gate, challenger: Evaluation, old: float) -> Condition:

@@ -140,17 +140,18 @@ def _same_ground(
 def _try(
     gate: Gate, challenger: Contender, rival: Contender | None, problems: list[Condition], progress: Progress
 ) -> Trial:
-    """Captions, scores, latency, verdict."""
-    contestants = [challenger, rival] if rival else [challenger]
-    captions = contenders.caption_in_turn(contestants, progress)
+    """Captions, scores, METEOR, latency, verdict."""
+    references = challenger.references
     if rival is None:
-        captions.append(contenders.trivial_captions(challenger))
-    meteor = gate.max_meteor_loss is not None
-    one, other = (contenders.score(each, challenger.references, meteor) for each in captions)
-    timed = rival is not None and gate.max_latency_ratio is not None
-    seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress) if rival and timed else ()
-    verdict = judge(gate, one, other, seconds, problems, trivial=rival is None)
-    return Trial(challenger, rival.label if rival else TRIVIAL, (one, other), verdict)
+        (own,) = contenders.caption_in_turn([challenger], progress)
+        one, other = (contenders.score(each, references) for each in (own, contenders.trivial_captions(challenger)))
+        return Trial(challenger, TRIVIAL, (one, other), judge(gate, one, other, extra=problems, trivial=True))
+    captions = contenders.caption_in_turn([challenger, rival], progress)
+    one, other = (contenders.score(each, references) for each in captions)
+    meteor = contenders.mean_meteor(captions, references) if gate.max_meteor_loss is not None else None
+    timed = gate.max_latency_ratio is not None
+    seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress) if timed else ()
+    return Trial(challenger, rival.label, (one, other), judge(gate, one, other, meteor, seconds, problems))
 
 
 def _conclude(
