@@ -238,6 +238,9 @@ def keep_verdict(
         client.log_model_artifacts(model_id, folder, place)
         for file in sorted(Path(folder).iterdir()):
             tracker.log_file(file, "gate")
+    for old in client.get_model_version(name, str(version)).tags:
+        if old.startswith("gate."):
+            client.delete_model_version_tag(name, str(version), old)
     _tag(client, name, version, {f"gate.{key}": value for key, value in facts.items()} | {"gate.files": place})
     client.update_model_version(name, str(version), description=text)
     tracker.set_tags({f"gate.{key}": value for key, value in facts.items()} | {"model": f"models:/{model_id}"})

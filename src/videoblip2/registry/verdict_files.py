@@ -11,7 +11,7 @@ import numpy as np
 from videoblip2.evaluate import Evaluation
 from videoblip2.registry.gate import Gate, Verdict
 
-COLUMNS = ["condition", "challenger", "champion", "wanted", "verdict"]
+COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
 
 
 def table_rows(verdict: Verdict) -> list[list[str]]:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
 from videoblip2.tracking import store
@@ -159,7 +159,9 @@ def _requirements() -> list[str]:
 
 def _signature() -> ModelSignature:
     inputs = [ColSpec("string", "video"), ColSpec("string", "audio", required=False)]
-    return ModelSignature(Schema(inputs), Schema([ColSpec("string", "caption"), ColSpec("double", "score")]))
+    outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
+    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options))
 
 
 def _first_line(error: Exception) -> str:

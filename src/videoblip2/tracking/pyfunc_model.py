@@ -1,4 +1,4 @@
-"""The code that MLflow stores with a checkpoint and runs to load it: feature files in, captions out."""
+"""The code that MLflow stores with a checkpoint and runs to load it: media or feature files in, captions out."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-AUDIO_DIM = 512
+FEATURES = ".npy"
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Captions rows with `video`, the path of a [F,768] .npy file, and `audio`, of an [A,512] one or nothing."""
+    """Captions rows with `video` (and `audio`), files that the process can read, as `vb2 caption` does.
+
+    `video` is a media file, or with `.npy` features [F, video width]; `audio` is then features [A, audio width] or
+    nothing. Parameters: `prompt` (empty = the model's own) and `num_beams`.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint folder stored beside this code."""
@@ -21,19 +25,24 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row with `caption` and `score` for each row of the input."""
-        rows = model_input.to_dict("records")
-        captions = self.captioner.caption([(_features(row["video"]), _audio(row.get("audio"))) for row in rows])
+        given = params or {}
+        options = {"prompt": given.get("prompt") or None, "num_beams": int(given.get("num_beams") or 1)}
+        captions = [self._caption(row, options) for row in model_input.to_dict("records")]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
+
+    def _caption(self, row: dict[str, Any], options: dict[str, Any]) -> Any:
+        """One row alone, as `vb2 caption` does: in a batch, padding moves the last digits of a score."""
+        video, audio = row["video"], row.get("audio")
+        if not str(video).endswith(FEATURES):
+            return self.captioner.caption_media([Path(video)], **options)[0]
+        silent = np.zeros((0, self.captioner.model.config.audio_dim), np.float32)
+        sound = _features(audio) if isinstance(audio, str) and audio else silent
+        return self.captioner.caption([(_features(video), sound)], **options)[0]
 
 
 def _features(path: str) -> np.ndarray:
     features: np.ndarray = np.load(Path(path), allow_pickle=False)
     return features
-
-
-def _audio(path: Any) -> np.ndarray:
-    """Return [A,512]; a row without a path has no sound, A = 0."""
-    return _features(path) if isinstance(path, str) and path else np.zeros((0, AUDIO_DIM), np.float32)
 
 
 mlflow.models.set_model(CaptionModel())
