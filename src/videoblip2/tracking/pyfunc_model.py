@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 FEATURES = ".npy"
+BATCH = 32  # rows decoded together
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -27,17 +28,29 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Return one row with `caption` and `score` for each row of the input."""
         given = params or {}
         options = {"prompt": given.get("prompt") or None, "num_beams": int(given.get("num_beams") or 1)}
-        captions = [self._caption(row, options) for row in model_input.to_dict("records")]
+        rows = model_input.to_dict("records")
+        batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        captions = [caption for batch in batches for caption in self._caption(batch, options)]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
 
-    def _caption(self, row: dict[str, Any], options: dict[str, Any]) -> Any:
-        """One row alone, as `vb2 caption` does: in a batch, padding moves the last digits of a score."""
-        video, audio = row["video"], row.get("audio")
-        if not str(video).endswith(FEATURES):
-            return self.captioner.caption_media([Path(video)], **options)[0]
-        silent = np.zeros((0, self.captioner.model.config.audio_dim), np.float32)
-        sound = _features(audio) if isinstance(audio, str) and audio else silent
-        return self.captioner.caption([(_features(video), sound)], **options)[0]
+    def _caption(self, rows: list[dict[str, Any]], options: dict[str, Any]) -> list[Any]:
+        """A caption a row, in order; feature files and media files are decoded as one batch each."""
+        stored = [n for n, row in enumerate(rows) if str(row["video"]).endswith(FEATURES)]
+        media = [n for n in range(len(rows)) if n not in stored]
+        captions: dict[int, Any] = {}
+        if stored:
+            items = [self._read(rows[n]) for n in stored]
+            captions |= zip(stored, self.captioner.caption(items, **options), strict=True)
+        if media:
+            paths = [Path(rows[n]["video"]) for n in media]
+            captions |= zip(media, self.captioner.caption_media(paths, **options), strict=True)
+        return [captions[n] for n in range(len(rows))]
+
+    def _read(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """([F, video width], [A, audio width]); a row without `audio` has no sound, A = 0."""
+        if isinstance(row.get("audio"), str) and row["audio"]:
+            return _features(row["video"]), _features(row["audio"])
+        return _features(row["video"]), np.zeros((0, self.captioner.model.config.audio_dim), np.float32)
 
 
 def _features(path: str) -> np.ndarray:
