@@ -71,10 +71,12 @@ def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
     axes.axvline(100 * gain.difference, color="#2c7a4b" if verdict.passed else "#b3392f", linewidth=2)
     axes.axvline(0, color="black", linewidth=1)
     axes.axvline(100 * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
-    axes.set_xlabel("CIDEr-D of a video, challenger - champion, times 100")
+    axes.set_xlabel("CIDEr-D of a video, challenger - opponent, times 100")
     axes.set_ylabel("videos")
     interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    verdict_word = "passed" if verdict.passed else "failed"
-    axes.set_title(f"Gate {verdict_word}: mean {100 * gain.difference:+.1f}, {100 * gate.confidence:g} % {interval}")
+    title = f"mean {100 * gain.difference:+.1f}, {100 * gate.confidence:g} % interval {interval}"
+    words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
+    axes.set_title(f"{title}\ngate {words}", fontsize="medium")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(["interval of the mean", "mean", "no difference", "least gain"], frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
