@@ -162,14 +162,22 @@ def load(demo: Demo, stage: str, *overrides: str) -> "Config":
 
 
 def crown(demo: Demo) -> None:
-    """Register the winner by validation CIDEr."""
-    from videoblip2.registry import register, set_champion
+    """Hold the gate over the winner by validation CIDEr; an earlier champion that is no worse stays."""
+    from videoblip2.config import InputError
+    from videoblip2.registry.promote import Request, promote
 
     best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics["CIDEr"])
-    demo.version = register(best.model, REGISTERED)
-    set_champion(REGISTERED, demo.version)
+    gate = promote(Request(best.model, REGISTERED, EXPERIMENTS / "toy_gate.yaml"), progress)
+    failed = "; ".join(gate.verdict.failed)
+    if not gate.promoted and gate.previous is None:
+        raise InputError(
+            f"the gate holds {best.name} back ({failed}), and there is no champion to serve; see {best.run_id}"
+        )
+    demo.version = gate.version if gate.promoted else int(gate.previous or 0)
+    gain = f"CIDEr {100 * gate.verdict.gain.difference:+.1f} beside {gate.opponent}"
     demo.say(
-        f"7/8 champion: {best.name} is models:/{REGISTERED}/{demo.version}\n"
+        f"7/8 the gate: {best.name}, {gain}{f'; held back: {failed}' if failed else ''}\n"
+        f"         champion: models:/{REGISTERED}/{demo.version}\n"
         "         8/8 evaluation on the test split, and serving"
     )
 

@@ -3,25 +3,29 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from videoblip2.config import Config, flatten, to_yaml
+from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
-from videoblip2.features.store import digest
+from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.first_weights import describe_first_weights, reports_as_json
 from videoblip2.model.model_card import write_card
 from videoblip2.model.weight_report import WeightReport
 from videoblip2.tracking import open_run
+from videoblip2.tracking.environment import FILE as ENVIRONMENT
+from videoblip2.tracking.environment import write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.faults import only_one_in, stop_well
 from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
 from videoblip2.training.monitors import Watch
+from videoblip2.training.origin import origin
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.resume import find_saved, plain, resumed_config
 from videoblip2.training.rewards import build_reward, reward_references
@@ -124,7 +128,8 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
         metrics={"val/CIDEr": best.cider, "step": float(best.step)},
         provenance={**provenance, "step": best.step},
     )
-    save_checkpoint(folder, checkpoint, {"document_frequencies": work.document_frequencies.save})
+    extras = {"document_frequencies": work.document_frequencies.save, ENVIRONMENT: write_environment}
+    save_checkpoint(folder, checkpoint, extras)
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
@@ -148,13 +153,18 @@ def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]
         ("train", config.data.train, work.train_videos),
         ("val", "val.json", work.val_videos),
     ):
-        annotations = hashlib.sha256((Path(config.data.annotations) / file).read_bytes()).hexdigest()[:12]
-        features = digest(work.store, [video.video_id for video in videos])
-        digests[context] = hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:12]
+        digests[context] = data_digest(Path(config.data.annotations) / file, work.store, videos)
         tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digests[context], context)
     tags = {"seed": str(config.seed), "modalities": config.model.modalities}
     tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
     return digests
+
+
+def data_digest(annotations: Path, store: FeatureStore, videos: Sequence[VideoAnnotation]) -> str:
+    """12 hex digits (sha256) over an annotation file and the features of its videos."""
+    texts = hashlib.sha256(annotations.read_bytes()).hexdigest()[:12]
+    features = digest(store, [video.video_id for video in videos])
+    return hashlib.sha256(f"{texts}{features}".encode()).hexdigest()[:12]
 
 
 def _log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
@@ -172,7 +182,7 @@ def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digest
         "stage": stage,
         "name": name,
         "run_id": tracker.run_id,
-        "parent": work.parent,
+        **origin(work.parent),
         "data": digests,
         "features": {key: manifest[key] for key in ("clip", "clap", "settings") if key in manifest} or None,
     }
