@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import VideoAnnotation, prepare_msrvtt, read_annotations, write_annotations
+from videoblip2.data.annotations import VideoAnnotation, read_annotations, write_annotations
+from videoblip2.data.prepare import prepare_captions
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
 
@@ -43,7 +44,7 @@ def test_prepare_sorts_captions_and_splits_videos(tmp_path):
         archive.writestr("readme.txt", "hello")
         archive.writestr("__MACOSX/b.json", "junk")
         archive.writestr("b.json", json.dumps(official({"video9": "test"})))
-    report = prepare_msrvtt([first, second], tmp_path / "out")
+    report = prepare_captions([first, second], tmp_path / "out")
     assert report.videos == {"train": 2, "validate": 1, "test": 1} and report.captions["train"] == 6
     train = read_annotations(tmp_path / "out" / "train.json")
     assert [video.video_id for video in train] == ["video5", "video1"]
@@ -52,7 +53,7 @@ def test_prepare_sorts_captions_and_splits_videos(tmp_path):
 
 
 def test_a_split_that_no_file_holds_is_not_written(tmp_path):
-    prepare_msrvtt([save(tmp_path / "a.json", official({"video1": "test"}))], tmp_path / "out")
+    prepare_captions([save(tmp_path / "a.json", official({"video1": "test"}))], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.json"]
 
 
@@ -61,7 +62,7 @@ def test_flaws_are_counted_and_kept(tmp_path):
     for sentence, caption in zip(content["sentences"], ["twice", "twice", " "], strict=True):
         sentence["caption"] = caption
     content["sentences"].append({"sen_id": 99, "video_id": "video1", "caption": "a\x00b"})
-    report = prepare_msrvtt([save(tmp_path / "a.json", content)], tmp_path / "out")
+    report = prepare_captions([save(tmp_path / "a.json", content)], tmp_path / "out")
     assert (report.duplicate_captions, report.empty_captions, report.control_character_captions) == (1, 1, 1)
     assert report.examples["duplicate"] == "video1: 'twice'"
     assert read_annotations(tmp_path / "out" / "train.json")[0].captions == (" ", "twice", "twice", "a\x00b")
@@ -109,7 +110,7 @@ def broken(change) -> dict:
 def test_a_bad_official_file_is_named_and_nothing_written(tmp_path, content, message):
     path = save(tmp_path / "official.json", content)
     with pytest.raises(InputError, match=message) as caught:
-        prepare_msrvtt([path], tmp_path / "out")
+        prepare_captions([path], tmp_path / "out")
     assert "official.json" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -117,23 +118,23 @@ def test_a_bad_official_file_is_named_and_nothing_written(tmp_path, content, mes
 def test_files_that_are_no_annotations_are_named(tmp_path):
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(InputError, match=r"text\.json: not JSON"):
-        prepare_msrvtt([tmp_path / "text.json"], tmp_path)
+        prepare_captions([tmp_path / "text.json"], tmp_path)
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         read_annotations(tmp_path / "none.json")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(InputError, match=r"empty\.zip: holds no \.json"):
-        prepare_msrvtt([tmp_path / "empty.zip"], tmp_path)
+        prepare_captions([tmp_path / "empty.zip"], tmp_path)
     path = save(tmp_path / "a.json", official({"video1": "train"}))
     with pytest.raises(InputError, match="video1 comes twice"):
-        prepare_msrvtt([path, path], tmp_path / "out")
+        prepare_captions([path, path], tmp_path / "out")
 
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason="MSR-VTT's annotations (../shared/data/msrvtt) are not here")
 def test_the_official_zips(tmp_path):
     zips = [SHARED / "train_val_annotation.zip", SHARED / "test_videodatainfo.json.zip"]
-    report = prepare_msrvtt(zips, tmp_path)
+    report = prepare_captions(zips, tmp_path)
     assert report.videos == {"train": 6513, "validate": 497, "test": 2990}
     assert sum(report.captions.values()) == 200_000 and report.duplicate_captions == 14_632
     first = read_annotations(tmp_path / "val.json")[0]

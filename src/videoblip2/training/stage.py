@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, flatten, to_yaml
-from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
+from videoblip2.config import Config, InputError, flatten, to_yaml
+from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers, write_predictions
 from videoblip2.features.store import digest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.first_weights import describe_first_weights, reports_as_json
@@ -55,6 +55,7 @@ def run_stage(
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
     """
+    _check_task(stage, config)
     config = inherit_model(resumed_config(config))
     name = config.run.name or run_name(stage, config)
     saved = find_saved(stage, Path(config.run.out) / name, config)
@@ -68,11 +69,20 @@ def run_stage(
         return _run(stage, name, work, tracker, progress, resume=saved is not None)
 
 
+def _check_task(stage: str, config: Config) -> None:
+    if stage == "scst" and config.data.task != "caption":
+        raise InputError(
+            f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
+        )
+
+
 def run_name(stage: str, config: Config) -> str:
     """Says what differs: `ce-lr0.0001-seed0`, `scst-greedy-lr1e-05-seed0`, `ce-video-…` for one modality."""
     parts = [stage]
     if config.model.modalities != "both":
         parts.append(config.model.modalities)
+    if config.data.task != "caption":
+        parts.append(config.data.task)
     if stage == "scst":
         parts.append(config.scst.baseline)
     return "-".join([*parts, f"lr{config.optim.lr:g}", f"seed{config.seed}"])
@@ -117,10 +127,11 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
         work.model,
         work.tokenizers,
         config=work.config.model_dump(mode="json"),
-        metrics={"val/CIDEr": best.cider, "step": float(best.step)},
+        metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
         provenance={**provenance, "step": best.step},
     )
-    save_checkpoint(folder, checkpoint, {"document_frequencies": work.document_frequencies.save})
+    frequencies = {"document_frequencies": work.document_frequencies.save} if work.train_videos else {}
+    save_checkpoint(folder, checkpoint, frequencies)
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
@@ -132,7 +143,10 @@ def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
 
 def _judge(work: Workspace, best: Best) -> Evaluation:
     references = {video.video_id: video.captions for video in work.val_videos}
-    return evaluate(best.captions, references, FAST_METRICS)
+    result = evaluate(best.captions, references, FAST_METRICS) if references else NOTHING
+    if work.val_questions:
+        result = with_answers(result, best.answers, work.val_questions, work.train_questions)
+    return result
 
 
 def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]:
@@ -140,15 +154,13 @@ def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]
     config = work.config
     tracker.log_config(flatten(config))
     digests = {}
-    for context, file, videos in (
-        ("train", config.data.train, work.train_videos),
-        ("val", "val.json", work.val_videos),
-    ):
+    for context, file, videos in work.inputs:
         annotations = hashlib.sha256((Path(config.data.annotations) / file).read_bytes()).hexdigest()[:12]
-        features = digest(work.store, [video.video_id for video in videos])
-        digests[context] = hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:12]
-        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digests[context], context)
-    tags = {"seed": str(config.seed), "modalities": config.model.modalities}
+        features = digest(work.store, videos)
+        both = hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:12]
+        digests[context if context not in digests else f"{context}_qa"] = both
+        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", both, context)
+    tags = {"seed": str(config.seed), "modalities": config.model.modalities, "task": config.data.task}
     tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
     return digests
 
@@ -179,7 +191,9 @@ def _log_results(
 ) -> str:
     """Best metrics, the probe table, the predictions, the configuration, the checkpoint as a model."""
     tracker.log_best({f"val/{key}": value for key, value in metrics.items()})
-    tracker.log_table("predictions", result.rows()[: work.config.train.probe_videos])
+    for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
+        if rows:
+            tracker.log_table(table, rows[: work.config.train.probe_videos])
     write_predictions(folder.parent / "val_predictions.jsonl", result)
     tracker.log_file(folder.parent / "val_predictions.jsonl")
     (folder.parent / "config.yaml").write_text(to_yaml(work.config), encoding="utf-8")
