@@ -142,6 +142,15 @@ def test_msvd_text_with_lists_of_ids(tmp_path):
     assert list(videos_in(tmp_path / "out" / "unassigned.json")) == ["R_1_2_3"]
 
 
+def test_control_characters_end_no_line(tmp_path):
+    text = save(tmp_path / "train.txt", "a_0_1 a dog\x0bruns\u2028away\r\na_0_1 a cat\n")
+    lines = save(tmp_path / "test.jsonl", '{"video_id": "b", "caption": "a\u2028b"}\n')
+    report = prepare_captions([text, lines], tmp_path / "out")
+    assert videos_in(tmp_path / "out" / "train.json") == {"a_0_1": ("a dog\x0bruns\u2028away", "a cat")}
+    assert videos_in(tmp_path / "out" / "test.json") == {"b": ("a\u2028b",)}
+    assert report.control_character_captions == 2
+
+
 def test_msvd_numbered_by_its_mapping(tmp_path):
     ids = {"a_0_1": "vid1200", "b_0_1": "vid1201", "c_0_1": "vid1300", "d_0_1": "vid1301"}
     text = save(tmp_path / "text.txt", "".join(f"{name} a caption\n" for name in ids))

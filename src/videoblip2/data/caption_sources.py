@@ -147,8 +147,7 @@ def _grouped(
 
 def _from_text(document: Document) -> Captions | SplitList:
     """MSVD's `ID_START_END caption` lines, a list of ids, or `ID vid7` lines that number MSVD's videos."""
-    lines = [(n, line.strip()) for n, line in enumerate(document.text().splitlines(), 1)]
-    lines = [(n, line) for n, line in lines if line and not line.startswith("#")]
+    lines = [(n, line) for n, line in document.lines() if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{document.name}: holds no line; give captions or a list of video ids")
     words = [line.split() for _, line in lines]

@@ -55,6 +55,10 @@ class Document:
         except UnicodeDecodeError as error:
             raise InputError(f"{self.name}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
+    def lines(self) -> list[tuple[int, str]]:
+        """Number and text of each line. Only line feeds end one: a caption may hold other characters that look so."""
+        return [(number, line.strip(" \t\r")) for number, line in enumerate(self.text().split("\n"), 1)]
+
     def json(self) -> Any:
         return parse_json(self.content, self.name)
 
@@ -102,7 +106,7 @@ def rows_of(document: Document) -> Iterator[Row]:
         yield from _csv_rows(document)
         return
     if document.suffix == ".jsonl":
-        entries = [(f"{document.name} line {n}", t) for n, t in enumerate(document.text().splitlines(), 1) if t.strip()]
+        entries = [(f"{document.name} line {n}", line) for n, line in document.lines() if line]
         found = [(where, parse_json(text.encode(), where)) for where, text in entries]
     else:
         content = document.json()
