@@ -30,6 +30,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+QUESTION_PROMPT = "question: {} answer:"
+
+
 class DataConfig(Section):
     annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
     features: str = Field("features/msrvtt", description="feature store: video/ID.npy, audio/ID.npy")
@@ -37,6 +40,9 @@ class DataConfig(Section):
     prompt: str = Field("a video of", description="text prompt beside the queries of both Q-Formers and in T5's input")
     max_caption_tokens: int = Field(32, ge=2, description="longest caption in T5 pieces, end token included")
     captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
+    task: Literal["caption", "qa", "mixed"] = Field("caption", description="captions, answers to questions, or both")
+    train_qa: str = Field("train_qa.json", description="training questions, a file in `annotations` beside val_qa.json")
+    qa_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that teach answers, where task=mixed")
 
 
 class QFormerConfig(Section):

@@ -11,6 +11,7 @@ from videoblip2.config import DecodeConfig, InputError
 from videoblip2.tracking import find_model as find_model
 
 if TYPE_CHECKING:
+    from videoblip2.data.questions import Question
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
 
@@ -77,19 +78,24 @@ class Captioner:
     def caption(
         self,
         items: Sequence[Features],
-        prompt: str | None = None,
+        prompt: str | Sequence[str] | None = None,
         num_beams: int = 1,
         max_new_tokens: int = 32,
         length_penalty: float = 1.0,
     ) -> list[Caption]:
-        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch."""
+        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch.
+
+        Args:
+            prompt: one for all, or one an item; None is the model's own.
+        """
         import torch
 
         from videoblip2.data.dataset import collate
         from videoblip2.model import decode
 
         self._check(items)
-        prompts = [prompt if prompt is not None else self.model.config.prompt] * len(items)
+        one = self.model.config.prompt if prompt is None else prompt
+        prompts = [one] * len(items) if isinstance(one, str) else list(one)
         ids = [str(number) for number in range(len(items))]
         batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
         with torch.inference_mode():
@@ -112,15 +118,38 @@ class Captioner:
             captions = self.caption(items, prompt, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
             yield from zip(ids, captions, strict=True)
 
+    def answer(self, items: Sequence[Features], questions: Sequence[str], **options: Any) -> list[Caption]:
+        """N items and a question on each → N answers, decoded as one batch; `options` are those of `caption`."""
+        from videoblip2.data.question_batches import question_prompt
+
+        return self.caption(items, [question_prompt(question) for question in questions], **options)
+
+    def answer_questions(
+        self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
+    ) -> Iterator[tuple[str, Caption]]:
+        """(question id, answer) for every question, batch by batch; features come from `source`."""
+        from videoblip2.data.question_batches import question_prompt
+
+        for start in range(0, len(questions), decode.batch_size):
+            asked = questions[start : start + decode.batch_size]
+            items = [(source.video(question.video_id), source.audio(question.video_id)) for question in asked]
+            prompts = [question_prompt(question.question) for question in asked]
+            answers = self.caption(items, prompts, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
+            yield from zip([question.question_id for question in asked], answers, strict=True)
+
     def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
         """Media files → captions, through the encoders that made the training features.
 
         Raises InputError for a file that cannot be decoded, naming it.
         """
+        return self.caption(self.encode_media(paths), **options)
+
+    def encode_media(self, paths: Sequence[Path]) -> list[Features]:
+        """Media files → ([F,768], [A,512]) each, by the encoders that made the training features."""
         from videoblip2.features.extract import encode_video
 
         clip, clap, settings = self._media_encoders()
-        return self.caption([encode_video(Path(path), clip, clap, settings) for path in paths], **options)
+        return [encode_video(Path(path), clip, clap, settings) for path in paths]
 
     def _media_encoders(self) -> Any:
         if self._encoders is None:
@@ -178,3 +207,23 @@ def _caption_one(captioner: Captioner, video: str, features: Path | None, option
         store = FeatureStore(features)
         (caption,) = captioner.caption([(store.video(video), store.audio(video))], **options)
     return {"caption": caption.text, "score": round(caption.score, 4)}
+
+
+def ask_video(
+    captioner: Captioner, video: str, questions: Sequence[str], features: Path | None = None, **options: Any
+) -> list[Caption]:
+    """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
+
+    Raises InputError for an empty question, a file that cannot be decoded and an id without features.
+    """
+    for question in questions:
+        if not question.strip():
+            raise InputError(f"question {question!r}: is empty; ask something")
+    if features is None:
+        item = captioner.encode_media([Path(video)])[0]
+    else:
+        from videoblip2.features.store import FeatureStore
+
+        store = FeatureStore(features)
+        item = store.video(video), store.audio(video)
+    return captioner.answer([item] * len(questions), questions, **options)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from videoblip2.cli import data, doctor, features, registry, runs, stages, weights
+from videoblip2.cli import ask, data, doctor, features, registry, runs, stages, weights
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -21,6 +21,7 @@ app.add_typer(runs.app, name="runs", help="Tracked runs.")
 stages.register(app)
 app.command()(doctor.doctor)
 registry.register(app)
+ask.register(app)
 
 
 def main() -> None:

@@ -89,11 +89,12 @@ def _one_thread() -> None:
 
 
 def write_annotations(demo: Demo) -> None:
-    from videoblip2.data.annotations import prepare_msrvtt, read_annotations, write_json
+    from videoblip2.data.annotations import read_annotations, write_json
+    from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
     from videoblip2.data.toy import write_toy_annotations
 
-    prepare_msrvtt(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
+    prepare_captions(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
     write_json(demo.data / "train_top5_detail.json", select_top5(videos))
 

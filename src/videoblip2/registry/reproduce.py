@@ -3,13 +3,14 @@
 Nothing is trained where the data are not the run's. Another commit or other packages are named, and do not stop it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
 from videoblip2.data.annotations import read_annotations
+from videoblip2.data.questions import read_questions
 from videoblip2.features.store import FeatureStore
 from videoblip2.registry.lineage import parent_of, read_json
 from videoblip2.tracking import find_model
@@ -103,14 +104,23 @@ def _config(folder: Path, provenance: dict[str, Any], out: Path | None) -> Confi
 
 def _same_data(model: str, config: Config, provenance: dict[str, Any]) -> None:
     store, digests = FeatureStore(config.data.features), provenance.get("data") or {}
-    for split, file in (("train", config.data.train), ("val", "val.json")):
+    for split, file, read in _data_files(config):
         path = Path(config.data.annotations) / file
-        found = data_digest(path, store, read_annotations(path))
+        found = data_digest(path, store, sorted({entry.video_id for entry in read(path)}))
         if split in digests and digests[split] != found:
             raise InputError(
                 f"{model}: was trained on {split} data {digests[split]}, and {path} with {store.root} is {found} now; "
                 "restore that data, or train anew with the run's config.yaml"
             )
+
+
+def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any]]]:
+    """(key in the provenance, annotation file, its reader) of all that a training read."""
+    captions = [("train", config.data.train, read_annotations), ("val", "val.json", read_annotations)]
+    questions = [("train", config.data.train_qa, read_questions), ("val", "val_qa.json", read_questions)]
+    if config.data.task == "caption":
+        return captions
+    return questions if config.data.task == "qa" else [*captions, *((f"{k}_qa", f, r) for k, f, r in questions)]
 
 
 def _differences(folder: Path, provenance: dict[str, Any]) -> list[str]:

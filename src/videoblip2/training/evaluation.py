@@ -7,7 +7,9 @@ from typing import Any
 
 from videoblip2.config import Config, InputError, parse_config
 from videoblip2.data.annotations import read_annotations
-from videoblip2.evaluate import ALL_METRICS, Evaluation, evaluate, write_predictions
+from videoblip2.data.dataset import CachedFeatures
+from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
+from videoblip2.evaluate import ALL_METRICS, NOTHING, Evaluation, evaluate, with_answers, write_predictions
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
@@ -20,7 +22,7 @@ SPLITS = ("val", "test")
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of one model on one split; `metrics` in pycocoevalcap's scale."""
+    """Scores of one model on one split; `metrics` in pycocoevalcap's scale. `videos`: captioned, or asked about."""
 
     run_id: str | None
     metrics: dict[str, float]
@@ -38,7 +40,9 @@ def evaluate_model(
     progress: Progress = no_progress,
     metrics: Sequence[str] = ALL_METRICS,
 ) -> EvaluationResult:
-    """Caption every video of a split, score the captions, write predictions; data paths are the checkpoint's own.
+    """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
+
+    Data paths are the checkpoint's own.
 
     Args:
         model: MODEL; its run, where it has one, is named in the tags.
@@ -55,22 +59,48 @@ def evaluate_model(
     name = str(checkpoint.provenance.get("name", found.version))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
-        result, data = _evaluate(captioner, config, split, progress, metrics)
-        tracker.log_data(f"{Path(config.data.annotations).name}/{split}.json", data, split)
+        store, result = FeatureStore(Path(config.data.features)), NOTHING
+        if config.data.task != "qa":
+            result = _captions(captioner, config, store, split, progress, metrics)
+        if config.data.task != "caption":
+            result = _answers(result, captioner, config, store, split, progress)
+        for file, videos in _inputs(result, split):
+            tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digest(store, videos), split)
         tracker.log_metrics({f"{split}/{key}": value for key, value in result.corpus.items()}, step=0)
-        tracker.log_table("predictions", result.rows()[: config.train.probe_videos])
+        for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
+            if rows:
+                tracker.log_table(table, rows[: config.train.probe_videos])
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
         write_predictions(path, result)
         tracker.log_file(path)
-        return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, len(result.captions), result)
+        judged = len({*result.captions, *(answered.question.video_id for answered in result.answers)})
+        return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, judged, result)
 
 
-def _evaluate(
-    captioner: Captioner, config: Config, split: str, progress: Progress, metrics: Sequence[str]
-) -> tuple[Evaluation, str]:
-    store = FeatureStore(Path(config.data.features))
+def _captions(
+    captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress, metrics: Sequence[str]
+) -> Evaluation:
     videos = read_annotations(Path(config.data.annotations) / f"{split}.json")
     references = {video.video_id: video.captions for video in with_features(videos, store, f"{split}.json")}
     stream: Any = captioner.caption_videos(list(references), store, config.decode)
     captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), f"caption {split}")}
-    return evaluate(captions, references, metrics), digest(store, list(references))
+    return evaluate(captions, references, metrics)
+
+
+def _answers(
+    result: Evaluation, captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress
+) -> Evaluation:
+    folder, file = Path(config.data.annotations), f"{split}_qa.json"
+    questions = with_features(read_questions(folder / file), store, file)
+    stream: Any = captioner.answer_questions(questions, CachedFeatures(store), config.decode)
+    answers = {asked: answer.text for asked, answer in progress(stream, len(questions), f"answer {split}")}
+    train: list[Question] = read_questions(path) if (path := folder / config.data.train_qa).exists() else []
+    answer_map = read_answer_map(path) if (path := folder / ANSWER_MAP).exists() else None
+    return with_answers(result, answers, questions, train, answer_map)
+
+
+def _inputs(result: Evaluation, split: str) -> list[tuple[str, list[str]]]:
+    """(annotation file, ids of its videos) of everything that was judged."""
+    asked = sorted({answered.question.video_id for answered in result.answers})
+    files = [(f"{split}.json", list(result.captions)), (f"{split}_qa.json", asked)]
+    return [(file, videos) for file, videos in files if videos]

@@ -57,7 +57,7 @@ def train(
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Best:
-    """Run `train.steps` steps; whenever validation CIDEr rises, call `keep`.
+    """Run `train.steps` steps; whenever validation (CIDEr, accuracy or their sum) rises, call `keep`.
 
     Args:
         validate_first: also judge the network as it starts, so that the result is never worse than that.
@@ -102,7 +102,8 @@ def _advance(training: Training, step: int, steps: Steps) -> None:
     course.step = step + 1
     if training.due(config.train.log_every):
         means = course.window.flush(len(batch.video_ids))
-        steps.note = f"loss {means['train/loss']:.3f}  val CIDEr {100 * max(course.best.cider, 0):.1f}"
+        best = "".join(f"  val {name} {100 * value:.1f}" for name, value in course.best.metrics.items())
+        steps.note = f"loss {means['train/loss']:.3f}{best}"
         _log(training, means)
 
 
@@ -150,15 +151,13 @@ def _validate_if_due(training: Training) -> None:
     due = training.due(training.work.config.train.validate_every) if step else training.validate_first
     if not due or course.validated >= step:
         return
-    captions = training.validator.captions()
-    cider = training.validator.cider(captions)
-    training.tracker.log_metrics({"val/CIDEr": cider}, step)
+    judged = training.validator.judge(step)
+    training.tracker.log_metrics({f"val/{name}": value for name, value in judged.metrics.items()}, step)
     if training.rows:
         training.tracker.log_table("samples", [{**row, "step": step} for row in training.rows])
-    if cider > course.best.cider:
-        better = Best(cider, step, captions)
-        training.keep(better)
-        course.best = better
+    if judged.score > course.best.score:
+        training.keep(judged)
+        course.best = judged
     course.validated = step
     course.window.restart_clock()
 

@@ -3,15 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, flatten, to_yaml
-from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
+from videoblip2.config import Config, InputError, flatten, to_yaml
+from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers, write_predictions
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.first_weights import describe_first_weights, reports_as_json
@@ -60,6 +59,7 @@ def run_stage(
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
     """
+    _check_task(stage, config)
     config = inherit_model(resumed_config(config, stage))
     name, run = config.run.name or run_name(stage, config), config.run
     folder = Path(run.out) / name
@@ -75,11 +75,20 @@ def run_stage(
         return _run(stage, name, work, tracker, progress, resume=saved is not None)
 
 
+def _check_task(stage: str, config: Config) -> None:
+    if stage == "scst" and config.data.task != "caption":
+        raise InputError(
+            f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
+        )
+
+
 def run_name(stage: str, config: Config) -> str:
     """Says what differs: `ce-lr0.0001-seed0`, `scst-greedy-lr1e-05-seed0`, `ce-video-…` for one modality."""
     parts = [stage]
     if config.model.modalities != "both":
         parts.append(config.model.modalities)
+    if config.data.task != "caption":
+        parts.append(config.data.task)
     if stage == "scst":
         parts.append(config.scst.baseline)
     return "-".join([*parts, f"lr{config.optim.lr:g}", f"seed{config.seed}"])
@@ -125,10 +134,12 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
         work.model,
         work.tokenizers,
         config=work.config.model_dump(mode="json"),
-        metrics={"val/CIDEr": best.cider, "step": float(best.step)},
+        metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
         provenance={**provenance, "step": best.step},
     )
-    extras = {"document_frequencies": work.document_frequencies.save, ENVIRONMENT: write_environment}
+    extras = {ENVIRONMENT: write_environment}
+    if work.train_videos:
+        extras["document_frequencies"] = work.document_frequencies.save
     save_checkpoint(folder, checkpoint, extras)
 
 
@@ -141,7 +152,10 @@ def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
 
 def _judge(work: Workspace, best: Best) -> Evaluation:
     references = {video.video_id: video.captions for video in work.val_videos}
-    return evaluate(best.captions, references, FAST_METRICS)
+    result = evaluate(best.captions, references, FAST_METRICS) if references else NOTHING
+    if work.val_questions:
+        result = with_answers(result, best.answers, work.val_questions, work.train_questions)
+    return result
 
 
 def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]:
@@ -149,21 +163,19 @@ def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]
     config = work.config
     tracker.log_config(flatten(config))
     digests = {}
-    for context, file, videos in (
-        ("train", config.data.train, work.train_videos),
-        ("val", "val.json", work.val_videos),
-    ):
-        digests[context] = data_digest(Path(config.data.annotations) / file, work.store, videos)
-        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digests[context], context)
-    tags = {"seed": str(config.seed), "modalities": config.model.modalities}
+    for context, file, ids in work.inputs:
+        both = data_digest(Path(config.data.annotations) / file, work.store, ids)
+        digests[context if context not in digests else f"{context}_qa"] = both
+        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", both, context)
+    tags = {"seed": str(config.seed), "modalities": config.model.modalities, "task": config.data.task}
     tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
     return digests
 
 
-def data_digest(annotations: Path, store: FeatureStore, videos: Sequence[VideoAnnotation]) -> str:
+def data_digest(annotations: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
     """12 hex digits (sha256) over an annotation file and the features of its videos."""
     texts = hashlib.sha256(annotations.read_bytes()).hexdigest()[:12]
-    features = digest(store, [video.video_id for video in videos])
+    features = digest(store, video_ids)
     return hashlib.sha256(f"{texts}{features}".encode()).hexdigest()[:12]
 
 
@@ -193,7 +205,9 @@ def _log_results(
 ) -> str:
     """Best metrics, the probe table, the predictions, the configuration, the checkpoint as a model."""
     tracker.log_best({f"val/{key}": value for key, value in metrics.items()})
-    tracker.log_table("predictions", result.rows()[: work.config.train.probe_videos])
+    for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
+        if rows:
+            tracker.log_table(table, rows[: work.config.train.probe_videos])
     write_predictions(folder.parent / "val_predictions.jsonl", result)
     tracker.log_file(folder.parent / "val_predictions.jsonl")
     (folder.parent / "config.yaml").write_text(to_yaml(work.config), encoding="utf-8")
