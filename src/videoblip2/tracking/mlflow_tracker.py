@@ -25,6 +25,7 @@ from videoblip2.config import InputError
 from videoblip2.tracking import models, store
 from videoblip2.tracking.fence import Fence, is_there
 from videoblip2.tracking.revision import revision_tags
+from videoblip2.tracking.tracker import Stopped
 
 FULL_BUFFER = 500
 SECONDS_BETWEEN_FLUSHES = 10.0
@@ -118,10 +119,12 @@ class MlflowTracker:
 
 
 @contextmanager
-def mlflow_run(stage: str, name: str, experiment: str, resume_run_id: str | None = None) -> Iterator[MlflowTracker]:
+def mlflow_run(
+    stage: str, name: str, experiment: str, resume_run_id: str | None = None, parent_run_id: str | None = None
+) -> Iterator[MlflowTracker]:
     """Open (again) or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
     client = store.connect(create=True)
-    run_id = _start(client, name, experiment, resume_run_id)
+    run_id = _start(client, name, experiment, resume_run_id, parent_run_id)
     tracker = MlflowTracker(client, run_id, resumed=run_id == resume_run_id)
     status = "FAILED"
     try:
@@ -131,21 +134,30 @@ def mlflow_run(stage: str, name: str, experiment: str, resume_run_id: str | None
             tracker.set_tags({"stage": stage, "host": socket.gethostname(), "pid": str(os.getpid()), **revision_tags()})
             yield tracker
         status = "FINISHED"
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated, Stopped):
         status = "KILLED"
         raise
     finally:
         _close(tracker, status)
 
 
-def _start(client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None) -> str:
+def _start(
+    client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None, parent_run_id: str | None
+) -> str:
     """A new run, except under `mlflow run`, which has opened one, and where the run to go on with is still there."""
-    if os.environ.get("MLFLOW_RUN_ID"):
+    if parent_run_id:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
+    elif os.environ.get("MLFLOW_RUN_ID"):
         return str(mlflow.start_run().info.run_id)
+    nested = parent_run_id is not None
     if resume_run_id and is_there(client, resume_run_id):
-        return str(mlflow.start_run(run_id=resume_run_id).info.run_id)
-    experiment_id = _experiment_id(client, experiment)
-    return str(mlflow.start_run(run_name=name, experiment_id=experiment_id).info.run_id)
+        return str(mlflow.start_run(run_id=resume_run_id, nested=nested).info.run_id)
+    if parent_run_id:
+        experiment_id = str(client.get_run(parent_run_id).info.experiment_id)
+    else:
+        experiment_id = _experiment_id(client, experiment)
+    run = mlflow.start_run(run_name=name, experiment_id=experiment_id, nested=nested, parent_run_id=parent_run_id)
+    return str(run.info.run_id)
 
 
 def _close(tracker: MlflowTracker, status: str) -> None:
