@@ -13,6 +13,7 @@ from videoblip2.tune.study import best_of, counted, finished, name_of, quiet
 
 Say = Callable[[str], None]
 PLOTS = ("history", "importance", "parallel")
+CIDER = "validation CIDEr"
 
 
 def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) -> str:
@@ -64,15 +65,24 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     from optuna.visualization import matplotlib as plots
 
-    name = "validation CIDEr"
-    scores = {"target": lambda trial: 100 * trial.value, "target_name": name}
     with quiet():
+        printed = _times_100(study)
         axes = {
-            "history": plots.plot_optimization_history(study, **scores),
-            "importance": plots.plot_param_importances(study, target_name=name),  # a target would be minimised
-            "parallel": plots.plot_parallel_coordinate(study, **scores),
+            "history": plots.plot_optimization_history(printed, target_name=CIDER),
+            "importance": plots.plot_param_importances(printed, target_name=CIDER),
+            "parallel": plots.plot_parallel_coordinate(printed, target_name=CIDER),
         }
         return [_save(axes[name], folder / f"{name}.png") for name in PLOTS]
+
+
+def _times_100(study: optuna.Study) -> optuna.Study:
+    """The complete trials with CIDEr as it is printed. Optuna's `target` would do it, and take every plot for a
+    minimisation."""
+    copy = optuna.create_study(direction="maximize")
+    for trial in finished(study):
+        value, params, spaces = 100 * _value(trial), trial.params, trial.distributions
+        copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
+    return copy
 
 
 def _save(axes: Any, path: Path) -> Path:

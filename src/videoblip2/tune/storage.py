@@ -4,6 +4,7 @@ A journal file has no races and needs no server. Its lock is a link beside it; t
 broken after 30 s, with a warning.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,10 +69,18 @@ def _journal(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not _is_journal(path):  # it would be written to
+        raise InputError(f"storage {path}: not a study's journal; {FORMS}")
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _is_journal(path: Path) -> bool:
+    with path.open("rb") as file:
+        line = file.readline()
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"storage {path}: not a study's journal; {FORMS}") from error
+        return not line or "op_code" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _database(url: str) -> Any:

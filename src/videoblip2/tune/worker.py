@@ -6,6 +6,7 @@
 3. Ctrl-C and SIGTERM put the trial back: the next start goes on from its checkpoint.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -92,14 +93,13 @@ def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -
 
 def run_trial(post: Post, trial: optuna.Trial, runner: Runner) -> str | None:
     """Run one trial, tell the study and the user how it ended. Returns the reason where it failed."""
-    earlier = _frozen(post.study, trial)
-    watcher = Watcher(trial, lost=None, parent_run_id=post.parent_run_id, reported=set(earlier.intermediate_values))  # type: ignore[arg-type]
-    reason = None
-    with beating(trial) as watcher.lost:
+    reported, reason = set(_frozen(post.study, trial).intermediate_values), None
+    with beating(trial) as lost:
+        watcher = Watcher(trial, lost, post.parent_run_id, reported)
         try:
-            score = runner(trial, watcher, post.progress)
+            score = _finite(runner(trial, watcher, post.progress))
         except Stopped:
-            if not watcher.lost.is_set():
+            if not lost.is_set():
                 post.study.tell(trial, state=TrialState.PRUNED)
         except (KeyboardInterrupt, SystemExit):
             give_back(post.study, _frozen(post.study, trial), "interrupted")
@@ -108,11 +108,17 @@ def run_trial(post: Post, trial: optuna.Trial, runner: Runner) -> str | None:
             reason = _fail(post.study, trial, watcher, error)
         else:
             _complete(post.study, trial, watcher, score)
-    if watcher.lost.is_set():
+    if lost.is_set():
         post.say(f"trial {trial.number}: given up, as another worker took it for dead and has it now")
     else:
         post.say(line_of(post.study, _frozen(post.study, trial), reason))
     return reason
+
+
+def _finite(score: Score) -> Score:
+    if not math.isfinite(score.cider):
+        raise FloatingPointError(f"validation CIDEr is {score.cider}")
+    return score
 
 
 def _complete(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score) -> None:
