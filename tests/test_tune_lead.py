@@ -1,9 +1,9 @@
 """A whole study on a tiny network: a worker killed in the middle, another process that goes on, and what is left."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -25,19 +25,19 @@ from videoblip2.tune.plan import load_plan
 from videoblip2.tune.storage import open_storage
 from videoblip2.tune.study import open_study
 
-KILLED = """
-import os, signal, sys
-from videoblip2.training import loop
-from videoblip2.tune.lead import tune
-advance, steps = loop._advance, []
-def advance_or_die(*arguments):
-    steps.append(1)
-    if len(steps) == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    advance(*arguments)
-loop._advance = advance_or_die
-tune(sys.argv[1], [])
-"""
+
+def lead_and_die(path, said):
+    """Lead the study until the seventh step, the third of the second trial, and be killed there."""
+    advance, steps = loop._advance, []
+
+    def advance_or_die(*arguments):
+        steps.append(1)
+        if len(steps) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        advance(*arguments)
+
+    loop._advance = advance_or_die
+    tune(path, [], say=lambda line: said.write_text(line))
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,18 @@ def finished(tmp_path_factory, tokenizers, patch):
     root = tmp_path_factory.mktemp("study")
     place_store(root, patch)
     path = write_study(write_world(root, tokenizers), tracking=True)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, env=os.environ.copy()
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(target=lead_and_die, args=(str(path), root / "said"))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     steps, advance = [], loop._advance
     with pytest.MonkeyPatch.context() as counting:
         counting.setattr(loop, "_advance", lambda *arguments: steps.append(1) or advance(*arguments))
         lines = []
         outcome = tune(str(path), [], say=lines.append)
-    return SimpleNamespace(root=root, path=path, outcome=outcome, lines=lines, steps=len(steps), said=killed.stdout)
+    return SimpleNamespace(
+        root=root, path=path, outcome=outcome, lines=lines, steps=len(steps), said=(root / "said").read_text()
+    )
 
 
 def test_the_killed_trial_went_on_from_its_checkpoint(finished):

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.tune import storage as storages
-from videoblip2.tune.storage import address, hidden, host_and_port, open_storage, serve, storage_errors
+from videoblip2.tune.storage import address, hidden, host_and_port, open_storage, serve, storage_errors, with_driver
 from videoblip2.tune.study import open_study
 
 
@@ -51,6 +52,18 @@ def test_a_password_is_not_shown():
     with pytest.raises(InputError) as error:
         open_storage("postgresql://me:secret@127.0.0.1:1/db")
     assert "secret" not in str(error.value)
+
+
+def test_postgres_goes_through_the_driver_that_is_installed(monkeypatch):
+    installed = {"psycopg2"}
+    monkeypatch.setattr(storages.importlib.util, "find_spec", lambda name: name in installed)
+    assert with_driver("postgresql://me:x@host/db") == "postgresql+psycopg2://me:x@host/db"
+    assert with_driver("postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"
+    installed.add("psycopg")
+    assert with_driver("postgres://host/db") == "postgresql+psycopg://host/db"
+    installed.clear()
+    with pytest.raises(InputError, match=r"storage postgresql://me@host/db: no driver for it; pip install"):
+        with_driver("postgresql://me:x@host/db")
 
 
 def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, monkeypatch):
@@ -91,6 +104,14 @@ serve(sys.argv[1], sys.argv[2])
 """
 
 
+def reach(place):
+    """The proxy, also where its process needs longer than one try to come up."""
+    for _ in range(5):
+        with suppress(InputError):
+            return open_storage(place)
+    return open_storage(place)
+
+
 def test_a_database_is_served_to_other_machines(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -98,7 +119,7 @@ def test_a_database_is_served_to_other_machines(tmp_path):
     command = [sys.executable, "-c", SERVER, f"sqlite:///{tmp_path / 'study.db'}", f"127.0.0.1:{port}"]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        study = open_study(tiny_plan(tmp_path), open_storage(f"grpc://127.0.0.1:{port}"))
+        study = open_study(tiny_plan(tmp_path), reach(f"grpc://127.0.0.1:{port}"))
         study.tell(study.ask(), 0.5)
     finally:
         server.send_signal(signal.SIGKILL)

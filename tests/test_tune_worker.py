@@ -1,11 +1,9 @@
 """A worker: totals among several processes, failures, pruning, and what is put back."""
 
-import subprocess
-import sys
+import multiprocessing
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from optuna.trial import TrialState
 from tiny_study import peak_at, tiny_plan
 
@@ -50,33 +48,27 @@ def test_the_default_comes_first_and_the_total_is_kept(make):
     assert states(more.study) == ["COMPLETE"] * 5
 
 
-WORKER = """
-import sys
-sys.path.insert(0, "tests")
-from pathlib import Path
-from tiny_study import peak_at, tiny_plan
-from videoblip2.training.progress import no_progress
-from videoblip2.tune.storage import open_storage
-from videoblip2.tune.study import open_study
-from videoblip2.tune.worker import Post, work
-root = Path(sys.argv[1])
-plan = tiny_plan(root, "n_trials=10", "pruner.name=none")
-study = open_study(plan, open_storage(str(root / "study.journal")), worker=True)
-print("ready", flush=True)
-sys.stdin.readline()
-print(work(Post(study, plan, None, no_progress, lambda line: None), wait=False, runner=peak_at(-1.5)))
-"""
+def help_in(folder, pipe):
+    """A worker of another process: says that it is ready, waits for the word, says how many trials it made."""
+    plan = tiny_plan(folder, "n_trials=10", "pruner.name=none")
+    study = open_study(plan, open_storage(str(folder / "study.journal")), worker=True)
+    pipe.send("ready")
+    pipe.recv()
+    post = Post(study, plan, None, no_progress, lambda line: None)
+    pipe.send(work(post, wait=False, runner=peak_at(-1.5)))
 
 
 def test_workers_on_one_storage_make_the_total_together(make, tmp_path):
     made = make("n_trials=10", "pruner.name=none")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    other = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], **pipes)
-    assert other.stdout.readline() == "ready\n"
-    other.stdin.write("\n")
-    other.stdin.flush()
+    context = multiprocessing.get_context("fork")
+    pipe, far_end = context.Pipe()
+    other = context.Process(target=help_in, args=(tmp_path, far_end))
+    other.start()
+    assert pipe.recv() == "ready"
+    pipe.send("go")
     here = work(made.post, wait=True, runner=peak_at(-1.5))
-    assert here + int(other.communicate(timeout=120)[0]) == 10
+    assert here + pipe.recv() == 10
+    other.join()
     assert [trial.state for trial in counted(made.study.get_trials())] == [TrialState.COMPLETE] * 10
 
 

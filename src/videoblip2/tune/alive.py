@@ -1,9 +1,12 @@
 """Which running trials still have a worker, and what becomes of those that have none.
 
-Optuna's own heartbeat exists in databases only. Here, in every storage, a worker counts up a number in its trial's
-attributes; whoever looks calls a trial dead when the number stood still for STALE_SECONDS of the looker's own clock (no
-clocks are compared), and at once when its process is gone from the same machine. A dead trial is queued again with its
-values and its name, so that the next attempt goes on from its checkpoint and in its run.
+Optuna's own heartbeat exists in databases only. Here, in every storage:
+
+1. On the same machine a trial is dead when its process is gone, known by number and start; one that sleeps is not.
+2. Elsewhere a worker counts up a number in its trial's attributes, and whoever looks calls the trial dead when the
+   number has stood still for STALE_SECONDS of the looker's own clock: no clocks are compared.
+3. A dead trial is queued again with its values and its name, so that the next attempt goes on from its checkpoint and
+   in its run. A worker that was taken for dead and was not notices at its next report, and leaves the trial alone.
 """
 
 import os
@@ -13,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.tune.study import name_of
 
 BEAT_SECONDS = 10.0
-STALE_SECONDS = 60.0
+STALE_SECONDS = 120.0
 ATTEMPTS = 4
 
 
@@ -34,11 +38,16 @@ def here() -> str:
         return socket.gethostname()
 
 
+def me() -> dict[str, Any]:
+    """This process, as a trial remembers its worker."""
+    return {"place": here(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
 @contextmanager
 def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
     """Show signs of life while the block runs; the event is set when another worker has taken the trial for dead."""
     stop, lost = threading.Event(), threading.Event()
-    trial.set_user_attr("worker", {"place": here(), "pid": os.getpid()})
+    trial.set_user_attr("worker", me())
     thread = threading.Thread(target=_beat, args=(trial, seconds, stop, lost), daemon=True)
     thread.start()
     try:
@@ -71,8 +80,12 @@ class Lookout:
     def is_dead(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone."""
         worker = trial.user_attrs.get("worker") or {}
-        if worker.get("place") == here() and not _exists(int(worker["pid"])):
-            return True
+        if worker.get("place") == here():
+            started = _started(worker["pid"])
+            if not _exists(worker["pid"]) or started != worker["started"]:
+                return True
+            if started is not None:
+                return False
         sign = (worker.get("pid"), trial.user_attrs.get("beat"))
         if trial.number not in self.seen or self.seen[trial.number][0] != sign:
             self.seen[trial.number] = (sign, time.monotonic())
@@ -84,7 +97,7 @@ def rescue(study: optuna.Study, lookout: Lookout) -> list[str]:
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker") or {}
-        if (worker.get("place"), worker.get("pid")) == (here(), os.getpid()) or not lookout.is_dead(trial):
+        if worker == me() or not lookout.is_dead(trial):
             continue
         reason = f"its worker (process {worker.get('pid', 'unknown')}) died"
         again = len(trial.user_attrs.get("attempts", ())) + 1 < ATTEMPTS
@@ -115,6 +128,15 @@ def _attempt(trial: FrozenTrial) -> FrozenTrial:
         intermediate_values=trial.intermediate_values,
         user_attrs={**kept, "name": name_of(trial), "attempts": attempts},
     )
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: with it a number that was given again is another process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
 
 
 def _exists(pid: int) -> bool:

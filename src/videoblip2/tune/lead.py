@@ -114,9 +114,11 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     states = {name: number for name, number in states.items() if number}
     best, verdict = best_of(trials), judge(trials)
     files = [write_rows(study, plan.folder), *(plots := write_plots(study, plan.folder))]
-    best_file, commands = None, []
+    best_file, commands = None, list[str]()
     if best is not None:
-        best_file, commands = write_best(study, plan, best, verdict), commands_of(plan, best)
+        default = next((t.user_attrs.get("model") for t in trials if t.user_attrs.get("default")), None)
+        commands = commands_of(plan, best, default)
+        best_file = write_best(study, plan, best, verdict, commands)
         files.append(best_file)
         tracker.log_best({"val/CIDEr": float(best.value or 0.0)})
         tracker.set_tags({"optuna.best_trial": name_of(best), "optuna.best_params": shown(best.params)})
@@ -128,7 +130,9 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     return Outcome(study.study_name, run_id, states, best, best_file, verdict, plots, commands, rows_of(study))
 
 
-def write_best(study: optuna.Study, plan: Plan, best: FrozenTrial, verdict: Verdict | None) -> Path:
+def write_best(
+    study: optuna.Study, plan: Plan, best: FrozenTrial, verdict: Verdict | None, commands: Sequence[str]
+) -> Path:
     """`best.yaml`: the base with the best trial's values, an experiment file like any other."""
     content = plan.content_of(best.params)
     if plan.tuning.stage == "decode":  # the model's own file names its run and where it resumed
@@ -139,7 +143,7 @@ def write_best(study: optuna.Study, plan: Plan, best: FrozenTrial, verdict: Verd
         f"Against the default: {verdict.text() if verdict else 'not compared, as the default is not complete'}.",
         f"Chosen: {shown(best.params)}",
         "",
-        *(f"  {command}" for command in commands_of(plan, best)),
+        *(f"  {command}" for command in commands),
     ]
     text = "\n".join(f"# {line}".rstrip() for line in head)
     path = plan.folder / "best.yaml"
@@ -147,13 +151,14 @@ def write_best(study: optuna.Study, plan: Plan, best: FrozenTrial, verdict: Verd
     return path
 
 
-def commands_of(plan: Plan, best: FrozenTrial) -> list[str]:
-    """What to type next."""
+def commands_of(plan: Plan, best: FrozenTrial, default: str | None) -> list[str]:
+    """What to type next: train with the best values; judge the best's model and the default's on the test split."""
     if plan.tuning.stage == "decode":
         values = " ".join(f"{key}={value}" for key, value in best.params.items())
         return [f"vb2 evaluate {plan.tuning.tuned_model} {values} --split test"]
-    model = best.user_attrs.get("model")
-    return [f"vb2 {plan.tuning.stage} {plan.folder / 'best.yaml'}", f"vb2 evaluate {model} --split test"]
+    models = [best.user_attrs.get("model"), *([default] if default else [])]
+    tests = [f"vb2 evaluate {model} --split test" for model in dict.fromkeys(models)]
+    return [f"vb2 {plan.tuning.stage} {plan.folder / 'best.yaml'}", *tests]
 
 
 def _note(study: optuna.Study, best: FrozenTrial, verdict: Verdict | None, states: dict[str, int]) -> str:

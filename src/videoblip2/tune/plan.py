@@ -153,7 +153,8 @@ def _base(tuning: Tuning, path: str) -> dict[str, Any]:
 
 
 def _check(plan: Plan) -> None:
-    if "test.json" in json.dumps([plan.content, {key: r.labels() for key, r in plan.tuning.search.items()}]):
+    choices = [choice for values in plan.tuning.search.values() for choice in values.labels()]
+    if any(Path(str(value)).name == "test.json" for value in [*_leaves(plan.content).values(), *choices]):
         raise InputError(f"{plan.source}: names test.json; a study sees train and val only")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"

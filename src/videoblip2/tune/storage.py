@@ -4,6 +4,7 @@ A journal file has no races and needs no server. Its lock is a link beside it; t
 broken after 30 s, with a warning.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,11 +87,22 @@ def _is_journal(path: Path) -> bool:
 def _database(url: str) -> Any:
     """A database; sqlite's tables are made by one process, since several at once break them."""
     if not url.startswith(SQLITE):
-        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
     file = Path(url.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+
+
+def with_driver(url: str) -> str:
+    """SQLAlchemy 2.1 takes `postgresql://` for psycopg 3; where only psycopg 2 is installed, say so to it."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgres", "postgresql"):
+        return url
+    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)]
+    if not drivers:
+        raise InputError(f"storage {hidden(url)}: no driver for it; pip install 'videoblip2[postgres]'")
+    return f"postgresql+{drivers[0]}://{rest}"
 
 
 def _proxy(host: str, port: int) -> Any:

@@ -21,7 +21,7 @@ from videoblip2.training.progress import Progress
 from videoblip2.tune.alive import Lookout, beating, give_back, rescue
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
-from videoblip2.tune.study import UNFINISHED, counted, distributions, finished
+from videoblip2.tune.study import UNFINISHED, counted, distributions, finished, name_of
 from videoblip2.tune.trials import Runner, Score, Watcher, training_runner
 
 BROKEN = 3
@@ -103,6 +103,7 @@ def run_trial(post: Post, trial: optuna.Trial, runner: Runner) -> str | None:
                 post.study.tell(trial, state=TrialState.PRUNED)
         except (KeyboardInterrupt, SystemExit):
             give_back(post.study, _frozen(post.study, trial), "interrupted")
+            post.say(f"{name_of(trial)}: interrupted; the same command goes on with it from its checkpoint")
             raise
         except Exception as error:
             reason = _fail(post.study, trial, watcher, error)
