@@ -200,7 +200,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
     """Build a Config from nested mappings and `key=value` overrides."""
-    merged = json.loads(json.dumps(content, default=str))
+    try:
+        return Config.model_validate(overridden(content, overrides))
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def overridden(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked."""
+    merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -208,10 +216,7 @@ def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), sour
         key = SHORT.get(key.strip(), key.strip())
         value = _parse_value(text)
         _assign(merged, key, text.strip() if key in NAMES and isinstance(value, int | float) else value, override)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from error
+    return merged
 
 
 def flatten(config: BaseModel) -> dict[str, object]:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from videoblip2.cli import ask, data, doctor, features, registry, runs, stages, weights
+from videoblip2.cli import ask, data, doctor, features, registry, runs, stages, tune, weights
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -22,6 +22,7 @@ stages.register(app)
 app.command()(doctor.doctor)
 registry.register(app)
 ask.register(app)
+tune.register(app)
 
 
 def main() -> None:

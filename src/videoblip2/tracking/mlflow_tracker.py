@@ -27,6 +27,7 @@ from videoblip2.tracking.process import process_tags
 from videoblip2.tracking.revision import revision_tags
 from videoblip2.tracking.saved_state import drop_state, keep_state
 from videoblip2.tracking.termination import Terminated, sigterm_raises, stop_listening
+from videoblip2.tracking.tracker import Stopped
 
 FULL_BUFFER = 500
 SECONDS_BETWEEN_FLUSHES = 10.0
@@ -179,19 +180,24 @@ class MlflowTracker:
 
 @contextmanager
 def mlflow_run(
-    stage: str, name: str, experiment: str, resume_run_id: str | None = None, folder: Path | None = None
+    stage: str,
+    name: str,
+    experiment: str,
+    resume_run_id: str | None = None,
+    folder: Path | None = None,
+    parent_run_id: str | None = None,
 ) -> Iterator[MlflowTracker]:
     """Open (again) or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
     client = store.connect(create=True)
     with sigterm_raises():
-        run_id = _reachable(lambda: _start(client, name, experiment, resume_run_id))
+        run_id = _reachable(lambda: _start(client, name, experiment, resume_run_id, parent_run_id))
         tracker = MlflowTracker(client, run_id, run_id == resume_run_id, folder and folder.absolute())
         status = "FAILED"
         try:
             tracker.set_tags({**_start_tags(stage, resume_run_id, folder), **process_tags(), **revision_tags()})
             yield tracker
             status = "FINISHED"
-        except (KeyboardInterrupt, Terminated):
+        except (KeyboardInterrupt, Terminated, Stopped):
             status = "KILLED"
             raise
         finally:
@@ -208,19 +214,26 @@ def _start_tags(stage: str, resume_run_id: str | None, folder: Path | None) -> d
     return tags
 
 
-def _start(client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None) -> str:
+def _start(
+    client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None, parent_run_id: str | None
+) -> str:
     """The run to go on with where it is still there; the one that `mlflow run` has opened; or a new one."""
-    given = os.environ.get("MLFLOW_RUN_ID")
+    given, nested = os.environ.get("MLFLOW_RUN_ID"), parent_run_id is not None
     if resume_run_id and is_there(client, resume_run_id):
         os.environ.pop("MLFLOW_RUN_ID", None)
-        run_id = str(mlflow.start_run(run_id=resume_run_id).info.run_id)
-        if given and given != resume_run_id:
+        run_id = str(mlflow.start_run(run_id=resume_run_id, nested=nested).info.run_id)
+        if given and given != resume_run_id and not nested:
             _retire(client, given, resume_run_id)
         return run_id
-    if given:
+    if parent_run_id:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
+        experiment_id = str(client.get_run(parent_run_id).info.experiment_id)
+    elif given:
         return str(mlflow.start_run().info.run_id)
-    experiment_id = _experiment_id(client, experiment)
-    return str(mlflow.start_run(run_name=name, experiment_id=experiment_id).info.run_id)
+    else:
+        experiment_id = _experiment_id(client, experiment)
+    run = mlflow.start_run(run_name=name, experiment_id=experiment_id, nested=nested, parent_run_id=parent_run_id)
+    return str(run.info.run_id)
 
 
 def _retire(client: mlflow.MlflowClient, run_id: str, resumed: str) -> None:

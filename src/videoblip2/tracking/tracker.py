@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Protocol
 
 
+class Stopped(Exception):
+    """Ends a run early and on purpose: its status becomes KILLED, and what it has logged stays."""
+
+
 class Tracker(Protocol):
     """One run. Metric names are grouped by what stands before the last slash: `train/loss`, `val/CIDEr`."""
 

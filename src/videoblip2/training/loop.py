@@ -8,6 +8,7 @@ from pathlib import Path
 from videoblip2.data.dataset import Batch
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.monitors import Watch, warn
+from videoblip2.training.observer import Observer
 from videoblip2.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from videoblip2.training.parts import StepFunction as StepFunction
 from videoblip2.training.progress import Progress, Steps, no_progress
@@ -32,6 +33,7 @@ class Training:
     state: StateFile | None = None
     course: Course = field(default_factory=Course)
     whole: bool = True  # no step is half done
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         self.total = self.work.config.train.steps
@@ -56,6 +58,7 @@ def train(
     state: StateFile | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Best:
     """Run `train.steps` steps; whenever validation (CIDEr, accuracy or their sum) rises, call `keep`.
 
@@ -65,11 +68,12 @@ def train(
             Ctrl-C and SIGTERM. A second Ctrl-C leaves the step, and the state as it was saved last.
         resume: go on from that state; on a CPU the weights become the same, bit for bit, as without the break.
         watch: warns when a monitor leaves its band.
+        observer: is told of each validation, and may end the training by raising.
 
     Raises FloatingPointError naming the batch when loss or gradient is not finite; what was kept stays kept, and the
     weights are those before the step.
     """
-    training = Training(work, take_step, keep, tracker, validate_first, state, Course(watch=watch))
+    training = Training(work, take_step, keep, tracker, validate_first, state, Course(watch=watch), observer=observer)
     if state is not None and resume:
         state.restore(training.trainable, training.optimizer, training.course)
     steps = Steps(range(training.course.step, training.total))
@@ -159,6 +163,8 @@ def _validate_if_due(training: Training) -> None:
         training.keep(judged)
         course.best = judged
     course.validated = step
+    if training.observer is not None:
+        training.observer.validated(step, judged.score)
     course.window.restart_clock()
 
 

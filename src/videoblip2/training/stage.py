@@ -24,6 +24,7 @@ from videoblip2.training.ce import ce_step
 from videoblip2.training.faults import only_one_in, stop_well
 from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
 from videoblip2.training.monitors import Watch
+from videoblip2.training.observer import Observer
 from videoblip2.training.origin import origin
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.resume import find_saved, plain, resumed_config
@@ -49,7 +50,11 @@ class StageResult:
 
 
 def run_stage(
-    stage: str, config: Config, progress: Progress = no_progress, show_weights: ShowWeights | None = None
+    stage: str,
+    config: Config,
+    progress: Progress = no_progress,
+    show_weights: ShowWeights | None = None,
+    observer: Observer | None = None,
 ) -> StageResult:
     """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong.
 
@@ -58,6 +63,7 @@ def run_stage(
     Args:
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
+        observer: see `training.observer`.
     """
     _check_task(stage, config)
     config = inherit_model(resumed_config(config, stage))
@@ -68,11 +74,15 @@ def run_stage(
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
     if show_weights is not None:
         show_weights(weights, work.reports)
-    earlier = saved["run_id"] if saved else None
-    opened = open_run(stage, name, run.experiment, run.tracking, earlier, folder=folder)
+    earlier, parent = saved["run_id"] if saved else None, observer.parent_run_id if observer else None
+    if observer is not None:
+        earlier = earlier or observer.run_id
+    opened = open_run(stage, name, run.experiment, run.tracking, earlier, folder, parent)
     with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
+        if observer is not None:
+            observer.opened(tracker)
         _log_weights(folder, weights, work.reports, tracker)
-        return _run(stage, name, work, tracker, progress, resume=saved is not None)
+        return _run(stage, name, work, tracker, progress, saved is not None, observer)
 
 
 def _check_task(stage: str, config: Config) -> None:
@@ -95,7 +105,13 @@ def run_name(stage: str, config: Config) -> str:
 
 
 def _run(
-    stage: str, name: str, work: Workspace, tracker: Tracker, progress: Progress, resume: bool = False
+    stage: str,
+    name: str,
+    work: Workspace,
+    tracker: Tracker,
+    progress: Progress,
+    resume: bool = False,
+    observer: Observer | None = None,
 ) -> StageResult:
     folder = checkpoint_folder(work, name)
     digests = _log_inputs(stage, work, tracker)
@@ -104,7 +120,7 @@ def _run(
     state = _open_state(stage, name, work, tracker, resume)
     watch = Watch(work.config.scst.watch, reward_references(work)) if stage == "scst" else None
     take_step = _step_function(stage, work)
-    best = train(work, take_step, keep, tracker, progress, stage, stage == "scst", state, resume, watch)
+    best = train(work, take_step, keep, tracker, progress, stage, stage == "scst", state, resume, watch, observer)
     result = _judge(work, best)
     metrics = {name: value for name, value in result.corpus.items()}
     _keep_metrics(folder, {**metrics, "step": float(best.step)})
