@@ -42,7 +42,7 @@ def postgres() -> Iterator[str]:
         subprocess.run(make, check=True, **quiet)
         with running(serve, **quiet) as process:
             wait_until(lambda: _accepts(port), process, 120)
-            yield f"postgresql://vb2@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://vb2@127.0.0.1:{port}/postgres"
     finally:
         shutil.rmtree(folder)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from videoblip2.config import InputError
 from videoblip2.tracking import NullTracker, open_run
+from videoblip2.tracking.saved_state import is_local
 from videoblip2.tracking.termination import Terminated
 from videoblip2.training.faults import is_full, only_one_in, stop_well
 from videoblip2.training.signals import signals_wait
@@ -95,3 +96,11 @@ def test_a_sigterm_after_ctrl_c_waits_for_the_step_as_well():
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("step")
     assert done == ["step"]
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [("/a/mlruns/1", True), ("file:///a/mlruns/1", True), ("mlflow-artifacts:/1/a", False), ("s3://bucket/1", False)],
+)
+def test_artifacts_on_this_machine(address, local):
+    assert is_local(address) is local

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from videoblip2.config import InputError
 from videoblip2.tracking import process, store
@@ -118,4 +119,4 @@ def drop_state(client: "MlflowClient", run_id: str) -> None:
 
 def is_local(address: str) -> bool:
     """Whether artifacts at this address lie on this machine."""
-    return "://" not in address or address.startswith("file:")
+    return urlparse(address).scheme in ("", "file")
