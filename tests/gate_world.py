@@ -11,7 +11,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2.features.store import write_features
 from videoblip2.predict import Caption
-from videoblip2.registry import contenders
+from videoblip2.registry import contenders, verdict_files
 from videoblip2.registry.promote import Promotion, Request, promote
 from videoblip2.tracking import open_run
 
@@ -59,10 +59,12 @@ def said_checkpoint(folder: Path) -> SimpleNamespace:
 class Gatehouse:
     """The store, the data, and the way to log and promote models in it."""
 
-    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch, plots: bool = False) -> None:
         self.root = place_store(root, patch)
         patch.setattr(contenders, "load_checkpoint", said_checkpoint)
         patch.setattr(contenders, "Captioner", SaidCaptions)
+        if not plots:  # drawing takes longer than all the rest
+            patch.setattr(verdict_files, "plot", lambda path, verdict, gate: None)
         self.write_data("data")
         self.gate = root / "gate.yaml"
         self.gate.write_text(json.dumps(GATE))

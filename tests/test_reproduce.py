@@ -66,5 +66,5 @@ def test_changed_data_are_refused_before_anything_is_trained(made, tmp_path):
 def test_only_what_a_stage_made_can_be_repeated(tmp_path):
     folder = write_checkpoint(tmp_path / "best")
     (folder / "provenance.json").write_text(json.dumps({"stage": "merge"}))
-    with pytest.raises(InputError, match="made by merge; ce and scst runs can be repeated"):
+    with pytest.raises(InputError, match="made by merge, and only runs of ce and scst can be repeated"):
         read_recipe(str(folder))

@@ -81,9 +81,8 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     provenance, metrics = read_json(folder / "provenance.json"), read_json(folder / "metrics.json")
     stage = provenance.get("stage")
     if stage not in STAGES or METRIC not in metrics:
-        raise InputError(
-            f"{model}: made by {stage or 'an unknown stage'}, and only {', '.join(STAGES)} can be repeated"
-        )
+        made_by = stage or "an unknown stage"
+        raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
     config = _config(folder, provenance, out)
     _same_data(model, config, provenance)
     file = Path(config.run.out) / f"{config.run.name}.yaml"
