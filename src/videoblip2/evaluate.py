@@ -51,8 +51,8 @@ def evaluate(
     return Evaluation(corpus, result.per_video, result.unavailable, dict(captions), dict(references))
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """One JSON line a video: video_id, caption, all its scores, references."""
+def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[str, int] | None = None) -> None:
+    """One JSON line a video: video_id, caption, all its scores, references, and its category where that is given."""
     lines = [
         json.dumps(
             {
@@ -60,6 +60,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
                 "caption": caption,
                 "scores": evaluation.per_video[video_id],
                 "references": list(evaluation.references[video_id]),
+                **({"category": categories[video_id]} if categories else {}),
             },
             ensure_ascii=False,
         )

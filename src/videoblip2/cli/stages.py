@@ -134,7 +134,9 @@ def _train(stage: str, config: str, overrides: list[str] | None, json: bool) -> 
     from videoblip2.config import load_config
     from videoblip2.training.stage import run_stage
 
-    result = run_stage(stage, load_config(config, overrides_from(overrides)), progress, show_weights)
+    result = run_stage(
+        stage, load_config(config, overrides_from(overrides)), progress, show_weights, usual=load_config(config)
+    )
     emit(describe(result), json, _summary(result))
 
 

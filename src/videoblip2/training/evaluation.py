@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, InputError, parse_config
-from videoblip2.data.annotations import read_annotations
-from videoblip2.evaluate import ALL_METRICS, Evaluation, evaluate, write_predictions
-from videoblip2.features.store import FeatureStore, digest
+from videoblip2.config import Config, InputError, flatten, parse_config
+from videoblip2.data.annotations import VideoAnnotation, read_annotations
+from videoblip2.evaluate import ALL_METRICS, Evaluation, evaluate
+from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking.lineage import command_line, lineage_tags
+from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.record import cider_interval, data_digest, log_captions
 from videoblip2.training.workspace import with_features
 
 SPLITS = ("val", "test")
@@ -54,22 +57,46 @@ def evaluate_model(
     name = str(checkpoint.provenance.get("name", found.version))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
-        result, data = _evaluate(captioner, config, split, progress, metrics)
+        tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
+        tracker.log_config(flatten(config))
+        videos, data = _split(config, split)
         tracker.log_data(f"{Path(config.data.annotations).name}/{split}.json", data, split)
-        tracker.log_metrics({f"{split}/{key}": value for key, value in result.corpus.items()}, step=0)
-        tracker.log_table("predictions", result.rows()[: config.train.probe_videos])
+        result = _evaluate(captioner, config, videos, progress, f"caption {split}", metrics)
+        _log_scores(result, split, tracker)
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
-        write_predictions(path, result)
-        tracker.log_file(path)
+        categories = {video.video_id: video.category for video in videos}
+        log_captions(path, split, result, config.train.probe_videos, categories, tracker)
         return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, len(result.captions), result)
 
 
+def _split(config: Config, split: str) -> tuple[list[VideoAnnotation], str]:
+    """The videos of a split, all of which have features, and the digest of that data."""
+    store, file = FeatureStore(Path(config.data.features)), Path(config.data.annotations) / f"{split}.json"
+    videos = with_features(read_annotations(file), store, file.name)
+    return videos, data_digest(file, store, videos)
+
+
 def _evaluate(
-    captioner: Captioner, config: Config, split: str, progress: Progress, metrics: Sequence[str]
-) -> tuple[Evaluation, str]:
-    store = FeatureStore(Path(config.data.features))
-    videos = read_annotations(Path(config.data.annotations) / f"{split}.json")
-    references = {video.video_id: video.captions for video in with_features(videos, store, f"{split}.json")}
-    stream: Any = captioner.caption_videos(list(references), store, config.decode)
-    captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), f"caption {split}")}
-    return evaluate(captions, references, metrics), digest(store, list(references))
+    captioner: Captioner,
+    config: Config,
+    videos: Sequence[VideoAnnotation],
+    progress: Progress,
+    description: str,
+    metrics: Sequence[str],
+) -> Evaluation:
+    references = {video.video_id: video.captions for video in videos}
+    stream: Any = captioner.caption_videos(list(references), FeatureStore(Path(config.data.features)), config.decode)
+    captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), description)}
+    return evaluate(captions, references, metrics)
+
+
+def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
+    """The split's scores, CIDEr with its interval, and a line at the head of the run's page."""
+    scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
+    text = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in ALL_METRICS if name in result.corpus)
+    if "CIDEr" in result.corpus:
+        sure = cider_interval(result)
+        scores |= {f"{split}/CIDEr_ci_low": sure.low, f"{split}/CIDEr_ci_high": sure.high}
+        text += f"; CIDEr's 95 % interval over videos is [{100 * sure.low:.1f}, {100 * sure.high:.1f}]"
+    tracker.log_metrics(scores, step=0)
+    tracker.note(f"**{split}**, {len(result.captions)} videos: {text}")
