@@ -22,6 +22,7 @@ Overrides = Annotated[
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint folder, run id, models:/videoblip2@champion.")
 ]
+Seeds = Annotated[int, typer.Option(min=1, help="Train so many seeds, from `seed` on, under one parent run.")]
 #: `mlflow run -P optim.lr=1e-5` arrives as `--optim.lr 1e-5`.
 ANY_OPTION = {"ignore_unknown_options": True}
 
@@ -36,14 +37,14 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-def ce(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> None:
+def ce(config: ConfigFile, overrides: Overrides = None, seeds: Seeds = 1, json: Json = False) -> None:
     """Stage 1: cross-entropy training, as one MLflow run."""
-    _train("ce", config, overrides, json)
+    _train("ce", config, overrides, seeds, json)
 
 
-def scst(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> None:
+def scst(config: ConfigFile, overrides: Overrides = None, seeds: Seeds = 1, json: Json = False) -> None:
     """Stage 2: self-critical training on CIDEr-D, as one MLflow run; set train.start_from=MODEL."""
-    _train("scst", config, overrides, json)
+    _train("scst", config, overrides, seeds, json)
 
 
 def evaluate(
@@ -130,13 +131,18 @@ def overrides_from(words: list[str] | None) -> list[str]:
     return pairs
 
 
-def _train(stage: str, config: str, overrides: list[str] | None, json: bool) -> None:
+def _train(stage: str, config: str, overrides: list[str] | None, seeds: int, json: bool) -> None:
     from videoblip2.config import load_config
+
+    usual, wanted = load_config(config), load_config(config, overrides_from(overrides))
+    if seeds > 1:
+        from videoblip2.cli.seeds import train_seeds
+
+        train_seeds(stage, wanted, seeds, usual, json)
+        return
     from videoblip2.training.stage import run_stage
 
-    result = run_stage(
-        stage, load_config(config, overrides_from(overrides)), progress, show_weights, usual=load_config(config)
-    )
+    result = run_stage(stage, wanted, progress, show_weights, usual)
     emit(describe(result), json, _summary(result))
 
 

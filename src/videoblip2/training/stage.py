@@ -50,7 +50,7 @@ def run_stage(
     progress: Progress = no_progress,
     show_weights: ShowWeights | None = None,
     usual: Config | None = None,
-    tags: Callable[[], Mapping[str, str]] = dict,
+    opened: Callable[[Tracker], object] | None = None,
 ) -> StageResult:
     """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong.
 
@@ -60,7 +60,7 @@ def run_stage(
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
         usual: the experiment file before the user's changes, which the run's name then says.
-        tags: more tags, asked for when the run is open.
+        opened: is given the open run before anything is logged.
     """
     said = what_differs(stage, config, usual) if usual else []
     config = inherit_model(resumed_config(config))
@@ -72,7 +72,8 @@ def run_stage(
         show_weights(weights, work.reports)
     earlier, run = saved["run_id"] if saved else None, config.run
     with open_run(stage, name, run.experiment, enabled=run.tracking, resume_run_id=earlier) as tracker:
-        tracker.set_tags(tags())
+        if opened is not None:
+            opened(tracker)
         folder = checkpoint_folder(work, name).parent
         log_weights(folder, weights, work.reports, tracker)
         digests = log_inputs(work, folder, tracker, said)
