@@ -39,12 +39,22 @@ def compare(
 
 
 def text_of(comparison: "Comparison", top: int) -> list[str]:
-    """The parts of what the terminal shows."""
-    names = [side.name for side in comparison.sides]
-    title = f"{' and '.join(names)} on {comparison.split}, {comparison.videos} videos"
+    """The parts of what the terminal shows. Sides are called by letters, since names of runs are long."""
+    from videoblip2.tracking.compare import letter
+
+    title = f"{comparison.videos} videos of {comparison.split}"
+    legend = [f"  {letter(n)}  {_called(side)}" for n, side in enumerate(comparison.sides)]
     warnings = [f"warning: {line}" for line in comparison.warnings]
-    duels = [part for duel in comparison.duels for part in _duel(comparison, duel, top)]
-    return [title, *warnings, _differs(comparison, names), _scores(comparison, names), *duels]
+    letters = [letter(n) for n in range(len(comparison.sides))]
+    duels = [part for duel in comparison.duels for part in _duel(duel, letters, top)]
+    return ["\n".join([title, *legend]), *warnings, _differs(comparison, letters), _scores(comparison, letters), *duels]
+
+
+def _called(side: "Side") -> str:
+    """A run's name and id, or the name of several seeds."""
+    if len(side.runs) == 1:
+        return f"{side.name}  {side.runs[0].run_id}"
+    return f"{side.name}  {len(side.runs)} seeds"
 
 
 def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> dict[str, Any]:
@@ -67,17 +77,17 @@ def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> d
     }
 
 
-def _differs(comparison: "Comparison", names: list[str]) -> str:
+def _differs(comparison: "Comparison", letters: list[str]) -> str:
     if not comparison.differs:
         return "Nothing differs in configuration, data and source."
     rows = [[key, *(_cut(value) for value in values)] for key, values in comparison.differs]
-    return table("What differs", ["", *names], rows)
+    return table("What differs", ["", *letters], rows)
 
 
-def _scores(comparison: "Comparison", names: list[str]) -> str:
-    columns = ["", *names]
-    for name in names[1:]:
-        columns += ["difference" if len(names) == 2 else f"{name} − {names[0]}", "p"]
+def _scores(comparison: "Comparison", letters: list[str]) -> str:
+    columns = ["", *letters]
+    for other in letters[1:]:
+        columns += [f"{other} − {letters[0]}", "p"]
     rows = []
     for score in comparison.scores:
         factor = 1.0 if score.metric == "words" else 100.0
@@ -115,28 +125,24 @@ def _difference(found: "BootstrapResult", factor: float) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _duel(comparison: "Comparison", duel: "Duel", top: int) -> list[str]:
-    first, second = comparison.sides[0], comparison.sides[duel.side]
-    counts = (
-        f"{second.name} has the higher CIDEr on {duel.better} videos, {first.name} on {duel.worse}, equal {duel.equal}."
-    )
-    parts = [counts]
+def _duel(duel: "Duel", letters: list[str], top: int) -> list[str]:
+    first, second = letters[0], letters[duel.side]
+    parts = [f"{second} has the higher CIDEr on {duel.better} videos, {first} on {duel.worse}, equal on {duel.equal}."]
     for title, pairs in (("wins", duel.wins(top)), ("losses", duel.losses(top))):
         if pairs:
-            parts.append(f"Largest {title} of {second.name} (CIDEr ×100)")
+            parts.append(f"Largest {title} of {second} over {first} (CIDEr ×100)")
             parts += [_video(pair, (first, second)) for pair in pairs]
     return parts
 
 
-def _video(pair: "VideoPair", sides: Sequence["Side"]) -> str:
+def _video(pair: "VideoPair", letters: Sequence[str]) -> str:
     before, after = (100 * score for score in pair.scores)
-    width = max(len(side.name) for side in sides)
     lines = [f"{pair.video_id}  {before:.1f} → {after:.1f}  ({after - before:+.1f})"]
-    for side, captions in zip(sides, pair.captions, strict=True):
-        lines += [f"  {side.name:<{width}}  {caption}" for caption, _ in captions]
-    lines += [f"  {'reference':<{width}}  {text}" for text in pair.references[:SHOWN_REFERENCES]]
+    for letter, captions in zip(letters, pair.captions, strict=True):
+        lines += [f"  {letter}  {caption}" for caption, _ in captions]
+    lines += [f"  =  {text}" for text in pair.references[:SHOWN_REFERENCES]]
     more = len(pair.references) - SHOWN_REFERENCES
-    return "\n".join([*lines, *([f"  {'':<{width}}  … {more} more with --json or --html"] if more > 0 else [])])
+    return "\n".join([*lines, *([f"     … {more} more references with --json or --html"] if more > 0 else [])])
 
 
 def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> dict[str, Any]:

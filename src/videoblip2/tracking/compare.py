@@ -34,6 +34,11 @@ TIE = 1e-9
 Predictions = Mapping[str, Prediction]
 
 
+def letter(place: int) -> str:
+    """What a side is called where its name is too long: A, B, C …"""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
+
+
 @dataclass(frozen=True)
 class Side:
     """One column of a comparison: a run, or the seeds of one configuration. predictions: of each run, by video."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from videoblip2.captions import tokenize
 from videoblip2.captions.intervals import Interval
-from videoblip2.tracking.compare import Comparison, Duel, Score, VideoPair
+from videoblip2.tracking.compare import Comparison, Duel, Score, VideoPair, letter
 from videoblip2.tracking.run_records import curve
 
 TEMPLATE = "compare.html.j2"
@@ -40,13 +40,14 @@ def render(comparison: Comparison, top: int = 5) -> str:
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals.update(bars=bars, label=lambda name: LABELS.get(name, name), words=marked_words)
+    environment.globals.update(letter=letter, words=marked_words, bars=bars, label=lambda name: LABELS.get(name, name))
     return environment.get_template(TEMPLATE).render(
         c=comparison,
         top=top,
         histograms=[histogram(duel) for duel in comparison.duels],
         categories=[categories(duel) for duel in comparison.duels],
         curves=curves(comparison),
+        several_seeds=any(len(side.runs) > 1 for side in comparison.sides),
     )
 
 

@@ -17,7 +17,7 @@ from videoblip2.tracking.run_records import (
 #: Configuration that says where and what for, not what was computed.
 PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "device")
 #: Tags and data that tell runs apart beside their configuration.
-FACTS = ("stage", "warm_start", "git.commit", "git.dirty")
+FACTS = {"stage": "stage", "lineage.parent_name": "started from"}
 NOTHING = "—"
 
 Group = tuple[str, list[RunRecord]]
@@ -114,9 +114,11 @@ def _trained_here(run: RunRecord) -> bool:
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
-    facts = {name: run.tags[name] for name in FACTS if name in run.tags}
+    facts = {name: run.tags[tag] for tag, name in FACTS.items() if tag in run.tags}
     facts |= {f"data ({context})": what for context, what in sorted(run.data.items())}
-    return {**facts, "started from": run.tags["lineage.parent_name"]} if "lineage.parent_name" in run.tags else facts
+    if commit := run.tags.get("git.commit"):
+        facts["source"] = commit[:10] + (" with changes" if run.tags.get("git.dirty") == "true" else "")
+    return facts
 
 
 def _together(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:
