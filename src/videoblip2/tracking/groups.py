@@ -35,7 +35,7 @@ class SeedGroup:
         run = client.get_run(child)
         if self.run_id is None:
             earlier = run.data.tags.get(PARENT)
-            self._take(earlier or client.create_run(run.info.experiment_id, run_name=self.name).info.run_id)
+            self._take(earlier or client.create_run(run.info.experiment_id).info.run_id, self.name)
         client.set_tag(child, PARENT, self.run_id)
 
     def adopt(self, run_id: str) -> None:
@@ -78,10 +78,10 @@ class SeedGroup:
         if self.run_id is not None:
             store.connect().set_terminated(self.run_id, status)
 
-    def _take(self, run_id: str) -> None:
+    def _take(self, run_id: str, name: str | None = None) -> None:
         """Make a run the parent; it runs from now on, in this process."""
         self.run_id = str(run_id)
-        store.connect().update_run(self.run_id, status="RUNNING")
+        store.connect().update_run(self.run_id, status="RUNNING", name=name)
         self.set_tags({"stage": self.stage, "host": socket.gethostname(), "pid": str(os.getpid()), **revision_tags()})
 
 

@@ -47,7 +47,8 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
 def differences(sides: Sequence[Side]) -> list[tuple[str, tuple[str, ...]]]:
     """What differs: facts first (stage, data, source), then configuration keys, with each side's value as text."""
     columns = [_together(_facts(run) for run in side.runs) for side in sides]
-    configs = [_together(_config(run, len(side.runs) > 1) for run in side.runs) for side in sides]
+    any_seed = any(len(side.runs) > 1 for side in sides)
+    configs = [_together(_config(run, any_seed) for run in side.runs) for side in sides]
     return [*_rows(columns), *_rows(configs)]
 
 
