@@ -144,6 +144,17 @@ def test_captions_are_a_table_of_the_same_videos_in_every_run_and_a_file_of_all(
     assert run_of(runs[0]).data.tags["predictions.val"] == "val_predictions.jsonl"
 
 
+def test_the_parent_shows_the_middle_seeds_captions_and_mean_scores(world):
+    seeds, table = world["seeds"]["seeds"], json.loads(artifact(world["seeds"]["run_id"], "predictions.json"))
+    assert table["columns"] == ["video_id", "caption", "CIDEr", "reference"]
+    tables = [json.loads(artifact(seed["run_id"], "predictions.json"))["data"] for seed in seeds]
+    best = max(range(2), key=lambda n: seeds[n]["metrics"]["CIDEr"])  # of two seeds, the upper one is the middle
+    assert [row[1] for row in table["data"]] == [row[1] for row in tables[best]]
+    assert [row[2] for row in table["data"]] == pytest.approx(
+        [(a[2] + b[2]) / 2 for a, b in zip(*tables, strict=True)], abs=1e-3
+    )
+
+
 def test_figures_are_images_of_the_run(world):
     client = stores.connect()
     files = [file.path for file in client.list_artifacts(world["scst"].run_id, "figures")]
@@ -207,8 +218,10 @@ def history(run_id, metric):
 
 
 def test_the_command_prints_each_seed_and_the_mean(world):
-    assert "2 seeds on val, ×100; the mean with its 95 % interval over seeds" in world["printed"]
-    assert world["seeds"]["run_id"] in world["printed"]
+    title = "2 seeds on val, ×100; the mean with its 95 % interval over seeds"
+    assert f"ce-r4-lr0.05-2seeds\n{title}" in world["printed"]
+    ids = [seed["run_id"] for seed in world["seeds"]["seeds"]] + [world["seeds"]["run_id"]]
+    assert all(run_id in world["printed"].splitlines()[n - 5] for n, run_id in enumerate(ids))
     assert set(world["seeds"]["metrics"]["CIDEr"]) == {"value", "low", "high"}
 
 

@@ -85,18 +85,23 @@ def _differs(comparison: "Comparison", letters: list[str]) -> str:
 
 
 def _scores(comparison: "Comparison", letters: list[str]) -> str:
-    columns = ["", *letters]
-    for other in letters[1:]:
-        columns += [f"{other} − {letters[0]}", "p"]
-    rows = []
-    for score in comparison.scores:
-        factor = 1.0 if score.metric == "words" else 100.0
-        cells = [_interval(value, factor) for value in score.values]
-        for found in score.differences:
-            cells += [_difference(found, factor), p_text(found.p_value)]
-        rows.append([LABELS.get(score.metric, score.metric), *cells])
+    """One table for two sides; for more, the scores and below them the differences to the first."""
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"
-    return table(f"Scores ×100 with 95 % intervals, by resampling {resampled}", columns, rows)
+    title = f"Scores ×100 with 95 % intervals, by resampling {resampled}"
+    names = [LABELS.get(score.metric, score.metric) for score in comparison.scores]
+    factors = [1.0 if score.metric == "words" else 100.0 for score in comparison.scores]
+    each = list(zip(comparison.scores, factors, strict=True))
+    values = [[_interval(value, factor) for value in score.values] for score, factor in each]
+    gaps = [
+        [text for found in s.differences for text in (_difference(found, f), p_text(found.p_value))] for s, f in each
+    ]
+    heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
+    if len(letters) == 2:
+        rows = [[name, *value, *gap] for name, value, gap in zip(names, values, gaps, strict=True)]
+        return table(title, ["", *letters, *heads], rows)
+    first = table(title, ["", *letters], [[name, *value] for name, value in zip(names, values, strict=True)])
+    second = table("Differences", ["", *heads], [[name, *gap] for name, gap in zip(names, gaps, strict=True)])
+    return f"{first}\n\n{second}"
 
 
 LABELS = {

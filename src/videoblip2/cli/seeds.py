@@ -29,12 +29,12 @@ def train_seeds(stage: str, config: "Config", seeds: int, usual: "Config", json:
 
 def _text(result: "SeedsResult") -> str:
     rows = [
-        [seed.name, *(f"{100 * seed.metrics[name]:.1f}" for name in SHOWN), str(seed.best_step), str(seed.run_id or "")]
-        for seed in result.seeds
+        [str(seed), *(f"{100 * run.metrics[name]:.1f}" for name in SHOWN), str(run.best_step), run.run_id or ""]
+        for seed, run in zip(result.numbers, result.seeds, strict=True)
     ]
-    rows.append([result.name, *(_interval(result, name) for name in SHOWN), "", result.run_id or "not tracked"])
+    rows.append(["mean", *(_interval(result, name) for name in SHOWN), "", result.run_id or "not tracked"])
     title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
-    return table(title, ["", *SHOWN, "best step", "run"], rows)
+    return f"{result.name}\n{table(title, ['seed', *SHOWN, 'best step', 'run'], rows)}"
 
 
 def _interval(result: "SeedsResult", name: str) -> str:

@@ -63,6 +63,17 @@ class SeedGroup:
             client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         client.log_batch(self.run_id, params=params, tags=tags)
 
+    def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Log rows with equal keys as NAME.json, in place of an earlier table of that name."""
+        if self.run_id is None or not rows:
+            return
+        client, file = store.connect(), f"{name}.json"
+        if file in [artifact.path for artifact in client.list_artifacts(self.run_id)]:
+            table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+            client.log_dict(self.run_id, table, file)
+        else:
+            client.log_table(self.run_id, {column: [row[column] for row in rows] for column in rows[0]}, file)
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the parent's artifacts."""
         if self.run_id is not None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from videoblip2.captions.intervals import Interval, seed_interval
 from videoblip2.config import Config, InputError, flatten
@@ -20,11 +21,15 @@ from videoblip2.training.workspace import inherit_model
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """Finished seeds. metrics: the mean over seeds of each score with Student's interval, in pycocoevalcap's scale."""
+    """Finished seeds: their numbers and their runs.
+
+    metrics: each score's mean over the seeds with Student's interval, in pycocoevalcap's scale.
+    """
 
     stage: str
     name: str
     run_id: str | None
+    numbers: tuple[int, ...]
     seeds: tuple[StageResult, ...]
     metrics: dict[str, Interval]
 
@@ -47,7 +52,8 @@ def run_seeds(
         results = [_one(stage, each, group, progress, show_weights) for each in configs]
         metrics = mean_scores(results)
         _log(group, Path(run.out) / name, config, results, metrics)
-    return SeedsResult(stage, name, group.run_id, tuple(results), metrics)
+    numbers = tuple(each.seed for each in configs)
+    return SeedsResult(stage, name, group.run_id, numbers, tuple(results), metrics)
 
 
 def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -> tuple[list[Config], str]:
@@ -112,10 +118,34 @@ def _log(
     curves = {r.name: {metric: curve(r.run_id, metric) for metric in METRICS} for r in results if r.run_id}
     means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
     group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
+    group.log_table("predictions", probe_rows(results, config.train.probe_videos))
     figure = draw_curves(folder / "figures" / "learning_curves.png", curves, f"{group.name}: every seed")
     if figure is not None:
         group.log_file(figure, "figures")
     group.set_tags({"mlflow.note.content": _summary(results, metrics["CIDEr"]), "modalities": config.model.modalities})
+
+
+def probe_rows(results: Sequence[StageResult], count: int) -> list[dict[str, object]]:
+    """The first videos with the caption of the middle seed, by CIDEr, and each video's CIDEr as the mean over seeds."""
+    tables = [_predictions(result) for result in results]
+    order = sorted(range(len(results)), key=lambda place: results[place].metrics["CIDEr"])
+    middle = tables[order[len(order) // 2]]
+    return [
+        {
+            "video_id": video,
+            "caption": row["caption"],
+            "CIDEr": round(sum(table[video]["scores"]["CIDEr"] for table in tables) / len(tables), 4),
+            "reference": row["references"][0],
+        }
+        for video, row in list(middle.items())[:count]
+    ]
+
+
+def _predictions(result: StageResult) -> dict[str, dict[str, Any]]:
+    """What a run wrote beside its checkpoint, by video."""
+    file = result.checkpoint.parent / "val_predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row["video_id"]: row for row in rows}
 
 
 def _summary(results: Sequence[StageResult], cider: Interval) -> str:
