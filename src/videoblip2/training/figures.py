@@ -72,12 +72,15 @@ def _panel(axis: "Axes", name: str, runs: Mapping[str, Mapping[str, Curve]]) -> 
     for label, curves in runs.items():
         for metric in metrics:
             points = curves.get(metric) or ()
-            said = " ".join([label] * (len(runs) > 1) + [metric.partition("/")[2]] * (len(metrics) > 1))
+            said = " ".join(
+                [label] * (len(runs) > 1) + [metric.partition("/")[2].replace("_", " ")] * (len(metrics) > 1)
+            )
             axis.plot([s for s, _ in points], [factor * v for _, v in points], linewidth=1.5, label=said or None)
     if len(runs) == 1 and metrics == ("val/CIDEr",):
         _mark_best(axis, next(iter(runs.values()))["val/CIDEr"], factor)
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("step")
+    axis.locator_params(axis="x", integer=True)
     if len(runs) * len(metrics) > 1:
         axis.legend(fontsize=8, frameon=False)
 
@@ -85,9 +88,8 @@ def _panel(axis: "Axes", name: str, runs: Mapping[str, Mapping[str, Curve]]) -> 
 def _mark_best(axis: "Axes", points: Curve, factor: float) -> None:
     step, value = max(points, key=lambda point: point[1])
     axis.plot([step], [factor * value], "o", color=RED, markersize=5)
-    axis.annotate(
-        f"best {factor * value:.1f}", (step, factor * value), (0, -12), textcoords="offset points", fontsize=8
-    )
+    place: dict[str, Any] = {"xytext": (-6, -2), "textcoords": "offset points", "ha": "right", "va": "top"}
+    axis.annotate(f"best {factor * value:.1f}", (step, factor * value), fontsize=8, **place)
 
 
 def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Sequence["Axes"]]:
@@ -99,6 +101,7 @@ def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Sequence
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

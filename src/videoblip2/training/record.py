@@ -98,7 +98,7 @@ def log_figures(name: str, folder: Path, result: Evaluation, categories: Mapping
     scores = {video: values["CIDEr"] for video, values in result.per_video.items()}
     for path in (
         draw_curves(folder / "learning_curves.png", {name: curves}, name),
-        draw_categories(folder / "categories.png", scores, categories, f"{name}: CIDEr by category"),
+        draw_categories(folder / "categories.png", scores, categories, f"{name}\nCIDEr by category"),
     ):
         if path is not None:
             tracker.log_file(path, "figures")

@@ -115,7 +115,11 @@ def _log(
     best = {f"val/{name}": value.value for name, value in metrics.items()}
     best |= {"val/CIDEr_ci_low": metrics["CIDEr"].low, "val/CIDEr_ci_high": metrics["CIDEr"].high}
     seeds = [config.seed + number for number in range(len(results))]
-    curves = {r.name: {metric: curve(r.run_id, metric) for metric in METRICS} for r in results if r.run_id}
+    curves = {
+        f"seed {n}": {metric: curve(r.run_id, metric) for metric in METRICS}
+        for n, r in zip(seeds, results, strict=True)
+        if r.run_id
+    }
     means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
     group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
     group.log_table("predictions", probe_rows(results, config.train.probe_videos))
