@@ -39,7 +39,9 @@ def commands_of_readme():
     return sorted(
         {
             match
-            for match in re.findall(r"vb2 ([a-z]+(?: (?:toy|prepare|top5|extract|check|list|gc|fetch|inspect))?)", text)
+            for match in re.findall(
+                r"vb2 ([a-z]+(?: (?:toy|prepare|top5|extract|check|list|compare|gc|fetch|inspect))?)", text
+            )
         }
     )
 

@@ -82,7 +82,8 @@ def test_the_git_commit_and_its_state_are_tags(monkeypatch):
 
     answers = {"ls-files": "__init__.py", "status": " M x.py", "rev-parse": "abc123"}
     monkeypatch.setattr(revision, "_git", lambda command, *rest: answers[command])
-    assert revision.revision_tags() == {"git.commit": "abc123", "git.dirty": "true"}
+    commit = {"git.commit": "abc123", "mlflow.source.git.commit": "abc123"}
+    assert revision.revision_tags() == {**commit, "git.dirty": "true"}
     answers["status"] = ""
     assert revision.revision_tags()["git.dirty"] == "false"
     answers["ls-files"] = ""

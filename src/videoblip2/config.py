@@ -100,7 +100,7 @@ class TrainConfig(Section):
     resume: str | None = Field(
         None, description="MLflow run id or run folder OUT/NAME to go on with; auto = this one's, if it has begun"
     )
-    probe_videos: int = Field(100, ge=0, le=200, description="validation videos in the table of captions of each run")
+    probe_videos: int = Field(200, ge=0, le=200, description="validation videos in the table of captions of each run")
 
 
 class RewardConfig(Section):

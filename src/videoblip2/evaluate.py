@@ -127,8 +127,8 @@ def with_answers(
     return replace(evaluation, corpus={**evaluation.corpus, **scores}, answers=answered)
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """One JSON line a video: video_id, caption, all its scores, references; then one a question: its answer."""
+def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[str, int] | None = None) -> None:
+    """One JSON line a video: video_id, caption, scores, references, category if given; then one a question."""
     lines = [
         json.dumps(
             {
@@ -136,6 +136,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
                 "caption": caption,
                 "scores": evaluation.per_video[video_id],
                 "references": list(evaluation.references[video_id]),
+                **({"category": categories[video_id]} if categories else {}),
             },
             ensure_ascii=False,
         )

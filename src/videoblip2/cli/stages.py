@@ -26,6 +26,7 @@ ModelName = Annotated[
 Folder = Annotated[
     Path, typer.Option(help="Relative paths of the configuration start here; CONFIG's own starts where you are.")
 ]
+Seeds = Annotated[int, typer.Option(min=1, help="Train so many seeds, from `seed` on, under one parent run.")]
 #: `mlflow run -P optim.lr=1e-5` arrives as `--optim.lr 1e-5`.
 ANY_OPTION = {"ignore_unknown_options": True}
 
@@ -40,14 +41,18 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-def ce(config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), json: Json = False) -> None:
+def ce(
+    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+) -> None:
     """Stage 1: cross-entropy training, as one MLflow run; resume=RUN goes on with one that was stopped."""
-    _train("ce", config, overrides, folder, json)
+    _train("ce", config, overrides, folder, seeds, json)
 
 
-def scst(config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), json: Json = False) -> None:
+def scst(
+    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+) -> None:
     """Stage 2: self-critical training on CIDEr-D, as one MLflow run; set train.start_from=MODEL, or resume=RUN."""
-    _train("scst", config, overrides, folder, json)
+    _train("scst", config, overrides, folder, seeds, json)
 
 
 def evaluate(
@@ -146,14 +151,20 @@ def go_to(folder: Path) -> None:
         raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
 
 
-def _train(stage: str, config: str, overrides: list[str] | None, folder: Path, json: bool) -> None:
+def _train(stage: str, config: str, overrides: list[str] | None, folder: Path, seeds: int, json: bool) -> None:
     from videoblip2.config import load_config
-    from videoblip2.training.stage import run_stage
 
-    settings = load_config(config, overrides_from(overrides))
+    usual, wanted = load_config(config), load_config(config, overrides_from(overrides))
     go_to(folder)
     try:
-        result = run_stage(stage, settings, progress, show_weights)
+        if seeds > 1:
+            from videoblip2.cli.seeds import train_seeds
+
+            train_seeds(stage, wanted, seeds, usual, json)
+            return
+        from videoblip2.training.stage import run_stage
+
+        result = run_stage(stage, wanted, progress, show_weights, usual)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
     emit(describe(result), json, _summary(result))

@@ -17,7 +17,8 @@ from videoblip2.tracking import find_model
 from videoblip2.tracking.environment import FILE, environment, lock_difference
 from videoblip2.tracking.revision import revision_tags
 from videoblip2.training.progress import Progress, no_progress
-from videoblip2.training.stage import StageResult, data_digest, run_stage
+from videoblip2.training.record import data_digest
+from videoblip2.training.stage import StageResult, run_stage
 
 METRIC = "CIDEr"
 STAGES = ("ce", "scst")

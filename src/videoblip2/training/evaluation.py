@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, InputError, parse_config
+from videoblip2.config import Config, InputError, flatten, parse_config
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.dataset import CachedFeatures
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
-from videoblip2.evaluate import ALL_METRICS, NOTHING, Evaluation, evaluate, with_answers, write_predictions
-from videoblip2.features.store import FeatureStore, digest
+from videoblip2.evaluate import ALL_METRICS, NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking.lineage import command_line, lineage_tags
+from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.record import cider_interval, data_digest, interval_scores, log_captions
 from videoblip2.training.workspace import with_features
 
 SPLITS = ("val", "test")
@@ -59,20 +62,20 @@ def evaluate_model(
     name = str(checkpoint.provenance.get("name", found.version))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
-        store, result = FeatureStore(Path(config.data.features)), NOTHING
+        tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
+        tracker.log_config(flatten(config))
+        store, result, annotations = FeatureStore(Path(config.data.features)), NOTHING, Path(config.data.annotations)
+        categories: dict[str, int] = {}
         if config.data.task != "qa":
+            categories = {video.video_id: video.category for video in read_annotations(annotations / f"{split}.json")}
             result = _captions(captioner, config, store, split, progress, metrics)
         if config.data.task != "caption":
             result = _answers(result, captioner, config, store, split, progress)
         for file, videos in _inputs(result, split):
-            tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digest(store, videos), split)
-        tracker.log_metrics({f"{split}/{key}": value for key, value in result.corpus.items()}, step=0)
-        for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
-            if rows:
-                tracker.log_table(table, rows[: config.train.probe_videos])
+            tracker.log_data(f"{annotations.name}/{file}", data_digest(annotations / file, store, videos), split)
+        _log_scores(result, split, tracker)
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
-        write_predictions(path, result)
-        tracker.log_file(path)
+        log_captions(path, split, result, config.train.probe_videos, categories, tracker)
         judged = len({*result.captions, *(answered.question.video_id for answered in result.answers)})
         return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, judged, result)
 
@@ -104,3 +107,16 @@ def _inputs(result: Evaluation, split: str) -> list[tuple[str, list[str]]]:
     asked = sorted({answered.question.video_id for answered in result.answers})
     files = [(f"{split}.json", list(result.captions)), (f"{split}_qa.json", asked)]
     return [(file, videos) for file, videos in files if videos]
+
+
+def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
+    """The split's scores, CIDEr with its interval, and a line at the head of the run's page."""
+    scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
+    names = [name for name in (*ALL_METRICS, "accuracy") if name in result.corpus]
+    text = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in names)
+    if result.per_video and "CIDEr" in result.corpus:
+        sure = cider_interval(result)
+        scores |= interval_scores(split, result)
+        text += f"; CIDEr's 95 % interval over videos is [{100 * sure.low:.1f}, {100 * sure.high:.1f}]"
+    tracker.log_metrics(scores, step=0)
+    tracker.note(f"**{split}**, {len(result.captions) or len(result.answers)} judged: {text}")

@@ -1,6 +1,7 @@
 """The loop that both stages run: step, log, validate, keep the best, save the state."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from videoblip2.training.parts import StepFunction as StepFunction
 from videoblip2.training.progress import Progress, Steps, no_progress
 from videoblip2.training.signals import signals_wait
 from videoblip2.training.state import Course, StateFile
+from videoblip2.training.system import SystemMeter
 from videoblip2.training.validation import Best as Best
 from videoblip2.training.validation import Validator
 from videoblip2.training.workspace import Workspace
@@ -40,6 +42,7 @@ class Training:
         self.trainable = self.work.model.trainable()
         self.optimizer = build_optimizer(self.trainable, self.work.config.optim)
         self.validator = Validator(self.work)
+        self.meter = SystemMeter(self.work.device)
         self.rows: Rows = ()
 
     def due(self, every: int) -> bool:
@@ -146,7 +149,7 @@ def _log(training: Training, means: dict[str, float]) -> None:
             warn(line)
             training.tracker.set_tags({f"warning.{step}.{line.split()[2]}": line})
         means["train/outside_bands"] = float(len(watch.outside))
-    training.tracker.log_metrics(means, step)
+    training.tracker.log_metrics({**means, **training.meter.read()}, step)
 
 
 def _validate_if_due(training: Training) -> None:
@@ -155,8 +158,10 @@ def _validate_if_due(training: Training) -> None:
     due = training.due(training.work.config.train.validate_every) if step else training.validate_first
     if not due or course.validated >= step:
         return
+    began = time.perf_counter()
     judged = training.validator.judge(step)
-    training.tracker.log_metrics({f"val/{name}": value for name, value in judged.metrics.items()}, step)
+    points = {f"val/{name}": value for name, value in judged.metrics.items()}
+    training.tracker.log_metrics({**points, "time/validation_seconds": time.perf_counter() - began}, step)
     if training.rows:
         training.tracker.log_table("samples", [{**row, "step": step} for row in training.rows])
     if judged.score > course.best.score:

@@ -107,7 +107,7 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
     overrides.append(f"train.resume={'auto' if again else 'null'}")
     config = plan.config_of(trial.params, *overrides)
-    result = run_stage(plan.tuning.stage, config, progress, None, watcher)
+    result = run_stage(plan.tuning.stage, config, progress, observer=watcher)
     return Score(*_score(folder), result.model)
 
 
