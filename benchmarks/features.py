@@ -10,10 +10,11 @@ in turn. "Cold" means that the kernel was told before each pass to drop these fi
 file names, and what a host below a virtual machine keeps, stay. Ratios are medians over rounds of rate / rate.
 
 Loader: the step of `vb2 ce` (forward, backward, clipping, AdamW) on 32 videos with a caption of twelve words each; two
-Q-Formers of 4 layers and a T5 of 4 + 4 layers, all 256 wide, 1,000 pieces, random weights, CPU. Arms, a step each in
-turn: one batch kept in memory; real batches made ahead by the training's thread, from either form; and, to see what
-the thread is for, made within the step. A step ends when the batch that was made meanwhile is there, too, so that
-nothing hides. The page cache is dropped before: the first epoch. Ratios are of median times.
+Q-Formers of 2 layers and a T5 of 2 + 2 layers, all 128 wide, 1,000 pieces, random weights, CPU: about the toy world's
+size, as small a step as anyone trains with, so that what the loader costs shows. Arms, a step each in turn: one batch
+kept in memory; real batches made ahead by the training's thread, from either form; and, to see what the thread is for,
+made within the step. A step ends when the batch that was made meanwhile is there, too, so that nothing hides. The page
+cache is dropped before: the first epoch. Ratios are of median times.
 """
 
 import argparse
@@ -221,14 +222,14 @@ def workspace(features: Path) -> Workspace:
 def network(config: Config) -> VideoBlip2:
     torch.manual_seed(0)
     qformer = InstructBlipQFormerConfig(
-        hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, encoder_hidden_size=768
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, encoder_hidden_size=768
     ).to_dict()
     text = T5Config(
         vocab_size=1000,
-        d_model=256,
-        d_kv=64,
-        d_ff=1024,
-        num_layers=4,
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
         num_heads=4,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
