@@ -67,9 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         stores = make_stores(Path(folder), videos)
         report = {"videos": videos, **access(stores, rounds)}
+        print_access(report)
         drop(stores)
         report |= loader(stores, min(steps, videos // BATCH - 3))
-    print_report(report)
+    print_loader(report)
     if options.json:
         print(json.dumps(report))
 
@@ -242,13 +243,18 @@ def network(config: Config) -> VideoBlip2:
     )
 
 
-def print_report(report: dict[str, Any]) -> None:
+def print_access(report: dict[str, Any]) -> None:
     print(f"{report['videos']:,} videos, random access, videos a second:")
     for state in ("cold", "warm"):
         npy, packed = (report["rates"][f"{form}_{state}"] for form in FORMS)
         low, high = report[f"{state}_range"]
         ratio = report[f"{state}_ratio"]
-        print(f"  {state}: npy {npy:8,.0f}   packed {packed:8,.0f}   {ratio:5.1f} x ({low:.1f} to {high:.1f})")
+        print(
+            f"  {state}: npy {npy:8,.0f}   packed {packed:8,.0f}   {ratio:5.1f} x ({low:.1f} to {high:.1f})", flush=True
+        )
+
+
+def print_loader(report: dict[str, Any]) -> None:
     seconds = report["step_seconds"]
     print(f"a step of vb2 ce with its batch in memory: {seconds['memory']:.3f} s ({report['threads']} torch threads)")
     for name, ratio in report["loader"].items():
