@@ -35,7 +35,7 @@ QUESTION_PROMPT = "question: {} answer:"
 
 class DataConfig(Section):
     annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
-    features: str = Field("features/msrvtt", description="feature store: video/ID.npy, audio/ID.npy")
+    features: str = Field("features/msrvtt", description="feature store: a folder, or one packed file")
     train: str = Field("train.json", description="training annotations, a file name in `annotations`")
     prompt: str = Field("a video of", description="text prompt beside the queries of both Q-Formers and in T5's input")
     max_caption_tokens: int = Field(32, ge=2, description="longest caption in T5 pieces, end token included")

@@ -12,6 +12,7 @@ from videoblip2.training.monitors import Watch, warn
 from videoblip2.training.observer import Observer
 from videoblip2.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from videoblip2.training.parts import StepFunction as StepFunction
+from videoblip2.training.prefetch import Prefetcher
 from videoblip2.training.progress import Progress, Steps, no_progress
 from videoblip2.training.signals import signals_wait
 from videoblip2.training.state import Course, StateFile
@@ -43,6 +44,7 @@ class Training:
         self.optimizer = build_optimizer(self.trainable, self.work.config.optim)
         self.validator = Validator(self.work)
         self.meter = SystemMeter(self.work.device)
+        self.batches = Prefetcher(self.work.batches, self.total)
         self.rows: Rows = ()
 
     def due(self, every: int) -> bool:
@@ -95,6 +97,8 @@ def train(
             with signals_wait():
                 _save(training)
         raise
+    finally:
+        training.batches.close()
     return training.course.best
 
 
@@ -102,7 +106,8 @@ def _advance(training: Training, step: int, steps: Steps) -> None:
     """One step, and a log line where one is due."""
     work, course = training.work, training.course
     config = work.config
-    batch = work.batches(step).to(work.device)
+    with course.window.waiting():
+        batch = training.batches(step).to(work.device)
     rate = set_learning_rate(training.optimizer, step, training.total, config.optim)
     metrics = _update(training, batch, step)
     course.window.add({**metrics, "lr": rate})
