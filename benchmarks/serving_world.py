@@ -1,6 +1,5 @@
 """A registry with two versions of a small random model, features and toy videos: what the serving benchmark serves."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ VIDEOS = 12
 
 def make_world(out: Path, versions: int = 2) -> None:
     """Write `mlflow.db`, `videos/`, `features/`; version 1 is champion. Versions differ in their random weights."""
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out / 'mlflow.db'}"
     write_toy_world(out, VIDEOS, 0, write_video)
     build_toy_clip(out / "clip", 0)
     build_toy_clap(out / "clap", 0)

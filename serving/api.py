@@ -1,6 +1,7 @@
 """HTTP: what a request looks like, and how answers and refusals become responses."""
 
 import asyncio
+import inspect
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from fastapi import Depends, FastAPI, Form, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from serving.answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
@@ -39,11 +41,15 @@ STREAM: dict[int | str, dict[str, Any]] = {
 def decoding_form(
     num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or drawn where there is a seed")] = 1,
     max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
-    length_penalty: Annotated[float, Form(ge=-5, le=5, description="with beams: above 1 favours long captions")] = 1.0,
+    length_penalty: Annotated[
+        float, Form(ge=-5, le=5, allow_inf_nan=False, description="with beams: above 1 favours long captions")
+    ] = 1.0,
     seed: Annotated[
         int | None, Form(ge=0, lt=2**63, description="draws a caption; the same seed draws the same", examples=[7])
     ] = None,
-    temperature: Annotated[float, Form(ge=0.05, le=5, description="of the draw; low = close to greedy")] = 1.0,
+    temperature: Annotated[
+        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of the draw; low = close to greedy")
+    ] = 1.0,
 ) -> tuple[Decoding, int | None]:
     """Decoding options and the seed."""
     if seed is not None and num_beams > 1:
@@ -60,6 +66,13 @@ async def known_fields(request: Request) -> None:
     for name in form:
         if name not in known:
             raise Refusal(400, f"unknown field {name!r}; known: {', '.join(sorted(known))}")
+
+
+def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
+    """Path of each POST route → its fields that take files."""
+    posts = [route for route in app.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
+    files = frozenset(inspect.signature(one_upload).parameters)
+    return {route.path: files & _fields(route.dependant) for route in posts}
 
 
 def _fields(dependant: Dependant) -> set[str]:

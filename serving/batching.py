@@ -97,6 +97,7 @@ class Batcher:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.waiting: list[Job] = []
         self.background: list[Job] = []
+        self.batch: list[Job] = []
         self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self._pace = 0.05
         self._busy_since: float | None = None
@@ -109,12 +110,12 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End after the batch at hand; what still waits is cancelled."""
+        """Cancel everything that waits; the model finishes the batch at hand for nobody."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        for job in (*self.waiting, *self.background):
+        for job in (*self.batch, *self.waiting, *self.background):
             job.future.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -138,7 +139,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
-            batch = self._take()
+            self.batch = batch = self._take()
             if not batch:
                 self._wake.clear()
                 continue

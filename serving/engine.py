@@ -12,7 +12,7 @@ import numpy as np
 from serving.answers import Answer, ItemProblem, ModelState, Refusal, Timings
 from serving.batching import Batcher, Decoding, Done, Full, Job, NotFinite
 from serving.following import Follower, Poller, Served
-from serving.settings import Settings
+from serving.service_settings import Settings
 from serving.shadow import Shadow
 from videoblip2.config import InputError
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from serving.settings import read_settings
+from serving.service_settings import read_settings
 
 Scope = dict[str, Any]
 

@@ -1,10 +1,11 @@
 """The caption service. `bentoml serve` at the repository root starts it.
 
-The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves. `settings`
-lists the environment variables (VB2_MODEL, VB2_PIN, VB2_SHADOW …); `vb2 serve` sets the usual ones.
+The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves.
+`service_settings` lists the environment variables (VB2_MODEL, VB2_PIN, VB2_SHADOW …); `vb2 serve` sets the usual ones.
 
-api       HTTP            engine    items in, answers out      batching   the queue in front of the model
-uploads   files to items  following the model of the moment    shadow     the challenger beside it
+api        HTTP                      engine   items in, answers out     batching  the queue in front of the model
+uploads    files to items            arrays   features without trust    shadow    the challenger beside the champion
+following  the model of the moment   answers  what is said              gate      a bounded number of requests
 """
 
 import bentoml
@@ -14,7 +15,7 @@ from serving.api import create_app
 from serving.engine import Engine
 from serving.following import find
 from serving.gate import Gate
-from serving.settings import Settings, read_settings
+from serving.service_settings import Settings, read_settings
 from videoblip2.config import InputError
 
 API = create_app()
