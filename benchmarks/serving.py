@@ -1,6 +1,6 @@
 """The service beside a plain one (one request, one `generate`), same small random model, same machine, as ratios.
 
-    python benchmarks/serving.py [--quick] [--json] [--batched] [--world DIR]
+    python benchmarks/serving.py [--quick] [--json] [--batched] [--only PART] [--world DIR]
 
 1. Rounds at 1, 8 and 32 clients, features and videos, both services in turn; medians over the rounds count.
 2. 10,000 requests from 32 clients with a promotion and a rollback in between: how many failed.
@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from serving_world import ROOT, make_world, random_item
 from videoblip2.registry import set_champion
 
 CLIENTS = (1, 8, 32)
+MOVES = ("promotion", "rollback")
+PARTS = ("rounds", "changes", "malformed")
 START_SECONDS = 600
 
 
@@ -80,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer requests")
     parser.add_argument("--batched", action="store_true", help="BentoML's own batching as a third service")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part, or several; default all")
     parser.add_argument("--world", type=Path, help="folder with the models and videos, made there if it is not yet")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
@@ -89,10 +92,11 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{world / 'mlflow.db'}"
         if not (world / "mlflow.db").exists():
             make_world(world)
-        names = ["service", "plain", *(["batched"] if options.batched else [])]
+        parts = options.only or PARTS
+        names = ["service", "plain", *(["batched"] if options.batched else [])] if "rounds" in parts else ["service"]
         with contextlib.ExitStack() as stack:
             servers = [stack.enter_context(served(name, world)) for name in names]
-            report = asyncio.run(measure(servers, sizes, world))
+            report = asyncio.run(measure(servers, sizes, world, parts))
     print_report(report)
     if options.json:
         print(json.dumps(report))
@@ -133,27 +137,37 @@ def wait_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise SystemExit(f"{url} did not start: {log.read_text()[-2000:]}")
 
 
-async def measure(servers: list[Server], sizes: Sizes, world: Path) -> dict[str, Any]:
+async def measure(servers: list[Server], sizes: Sizes, world: Path, parts: Sequence[str]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     items = [random_item(rng) for _ in range(64)]
     videos = [path.read_bytes() for path in sorted((world / "videos").glob("*.mp4"))]
+    report: dict[str, Any] = {}
+    if "rounds" in parts:
+        report |= await compare(servers, sizes, items, videos)
+    if "changes" in parts:
+        bodies = [features_body(item, max_new_tokens=str(NEW_TOKENS)) for item in items]
+        report |= await change_models(servers[0], sizes.requests, bodies)
+    if "malformed" in parts:
+        report |= await fuzz(servers[0], sizes.malformed, items[0], videos[0])
+    return report
+
+
+async def compare(servers: list[Server], sizes: Sizes, items: list[Any], videos: list[bytes]) -> dict[str, Any]:
+    """Rounds in turn, and their ratios."""
     for turn in range(sizes.rounds + 1):
         for clients in CLIENTS:
             for server in servers[:: 1 if turn % 2 else -1]:
                 for kind, counts in (("features", sizes.features), ("videos", sizes.videos)):
                     await one_round(server, kind, clients, counts[clients] if turn else clients, items, videos, turn)
-    report: dict[str, Any] = {"rows": [row(servers, kind, n) for kind in ("features", "videos") for n in CLIENTS]}
-    by_name = {(one["kind"], one["clients"]): one for one in report["rows"]}
-    report |= {
+    rows = [row(servers, kind, clients) for kind in ("features", "videos") for clients in CLIENTS]
+    by_name = {(one["kind"], one["clients"]): one for one in rows}
+    return {
+        "rows": rows,
         "ratio_32": by_name["features", 32]["ratio"],
         "ratio_32_videos": by_name["videos", 32]["ratio"],
         "latency_ratio_1": by_name["features", 1]["latency_ratio"],
         "latency_ratio_1_videos": by_name["videos", 1]["latency_ratio"],
     }
-    report |= await change_models(
-        servers[0], sizes.requests, [features_body(item, max_new_tokens=str(NEW_TOKENS)) for item in items]
-    )
-    return report | await fuzz(servers[0], sizes.malformed, items[0], videos[0])
 
 
 async def one_round(
@@ -199,7 +213,7 @@ async def change_models(server: Server, requests: int, bodies: list[bytes]) -> d
     seconds: dict[str, float] = {}
 
     def promote() -> None:
-        for name, version in (("promotion", 2), ("rollback", 1)):
+        for name, version in zip(MOVES, (2, 1), strict=True):
             if done.wait(3):
                 return
             set_champion("videoblip2", version)
@@ -241,28 +255,30 @@ async def fuzz(server: Server, count: int, item: Any, video: bytes) -> dict[str,
 
 
 def print_report(report: dict[str, Any]) -> None:
-    print(f"{'':24}{'requests/s':>22}{'ratio (range)':>24}{'median s':>20}{'ratio (range)':>24}")
-    for one in report["rows"]:
-        rates = f"{one['service_rate']:.1f} : {one['plain_rate']:.1f}"
-        medians = f"{one['service_median']:.3f} : {one['plain_median']:.3f}"
-        print(
-            f"{one['kind']:10}{one['clients']:4} clients  {rates:>22}{spread(one['ratio'], one['ratio_range']):>24}"
-            f"{medians:>20}{spread(one['latency_ratio'], one['latency_range']):>24}"
+    if "rows" in report:
+        print(f"{'':24}{'requests/s':>22}{'ratio (range)':>24}{'median s':>20}{'ratio (range)':>24}")
+    for one in report.get("rows", ()):
+        print_row(one)
+    if "failed" in report:
+        moved = ", ".join(
+            f"{name} served after {report[f'{name}_seconds']:.1f} s" for name in MOVES if f"{name}_seconds" in report
         )
-        if "batched_rate" in one:
-            failed = one["batched_failed"]
-            print(
-                f"{'':12}BentoML's batching {one['batched_rate']:.1f}/s, {one['batched_median']:.3f} s, {failed} failed"
-            )
-    moved = ", ".join(f"{name.split('_')[0]} served after {report[name]:.1f} s" for name in report if name in MOVES)
-    print(f"{report['requests']} requests, {report['failed']} failed; {moved}; {report['versions']}")
+        print(f"{report['requests']} requests, {report['failed']} failed; {moved}; {report['versions']}")
+    if "malformed" in report:
+        print(f"{report['malformed']} malformed, {report['malformed_4xx']} got 4xx: {report['malformed_statuses']}")
+        print(f"memory {report['memory_mb']} MB, {report['memory_growth_mb']:+} MB")
+
+
+def print_row(one: dict[str, Any]) -> None:
+    rates = f"{one['service_rate']:.1f} : {one['plain_rate']:.1f}"
+    medians = f"{one['service_median']:.3f} : {one['plain_median']:.3f}"
     print(
-        f"{report['malformed']} malformed: {report['malformed_4xx']} got 4xx {report['malformed_statuses']}; "
-        f"memory {report['memory_mb']} MB, {report['memory_growth_mb']:+} MB"
+        f"{one['kind']:10}{one['clients']:4} clients  {rates:>22}{spread(one['ratio'], one['ratio_range']):>24}"
+        f"{medians:>20}{spread(one['latency_ratio'], one['latency_range']):>24}"
     )
-
-
-MOVES = ("promotion_seconds", "rollback_seconds")
+    if "batched_rate" in one:
+        failed = one["batched_failed"]
+        print(f"{'':12}BentoML's batching {one['batched_rate']:.1f}/s, {one['batched_median']:.3f} s, {failed} failed")
 
 
 def spread(value: float, bounds: list[float]) -> str:

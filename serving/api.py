@@ -175,7 +175,9 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
                 if text != said:
                     yield _event("text", json.dumps({"text": text}, ensure_ascii=False))
                     said = text
-            yield _event("caption", answer_of(job, job.future.result(), asking).model_dump_json())
+            done = job.future.result()
+            yield _event("caption", answer_of(job, done, asking).model_dump_json())
+            engine.compare([job], [done], asking)
     except Refusal as refusal:
         yield _event("error", ItemProblem(error=refusal.reason, status=refusal.status).model_dump_json())
     except Exception as error:

@@ -104,9 +104,13 @@ class Engine:
         finally:
             for job in sound:
                 job.future.cancel()  # whoever stops waiting is not captioned
-        if self.shadow:
-            self.shadow.offer(sound, list(results.values()), ask.request_id)
+        self.compare(sound, list(results.values()), ask)
         return [_said(job, results.get(id(job)), ask) for job in jobs]
+
+    def compare(self, jobs: Sequence[Job], results: Sequence["Done | BaseException"], ask: Ask) -> None:
+        """Let the challenger, where there is one, caption what was answered."""
+        if self.shadow:
+            self.shadow.offer(jobs, results, ask.request_id)
 
     def job(self, item: "Features | Refusal", served: Served, ask: Ask) -> "Job | Refusal":
         """Check one item against the model that will caption it."""
@@ -144,10 +148,14 @@ def answer_of(job: Job, done: Done, ask: Ask) -> Answer:
     """Put a caption and its timings into words."""
     return Answer(
         caption=done.caption.text,
-        score=done.caption.score,
+        score=round(done.caption.score, 6),
         model_version=job.served.version,
-        seconds=time.perf_counter() - ask.began,
-        timings=Timings(features=ask.features_seconds, queue=done.queue_seconds, model=done.model_seconds),
+        seconds=round(time.perf_counter() - ask.began, 4),
+        timings=Timings(
+            features=round(ask.features_seconds, 4),
+            queue=round(done.queue_seconds, 4),
+            model=round(done.model_seconds, 4),
+        ),
         batch=done.batch,
     )
 

@@ -1,5 +1,6 @@
 """From the files of a request to items: features as .npy or safetensors, or media that become features here."""
 
+import asyncio
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ async def items_of(uploads: Uploads, served: Served) -> list["Features | Refusal
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    items: list[Features | Refusal] = [await _media(file, served) for file in uploads.video]
+    items: list[Features | Refusal] = [*await asyncio.gather(*(_media(file, served) for file in uploads.video))]
     for place, file in enumerate(npys):
         items.append(await _npy_pair(file, sounds[place] if sounds else None))
     for file in uploads.features:
@@ -114,7 +115,7 @@ async def media_features(file: UploadFile, served: Served) -> Features:
     with tempfile.TemporaryDirectory(prefix="vb2-upload-") as folder:
         path = Path(folder) / f"video{suffix if suffix in SUFFIXES else '.bin'}"
         try:
-            return await to_thread.run_sync(_decode, file, path, served, limiter=MEDIA_AT_ONCE)
+            return await to_thread.run_sync(_decode, file, path, served, limiter=MEDIA_AT_ONCE, abandon_on_cancel=True)
         except InputError as error:
             raise Refusal(400, str(error).replace(str(path), "the uploaded file")) from error
 

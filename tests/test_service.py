@@ -122,7 +122,7 @@ def test_every_kind_of_input_gets_a_caption_with_version_and_timings(http, files
     body = answer.json()
     timings = body.pop("timings")
     assert set(timings) == {"features", "queue", "model"}
-    assert body.pop("seconds") >= sum(timings.values()) > 0
+    assert body.pop("seconds") + 0.001 >= sum(timings.values()) > 0  # each is rounded
     assert body == {"caption": caption, "score": -0.25, "model_version": "videoblip2/1", "batch": 1}
 
 
