@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -75,7 +76,7 @@ class Sizes:
 
 
 FULL = Sizes(5, {1: 40, 8: 120, 32: 320}, {1: 10, 8: 32, 32: 64}, 10_000, 1_000)
-QUICK = Sizes(3, {1: 20, 8: 48, 32: 128}, {1: 5, 8: 16, 32: 32}, 1_000, 200)
+QUICK = Sizes(2, {1: 10, 8: 16, 32: 64}, {1: 3, 8: 8, 32: 32}, 1_000, 200)
 
 
 def main() -> None:
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--world", type=Path, help="folder with the models and videos, made there if it is not yet")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with it
     sizes = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="vb2-serving-") as folder:
         world = options.world or Path(folder)
@@ -187,6 +189,7 @@ async def one_round(
     result = await load(server.url + path, bodies, clients, count)
     if result.failed:
         print(f"{server.name}, {kind}, {clients} clients: {dict(result.statuses)}", file=sys.stderr)
+    print(f"{turn} {server.name} {kind} {clients} clients: {result.rate:.2f}/s, {result.median:.3f} s", file=sys.stderr)
     if turn:
         server.rounds.setdefault((kind, clients), []).append(result)
 

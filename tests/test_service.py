@@ -249,6 +249,12 @@ def test_the_api_is_described_with_examples(http):
     assert schemas[form]["properties"]["video"]["description"].startswith("a media file")
 
 
+def test_bentomls_own_pages_stay_and_what_is_unknown_is_404(http):
+    assert "text/html" in http.get("/").headers["content-type"]
+    assert http.get("/nothing").status_code == 404
+    assert http.get("/caption").status_code == 405
+
+
 def test_file_fields_of_each_route(service):
     api = sys.modules["serving.api"]
     fields = api.file_fields(sys.modules["serving.service"].API)
