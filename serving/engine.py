@@ -67,7 +67,7 @@ class Engine:
     def served(self) -> Served:
         """The model of this moment; a request keeps it to its end. Raises Refusal while none is loaded."""
         if self.follower.current is None:
-            why = self.follower.trouble or "it is being loaded"
+            why = "it does not load, the server's log says why" if self.follower.trouble else "it is being loaded"
             raise Refusal(503, f"no model in service yet: {why}", START_SECONDS)
         return self.follower.current
 

@@ -121,3 +121,20 @@ def test_a_batch_that_hangs_makes_the_service_not_alive(captioner, tmp_path, mon
         return before, engine.alive()
 
     assert run(scenario, captioner, tmp_path) == (True, False)
+
+
+def test_a_model_that_does_not_load_is_said_without_paths(tmp_path):
+    async def main():
+        engine = Engine(Settings(model=str(tmp_path)))
+        engine.start()
+        try:
+            await eventually_async(lambda: engine.follower.trouble, 60)
+            with pytest.raises(Refusal, match="it does not load, the server's log says why") as refusal:
+                engine.served()
+            return refusal.value
+        finally:
+            await engine.stop()
+
+    refusal = asyncio.run(main())
+    assert (refusal.status, refusal.headers) == (503, {"Retry-After": "5"})
+    assert str(tmp_path) not in refusal.reason
