@@ -1,88 +1,76 @@
-"""The caption service: one endpoint on the champion. `bentoml serve` at the repository root starts it.
+"""The caption service. `bentoml serve` at the repository root starts it.
 
-The model is `models:/videoblip2@champion` of the MLflow store in the current folder; VB2_MODEL names another one.
+The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves.
+`service_settings` lists the environment variables (VB2_MODEL, VB2_PIN, VB2_SHADOW …); `vb2 serve` sets the usual ones.
+
+api        HTTP                      engine   items in, answers out     batching  the queue in front of the model
+uploads    files to items            arrays   features without trust    shadow    the challenger beside the champion
+following  the model of the moment   answers  what is said              gate      a bounded number of requests
 """
-
-import logging
-import os
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import bentoml
 from bentoml.exceptions import BentoMLException
-from pydantic import BaseModel
-from starlette.responses import JSONResponse
 
+from serving.api import create_app
+from serving.engine import Engine
+from serving.following import find
+from serving.gate import Gate
+from serving.service_settings import Settings, read_settings
 from videoblip2.config import InputError
 
-if TYPE_CHECKING:
-    from videoblip2.predict import Captioner
-
-CHAMPION = "models:/videoblip2@champion"
-
-log = logging.getLogger("bentoml.service")
-
-
-class Answer(BaseModel):
-    """What the model says of one video."""
-
-    caption: str
-    score: float
-    model_version: str
-    seconds: float
+API = create_app()
 
 
 @bentoml.service(
     name="videoblip2",
     workers=1,  # a second worker would be a second copy of the model on the same device
-    threads=1,  # captions are made one after another, beside the event loop, which goes on answering probes
-    traffic={"timeout": 300, "max_concurrency": 32},
-    endpoints={"livez": "/livez", "readyz": "/readyz"},  # named here, probes do not count as requests in the limit
+    traffic={"timeout": 300},
+    endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
+@bentoml.asgi_app(API, path="/", name="api")
 class VideoBlip2Service:
-    """Video files in, captions out."""
+    """Videos or features in, captions out, by the champion."""
 
     def __init__(self) -> None:
-        self.captioner = load()
+        self.engine = Engine(checked_settings())
+        API.state.engine = self.engine
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
         """Stop the start with one line if there is no model; a failing worker would be started again for ever."""
-        from videoblip2.predict import find_model
-
         try:
-            find_model(model())
+            find(checked_settings().address)
         except InputError as error:
             raise BentoMLException(str(error)) from error
 
-    @bentoml.api  # type: ignore[untyped-decorator]
-    def caption(self, video: Path) -> Answer:
-        """Caption one uploaded video file, with or without sound; 400 and `{"error": reason}` if it cannot be read."""
-        start = time.perf_counter()
-        try:
-            caption = self.captioner.caption_media([video])[0]
-        except InputError as error:
-            return refusal(str(error).replace(str(video), "the uploaded file"))
-        seconds = time.perf_counter() - start
-        return Answer(caption=caption.text, score=caption.score, model_version=self.captioner.version, seconds=seconds)
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start(self) -> None:
+        """Begin to load the model beside the event loop, which answers probes meanwhile."""
+        self.engine.start()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+    def __is_ready__(self) -> bool:
+        return self.engine.ready()
+
+    def __is_alive__(self) -> bool:
+        return self.engine.alive()
 
 
-def refusal(reason: str) -> Answer:
-    """Return a finished response in the place of an Answer: BentoML sends it as it is and documents Answer."""
-    return cast(Answer, JSONResponse({"error": reason}, status_code=400))
+def checked_settings() -> Settings:
+    """Read the settings; a wrong one ends the start with one line."""
+    try:
+        return read_settings()
+    except InputError as error:
+        raise BentoMLException(str(error)) from error
 
 
-def model() -> str:
-    """Return the MODEL to serve."""
-    return os.environ.get("VB2_MODEL") or CHAMPION
+def add_middleware() -> None:
+    """Put the ASGI middleware in front of the service, the first one innermost."""
+    VideoBlip2Service.add_asgi_middleware(Gate)  # type: ignore[attr-defined]
 
 
-def load() -> "Captioner":
-    """Load the model on the GPU where there is one, else on the CPU."""
-    from videoblip2.predict import load_captioner
-
-    captioner = load_captioner(model())
-    log.info("serving %s version %s", captioner.model_name, captioner.version)
-    return captioner
+add_middleware()

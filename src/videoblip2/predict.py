@@ -1,6 +1,6 @@
 """Captions from features or media, by a checkpoint, an MLflow run or a registered model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import DecodeConfig, InputError
+from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 
 if TYPE_CHECKING:
@@ -34,12 +35,16 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
 
 def load_captioner(model: str | Path, device: str | None = None) -> "Captioner":
     """MODEL → a Captioner on `device` (default: CUDA where there is one)."""
+    return load_found(find_model(str(model)), str(model), device)
+
+
+def load_found(found: FoundModel, name: str, device: str | None = None) -> "Captioner":
+    """What `find_model` found → a Captioner; whoever follows an alias gets exactly the version that was found."""
     from videoblip2.model.checkpoint import load_checkpoint
 
-    found = find_model(str(model))
     checkpoint = load_checkpoint(found.folder)
     network = checkpoint.model.to(pick_device(device or "auto")).eval()
-    return Captioner(network, checkpoint.tokenizers, checkpoint.provenance, str(model), found.version)
+    return Captioner(network, checkpoint.tokenizers, checkpoint.provenance, name, found.version)
 
 
 def pick_device(name: str) -> Any:
@@ -78,35 +83,58 @@ class Captioner:
     def caption(
         self,
         items: Sequence[Features],
-        prompt: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         num_beams: int = 1,
         max_new_tokens: int = 32,
         length_penalty: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        temperature: float = 1.0,
+        watch: Callable[[list[str]], None] | None = None,
     ) -> list[Caption]:
         """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch.
 
         Args:
-            prompt: one for all, or one an item; None is the model's own.
+            prompt: one for all, or one an item; none = the model's own.
+            seeds: one an item: captions are drawn, each from its own seed whatever else is in the batch.
+            watch: called after each token with the N captions so far (not with beams).
         """
         import torch
 
         from videoblip2.data.dataset import collate
-        from videoblip2.model import decode
 
         self._check(items)
-        one = self.model.config.prompt if prompt is None else prompt
-        prompts = [one] * len(items) if isinstance(one, str) else list(one)
+        given = [prompt] * len(items) if isinstance(prompt, str | None) else prompt
+        prompts = [self.model.config.prompt if text is None else text for text in given]
         ids = [str(number) for number in range(len(items))]
         batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
         with torch.inference_mode():
             states, mask = self.model.encode(**batch.to(self.model.device).inputs)
             if num_beams > 1:
-                out, scores = decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+                out, scores = self._beam(states, mask, max_new_tokens, num_beams, length_penalty)
             else:
-                out = decode.greedy(self.model, states, mask, max_new_tokens)
+                out = self._roll(states, mask, max_new_tokens, seeds, temperature, watch)
                 scores = out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+
+    def _beam(self, states: Any, mask: Any, max_new_tokens: int, num_beams: int, length_penalty: float) -> Any:
+        from videoblip2.model import decode
+
+        return decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+
+    def _roll(
+        self, states: Any, mask: Any, max_new_tokens: int, seeds: Sequence[int] | None, temperature: float, watch: Any
+    ) -> Any:
+        """Greedy captions, or drawn ones where there are seeds."""
+        import torch
+
+        from videoblip2.model import decode
+
+        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
+        if seeds is None:
+            return decode.greedy(self.model, states, mask, max_new_tokens, seen)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return decode.sample(self.model, states, mask, max_new_tokens, 1, temperature, generators, seen)
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None
@@ -142,30 +170,59 @@ class Captioner:
 
         Raises InputError for a file that cannot be decoded, naming it.
         """
-        return self.caption(self.encode_media(paths), **options)
+        return self.caption([self.media_features(path) for path in paths], **options)
 
-    def encode_media(self, paths: Sequence[Path]) -> list[Features]:
-        """Media files → ([F,768], [A,512]) each, by the encoders that made the training features."""
+    def media_features(self, path: Path) -> Features:
+        """One media file → ([F,768], [A,512]), through the encoders that made the training features."""
         from videoblip2.features.extract import encode_video
 
         clip, clap, settings = self._media_encoders()
-        return [encode_video(Path(path), clip, clap, settings) for path in paths]
+        return encode_video(Path(path), clip, clap, settings)
+
+    @property
+    def audio_width(self) -> int:
+        """Width of the audio features that the model reads."""
+        return self.model.config.audio_dim
+
+    @property
+    def encoders_name(self) -> str:
+        """What media become features with: two models with the same name can share features."""
+        manifest = self.provenance.get("features") or {}
+        parts = [manifest.get(kind, {}).get("fingerprint") for kind in ("clip", "clap")]
+        settings = manifest.get("settings") or {}
+        return repr([*parts, *(settings.get(key) for key in ("fps", "max_frames", "window_seconds"))])
+
+    def warm(self) -> None:
+        """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
+        config = self.model.config
+        item = (np.zeros((8, config.video_dim), "float32"), np.zeros((4, config.audio_dim), "float32"))
+        for count, beams in ((1, 1), (4, 1), (1, 3)):
+            self.caption([item] * count, num_beams=beams, max_new_tokens=8)
+
+    def load_media_encoders(self) -> None:
+        """Load CLIP and CLAP now and not with the first media file. Raises InputError where they are not to be had."""
+        self._media_encoders()
 
     def _media_encoders(self) -> Any:
         if self._encoders is None:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
         return self._encoders
 
-    def _check(self, items: Sequence[Features]) -> None:
+    def check(self, item: Features) -> None:
+        """Raise InputError for features that this model cannot take."""
         config = self.model.config
-        for number, (video, audio) in enumerate(items):
-            for name, array, width in (("video", video, config.video_dim), ("audio", audio, config.audio_dim)):
-                if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
-                    raise InputError(
-                        f"item {number}: {name} features of shape {list(array.shape)}; this model takes [N,{width}]"
-                    )
-                if not np.isfinite(array).all():
-                    raise InputError(f"item {number}: {name} features hold NaN or infinity; extract them again")
+        for name, array, width in zip(("video", "audio"), item, (config.video_dim, config.audio_dim), strict=True):
+            if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
+                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]")
+            if not np.isfinite(array).all():
+                raise InputError(f"{name} features hold NaN or infinity; extract them again")
+
+    def _check(self, items: Sequence[Features]) -> None:
+        for number, item in enumerate(items):
+            try:
+                self.check(item)
+            except InputError as error:
+                raise InputError(f"item {number}: {error}") from error
 
 
 def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
@@ -220,7 +277,7 @@ def ask_video(
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")
     if features is None:
-        item = captioner.encode_media([Path(video)])[0]
+        item = captioner.media_features(Path(video))
     else:
         from videoblip2.features.store import FeatureStore
 

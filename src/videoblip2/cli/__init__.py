@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from videoblip2.cli import ask, data, doctor, features, registry, runs, stages, tune, weights
+from videoblip2.cli import ask, data, doctor, features, registry, runs, serve, stages, tune, weights
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -23,6 +23,7 @@ app.command()(doctor.doctor)
 registry.register(app)
 ask.register(app)
 tune.register(app)
+serve.register(app)
 
 
 def main() -> None:
