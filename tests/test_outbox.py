@@ -194,3 +194,17 @@ def test_a_server_that_is_not_there_is_said_within_seconds(tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"no tracking server .*onnection refused.*correct MLFLOW_TRACKING_URI"):
         list_runs()
     assert time.monotonic() - started < 30
+
+
+def test_a_checkpoint_is_not_tried_for_minutes_while_the_store_is_away(runs, monkeypatch):
+    import mlflow
+
+    tried = []
+    monkeypatch.setattr("videoblip2.tracking.models.log_checkpoint", lambda *_: tried.append("model"))
+    with open_run("ce", "n", "toy", folder=runs / "ce") as tracker:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(GONE))
+        tracker.log_best({"val/CIDEr": 0.6})
+        with pytest.raises(InputError, match=f"not logged as a model.*resume={tracker.run_id} logs it"):
+            tracker.log_checkpoint(runs / "ce" / "best", "ce", {"val/CIDEr": 0.6})
+    assert tried == []
+    assert [path.name for path in (runs / "ce").iterdir()] == [f"unsent-{tracker.run_id}.jsonl"]

@@ -97,6 +97,8 @@ class MlflowTracker:
         self.flush()
         best = [mlflow.entities.Metric(key, value, moment, 0) for key, value, moment in self._best(metrics)]
         try:
+            if not self._outbox.send(at_once=True):  # MLflow would try for minutes
+                raise ConnectionError("nor did it for what was logged before")
             model_id = models.log_checkpoint(folder, name)
             for metric in best:
                 metric._model_id = model_id
