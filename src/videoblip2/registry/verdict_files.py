@@ -62,6 +62,7 @@ def _write_videos(path: Path, verdict: Verdict, sides: tuple[Evaluation, Evaluat
 def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
     """The differences of the videos with the mean, its interval, zero and the least gain; CIDEr ×100."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    from matplotlib.ticker import MaxNLocator
 
     gain, differences = verdict.gain, 100 * np.sort(list(verdict.differences.values()))
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -77,6 +78,6 @@ def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
     title = f"mean {100 * gain.difference:+.1f}, {100 * gate.confidence:g} % interval {interval}"
     words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
     axes.set_title(f"{title}\ngate {words}", fontsize="medium")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(["interval of the mean", "mean", "no difference", "least gain"], frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
