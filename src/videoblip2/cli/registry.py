@@ -141,9 +141,7 @@ def _ancestor_text(ancestor: "Ancestor", how: str) -> str:
         "commit": commit,
         "lock": ancestor.lock,
         "seed": str(ancestor.seed),
-        "gate": _pairs(
-            {k: v for k, v in ancestor.gate.items() if k in ("verdict", "outcome", "when", "who", "reason")}
-        ),
+        "gate": _pairs({key: ancestor.gate[key] for key in GATE if key in ancestor.gate}),
         "folder": ancestor.folder,
     }
     return "\n".join([f"{how}{ancestor.model}", *(f"  {key:<12} {value}" for key, value in facts.items() if value)])
