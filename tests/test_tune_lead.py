@@ -207,3 +207,20 @@ def test_decoding_is_tuned_without_training(finished, monkeypatch):
     assert outcome.commands[0].startswith(f"vb2 evaluate {model} decode.")
     assert load_config(outcome.best_file).decode.num_beams == outcome.best.params["decode.num_beams"]
     assert yaml.safe_load(outcome.best_file.read_text())["run"].get("name") is None
+
+
+def test_self_critical_training_is_tuned_from_a_checkpoint(finished):
+    """Judged before the first step too, so a trial never ends below its start."""
+    start = finished.root / "runs" / "study" / "trial-000" / "best"
+    search = {"scst.temperature": {"low": 0.5, "high": 1.0}, "scst.baseline": {"choices": ["greedy", "leave_one_out"]}}
+    config = {"train": {"start_from": str(start), "steps": 2}, "scst": {"samples": 2}}
+    path = write_study(finished.root, name="scst", stage="scst", config=config, search=search, n_trials=2)
+    outcome = tune(str(path), ["run.tracking=false"], say=lambda line: None)
+    assert outcome.states == {"complete": 2}
+    study = open_study(
+        load_plan(path, ["run.tracking=false"]), open_storage(str(finished.root / "runs/scst/study.journal"))
+    )
+    for trial in study.get_trials():
+        assert list(trial.intermediate_values) == [0, 2]
+        assert trial.value >= trial.intermediate_values[0] == pytest.approx(finished.outcome.rows[0]["CIDEr"])
+    assert load_config(outcome.best_file).train.start_from == str(start)
