@@ -10,20 +10,24 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from filelock import FileLock
+from optuna.trial import TrialState, create_trial
 from tiny_study import write_study, write_world
 from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
-from videoblip2.tracking import NullTracker, store
+from videoblip2.tracking import NullTracker, open_run, store
 from videoblip2.training import loop
+from videoblip2.training.progress import no_progress
 from videoblip2.training.stage import run_stage
 from videoblip2.tune import lead
 from videoblip2.tune.alive import give_back
 from videoblip2.tune.lead import join, tune
 from videoblip2.tune.plan import load_plan
 from videoblip2.tune.storage import open_storage
-from videoblip2.tune.study import open_study
+from videoblip2.tune.study import distributions, open_study
+from videoblip2.tune.trials import training_runner
+from videoblip2.tune.worker import Post, run_trial
 
 
 def lead_and_die(path, said):
@@ -91,17 +95,42 @@ def test_trials_are_child_runs_of_one_parent(finished):
     (parent,) = [run for run in runs if run.data.tags["stage"] == "tune"]
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert parent.info.run_id == finished.outcome.run_id
-    assert sorted(children) == ["trial-000", "trial-001", "trial-002"]
+    assert sorted(children) == ["trial-000", "trial-001", "trial-003"]  # number 2 was the second attempt at number 1
     for run in children.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.info.status, run.data.tags["optuna.state"]) == ("FINISHED", "COMPLETE")
         assert [point.step for point in client.get_metric_history(run.info.run_id, "val/CIDEr")] == [2, 4]
-    assert float(children["trial-002"].data.params["optim.lr"]) == finished.outcome.rows[2]["optim.lr"]
+    assert float(children["trial-003"].data.params["optim.lr"]) == finished.outcome.rows[2]["optim.lr"]
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert files == {"best.yaml", "trials.json", "history.png", "importance.png", "parallel.png"}
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["best/val/CIDEr"] == finished.outcome.best.value
     assert parent.data.tags["verdict"] == finished.outcome.verdict.text()
+
+
+def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypatch):
+    """The worst learning rate of all, in a study whose default is done; and `mlflow run` started the process."""
+    path = write_study(finished.root, name="pruning", tracking=True, search={"optim.lr": {"low": 1e-9, "high": 0.01}})
+    plan = load_plan(path, ["pruner.startup_trials=0", "train.validate_every=1"])
+    study = open_study(plan, open_storage(str(finished.root / "pruning.journal")))
+    first = create_trial(
+        value=9.0, params={"optim.lr": 0.01}, distributions=distributions(plan), intermediate_values={1: 9.0}
+    )
+    study.add_trial(first)
+    study.enqueue_trial({"optim.lr": 1e-9})
+    with open_run("tune", "pruning", "elsewhere") as parent:
+        monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+        run_trial(
+            Post(study, plan, parent.run_id, no_progress, print), study.ask(distributions(plan)), training_runner(plan)
+        )
+    trial, client = study.get_trials()[1], store.connect()
+    assert (trial.state, trial.last_step) == (TrialState.PRUNED, 1)
+    run = client.get_run(trial.user_attrs["run_id"])
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("KILLED", "PRUNED")
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run.info.experiment_id == client.get_run(parent.run_id).info.experiment_id
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/CIDEr")] == [1]
+    assert client.get_run(parent.run_id).info.status == "FINISHED"
 
 
 def test_best_yaml_is_the_best_trials_experiment(finished):
@@ -175,6 +204,23 @@ def test_decoding_is_tuned_without_training(finished, monkeypatch):
     default = outcome.rows[0]
     assert (default["decode.num_beams"], default["decode.length_penalty"]) == (1, 1.0)
     assert default["CIDEr"] == pytest.approx(finished.outcome.rows[0]["CIDEr"], abs=1e-9)
-    assert outcome.commands[0].startswith(f"vb2 evaluate {model} decode.num_beams=")
+    assert outcome.commands[0].startswith(f"vb2 evaluate {model} decode.")
     assert load_config(outcome.best_file).decode.num_beams == outcome.best.params["decode.num_beams"]
     assert yaml.safe_load(outcome.best_file.read_text())["run"].get("name") is None
+
+
+def test_self_critical_training_is_tuned_from_a_checkpoint(finished):
+    """Judged before the first step too, so a trial never ends below its start."""
+    start = finished.root / "runs" / "study" / "trial-000" / "best"
+    search = {"scst.temperature": {"low": 0.5, "high": 1.0}, "scst.baseline": {"choices": ["greedy", "leave_one_out"]}}
+    config = {"train": {"start_from": str(start), "steps": 2}, "scst": {"samples": 2}}
+    path = write_study(finished.root, name="scst", stage="scst", config=config, search=search, n_trials=2)
+    outcome = tune(str(path), ["run.tracking=false"], say=lambda line: None)
+    assert outcome.states == {"complete": 2}
+    study = open_study(
+        load_plan(path, ["run.tracking=false"]), open_storage(str(finished.root / "runs/scst/study.journal"))
+    )
+    for trial in study.get_trials():
+        assert list(trial.intermediate_values) == [0, 2]
+        assert trial.value >= trial.intermediate_values[0] == pytest.approx(finished.outcome.rows[0]["CIDEr"])
+    assert load_config(outcome.best_file).train.start_from == str(start)

@@ -1,10 +1,11 @@
 """A worker: totals among several processes, failures, pruning, and what is put back."""
 
 import multiprocessing
+import warnings
 from types import SimpleNamespace
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from tiny_study import peak_at, tiny_plan
 
 from videoblip2.config import InputError
@@ -119,14 +120,16 @@ def test_three_failures_and_nothing_else_stop_it(make):
 
 
 def test_the_median_prunes_but_never_the_default(make):
-    made = make("n_trials=3", "pruner.startup_trials=0")
-    values = {0: -5.0, 1: -6.0, 2: 1.0}
+    made = make("n_trials=4", "pruner.startup_trials=0")
+    good = {"params": {"optim.lr": 0.1}, "distributions": distributions(made.post.plan)}
+    made.study.add_trial(create_trial(value=9.0, intermediate_values={2: 9.0}, **good))
+    values = {0: -5.0, 2: -6.0, 3: 10.0}
     work(made.post, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, values[trial.number]))
-    assert states(made.study) == ["COMPLETE", "PRUNED", "COMPLETE"]
-    assert made.lines[1].startswith("trial-001: pruned at step 2 ")
-    late = make("n_trials=4", "pruner.startup_trials=0")
+    assert states(made.study) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    assert made.lines[1].startswith("trial-002: pruned at step 2 ")
+    late = make("n_trials=5", "pruner.startup_trials=0")
     work(late.post, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, -9.0, last_step=2))
-    assert states(late.study)[3] == "COMPLETE"  # at the last step pruning saves nothing
+    assert states(late.study)[4] == "COMPLETE"  # at the last step pruning saves nothing
 
 
 def graded(trial, watcher, value, last_step=None):
@@ -151,12 +154,14 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
 
     def goes_on(trial, watcher, progress):
         seen.append((trial.number, trial.params["optim.lr"], trial.user_attrs.get("name"), set(watcher.reported)))
-        watcher.validated(2, 0.1)  # reported by the attempt before
+        with warnings.catch_warnings(action="error"):
+            watcher.validated(2, 0.1)  # reported by the attempt before
         return Score(0.2, [0.2], "m")
 
     work(again.post, wait=True, runner=goes_on)
     assert seen[0] == (1, 0.01, "trial-000", {2})
     assert [trial.number for trial in counted(again.study.get_trials())] == [1, 2, 3]
+    assert states(again.study) == ["FAIL", *["COMPLETE"] * 3]
 
 
 def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_other(make):

@@ -82,7 +82,7 @@ class Lookout:
         worker = trial.user_attrs.get("worker") or {}
         if worker.get("place") == here():
             started = _started(worker["pid"])
-            if not _exists(worker["pid"]) or started != worker["started"]:
+            if not _exists(worker["pid"]) or worker.get("started") not in (None, started):
                 return True
             if started is not None:
                 return False

@@ -135,8 +135,8 @@ def write_best(
 ) -> Path:
     """`best.yaml`: the base with the best trial's values, an experiment file like any other."""
     content = plan.content_of(best.params)
-    if plan.tuning.stage == "decode":  # the model's own file names its run and where it resumed
-        content["run"] = {key: value for key, value in content.get("run", {}).items() if key != "name"}
+    if "name" in content.get("run", {}):  # the base's own run would be written over
+        content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source="best.yaml")
     head = [
         f"The best of study {study.study_name}: {name_of(best)}, validation CIDEr {100 * float(best.value or 0):.1f}.",

@@ -76,12 +76,15 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
 
 
 def _times_100(study: optuna.Study) -> optuna.Study:
-    """The complete trials with CIDEr as it is printed. Optuna's `target` would do it, and take every plot for a
-    minimisation."""
+    """The trials, by their numbers, with CIDEr as it is printed. Optuna's `target` would do it, and take every plot for
+    a minimisation."""
     copy = optuna.create_study(direction="maximize")
-    for trial in finished(study):
-        value, params, spaces = 100 * _value(trial), trial.params, trial.distributions
-        copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.COMPLETE:
+            value, params, spaces = 100 * _value(trial), trial.params, trial.distributions
+            copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
+        else:
+            copy.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
     return copy
 
 
