@@ -40,6 +40,12 @@ def test_prepare_sorts_captions_and_splits_videos(tmp_path):
     assert read_annotations(tmp_path / "out" / "test.json")[0].video_id == "video9"
 
 
+def test_only_the_first_captions_of_each_video(tmp_path):
+    report = prepare_captions([save(tmp_path / "a.json", official({"video1": "test"}))], tmp_path / "out", first=2)
+    assert report.captions == {"test": 2}
+    assert read_annotations(tmp_path / "out" / "test.json")[0].captions == ("video1 caption 3", "video1 caption 7")
+
+
 def test_a_split_that_no_file_holds_is_not_written(tmp_path):
     prepare_captions([save(tmp_path / "a.json", official({"video1": "test"}))], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.json"]

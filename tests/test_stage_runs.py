@@ -118,7 +118,7 @@ def test_a_self_critical_run_names_the_run_it_started_from(world):
 def test_source_and_environment_are_files_of_the_run(world):
     assert artifact(world["scst"].run_id, "source.diff") == f"{DIFF}\n"
     lock = artifact(world["scst"].run_id, "environment.txt").splitlines()
-    assert lock[0].startswith("# Python 3.")
+    assert lock[0].startswith("# python 3.")
     assert {"torch", "mlflow", "transformers"} <= {line.partition("==")[0] for line in lock}
     assert lock[1:] == sorted(lock[1:], key=lambda line: line.partition("==")[0])
 

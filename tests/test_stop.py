@@ -50,7 +50,7 @@ def store(tmp_path, monkeypatch):
 def points(run_id):
     """(metric, step, value) of every point in the store, but for times."""
     client = stores.connect()
-    keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith(("time/", "system/"))]
+    keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith(("time/", "sys/", "system/"))]
     return sorted((key, p.step, p.value) for key in keys for p in client.get_metric_history(run_id, key))
 
 

@@ -53,6 +53,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="folder for train.json, val.json, test.json, or train_qa.json …")],
     task: Annotated[Task, typer.Option(help="captions, or questions with answers")] = Task.caption,
     split: Annotated[str | None, typer.Option(help="where the files do not say: train, val, test, random")] = None,
+    captions: Annotated[int | None, typer.Option(min=1, help="keep only the first so many of each video")] = None,
     json: Json = False,
 ) -> None:
     """Turn annotations into the project's own lists; counts and flaws are reported, nothing is dropped.
@@ -70,7 +71,7 @@ def prepare(
         asked = prepare_questions(annotations, out, split)
         emit(asdict(asked), json, "\n".join(_question_lines(asked)))
     else:
-        report = prepare_captions(annotations, out, split)
+        report = prepare_captions(annotations, out, split, captions)
         emit(asdict(report), json, "\n".join(_caption_lines(report)))
 
 

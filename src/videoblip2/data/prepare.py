@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from videoblip2.config import InputError
@@ -39,13 +39,16 @@ class PrepareReport:
     other_language_captions: int = 0
 
 
-def prepare_captions(paths: Sequence[str | Path], out: str | Path, split: str | None = None) -> PrepareReport:
+def prepare_captions(
+    paths: Sequence[str | Path], out: str | Path, split: str | None = None, first: int | None = None
+) -> PrepareReport:
     """Write `train.json`, `val.json` and `test.json` in `out` from annotation files, also zipped.
 
     Read are MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
     `video_id, caption`. Captions keep their order and their exact text. A split comes from the document itself, from
     lists of ids, from a file name (`train.csv`), or from `split`: one of CHOICES, where "random" gives 80/10/10 by a
     digest of the id, so that a video keeps its split when others join. A split that no file holds is not written.
+    With `first` only so many captions of each video are kept, in their order.
     Raises `InputError` for another layout, a video that comes twice and a video in no split; nothing is written then.
     """
     if split is not None and split not in CHOICES:
@@ -59,6 +62,11 @@ def prepare_captions(paths: Sequence[str | Path], out: str | Path, split: str | 
     if not everything:
         raise InputError(f"{some([str(path) for path in paths])}: lists of ids, no captions; give the captions as well")
     splits = _into_splits(sources, lists, split)
+    if first is not None:
+        splits = {
+            name: [replace(video, captions=video.captions[:first]) for video in videos]
+            for name, videos in splits.items()
+        }
     return _write(splits, [found for _, found in sources], lists, Path(out))
 
 

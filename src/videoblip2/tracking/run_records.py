@@ -95,12 +95,12 @@ def read_predictions(run_id: str, path: str) -> dict[str, Prediction]:
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """The points (step, value) of a metric, in order; none where the run or the metric is not there."""
+    """The points (step, value) of a metric, in order; none where run, metric or store are not there."""
     from mlflow.exceptions import MlflowException
 
     try:
         points = store.connect().get_metric_history(run_id, metric)
-    except MlflowException:
+    except (MlflowException, InputError):
         return []
     return sorted((point.step, point.value) for point in points)
 

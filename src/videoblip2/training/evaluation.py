@@ -119,4 +119,5 @@ def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
         scores |= interval_scores(split, result)
         text += f"; CIDEr's 95 % interval over videos is [{100 * sure.low:.1f}, {100 * sure.high:.1f}]"
     tracker.log_metrics(scores, step=0)
-    tracker.note(f"**{split}**, {len(result.captions) or len(result.answers)} judged: {text}")
+    judged = f"{len(result.captions)} videos" if result.captions else f"{len(result.answers)} answers"
+    tracker.note(f"**{split}**, {judged}: {text}")
