@@ -56,10 +56,21 @@ def deliver(client: mlflow.MlflowClient, run_id: str, fence: Fence, record: Reco
         elif "file" in record:
             _file(client, run_id, record)
         elif "data" in record:
-            data = Dataset(record["data"], record["digest"], source_type="local", source=record["source"])
-            client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", record["context"])])])
+            _data(client, run_id, record)
         else:
             _batch(client, run_id, fence, record)
+
+
+def _data(client: mlflow.MlflowClient, run_id: str, record: Record) -> None:
+    """Two runs that name the same new data at once: MLflow looks, then writes, and the later one's write fails."""
+    data = Dataset(record["data"], record["digest"], source_type="local", source=record["source"])
+    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", record["context"])])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "unique" not in str(error).lower():
+            raise
+        client.log_inputs(run_id, inputs)
 
 
 def _batch(client: mlflow.MlflowClient, run_id: str, fence: Fence, record: Record) -> None:
