@@ -1,6 +1,6 @@
 """Captions from features or media, by a checkpoint, an MLflow run or a registered model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,23 @@ class Captioner:
         clip, clap, settings = self._media_encoders()
         return self.caption([encode_video(Path(path), clip, clap, settings) for path in paths], **options)
 
+    @property
+    def media_fps(self) -> float:
+        """Frames a second that this model's encoders want; see `decode_media`."""
+        return float(self._media_encoders()[2].fps)
+
+    def encode_media(self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]) -> Features:
+        """What `decode_media` gave, in two parts, → the features that `caption_media` makes of the same file.
+
+        Args:
+            frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one, so that a film is never in memory.
+            sound_after: called once they are taken; mono float32 [N] at 48 kHz, or None for a video without audio.
+        """
+        from videoblip2.features.extract import encode_videos, prepare_video
+
+        clip, clap, settings = self._media_encoders()
+        return encode_videos([prepare_video(frames, sound_after, clip, clap, settings)], clip, clap, settings)[0]
+
     def _media_encoders(self) -> Any:
         if self._encoders is None:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
@@ -152,6 +169,18 @@ def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str)
     clip = load_clip(manifest["clip"]["name"], device)
     clap = load_clap(manifest["clap"]["name"], device)
     return clip, clap, FeatureSettings.model_validate(manifest["settings"])
+
+
+def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: int) -> Iterator[np.ndarray | None]:
+    """A stranger's media file → its frames, uint8 [H, W, 3] at `fps`; last its sound, float32 [N] at 48 kHz or None.
+
+    Knows no torch: it is what a decoding process of the service runs. Raises InputError for a file that cannot be
+    read, that lasts longer than `max_seconds`, or whose frames have more than `max_pixels`; the header is judged first.
+    """
+    from videoblip2.features.media import stream_untrusted
+    from videoblip2.features.settings import SAMPLING_RATE
+
+    yield from stream_untrusted(path, fps, SAMPLING_RATE, max_seconds, max_pixels)
 
 
 def caption_each(
