@@ -59,7 +59,7 @@ def send(answers: BinaryIO, array: np.ndarray | None) -> None:
         _send(answers, {"kind": "array", "dtype": "float32", "shape": None})
         return
     array = np.ascontiguousarray(array)
-    _send(answers, {"kind": "array", "dtype": str(array.dtype), "shape": array.shape}, memoryview(array).cast("B"))
+    _send(answers, {"kind": "array", "dtype": str(array.dtype), "shape": array.shape}, array.data.cast("B"))
 
 
 def confine(memory: int) -> None:

@@ -1,7 +1,7 @@
 """An upload decoded in a bounded child process: a crafted, endless or huge file costs that process and nothing else.
 
 A few decoders are started once and used again. One that exceeds its time or memory, or dies, is killed and replaced,
-and the request that it worked for is refused with the reason. Frames come back one by one: no film is held in memory.
+and the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
 """
 
 import json
@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
+from serving import observe
 from serving.decoder import LENGTH
+from serving.settings import number
 from videoblip2.config import InputError
 
 SAMPLING_RATE = 48_000
@@ -38,36 +41,23 @@ class MediaLimits:
     """What a media file may cost; each is set by the environment variable in its comment."""
 
     decoders: int = 2  # VB2_DECODERS: processes, hence files decoded at a time
-    decode_seconds: float = 60  # VB2_DECODE_SECONDS: wall-clock and, per core, CPU time for one file
-    wait_seconds: float = 30  # VB2_DECODE_WAIT_SECONDS: for a free decoder
+    decode_seconds: float = 60.0  # VB2_DECODE_SECONDS: wall-clock and, per core, CPU time for one file
+    wait_seconds: float = 30.0  # VB2_DECODE_WAIT_SECONDS: for a free decoder
     memory_mb: int = 2048  # VB2_DECODE_MEMORY_MB: address space of a decoder
-    video_seconds: float = 600  # VB2_MAX_VIDEO_SECONDS: length of a video
+    video_seconds: float = 600.0  # VB2_MAX_VIDEO_SECONDS: length of a video
     pixels: int = 4096 * 2304  # VB2_MAX_PIXELS: of one frame
 
     @classmethod
     def from_environment(cls) -> "MediaLimits":
         """Read the VB2_* variables. Raises InputError that names a wrong one."""
-        names = {
-            "decoders": "VB2_DECODERS",
-            "decode_seconds": "VB2_DECODE_SECONDS",
-            "wait_seconds": "VB2_DECODE_WAIT_SECONDS",
-            "memory_mb": "VB2_DECODE_MEMORY_MB",
-            "video_seconds": "VB2_MAX_VIDEO_SECONDS",
-            "pixels": "VB2_MAX_PIXELS",
-        }
-        return cls(**{field.name: number(names[field.name], field.default) for field in fields(cls)})
-
-
-def number(name: str, default: Any) -> Any:
-    """The positive number in environment variable `name`, of the type of `default`."""
-    text = os.environ.get(name, "")
-    try:
-        value = type(default)(text) if text else default
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise InputError(f"{name}={text}: not a positive number; give one such as {default}")
-    return value
+        return cls(
+            decoders=number("VB2_DECODERS", cls.decoders),
+            decode_seconds=number("VB2_DECODE_SECONDS", cls.decode_seconds),
+            wait_seconds=number("VB2_DECODE_WAIT_SECONDS", cls.wait_seconds),
+            memory_mb=number("VB2_DECODE_MEMORY_MB", cls.memory_mb),
+            video_seconds=number("VB2_MAX_VIDEO_SECONDS", cls.video_seconds),
+            pixels=number("VB2_MAX_PIXELS", cls.pixels),
+        )
 
 
 class Media:
@@ -137,7 +127,7 @@ class Decoders:
         timer.daemon = True
         timer.start()
         try:
-            yield from decoder.work(path, fps)
+            yield from timed(decoder.work(path, fps))
         finally:
             timer.cancel()
             self._give_back(decoder)
@@ -247,7 +237,7 @@ class _Decoder:
         if min(shape) < 0 or count > most or not (sound or (len(shape) == 3 and shape[2] == 3)):
             raise ValueError(f"array of shape {shape}")
         array = np.empty(shape, np.float32 if sound else np.uint8)
-        self._read_into(memoryview(array).cast("B") if count else memoryview(b""))
+        self._read_into(array.data.cast("B") if count else memoryview(b""))
         return array
 
     def _read(self, size: int) -> bytes:
@@ -270,6 +260,18 @@ class _Decoder:
         if self.expired:
             return f"takes longer than {self.limits.decode_seconds:g} s to decode; send a shorter or smaller one"
         return "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
+
+
+def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:
+    """The same arrays; the time spent waiting for them is the latency of decoding."""
+    waited, start = 0.0, time.perf_counter()
+    try:
+        for array in arrays:
+            waited += time.perf_counter() - start
+            yield array
+            start = time.perf_counter()
+    finally:
+        observe.timed("decode", waited)
 
 
 def _environment(limits: MediaLimits) -> dict[str, str]:

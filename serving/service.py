@@ -14,6 +14,9 @@ from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from serving import observe
+from serving.guard import Guard, file_fields
+from serving.media import Busy, Decoders
 from videoblip2.config import InputError
 
 if TYPE_CHECKING:
@@ -37,14 +40,24 @@ class Answer(BaseModel):
     name="videoblip2",
     workers=1,  # a second worker would be a second copy of the model on the same device
     threads=1,  # captions are made one after another, beside the event loop, which goes on answering probes
-    traffic={"timeout": 300, "max_concurrency": 32},
+    traffic={"timeout": 300},  # how many at a time: the guard's VB2_MAX_REQUESTS, whose 429 says Retry-After
+    logging={"access": {"enabled": False}},  # serving.observe writes a line a request
     endpoints={"livez": "/livez", "readyz": "/readyz"},  # named here, probes do not count as requests in the limit
 )
 class VideoBlip2Service:
     """Video files in, captions out."""
 
     def __init__(self) -> None:
+        observe.start_logging()
+        self.decoders = Decoders()
+        self.decoders.start()
         self.captioner = load()
+        observe.serving(self.captioner.version)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def stop_decoders(self) -> None:
+        """End the decoding processes."""
+        self.decoders.stop()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -62,16 +75,27 @@ class VideoBlip2Service:
         """Caption one uploaded video file, with or without sound; 400 and `{"error": reason}` if it cannot be read."""
         start = time.perf_counter()
         try:
-            caption = self.captioner.caption_media([video])[0]
+            with self.decoders.decode(video, self.captioner.media_fps) as media, observe.phase("encode"):
+                features = self.captioner.encode_media(media.frames, media.sound)
+            with observe.phase("generate"):
+                (caption,) = self.captioner.caption([features])
         except InputError as error:
-            return refusal(str(error).replace(str(video), "the uploaded file"))
+            observe.failed("media")
+            return refusal(str(error), 400)
+        except Busy as busy:
+            observe.failed("overloaded")
+            return refusal(str(busy), 429)
+        observe.captioned(self.captioner.version)
         seconds = time.perf_counter() - start
         return Answer(caption=caption.text, score=caption.score, model_version=self.captioner.version, seconds=seconds)
 
 
-def refusal(reason: str) -> Answer:
+VideoBlip2Service.add_asgi_middleware(Guard, endpoints=file_fields(VideoBlip2Service))  # type: ignore[attr-defined]
+
+
+def refusal(reason: str, status: int) -> Answer:
     """Return a finished response in the place of an Answer: BentoML sends it as it is and documents Answer."""
-    return cast(Answer, JSONResponse({"error": reason}, status_code=400))
+    return cast(Answer, JSONResponse({"error": reason}, status_code=status))
 
 
 def model() -> str:
