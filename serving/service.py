@@ -1,6 +1,7 @@
 """The caption service: one endpoint on the champion. `bentoml serve` at the repository root starts it.
 
 The model is `models:/videoblip2@champion` of the MLflow store in the current folder; VB2_MODEL names another one.
+In a Bento that `vb2 package` built it is the model baked in.
 """
 
 import logging
@@ -17,6 +18,7 @@ from starlette.responses import JSONResponse
 from serving import observe
 from serving.guard import Guard, file_fields
 from serving.media import Busy, Decoders
+from serving.settings import baked_model
 from videoblip2.config import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def refusal(reason: str, status: int) -> Answer:
 
 def model() -> str:
     """Return the MODEL to serve."""
-    return os.environ.get("VB2_MODEL") or CHAMPION
+    return os.environ.get("VB2_MODEL") or baked_model() or CHAMPION
 
 
 def load() -> "Captioner":

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import TypeVar
 
 from videoblip2.config import InputError
@@ -19,3 +20,9 @@ def number(name: str, default: Number) -> Number:
     if not 0 < value < math.inf:
         raise InputError(f"{name}={text}: not a positive number; give one such as {default}")
     return value
+
+
+def baked_model() -> str | None:
+    """The checkpoint that `vb2 package` laid beside the service; None where the service runs from the repository."""
+    folder = Path(__file__).resolve().parents[1] / "model"
+    return str(folder) if (folder / "VERSION").is_file() else None

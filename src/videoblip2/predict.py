@@ -38,7 +38,17 @@ def load_captioner(model: str | Path, device: str | None = None) -> "Captioner":
     found = find_model(str(model))
     checkpoint = load_checkpoint(found.folder)
     network = checkpoint.model.to(pick_device(device or "auto")).eval()
-    return Captioner(network, checkpoint.tokenizers, checkpoint.provenance, str(model), found.version)
+    provenance = _own_encoders(checkpoint.provenance, found.folder)
+    return Captioner(network, checkpoint.tokenizers, provenance, str(model), found.version)
+
+
+def _own_encoders(provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`provenance` with the encoders that lie in the checkpoint, as in a package, in place of those it names."""
+    features = dict(provenance.get("features") or {})
+    for kind in ("clip", "clap"):
+        if kind in features and (folder / "encoders" / kind).is_dir():
+            features[kind] = {**features[kind], "name": str(folder / "encoders" / kind)}
+    return {**provenance, "features": features} if features else provenance
 
 
 def pick_device(name: str) -> Any:
