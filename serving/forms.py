@@ -13,7 +13,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 MAX_PARTS = 256
 MAX_TEXT = 64 * 1024  # bytes of one text field
-MAX_HEADER = 4096  # bytes of one part's headers
 MAX_NAME = 128  # bytes of a file's name
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -43,8 +42,8 @@ class FormWatch:
             boundary,
             {
                 "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._header(self._name, data[start:end]),
-                "on_header_value": lambda data, start, end: self._header(self._value, data[start:end]),
+                "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._header_end,
                 "on_headers_finished": self._headers_finished,
                 "on_part_data": self._data,
@@ -70,11 +69,6 @@ class FormWatch:
         self._disposition = b""
         self._field = ""
         self._is_file = False
-
-    def _header(self, kept: bytearray, data: bytes) -> None:
-        kept += data
-        if len(kept) > MAX_HEADER:
-            raise FormError("a part of the form has a header that is too long")
 
     def _header_end(self) -> None:
         if self._name.lower() == b"content-disposition":

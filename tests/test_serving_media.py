@@ -1,0 +1,239 @@
+"""Decoding in a child process: the same arrays, and what a hostile file, or a hostile child, can do."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from serving.decoder import LENGTH
+from serving.media import Busy, Decoders, MediaLimits
+from videoblip2.config import InputError
+from videoblip2.features.media import decode_audio, decode_frames, write_video
+
+RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Two seconds of 8 frames a second, with sound."""
+    path = tmp_path_factory.mktemp("video") / "v.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (16, 64, 48, 3), dtype=np.uint8)
+    write_video(path, frames, 8, np.sin(np.arange(2 * RATE) / 20).astype(np.float32), RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    pool = Decoders(MediaLimits(decoders=1))
+    pool.start()
+    yield pool
+    pool.stop()
+
+
+def read(pool, path, fps=4.0):
+    with pool.decode(path, fps) as media:
+        return list(media.frames), media.sound()
+
+
+def process(pool):
+    (decoder,) = pool._all
+    return decoder.process
+
+
+def gone(pid, seconds=10):
+    """Wait until process `pid` has ended."""
+    deadline = time.monotonic() + seconds
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not psutil.pid_exists(pid)
+
+
+def test_what_comes_out_is_what_decoding_here_gives(decoders, video, tmp_path):
+    frames, sound = read(decoders, video)
+    assert np.array_equal(np.stack(frames), decode_frames(video, 4.0))
+    assert np.array_equal(sound, decode_audio(video, RATE))
+    write_video(tmp_path / "mute.mp4", np.zeros((8, 64, 48, 3), np.uint8), 8, None, RATE)
+    frames, sound = read(decoders, tmp_path / "mute.mp4")
+    assert len(frames) == 4 and sound is None
+
+
+def test_a_decoder_is_used_again_after_good_and_bad_files(decoders, video, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    first = process(decoders).pid
+    for _ in range(3):
+        with pytest.raises(InputError, match="the uploaded file: not a readable video"):
+            read(decoders, tmp_path / "text.mp4")
+        assert len(read(decoders, video)[0]) == 8
+    assert process(decoders).pid == first
+
+
+def test_a_reason_holds_no_path_of_the_server(decoders, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(InputError) as refused:
+        read(decoders, tmp_path / "text.mp4")
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{name}'\n",
+    ],
+)
+def test_a_play_list_opens_no_other_file(decoders, video, text):
+    sneaky = video.parent / "list.mp4"
+    sneaky.write_text(text.format(other=video, name=video.name))
+    with pytest.raises(InputError, match="not a readable video"):
+        read(decoders, sneaky)
+
+
+def test_length_and_size_are_limited_by_the_header(video):
+    pool = Decoders(MediaLimits(decoders=1, video_seconds=1.5))
+    pool.start()
+    with pytest.raises(InputError, match=r"longer than 1\.5 s"):
+        read(pool, video)
+    pool.stop()
+    pool = Decoders(MediaLimits(decoders=1, pixels=64 * 48 - 1))
+    pool.start()
+    with pytest.raises(InputError, match=r"48x64, more than 3071 pixels"):
+        read(pool, video)
+    pool.stop()
+
+
+def test_a_decoder_that_takes_too_long_is_killed_and_replaced(video):
+    pool = Decoders(MediaLimits(decoders=1, decode_seconds=0.2))
+    pool.start()
+    slow = process(pool)
+    slow.send_signal(19)  # SIGSTOP: it does nothing any more
+    with pytest.raises(InputError, match=r"longer than 0\.2 s to decode"):
+        read(pool, video)
+    assert gone(slow.pid)
+    assert process(pool).pid != slow.pid
+    pool.stop()
+
+
+def test_a_decoder_that_dies_over_a_file_or_in_between_is_replaced(video):
+    pool = Decoders(MediaLimits(decoders=1))
+    pool.start()
+    read(pool, video)
+    process(pool).kill()
+    assert gone_or_zombie(process(pool))
+    assert len(read(pool, video)[0]) == 8, "died while idle"
+    with pytest.raises(InputError, match="too much memory or time"), pool.decode(video, 4.0) as media:
+        next(media.frames)
+        process(pool).kill()
+        list(media.frames)
+    assert len(read(pool, video)[0]) == 8
+    pool.stop()
+
+
+def gone_or_zombie(child):
+    child.wait(10)
+    return child.returncode is not None
+
+
+def test_too_little_memory_costs_the_file_and_not_the_server(tmp_path):
+    frames = np.zeros((4, 1200, 1600, 3), np.uint8)
+    write_video(tmp_path / "large.mp4", frames, 4, None, RATE)
+    usual = Decoders(MediaLimits(decoders=1))
+    usual.start()
+    assert len(read(usual, tmp_path / "large.mp4")[0]) == 4
+    needed = psutil.Process(process(usual).pid).memory_info().vms // 2**20
+    usual.stop()
+    pool = Decoders(MediaLimits(decoders=1, memory_mb=max(needed // 2, 150)))
+    pool.start()
+    with pytest.raises(InputError, match="memory"):
+        read(pool, tmp_path / "large.mp4")
+    pool.stop()
+
+
+def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
+    pool = Decoders(MediaLimits(decoders=1, wait_seconds=0.05))
+    pool.start()
+    with pool.decode(video, 4.0) as media:
+        next(media.frames)
+        with pytest.raises(Busy):
+            read(pool, video)
+    assert len(read(pool, video)[0]) == 8, "left in the middle, it is replaced"
+    pool.stop()
+
+
+def test_the_decoder_is_free_as_soon_as_all_is_read(decoders, video):
+    with decoders.decode(video, 4.0) as media:
+        list(media.frames)
+        assert not decoders._idle.empty()
+
+
+def test_a_decoder_sees_no_secret_and_may_not_write(decoders, monkeypatch, tmp_path):
+    monkeypatch.setenv("VB2_API_KEY", "secret")
+    pool = Decoders(MediaLimits(decoders=1))
+    pool.start()
+    child = psutil.Process(process(pool).pid)
+    assert "VB2_API_KEY" not in child.environ()
+    read(pool, write_small(tmp_path / "v.mp4"))
+    limits = Path(f"/proc/{child.pid}/limits").read_text()
+    rows = {line[:26].strip(): line[26:].split()[:1] for line in limits.splitlines()[1:]}
+    assert rows["Max file size"] == ["0"] and rows["Max core file size"] == ["0"]
+    assert rows["Max address space"] == [str(2048 * 2**20)]
+    assert rows["Max cpu time"] != ["unlimited"]
+    pool.stop()
+
+
+def write_small(path):
+    write_video(path, np.zeros((4, 64, 48, 3), np.uint8), 4, None, RATE)
+    return path
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"kind": "array", "dtype": "uint8", "shape": [10**9, 10**9, 3]},
+        {"kind": "array", "dtype": "uint8", "shape": [-1, 4, 3]},
+        {"kind": "array", "dtype": "object", "shape": [4, 4, 4]},
+        {"kind": "array", "dtype": "float32", "shape": [10**12]},
+        {"kind": "array"},
+        ["kind"],
+        {},
+        b"\x80\x04not json",
+        None,
+    ],
+)
+def test_a_decoder_in_an_enemys_hands_cannot_hurt_the_server(video, said):
+    """The process is replaced by one that says whatever it likes."""
+    pool = Decoders(MediaLimits(decoders=1))
+    pool.start()
+    (decoder,) = pool._all
+    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+    reply = LENGTH.pack(2**62) if said is None else LENGTH.pack(len(text)) + text
+    reader, writer = os.pipe()
+    os.write(writer, reply)
+    os.close(writer)
+    decoder.process.stdout.close()
+    decoder.process.stdout = os.fdopen(reader, "rb")
+    with pytest.raises(InputError, match="the uploaded file"):
+        read(pool, video)
+    assert len(read(pool, video)[0]) == 8
+    pool.stop()
+
+
+def test_stop_ends_every_process(video):
+    pool = Decoders(MediaLimits(decoders=2))
+    pool.start()
+    children = [decoder.process for decoder in pool._all]
+    pool.stop()
+    assert all(child.returncode is not None for child in children)
+
+
+def test_limits_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VB2_DECODERS", "5")
+    monkeypatch.setenv("VB2_MAX_VIDEO_SECONDS", "9.5")
+    limits = MediaLimits.from_environment()
+    assert (limits.decoders, limits.video_seconds, limits.memory_mb) == (5, 9.5, 2048)
+    monkeypatch.setenv("VB2_DECODERS", "two")
+    with pytest.raises(InputError, match="VB2_DECODERS=two"):
+        MediaLimits.from_environment()
