@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,28 +17,47 @@ os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  
 from bentoml._internal.service.loader import load as load_service
 from starlette.testclient import TestClient
 
+from serving.media import Busy
 from videoblip2.config import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 class Captioner:
-    model_name, version = "models:/videoblip2@champion", "videoblip2/3"
+    model_name, version, media_fps = "models:/videoblip2@champion", "videoblip2/3", 1.0
 
     def __init__(self):
         self.started, self.go_on = threading.Event(), threading.Event()
 
-    def caption_media(self, paths):
-        (path,) = paths
-        content = path.read_bytes()
+    def encode_media(self, frames, sound_after):
+        (content,) = frames
         if content == b"slow":
             self.started.set()
             assert self.go_on.wait(30)
-        if content == b"text":
-            raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
         if content == b"bug":
             raise RuntimeError("a secret of the inside")
-        return [SimpleNamespace(text="a red circle moves left", score=-0.25)]
+        return content, sound_after()
+
+    def caption(self, items):
+        return [SimpleNamespace(text="a red circle moves left", score=-0.25) for _ in items]
+
+
+class Decoders:
+    """In the place of the pool of processes, which has tests of its own: a file's content is its only frame."""
+
+    def start(self):
+        pass
+
+    stop = start
+
+    @contextmanager
+    def decode(self, path, fps):
+        content = path.read_bytes()
+        if content == b"text":
+            raise InputError("the uploaded file: no video in it; send an mp4, avi or webm file")
+        if content == b"busy":
+            raise Busy("every decoder is at work; try again later")
+        yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +75,7 @@ def captioner():
 def http(service, captioner):
     patch = pytest.MonkeyPatch()
     patch.setattr(sys.modules["serving.service"], "load", lambda: captioner)
+    patch.setattr(sys.modules["serving.service"], "Decoders", Decoders)
     with TestClient(service.to_asgi(is_main=True), raise_server_exceptions=False) as client:
         yield client
     patch.undo()
@@ -76,6 +97,31 @@ def test_an_unreadable_file_is_400_with_the_reason_and_no_path_of_the_server(htt
     answer = post(http, b"text")
     assert answer.status_code == 400
     assert answer.json() == {"error": "the uploaded file: no video in it; send an mp4, avi or webm file"}
+
+
+def test_with_all_decoders_at_work_the_answer_is_429_and_when_to_come_back(http):
+    answer = post(http, b"busy")
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_every_answer_carries_the_requests_id(http):
+    for content in (b"video", b"text", b"bug"):
+        answer = http.post("/caption", files={"video": ("v.mp4", content)}, headers={"X-Request-ID": "my-1"})
+        assert answer.headers["x-request-id"] == "my-1"
+
+
+def test_no_address_in_a_file_field_is_fetched(http):
+    answer = http.post("/caption", data={"video": "http://127.0.0.1:9/v.mp4"}, files={"other": b""})
+    assert answer.status_code == 400
+    assert "takes a file" in answer.json()["error"]
+    assert http.post("/caption", data={"video": "http://127.0.0.1:9/v.mp4"}).status_code == 415
+
+
+def test_other_sites_pages_are_given_no_leave_to_read(http):
+    headers = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for answer in (http.options("/caption", headers=headers), http.get("/livez", headers=headers)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 def test_a_bug_shows_nothing_of_the_inside(http):
@@ -115,6 +161,8 @@ def test_the_champion_is_served_unless_a_model_is_named(service, monkeypatch):
     module = sys.modules["serving.service"]
     monkeypatch.delenv("VB2_MODEL", raising=False)
     assert module.model() == "models:/videoblip2@champion"
+    monkeypatch.setattr(module, "baked_model", lambda: "/bento/src/model")
+    assert module.model() == "/bento/src/model"
     monkeypatch.setenv("VB2_MODEL", "runs/ce")
     assert module.model() == "runs/ce"
 

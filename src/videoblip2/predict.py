@@ -187,8 +187,8 @@ def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: i
     Knows no torch: it is what a decoding process of the service runs. Raises InputError for a file that cannot be
     read, that lasts longer than `max_seconds`, or whose frames have more than `max_pixels`; the header is judged first.
     """
-    from videoblip2.features.media import stream_untrusted
     from videoblip2.features.settings import SAMPLING_RATE
+    from videoblip2.features.untrusted import stream_untrusted
 
     yield from stream_untrusted(path, fps, SAMPLING_RATE, max_seconds, max_pixels)
 

@@ -28,13 +28,6 @@ T = TypeVar("T")
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, a cut file is short by more
 FRAME_TOLERANCE = 2  # the same for video, in frames
 
-#: FFmpeg options for a stranger's file: containers that hold their media themselves. A play list (HLS, concat) named
-#: `.mp4` would make FFmpeg open the files and addresses that it lists.
-UNTRUSTED = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg",
-    "protocol_whitelist": "file",
-}
-
 
 @dataclass(frozen=True)
 class MediaHeader:
@@ -52,27 +45,6 @@ def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> M
         seconds = max(map(_declared_seconds, (*container.streams.video, *container.streams.audio)))
         whole = (container.duration or 0) / av.time_base
         return MediaHeader(max(seconds, whole), stream.codec_context.width, stream.codec_context.height)
-
-
-def stream_untrusted(
-    path: str | Path, fps: float, rate: int, max_seconds: float, max_pixels: int
-) -> Iterator[Frame | Audio | None]:
-    """A stranger's file -> its frames [H, W, 3] as `stream_frames` gives them, then its audio as `decode_audio` does.
-
-    Length and size are judged by the header before anything is decoded, and again while decoding: headers lie. Raises
-    `InputError` that names what is too much.
-    """
-    header = read_header(path, UNTRUSTED)
-    if header.width * header.height > max_pixels:
-        limit = f"more than {max_pixels} pixels a frame; scale it down"
-        raise InputError(f"{path}: {header.width}x{header.height}, {limit}")
-    _refuse_long(path, header.seconds, max_seconds)
-    for number, frame in enumerate(stream_frames(path, fps, UNTRUSTED)):
-        _refuse_long(path, number / fps, max_seconds)
-        yield frame
-    audio = decode_audio(path, rate, UNTRUSTED)
-    _refuse_long(path, 0 if audio is None else len(audio) / rate, max_seconds + AUDIO_TOLERANCE)
-    yield audio
 
 
 def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -> NDArray[np.uint8]:
@@ -173,11 +145,6 @@ def _video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise InputError(f"{path}: has no video stream; give a video file")
     return container.streams.video[0]
-
-
-def _refuse_long(path: str | Path, seconds: float, max_seconds: float) -> None:
-    if seconds > max_seconds:
-        raise InputError(f"{path}: lasts longer than {max_seconds:g} s; cut it")
 
 
 def _nearest(frames: Iterable[Any], fps: float) -> Iterator[Any]:

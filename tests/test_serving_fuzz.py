@@ -1,0 +1,86 @@
+"""The whole service over a real socket, with real decoding processes: malformed requests, and a good one among them."""
+
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+from conftest import ROOT
+
+os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  # BentoML makes folders when imported
+
+from bentoml._internal.service.loader import load as load_service
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import serving_fuzz
+
+REQUESTS = 10 * len(serving_fuzz.MALFORMED)
+
+
+class Captioner:
+    """Real decoding, no model."""
+
+    model_name, version, media_fps = "none", "1", 2.0
+
+    def encode_media(self, frames, sound_after):
+        return len(list(frames)), sound_after()
+
+    def caption(self, items):
+        return [SimpleNamespace(text=f"{frames} frames", score=0.0) for frames, _ in items]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    service = load_service(".", working_dir=str(ROOT), standalone_load=True)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys.modules["serving.service"], "load", Captioner)
+    patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+    patch.delenv("VB2_API_KEY", raising=False)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(service.to_asgi(is_main=True), log_config=None, server_header=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+    patch.undo()
+
+
+def good(url):
+    host, port = url.removeprefix("http://").split(":")
+    target = serving_fuzz.Target("/caption", ("video",))
+    return serving_fuzz.send(host, int(port), serving_fuzz.form(target, serving_fuzz.sample_video()))
+
+
+def test_the_endpoints_and_their_file_fields_are_found(url):
+    assert serving_fuzz.Target("/caption", ("video",)) in serving_fuzz.endpoints(url)
+
+
+def test_every_malformed_request_is_4xx_and_the_service_goes_on(url):
+    assert good(url) == 200
+    result = serving_fuzz.fuzz(url, REQUESTS)
+    assert result["not_4xx"] == []
+    assert sum(result["by_status"].values()) == REQUESTS and len(result["by_kind"]) == len(serving_fuzz.MALFORMED)
+    assert good(url) == 200
+
+
+def test_no_upload_is_left_behind(url):
+    left = [name for _, _, files in os.walk(tempfile.tempdir) for name in files]
+    assert left == []
+
+
+def test_an_answer_that_is_no_4xx_is_told(url, monkeypatch):
+    def fine(rng, target, video):
+        return serving_fuzz.form(target, video)
+
+    monkeypatch.setattr(serving_fuzz, "MALFORMED", (fine,))
+    (wrong,) = serving_fuzz.fuzz(url, 1)["not_4xx"]
+    assert wrong.startswith("fine") and wrong.endswith("200")
