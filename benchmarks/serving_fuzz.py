@@ -45,11 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:3000")
     parser.add_argument("--pid", type=int, help="process of `bentoml serve`, to measure its memory")
+    parser.add_argument("--key", default="", help="bearer key, where the service asks for one")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    result = fuzz(arguments.url, arguments.requests, arguments.seed, arguments.pid)
+    result = fuzz(arguments.url, arguments.requests, arguments.seed, arguments.pid, arguments.key)
     print(f"{result['requests']} malformed requests in {result['seconds']} s; by status: {result['by_status']}")
     for wrong in result["not_4xx"]:
         print(f"  not 4xx: {wrong}")
@@ -60,10 +61,11 @@ def main() -> None:
     sys.exit(bool(result["not_4xx"]))
 
 
-def fuzz(url: str, count: int, seed: int = 0, pid: int | None = None) -> dict[str, Any]:
+def fuzz(url: str, count: int, seed: int = 0, pid: int | None = None, key: str = "") -> dict[str, Any]:
     """Send `count` malformed requests → requests, by_status, by_kind, not_4xx (what, status), megabytes, seconds."""
     place, video, rng = urlsplit(url), sample_video(), random.Random(seed)
-    targets = endpoints(url)
+    targets = endpoints(url, key)
+    authorised = f"\r\nAuthorization: Bearer {key}\r\nHost:".encode() if key else b"\r\nHost:"
     statuses: Counter[int] = Counter()
     kinds: Counter[str] = Counter()
     wrong: list[str] = []
@@ -71,7 +73,7 @@ def fuzz(url: str, count: int, seed: int = 0, pid: int | None = None) -> dict[st
     start = time.perf_counter()
     for number in range(count):
         make = MALFORMED[number % len(MALFORMED)]
-        raw = make(rng, rng.choice(targets), video)
+        raw = make(rng, rng.choice(targets), video).replace(b"\r\nHost:", authorised, 1)
         status = send(str(place.hostname), int(place.port or 80), raw)
         statuses[status] += 1
         kinds[make.__name__] += 1
@@ -89,9 +91,10 @@ def fuzz(url: str, count: int, seed: int = 0, pid: int | None = None) -> dict[st
     }
 
 
-def endpoints(url: str) -> list[Target]:
+def endpoints(url: str, key: str = "") -> list[Target]:
     """The endpoints that take files, as /docs.json describes them."""
-    with urllib.request.urlopen(f"{url}/docs.json", timeout=30) as answer:
+    request = urllib.request.Request(f"{url}/docs.json", headers={"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
         described = json.load(answer)
     found = []
     for path, methods in described["paths"].items():

@@ -141,7 +141,7 @@ class Guard:
         if not self.limits.api_keys:
             return True
         scheme, _, given = _header(scope, b"authorization").partition(" ")
-        right = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.limits.api_keys]
+        right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in self.limits.api_keys]
         return scheme.lower() == "bearer" and any(right)
 
     def _check_size(self, size: int) -> None:

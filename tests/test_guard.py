@@ -106,13 +106,14 @@ def test_a_request_id_is_the_clients_if_it_is_a_plain_word(given, kept):
         (b"Bearer", 401),
         ("Bearer ключ".encode(), 401),
         (b"Bearer right", 200),
+        ("Bearer clé".encode(), 200),
         (b"bearer  second", 200),
     ],
 )
 def test_a_key_is_asked_for_where_one_is_set(authorization, status):
     headers = [(b"authorization", authorization)] if authorization else []
     inner = Inner()
-    answer = run(guard(inner, api_keys=("right", "second")), headers=headers)
+    answer = run(guard(inner, api_keys=("right", "second", "clé")), headers=headers)
     assert answer[0] == status
     assert bool(inner.bodies) is (status == 200)
     assert ("www-authenticate" in answer[1]) is (status == 401)

@@ -1,14 +1,13 @@
 """The Kubernetes manifests: valid by the API's own schema, and true of the service that they run."""
 
 import re
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 from conftest import ROOT
 
-from serving import guard, media, observe
+from serving import guard, observe
 
 FOLDER = ROOT / "serving" / "k8s"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
@@ -57,10 +56,20 @@ def test_a_gpu_is_asked_for_and_nobody_is_root():
     assert POD["spec"]["securityContext"]["runAsNonRoot"] is True
 
 
+def settings(*names):
+    """The VB2_* variables that these modules of the service read."""
+    text = "".join((ROOT / "serving" / f"{name}.py").read_text() for name in names)
+    return set(re.findall(r"[\"'](VB2_[A-Z_]+)[\"']", text)) - {"VB2_DECODER_MEMORY"}
+
+
+def test_every_setting_is_described():
+    described = set(re.findall(r"^\| `(VB2_[A-Z_]+)` ", (ROOT / "docs" / "serving.md").read_text(), re.MULTILINE))
+    assert "VB2_API_KEY" in described
+    assert described >= settings("guard", "media", "observe")
+
+
 def test_the_settings_are_ones_that_the_service_reads():
-    read = set()
-    for module in (guard, media, observe):
-        read |= set(re.findall(r"\bVB2_[A-Z_]+\b", Path(module.__file__).read_text()))
+    read = settings("guard", "media", "observe", "service")
     set_here = {entry["name"] for entry in CONTAINER["env"] if entry["name"].startswith("VB2_")}
     assert "VB2_API_KEY" in set_here
     assert set_here <= read
