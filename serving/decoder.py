@@ -5,6 +5,7 @@ endian), a JSON header and, for an array, its bytes. Nothing is pickled: whoever
 file can send numbers to the server, and nothing else. It may not write files, and memory and CPU time are limited.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -28,6 +29,8 @@ def main() -> None:
     """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
     answers = _own_standard_output()
     confine(int(os.environ["VB2_DECODER_MEMORY"]))
+    with contextlib.suppress(InputError):  # no file: this loads FFmpeg, so that the first job finds it loaded
+        next(decode_media("", 1, 1, 1))
 
     for line in sys.stdin.buffer:
         if not answer(json.loads(line), answers):
@@ -41,11 +44,12 @@ def answer(job: dict[str, Any], answers: BinaryIO) -> bool:
         for array in decode_media(job["path"], job["fps"], job["max_seconds"], job["max_pixels"]):
             send(answers, array)
         _send(answers, {"kind": "end"})
-    except InputError as error:
-        _send(answers, {"kind": "refused", "reason": str(error).replace(job["path"], "the uploaded file")})
-    except MemoryError:
-        _send(answers, {"kind": "refused", "reason": "the uploaded file: takes too much memory to decode"})
-        return False
+    except (InputError, MemoryError) as error:
+        # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack says so in the cause.
+        short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
+        reason = f"{job['path']}: takes too much memory to decode; scale it down" if short else str(error)
+        _send(answers, {"kind": "refused", "reason": reason.replace(job["path"], "the uploaded file")})
+        return not short
     except BrokenPipeError:
         return False
     except Exception:

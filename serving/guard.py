@@ -104,6 +104,10 @@ class Guard:
         with observe.request(answer.request_id, method, path, path in self.endpoints, lambda: answer.status):
             try:
                 await self._admitted(scope, receive, answer.send)
+            except asyncio.CancelledError:  # BentoML answers 504 in our place
+                answer.status = answer.status or 504
+                observe.failed("timeout")
+                raise
             except Refusal as refusal:
                 observe.failed(refusal.kind)
                 await answer.refuse(refusal)

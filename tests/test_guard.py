@@ -5,6 +5,7 @@ import json
 import logging
 
 import pytest
+from prometheus_client import REGISTRY
 
 from serving.guard import Guard, GuardLimits
 from videoblip2.config import InputError
@@ -217,6 +218,22 @@ def test_what_bentoml_must_not_see(request_, status, word):
     assert answer[0] == status
     assert word in json.loads(answer[2])["error"]
     assert inner.bodies == []
+
+
+def test_a_request_that_is_given_up_is_counted_as_504_and_leaves_its_place():
+    def counted():
+        return REGISTRY.get_sample_value("vb2_requests_total", {"path": "/caption", "status": "504"}) or 0
+
+    async def scene():
+        watched = guard(Inner(wait=asyncio.Event()), requests=1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await call(watched)
+        return watched._inside
+
+    before = counted()
+    assert asyncio.run(scene()) == 0
+    assert counted() == before + 1
 
 
 def test_a_client_that_leaves_is_no_failure_of_ours():

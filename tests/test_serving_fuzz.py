@@ -1,5 +1,6 @@
 """The whole service over a real socket, with real decoding processes: malformed requests, and a good one among them."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import uvicorn
 from conftest import ROOT
@@ -41,6 +43,7 @@ def url(tmp_path_factory):
     patch.setattr(sys.modules["serving.service"], "load", Captioner)
     patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     patch.delenv("VB2_API_KEY", raising=False)
+    before = decoders()
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(service.to_asgi(is_main=True), log_config=None, server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -52,6 +55,17 @@ def url(tmp_path_factory):
     server.should_exit = True
     thread.join(30)
     patch.undo()
+    assert not decoders() - before, "decoders outlive the service"
+
+
+def decoders():
+    """The decoding processes below this one."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "serving.decoder" in child.cmdline():
+                found.add(child.pid)
+    return found
 
 
 def good(url):
@@ -73,8 +87,15 @@ def test_every_malformed_request_is_4xx_and_the_service_goes_on(url):
 
 
 def test_no_upload_is_left_behind(url):
-    left = [name for _, _, files in os.walk(tempfile.tempdir) for name in files]
-    assert left == []
+    """The last one goes when its answer is out."""
+    deadline = time.monotonic() + 20
+    while uploads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert uploads() == []
+
+
+def uploads():
+    return [name for _, _, files in os.walk(tempfile.tempdir) for name in files]
 
 
 def test_an_answer_that_is_no_4xx_is_told(url, monkeypatch):

@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
 
+from serving import decoder as decoder_module
 from serving.decoder import LENGTH
 from serving.media import Busy, Decoders, MediaLimits
 from videoblip2.config import InputError
@@ -153,6 +157,29 @@ def test_too_little_memory_costs_the_file_and_not_the_server(tmp_path):
     pool.stop()
 
 
+@pytest.mark.parametrize(
+    ("cause", "word", "goes_on"),
+    [
+        (av.error.MemoryError(12, "no memory"), "too much memory", False),
+        (av.error.BlockingIOError(11, "no thread"), "too much memory", False),
+        (av.error.InvalidDataError(1, "bad"), "damaged", True),
+        (None, "damaged", True),
+    ],
+)
+def test_want_of_memory_is_told_from_damage_and_ends_the_decoder(monkeypatch, cause, word, goes_on):
+    def decode(*given):
+        raise InputError("/tmp/x.mp4: damaged") from cause
+        yield
+
+    monkeypatch.setattr(decoder_module, "decode_media", decode)
+    monkeypatch.setattr(decoder_module, "_allow_cpu", lambda seconds: None)
+    answers = io.BytesIO()
+    job = {"path": "/tmp/x.mp4", "fps": 1, "max_seconds": 1, "max_pixels": 1, "cpu_seconds": 1}
+    assert decoder_module.answer(job, answers) is goes_on
+    reason = json.loads(answers.getvalue()[LENGTH.size :])["reason"]
+    assert reason.startswith("the uploaded file: ") and word in reason
+
+
 def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
     pool = Decoders(MediaLimits(decoders=1, wait_seconds=0.05))
     pool.start()
@@ -216,11 +243,19 @@ def test_a_decoder_in_an_enemys_hands_cannot_hurt_the_server(monkeypatch, video,
     assert enemy.killed and process(pool) is not enemy
 
 
+class Answers(io.BytesIO):
+    """It minds how much is asked for at once: so much memory would be taken for it."""
+
+    def read(self, size=-1):
+        assert 0 <= size <= 10_000
+        return super().read(size)
+
+
 class Scripted:
     """In the place of a process: it says `reply`, whatever it is asked."""
 
     def __init__(self, reply):
-        self.stdin, self.stdout, self.killed = io.BytesIO(), io.BytesIO(reply), False
+        self.stdin, self.stdout, self.killed = io.BytesIO(), Answers(reply), False
 
     def poll(self):
         return 1 if self.killed else None
@@ -238,6 +273,18 @@ def test_stop_ends_every_process(video):
     children = [decoder.process for decoder in pool._all]
     pool.stop()
     assert all(child.returncode is not None for child in children)
+
+
+def test_a_decoder_loads_no_torch():
+    """It would take most of the memory that a decoder may have, and seconds at each start."""
+    code = (
+        "import sys, contextlib, serving.decoder as decoder\n"
+        "with contextlib.suppress(decoder.InputError): next(decoder.decode_media('', 1, 1, 1))\n"
+        "print('av' in sys.modules, sorted({'torch', 'transformers', 'bentoml', 'mlflow'} & set(sys.modules)))"
+    )
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout.strip() == "True []", done.stderr
 
 
 def test_limits_come_from_the_environment(monkeypatch):
