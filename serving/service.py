@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from serving import observe
-from serving.guard import Guard, file_fields
-from serving.media import Busy, Decoders
+from serving.guard import Guard, GuardLimits, file_fields
+from serving.media import Busy, Decoders, MediaLimits
 from serving.settings import baked_model
 from videoblip2.config import InputError
 
@@ -64,10 +64,13 @@ class VideoBlip2Service:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
-        """Stop the start with one line if there is no model; a failing worker would be started again for ever."""
+        """Stop the start with one line if there is no model or a setting is wrong; a failing worker would be started
+        again for ever."""
         from videoblip2.predict import find_model
 
         try:
+            GuardLimits.from_environment()
+            MediaLimits.from_environment()
             find_model(model())
         except InputError as error:
             raise BentoMLException(str(error)) from error

@@ -15,6 +15,7 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  # BentoML makes folders when imported
 
 from bentoml._internal.service.loader import load as load_service
+from bentoml.exceptions import BentoMLException
 from starlette.testclient import TestClient
 
 from serving.media import Busy
@@ -165,6 +166,13 @@ def test_the_champion_is_served_unless_a_model_is_named(service, monkeypatch):
     assert module.model() == "/bento/src/model"
     monkeypatch.setenv("VB2_MODEL", "runs/ce")
     assert module.model() == "runs/ce"
+
+
+@pytest.mark.parametrize("name", ["VB2_MAX_REQUESTS", "VB2_DECODERS"])
+def test_a_wrong_setting_stops_the_start_with_one_line(service, monkeypatch, name):
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(BentoMLException, match=f"{name}=many: not a positive number"):
+        service.inner.check_model()
 
 
 def test_without_a_champion_the_start_fails_with_one_line_that_says_how_to_make_one(tmp_path):
