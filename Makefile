@@ -37,3 +37,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/captions.py --quick
 	$(BIN)/python benchmarks/scst.py --quick
 	$(BIN)/python benchmarks/loading.py --quick
+	$(BIN)/python benchmarks/features.py --quick

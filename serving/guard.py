@@ -13,17 +13,15 @@ No CORS header is ever sent, so a browser lets no other site's page read an answ
 import asyncio
 import hmac
 import json
-import os
 import re
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from serving import observe
 from serving.forms import FormError, FormWatch
-from serving.settings import number
+from serving.service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,46 +45,18 @@ class Refusal(Exception):
         self.status, self.kind, self.reason, self.headers = status, kind, reason, headers or {}
 
 
-@dataclass(frozen=True)
-class GuardLimits:
-    """The guard's settings; each is set by the environment variable in its comment."""
-
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # VB2_API_KEY
-    upload_bytes: int = 100 << 20  # VB2_MAX_UPLOAD_MB
-    upload_seconds: float = 120.0  # VB2_UPLOAD_SECONDS: for the whole body
-    requests: int = 32  # VB2_MAX_REQUESTS: in the house at a time, uploads included
-    retry_after: int = 1  # VB2_RETRY_AFTER: seconds
-
-    @classmethod
-    def from_environment(cls) -> "GuardLimits":
-        """Read the VB2_* variables. Raises InputError that names a wrong one."""
-        keys = (key.strip() for key in os.environ.get("VB2_API_KEY", "").split(","))
-        return cls(
-            api_keys=tuple(key for key in keys if key),
-            upload_bytes=int(number("VB2_MAX_UPLOAD_MB", 100.0) * 2**20),
-            upload_seconds=number("VB2_UPLOAD_SECONDS", cls.upload_seconds),
-            requests=number("VB2_MAX_REQUESTS", cls.requests),
-            retry_after=number("VB2_RETRY_AFTER", cls.retry_after),
-        )
-
-
-def file_fields(service: Any) -> dict[str, frozenset[str]]:
-    """Path of each endpoint of a BentoML service → its fields that take files."""
-    return {api.route: frozenset(api.input_spec.multipart_fields) for api in service.apis.values()}
-
-
 class Guard:
     """The middleware.
 
     Args:
-        endpoints: path → fields that take files, as `file_fields` gives them; other paths (pages) get no form check.
-        limits: default: from the environment.
+        endpoints: path → fields that take files (`api.file_fields`); other paths, as of pages, get no form check.
+        settings: default: from the environment.
     """
 
-    def __init__(self, app: App, endpoints: Mapping[str, Collection[str]], limits: GuardLimits | None = None) -> None:
+    def __init__(self, app: App, endpoints: Mapping[str, Collection[str]], settings: Settings | None = None) -> None:
         self.app = app
         self.endpoints = endpoints
-        self.limits = limits or GuardLimits.from_environment()
+        self.settings = settings or read_settings()
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +69,7 @@ class Guard:
             await self._request(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send, _request_id(scope), self.limits.retry_after)
+        answer = _Answer(send, _request_id(scope), self.settings.retry_after)
         method, path = scope["method"], scope["path"]
         with observe.request(answer.request_id, method, path, path in self.endpoints, lambda: answer.status):
             try:
@@ -119,7 +89,7 @@ class Guard:
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_head(scope)
         weight = int(scope["path"] in self.endpoints)  # a page's open connections take no place
-        if self._inside + weight > self.limits.requests:
+        if self._inside + weight > self.settings.max_requests:
             raise Refusal(429, "overloaded", "too many requests at a time; try again later")
         self._inside += weight
         try:
@@ -142,24 +112,24 @@ class Guard:
             _check_content_type(_header(scope, b"content-type"))
 
     def _authorised(self, scope: Scope) -> bool:
-        if not self.limits.api_keys:
+        if not self.settings.api_keys:
             return True
         scheme, _, given = _header(scope, b"authorization").partition(" ")
-        right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in self.limits.api_keys]
+        right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in self.settings.api_keys]
         return scheme.lower() == "bearer" and any(right)
 
     def _check_size(self, size: int) -> None:
-        if size > self.limits.upload_bytes:
-            limit = f"{self.limits.upload_bytes / 2**20:g} MB"
+        if size > self.settings.upload_bytes:
+            limit = f"{self.settings.max_upload_mb:g} MB"
             raise Refusal(413, "too_large", f"the upload is larger than {limit}; cut the video or scale it down")
 
     async def _take_in(self, scope: Scope, receive: Receive, body: Any) -> None:
         """Copy the request's body to `body`, and check it on the way."""
         try:
-            async with asyncio.timeout(self.limits.upload_seconds):
+            async with asyncio.timeout(self.settings.upload_seconds):
                 await self._copy(self._watch(scope), receive, body)
         except TimeoutError:
-            limit = f"{self.limits.upload_seconds:g} s"
+            limit = f"{self.settings.upload_seconds:g} s"
             raise Refusal(408, "timeout", f"the upload took longer than {limit}; send a smaller file") from None
         except FormError as error:
             raise Refusal(400, "malformed", str(error)) from error

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from serving import observe
 from serving.decoder import LENGTH
-from serving.settings import number
+from serving.service_settings import MB, Settings, read_settings
 from videoblip2.config import InputError
 
 SAMPLING_RATE = 48_000
@@ -34,30 +33,6 @@ PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest 
 
 class Busy(RuntimeError):
     """Every decoder has work; the client should come back later (429)."""
-
-
-@dataclass(frozen=True)
-class MediaLimits:
-    """What a media file may cost; each is set by the environment variable in its comment."""
-
-    decoders: int = 2  # VB2_DECODERS: processes, hence files decoded at a time
-    decode_seconds: float = 60.0  # VB2_DECODE_SECONDS: wall-clock and, per core, CPU time for one file
-    wait_seconds: float = 30.0  # VB2_DECODE_WAIT_SECONDS: for a free decoder
-    memory_mb: int = 2048  # VB2_DECODE_MEMORY_MB: address space of a decoder
-    video_seconds: float = 600.0  # VB2_MAX_VIDEO_SECONDS: length of a video
-    pixels: int = 4096 * 2304  # VB2_MAX_PIXELS: of one frame
-
-    @classmethod
-    def from_environment(cls) -> "MediaLimits":
-        """Read the VB2_* variables. Raises InputError that names a wrong one."""
-        return cls(
-            decoders=number("VB2_DECODERS", cls.decoders),
-            decode_seconds=number("VB2_DECODE_SECONDS", cls.decode_seconds),
-            wait_seconds=number("VB2_DECODE_WAIT_SECONDS", cls.wait_seconds),
-            memory_mb=number("VB2_DECODE_MEMORY_MB", cls.memory_mb),
-            video_seconds=number("VB2_MAX_VIDEO_SECONDS", cls.video_seconds),
-            pixels=number("VB2_MAX_PIXELS", cls.pixels),
-        )
 
 
 class Media:
@@ -86,8 +61,8 @@ class Media:
 class Decoders:
     """The pool; `start` it once, call `decode` from any thread, `stop` it at the end."""
 
-    def __init__(self, limits: MediaLimits | None = None) -> None:
-        self.limits = limits or MediaLimits.from_environment()
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or read_settings()
         self._idle: queue.Queue[_Decoder] = queue.Queue()
         self._all: set[_Decoder] = set()
         self._lock = threading.Lock()
@@ -95,8 +70,8 @@ class Decoders:
     def start(self) -> None:
         """Start the decoders that are missing; each is ready in about a second, and a file may wait for it already."""
         with self._lock:
-            missing = range(self.limits.decoders - len(self._all))
-            new = [_Decoder(self.limits) for _ in missing]
+            missing = range(self.settings.decoders - len(self._all))
+            new = [_Decoder(self.settings) for _ in missing]
             self._all.update(new)
         for decoder in new:
             self._idle.put(decoder)
@@ -123,7 +98,7 @@ class Decoders:
 
     def _arrays(self, path: Path, fps: float) -> Generator[np.ndarray | None, None, None]:
         decoder = self._take()
-        timer = threading.Timer(self.limits.decode_seconds, decoder.expire)
+        timer = threading.Timer(self.settings.decode_seconds, decoder.expire)
         timer.daemon = True
         timer.start()
         try:
@@ -135,7 +110,7 @@ class Decoders:
     def _take(self) -> "_Decoder":
         while True:
             try:
-                decoder = self._idle.get(timeout=self.limits.wait_seconds)
+                decoder = self._idle.get(timeout=self.settings.decode_wait_seconds)
             except queue.Empty:
                 raise Busy("every decoder is at work; try again later") from None
             if decoder.alive:
@@ -160,8 +135,8 @@ class Decoders:
 class _Decoder:
     """One process and the state of its conversation."""
 
-    def __init__(self, limits: MediaLimits) -> None:
-        self.limits = limits
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.jobs = 0
         self.expired = False
         self.between_jobs = True
@@ -170,7 +145,7 @@ class _Decoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(limits),
+            env=_environment(settings),
             cwd=tempfile.gettempdir(),
         )
 
@@ -209,13 +184,13 @@ class _Decoder:
                 pipe.close()
 
     def _ask(self, path: Path, fps: float) -> None:
-        limits = self.limits
+        settings = self.settings
         job = {
             "path": str(path),
             "fps": fps,
-            "max_seconds": limits.video_seconds,
-            "max_pixels": limits.pixels,
-            "cpu_seconds": limits.decode_seconds * (os.cpu_count() or 1),
+            "max_seconds": settings.max_video_seconds,
+            "max_pixels": settings.max_pixels,
+            "cpu_seconds": settings.decode_seconds * (os.cpu_count() or 1),
         }
         self._pipe("stdin").write(json.dumps(job).encode() + b"\n")
         self._pipe("stdin").flush()
@@ -233,7 +208,7 @@ class _Decoder:
             return None
         sound = len(shape) == 1
         count = math.prod(int(side) for side in shape)
-        most = (self.limits.video_seconds + 2) * SAMPLING_RATE if sound else 3 * self.limits.pixels
+        most = (self.settings.max_video_seconds + 2) * SAMPLING_RATE if sound else 3 * self.settings.max_pixels
         if min(shape) < 0 or count > most or not (sound or (len(shape) == 3 and shape[2] == 3)):
             raise ValueError(f"array of shape {shape}")
         array = np.empty(shape, np.float32 if sound else np.uint8)
@@ -258,7 +233,7 @@ class _Decoder:
 
     def _why_it_ended(self) -> str:
         if self.expired:
-            return f"takes longer than {self.limits.decode_seconds:g} s to decode; send a shorter or smaller one"
+            return f"takes longer than {self.settings.decode_seconds:g} s to decode; send a shorter or smaller one"
         return "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
 
 
@@ -274,9 +249,9 @@ def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:
         observe.timed("decode", waited)
 
 
-def _environment(limits: MediaLimits) -> dict[str, str]:
+def _environment(settings: Settings) -> dict[str, str]:
     """Only what decoding needs, and this process's module path: a Bento's folder is on no PYTHONPATH."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return environment | threads | {"PYTHONPATH": path, "VB2_DECODER_MEMORY": str(limits.memory_mb * 2**20)}
+    return environment | threads | {"PYTHONPATH": path, "VB2_DECODER_MEMORY": str(settings.decode_memory_mb * MB)}

@@ -1,7 +1,7 @@
 """What can be seen of the service from outside: Prometheus metrics, log lines, spans. One function an event.
 
-Metrics are at `/metrics`. A log line is one JSON object on standard error with the request's id; VB2_LOG_LEVEL sets the
-level. Spans go where BentoML's tracing configuration sends them, inside the span of the request:
+Metrics are at `/metrics`. A log line is one JSON object on standard error with the request's id. Spans go
+where BentoML's tracing configuration sends them, inside the span of the request:
 BENTOML_CONFIG_OPTIONS="tracing.exporter_type=otlp tracing.sample_rate=1.0 tracing.otlp.endpoint=http://host:4317".
 
 prometheus_client must be imported after BentoML has set up the worker, so all metrics are made at first use.
@@ -9,7 +9,6 @@ prometheus_client must be imported after BentoML has set up the worker, so all m
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -90,9 +89,17 @@ def phase(name: str, **attributes: str | int | float) -> Iterator[None]:
             metrics().phase.labels(name).observe(time.perf_counter() - start)
 
 
-def timed(name: str, seconds: float) -> None:
-    """A part of the work (see PHASES) took so long, where `phase` cannot be wrapped around it."""
+def timed(name: str, seconds: float, ago: float = 0.0) -> None:
+    """A part of the work (see PHASES) that `phase` cannot be wrapped around took so long, ended `ago` s ago."""
     metrics().phase.labels(name).observe(seconds)
+    if trace.get_current_span().is_recording():
+        end = time.time() - ago
+        tracer().start_span(name, start_time=int((end - seconds) * 1e9)).end(int(end * 1e9))
+
+
+def request_id() -> str:
+    """Id of the request that is being served here; empty outside of one."""
+    return _request_id.get()
 
 
 @contextmanager
@@ -123,13 +130,13 @@ def tracer() -> trace.Tracer:
     return provider.get_tracer("videoblip2")
 
 
-def start_logging() -> None:
+def start_logging(level: str = "INFO") -> None:
     """Write the service's log lines as JSON to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     log.handlers = [handler]
     log.propagate = False
-    log.setLevel(os.environ.get("VB2_LOG_LEVEL", "INFO").upper())
+    log.setLevel(level)
 
 
 class JsonLines(logging.Formatter):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from videoblip2.config import DataConfig, InputError
+from videoblip2.data import dataset, memory
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.dataset import CachedFeatures, TrainingBatches, pad, thin
+from videoblip2.data.dataset import CachedFeatures, TrainingBatches, collate, pad, thin
 
 
 class Source:
@@ -89,6 +90,61 @@ def test_features_are_read_once_and_only_as_room_allows():
         roomy.video("video1")
         tight.video("video2")
     assert source.reads == {"video1": 1, "video2": 3}
+
+
+def test_features_larger_than_the_free_memory_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr(dataset, "free_memory", lambda: 4 * 10 * 24 * 4)  # a quarter of it: ten rows
+    source = Source()
+    some = CachedFeatures(source)
+    for _ in range(2):
+        for number in range(1, 9):
+            assert some.video(f"video{number}")[0, 0] == number
+    kept = [video_id for video_id, reads in source.reads.items() if reads == 1]
+    assert 0 < len(kept) < 8 and sum(len(source.video(video_id)) for video_id in kept) <= 10
+
+
+def test_a_packed_store_is_not_kept_twice():
+    source = Source()
+    source.packed = True
+    features = CachedFeatures(source)
+    for _ in range(3):
+        features.video("video1")
+    assert source.reads == {"video1": 3}
+
+
+def test_whatever_fails_names_the_video():
+    class Failing(Source):
+        def audio(self, video_id):
+            raise self.error
+
+    source = Failing()
+    source.error = KeyError("lost")
+    with pytest.raises(RuntimeError, match="audio features of video4: KeyError: 'lost'"):
+        CachedFeatures(source).audio("video4")
+    source.error = InputError("video4.npy: holds NaN")
+    with pytest.raises(InputError, match=r"^video4\.npy: holds NaN$"):
+        CachedFeatures(source).audio("video4")
+
+
+def test_free_memory_is_the_machines_or_what_the_container_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    assert memory.free_memory() > 2**20  # neither is known
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable: 5000 kB\n")
+    assert memory.free_memory() == 5000 * 1024
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    for limit, free in (("max\n", 5000 * 1024), ("4000000\n", 1_500_000), ("1000000\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert memory.free_memory() == free
+
+
+@pytest.mark.parametrize("prompts", [["a red circle"] * 3, ["a red circle", "a", "the blue square jumps"]])
+def test_prompts_are_each_videos_own(tokenizers, prompts):
+    items = [(np.ones((2, 24), np.float32), np.ones((1, 12), np.float32))] * 3
+    batch = collate(["video0", "video1", "video2"], items, prompts, tokenizers, 10)
+    for name, expected in tokenizers.prompts(prompts).items():
+        assert torch.equal(getattr(batch, name), expected) and getattr(batch, name).is_contiguous()
 
 
 def test_no_videos_is_said_before_training(tokenizers):

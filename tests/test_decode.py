@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from videoblip2.model import decode
+from videoblip2.model import decode, packed, t5_decoder
 
 
 @pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
@@ -43,6 +43,22 @@ def test_beam_equals_generate(tiny_model, encoded):
     after_end = (theirs == 1).long().cumsum(dim=1) - (theirs == 1).long() > 0
     assert same_tokens(ours.ids, theirs.masked_fill(after_end, 0))  # theirs fills up with the end token
     assert scores.shape == (12,)
+
+
+def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monkeypatch):
+    monkeypatch.setattr(packed, "NUMBERS", 0)
+    test_greedy_equals_generate(tiny_model, encoded)
+    test_beam_equals_generate(tiny_model, encoded)
+
+
+def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
+    """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
+    graph = torch.compile(t5_decoder.T5Decoder._logits, fullgraph=True, backend="eager")
+    monkeypatch.setattr(t5_decoder, "_graph", lambda: graph)
+    monkeypatch.setattr(tiny_model, "compiled_decoding", True)
+    test_greedy_equals_generate(tiny_model, encoded)
+    test_beam_equals_generate(tiny_model, encoded)
+    test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded)
 
 
 def test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded):

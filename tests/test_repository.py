@@ -9,14 +9,25 @@ import pytest
 from conftest import ROOT
 
 from videoblip2.config import load_config
+from videoblip2.registry.gate import load_gate
 
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+STUDIES = sorted((ROOT / "experiments").glob("tune_*.yaml"))
+EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.yaml")) - set(STUDIES))
 SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "serving").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_an_experiment_loads_and_says_its_command(path):
-    load_config(path)
+    load_gate(path) if path.name.endswith("gate.yaml") else load_config(path)
+    says_its_command(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_a_study_says_its_command(path):
+    says_its_command(path)
+
+
+def says_its_command(path):
     lines = path.read_text().splitlines()
     head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
     assert f"experiments/{path.name}" in head
@@ -28,7 +39,9 @@ def commands_of_readme():
     return sorted(
         {
             match
-            for match in re.findall(r"vb2 ([a-z]+(?: (?:toy|prepare|top5|extract|check|list|gc|fetch|inspect))?)", text)
+            for match in re.findall(
+                r"vb2 ([a-z]+(?: (?:toy|prepare|top5|extract|check|list|compare|gc|fetch|inspect))?)", text
+            )
         }
     )
 

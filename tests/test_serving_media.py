@@ -15,7 +15,8 @@ import pytest
 
 from serving import decoder as decoder_module
 from serving.decoder import LENGTH
-from serving.media import Busy, Decoders, MediaLimits
+from serving.media import Busy, Decoders
+from serving.service_settings import Settings
 from videoblip2.config import InputError
 from videoblip2.features.media import decode_audio, decode_frames, write_video
 
@@ -33,7 +34,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decoders():
-    pool = Decoders(MediaLimits(decoders=1))
+    pool = Decoders(Settings(decoders=1))
     pool.start()
     yield pool
     pool.stop()
@@ -98,12 +99,12 @@ def test_a_play_list_opens_no_other_file(decoders, video, text):
 
 
 def test_length_and_size_are_limited_by_the_header(video):
-    pool = Decoders(MediaLimits(decoders=1, video_seconds=1.5))
+    pool = Decoders(Settings(decoders=1, max_video_seconds=1.5))
     pool.start()
     with pytest.raises(InputError, match=r"longer than 1\.5 s"):
         read(pool, video)
     pool.stop()
-    pool = Decoders(MediaLimits(decoders=1, pixels=64 * 48 - 1))
+    pool = Decoders(Settings(decoders=1, max_pixels=64 * 48 - 1))
     pool.start()
     with pytest.raises(InputError, match=r"48x64, more than 3071 pixels"):
         read(pool, video)
@@ -111,7 +112,7 @@ def test_length_and_size_are_limited_by_the_header(video):
 
 
 def test_a_decoder_that_takes_too_long_is_killed_and_replaced(video):
-    pool = Decoders(MediaLimits(decoders=1, decode_seconds=0.2))
+    pool = Decoders(Settings(decoders=1, decode_seconds=0.2))
     pool.start()
     slow = process(pool)
     slow.send_signal(19)  # SIGSTOP: it does nothing any more
@@ -123,7 +124,7 @@ def test_a_decoder_that_takes_too_long_is_killed_and_replaced(video):
 
 
 def test_a_decoder_that_dies_over_a_file_or_in_between_is_replaced(video):
-    pool = Decoders(MediaLimits(decoders=1))
+    pool = Decoders(Settings(decoders=1))
     pool.start()
     read(pool, video)
     process(pool).kill()
@@ -145,12 +146,12 @@ def gone_or_zombie(child):
 def test_too_little_memory_costs_the_file_and_not_the_server(tmp_path):
     frames = np.zeros((4, 1200, 1600, 3), np.uint8)
     write_video(tmp_path / "large.mp4", frames, 4, None, RATE)
-    usual = Decoders(MediaLimits(decoders=1))
+    usual = Decoders(Settings(decoders=1))
     usual.start()
     assert len(read(usual, tmp_path / "large.mp4")[0]) == 4
     needed = psutil.Process(process(usual).pid).memory_info().vms // 2**20
     usual.stop()
-    pool = Decoders(MediaLimits(decoders=1, memory_mb=max(needed // 2, 150)))
+    pool = Decoders(Settings(decoders=1, decode_memory_mb=max(needed // 2, 150)))
     pool.start()
     with pytest.raises(InputError, match="memory"):
         read(pool, tmp_path / "large.mp4")
@@ -181,7 +182,7 @@ def test_want_of_memory_is_told_from_damage_and_ends_the_decoder(monkeypatch, ca
 
 
 def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
-    pool = Decoders(MediaLimits(decoders=1, wait_seconds=0.05))
+    pool = Decoders(Settings(decoders=1, decode_wait_seconds=0.05))
     pool.start()
     with pool.decode(video, 4.0) as media:
         next(media.frames)
@@ -199,7 +200,7 @@ def test_the_decoder_is_free_as_soon_as_all_is_read(decoders, video):
 
 def test_a_decoder_sees_no_secret_and_may_not_write(decoders, monkeypatch, tmp_path):
     monkeypatch.setenv("VB2_API_KEY", "secret")
-    pool = Decoders(MediaLimits(decoders=1))
+    pool = Decoders(Settings(decoders=1))
     pool.start()
     child = psutil.Process(process(pool).pid)
     assert "VB2_API_KEY" not in child.environ()
@@ -235,7 +236,7 @@ def test_a_decoder_in_an_enemys_hands_cannot_hurt_the_server(monkeypatch, video,
     text = said if isinstance(said, bytes) else json.dumps(said).encode()
     reply = LENGTH.pack(2**62) if said is None else LENGTH.pack(len(text)) + text
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: Scripted(reply))
-    pool = Decoders(MediaLimits(decoders=1))
+    pool = Decoders(Settings(decoders=1))
     pool.start()
     enemy = process(pool)
     with pytest.raises(InputError, match="the uploaded file"):
@@ -268,7 +269,7 @@ class Scripted:
 
 
 def test_stop_ends_every_process(video):
-    pool = Decoders(MediaLimits(decoders=2))
+    pool = Decoders(Settings(decoders=2))
     pool.start()
     children = [decoder.process for decoder in pool._all]
     pool.stop()
@@ -285,13 +286,3 @@ def test_a_decoder_loads_no_torch():
     path = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.stdout.strip() == "True []", done.stderr
-
-
-def test_limits_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv("VB2_DECODERS", "5")
-    monkeypatch.setenv("VB2_MAX_VIDEO_SECONDS", "9.5")
-    limits = MediaLimits.from_environment()
-    assert (limits.decoders, limits.video_seconds, limits.memory_mb) == (5, 9.5, 2048)
-    monkeypatch.setenv("VB2_DECODERS", "two")
-    with pytest.raises(InputError, match="VB2_DECODERS=two"):
-        MediaLimits.from_environment()

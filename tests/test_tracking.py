@@ -82,7 +82,8 @@ def test_the_git_commit_and_its_state_are_tags(monkeypatch):
 
     answers = {"ls-files": "__init__.py", "status": " M x.py", "rev-parse": "abc123"}
     monkeypatch.setattr(revision, "_git", lambda command, *rest: answers[command])
-    assert revision.revision_tags() == {"git.commit": "abc123", "git.dirty": "true"}
+    commit = {"git.commit": "abc123", "mlflow.source.git.commit": "abc123"}
+    assert revision.revision_tags() == {**commit, "git.dirty": "true"}
     answers["status"] = ""
     assert revision.revision_tags()["git.dirty"] == "false"
     answers["ls-files"] = ""
@@ -139,7 +140,7 @@ def test_points_leave_in_one_batch(store, monkeypatch):
     batches = []
     with open_run("ce", "name", "toy") as tracker:
         send = tracker._client.log_batch
-        spy = SimpleNamespace(log_batch=lambda run, points, **more: (batches.append(points), send(run, points, **more)))
+        spy = SimpleNamespace(log_batch=lambda run, points, *more: (batches.append(points), send(run, points, *more)))
         monkeypatch.setattr(tracker, "_client", spy)
         for step in range(100):
             tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/lr": 0.1}, step)

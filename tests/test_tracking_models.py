@@ -66,7 +66,9 @@ def test_the_model_captions_feature_files_through_mlflow(logged, monkeypatch):
     seen = []
 
     class Captioner:
-        def caption(self, items):
+        model = SimpleNamespace(config=SimpleNamespace(audio_dim=512))
+
+        def caption(self, items, **options):
             seen.extend((video.shape, audio.shape) for video, audio in items)
             return [SimpleNamespace(text=f"caption {n}", score=-0.5) for n in range(len(items))]
 

@@ -14,6 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 VERSION = "0.1.0"
+#: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
+SHORT = {"resume": "train.resume"}
+#: Overrides that are no number even where they look like one: a run id may be all digits, or `12e3…`.
+NAMES = ("train.resume", "train.start_from")
 
 
 class InputError(ValueError):
@@ -26,13 +30,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+QUESTION_PROMPT = "question: {} answer:"
+
+
 class DataConfig(Section):
     annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
-    features: str = Field("features/msrvtt", description="feature store: video/ID.npy, audio/ID.npy")
+    features: str = Field("features/msrvtt", description="feature store: a folder, or one packed file")
     train: str = Field("train.json", description="training annotations, a file name in `annotations`")
     prompt: str = Field("a video of", description="text prompt beside the queries of both Q-Formers and in T5's input")
     max_caption_tokens: int = Field(32, ge=2, description="longest caption in T5 pieces, end token included")
     captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
+    task: Literal["caption", "qa", "mixed"] = Field("caption", description="captions, answers to questions, or both")
+    train_qa: str = Field("train_qa.json", description="training questions, a file in `annotations` beside val_qa.json")
+    qa_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that teach answers, where task=mixed")
 
 
 class QFormerConfig(Section):
@@ -88,9 +98,9 @@ class TrainConfig(Section):
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
     resume: str | None = Field(
-        None, description="run folder OUT/NAME to go on with; auto = this one's, if it has begun"
+        None, description="MLflow run id or run folder OUT/NAME to go on with; auto = this one's, if it has begun"
     )
-    probe_videos: int = Field(100, ge=0, le=200, description="validation videos in the table of captions of each run")
+    probe_videos: int = Field(200, ge=0, le=200, description="validation videos in the table of captions of each run")
 
 
 class RewardConfig(Section):
@@ -142,6 +152,7 @@ class DecodeConfig(Section):
     max_new_tokens: int = Field(32, ge=1)
     length_penalty: float = 1.0
     batch_size: int = Field(64, ge=1)
+    compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
 
 
 class RunConfig(Section):
@@ -189,16 +200,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
     """Build a Config from nested mappings and `key=value` overrides."""
-    merged = json.loads(json.dumps(content, default=str))
+    try:
+        return Config.model_validate(overridden(content, overrides))
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def overridden(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked."""
+    merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: not of the form key=value, such as optim.lr=1e-5")
-        _assign(merged, key.strip(), _parse_value(text), override)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from error
+        key = SHORT.get(key.strip(), key.strip())
+        value = _parse_value(text)
+        _assign(merged, key, text.strip() if key in NAMES and isinstance(value, int | float) else value, override)
+    return merged
 
 
 def flatten(config: BaseModel) -> dict[str, object]:

@@ -1,13 +1,25 @@
-"""Captions of a split against its references: corpus metrics, per-video scores, a predictions file."""
+"""Captions against references, answers against the expected ones: metrics, scores, a predictions file."""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videoblip2.captions import caption_metrics, diversity
+from videoblip2.captions.answers import (
+    answer_accuracy,
+    blind_answers,
+    common_answers,
+    normalise_answer,
+    question_type,
+    typed_answer,
+)
 from videoblip2.config import InputError
+
+if TYPE_CHECKING:
+    from videoblip2.data.questions import Question
 
 #: What CIDEr, BLEU and ROUGE need nothing for; METEOR and SPICE need Java.
 FAST_METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L")
@@ -23,6 +35,7 @@ class Evaluation:
     unavailable: dict[str, str]
     captions: dict[str, str]
     references: dict[str, Sequence[str]]
+    answers: "tuple[AnsweredQuestion, ...]" = ()
 
     def rows(self) -> list[dict[str, object]]:
         """One row a video for tables and files, `video_id` first."""
@@ -35,6 +48,35 @@ class Evaluation:
             }
             for video_id, caption in self.captions.items()
         ]
+
+    def answer_rows(self) -> list[dict[str, object]]:
+        """One row a question, `video_id` first."""
+        return [answered.row() for answered in self.answers]
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question, and what the model answered."""
+
+    question: "Question"
+    answer: str
+
+    @property
+    def correct(self) -> bool:
+        return normalise_answer(self.answer) == normalise_answer(self.question.answer)
+
+    def row(self) -> dict[str, object]:
+        """For tables and files."""
+        question = self.question
+        return {
+            "video_id": question.video_id,
+            "question_id": question.question_id,
+            "type": question_type(question.question),
+            "question": question.question,
+            "answer": self.answer,
+            "expected": question.answer,
+            "correct": self.correct,
+        }
 
 
 def evaluate(
@@ -51,8 +93,42 @@ def evaluate(
     return Evaluation(corpus, result.per_video, result.unavailable, dict(captions), dict(references))
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """One JSON line a video: video_id, caption, all its scores, references."""
+NOTHING = Evaluation({}, {}, {}, {}, {})
+
+
+def with_answers(
+    evaluation: Evaluation,
+    answers: Mapping[str, str],
+    questions: "Sequence[Question]",
+    train: "Sequence[Question]" = (),
+    answer_map: Collection[str] | None = None,
+) -> Evaluation:
+    """Add answers, by question id, to an evaluation (NOTHING where no captions were judged), with their accuracies.
+
+    Args:
+        train: training questions; with them the corpus has what needs no video: `accuracy_common` of the most frequent
+            training answer to each question type, and `accuracy_blind` of that to the same words, where training has
+            them.
+        answer_map: MSRVTT-QA's 1,500 answers.
+    """
+    missing = [question.question_id for question in questions if question.question_id not in answers]
+    if missing:
+        raise InputError(f"question {missing[0]}: has no answer ({len(missing)} such); answer every question")
+    asked, expected = [question.question for question in questions], [question.answer for question in questions]
+    given = [answers[question.question_id] for question in questions]
+    scores = answer_accuracy(asked, given, expected, answer_map)
+    if train:
+        texts, labels = [question.question for question in train], [question.answer for question in train]
+        common = common_answers(texts, labels)
+        same_type = [typed_answer(common, question) for question in asked]
+        scores["accuracy_common"] = answer_accuracy(asked, same_type, expected)["accuracy"]
+        scores["accuracy_blind"] = answer_accuracy(asked, blind_answers(asked, texts, labels), expected)["accuracy"]
+    answered = tuple(AnsweredQuestion(question, text) for question, text in zip(questions, given, strict=True))
+    return replace(evaluation, corpus={**evaluation.corpus, **scores}, answers=answered)
+
+
+def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[str, int] | None = None) -> None:
+    """One JSON line a video: video_id, caption, scores, references, category if given; then one a question."""
     lines = [
         json.dumps(
             {
@@ -60,11 +136,13 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
                 "caption": caption,
                 "scores": evaluation.per_video[video_id],
                 "references": list(evaluation.references[video_id]),
+                **({"category": categories[video_id]} if categories else {}),
             },
             ensure_ascii=False,
         )
         for video_id, caption in evaluation.captions.items()
     ]
+    lines += [json.dumps(row, ensure_ascii=False) for row in evaluation.answer_rows()]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import DecodeConfig, InputError
+from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 
 if TYPE_CHECKING:
+    from videoblip2.data.questions import Question
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
 
@@ -33,13 +35,17 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
 
 def load_captioner(model: str | Path, device: str | None = None) -> "Captioner":
     """MODEL → a Captioner on `device` (default: CUDA where there is one)."""
+    return load_found(find_model(str(model)), str(model), device)
+
+
+def load_found(found: FoundModel, name: str, device: str | None = None) -> "Captioner":
+    """What `find_model` found → a Captioner; whoever follows an alias gets exactly the version that was found."""
     from videoblip2.model.checkpoint import load_checkpoint
 
-    found = find_model(str(model))
     checkpoint = load_checkpoint(found.folder)
     network = checkpoint.model.to(pick_device(device or "auto")).eval()
     provenance = _own_encoders(checkpoint.provenance, found.folder)
-    return Captioner(network, checkpoint.tokenizers, provenance, str(model), found.version)
+    return Captioner(network, checkpoint.tokenizers, provenance, name, found.version)
 
 
 def _own_encoders(provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -87,30 +93,58 @@ class Captioner:
     def caption(
         self,
         items: Sequence[Features],
-        prompt: str | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         num_beams: int = 1,
         max_new_tokens: int = 32,
         length_penalty: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        temperature: float = 1.0,
+        watch: Callable[[list[str]], None] | None = None,
     ) -> list[Caption]:
-        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch."""
+        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch.
+
+        Args:
+            prompt: one for all, or one an item; none = the model's own.
+            seeds: one an item: captions are drawn, each from its own seed whatever else is in the batch.
+            watch: called after each token with the N captions so far (not with beams).
+        """
         import torch
 
         from videoblip2.data.dataset import collate
-        from videoblip2.model import decode
 
         self._check(items)
-        prompts = [prompt if prompt is not None else self.model.config.prompt] * len(items)
+        given = [prompt] * len(items) if isinstance(prompt, str | None) else prompt
+        prompts = [self.model.config.prompt if text is None else text for text in given]
         ids = [str(number) for number in range(len(items))]
         batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
         with torch.inference_mode():
             states, mask = self.model.encode(**batch.to(self.model.device).inputs)
             if num_beams > 1:
-                out, scores = decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+                out, scores = self._beam(states, mask, max_new_tokens, num_beams, length_penalty)
             else:
-                out = decode.greedy(self.model, states, mask, max_new_tokens)
+                out = self._roll(states, mask, max_new_tokens, seeds, temperature, watch)
                 scores = out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+
+    def _beam(self, states: Any, mask: Any, max_new_tokens: int, num_beams: int, length_penalty: float) -> Any:
+        from videoblip2.model import decode
+
+        return decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+
+    def _roll(
+        self, states: Any, mask: Any, max_new_tokens: int, seeds: Sequence[int] | None, temperature: float, watch: Any
+    ) -> Any:
+        """Greedy captions, or drawn ones where there are seeds."""
+        import torch
+
+        from videoblip2.model import decode
+
+        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
+        if seeds is None:
+            return decode.greedy(self.model, states, mask, max_new_tokens, seen)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return decode.sample(self.model, states, mask, max_new_tokens, 1, temperature, generators, seen)
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None
@@ -122,15 +156,62 @@ class Captioner:
             captions = self.caption(items, prompt, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
             yield from zip(ids, captions, strict=True)
 
+    def answer(self, items: Sequence[Features], questions: Sequence[str], **options: Any) -> list[Caption]:
+        """N items and a question on each → N answers, decoded as one batch; `options` are those of `caption`."""
+        from videoblip2.data.question_batches import question_prompt
+
+        return self.caption(items, [question_prompt(question) for question in questions], **options)
+
+    def answer_questions(
+        self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
+    ) -> Iterator[tuple[str, Caption]]:
+        """(question id, answer) for every question, batch by batch; features come from `source`."""
+        from videoblip2.data.question_batches import question_prompt
+
+        for start in range(0, len(questions), decode.batch_size):
+            asked = questions[start : start + decode.batch_size]
+            items = [(source.video(question.video_id), source.audio(question.video_id)) for question in asked]
+            prompts = [question_prompt(question.question) for question in asked]
+            answers = self.caption(items, prompts, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
+            yield from zip([question.question_id for question in asked], answers, strict=True)
+
     def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
         """Media files → captions, through the encoders that made the training features.
 
         Raises InputError for a file that cannot be decoded, naming it.
         """
+        return self.caption([self.media_features(path) for path in paths], **options)
+
+    def media_features(self, path: Path) -> Features:
+        """One media file → ([F,768], [A,512]), through the encoders that made the training features."""
         from videoblip2.features.extract import encode_video
 
         clip, clap, settings = self._media_encoders()
-        return self.caption([encode_video(Path(path), clip, clap, settings) for path in paths], **options)
+        return encode_video(Path(path), clip, clap, settings)
+
+    @property
+    def audio_width(self) -> int:
+        """Width of the audio features that the model reads."""
+        return self.model.config.audio_dim
+
+    @property
+    def encoders_name(self) -> str:
+        """What media become features with: two models with the same name can share features."""
+        manifest = self.provenance.get("features") or {}
+        parts = [manifest.get(kind, {}).get("fingerprint") for kind in ("clip", "clap")]
+        settings = manifest.get("settings") or {}
+        return repr([*parts, *(settings.get(key) for key in ("fps", "max_frames", "window_seconds"))])
+
+    def warm(self) -> None:
+        """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
+        config = self.model.config
+        item = (np.zeros((8, config.video_dim), "float32"), np.zeros((4, config.audio_dim), "float32"))
+        for count, beams in ((1, 1), (4, 1), (1, 3)):
+            self.caption([item] * count, num_beams=beams, max_new_tokens=8)
+
+    def load_media_encoders(self) -> None:
+        """Load CLIP and CLAP now and not with the first media file. Raises InputError where they are not to be had."""
+        self._media_encoders()
 
     @property
     def media_fps(self) -> float:
@@ -154,16 +235,21 @@ class Captioner:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
         return self._encoders
 
-    def _check(self, items: Sequence[Features]) -> None:
+    def check(self, item: Features) -> None:
+        """Raise InputError for features that this model cannot take."""
         config = self.model.config
-        for number, (video, audio) in enumerate(items):
-            for name, array, width in (("video", video, config.video_dim), ("audio", audio, config.audio_dim)):
-                if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
-                    raise InputError(
-                        f"item {number}: {name} features of shape {list(array.shape)}; this model takes [N,{width}]"
-                    )
-                if not np.isfinite(array).all():
-                    raise InputError(f"item {number}: {name} features hold NaN or infinity; extract them again")
+        for name, array, width in zip(("video", "audio"), item, (config.video_dim, config.audio_dim), strict=True):
+            if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
+                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]")
+            if not np.isfinite(array).all():
+                raise InputError(f"{name} features hold NaN or infinity; extract them again")
+
+    def _check(self, items: Sequence[Features]) -> None:
+        for number, item in enumerate(items):
+            try:
+                self.check(item)
+            except InputError as error:
+                raise InputError(f"item {number}: {error}") from error
 
 
 def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
@@ -217,3 +303,23 @@ def _caption_one(captioner: Captioner, video: str, features: Path | None, option
         store = FeatureStore(features)
         (caption,) = captioner.caption([(store.video(video), store.audio(video))], **options)
     return {"caption": caption.text, "score": round(caption.score, 4)}
+
+
+def ask_video(
+    captioner: Captioner, video: str, questions: Sequence[str], features: Path | None = None, **options: Any
+) -> list[Caption]:
+    """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
+
+    Raises InputError for an empty question, a file that cannot be decoded and an id without features.
+    """
+    for question in questions:
+        if not question.strip():
+            raise InputError(f"question {question!r}: is empty; ask something")
+    if features is None:
+        item = captioner.media_features(Path(video))
+    else:
+        from videoblip2.features.store import FeatureStore
+
+        store = FeatureStore(features)
+        item = store.video(video), store.audio(video)
+    return captioner.answer([item] * len(questions), questions, **options)

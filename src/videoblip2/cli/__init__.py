@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from videoblip2.cli import data, features, package, runs, stages, weights
+from videoblip2.cli import ask, data, doctor, features, package, registry, runs, serve, stages, tune, weights
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -20,6 +20,11 @@ app.add_typer(weights.app, name="weights", help="Pre-trained weights: fetch and 
 app.add_typer(runs.app, name="runs", help="Tracked runs.")
 stages.register(app)
 app.command()(package.package)
+app.command()(doctor.doctor)
+registry.register(app)
+ask.register(app)
+tune.register(app)
+serve.register(app)
 
 
 def main() -> None:

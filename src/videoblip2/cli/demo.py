@@ -89,11 +89,12 @@ def _one_thread() -> None:
 
 
 def write_annotations(demo: Demo) -> None:
-    from videoblip2.data.annotations import prepare_msrvtt, read_annotations, write_json
+    from videoblip2.data.annotations import read_annotations, write_json
+    from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
     from videoblip2.data.toy import write_toy_annotations
 
-    prepare_msrvtt(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
+    prepare_captions(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
     write_json(demo.data / "train_top5_detail.json", select_top5(videos))
 
@@ -162,14 +163,22 @@ def load(demo: Demo, stage: str, *overrides: str) -> "Config":
 
 
 def crown(demo: Demo) -> None:
-    """Register the winner by validation CIDEr."""
-    from videoblip2.registry import register, set_champion
+    """Hold the gate over the winner by validation CIDEr; an earlier champion that is no worse stays."""
+    from videoblip2.config import InputError
+    from videoblip2.registry.promote import Request, promote
 
     best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics["CIDEr"])
-    demo.version = register(best.model, REGISTERED)
-    set_champion(REGISTERED, demo.version)
+    gate = promote(Request(best.model, REGISTERED, EXPERIMENTS / "toy_gate.yaml"), progress)
+    failed = "; ".join(gate.verdict.failed)
+    if not gate.promoted and gate.previous is None:
+        raise InputError(
+            f"the gate holds {best.name} back ({failed}), and there is no champion to serve; see {best.run_id}"
+        )
+    demo.version = gate.version if gate.promoted else int(gate.previous or 0)
+    gain = f"CIDEr {100 * gate.verdict.gain.difference:+.1f} beside {gate.opponent}"
     demo.say(
-        f"7/8 champion: {best.name} is models:/{REGISTERED}/{demo.version}\n"
+        f"7/8 the gate: {best.name}, {gain}{f'; held back: {failed}' if failed else ''}\n"
+        f"         champion: models:/{REGISTERED}/{demo.version}\n"
         "         8/8 evaluation on the test split, and serving"
     )
 

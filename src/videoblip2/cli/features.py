@@ -1,4 +1,4 @@
-"""`vb2 features`: videos to features, and a look at what came out."""
+"""`vb2 features`: videos to features, a look at what came out, and all of it in one file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from videoblip2.cli.output import emit, progress
 
-app = typer.Typer(help="Extract and check video and audio features.", no_args_is_help=True)
+app = typer.Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on the last line")]
 
@@ -40,9 +40,43 @@ def extract(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    video: Annotated[Path, typer.Argument(help=".npy of frame features [videos, frames, width up to 768]")],
+    ids: Annotated[Path, typer.Argument(help="JSON list of video ids, one a row")],
+    out: Annotated[Path, typer.Option(help="the feature store to write")],
+    audio: Annotated[
+        Path | None, typer.Option(help=".npy of audio features [videos, windows, width up to 512]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a feature store of features that lie in one array already."""
+    from videoblip2.features.arrays import import_arrays
+
+    videos = import_arrays(video, ids, out, audio, progress)
+    emit({"out": str(out), "videos": videos}, json, f"{out}: {videos} videos")
+
+
+@app.command()
+def pack(
+    store: Annotated[Path, typer.Argument(metavar="DIR", help="a folder with video/ID.npy and audio/ID.npy")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the file to write, such as msrvtt.safetensors")],
+    json: Json = False,
+) -> None:
+    """All features in one memory-mapped file, to be given wherever their folder can be."""
+    from dataclasses import asdict
+
+    from videoblip2.features.pack import pack_features
+
+    report = pack_features(store, out, progress)
+    kinds = ", ".join(f"{modality} {kind}" for modality, kind in report.kinds.items())
+    text = f"{out}: {report.videos} videos, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB"
+    emit(asdict(report), json, text)
+
+
 @app.command()
 def check(
-    store: Annotated[Path, typer.Argument(help="a folder with video/ID.npy and audio/ID.npy")],
+    store: Annotated[Path, typer.Argument(help="a folder with video/ID.npy and audio/ID.npy, or a packed file")],
     annotations: Annotated[Path | None, typer.Option(help="check the videos of this file; default: all")] = None,
     json: Json = False,
 ) -> None:

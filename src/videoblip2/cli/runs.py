@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from videoblip2.cli.compare import compare
 from videoblip2.cli.output import emit, table
 
 if TYPE_CHECKING:
     from videoblip2.tracking.runs import RunRow
 
 app = typer.Typer(help="The runs of the MLflow store.", no_args_is_help=True)
+app.command()(compare)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")]
 

@@ -1,5 +1,6 @@
 """ce, scst, evaluate, caption, lm, demo: the commands of the main loop."""
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,10 @@ Overrides = Annotated[
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint folder, run id, models:/videoblip2@champion.")
 ]
+Folder = Annotated[
+    Path, typer.Option(help="Relative paths of the configuration start here; CONFIG's own starts where you are.")
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Train so many seeds, from `seed` on, under one parent run.")]
 #: `mlflow run -P optim.lr=1e-5` arrives as `--optim.lr 1e-5`.
 ANY_OPTION = {"ignore_unknown_options": True}
 
@@ -30,20 +35,24 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(context_settings=ANY_OPTION)(ce)
     app.command(context_settings=ANY_OPTION)(scst)
-    app.command()(evaluate)
+    app.command(context_settings=ANY_OPTION)(evaluate)
     app.command()(caption)
     app.command()(lm)
     app.command()(demo)
 
 
-def ce(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> None:
-    """Stage 1: cross-entropy training, as one MLflow run."""
-    _train("ce", config, overrides, json)
+def ce(
+    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+) -> None:
+    """Stage 1: cross-entropy training, as one MLflow run; resume=RUN goes on with one that was stopped."""
+    _train("ce", config, overrides, folder, seeds, json)
 
 
-def scst(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> None:
-    """Stage 2: self-critical training on CIDEr-D, as one MLflow run; set train.start_from=MODEL."""
-    _train("scst", config, overrides, json)
+def scst(
+    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+) -> None:
+    """Stage 2: self-critical training on CIDEr-D, as one MLflow run; set train.start_from=MODEL, or resume=RUN."""
+    _train("scst", config, overrides, folder, seeds, json)
 
 
 def evaluate(
@@ -51,11 +60,13 @@ def evaluate(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Predictions file; default runs/evaluate-….jsonl.")] = None,
+    folder: Folder = Path(),
     json: Json = False,
 ) -> None:
     """All metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
     from videoblip2.training.evaluation import evaluate_model
 
+    go_to(folder)
     result = evaluate_model(model, split, overrides_from(overrides), out, progress)
     rows = [[name, _shown(name, value)] for name, value in result.metrics.items()]
     rows += [[name, f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
@@ -130,11 +141,32 @@ def overrides_from(words: list[str] | None) -> list[str]:
     return pairs
 
 
-def _train(stage: str, config: str, overrides: list[str] | None, json: bool) -> None:
-    from videoblip2.config import load_config
-    from videoblip2.training.stage import run_stage
+def go_to(folder: Path) -> None:
+    """Let relative paths start at `folder`."""
+    from videoblip2.config import InputError
 
-    result = run_stage(stage, load_config(config, overrides_from(overrides)), progress, show_weights)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
+
+
+def _train(stage: str, config: str, overrides: list[str] | None, folder: Path, seeds: int, json: bool) -> None:
+    from videoblip2.config import load_config
+
+    usual, wanted = load_config(config), load_config(config, overrides_from(overrides))
+    go_to(folder)
+    try:
+        if seeds > 1:
+            from videoblip2.cli.seeds import train_seeds
+
+            train_seeds(stage, wanted, seeds, usual, json)
+            return
+        from videoblip2.training.stage import run_stage
+
+        result = run_stage(stage, wanted, progress, show_weights, usual)
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
     emit(describe(result), json, _summary(result))
 
 

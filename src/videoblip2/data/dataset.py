@@ -13,6 +13,7 @@ from torch import Tensor
 
 from videoblip2.config import DataConfig, InputError
 from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.data.memory import free_memory
 
 
 class FeatureSource(Protocol):
@@ -75,22 +76,25 @@ def collate(
     """Pad features of ragged lengths, with masks; B items of ([F,768], [A,512])."""
     video, video_mask = pad([item[0] for item in features], max_positions)
     audio, audio_mask = pad([item[1] for item in features], max_positions)
-    return Batch(tuple(video_ids), video, video_mask, audio, audio_mask, **text.prompts(prompts), labels=labels)
+    different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
+    pieces = {name: ids.expand(len(prompts), -1).contiguous() for name, ids in different.items()}
+    return Batch(tuple(video_ids), video, video_mask, audio, audio_mask, **pieces, labels=labels)
 
 
 def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:
     """B arrays [L,C] → [B,max L,C] and a mask [B,max L]; longer ones than `max_positions` are thinned evenly.
 
     max L is at least 1, so that a batch without any audio keeps a place for the learned "no audio" state.
+    In numpy, which copies with one thread: torch would take all of them away from the step that runs meanwhile.
     """
     sequences = [thin(sequence, max_positions) for sequence in sequences]
     length = max(1, *(len(sequence) for sequence in sequences))
-    padded = torch.zeros(len(sequences), length, sequences[0].shape[1])
-    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    padded = np.zeros((len(sequences), length, sequences[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(sequences), length), dtype=np.int64)
     for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = torch.from_numpy(np.ascontiguousarray(sequence, dtype=np.float32))
+        padded[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
-    return padded, mask
+    return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
 def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
@@ -102,11 +106,14 @@ def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
 
 
 class CachedFeatures:
-    """A FeatureSource that keeps what it has read, up to `megabytes`."""
+    """A FeatureSource that keeps what it has read, up to `megabytes` and to a quarter of the memory that is free now.
+
+    A packed store is left to the operating system, which keeps its pages as long as nobody needs the room.
+    """
 
     def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
         self._source = source
-        self._room = megabytes * 2**20
+        self._room = 0 if getattr(source, "packed", False) else min(megabytes * 2**20, free_memory() // 4)
         self._kept: dict[tuple[str, str], np.ndarray] = {}
 
     def video(self, video_id: str) -> np.ndarray:
@@ -118,11 +125,21 @@ class CachedFeatures:
     def _get(self, kind: str, video_id: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
         kept = self._kept.get((kind, video_id))
         if kept is None:
-            kept = read(video_id)
+            kept = _read(kind, video_id, read)
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
                 self._kept[kind, video_id] = kept
         return kept
+
+
+def _read(kind: str, video_id: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """What the source gives, or an error that names the video."""
+    try:
+        return read(video_id)
+    except InputError:
+        raise  # names it already
+    except Exception as error:
+        raise RuntimeError(f"{kind} features of {video_id}: {type(error).__name__}: {error}") from error
 
 
 class TrainingBatches:

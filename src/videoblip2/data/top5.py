@@ -5,7 +5,10 @@ keeps out what only one annotator saw; among those, captions are taken one by on
 they add to the ones taken before, and near-repetitions are passed over.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
@@ -17,6 +20,26 @@ TOO_ALIKE, THE_SAME = 0.7, 0.999
 DETAIL = "detail"  # through the gate, for its length and new words
 CONSENSUS = "consensus"  # too few captions differ that much: the next by consensus that is not the same
 REPETITION = "repetition"  # the video has too few different captions
+
+BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
+OUTLIER = 0.1  # a consensus below it, in pycocoevalcap's scale, is an outlier's
+
+Progress = Callable[[Iterable[int], int, str], Iterable[int]]
+
+
+@dataclass
+class Selection:
+    """The chosen captions, and the same statistics of all captions and of the chosen ones.
+
+    Means over videos: `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share
+    with a consensus below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words
+    (Jaccard). `reasons`: captions by DETAIL, CONSENSUS, REPETITION.
+    """
+
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    all_captions: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 def select_top5(
@@ -32,22 +55,65 @@ def select_top5(
     of the video, pycocoevalcap's scale) and `selected_by` (DETAIL, CONSENSUS or REPETITION).
     Raises InputError for a video without captions and for keep < 1.
     """
+    return select_with_statistics(videos, df, keep).videos
+
+
+def select_with_statistics(
+    videos: Sequence[Mapping[str, Any]],
+    df: DocumentFrequencies | None = None,
+    keep: int = 5,
+    progress: Progress | None = None,
+) -> Selection:
+    """`select_top5` with statistics of what it chose from what."""
     if keep < 1:
         raise InputError(f"keep={keep} captions a video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
-    consensus = leave_one_out(references, df or DocumentFrequencies.from_references(references))
-    return [_selected(video, consensus[str(video["video_id"])].tolist(), keep) for video in videos]
+    df = df or DocumentFrequencies.from_references(references)
+    selection = Selection()
+    whole, part = Counter[str](), Counter[str]()
+    blocks = range(0, len(videos), BLOCK)
+    for start in progress(blocks, len(blocks), "top 5") if progress else blocks:
+        block = videos[start : start + BLOCK]
+        names = [str(video["video_id"]) for video in block]
+        consensus = leave_one_out({name: references[name] for name in names}, df)
+        for name, video in zip(names, block, strict=True):
+            tokens, scores = [tokenize(text) for text in references[name]], consensus[name].tolist()
+            chosen = _choose(tokens, scores, keep)
+            places = [place for place, _ in chosen]
+            selection.videos.append(_selected(video, scores, chosen))
+            whole.update(_statistics(tokens, scores))
+            part.update(_statistics([tokens[place] for place in places], [scores[place] for place in places]))
+    selection.all_captions, selection.chosen = _mean(whole, len(videos)), _mean(part, len(videos))
+    selection.reasons = dict(Counter(reason for video in selection.videos for reason in video["selected_by"]))
+    return selection
 
 
-def _selected(video: Mapping[str, Any], scores: list[float], keep: int) -> dict[str, Any]:
+def _selected(video: Mapping[str, Any], scores: list[float], chosen: list[tuple[int, str]]) -> dict[str, Any]:
     captions = list(video["captions"])
-    chosen = _choose([tokenize(text) for text in captions], scores, keep)
     return {
         **video,
         "captions": [captions[place] for place, _ in chosen],
         "scores": [scores[place] for place, _ in chosen],
         "selected_by": [reason for _, reason in chosen],
     }
+
+
+def _statistics(tokens: list[list[str]], scores: list[float]) -> dict[str, float]:
+    """Of one video's captions; see Selection."""
+    words = [frozenset(caption) for caption in tokens]
+    shared = [len(one & two) / max(1, len(one | two)) for one, two in combinations(words, 2)]
+    return {
+        "words": sum(map(len, tokens)) / len(tokens),
+        "consensus": sum(scores) / len(scores),
+        "outliers": sum(score < OUTLIER for score in scores) / len(scores),
+        "different captions": len({tuple(caption) for caption in tokens}),
+        "different words": len(frozenset().union(*words)),
+        "overlap": sum(shared) / max(1, len(shared)),
+    }
+
+
+def _mean(sums: Mapping[str, float], count: int) -> dict[str, float]:
+    return {name: value / max(1, count) for name, value in sums.items()}
 
 
 def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The toy world: short videos with sound and their captions, in MSR-VTT's own files, made from a seed.
+"""The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
 A coloured shape moves over a dark background while something is heard (or nothing, or the file has no audio stream).
 Test videos are held out by what they show: a combination of colour, shape and motion belongs to exactly one split
@@ -18,6 +18,7 @@ from typing import Any
 from videoblip2.config import InputError
 from videoblip2.data.annotations import write_json
 from videoblip2.data.toy_captions import make_captions
+from videoblip2.data.toy_questions import question_entries
 from videoblip2.data.toy_render import FPS, RATE, render_audio, render_frames
 from videoblip2.data.toy_scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
 
@@ -33,6 +34,7 @@ class ToyWorld:
 
     videos: Path
     annotations: tuple[Path, Path]  # train and validate; test
+    questions: tuple[Path, Path, Path]  # train, validate, test
     counts: dict[str, int]  # videos by split
     audio: dict[str, int]  # videos by "present", "silent", "absent"
 
@@ -40,7 +42,7 @@ class ToyWorld:
 def write_toy_world(
     out: str | Path, num_videos: int, seed: int, write_video: WriteVideo, progress: Progress | None = None
 ) -> ToyWorld:
-    """Write `num_videos` mp4 files and two annotation files to `out`; the same seed gives the same world.
+    """Write `num_videos` mp4 files its annotations and questions to `out`; the same seed gives the same world.
 
     `write_video` is `features.media.write_video`. An interrupted call can be repeated: videos that are there are kept.
     Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
@@ -54,14 +56,22 @@ def write_toy_world(
     return ToyWorld(
         videos=out / "videos",
         annotations=annotations,
+        questions=_question_files(out),
         counts=dict(Counter(scene.split for scene in scenes)),
         audio=dict(Counter(_audio_kind(scene) for scene in scenes)),
     )
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int) -> tuple[Path, Path]:
-    """Write the world's two annotation files only: train and validate, test."""
-    return _write_annotations(Path(out), make_scenes(num_videos, seed))
+    """Write the world's two annotation files (train and validate, test) and its questions only."""
+    scenes = make_scenes(num_videos, seed)
+    written = _write_annotations(Path(out), scenes)
+    first_id = 0
+    for path, split in zip(_question_files(Path(out)), ("train", "validate", "test"), strict=True):
+        entries = question_entries([scene for scene in scenes if scene.split == split], first_id)
+        write_json(path, entries)
+        first_id += len(entries)
+    return written
 
 
 def make_scenes(num_videos: int, seed: int) -> list[Scene]:
@@ -73,6 +83,10 @@ def make_scenes(num_videos: int, seed: int) -> list[Scene]:
 
 def _file(out: Path, scene: Scene) -> Path:
     return out / "videos" / f"{scene.video_id}.mp4"
+
+
+def _question_files(out: Path) -> tuple[Path, Path, Path]:
+    return out / "train_qa.json", out / "val_qa.json", out / "test_qa.json"
 
 
 def _audio_kind(scene: Scene) -> str:

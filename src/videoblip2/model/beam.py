@@ -36,7 +36,7 @@ def beam_search(
     """See `decode.beam`."""
     text, device, videos = model.config.text_config, states.device, len(states)
     end, pad = end_token(model), text.pad_token_id  # type: ignore[union-attr]
-    decoder = T5Decoder(model.language_model)
+    decoder = T5Decoder(model.language_model, len(states) * num_beams, model.compiled_decoding)
     caches = decoder.start(states, mask, max_new_tokens)
     running, done = (_empty(videos, num_beams, max_new_tokens, pad, device) for _ in range(2))
     running.scores[:, 0] = 0.0  # at first all beams are one

@@ -7,6 +7,7 @@ Letters: B videos · K samples a video · R rows (captions) a video · N = B·R 
 tokens · V vocabulary.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,12 @@ from videoblip2.model.t5_decoder import Caches, T5Decoder
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
 #: Ended captions are dropped from the batch once this share of it would remain.
 WORTH_DROPPING = 0.75
+
+
+#: What samples are drawn with: one generator for all, or one a caption, which makes a caption independent of its batch.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+#: Called after each token with all captions so far, [N,T].
+Watch = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,9 @@ class Decoded:
         return Decoded(self.ids[chosen, :length], self.ended[chosen], self.log_probs[chosen, :length], self.end)
 
 
-def greedy(model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int) -> Decoded:
+def greedy(model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, watch: Watch | None = None) -> Decoded:
     """The likeliest token at each step: states [B,S,E], mask [B,S] → B captions."""
-    return _roll(model, states, mask, max_new_tokens, num_greedy=1, samples=0)
+    return _roll(model, states, mask, max_new_tokens, num_greedy=1, samples=0, watch=watch)
 
 
 def sample(
@@ -60,10 +67,11 @@ def sample(
     max_new_tokens: int,
     samples: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
+    watch: Watch | None = None,
 ) -> Decoded:
     """K captions a video, video by video, drawn from the whole distribution."""
-    return _roll(model, states, mask, max_new_tokens, 0, samples, temperature, generator)
+    return _roll(model, states, mask, max_new_tokens, 0, samples, temperature, generator, watch)
 
 
 def greedy_and_sample(
@@ -114,6 +122,10 @@ class Rollout:
         self.log_probs[rows, at] = chosen.masked_fill(ended, 0.0)
         self.ended[rows] = ended | (self.token == self.end)
 
+    def any_live(self) -> bool:
+        """Whether a caption still runs."""
+        return not bool(self.ended.all())
+
     def drop_ended(self, caches: Caches) -> bool:
         """Leave out rows that ended, where that is worth the copying; False when none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
@@ -142,10 +154,11 @@ def _roll(
     num_greedy: int,
     samples: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
+    watch: Watch | None = None,
 ) -> Decoded:
     """Token by token; the first `num_greedy` rows of each video take the likeliest token, the others draw."""
-    decoder = T5Decoder(model.language_model)
+    decoder = T5Decoder(model.language_model, len(states) * (num_greedy + samples), model.compiled_decoding)
     caches = decoder.start(states, mask, max_new_tokens)
     run = Rollout(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
     total, every = len(run.ids), STEPS_BETWEEN_LOOKS.get(states.device.type, 1)
@@ -155,11 +168,20 @@ def _roll(
             logits = logits.repeat_interleave(num_greedy + samples, dim=0)
             caches.repeat(num_greedy + samples)
         # One number a caption and token, running or not, so that dropping rows changes no draw.
-        uniform = torch.rand(total, generator=generator, device=states.device) if samples else None
+        uniform = _uniform(total, generator, states.device) if samples else None
         run.take(torch.log_softmax(logits, dim=-1), uniform, at)
-        if (at + 1) % every == 0 and not run.drop_ended(caches):
+        if watch is not None:
+            watch(run.ids[:, : at + 1])
+        if (at + 1) % every == 0 and not (run.any_live() if decoder.compiled else run.drop_ended(caches)):
             break
     return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.end)
+
+
+def _uniform(total: int, generator: Generators, device: torch.device) -> Tensor:
+    """[N] numbers in [0,1), one a caption."""
+    if isinstance(generator, torch.Generator | None):
+        return torch.rand(total, generator=generator, device=device)
+    return torch.cat([torch.rand(1, generator=one, device=one.device) for one in generator]).to(device)
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class VideoBlip2(PreTrainedModel):
     config: VideoBlip2Config
     base_model_prefix = "videoblip2"
     main_input_name = "video"
+    compiled_decoding = False  # decode with torch.compile: worth its long first call on a GPU
     _supports_sdpa = True
     _no_split_modules = ["T5Block", "InstructBlipQFormerLayer"]  # noqa: RUF012
 

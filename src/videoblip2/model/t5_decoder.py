@@ -4,13 +4,17 @@ What makes it quicker than `generate`, with the same numbers:
 1. Cross-attention keys and values are computed once a video and shared by all captions of that video.
 2. The first token of all captions of a video is one computation: they begin alike.
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
-4. Rows whose caption has ended can be dropped (`Caches.select`).
+4. On a CPU, weights are laid out for few rows at a time (`packed`).
+5. Rows whose caption has ended can be dropped (`Caches.select`).
+6. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,13 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
+from videoblip2.model.packed import Product, product
+
+_Pairs = list[tuple[Tensor, Tensor]]
+
 
 @dataclass
 class Caches:
     """Keys and values, one entry a layer. cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`."""
 
-    cross: list[tuple[Tensor, Tensor]]
-    own: list[tuple[Tensor, Tensor]]
+    cross: _Pairs
+    own: _Pairs
     cross_bias: Tensor  # [B,1,1,S]: 0 where an encoder place is real, else the most negative number
     length: int = 0
 
@@ -49,29 +57,35 @@ class Caches:
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one block."""
+    """Weights of one block: those of the norms, and the products with the others."""
 
     own_norm: Tensor
-    own_qkv: Tensor  # [3·H·d, E]
-    own_out: Tensor
+    own_qkv: Product  # E → 3·H·d
+    own_out: Product
     cross_norm: Tensor
-    cross_q: Tensor
+    cross_q: Product
     cross_kv: Tensor  # [2·H·d, E]
-    cross_out: Tensor
+    cross_out: Product
     feed_norm: Tensor
-    feed_in: tuple[Tensor, ...]  # two where gated
-    feed_out: Tensor
+    feed_in: tuple[Product, ...]  # two where gated
+    feed_out: Product
 
 
 class T5Decoder:
     """The decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
 
     Under autocast the weights are cast once, here.
+
+    Args:
+        rows: about how many captions are decoded at a time.
+        compiled: run each step as one graph of `torch.compile`, built at the first call for a size of batch.
     """
 
     @torch.no_grad()
-    def __init__(self, language_model: T5ForConditionalGeneration) -> None:
+    def __init__(self, language_model: T5ForConditionalGeneration, rows: int = 1, compiled: bool = False) -> None:
         config: Any = language_model.config
+        self.compiled = compiled
+        self.rows = 0 if compiled else rows  # a compiled step brings its own layout of the weights
         decoder: Any = language_model.decoder
         self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
@@ -81,7 +95,7 @@ class T5Decoder:
         self._position = decoder.block[0].layer[0].SelfAttention
         self._embedding = language_model.shared.weight
         self._final_norm = self._cast(decoder.final_layer_norm.weight)
-        self._lm_head = self._cast(folded(language_model.lm_head))
+        self._lm_head = self._product(language_model.lm_head)
         self._layers = [self._layer(block.layer) for block in decoder.block]
 
     def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> Caches:
@@ -94,45 +108,61 @@ class T5Decoder:
         width = cross[0][0].shape[-1]
         shape = (len(states), self.heads, max_tokens, width)
         own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
-        bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
-        bias = bias.masked_fill(mask == 0, torch.finfo(self.dtype).min)
-        self._bias = self._position.compute_bias(max_tokens, max_tokens, device=self.device).to(self.dtype)
-        return Caches(cross, own, bias[:, None, None])
+        cross_bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
+        cross_bias = cross_bias.masked_fill(mask == 0, torch.finfo(self.dtype).min)
+        bias = self._position.compute_bias(max_tokens, max_tokens, device=self.device)  # [1,H,T,T]
+        unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self.device).triu(diagonal=1)
+        self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)
+        self._places = torch.arange(max_tokens, device=self.device)
+        return Caches(cross, own, cross_bias[:, None, None])
 
     def step(self, tokens: Tensor, caches: Caches) -> Tensor:
         """Next token's logits: tokens [B·R] → [B·R,V] float32; the caches grow by one place."""
         with torch.autocast(self.device.type, enabled=False):
-            hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
-            for layer, own, cross in zip(self._layers, caches.own, caches.cross, strict=True):
-                hidden = hidden + self._attend_own(hidden, layer, own, caches.length)
-                hidden = hidden + self._attend_cross(hidden, layer, cross, caches.cross_bias)
-                hidden = hidden + self._feed_forward(hidden, layer)
+            at = caches.length
             caches.length += 1
-            return functional.linear(self._norm(hidden, self._final_norm) * self.scale, self._lm_head).float()
+            if self.compiled:
+                place = self._places[at : at + 1]
+                return _graph()(self, tokens, place, caches.own, caches.cross, caches.cross_bias)
+            return self._logits(tokens, at, caches.own, caches.cross, caches.cross_bias)
 
-    def _attend_own(self, hidden: Tensor, layer: Layer, own: tuple[Tensor, Tensor], at: int) -> Tensor:
-        qkv = functional.linear(self._norm(hidden, layer.own_norm), layer.own_qkv)
+    def _logits(self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: _Pairs, cross_bias: Tensor) -> Tensor:
+        hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
+        for layer, own_cache, cross_cache in zip(self._layers, own, cross, strict=True):
+            hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
+            hidden = hidden + self._attend_cross(hidden, layer, cross_cache, cross_bias)
+            hidden = hidden + self._feed_forward(hidden, layer)
+        return self._lm_head(self._norm(hidden, self._final_norm) * self.scale).float()
+
+    def _attend_own(self, hidden: Tensor, layer: Layer, own: tuple[Tensor, Tensor], at: int | Tensor) -> Tensor:
+        qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
         query, key, value = qkv.view(len(hidden), 3, self.heads, -1).unbind(dim=1)  # [B·R,H,d] each
-        own[0][:, :, at] = key
-        own[1][:, :, at] = value
-        keys, values = own[0][:, :, : at + 1], own[1][:, :, : at + 1]
-        bias = self._bias[:, :, at : at + 1, : at + 1]
+        keys, values, bias = self._written(own, key, value, at)
         seen = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
-        return functional.linear(seen.reshape(len(hidden), -1), layer.own_out)
+        return layer.own_out(seen.reshape(len(hidden), -1))
+
+    def _written(self, own: tuple[Tensor, Tensor], key: Tensor, value: Tensor, at: int | Tensor) -> tuple[Tensor, ...]:
+        """Keys, values, bias after writing place `at`: what is filled, or (`at` [1], of fixed shape) all places."""
+        if isinstance(at, int):
+            own[0][:, :, at], own[1][:, :, at] = key, value
+            return own[0][:, :, : at + 1], own[1][:, :, : at + 1], self._bias[:, :, at : at + 1, : at + 1]
+        own[0].index_copy_(2, at, key.unsqueeze(2))
+        own[1].index_copy_(2, at, value.unsqueeze(2))
+        return *own, self._bias.index_select(2, at)
 
     def _attend_cross(self, hidden: Tensor, layer: Layer, cross: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
         videos = len(bias)
-        query = functional.linear(self._norm(hidden, layer.cross_norm), layer.cross_q)
+        query = layer.cross_q(self._norm(hidden, layer.cross_norm))
         query = self._split(query.view(videos, len(hidden) // videos, -1))  # [B,H,R,d]
         seen = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
-        return functional.linear(seen.transpose(1, 2).reshape(len(hidden), -1), layer.cross_out)
+        return layer.cross_out(seen.transpose(1, 2).reshape(len(hidden), -1))
 
     def _feed_forward(self, hidden: Tensor, layer: Layer) -> Tensor:
         normed = self._norm(hidden, layer.feed_norm)
-        inner = self._activation(functional.linear(normed, layer.feed_in[0]))
+        inner = self._activation(layer.feed_in[0](normed))
         if len(layer.feed_in) == 2:
-            inner = inner * functional.linear(normed, layer.feed_in[1])
-        return functional.linear(inner, layer.feed_out)
+            inner = inner * layer.feed_in[1](normed)
+        return layer.feed_out(inner)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
@@ -146,19 +176,34 @@ class T5Decoder:
         entries = (feed.wi_0, feed.wi_1) if hasattr(feed, "wi_0") else (feed.wi,)
         return Layer(
             own_norm=self._cast(parts[0].layer_norm.weight),
-            own_qkv=self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])),
-            own_out=self._cast(folded(own.o)),
+            own_qkv=product(self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])), self.rows),
+            own_out=self._product(own.o),
             cross_norm=self._cast(parts[1].layer_norm.weight),
-            cross_q=self._cast(folded(cross.q)),
+            cross_q=self._product(cross.q),
             cross_kv=self._cast(torch.cat([folded(cross.k), folded(cross.v)])),
-            cross_out=self._cast(folded(cross.o)),
+            cross_out=self._product(cross.o),
             feed_norm=self._cast(parts[2].layer_norm.weight),
-            feed_in=tuple(self._cast(folded(entry)) for entry in entries),
-            feed_out=self._cast(folded(feed.wo)),
+            feed_in=tuple(self._product(entry) for entry in entries),
+            feed_out=self._product(feed.wo),
+        )
+
+    def _product(self, module: Any) -> Product:
+        weight, own = folded(module), getattr(module, "weight", None)
+        cast = self._cast(weight)
+        # Only a frozen weight in its own dtype is the same tensor at the next call.
+        return product(
+            cast if cast.dtype != weight.dtype else weight, self.rows, weight is own and not own.requires_grad
         )
 
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.dtype)
+
+
+@cache
+def _graph() -> Callable[..., Tensor]:
+    """The step as a compiled graph; shapes that change from call to call become symbols of it."""
+    compiled: Callable[..., Tensor] = torch.compile(T5Decoder._logits, fullgraph=True)
+    return compiled
 
 
 def folded(module: Any) -> Tensor:

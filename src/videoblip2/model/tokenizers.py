@@ -1,8 +1,9 @@
 """The two vocabularies of the model: BERT word pieces for the Q-Formers, T5's pieces for the language model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,15 +17,23 @@ QFORMER_FOLDER = "qformer_tokenizer"
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """`t5` for prompts and captions, `bert` for the prompt beside the queries."""
+    """`t5` for prompts and captions, `bert` for the prompt beside the queries.
+
+    For several threads: a tokenizer keeps the length to cut at, and threads without a lock get each other's.
+    """
 
     t5: Any
     bert: Any
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type["Tokenizers"], tuple[Any, Any]]:
+        return Tokenizers, (self.t5, self.bert)
 
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """B prompts → qformer_ids, qformer_mask [B,P] and prompt_ids, prompt_mask [B,P']."""
-        bert = self.bert(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-        t5 = self.t5(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+        with self._lock:
+            bert = self.bert(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+            t5 = self.t5(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
         return {
             "qformer_ids": bert.input_ids,
             "qformer_mask": bert.attention_mask,
@@ -34,13 +43,15 @@ class Tokenizers:
 
     def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor:
         """N captions → [N,T], each ends with the end token; -100 = padding."""
-        encoded = self.t5(list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        with self._lock:
+            encoded = self.t5(list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         labels: Tensor = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
         return labels
 
     def texts(self, ids: Tensor) -> list[str]:
         """[N,T] → N captions without special tokens."""
-        texts = self.t5.batch_decode(torch.clamp(ids, min=0), skip_special_tokens=True)
+        with self._lock:
+            texts = self.t5.batch_decode(torch.clamp(ids, min=0), skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def save(self, folder: Path) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.tracking.tracker import NullTracker, Tracker
+from videoblip2.tracking.termination import sigterm_raises
+from videoblip2.tracking.tracker import NullTracker, Stopped, Tracker
 
-__all__ = ["FoundModel", "NullTracker", "Tracker", "find_model", "local_model", "open_run"]
+__all__ = ["FoundModel", "NullTracker", "Stopped", "Tracker", "find_model", "local_model", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,31 @@ class FoundModel:
 
 @contextmanager
 def open_run(
-    stage: str, name: str, experiment: str, enabled: bool = True, resume_run_id: str | None = None
+    stage: str,
+    name: str,
+    experiment: str,
+    enabled: bool = True,
+    resume_run_id: str | None = None,
+    folder: Path | None = None,
+    parent_run_id: str | None = None,
 ) -> Iterator[Tracker]:
     """Open the one run of a stage, however it was started; `enabled=False` gives a tracker that keeps nothing.
 
-    With `resume_run_id` that run is opened again, and points at or before its last logged step are not logged twice.
-
     Under `mlflow run` (MLFLOW_RUN_ID is set) the run that MLflow opened is used and `name` and `experiment` are not.
-    The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C and SIGTERM.
+    The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C, Stopped, and SIGTERM, which raises `Terminated`.
+
+    Args:
+        resume_run_id: that run is opened again, and points at or before its last logged step are not logged twice.
+        folder: the run's own folder on this machine: the run names it, and what cannot be sent is kept there.
+        parent_run_id: the run is a child of that one, in its experiment, and MLFLOW_RUN_ID is the parent's affair.
     """
     if not enabled:
-        yield NullTracker()
+        with sigterm_raises():
+            yield NullTracker()
         return
     from videoblip2.tracking.mlflow_tracker import mlflow_run
 
-    with mlflow_run(stage, name, experiment, resume_run_id) as tracker:
+    with mlflow_run(stage, name, experiment, resume_run_id, folder, parent_run_id) as tracker:
         yield tracker
 
 

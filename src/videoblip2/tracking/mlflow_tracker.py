@@ -1,30 +1,33 @@
 """The Tracker on MLflow, and how its run opens and ends.
 
 1. One run however it was started: with MLFLOW_RUN_ID (`mlflow run`) that run is attached to, never renamed or moved.
+   Where an earlier run goes on, the empty one that `mlflow run` opened is closed and deleted.
 2. Points are buffered and leave in one batch: a batch of 200 costs about as much as three single calls.
 3. Parameters cannot be changed once logged, and `mlflow run` has logged its own as the user spelled them (`1e-4`).
 4. SIGTERM would leave a run RUNNING for ever: it becomes an exception here, so that the run is flushed and closed.
+5. A store that does not answer stops nothing once the run is open: messages wait in an outbox and are sent later.
 """
 
 import json
 import os
-import signal
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
 from videoblip2.tracking import models, store
-from videoblip2.tracking.fence import Fence, is_there
+from videoblip2.tracking.delivery import ONE_RETRY, deliver, impatient, is_outage
+from videoblip2.tracking.fence import Fence, Point, is_there
+from videoblip2.tracking.outbox import Outbox, describe, first_line, say
+from videoblip2.tracking.process import process_tags
 from videoblip2.tracking.revision import revision_tags
+from videoblip2.tracking.saved_state import drop_state, keep_state
+from videoblip2.tracking.termination import Terminated, sigterm_raises, stop_listening
+from videoblip2.tracking.tracker import Stopped
 
 FULL_BUFFER = 500
 SECONDS_BETWEEN_FLUSHES = 10.0
@@ -32,127 +35,228 @@ TABLE_ROWS = 200
 DIGEST_LENGTH = 36  # MLflow's limit
 
 
-class Terminated(SystemExit):
-    """SIGTERM, raised in the main thread as an exception; the process exits 143 as the shell expects."""
-
-
 class MlflowTracker:
-    """A Tracker that writes to one open MLflow run."""
+    """A Tracker that writes to one open MLflow run.
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False) -> None:
+    Args:
+        resumed: the run has points already; none is logged twice.
+        folder: the run's own folder; what cannot be sent is kept there.
+    """
+
+    def __init__(
+        self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False, folder: Path | None = None
+    ) -> None:
         self.run_id: str | None = run_id
-        self._fence = Fence(client, run_id) if resumed else None
-        self._client = client
-        self._points: list[Metric] = []
+        self._run_id, self._client, self._folder = run_id, client, folder
+        self._fence = Fence(client, run_id, up=resumed)
+        self._outbox = Outbox(self._deliver, is_outage, folder / f"unsent-{run_id}.jsonl" if folder else None)
+        self._outbox.read()
+        self._points: list[Point] = []
         self._last_flush = time.monotonic()
-        self._opened = int(time.time() * 1000)
+        active = mlflow.active_run()
+        self._began = int(active.info.start_time) if active else _now()
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log flat, dotted keys as parameters; a key that the run has stays, and another value of it becomes a tag."""
-        logged = self._client.get_run(self.run_id).data.params
-        new = [Param(key, _text(value)) for key, value in config.items() if key not in logged]
-        self._client.log_batch(self.run_id, params=new)
-        changed = {
-            key: _text(value) for key, value in config.items() if key in logged and not _same(logged[key], value)
-        }
-        self.set_tags({f"config.{key}": value for key, value in changed.items()})
+        with impatient():
+            logged = self._client.get_run(self._run_id).data.params
+        new = {key: _text(value) for key, value in config.items() if key not in logged}
+        changed = {key: value for key, value in config.items() if key in logged and not _same(logged[key], value)}
+        self._outbox.put({"params": new, "tags": {f"config.{key}": _text(value) for key, value in changed.items()}})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer one point a metric; the buffer is sent when it is full or ten seconds old."""
-        now = int(time.time() * 1000)
-        if self._fence:
-            metrics = self._fence.new_points(metrics, step)
-        self._points += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        now = _now()
+        self._points += [(key, float(value), now, step) for key, value in metrics.items()]
         if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
-            self.flush()
+            self._send_points()
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
         """Log the values of the chosen checkpoint under `best/`."""
-        self._client.log_batch(self.run_id, metrics=self._best(metrics))
+        self._outbox.put({"best": self._best(metrics)})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log at most 200 rows as NAME.json, `video_id` first. Logging the same name again appends."""
-        if self._fence:
-            rows = self._fence.new_rows(name, rows)
-        if not rows:
-            return
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        columns.sort(key=lambda column: column != "video_id")
-        table = {column: [row.get(column) for row in rows[:TABLE_ROWS]] for column in columns}
-        self._client.log_table(self.run_id, table, f"{name.removesuffix('.json')}.json")
+        if rows:
+            self._outbox.put({"table": f"{name.removesuffix('.json')}.json", "rows": list(rows[:TABLE_ROWS])})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+        self._outbox.put({"file": str(path.absolute()), "folder": folder})
 
     def log_data(self, name: str, digest: str, context: str) -> None:
         """Record a data set as an input of the run; of a long digest the first 36 characters are kept."""
-        data = Dataset(name, digest[:DIGEST_LENGTH], source_type="local", source=json.dumps({"digest": digest}))
-        self._client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+        source = json.dumps({"digest": digest})
+        self._outbox.put({"data": name, "digest": digest[:DIGEST_LENGTH], "source": source, "context": context})
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
-        """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`."""
+        """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.
+
+        Raises InputError where the store does not answer, or has no room: a model cannot wait in a file.
+        """
         self.flush()
-        model_id = models.log_checkpoint(folder, name)
-        self._client.log_batch(self.run_id, metrics=self._best(metrics, model_id))
+        best = [mlflow.entities.Metric(key, value, moment, 0) for key, value, moment in self._best(metrics)]
+        try:
+            if not self._outbox.send(at_once=True):  # MLflow would try for minutes
+                raise ConnectionError("nor did it for what was logged before")
+            model_id = models.log_checkpoint(folder, name)
+            for metric in best:
+                metric._model_id = model_id
+            self._client.log_batch(self._run_id, metrics=best)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            raise InputError(
+                f"{folder}: trained, but not logged as a model, since {store.tracking_uri()} does not answer "
+                f"({first_line(error)}); when it does, resume={self._run_id} logs it"
+            ) from error
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self._outbox.put({"tags": {key: str(value) for key, value in tags.items()}})
 
     def note(self, markdown: str) -> None:
         """Set the text at the head of the run's page."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def flush(self) -> None:
-        """Send the buffered points with a sign of life (`heartbeat`, seconds since 1970)."""
+        """Send the buffered points; those that cannot be sent are in a file afterwards."""
+        self._send_points()
+        self._outbox.write()
+
+    def keep_state(self) -> None:
+        """Log the run's folder to a store on another machine, so that any machine can go on with the run."""
+        if self._folder is not None:
+            with impatient(ONE_RETRY):
+                keep_state(self._client, self._run_id, self._folder)
+
+    def drop_state(self) -> None:
+        """Take back what `keep_state` logged: the run is over."""
+        with impatient(ONE_RETRY):
+            drop_state(self._client, self._run_id)
+
+    def _close(self, status: str) -> None:
+        """Send everything and end the run; say what could not be sent and where it is."""
+        try:
+            self._send_points()
+            if not self._outbox.send(at_once=True):
+                self._say_unsent(self._outbox.write() and self._outbox.file is not None)
+        finally:
+            self._end(status)
+
+    def _say_unsent(self, kept: bool) -> None:
+        what = describe(self._outbox.waiting)
+        if kept:
+            say(f"not sent: {what}; they are in {self._outbox.file}, and resume={self.run_id} sends them")
+        else:
+            say(f"run {self.run_id}: lost, since the tracking store does not answer: {what}")
+
+    def _end(self, status: str) -> None:
+        try:
+            with impatient():
+                mlflow.end_run(status)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            say(f"run {self.run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later")
+
+    def _send_points(self) -> None:
+        """With a sign of life: `heartbeat`, seconds since 1970."""
         self._last_flush = time.monotonic()
         if self._points:
-            self._client.log_batch(self.run_id, self._points, tags=[RunTag("heartbeat", str(int(time.time())))])
-            self._points = []
+            points, self._points = self._points, []
+            self._outbox.put({"points": points, "tags": {"heartbeat": str(int(time.time()))}})
 
-    def _best(self, metrics: Mapping[str, float], model_id: str | None = None) -> list[Metric]:
-        """Make the points of the chosen checkpoint. They share one time, by which MLflow keeps an equal point once."""
-        return [Metric(f"best/{key}", float(value), self._opened, 0, model_id) for key, value in metrics.items()]
+    def _deliver(self, record: dict[str, object]) -> None:
+        try:
+            deliver(self._client, self._run_id, self._fence, record)
+        except Exception:
+            self._fence.raise_again()
+            raise
+
+    def _best(self, metrics: Mapping[str, float]) -> list[tuple[str, float, int]]:
+        """The points of the chosen checkpoint, at the time of the run's start: MLflow keeps an equal point once."""
+        return [(f"best/{key}", float(value), self._began) for key, value in metrics.items()]
 
 
 @contextmanager
-def mlflow_run(stage: str, name: str, experiment: str, resume_run_id: str | None = None) -> Iterator[MlflowTracker]:
+def mlflow_run(
+    stage: str,
+    name: str,
+    experiment: str,
+    resume_run_id: str | None = None,
+    folder: Path | None = None,
+    parent_run_id: str | None = None,
+) -> Iterator[MlflowTracker]:
     """Open (again) or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
     client = store.connect(create=True)
-    run_id = _start(client, name, experiment, resume_run_id)
-    tracker = MlflowTracker(client, run_id, resumed=run_id == resume_run_id)
-    status = "FAILED"
-    try:
-        with _sigterm_raises():
-            if resume_run_id:
-                tracker.set_tags({"resumed_from": resume_run_id})
-            tracker.set_tags({"stage": stage, "host": socket.gethostname(), "pid": str(os.getpid()), **revision_tags()})
+    with sigterm_raises():
+        run_id = _reachable(lambda: _start(client, name, experiment, resume_run_id, parent_run_id))
+        tracker = MlflowTracker(client, run_id, run_id == resume_run_id, folder and folder.absolute())
+        status = "FAILED"
+        try:
+            tracker.set_tags({**_start_tags(stage, resume_run_id, folder), **process_tags(), **revision_tags()})
             yield tracker
-        status = "FINISHED"
-    except (KeyboardInterrupt, Terminated):
-        status = "KILLED"
-        raise
-    finally:
-        _close(tracker, status)
+            status = "FINISHED"
+        except (KeyboardInterrupt, Terminated, Stopped):
+            status = "KILLED"
+            raise
+        finally:
+            stop_listening()
+            tracker._close(status)
 
 
-def _start(client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None) -> str:
-    """A new run, except under `mlflow run`, which has opened one, and where the run to go on with is still there."""
-    if os.environ.get("MLFLOW_RUN_ID"):
-        return str(mlflow.start_run().info.run_id)
+def _start_tags(stage: str, resume_run_id: str | None, folder: Path | None) -> dict[str, str]:
+    tags = {"stage": stage}
+    if resume_run_id:
+        tags["resumed_from"] = resume_run_id
+    if folder is not None:
+        tags["folder"] = str(folder.absolute())
+    return tags
+
+
+def _start(
+    client: mlflow.MlflowClient, name: str, experiment: str, resume_run_id: str | None, parent_run_id: str | None
+) -> str:
+    """The run to go on with where it is still there; the one that `mlflow run` has opened; or a new one."""
+    given, nested = os.environ.get("MLFLOW_RUN_ID"), parent_run_id is not None
     if resume_run_id and is_there(client, resume_run_id):
-        return str(mlflow.start_run(run_id=resume_run_id).info.run_id)
-    experiment_id = _experiment_id(client, experiment)
-    return str(mlflow.start_run(run_name=name, experiment_id=experiment_id).info.run_id)
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        run_id = str(mlflow.start_run(run_id=resume_run_id, nested=nested).info.run_id)
+        if given and given != resume_run_id and not nested:
+            _retire(client, given, resume_run_id)
+        return run_id
+    if parent_run_id:
+        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
+        experiment_id = str(client.get_run(parent_run_id).info.experiment_id)
+    elif given:
+        return str(mlflow.start_run().info.run_id)
+    else:
+        experiment_id = _experiment_id(client, experiment)
+    run = mlflow.start_run(run_name=name, experiment_id=experiment_id, nested=nested, parent_run_id=parent_run_id)
+    return str(run.info.run_id)
 
 
-def _close(tracker: MlflowTracker, status: str) -> None:
+def _retire(client: mlflow.MlflowClient, run_id: str, resumed: str) -> None:
+    """Close and delete the empty run that `mlflow run` opened for a training that goes on in its own run."""
+    client.set_tag(run_id, "continues", resumed)
+    client.set_terminated(run_id, "FINISHED")
+    client.delete_run(run_id)
+
+
+def _reachable(start: Callable[[], str]) -> str:
+    """Start a run; a store that does not answer is the user's to mend, before anything has begun."""
     try:
-        tracker.flush()
-    finally:
-        mlflow.end_run(status)
+        with impatient():
+            return start()
+    except Exception as error:
+        if isinstance(error, InputError) or not is_outage(error):
+            raise
+        raise InputError(
+            f"{store.tracking_uri()}: no run can be opened ({first_line(error)}); `vb2 doctor` looks into the store, "
+            "and run.tracking=false trains without one"
+        ) from error
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -173,21 +277,9 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise Terminated on SIGTERM; outside the main thread, where Python allows no handler, change nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated(128 + signum)
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _text(value: object) -> str:

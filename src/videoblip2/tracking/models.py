@@ -16,7 +16,7 @@ from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
 from videoblip2.tracking import store
@@ -59,16 +59,21 @@ def find_checkpoint(model: str) -> tuple[Path, str]:
 
     The folder is the artifact store's own where that is on this machine, else a download.
     """
+    logged, version = logged_model(model)
+    return _checkpoint(_folder(logged), model), version
+
+
+def logged_model(model: str) -> tuple[Any, str]:
+    """Return MLflow's LoggedModel and the version behind a run id or a `models:/` address."""
     try:
         client = store.connect()
     except InputError as error:
         raise InputError(f"{model}: no folder of that name, and {error}") from error
     try:
         model_id, version = _model_id(client, model)
-        logged = client.get_logged_model(model_id)
+        return client.get_logged_model(model_id), version
     except MlflowException as error:
         raise InputError(f"{model}: unknown to {store.tracking_uri()} ({_first_line(error)}); {HOW_TO_FIND}") from error
-    return _checkpoint(_folder(logged), model), version
 
 
 def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
@@ -154,7 +159,9 @@ def _requirements() -> list[str]:
 
 def _signature() -> ModelSignature:
     inputs = [ColSpec("string", "video"), ColSpec("string", "audio", required=False)]
-    return ModelSignature(Schema(inputs), Schema([ColSpec("string", "caption"), ColSpec("double", "score")]))
+    outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
+    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options))
 
 
 def _first_line(error: Exception) -> str:

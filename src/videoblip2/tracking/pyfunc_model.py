@@ -1,4 +1,4 @@
-"""The code that MLflow stores with a checkpoint and runs to load it: feature files in, captions out."""
+"""The code that MLflow stores with a checkpoint and runs to load it: media or feature files in, captions out."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,16 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-AUDIO_DIM = 512
+FEATURES = ".npy"
+BATCH = 32  # rows decoded together
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Captions rows with `video`, the path of a [F,768] .npy file, and `audio`, of an [A,512] one or nothing."""
+    """Captions rows with `video` (and `audio`), files that the process can read, as `vb2 caption` does.
+
+    `video` is a media file, or with `.npy` features [F, video width]; `audio` is then features [A, audio width] or
+    nothing. Parameters: `prompt` (empty = the model's own) and `num_beams`.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint folder stored beside this code."""
@@ -21,19 +26,36 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row with `caption` and `score` for each row of the input."""
+        given = params or {}
+        options = {"prompt": given.get("prompt") or None, "num_beams": int(given.get("num_beams") or 1)}
         rows = model_input.to_dict("records")
-        captions = self.captioner.caption([(_features(row["video"]), _audio(row.get("audio"))) for row in rows])
+        batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        captions = [caption for batch in batches for caption in self._caption(batch, options)]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
+
+    def _caption(self, rows: list[dict[str, Any]], options: dict[str, Any]) -> list[Any]:
+        """A caption a row, in order; feature files and media files are decoded as one batch each."""
+        stored = [n for n, row in enumerate(rows) if str(row["video"]).endswith(FEATURES)]
+        media = [n for n in range(len(rows)) if n not in stored]
+        captions: dict[int, Any] = {}
+        if stored:
+            items = [self._read(rows[n]) for n in stored]
+            captions |= zip(stored, self.captioner.caption(items, **options), strict=True)
+        if media:
+            paths = [Path(rows[n]["video"]) for n in media]
+            captions |= zip(media, self.captioner.caption_media(paths, **options), strict=True)
+        return [captions[n] for n in range(len(rows))]
+
+    def _read(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """([F, video width], [A, audio width]); a row without `audio` has no sound, A = 0."""
+        if isinstance(row.get("audio"), str) and row["audio"]:
+            return _features(row["video"]), _features(row["audio"])
+        return _features(row["video"]), np.zeros((0, self.captioner.model.config.audio_dim), np.float32)
 
 
 def _features(path: str) -> np.ndarray:
     features: np.ndarray = np.load(Path(path), allow_pickle=False)
     return features
-
-
-def _audio(path: Any) -> np.ndarray:
-    """Return [A,512]; a row without a path has no sound, A = 0."""
-    return _features(path) if isinstance(path, str) and path else np.zeros((0, AUDIO_DIM), np.float32)
 
 
 mlflow.models.set_model(CaptionModel())

@@ -1,13 +1,11 @@
 """What the store knows of its runs: listing them, and closing those whose process died without a word."""
 
-import os
-import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from videoblip2.tracking import store
+from videoblip2.tracking import process, store
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,20 @@ def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRow]:
     return [_row(run, names) for run in runs]
 
 
-def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
-    """End as KILLED the RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
+def find_dead_runs(hours: float = 24.0) -> list[RunRow]:
+    """The RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
     client = store.connect()
     names = _experiments(client, None)
-    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000)
-    dead = [run for run in running if _is_dead(run, hours)]
+    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000) if names else []
+    return [_row(run, names) for run in running if _is_dead(run, hours)]
+
+
+def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
+    """End as KILLED what `find_dead_runs` finds."""
+    client, dead = store.connect(), find_dead_runs(hours)
     for run in dead:
-        client.set_terminated(run.info.run_id, "KILLED")
-    return [_row(run, names) for run in dead]
+        client.set_terminated(run.run_id, "KILLED")
+    return [replace(run, status="KILLED") for run in dead]
 
 
 def _experiments(client: Any, wanted: str | None) -> dict[str, str]:
@@ -60,17 +63,6 @@ def _row(run: Any, names: Mapping[str, str]) -> RunRow:
 
 def _is_dead(run: Any, hours: float) -> bool:
     tags = run.data.tags
-    last_sign = float(tags.get("heartbeat", run.info.start_time / 1000))
-    if time.time() - last_sign > hours * 3600:
+    if time.time() - process.last_sign(tags, run.info.start_time / 1000) > hours * 3600:
         return True
-    return tags.get("host") == socket.gethostname() and not _is_alive(int(tags.get("pid", 0)))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to somebody else
-        return True
-    return True
+    return process.is_here(tags) and process.is_gone(tags)

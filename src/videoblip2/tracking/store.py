@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from videoblip2.config import InputError
+from videoblip2.tracking.outbox import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"
+REACH_SECONDS = 10
+FORBIDDEN = 403
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
@@ -55,10 +58,49 @@ def connect(create: bool = False) -> "MlflowClient":
                 "set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
             )
         _first_start(uri, database)
+    elif uri.startswith("http"):
+        check_reachable(uri)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
+
+
+def check_reachable(uri: str) -> None:
+    """Ask a tracking server for a sign of life. Raises InputError, within seconds, where there is none."""
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    start = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
+    try:
+        answer = http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=REACH_SECONDS)
+    except Exception as error:
+        raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {start}") from error
+    if answer.status_code == FORBIDDEN:
+        raise InputError(
+            f"{uri}: the server refuses ({answer.text.strip()[:100]}); see its --allowed-hosts and your login"
+        )
+
+
+def server_version(uri: str) -> str:
+    """MLflow's version on a tracking server; empty where it does not tell."""
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=REACH_SECONDS)
+    return answer.text.strip() if answer.status_code == 200 else ""
+
+
+def schema_versions(uri: str) -> tuple[str | None, str]:
+    """The schema revision that a database has and the one that the installed MLflow wants."""
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        return _get_schema_version(engine), _get_latest_schema_revision()
+    finally:
+        engine.dispose()
 
 
 def _first_start(uri: str, database: Path) -> None:

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Protocol
 
 
+class Stopped(Exception):
+    """Ends a run early and on purpose: its status becomes KILLED, and what it has logged stays."""
+
+
 class Tracker(Protocol):
     """One run. Metric names are grouped by what stands before the last slash: `train/loss`, `val/CIDEr`."""
 
@@ -38,7 +42,13 @@ class Tracker(Protocol):
         """Set the text at the head of the run's page."""
 
     def flush(self) -> None:
-        """Send what is buffered."""
+        """Send what is buffered; what cannot be sent is safe afterwards."""
+
+    def keep_state(self) -> None:
+        """The run is being stopped: let another machine go on with its folder, where that is possible."""
+
+    def drop_state(self) -> None:
+        """The run is over: take back what `keep_state` logged."""
 
 
 class NullTracker:
@@ -75,4 +85,10 @@ class NullTracker:
         """Do nothing."""
 
     def flush(self) -> None:
+        """Do nothing."""
+
+    def keep_state(self) -> None:
+        """Do nothing."""
+
+    def drop_state(self) -> None:
         """Do nothing."""

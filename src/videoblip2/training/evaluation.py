@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, InputError, parse_config
+from videoblip2.config import Config, InputError, flatten, parse_config
 from videoblip2.data.annotations import read_annotations
-from videoblip2.evaluate import ALL_METRICS, Evaluation, evaluate, write_predictions
-from videoblip2.features.store import FeatureStore, digest
+from videoblip2.data.dataset import CachedFeatures
+from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
+from videoblip2.evaluate import ALL_METRICS, NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking.lineage import command_line, lineage_tags
+from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.record import cider_interval, data_digest, interval_scores, log_captions
 from videoblip2.training.workspace import with_features
 
 SPLITS = ("val", "test")
@@ -20,7 +25,7 @@ SPLITS = ("val", "test")
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of one model on one split; `metrics` in pycocoevalcap's scale."""
+    """Scores of one model on one split; `metrics` in pycocoevalcap's scale. `videos`: captioned, or asked about."""
 
     run_id: str | None
     metrics: dict[str, float]
@@ -38,7 +43,9 @@ def evaluate_model(
     progress: Progress = no_progress,
     metrics: Sequence[str] = ALL_METRICS,
 ) -> EvaluationResult:
-    """Caption every video of a split, score the captions, write predictions; data paths are the checkpoint's own.
+    """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
+
+    Data paths are the checkpoint's own.
 
     Args:
         model: MODEL; its run, where it has one, is named in the tags.
@@ -50,26 +57,66 @@ def evaluate_model(
     checkpoint = load_checkpoint(found.folder)
     config = parse_config(checkpoint.config, overrides, source=f"{model}'s config.yaml")
     network = checkpoint.model.to(pick_device(config.device)).eval()
+    network.compiled_decoding = config.decode.compile
     captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
     name = str(checkpoint.provenance.get("name", found.version))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
-        result, data = _evaluate(captioner, config, split, progress, metrics)
-        tracker.log_data(f"{Path(config.data.annotations).name}/{split}.json", data, split)
-        tracker.log_metrics({f"{split}/{key}": value for key, value in result.corpus.items()}, step=0)
-        tracker.log_table("predictions", result.rows()[: config.train.probe_videos])
+        tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
+        tracker.log_config(flatten(config))
+        store, result, annotations = FeatureStore(Path(config.data.features)), NOTHING, Path(config.data.annotations)
+        categories: dict[str, int] = {}
+        if config.data.task != "qa":
+            categories = {video.video_id: video.category for video in read_annotations(annotations / f"{split}.json")}
+            result = _captions(captioner, config, store, split, progress, metrics)
+        if config.data.task != "caption":
+            result = _answers(result, captioner, config, store, split, progress)
+        for file, videos in _inputs(result, split):
+            tracker.log_data(f"{annotations.name}/{file}", data_digest(annotations / file, store, videos), split)
+        _log_scores(result, split, tracker)
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
-        write_predictions(path, result)
-        tracker.log_file(path)
-        return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, len(result.captions), result)
+        log_captions(path, split, result, config.train.probe_videos, categories, tracker)
+        judged = len({*result.captions, *(answered.question.video_id for answered in result.answers)})
+        return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, judged, result)
 
 
-def _evaluate(
-    captioner: Captioner, config: Config, split: str, progress: Progress, metrics: Sequence[str]
-) -> tuple[Evaluation, str]:
-    store = FeatureStore(Path(config.data.features))
+def _captions(
+    captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress, metrics: Sequence[str]
+) -> Evaluation:
     videos = read_annotations(Path(config.data.annotations) / f"{split}.json")
     references = {video.video_id: video.captions for video in with_features(videos, store, f"{split}.json")}
     stream: Any = captioner.caption_videos(list(references), store, config.decode)
     captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), f"caption {split}")}
-    return evaluate(captions, references, metrics), digest(store, list(references))
+    return evaluate(captions, references, metrics)
+
+
+def _answers(
+    result: Evaluation, captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress
+) -> Evaluation:
+    folder, file = Path(config.data.annotations), f"{split}_qa.json"
+    questions = with_features(read_questions(folder / file), store, file)
+    stream: Any = captioner.answer_questions(questions, CachedFeatures(store), config.decode)
+    answers = {asked: answer.text for asked, answer in progress(stream, len(questions), f"answer {split}")}
+    train: list[Question] = read_questions(path) if (path := folder / config.data.train_qa).exists() else []
+    answer_map = read_answer_map(path) if (path := folder / ANSWER_MAP).exists() else None
+    return with_answers(result, answers, questions, train, answer_map)
+
+
+def _inputs(result: Evaluation, split: str) -> list[tuple[str, list[str]]]:
+    """(annotation file, ids of its videos) of everything that was judged."""
+    asked = sorted({answered.question.video_id for answered in result.answers})
+    files = [(f"{split}.json", list(result.captions)), (f"{split}_qa.json", asked)]
+    return [(file, videos) for file, videos in files if videos]
+
+
+def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
+    """The split's scores, CIDEr with its interval, and a line at the head of the run's page."""
+    scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
+    names = [name for name in (*ALL_METRICS, "accuracy") if name in result.corpus]
+    text = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in names)
+    if result.per_video and "CIDEr" in result.corpus:
+        sure = cider_interval(result)
+        scores |= interval_scores(split, result)
+        text += f"; CIDEr's 95 % interval over videos is [{100 * sure.low:.1f}, {100 * sure.high:.1f}]"
+    tracker.log_metrics(scores, step=0)
+    tracker.note(f"**{split}**, {len(result.captions) or len(result.answers)} judged: {text}")

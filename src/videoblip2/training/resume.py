@@ -1,21 +1,31 @@
-"""Which training `train.resume` means, and whether this configuration may go on with it."""
+"""Which training `train.resume` means, and whether this configuration may go on with it.
+
+It is an MLflow run id, a run's folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
+in this OUT/NAME, and at last in the store, which has a copy where the run was stopped and the store is a server.
+"""
 
 import json
+import re
 from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
+from videoblip2.tracking.saved_state import StoppedRun, fetch_state, find_stopped_run
 from videoblip2.training.state import FINISHED, FOLDER, FORMAT, Record, read_record
 
 #: What may change when a training goes on: it moves no weight.
 FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def resumed_config(config: Config) -> Config:
-    """With `train.resume=FOLDER` the run's own place and name are FOLDER's."""
-    if config.train.resume in (None, "auto"):
+def resumed_config(config: Config, stage: str = "") -> Config:
+    """With `train.resume=FOLDER` or a run id, OUT and NAME are that run's. Raises InputError for an unknown run."""
+    wanted = config.train.resume
+    if wanted in (None, "auto"):
         return config
-    folder = Path(str(config.train.resume))
+    folder = Path(str(wanted))
+    if RUN_ID.fullmatch(str(wanted)) and not folder.exists():
+        folder = _folder_of(find_stopped_run(str(wanted)), Path(config.run.out), stage)
     run = config.run.model_copy(update={"out": str(folder.parent), "name": folder.name})
     return config.model_copy(update={"run": run})
 
@@ -45,18 +55,52 @@ def find_saved(stage: str, folder: Path, config: Config) -> Record | None:
     return record
 
 
+def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
+    """The folder on this machine with the state of a run, downloaded if it must be."""
+    if run.stage and stage and run.stage != stage:
+        raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
+    here = out / run.name
+    for folder in filter(None, (run.folder, here)):
+        if run.run_id == _run_in(folder):
+            return folder
+    if not run.logged:
+        raise InputError(
+            f"resume={run.run_id}: no training state in {run.folder or here} (the run was on {run.host}), and none "
+            f"logged with the run; bring that folder to {here}, or start anew without resume"
+        )
+    if _run_in(here) is not None:
+        raise InputError(f"resume={run.run_id}: {here} belongs to another run; set run.out to a folder without it")
+    fetch_state(run.run_id, here)
+    return here
+
+
+def _run_in(folder: Path) -> str | None:
+    """The id of the run whose training state, or mark of its end, is in a run's folder."""
+    finished = folder / FOLDER / FINISHED
+    if finished.is_file():
+        return str(json.loads(finished.read_text(encoding="utf-8")).get("run_id"))
+    try:
+        record = read_record(folder / FOLDER)
+    except ValueError:
+        return None
+    return str(record["run_id"]) if record else None
+
+
 def _check(stage: str, folder: Path, config: Config, record: Record) -> None:
     if record["format"] > FORMAT:
         raise InputError(f"{folder}: a training state of format {record['format']}; update videoblip2")
     if record["stage"] != stage:
         raise InputError(f"train.resume: {folder} is a run of `vb2 {record['stage']}`, not of `vb2 {stage}`")
     now, then = plain(config), record["config"]
-    for key in now.keys() | then.keys():
-        if not key.startswith(FREE) and now.get(key) != then.get(key):
-            raise InputError(
-                f"{key}={now.get(key)!r}: {folder} began with {then.get(key)!r}, and going on would not be the same "
-                f"training; {REMEDY.format(folder)}"
-            )
+    other = [
+        key for key in sorted(now.keys() | then.keys()) if not key.startswith(FREE) and now.get(key) != then.get(key)
+    ]
+    if other:
+        key, words = other[0], " ".join(f"{key}={json.dumps(then.get(key))}" for key in other)
+        raise InputError(
+            f"{key}={now.get(key)!r}: {folder} began with {then.get(key)!r}, and going on would not be the same "
+            f"training; to go on, add {words}; {REMEDY.format(folder)}"
+        )
 
 
 def plain(config: Config) -> Record:

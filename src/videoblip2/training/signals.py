@@ -12,7 +12,11 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold the first signal back until the block ends; a second one acts at once. Only the main thread gets signals."""
+    """Hold signals back until the block ends, then act on the first; a second Ctrl-C acts at once.
+
+    A SIGTERM after another signal waits as well: `mlflow run` sends one after Ctrl-C, and schedulers repeat theirs.
+    Only the main thread gets signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -21,8 +25,8 @@ def signals_wait() -> Iterator[None]:
 
     def hold(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
-        if len(arrived) > 1:
-            _act(before[signal.Signals(number)], number, frame)
+        if arrived.count(signal.SIGINT) > 1:
+            _act(before[signal.SIGINT], number, frame)
 
     for number in NUMBERS:
         signal.signal(number, hold)

@@ -1,6 +1,5 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -9,19 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import Config, flatten, to_yaml
-from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate, write_predictions
-from videoblip2.features.store import digest
+from videoblip2.config import Config, InputError
+from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.model.first_weights import describe_first_weights, reports_as_json
+from videoblip2.model.first_weights import describe_first_weights
 from videoblip2.model.model_card import write_card
 from videoblip2.model.weight_report import WeightReport
 from videoblip2.tracking import open_run
+from videoblip2.tracking.environment import FILE as ENVIRONMENT
+from videoblip2.tracking.environment import write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
+from videoblip2.training.faults import only_one_in, stop_well
 from videoblip2.training.loop import Best, StepFunction, checkpoint_folder, train
 from videoblip2.training.monitors import Watch
+from videoblip2.training.naming import run_name, what_differs
+from videoblip2.training.observer import Observer
+from videoblip2.training.origin import origin
 from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.record import log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, plain, resumed_config
 from videoblip2.training.rewards import build_reward, reward_references
 from videoblip2.training.scst import scst_step
@@ -45,7 +50,12 @@ class StageResult:
 
 
 def run_stage(
-    stage: str, config: Config, progress: Progress = no_progress, show_weights: ShowWeights | None = None
+    stage: str,
+    config: Config,
+    progress: Progress = no_progress,
+    show_weights: ShowWeights | None = None,
+    usual: Config | None = None,
+    observer: Observer | None = None,
 ) -> StageResult:
     """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong.
 
@@ -54,46 +64,61 @@ def run_stage(
     Args:
         show_weights: is given, before training starts, a line a part of the network on its first weights, and the
             report of each Q-Former that was loaded, by modality.
+        usual: the experiment file before the user's changes, which the run's name then says.
+        observer: see `training.observer`.
     """
-    config = inherit_model(resumed_config(config))
-    name = config.run.name or run_name(stage, config)
-    saved = find_saved(stage, Path(config.run.out) / name, config)
+    _check_task(stage, config)
+    said = what_differs(stage, config, usual) if usual else []
+    config = inherit_model(resumed_config(config, stage))
+    name, run = config.run.name or run_name(stage, config, said), config.run
+    folder = Path(run.out) / name
+    saved = find_saved(stage, folder, config)
     work = open_workspace(config)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
     if show_weights is not None:
         show_weights(weights, work.reports)
-    earlier, run = saved["run_id"] if saved else None, config.run
-    with open_run(stage, name, run.experiment, enabled=run.tracking, resume_run_id=earlier) as tracker:
-        _log_weights(checkpoint_folder(work, name).parent, weights, work.reports, tracker)
-        return _run(stage, name, work, tracker, progress, resume=saved is not None)
+    earlier, parent = saved["run_id"] if saved else None, observer.parent_run_id if observer else None
+    if observer is not None:
+        earlier = earlier or observer.run_id
+    opened = open_run(stage, name, run.experiment, run.tracking, earlier, folder, parent)
+    with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
+        if observer is not None:
+            observer.opened(tracker)
+        log_weights(folder, weights, work.reports, tracker)
+        digests = log_inputs(work, folder, tracker, said)
+        return _run(stage, name, work, tracker, digests, progress, saved is not None, observer)
 
 
-def run_name(stage: str, config: Config) -> str:
-    """Says what differs: `ce-lr0.0001-seed0`, `scst-greedy-lr1e-05-seed0`, `ce-video-…` for one modality."""
-    parts = [stage]
-    if config.model.modalities != "both":
-        parts.append(config.model.modalities)
-    if stage == "scst":
-        parts.append(config.scst.baseline)
-    return "-".join([*parts, f"lr{config.optim.lr:g}", f"seed{config.seed}"])
+def _check_task(stage: str, config: Config) -> None:
+    if stage == "scst" and config.data.task != "caption":
+        raise InputError(
+            f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
+        )
 
 
 def _run(
-    stage: str, name: str, work: Workspace, tracker: Tracker, progress: Progress, resume: bool = False
+    stage: str,
+    name: str,
+    work: Workspace,
+    tracker: Tracker,
+    digests: dict[str, str],
+    progress: Progress,
+    resume: bool = False,
+    observer: Observer | None = None,
 ) -> StageResult:
     folder = checkpoint_folder(work, name)
-    digests = _log_inputs(stage, work, tracker)
     provenance = _provenance(stage, name, work, tracker, digests)
     keep = partial(_keep, folder, work, provenance)
     state = _open_state(stage, name, work, tracker, resume)
     watch = Watch(work.config.scst.watch, reward_references(work)) if stage == "scst" else None
     take_step = _step_function(stage, work)
-    best = train(work, take_step, keep, tracker, progress, stage, stage == "scst", state, resume, watch)
+    best = train(work, take_step, keep, tracker, progress, stage, stage == "scst", state, resume, watch, observer)
     result = _judge(work, best)
     metrics = {name: value for name, value in result.corpus.items()}
     _keep_metrics(folder, {**metrics, "step": float(best.step)})
-    model = _log_results(name, folder, result, metrics, work, tracker)
+    model = log_results(name, folder, result, best.step, work, tracker)
     state.finish(run_id=tracker.run_id, model=model, steps=work.config.train.steps)
+    tracker.drop_state()
     return StageResult(stage, name, tracker.run_id, model, folder, best.step, metrics)
 
 
@@ -117,10 +142,13 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
         work.model,
         work.tokenizers,
         config=work.config.model_dump(mode="json"),
-        metrics={"val/CIDEr": best.cider, "step": float(best.step)},
+        metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
         provenance={**provenance, "step": best.step},
     )
-    save_checkpoint(folder, checkpoint, {"document_frequencies": work.document_frequencies.save})
+    extras = {ENVIRONMENT: write_environment}
+    if work.train_videos:
+        extras["document_frequencies"] = work.document_frequencies.save
+    save_checkpoint(folder, checkpoint, extras)
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
@@ -132,34 +160,10 @@ def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
 
 def _judge(work: Workspace, best: Best) -> Evaluation:
     references = {video.video_id: video.captions for video in work.val_videos}
-    return evaluate(best.captions, references, FAST_METRICS)
-
-
-def _log_inputs(stage: str, work: Workspace, tracker: Tracker) -> dict[str, str]:
-    """Configuration, tags and data digests."""
-    config = work.config
-    tracker.log_config(flatten(config))
-    digests = {}
-    for context, file, videos in (
-        ("train", config.data.train, work.train_videos),
-        ("val", "val.json", work.val_videos),
-    ):
-        annotations = hashlib.sha256((Path(config.data.annotations) / file).read_bytes()).hexdigest()[:12]
-        features = digest(work.store, [video.video_id for video in videos])
-        digests[context] = hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:12]
-        tracker.log_data(f"{Path(config.data.annotations).name}/{file}", digests[context], context)
-    tags = {"seed": str(config.seed), "modalities": config.model.modalities}
-    tracker.set_tags({**tags, **({"warm_start": work.parent} if work.parent else {})})
-    return digests
-
-
-def _log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
-    """What became of every tensor as `first_weights.json` beside the checkpoint and in the run, and a tag a part."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "first_weights.json"
-    file.write_text(json.dumps(reports_as_json(lines, reports), indent=1) + "\n", encoding="utf-8")
-    tracker.log_file(file)
-    tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
+    result = evaluate(best.captions, references, FAST_METRICS) if references else NOTHING
+    if work.val_questions:
+        result = with_answers(result, best.answers, work.val_questions, work.train_questions)
+    return result
 
 
 def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digests: dict[str, str]) -> dict[str, Any]:
@@ -168,20 +172,7 @@ def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digest
         "stage": stage,
         "name": name,
         "run_id": tracker.run_id,
-        "parent": work.parent,
+        **origin(work.parent),
         "data": digests,
         "features": {key: manifest[key] for key in ("clip", "clap", "settings") if key in manifest} or None,
     }
-
-
-def _log_results(
-    name: str, folder: Path, result: Evaluation, metrics: dict[str, float], work: Workspace, tracker: Tracker
-) -> str:
-    """Best metrics, the probe table, the predictions, the configuration, the checkpoint as a model."""
-    tracker.log_best({f"val/{key}": value for key, value in metrics.items()})
-    tracker.log_table("predictions", result.rows()[: work.config.train.probe_videos])
-    write_predictions(folder.parent / "val_predictions.jsonl", result)
-    tracker.log_file(folder.parent / "val_predictions.jsonl")
-    (folder.parent / "config.yaml").write_text(to_yaml(work.config), encoding="utf-8")
-    tracker.log_file(folder.parent / "config.yaml")
-    return tracker.log_checkpoint(folder, name, {f"val/{key}": value for key, value in metrics.items()})

@@ -61,8 +61,11 @@ class StateFile:
         record = {"format": FORMAT, **self.identity, **_course_record(course), "random": random_record}
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{FILE}.tmp"
-        save_file(tensors, draft, metadata={"state": json.dumps(record)})
-        os.replace(draft, self.path)
+        try:
+            save_file(tensors, draft, metadata={"state": json.dumps(record)})
+            os.replace(draft, self.path)
+        finally:
+            draft.unlink(missing_ok=True)  # half a file would keep a full disk full
 
     def restore(self, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, course: Course) -> None:
         """Put weights, moments, random states and the course back."""

@@ -1,20 +1,22 @@
 """What a training stage stands on: network, tokenizers, data, document frequencies."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.config import Config, InputError, ModelConfig
-from videoblip2.data.annotations import VideoAnnotation, read_annotations
+from videoblip2.data.annotations import VideoAnnotation, read_annotations, some
 from videoblip2.data.dataset import CachedFeatures, TrainingBatches
+from videoblip2.data.question_batches import Batches, QuestionBatches, mixed
+from videoblip2.data.questions import Question, read_questions
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
@@ -37,17 +39,40 @@ class Workspace:
     val_videos: list[VideoAnnotation]
     reports: dict[str, Any] = field(default_factory=dict)
     parent: str | None = None
+    train_questions: list[Question] = field(default_factory=list)
+    val_questions: list[Question] = field(default_factory=list)
 
     @cached_property
     def features(self) -> CachedFeatures:
         return CachedFeatures(self.store)
 
     @cached_property
-    def batches(self) -> TrainingBatches:
-        train, data = self.config.train, self.config.data
-        positions = self.model.config.max_positions
-        videos, seed = self.train_videos, self.config.seed
-        return TrainingBatches(videos, self.features, self.tokenizers, data, train.batch_size, seed, positions)
+    def batches(self) -> Batches:
+        """What `data.task` teaches, step by step."""
+        data, seed = self.config.data, self.config.seed
+        size, positions = self.config.train.batch_size, self.model.config.max_positions
+        settings = self.features, self.tokenizers, data, size, seed, positions
+        if data.task == "caption":
+            return TrainingBatches(self.train_videos, *settings)
+        if data.task == "qa":
+            return QuestionBatches(self.train_questions, *settings)
+        captions, questions = (
+            TrainingBatches(self.train_videos, *settings),
+            QuestionBatches(self.train_questions, *settings),
+        )
+        return mixed(captions, questions, data.qa_share)
+
+    @property
+    def inputs(self) -> list[tuple[str, str, list[str]]]:
+        """(context, annotation file, ids of its videos) of everything that this training reads."""
+        data = self.config.data
+        files: list[tuple[str, str, Sequence[VideoAnnotation | Question]]] = [
+            ("train", data.train, self.train_videos),
+            ("val", "val.json", self.val_videos),
+            ("train", data.train_qa, self.train_questions),
+            ("val", "val_qa.json", self.val_questions),
+        ]
+        return [(context, file, sorted({entry.video_id for entry in read})) for context, file, read in files if read]
 
     @cached_property
     def all_references(self) -> dict[str, tuple[str, ...]]:
@@ -79,10 +104,24 @@ def open_workspace(config: Config) -> Workspace:
     device = pick_device(config.device)
     store = FeatureStore(Path(config.data.features))
     folder = Path(config.data.annotations)
-    train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
-    val = with_features(read_annotations(folder / "val.json"), store, "val.json")
+    train, val = [], []
+    if config.data.task != "qa":
+        train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
+        val = with_features(read_annotations(folder / "val.json"), store, "val.json")
+    questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
     model, tokenizers, reports = _network(config)
-    return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+    model.compiled_decoding = config.decode.compile
+    model, parent = model.to(device), config.train.start_from
+    return Workspace(config, device, model, tokenizers, store, train, val, reports, parent, *questions)
+
+
+def _questions(config: Config, folder: Path, store: FeatureStore) -> tuple[list[Question], list[Question]]:
+    """Training and validation questions."""
+    train, val = config.data.train_qa, "val_qa.json"
+    return (
+        with_features(read_questions(folder / train), store, train),
+        with_features(read_questions(folder / val), store, val),
+    )
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
@@ -95,16 +134,20 @@ def start_copy(work: Workspace) -> VideoBlip2 | None:
     return start
 
 
-def with_features(videos: list[VideoAnnotation], store: FeatureStore, name: str) -> list[VideoAnnotation]:
-    """The videos, all of which must have features."""
+Entry = TypeVar("Entry", VideoAnnotation, Question)
+
+
+def with_features(entries: list[Entry], store: FeatureStore, name: str) -> list[Entry]:
+    """The videos, or the questions on videos, all of which must have features."""
     known = set(store.ids)
-    missing = [video.video_id for video in videos if video.video_id not in known]
+    videos = list(dict.fromkeys(entry.video_id for entry in entries))
+    missing = [video_id for video_id in videos if video_id not in known]
     if missing:
         raise InputError(
-            f"{name}: {len(missing)} of {len(videos)} videos have no features in {store.root}, first {missing[0]}; "
-            "run `vb2 features extract` on them or take them out of the annotations"
+            f"{name}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
+            "run `vb2 features extract` on them or take them out of the annotations; `vb2 data check` lists all"
         )
-    return videos
+    return entries
 
 
 def _network(config: Config) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:

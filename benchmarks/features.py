@@ -1,0 +1,267 @@
+"""Features from the disk: a packed store beside .npy files, and cross-entropy's step beside one that reads nothing.
+
+    python benchmarks/features.py [--quick] [--json] [--videos N] [--folder DIR]
+
+Makes 10,000 videos of [20,768] frames and [10,512] audio windows, float32, in a temporary folder (1.7 GB with the
+packed copy; --quick makes 1,000 and takes under a minute on a quiet machine), synced to the disk.
+
+Random access: every video's frames once, in a new random order, through `FeatureStore`, opening included; both forms
+in turn. "Cold" means that the kernel was told before each pass to drop these files' pages (posix_fadvise DONTNEED);
+file names, and what a host below a virtual machine keeps, stay. Ratios are medians over rounds of rate / rate.
+
+Loader: the step of `vb2 ce` (forward, backward, clipping, AdamW) on 32 videos with a caption of twelve words each; two
+Q-Formers of 2 layers and a T5 of 2 + 2 layers, all 128 wide, 1,000 pieces, random weights, CPU: about the toy world's
+size, as small a step as anyone trains with, so that what the loader costs shows. Arms, a step each in turn: one batch
+kept in memory; real batches made ahead by the training's thread, from either form; and, to see what the thread is for,
+made within the step. A step ends when the batch that was made meanwhile is there, too, so that nothing hides. The page
+cache is dropped before: the first epoch. Ratios are of median times.
+"""
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from transformers import InstructBlipQFormerConfig, T5Config
+
+from videoblip2.config import Config, parse_config
+from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.data.dataset import Batch
+from videoblip2.features.pack import pack_features
+from videoblip2.features.store import FeatureStore
+from videoblip2.model.configuration import VideoBlip2Config
+from videoblip2.model.network import VideoBlip2
+from videoblip2.model.tokenizers import Tokenizers
+from videoblip2.training.ce import ce_step
+from videoblip2.training.language_model import train_bert_tokenizer, train_t5_tokenizer
+from videoblip2.training.optimizer import build_optimizer, clip_gradients
+from videoblip2.training.prefetch import Prefetcher
+from videoblip2.training.workspace import Workspace
+
+FRAMES, WINDOWS, BATCH = 20, 10, 32
+WORDS = ["a", "man", "in", "a", "red", "shirt", "is", "singing", "on", "the", "stage", "loudly"]
+FORMS = ("npy", "packed")
+Batches = Callable[[int], Batch]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1,000 videos, fewer rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--videos", type=int, help="how many videos")
+    parser.add_argument("--folder", type=Path, help="where to put them (default: the temporary folder)")
+    options = parser.parse_args()
+    videos = options.videos or (1_000 if options.quick else 10_000)
+    rounds, steps = (3, 10) if options.quick else (5, 40)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        stores = make_stores(Path(folder), videos)
+        report = {"videos": videos, **access(stores, rounds)}
+        print_access(report)
+        drop(stores)
+        report |= loader(stores, min(steps, videos // BATCH - 3))
+    print_loader(report)
+    if options.json:
+        print(json.dumps(report))
+
+
+def make_stores(folder: Path, videos: int) -> dict[str, Path]:
+    """The same random features in both forms."""
+    rng = np.random.default_rng(0)
+    for name in ("video", "audio"):
+        (folder / "npy" / name).mkdir(parents=True)
+    for number in range(videos):
+        for name, shape in (("video", (FRAMES, 768)), ("audio", (WINDOWS, 512))):
+            np.save(folder / "npy" / name / f"video{number}.npy", rng.standard_normal(shape, dtype=np.float32))
+    start = time.perf_counter()
+    out = pack_features(folder / "npy", folder / "packed.safetensors").out
+    print(f"{videos:,} videos packed in {time.perf_counter() - start:.1f} s", flush=True)
+    os.sync()
+    return {"npy": folder / "npy", "packed": out}
+
+
+def drop(stores: dict[str, Path]) -> None:
+    """Have the kernel forget the pages of every file of both stores."""
+    for path in [stores["packed"], *stores["npy"].rglob("*.npy")]:
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def access(stores: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """Videos a second through each form, cold and warm, and packed / npy."""
+    rates: dict[str, list[float]] = {f"{form}_{state}": [] for state in ("cold", "warm") for form in FORMS}
+    for number in range(rounds):
+        for state in ("cold", "warm"):
+            if state == "cold":
+                drop(stores)
+            for form in FORMS:
+                rates[f"{form}_{state}"].append(read_all(stores[form], seed=number))
+    report: dict[str, Any] = {}
+    for state in ("cold", "warm"):
+        ratios = [b / a for a, b in zip(rates[f"npy_{state}"], rates[f"packed_{state}"], strict=True)]
+        report |= {f"{state}_ratio": statistics.median(ratios), f"{state}_range": [min(ratios), max(ratios)]}
+    return {**report, "rates": {name: statistics.median(values) for name, values in rates.items()}}
+
+
+def read_all(root: Path, seed: int) -> float:
+    """Videos a second, every one once in a random order."""
+    start = time.perf_counter()
+    store = FeatureStore(root)
+    order = np.random.default_rng(seed).permutation(len(store.ids))
+    for place in order:
+        store.video(store.ids[place])
+    return len(order) / (time.perf_counter() - start)
+
+
+def loader(stores: dict[str, Path], steps: int) -> dict[str, Any]:
+    """Step times by arm, and each arm's ratio to the batch in memory."""
+    works = {form: workspace(stores[form]) for form in FORMS}
+    model = works["npy"]
+    optimizer = build_optimizer(model.model.trainable(), model.config.optim)
+    kept = model.batches(0)
+    times: dict[str, list[float]] = {}
+    with arms(works, kept) as ways:
+        for step in range(-2, steps):  # two to warm up
+            for name in rotated(list(ways), step):
+                seconds = clocked_step(model, optimizer, ways[name], step + 2)
+                times.setdefault(name, []).append(seconds)
+    seconds = {name: statistics.median(values[2:]) for name, values in times.items()}
+    ratios = {name: seconds[name] / seconds["memory"] for name in seconds if name != "memory"}
+    making = {form: making_seconds(works[form], steps) for form in FORMS}
+    return {"loader": ratios, "step_seconds": seconds, "batch_seconds": making, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def arms(works: dict[str, Workspace], kept: Batch) -> Iterator[dict[str, Batches]]:
+    """The ways to come by a batch; those with a thread return with what it makes meanwhile still on the way."""
+    ways: dict[str, Batches] = {"memory": lambda step: kept}
+    ahead = {form: Ahead(works[form].batches) for form in FORMS}
+    ways |= ahead
+    ways |= {f"{form}_without_thread": works[form].batches for form in FORMS}
+    try:
+        yield ways
+    finally:
+        for way in ahead.values():
+            way.prefetcher.close()
+
+
+class Ahead:
+    """The training's prefetcher, and a way to wait until it has made what this step started."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._finished: queue.Queue[int] = queue.Queue()
+        self._batches, self._expected = batches, 0
+        self.prefetcher = Prefetcher(self._make, total=10**9)
+
+    def __call__(self, step: int) -> Batch:
+        return self.prefetcher(step)
+
+    def settle(self) -> None:
+        """Wait for the third batch from the first step, for one more from each later one."""
+        for _ in range(1 if self._expected else 3):
+            self._finished.get()
+            self._expected += 1
+
+    def _make(self, step: int) -> Batch:
+        batch = self._batches(step)
+        self._finished.put(step)
+        return batch
+
+
+def clocked_step(work: Workspace, optimizer: torch.optim.Optimizer, batches: Batches, step: int) -> float:
+    """Seconds of one step of `vb2 ce`, its batch included."""
+    start = time.perf_counter()
+    batch = batches(step).to(work.device)
+    for part in ce_step(work, batch, step):
+        part.loss.backward()
+        float(part.loss.detach())
+        clip_gradients(work.model.trainable().values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if isinstance(batches, Ahead):
+        batches.settle()
+    return time.perf_counter() - start
+
+
+def making_seconds(work: Workspace, steps: int) -> float:
+    """Median time to make a batch with nothing beside it."""
+    times = []
+    for step in range(steps):
+        start = time.perf_counter()
+        work.batches(step)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def rotated(names: list[str], step: int) -> list[str]:
+    """Each arm follows each other one equally often."""
+    place = step % len(names)
+    return names[place:] + names[:place]
+
+
+def workspace(features: Path) -> Workspace:
+    """All of the training that a step needs, without files but features."""
+    config = parse_config({}, [f"train.batch_size={BATCH}", "optim.lr=1e-4", "device=cpu", f"data.features={features}"])
+    store = FeatureStore(features)
+    rng = np.random.default_rng(1)
+    videos = [VideoAnnotation(name, 0, (" ".join(rng.permutation(WORDS)),)) for name in store.ids]
+    t5, bert = train_t5_tokenizer([" ".join(WORDS)], 100), train_bert_tokenizer([" ".join(WORDS)], 100)
+    return Workspace(config, torch.device("cpu"), network(config), Tokenizers(t5, bert), store, videos, videos)
+
+
+def network(config: Config) -> VideoBlip2:
+    torch.manual_seed(0)
+    qformer = InstructBlipQFormerConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, encoder_hidden_size=768
+    ).to_dict()
+    text = T5Config(
+        vocab_size=1000,
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    return VideoBlip2(
+        VideoBlip2Config(
+            text_config=text, video_qformer_config=qformer, audio_qformer_config=dict(qformer), separate_lm_head=True
+        )
+    )
+
+
+def print_access(report: dict[str, Any]) -> None:
+    print(f"{report['videos']:,} videos, random access, videos a second:")
+    for state in ("cold", "warm"):
+        npy, packed = (report["rates"][f"{form}_{state}"] for form in FORMS)
+        low, high = report[f"{state}_range"]
+        ratio = report[f"{state}_ratio"]
+        print(
+            f"  {state}: npy {npy:8,.0f}   packed {packed:8,.0f}   {ratio:5.1f} x ({low:.1f} to {high:.1f})", flush=True
+        )
+
+
+def print_loader(report: dict[str, Any]) -> None:
+    seconds = report["step_seconds"]
+    print(f"a step of vb2 ce with its batch in memory: {seconds['memory']:.3f} s ({report['threads']} torch threads)")
+    for name, ratio in report["loader"].items():
+        print(f"  {name:22} {seconds[name]:.3f} s   {ratio:.3f} x")
+    making = ", ".join(f"{form} {1000 * value:.1f} ms" for form, value in report["batch_seconds"].items())
+    print(f"  making one batch alone: {making}")
+
+
+if __name__ == "__main__":
+    main()

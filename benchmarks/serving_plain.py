@@ -1,0 +1,70 @@
+"""The services that benchmarks/serving.py compares with: same model, no queue of our own.
+
+`Plain` is what people write: one request, one `generate`. `Batched` leaves batching to BentoML (`batchable=True`).
+PLAIN_MODEL names the checkpoint folder.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.data.dataset import collate
+from videoblip2.predict import Captioner, load_captioner
+
+NEW_TOKENS = 16
+
+
+@bentoml.service(name="plain", workers=1, traffic={"timeout": 300})
+class Plain:
+    """One request, one `generate` of transformers, on one item."""
+
+    def __init__(self) -> None:
+        self.captioner = load_captioner(os.environ["PLAIN_MODEL"])
+        self.captioner.warm()
+
+    @bentoml.api
+    def caption(self, video_features: Path, audio_features: Path) -> dict[str, Any]:
+        item = np.load(video_features, allow_pickle=False), np.load(audio_features, allow_pickle=False)
+        return {"caption": generate(self.captioner, item)}
+
+    @bentoml.api
+    def caption_media(self, video: Path) -> dict[str, Any]:
+        return {"caption": generate(self.captioner, self.captioner.media_features(video))}
+
+
+@bentoml.service(name="batched", workers=1, traffic={"timeout": 300})
+class Batched:
+    """BentoML's adaptive batching in front of this project's decoder; safetensors, since it takes one argument."""
+
+    def __init__(self) -> None:
+        self.captioner = load_captioner(os.environ["PLAIN_MODEL"])
+        self.captioner.warm()
+
+    @bentoml.api(batchable=True, max_batch_size=32)
+    def caption(self, features: list[Path]) -> list[dict[str, Any]]:
+        from safetensors.numpy import load_file
+
+        items = [load_file(path) for path in features]
+        pairs = [(item["video"], item["audio"]) for item in items]
+        return [{"caption": one.text} for one in self.captioner.caption(pairs, max_new_tokens=NEW_TOKENS)]
+
+
+def generate(captioner: Captioner, item: tuple[np.ndarray, np.ndarray]) -> str:
+    """Greedy, by transformers."""
+    model = captioner.model
+    batch = collate(["0"], [item], [model.config.prompt], captioner.tokenizers, model.config.max_positions)
+    with torch.inference_mode():
+        states, mask = model.encode(**batch.to(model.device).inputs)
+        ids = model.language_model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            max_new_tokens=NEW_TOKENS,
+            num_beams=1,
+            do_sample=False,
+        )
+    return captioner.tokenizers.texts(ids[:, 1:])[0]

@@ -1,0 +1,104 @@
+"""What the service says: answers, refusals, the state of its models."""
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+EXAMPLE: dict[str, JsonValue] = {
+    "caption": "a man is playing a guitar on a stage",
+    "score": -0.41,
+    "model_version": "videoblip2/3",
+    "seconds": 0.084,
+    "timings": {"features": 0.051, "queue": 0.002, "model": 0.029},
+    "batch": 4,
+}
+
+
+class Timings(BaseModel):
+    """Seconds: making features, waiting for the model, the model's batch."""
+
+    features: float
+    queue: float
+    model: float
+
+
+class Answer(BaseModel):
+    """What the model says of one video."""
+
+    model_config = ConfigDict(protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]})
+
+    caption: str
+    score: float = Field(description="mean log-probability of its tokens; with beams the length-normalised score")
+    model_version: str
+    seconds: float = Field(description="from the first byte understood to the answer")
+    timings: Timings
+    batch: int = Field(description="how many captions the model made at once")
+
+
+class Problem(BaseModel):
+    """Why there is no caption; the server's log has the request under the same id."""
+
+    error: str = Field(examples=["video_features: features of shape [12, 640]; this model takes [N,768]"])
+    request_id: str = ""
+
+
+class ItemProblem(BaseModel):
+    """Why one item of many has no caption."""
+
+    error: str
+    status: int = Field(description="the status that this item alone would have had", examples=[400])
+
+
+class Answers(BaseModel):
+    """One entry an item, in the order sent."""
+
+    results: list[Answer | ItemProblem]
+
+
+class Comparison(BaseModel):
+    """Champion and challenger on the same requests, since either last changed."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    champion: str = Field("", description="version")
+    challenger: str = Field("", description="version")
+    compared: int = 0
+    same: int = Field(0, description="captions with the same words")
+    overlap: float = Field(0.0, description="mean Jaccard index of the words of both captions")
+    champion_score: float = Field(0.0, description="mean")
+    challenger_score: float = Field(0.0, description="mean")
+    failed: int = 0
+    dropped: int = Field(0, description="requests that the challenger never saw: no room, other encoders, not loaded")
+
+
+class ModelState(BaseModel):
+    """What is in service."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    model_version: str
+    since: str = Field(description="when it came into service, ISO 8601")
+    waiting: int = Field(description="captions in the queue")
+    trouble: str = Field(description="why the model is not followed at this moment; empty where all is well")
+    shadow: Comparison | None = None
+
+
+KINDS = {413: "too_large", 429: "overloaded", 500: "internal", 503: "not_ready", 504: "timeout"}
+
+
+class Refusal(Exception):
+    """A request, or one item of it, that gets a status and a reason.
+
+    Args:
+        retry_after: seconds until it is worth while to come back.
+        kind: for the metrics; default: what the status says.
+    """
+
+    def __init__(self, status: int, reason: str, retry_after: int | None = None, kind: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.retry_after = status, reason, retry_after
+        self.kind = kind or KINDS.get(status, "malformed")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}

@@ -1,0 +1,84 @@
+"""Answers to open-ended questions: normalisation and accuracy by question type, as the field reports them. No torch.
+
+An answer is right if it equals the one expected answer exactly, both normalised as the VQA v2 evaluation does it
+(Antol et al. 2015, `vqaEval.py`): lower case, punctuation and articles away, number words as digits. Its list of
+contractions is left out, and so is the habit of judging a longer answer by its first word alone.
+Question types are the first words that MSRVTT-QA knows (Xu et al. 2017); any other first word is "other".
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+QUESTION_TYPES = ("what", "who", "how", "when", "where")
+MAP_SIZE = 1500  # answers that a classifier on MSRVTT-QA usually chooses from
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
+_ARTICLES = frozenset(("a", "an", "the"))
+_APOSTROPHES = re.compile("['\u2019`]")
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+
+
+def normalise_answer(text: str) -> str:
+    """ "The  man." → "man", "Two" → "2". An answer of articles alone stays as it is."""
+    words = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower())).split()
+    kept = [word for word in words if word not in _ARTICLES] or words
+    return " ".join(_DIGITS.get(word, word) for word in kept)
+
+
+def question_type(question: str) -> str:
+    """One of QUESTION_TYPES by the first word, or "other"."""
+    first = re.match(r"\W*([^\W\d_]+)", question.lower())
+    return first[1] if first and first[1] in QUESTION_TYPES else "other"
+
+
+def answer_accuracy(
+    questions: Sequence[str], answers: Sequence[str], expected: Sequence[str], answer_map: Collection[str] | None = None
+) -> dict[str, float]:
+    """Shares between 0 and 1: `accuracy`, and `accuracy_TYPE` for each type that occurs.
+
+    With an answer map also `accuracy_in_map` (over the questions whose answer the map holds, which some papers report),
+    `expected_in_map` (their share: the most that a classifier can reach) and `given_in_map` (of the answers given).
+    """
+    right = [normalise_answer(given) == normalise_answer(true) for given, true in zip(answers, expected, strict=True)]
+    kinds = [question_type(question) for question in questions]
+    scores = {"accuracy": _mean(right)}
+    for kind in (*QUESTION_TYPES, "other"):
+        if kind in kinds:
+            scores[f"accuracy_{kind}"] = _mean([hit for hit, own in zip(right, kinds, strict=True) if own == kind])
+    if answer_map:
+        known = {normalise_answer(answer) for answer in answer_map}
+        inside = [normalise_answer(answer) in known for answer in expected]
+        scores["accuracy_in_map"] = _mean([hit for hit, within in zip(right, inside, strict=True) if within])
+        scores["expected_in_map"] = _mean(inside)
+        scores["given_in_map"] = _mean([normalise_answer(answer) in known for answer in answers])
+    return scores
+
+
+def common_answers(questions: Sequence[str], expected: Sequence[str]) -> dict[str, str]:
+    """The most frequent answer to each question type, and under "" to all; of equals the first."""
+    counts: dict[str, Counter[str]] = {}
+    for question, answer in zip(questions, expected, strict=True):
+        for kind in (question_type(question), ""):
+            counts.setdefault(kind, Counter())[answer] += 1
+    return {kind: count.most_common(1)[0][0] for kind, count in counts.items()}
+
+
+def blind_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
+    """What questions alone tell: the most frequent training answer to the same words, else to the question's type."""
+    counts: dict[str, Counter[str]] = {}
+    for question, answer in zip(train_questions, train_answers, strict=True):
+        counts.setdefault(normalise_answer(question), Counter())[answer] += 1
+    same = {question: count.most_common(1)[0][0] for question, count in counts.items()}
+    common = common_answers(train_questions, train_answers)
+    return [same.get(normalise_answer(q)) or typed_answer(common, q) for q in questions]
+
+
+def typed_answer(common: Mapping[str, str], question: str) -> str:
+    """The common answer to a question's type; to any question where training has none of this type."""
+    return common.get(question_type(question), common.get("", ""))
+
+
+def _mean(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0

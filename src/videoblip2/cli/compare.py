@@ -1,0 +1,178 @@
+"""`vb2 runs compare`: what differs between runs, in configuration, score and captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from videoblip2.cli.output import emit, table
+
+if TYPE_CHECKING:
+    from videoblip2.captions.bootstrap import BootstrapResult
+    from videoblip2.captions.intervals import Interval
+    from videoblip2.tracking.compare import Comparison, Duel, Side, VideoPair
+
+SHOWN_REFERENCES = 3
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run ids, their beginnings, or names.")],
+    split: Annotated[str | None, typer.Option(help="val or test; left out, val where every run has it.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the largest wins and losses.")] = 5,
+    html: Annotated[Path | None, typer.Option(help="Also write a page that needs no network.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Compare runs: what differs, scores with 95 % intervals and p-values, the largest wins and losses.
+
+    The first run is the one that the others are compared with. Seeds of one configuration are taken together.
+    """
+    from videoblip2.tracking.sides import compare_runs
+
+    comparison = compare_runs(runs, split)
+    if html is not None:
+        from videoblip2.tracking.compare_page import write_page
+
+        write_page(html, comparison, top)
+    page = [f"page: {html}"] if html else []
+    emit(as_record(comparison, top, html), json, "\n\n".join([*text_of(comparison, top), *page]))
+
+
+def text_of(comparison: "Comparison", top: int) -> list[str]:
+    """The parts of what the terminal shows. Sides are called by letters, since names of runs are long."""
+    from videoblip2.tracking.compare import letter
+
+    title = f"{comparison.videos} videos of {comparison.split}"
+    legend = [f"  {letter(n)}  {_called(side)}" for n, side in enumerate(comparison.sides)]
+    warnings = [f"warning: {line}" for line in comparison.warnings]
+    letters = [letter(n) for n in range(len(comparison.sides))]
+    duels = [part for duel in comparison.duels for part in _duel(duel, letters, top)]
+    return ["\n".join([title, *legend]), *warnings, _differs(comparison, letters), _scores(comparison, letters), *duels]
+
+
+def _called(side: "Side") -> str:
+    """A run's name and id, or the name of several seeds."""
+    if len(side.runs) == 1:
+        return f"{side.name}  {side.runs[0].run_id}"
+    return f"{side.name}  {len(side.runs)} seeds"
+
+
+def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> dict[str, Any]:
+    """The comparison as plain data; scores in pycocoevalcap's scale."""
+    return {
+        "split": comparison.split,
+        "videos": comparison.videos,
+        "sides": [{"name": side.name, "runs": [run.run_id for run in side.runs]} for side in comparison.sides],
+        "warnings": list(comparison.warnings),
+        "differs": {key: list(values) for key, values in comparison.differs},
+        "metrics": {
+            score.metric: {
+                "values": [value._asdict() for value in score.values],
+                "differences": [found._asdict() for found in score.differences],
+            }
+            for score in comparison.scores
+        },
+        "duels": [_duel_record(comparison, duel, top) for duel in comparison.duels],
+        "html": str(html) if html else None,
+    }
+
+
+def _differs(comparison: "Comparison", letters: list[str]) -> str:
+    if not comparison.differs:
+        return "Nothing differs in configuration, data and source."
+    rows = [[key, *(_cut(value) for value in values)] for key, values in comparison.differs]
+    return table("What differs", ["", *letters], rows)
+
+
+def _scores(comparison: "Comparison", letters: list[str]) -> str:
+    """One table for two sides; for more, the scores and below them the differences to the first."""
+    resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"
+    title = f"Scores ×100 with 95 % intervals, by resampling {resampled}"
+    names = [LABELS.get(score.metric, score.metric) for score in comparison.scores]
+    factors = [1.0 if score.metric == "words" else 100.0 for score in comparison.scores]
+    each = list(zip(comparison.scores, factors, strict=True))
+    values = [[_interval(value, factor) for value in score.values] for score, factor in each]
+    gaps = [
+        [text for found in s.differences for text in (_difference(found, f), p_text(found.p_value))] for s, f in each
+    ]
+    heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
+    if len(letters) == 2:
+        rows = [[name, *value, *gap] for name, value, gap in zip(names, values, gaps, strict=True)]
+        return table(title, ["", *letters, *heads], rows)
+    first = table(title, ["", *letters], [[name, *value] for name, value in zip(names, values, strict=True)])
+    second = table("Differences", ["", *heads], [[name, *gap] for name, gap in zip(names, gaps, strict=True)])
+    return f"{first}\n\n{second}"
+
+
+LABELS = {
+    "Bleu_1": "BLEU-1",
+    "Bleu_2": "BLEU-2",
+    "Bleu_3": "BLEU-3",
+    "Bleu_4": "BLEU-4",
+    "ROUGE_L": "ROUGE-L",
+    "METEOR": "METEOR, mean of videos",
+    "words": "words a caption",
+}
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with as many digits as ten thousand resamples carry."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _interval(value: "Interval", factor: float) -> str:
+    middle, low, high = (factor * number for number in value)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _difference(found: "BootstrapResult", factor: float) -> str:
+    middle, low, high = (factor * number for number in found[:3])
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _duel(duel: "Duel", letters: list[str], top: int) -> list[str]:
+    first, second = letters[0], letters[duel.side]
+    parts = [f"{second} has the higher CIDEr on {duel.better} videos, {first} on {duel.worse}, equal on {duel.equal}."]
+    for title, pairs in (("wins", duel.wins(top)), ("losses", duel.losses(top))):
+        if pairs:
+            parts.append(f"Largest {title} of {second} over {first} (CIDEr ×100)")
+            parts += [_video(pair, (first, second)) for pair in pairs]
+    return parts
+
+
+def _video(pair: "VideoPair", letters: Sequence[str]) -> str:
+    before, after = (100 * score for score in pair.scores)
+    lines = [f"{pair.video_id}  {before:.1f} → {after:.1f}  ({after - before:+.1f})"]
+    for letter, captions in zip(letters, pair.captions, strict=True):
+        lines += [f"  {letter}  {caption}" for caption, _ in captions]
+    lines += [f"  =  {text}" for text in pair.references[:SHOWN_REFERENCES]]
+    more = len(pair.references) - SHOWN_REFERENCES
+    return "\n".join([*lines, *([f"     … {more} more references with --json or --html"] if more > 0 else [])])
+
+
+def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> dict[str, Any]:
+    return {
+        "baseline": comparison.sides[0].name,
+        "challenger": comparison.sides[duel.side].name,
+        "better": duel.better,
+        "worse": duel.worse,
+        "equal": duel.equal,
+        "wins": [_pair_record(pair) for pair in duel.wins(top)],
+        "losses": [_pair_record(pair) for pair in duel.losses(top)],
+    }
+
+
+def _pair_record(pair: "VideoPair") -> dict[str, Any]:
+    return {
+        "video_id": pair.video_id,
+        "category": pair.category,
+        "baseline": {"cider": pair.scores[0], "captions": [caption for caption, _ in pair.captions[0]]},
+        "challenger": {"cider": pair.scores[1], "captions": [caption for caption, _ in pair.captions[1]]},
+        "gain": pair.gain,
+        "references": list(pair.references),
+    }
+
+
+def _cut(text: str, longest: int = 40) -> str:
+    """A long value from its end, where paths and addresses differ."""
+    return text if len(text) <= longest else f"…{text[-longest + 1 :]}"

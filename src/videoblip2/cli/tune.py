@@ -1,0 +1,95 @@
+"""`vb2 tune`: search for better values of configuration keys."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from videoblip2.cli.output import emit, progress
+from videoblip2.cli.stages import ANY_OPTION, Json, Overrides, overrides_from
+
+if TYPE_CHECKING:
+    from videoblip2.tune.lead import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(context_settings=ANY_OPTION)(tune)
+
+
+def tune(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A study: experiments/tune_*.yaml.")],
+    overrides: Overrides = None,
+    worker: Annotated[bool, typer.Option("--worker", help="Help with a study that another process leads.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="Journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT.")
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Run no trial: serve the database to grpc://HOST:PORT.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search the ranges of CONFIG for the best validation CIDEr; run it again to go on up to n_trials."""
+    pairs = [*overrides_from(overrides), *([f"storage={storage}"] if storage else [])]
+    if serve is not None:
+        _serve(config, pairs, serve)
+    elif worker:
+        from videoblip2.tune.lead import join
+
+        made = join(config, pairs, progress, _say)
+        emit({"made": made}, json, f"{made} trials made; nothing is left to take")
+    else:
+        from videoblip2.tune.lead import tune as lead
+
+        outcome = lead(config, pairs, progress, _say)
+        emit(_describe(outcome), json, _summary(outcome))
+        if outcome.best is None:
+            raise typer.Exit(1)
+
+
+def _serve(config: str, pairs: list[str], listen: str) -> None:
+    from videoblip2.tune.plan import load_plan
+    from videoblip2.tune.storage import address, hidden, serve
+
+    place = address(load_plan(config, pairs))
+    _say(f"serving {hidden(place)} to grpc://{listen}; Ctrl-C ends it")
+    serve(place, listen)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _describe(outcome: "Outcome") -> dict[str, Any]:
+    best, verdict = outcome.best, outcome.verdict
+    return {
+        "study": outcome.study,
+        "run_id": outcome.run_id,
+        "trials": outcome.states,
+        "best": best
+        and {"trial": verdict.best if verdict else best.number, "CIDEr": best.value, "params": best.params},
+        "best_file": outcome.best_file and str(outcome.best_file),
+        "verdict": verdict
+        and {
+            "better": verdict.better,
+            "difference": verdict.difference,
+            "interval": [verdict.low, verdict.high],
+            "chosen_among": verdict.chosen_among,
+            "chosen_again": verdict.chosen_again,
+        },
+        "plots": [str(path) for path in outcome.plots],
+        "rows": outcome.rows,
+    }
+
+
+def _summary(outcome: "Outcome") -> str:
+    ended = ", ".join(f"{number} {state}" for state, number in outcome.states.items())
+    lines = [f"study {outcome.study}: {ended}", f"run: {outcome.run_id or 'not tracked'}"]
+    if outcome.best is None:
+        return "\n".join([*lines, "no trial is complete, so there is no best.yaml"])
+    from videoblip2.tune.report import shown
+
+    lines.append(f"best: validation CIDEr {100 * float(outcome.best.value or 0):.1f}   {shown(outcome.best.params)}")
+    lines.append(outcome.verdict.text() if outcome.verdict else "the default is not complete: nothing to compare with")
+    lines.append(f"best.yaml: {outcome.best_file}")
+    lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []
+    return "\n".join([*lines, "next:", *(f"  {command}" for command in outcome.commands)])

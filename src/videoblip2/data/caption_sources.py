@@ -1,0 +1,175 @@
+"""Captions in the forms in which data sets publish them: MSR-VTT 2016 and 2017, MSVD, plain tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from videoblip2.config import InputError
+from videoblip2.data.annotations import VideoAnnotation, some
+from videoblip2.data.documents import SPLIT_WORDS, Document, media_id, rows_of, value_of
+
+VIDEO = ("video_id", "video", "video_name", "file")
+CAPTION = ("caption", "sentence", "description", "text")
+MSVD_COLUMNS = {"VideoID", "Start", "End", "Language", "Description"}
+_MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
+_MSVD_NUMBER = re.compile(r"vid(\d+)")
+
+
+@dataclass
+class Captions:
+    """What one document says.
+
+    videos: by id, (split or None where the document names none, annotation).
+    uncaptioned: the same for videos without captions (MSR-VTT 2017's test set).
+    """
+
+    name: str
+    videos: list[tuple[str | None, VideoAnnotation]] = field(default_factory=list)
+    uncaptioned: list[tuple[str, str, int]] = field(default_factory=list)  # split, id, category
+    other_languages: int = 0
+
+
+@dataclass(frozen=True)
+class SplitList:
+    """A document that says which videos belong to which split."""
+
+    name: str
+    splits: Mapping[str, str]  # video id → split
+
+
+def read_captions(document: Document) -> Captions | SplitList:
+    """Recognise a document by its suffix and first lines. Raises `InputError` for a layout that is not known."""
+    if document.suffix in (".csv", ".tsv", ".jsonl"):
+        return _from_table(document)
+    if document.suffix == ".txt":
+        return _from_text(document)
+    content = document.json()
+    if isinstance(content, list) and content:
+        return _from_table(document)
+    if not isinstance(content, dict) or not isinstance(content.get("videos"), list):
+        raise InputError(
+            f'{document.name}: not MSR-VTT\'s layout, which has "videos" and "sentences", '
+            "nor a list of video_id and captions; give the official file"
+        )
+    return _official(content, document.name)
+
+
+def _official(content: dict[str, Any], name: str) -> Captions:
+    """MSR-VTT's JSON, videos in its own order, captions by `sen_id`."""
+    captions: dict[str, list[str]] = {}
+    sentences = content.get("sentences") or []
+    try:
+        for _, sentence in sorted(enumerate(sentences), key=lambda item: (item[1].get("sen_id", item[0]), item[0])):
+            if not isinstance(sentence["caption"], str):
+                raise TypeError(f"caption of {sentence['video_id']} is {sentence['caption']!r}")
+            captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
+        videos = [(v["split"], v["video_id"], int(v.get("category", 0))) for v in content["videos"]]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{name}: an entry differs from MSR-VTT's layout ({error!r}); give the official file"
+        ) from error
+    known = [(split_named(split, f"{name}: {video}"), video, category) for split, video, category in videos]
+    if not sentences:
+        return Captions(name, uncaptioned=known)
+    _refuse_strangers([video for _, video, _ in known], captions, name)
+    return Captions(name, [(split, VideoAnnotation(v, category, tuple(captions[v]))) for split, v, category in known])
+
+
+def _refuse_strangers(videos: list[str], captions: Mapping[str, list[str]], name: str) -> None:
+    silent = [video for video in videos if video not in captions]
+    if silent:
+        verb = "has no captions" if len(silent) == 1 else "have no captions"
+        raise InputError(f"{name}: {some(silent)} {verb}; add one each or take the videos out")
+    unknown = sorted(captions.keys() - set(videos))
+    if unknown:
+        raise InputError(f'{name}: captions for {some(unknown)}, which is not among "videos"; give the official file')
+
+
+def split_named(word: object, where: str) -> str:
+    """`val`, `valid`, `dev` … → `validate`. Raises `InputError` for a word that is no split."""
+    split = SPLIT_WORDS.get(str(word).strip().lower())
+    if split is None:
+        raise InputError(f"{where} has the split {word!r}; known are train, validate, test")
+    return split
+
+
+def _from_table(document: Document) -> Captions:
+    """Rows of a video and a caption (or a list of captions), with an optional split and category."""
+    found = Captions(document.name)
+    entries: list[tuple[str, str | None, int, list[str]]] = []
+    for where, row in rows_of(document):
+        if row.keys() >= MSVD_COLUMNS:
+            if row["Language"] != "English":
+                found.other_languages += 1
+                continue
+            video, captions = f"{row['VideoID']}_{row['Start']}_{row['End']}", [row["Description"]]
+        else:
+            video, captions = _video_and_captions(where, row)
+        split = split_named(row["split"], f"{where}: {video}") if row.get("split") else None
+        entries.append((video, split, _category(where, row), captions))
+    found.videos = list(_grouped(entries, document))
+    return found
+
+
+def _video_and_captions(where: str, row: dict[str, Any]) -> tuple[str, list[str]]:
+    video = media_id(value_of(where, row, VIDEO))
+    if not video:
+        raise InputError(f"{where}: its video_id is empty; name the video")
+    captions = row["captions"] if isinstance(row.get("captions"), list) else [value_of(where, row, CAPTION)]
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise InputError(f"{where}: the captions of {video} are {captions!r}; give text")
+    return video, captions
+
+
+def _category(where: str, row: dict[str, Any]) -> int:
+    try:
+        return int(row.get("category") or 0)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: the category is {row['category']!r}; give its number") from error
+
+
+def _grouped(
+    entries: Iterable[tuple[str, str | None, int, list[str]]], document: Document
+) -> Iterator[tuple[str | None, VideoAnnotation]]:
+    """One annotation a video, in the order of first mention."""
+    captions: dict[str, list[str]] = {}
+    facts: dict[str, tuple[str | None, int]] = {}
+    for video, split, category, texts in entries:
+        captions.setdefault(video, []).extend(texts)
+        if facts.setdefault(video, (split, category))[0] != split:
+            raise InputError(f"{document.name}: {video} is in {facts[video][0]} and in {split}; give it one split")
+    for video, texts in captions.items():
+        yield facts[video][0], VideoAnnotation(video, facts[video][1], tuple(texts))
+
+
+def _from_text(document: Document) -> Captions | SplitList:
+    """MSVD's `ID_START_END caption` lines, a list of ids, or `ID vid7` lines that number MSVD's videos."""
+    lines = [(n, line) for n, line in document.lines() if line and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"{document.name}: holds no line; give captions or a list of video ids")
+    words = [line.split() for _, line in lines]
+    if all(len(pair) == 2 and _MSVD_NUMBER.fullmatch(pair[1]) for pair in words):
+        return SplitList(document.name, {video: _msvd_split(number) for video, number in words})
+    if all(len(line) == 1 for line in words) and document.split:
+        return SplitList(document.name, {media_id(line[0]): document.split for line in words})
+    entries = [_msvd_line(document.name, number, line) for number, line in lines]
+    return Captions(document.name, list(_grouped(entries, document)))
+
+
+def _msvd_line(name: str, number: int, line: str) -> tuple[str, str | None, int, list[str]]:
+    match = _MSVD_LINE.fullmatch(line)
+    if not match:
+        raise InputError(
+            f"{name} line {number}: {line[:40]!r} is neither MSVD's `ID_START_END caption` nor, in a file named "
+            "train, val or test, one video id"
+        )
+    return match[1], None, 0, [match[2] or ""]
+
+
+def _msvd_split(word: str) -> str:
+    """MSVD's usual 1,200 / 100 / 670 by the number in `vid7` (Venugopalan et al. 2015)."""
+    number = int(word.removeprefix("vid"))
+    return "train" if number <= 1200 else "validate" if number <= 1300 else "test"

@@ -1,0 +1,181 @@
+"""Questions on videos: MSRVTT-QA's files, and users' own tables, as lists of questions with one answer each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from videoblip2.captions.answers import MAP_SIZE, question_type
+from videoblip2.config import InputError
+from videoblip2.data.annotations import load_json, refuse_duplicates, write_json
+from videoblip2.data.documents import Document, media_id, read_documents, rows_of, value_of
+from videoblip2.data.prepare import flaws_of
+
+QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
+ANSWER_MAP = "ans2label.json"
+VIDEO = ("video", "video_id", "video_name", "file")
+ID = ("question_id", "id")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one video, and the one answer that counts as right."""
+
+    question_id: str
+    video_id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class QuestionReport:
+    """What was read and written, by split. Flaws are counted, with an example each; no question is lost.
+
+    types: questions by type and split. repeated: the same words on the same video again (MSRVTT-QA has such).
+    in_map: share of the answers inside the answer map, by split; `map_from` says where that map comes from.
+    shared_videos: videos with questions in more than one split.
+    """
+
+    questions: dict[str, int]
+    videos: dict[str, int]
+    types: dict[str, dict[str, int]]
+    files: dict[str, str]
+    in_map: dict[str, float]
+    map_from: str
+    repeated: int = 0
+    empty: int = 0
+    control_character: int = 0
+    shared_videos: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read `train_qa.json` and its siblings, or MSRVTT-QA's JSON as it is.
+
+    An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
+    Raises `InputError` for a missing file, another layout and an id that comes twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make it with `vb2 data prepare --task qa`")
+    return questions_in(Document(str(path), path.read_bytes()))
+
+
+def questions_in(document: Document) -> list[Question]:
+    """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV."""
+    if document.suffix == ".json" and not _is_listing(document.json()):
+        raise InputError(
+            f"{document.name}: not a list of question, answer and video; give MSRVTT-QA's file or make one with "
+            "`vb2 data prepare --task qa`"
+        )
+    questions = [_question(where, row, number) for number, (where, row) in enumerate(rows_of(document))]
+    if not questions:
+        raise InputError(f"{document.name}: holds no question")
+    refuse_duplicates((question.question_id for question in questions), f"{document.name}, question ids")
+    return questions
+
+
+def read_answer_map(path: str | Path) -> dict[str, int]:
+    """MSRVTT-QA's `ans2label.json`: the usual answers, with the number of each."""
+    content = load_json(Path(path))
+    if not _is_answer_map(content):
+        raise InputError(f'{path}: not a mapping of answers to numbers, such as {{"man": 0}}; give ans2label.json')
+    found: dict[str, int] = content
+    return found
+
+
+def prepare_questions(paths: Sequence[str | Path], out: str | Path, split: str | None = None) -> QuestionReport:
+    """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
+
+    A document's split is what its name says (`train_qa.json`), or `split`. `ans2label.json` among the files is copied;
+    without one it is made of the 1,500 most frequent training answers, where there is training.
+    """
+    splits: dict[str, list[Question]] = {}
+    given: dict[str, int] | None = None
+    for document in read_documents(paths):
+        if document.suffix == ".json" and _is_answer_map(content := document.json()):
+            given = content
+        else:
+            splits.setdefault(_split(document, split), []).extend(questions_in(document))
+    if not splits:
+        raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
+    for name, questions in splits.items():
+        refuse_duplicates((question.question_id for question in questions), f"{name} questions, ids")
+    files = {name: Path(out) / file for name, file in QUESTION_FILES.items() if name in splits}
+    for name, file in files.items():
+        write_json(file, [asdict(question) for question in splits[name]])
+    made = given or _frequent_answers(splits.get("train", []))
+    if made:
+        write_json(Path(out) / ANSWER_MAP, made)
+    source = "given" if given else f"the {len(made):,} most frequent training answers" if made else "none"
+    return _report({name: splits[name] for name in files}, files, made, source)
+
+
+def _is_listing(content: Any) -> bool:
+    if isinstance(content, dict):
+        return bool(content) and all(isinstance(entry, dict) and "question" in entry for entry in content.values())
+    return isinstance(content, list)
+
+
+def _is_answer_map(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(label, int) for label in content.values())
+
+
+def _question(where: str, row: dict[str, Any], number: int) -> Question:
+    video = value_of(where, row, VIDEO)
+    texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise InputError(f"{where}: the {name} is {text!r}; give text")
+    own = next((str(row[key]) for key in ID if row.get(key) is not None), str(number))
+    return Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts)
+
+
+def _split(document: Document, split: str | None) -> str:
+    if split == "random":
+        raise InputError("--split random: questions keep their videos' split; name the files train, val or test")
+    chosen = {"val": "validate"}.get(split, split) if split else document.split
+    if chosen not in QUESTION_FILES:
+        raise InputError(
+            f"{document.name}: its name does not say train, val or test; rename it or give --split train|val|test"
+        )
+    return chosen
+
+
+def _frequent_answers(questions: Sequence[Question]) -> dict[str, int]:
+    counts = Counter(question.answer for question in questions)
+    return {answer: label for label, (answer, _) in enumerate(counts.most_common(MAP_SIZE))}
+
+
+def _report(
+    splits: Mapping[str, list[Question]], files: Mapping[str, Path], answers: Mapping[str, int], source: str
+) -> QuestionReport:
+    counts = Counter[str]()
+    examples: dict[str, str] = {}
+    for questions in splits.values():
+        asked: dict[str, set[str]] = {}
+        for question in questions:
+            seen = asked.setdefault(question.video_id, set())
+            found = {*flaws_of(question.question, seen), *flaws_of(question.answer, set())}
+            for flaw in found:
+                counts[flaw] += 1
+                examples.setdefault(flaw, f"{question.video_id}: {question.question!r} {question.answer!r}")
+            seen.add(question.question)
+    in_videos = {name: {question.video_id for question in questions} for name, questions in splits.items()}
+    everywhere = Counter(video for videos in in_videos.values() for video in videos)
+    return QuestionReport(
+        questions={name: len(questions) for name, questions in splits.items()},
+        videos={name: len(videos) for name, videos in in_videos.items()},
+        types={name: dict(Counter(question_type(q.question) for q in qs).most_common()) for name, qs in splits.items()},
+        files={name: str(file) for name, file in files.items()},
+        in_map={name: sum(q.answer in answers for q in qs) / len(qs) for name, qs in splits.items()} if answers else {},
+        map_from=source,
+        repeated=counts["duplicate"],
+        empty=counts["empty"],
+        control_character=counts["control_character"],
+        shared_videos=sum(count > 1 for count in everywhere.values()),
+        examples={"repeated" if flaw == "duplicate" else flaw: example for flaw, example in examples.items()},
+    )

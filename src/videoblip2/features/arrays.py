@@ -1,0 +1,75 @@
+"""Features that someone has in one array already, into a feature store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoblip2.config import InputError
+from videoblip2.features.store import WIDTHS, Features, write_features, write_manifest
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def import_arrays(
+    video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = lambda items, *_: items
+) -> int:
+    """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
+
+    A row narrower than the store's 768 (audio: 512) is filled up with zeros, which a linear layer ignores. Returns N.
+    Raises InputError for other shapes, more than one row an id, and ids that no file can be named after.
+    """
+    frames = _open(video, "video")
+    names = _names(ids, len(frames), video)
+    windows = None if audio is None else _open(audio, "audio")
+    if windows is not None and len(windows) != len(frames):
+        raise InputError(f"{audio}: holds {len(windows)} videos, {video} {len(frames)}; give arrays of the same videos")
+    nothing = np.zeros((0, WIDTHS["audio"]), np.float32)
+    for row in progress(range(len(names)), len(names), "features"):
+        sound = nothing if windows is None else _filled(windows[row], "audio")
+        write_features(out, names[row], _filled(frames[row], "video"), sound)
+    write_manifest(out, _manifest(video, names, frames.shape[1], 0 if windows is None else windows.shape[1]))
+    return len(names)
+
+
+def _open(path: Path, modality: str) -> Any:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a plain .npy array ({error}); give one array [videos, rows, width]") from error
+    width = WIDTHS[modality]
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.floating) or not 0 < array.shape[2] <= width:
+        raise InputError(
+            f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats "
+            f"[videos, rows, width] with a width up to {width}"
+        )
+    return array
+
+
+def _names(path: Path, count: int, array: Path) -> Sequence[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one id a row of {array}") from error
+    if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
+        raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
+    wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]!r} cannot be a file's name; give plain video ids such as video0")
+    return names
+
+
+def _filled(rows: Any, modality: str) -> Features:
+    wide = np.zeros((len(rows), WIDTHS[modality]), np.float32)
+    wide[:, : rows.shape[1]] = rows
+    return wide
+
+
+def _manifest(video: Path, names: Sequence[str], frames: int, windows: int) -> dict[str, Any]:
+    audio = "present" if windows else "absent"
+    row = {"frames": frames, "audio_windows": windows, "audio": audio}
+    return {"imported_from": video.name, "videos": {name: dict(row) for name in names}, "failed": {}}

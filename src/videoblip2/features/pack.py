@@ -1,0 +1,163 @@
+"""From a feature store to a packed one: every video is read and checked, and the new file appears in one move.
+
+1. Rows are written as they are read, one video at a time: a store may be larger than memory.
+2. The type is kept. Where a store mixes types, the widest holds them all: every number stays what it was.
+3. Until everything is on the disk the file has another name, so whatever stops the packing, an older store stays whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from videoblip2.config import InputError
+from videoblip2.features.packed import FORMAT, KINDS, WIDTHS, PackedFile
+from videoblip2.features.store import FeatureStore, draft
+
+Progress = Callable[[Iterable[str], int, str], Iterable[str]]
+Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, where its bytes end
+
+HEADER = 4096  # bytes kept free at the start; six tensors' entries need about 500
+NAMES = {np.dtype(kind): name for name, kind in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a packed store holds. kinds: "float32" and the like for video and audio."""
+
+    out: Path
+    videos: int
+    megabytes: float
+    kinds: dict[str, str]
+    absent: int  # videos without audio
+
+
+def pack_features(source: str | Path, out: str | Path, progress: Progress | None = None) -> PackReport:
+    """Write all videos of the store `source` into one packed file `out`, with the manifest.
+
+    Raises `InputError` for the first video that cannot be used, and where `out` cannot be written; `out` is then
+    what it was before.
+    """
+    store, out = FeatureStore(source), Path(out)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file for the packed features, {out / 'features.safetensors'} say")
+    if not store.ids:
+        raise InputError(f"{source}: holds no video; make features with `vb2 features extract`")
+    try:
+        with _locked_draft(out) as file:
+            rows, tensors = _write(file, store, progress)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or give another place, nothing is changed"
+        ) from error
+    kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in WIDTHS}
+    return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))
+
+
+def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> tuple[dict[str, list[int]], Tensors]:
+    """The whole file; what it cannot know beforehand, the header, comes last."""
+    file.write(b" " * HEADER)
+    rows: dict[str, list[int]] = {}
+    tensors: Tensors = {}
+    for modality, width in WIDTHS.items():
+        rows[modality], kind = _write_rows(file, store, modality, progress)
+        tensors[modality] = NAMES[kind], [sum(rows[modality]), width], file.tell()
+    for modality, counts in rows.items():
+        file.write(np.asarray(counts, dtype=np.int64).tobytes())
+        tensors[f"{modality}_rows"] = "I64", [len(counts)], file.tell()
+    for name, content in (("ids", store.ids), ("manifest", store.manifest)):
+        size = file.write(json.dumps(content, ensure_ascii=False).encode())
+        tensors[name] = "U8", [size], file.tell()
+    file.seek(0)
+    file.write(_header(tensors))
+    return rows, tensors
+
+
+def _write_rows(
+    file: IO[bytes], store: FeatureStore, modality: str, progress: Progress | None
+) -> tuple[list[int], np.dtype[Any]]:
+    """One modality of all videos → how many rows are whose, and the type; written anew where a wider type turns up."""
+    first = store.stored(modality, store.ids[0]).dtype
+    start, kind = file.tell(), _common(first, first)
+    while True:
+        file.seek(start)
+        file.truncate()
+        counts, wider = _append(file, store, modality, kind, progress)
+        if wider == kind:
+            return counts, kind
+        kind = wider
+
+
+def _append(
+    file: IO[bytes], store: FeatureStore, modality: str, kind: np.dtype[Any], progress: Progress | None
+) -> tuple[list[int], np.dtype[Any]]:
+    """All videos' rows as `kind`; stops at the first that does not fit into it and says which type does."""
+    counts: list[int] = []
+    ids = progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids
+    for video_id in ids:
+        array = _read(store, modality, video_id)
+        wider = _common(kind, array.dtype) if len(array) else kind
+        if wider != kind:
+            return counts, wider
+        file.write(np.ascontiguousarray(array, dtype=kind).tobytes())
+        counts.append(len(array))
+    return counts, kind
+
+
+def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
+    """The smallest type that holds both, in this machine's byte order; at most 64 bits, as the file can hold."""
+    return min(np.promote_types(one, other), np.dtype(np.float64))
+
+
+def _read(store: FeatureStore, modality: str, video_id: str) -> np.ndarray[Any, Any]:
+    """One array as it is stored, once it is sure that it can be used."""
+    array = store.stored(modality, video_id)
+    if modality == "video" and not len(array):
+        store.video(video_id)
+    return array
+
+
+def _header(tensors: Tensors) -> bytes:
+    """safetensors' header of exactly HEADER bytes: its length, then JSON, then spaces."""
+    entries: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    begin = 0
+    for name, (kind, shape, end) in tensors.items():
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end - HEADER]}
+        begin = end - HEADER
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", HEADER - 8) + text.ljust(HEADER - 8)
+
+
+@contextmanager
+def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
+    """A draft of `out` that reaches the disk and opens as a packed store before it takes that name.
+
+    It is locked while it is written, so that one without a lock is known to be left over from a killed process.
+    """
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        _remove_unless_locked(left)
+    with draft(out) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        PackedFile(Path(file.name))
+
+
+def _remove_unless_locked(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:
+        return

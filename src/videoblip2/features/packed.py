@@ -1,0 +1,145 @@
+"""The packed form of a feature store: one safetensors file, memory-mapped.
+
+    video [ΣF, 768], audio [ΣA, 512]     the rows of all N videos, one after the other, in the type that they came in
+    video_rows, audio_rows [N]           int64, how many are whose; 0 rows of audio = no audio
+    ids, manifest [bytes]                JSON: the N video ids in that order; what extraction noted, or null
+
+1. One file holds everything, so that one move replaces a store by the next one.
+2. safetensors checks the header against the file's length; what it cannot know is checked here, on opening.
+3. Nothing is kept in memory but ids and row counts: pages come and go as the operating system sees fit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from videoblip2.config import InputError
+
+WIDTHS = {"video": 768, "audio": 512}
+FORMAT = "1"
+TENSORS = ("video", "audio", "video_rows", "audio_rows", "ids", "manifest")
+KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+
+
+class PackedFile:
+    """Reads a packed store. Raises `InputError` for a file that is none, is cut off, or whose index does not fit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _open(path)
+        self._check_header()
+        self._ids = self._json("ids")
+        if not isinstance(self._ids, list) or not all(isinstance(video_id, str) for video_id in self._ids):
+            raise self._unfit("its list of videos is none")
+        self._places = {video_id: place for place, video_id in enumerate(self._ids)}
+        if len(self._places) != len(self._ids):
+            raise self._unfit("it names a video twice")
+        self._rows = {modality: self._file.get_slice(modality) for modality in WIDTHS}
+        self._edges = {modality: self._row_edges(modality) for modality in WIDTHS}
+        self._ahead = ReadAhead(path)
+
+    def ids(self) -> list[str]:
+        return list(self._ids)
+
+    def manifest(self) -> dict[str, Any] | None:
+        manifest = self._json("manifest")
+        if manifest is not None and (not isinstance(manifest, dict) or "videos" not in manifest):
+            raise self._unfit('its manifest has no "videos"')
+        return manifest
+
+    def where(self, modality: str, video_id: str) -> str:
+        return f"{self._path} ({modality} features of {video_id})"
+
+    def array(self, modality: str, video_id: str) -> NDArray[Any]:
+        """A copy of one video's rows, in the stored type."""
+        place = self._places.get(video_id)
+        if place is None:
+            raise InputError(f"{self._path}: {video_id} has no {modality} features; extract it or leave it out")
+        rows, start, end = self._rows[modality], *self._edges[modality][place : place + 2]
+        if start == end:  # safetensors slices no rows only where others follow
+            return np.empty((0, rows.get_shape()[1]), KINDS[rows.get_dtype()])
+        self._ahead.advance()
+        array: NDArray[Any] = rows[start:end]
+        return array
+
+    def content(self, modality: str, video_id: str) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, self.array(modality, video_id), allow_pickle=False)
+        return buffer.getvalue()
+
+    def _check_header(self) -> None:
+        made = (self._file.metadata() or {}).get("format")
+        if made is None or sorted(self._file.keys()) != sorted(TENSORS):
+            raise InputError(f"{self._path}: a safetensors file, but no packed features; give a feature store")
+        if made != FORMAT:
+            raise InputError(f"{self._path}: packed features of format {made}; update videoblip2 or pack them again")
+
+    def _row_edges(self, modality: str) -> list[int]:
+        """Where each video's rows begin, and the end of the last: N+1 places."""
+        counts, rows = self._file.get_tensor(f"{modality}_rows"), self._rows[modality]
+        if rows.get_dtype() not in KINDS or len(rows.get_shape()) != 2:
+            raise self._unfit(f"{modality} is {rows.get_dtype()} {rows.get_shape()}, not rows of floats")
+        if counts.shape != (len(self._ids),) or counts.dtype != np.int64 or (counts < 0).any():
+            raise self._unfit(f"{modality}_rows is not one count for each of {len(self._ids)} videos")
+        if counts.sum() != rows.get_shape()[0]:
+            raise self._unfit(f"{modality} has {rows.get_shape()[0]} rows, where the videos have {counts.sum()}")
+        edges: list[int] = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        return edges
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads(self._file.get_tensor(name).tobytes())
+        except ValueError as error:
+            raise self._unfit(f"{name} is not JSON") from error
+
+    def _unfit(self, reason: str) -> InputError:
+        return InputError(f"{self._path}: {reason}; pack the features again")
+
+
+class ReadAhead:
+    """Asks the kernel for the whole file, front to back, once reading goes on.
+
+    Random reads of a file that is not in memory wait for the disk one by one; a disk is much faster front to back. Each
+    read past the first few asks for the next piece, so that nobody waits for all of it. A file of more than half of the
+    memory is left to the kernel's own judgement.
+    """
+
+    PIECE = 8 * 2**20
+    FIRST = 64  # reads that might be all there are
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size
+        self._reads = self._asked = 0
+        if not hasattr(os, "posix_fadvise") or self._size > _physical_memory() // 2:
+            self._asked = self._size
+
+    def advance(self) -> None:
+        """One more read."""
+        if self._asked >= self._size:
+            return
+        self._reads += 1
+        if self._reads > self.FIRST:
+            with suppress(OSError), self._path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), self._asked, self.PIECE, os.POSIX_FADV_WILLNEED)
+            self._asked += self.PIECE
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no packed features, or cut off ({error}); pack them again") from error

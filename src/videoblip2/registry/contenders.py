@@ -1,0 +1,160 @@
+"""Both sides of the gate: their models on the frozen validation videos, captions and latency, taken in turn."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.captions import caption_metrics, typical_caption
+from videoblip2.config import Config, parse_config
+from videoblip2.data.annotations import read_annotations
+from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate
+from videoblip2.features.store import FeatureStore, digest
+from videoblip2.model.checkpoint import load_checkpoint
+from videoblip2.predict import Captioner, pick_device
+from videoblip2.tracking import find_model
+from videoblip2.training.progress import Progress
+from videoblip2.training.workspace import with_features
+
+SPLIT = "val.json"  # promotion reads the validation split; the test split is for the final number only
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a score was made on: the validation videos, their references and their features, as digests."""
+
+    size: int
+    videos: str
+    references: str
+    features: str
+
+    @property
+    def digest(self) -> str:
+        return _sha({"videos": self.videos, "references": self.references, "features": self.features})
+
+    def differs(self, other: "Manifest", same_features: bool = True) -> str:
+        """What differs, in words; empty where nothing does that counts."""
+        if self.videos != other.videos:
+            return f"other videos ({self.size} and {other.size})"
+        if self.references != other.references:
+            return "other references"
+        return "other features" if same_features and self.features != other.features else ""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model with the validation videos of its own configuration."""
+
+    label: str
+    captioner: Captioner
+    config: Config
+    store: FeatureStore
+    references: dict[str, Sequence[str]]
+    manifest: Manifest
+
+    @property
+    def paths(self) -> str:
+        """Where its validation videos come from, as an error says it."""
+        return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
+
+    def caption(self, video_ids: Sequence[str]) -> dict[str, str]:
+        """Captions of a few videos, decoded as its own configuration says."""
+        stream = self.captioner.caption_videos(video_ids, self.store, self.config.decode)
+        return {video_id: caption.text for video_id, caption in stream}
+
+
+def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
+    """Load MODEL and read its validation data. Raises InputError for a model or data that are not there.
+
+    Args:
+        overrides: `key=value` on the configuration that the checkpoint carries, such as data.annotations=DIR.
+    """
+    found = find_model(model)
+    checkpoint = load_checkpoint(found.folder)
+    config = parse_config(checkpoint.config, overrides, source=f"{model}'s config.yaml")
+    network = checkpoint.model.to(pick_device(config.device)).eval()
+    captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
+    store = FeatureStore(Path(config.data.features))
+    videos = with_features(read_annotations(Path(config.data.annotations) / SPLIT), store, SPLIT)
+    references: dict[str, Sequence[str]] = {video.video_id: video.captions for video in videos}
+    return Contender(label, captioner, config, store, references, freeze(references, store))
+
+
+def freeze(references: Mapping[str, Sequence[str]], store: FeatureStore) -> Manifest:
+    """Digest videos (in no order), references (in order) and features."""
+    ids = sorted(references)
+    texts = {video_id: list(references[video_id]) for video_id in ids}
+    return Manifest(len(ids), _sha(ids), _sha(texts), digest(store, ids))
+
+
+def caption_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[dict[str, str]]:
+    """Each contender's captions of all videos; batch by batch in turn, so that both meet the machine as it is."""
+    captions: list[dict[str, str]] = [{} for _ in contenders]
+    ids = list(contenders[0].references)
+    size = contenders[0].config.decode.batch_size
+    batches = [ids[start : start + size] for start in range(0, len(ids), size)]
+    jobs = [(number, batch) for batch in batches for number in range(len(contenders))]
+    for number, batch in progress(jobs, len(jobs), "caption val, in turn"):
+        captions[number] |= contenders[number].caption(batch)
+    return captions
+
+
+def time_in_turn(one: Contender, other: Contender, videos: int, progress: Progress) -> list[tuple[float, float]]:
+    """(one, other): seconds for each of the first videos alone; who begins changes, and the first pair is a warm-up."""
+    ids = list(one.references)[:videos]
+    pairs = [_time_pair(one, other, video_id, n % 2 == 1) for n, video_id in _counted(progress, [ids[0], *ids])]
+    return pairs[1:]
+
+
+def _counted(progress: Progress, ids: list[str]) -> Iterator[tuple[int, str]]:
+    timed: Iterable[Any] = progress(ids, len(ids), "latency, in turn")
+    return enumerate(timed)
+
+
+def _time_pair(one: Contender, other: Contender, video_id: str, swap: bool) -> tuple[float, float]:
+    seconds = {}
+    for contender in (other, one) if swap else (one, other):
+        start = time.perf_counter()
+        contender.caption([video_id])
+        seconds[contender.label] = time.perf_counter() - start
+    return seconds[one.label], seconds[other.label]
+
+
+def score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Evaluation:
+    """CIDEr, BLEU and ROUGE-L, by video and in all."""
+    return evaluate(captions, references, FAST_METRICS)
+
+
+def mean_meteor(
+    sides: Sequence[Mapping[str, str]], references: Mapping[str, Sequence[str]]
+) -> tuple[float, float] | str:
+    """The mean of the videos' METEOR for each side, or why it could not be measured.
+
+    Both sides go through one Java process, whose start takes longer than its work; so this is the mean over videos,
+    which differs from METEOR's own corpus score.
+    """
+    captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.items()}
+    own = {key: references[key.partition("/")[2]] for key in captions}
+    result = caption_metrics(own, captions, ["METEOR"])
+    if result.unavailable:
+        return result.unavailable["METEOR"]
+    one, other = (
+        sum(result.per_video[f"{n}/{video}"]["METEOR"] for video in side) / len(side) for n, side in enumerate(sides)
+    )
+    return one, other
+
+
+def trivial_captions(contender: Contender) -> dict[str, str]:
+    """The most typical training caption, said of every validation video."""
+    config = contender.config
+    train = read_annotations(Path(config.data.annotations) / config.scst.all_references)
+    same = typical_caption({video.video_id: video.captions for video in train})
+    return dict.fromkeys(contender.references, same)
+
+
+def _sha(content: object) -> str:
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

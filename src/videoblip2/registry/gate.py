@@ -1,0 +1,173 @@
+"""The gate: what a challenger must show beside the champion. Pure: settings and scores in, a verdict out.
+
+1. The gain: mean difference of per-video CIDEr-D on the same videos, by a paired bootstrap (Koehn 2004) with its
+   percentile interval. The gain must reach the minimum and the interval lie above zero.
+2. What must not be lost for it: METEOR (mean over videos), the length of captions, whole endings, latency.
+3. While there is no champion, the opponent is the trivial baseline, the most typical training caption, said every time:
+   METEOR and latency are not compared with it, and length and endings are held against the references.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from videoblip2.captions import BootstrapResult, diversity, paired_bootstrap
+from videoblip2.config import InputError, Section, read_yaml
+from videoblip2.evaluate import Evaluation
+
+DEFAULT_FILE = Path("experiments/gate.yaml")
+
+
+class Gate(Section):
+    """The conditions, in pycocoevalcap's scale: 0.01 is 1.0 as CIDEr is printed."""
+
+    minimum_gain: float = Field(0.01, ge=0, description="least gain in mean per-video CIDEr-D")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must lie above zero")
+    resamples: int = Field(10_000, ge=100)
+    seed: int = Field(0, ge=0)
+    max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not looked at")
+    length: tuple[float, float] = Field((0.8, 1.25), description="words a caption, times the champion's or references'")
+    max_bad_endings_rise: float = Field(0.02, ge=0, description="above the champion's share, or the references'")
+    max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
+    latency_videos: int = Field(20, ge=3, description="videos captioned one by one, by both in turn, for the latency")
+    same_features: bool = Field(True, description="no: each model reads features of its own encoders, same videos")
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits (sha256) of the conditions."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One line of the verdict, as it is shown."""
+
+    name: str
+    challenger: str
+    champion: str
+    wanted: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found. `gain` and `differences` ([N], challenger - champion, by video) in pycocoevalcap's scale."""
+
+    conditions: tuple[Condition, ...]
+    gain: BootstrapResult
+    differences: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        return all(condition.passed for condition in self.conditions)
+
+    @property
+    def failed(self) -> list[str]:
+        """The failed conditions, one phrase each."""
+        return [f"{c.name} {c.challenger}, wanted {c.wanted}" for c in self.conditions if not c.passed]
+
+
+def load_gate(path: Path | None = None) -> Gate:
+    """Read a gate file; None = experiments/gate.yaml. Raises InputError naming the unknown key or the wrong value."""
+    source = path or DEFAULT_FILE
+    if not source.is_file():
+        raise InputError(f"gate {source}: no such file; run in the root of the repository, or give --gate FILE")
+    try:
+        return Gate.model_validate(read_yaml(source))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise InputError(f"gate {source}: {problems}; known keys: {', '.join(Gate.model_fields)}") from error
+
+
+def judge(
+    gate: Gate,
+    challenger: Evaluation,
+    champion: Evaluation,
+    meteor: tuple[float, float] | str | None = None,
+    seconds: Sequence[tuple[float, float]] = (),
+    extra: Sequence[Condition] = (),
+    trivial: bool = False,
+) -> Verdict:
+    """Hold the challenger's captions of the same videos against the champion's.
+
+    Args:
+        meteor: (challenger, champion), means over videos; or why it could not be measured.
+        seconds: (challenger, champion) of each video captioned alone; none where there is no champion.
+        trivial: `champion` is the trivial baseline, one caption, whose length says nothing: the references' does.
+        extra: conditions that were decided elsewhere, such as another manifest.
+    """
+    videos = list(challenger.captions)
+    new, old = ([side.per_video[video]["CIDEr"] for video in videos] for side in (challenger, champion))
+    gain = paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence)
+    conditions = [*extra, *_gain(gate, gain, float(np.mean(new)), float(np.mean(old)))]
+    conditions += _meteor(gate, meteor)
+    human = diversity([text for group in challenger.references.values() for text in group])
+    length = human["mean_length"] if trivial else champion.corpus["mean_length"]
+    conditions += [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
+    conditions += _latency(gate, seconds)
+    differences = {video: a - b for video, a, b in zip(videos, new, old, strict=True)}
+    return Verdict(tuple(conditions), gain, differences)
+
+
+def _gain(gate: Gate, gain: BootstrapResult, new: float, old: float) -> list[Condition]:
+    """The minimum and the interval; CIDEr ×100 as everywhere it is printed."""
+    least, share = 100 * gate.minimum_gain, 100 * gate.confidence
+    means = f"{100 * new:.1f}", f"{100 * old:.1f}"
+    return [
+        Condition(
+            "CIDEr gain",
+            f"{means[0]} ({100 * gain.difference:+.1f})",
+            means[1],
+            f"at least {least:+.1f}",
+            gain.difference >= gate.minimum_gain,
+        ),
+        Condition(
+            f"{share:g} % interval of the gain",
+            f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+            "",
+            "above 0",
+            gain.low > 0,
+        ),
+    ]
+
+
+def _meteor(gate: Gate, meteor: tuple[float, float] | str | None) -> list[Condition]:
+    if gate.max_meteor_loss is None or meteor is None:
+        return []
+    if isinstance(meteor, str):
+        return [Condition("METEOR", f"not measured: {meteor}", "", "a number, or max_meteor_loss: null", False)]
+    wanted = f"a loss of at most {100 * gate.max_meteor_loss:.1f}"
+    passed = meteor[0] >= meteor[1] - gate.max_meteor_loss
+    return [_condition("METEOR, mean of videos", 100 * meteor[0], 100 * meteor[1], wanted, passed)]
+
+
+def _length(gate: Gate, challenger: Evaluation, old: float) -> Condition:
+    new, (low, high) = challenger.corpus["mean_length"], (factor * old for factor in gate.length)
+    return _condition("words a caption", new, old, f"{low:.1f} to {high:.1f}", low <= new <= high)
+
+
+def _endings(gate: Gate, challenger: Evaluation, champion: Evaluation, human: float) -> Condition:
+    """References end on such words, too, now and then: what is human is no fault."""
+    new, old = challenger.corpus["bad_endings"], champion.corpus["bad_endings"]
+    limit = max(old, human) + gate.max_bad_endings_rise
+    return _condition("bad endings, %", 100 * new, 100 * old, f"at most {100 * limit:.1f}", new <= limit)
+
+
+def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Condition]:
+    """The median of the ratios of pairs: what disturbs one video's pair disturbs no other's."""
+    if gate.max_latency_ratio is None or not seconds:
+        return []
+    ratio = float(np.median([new / old for new, old in seconds]))
+    new, old = np.median(np.asarray(seconds), axis=0)
+    wanted = f"at most {gate.max_latency_ratio:g} times"
+    passed = ratio <= gate.max_latency_ratio
+    return [Condition("latency, ms", f"{1000 * new:.0f} ({ratio:.2f} times)", f"{1000 * old:.0f}", wanted, passed)]
+
+
+def _condition(name: str, new: float, old: float, wanted: str, passed: bool) -> Condition:
+    return Condition(name, f"{new:.1f}", f"{old:.1f}", wanted, passed)

@@ -1,0 +1,172 @@
+"""Where a model came from: its own checkpoint's word, its parent's, and so on to the first weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from videoblip2.config import InputError, read_yaml
+from videoblip2.tracking import FoundModel, find_model
+from videoblip2.tracking.environment import FILE, lock_digest
+from videoblip2.tracking.store import connect
+
+LONGEST = 20  # a chain longer than this goes in a circle
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One model of the line. missing: why nothing else is known of it.
+
+    data: split → digest of annotations and features. encoders: kind → name and fingerprint. lock: digest of the
+    installed packages. gate: the verdict's tags on the registered version.
+    """
+
+    model: str
+    version: str = ""
+    folder: str = ""
+    stage: str = UNKNOWN
+    name: str = UNKNOWN
+    run_id: str | None = None
+    step: int | None = None
+    commit: str = UNKNOWN
+    dirty: bool | None = None
+    seed: int | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    first_weights: Mapping[str, str] = field(default_factory=dict)
+    lock: str = UNKNOWN
+    parent: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    gate: Mapping[str, str] = field(default_factory=dict)
+    missing: str = ""
+
+
+def lineage(model: str) -> list[Ancestor]:
+    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why.
+
+    Raises InputError where MODEL itself cannot be found.
+    """
+    line = [describe(find_model(model), model)]
+    seen = {line[0].folder}
+    while (parent := line[-1].parent) and len(line) < LONGEST:
+        try:
+            ancestor = describe(find_model(parent), parent)
+        except InputError as error:
+            return [*line, Ancestor(parent, missing=str(error))]
+        if ancestor.folder in seen:
+            return [*line, Ancestor(parent, missing="stands in this line already: the folder was written again")]
+        line.append(ancestor)
+        seen.add(ancestor.folder)
+    return line
+
+
+def describe(found: FoundModel, model: str) -> Ancestor:
+    """What one checkpoint says of itself, and the store of its run and version."""
+    folder = found.folder
+    provenance, config = read_json(folder / "provenance.json"), _config(folder)
+    run_id = provenance.get("run_id")
+    revision = provenance.get("revision") or _revision_of_run(run_id)
+    dirty = revision.get("git.dirty")
+    return Ancestor(
+        model=model,
+        version=found.version,
+        folder=str(folder),
+        stage=provenance.get("stage", UNKNOWN),
+        name=provenance.get("name", UNKNOWN),
+        run_id=run_id,
+        step=provenance.get("step"),
+        commit=revision.get("git.commit", UNKNOWN),
+        dirty=None if dirty is None else dirty == "true",
+        seed=config.get("seed"),
+        data=provenance.get("data") or {},
+        encoders=_encoders(provenance.get("features") or {}),
+        first_weights=_first_weights(config.get("model", {}), provenance.get("parent")),
+        lock=_lock(folder),
+        parent=parent_of(provenance),
+        scores=read_json(folder / "metrics.json"),
+        gate=_gate(found.version),
+    )
+
+
+def parent_of(provenance: Mapping[str, Any]) -> str | None:
+    """The parent as a MODEL, by the name that stays: its version, its folder if that is the same run's still, its run;
+    where none of these is known, as `train.start_from` gave it."""
+    given, run_id = provenance.get("parent"), provenance.get("parent_run_id")
+    version = str(provenance.get("parent_version") or "")
+    if given is None:
+        return None
+    if version.startswith("m-") or "/" in version:
+        return f"models:/{version}"
+    if run_id and read_json(Path(given) / "provenance.json").get("run_id") != run_id:
+        return str(run_id)
+    return str(given)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; empty where it has none."""
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+
+
+def _encoders(features: Mapping[str, Any]) -> dict[str, str]:
+    """CLIP and CLAP with fingerprints, and how frames and windows were taken."""
+    encoders = {
+        kind: f"{features[kind].get('name')} ({features[kind].get('fingerprint', UNKNOWN)})"
+        for kind in ("clip", "clap")
+        if kind in features
+    }
+    settings = ", ".join(f"{key} {value}" for key, value in (features.get("settings") or {}).items())
+    return {**encoders, "settings": settings} if settings else encoders
+
+
+def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:
+    """T5's and the Q-Formers' source, as configured; a model with a parent has the parent's."""
+    if parent or not model:
+        return {}
+    qformer = model.get("qformer", {})
+    return {
+        "T5": str(model.get("language_model")),
+        "Q-Formers": str(qformer.get("weights") or "fresh"),
+        "BERT": f"{qformer.get('bert')}{'' if qformer.get('bert_weights', True) else ', word pieces only'}",
+    }
+
+
+def _lock(folder: Path) -> str:
+    """The digest of the checkpoint's environment.txt; of an older one the requirements that MLflow keeps."""
+    for file in (folder / FILE, folder.parents[1] / "requirements.txt"):
+        if file.is_file():
+            return f"{lock_digest(file.read_text(encoding='utf-8'))} ({file.name})"
+    return UNKNOWN
+
+
+def _revision_of_run(run_id: str | None) -> dict[str, str]:
+    """The commit that the run was tagged with; nothing where the store has no such run."""
+    if not run_id:
+        return {}
+    try:
+        client = connect()
+    except InputError:
+        return {}
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_run(run_id).data.tags)
+    except MlflowException:
+        return {}
+
+
+def _gate(version: str) -> dict[str, str]:
+    """The verdict on a registered version, `NAME/3`."""
+    name, _, number = version.partition("/")
+    if not number:
+        return {}
+    tags = connect().get_model_version(name, number).tags
+    return {key.removeprefix("gate."): value for key, value in tags.items() if key.startswith("gate.")}

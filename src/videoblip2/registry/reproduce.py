@@ -1,0 +1,136 @@
+"""A training run once more: the same command from what the run kept, and its metric beside the first one.
+
+Nothing is trained where the data are not the run's. Another commit or other packages are named, and do not stop it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
+from videoblip2.data.annotations import read_annotations
+from videoblip2.data.questions import read_questions
+from videoblip2.features.store import FeatureStore
+from videoblip2.registry.lineage import parent_of, read_json
+from videoblip2.tracking import find_model
+from videoblip2.tracking.environment import FILE, environment, lock_difference
+from videoblip2.tracking.revision import revision_tags
+from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.record import data_digest
+from videoblip2.training.stage import StageResult, run_stage
+
+METRIC = "CIDEr"
+STAGES = ("ce", "scst")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is made again. differs: what is not as it was then."""
+
+    stage: str
+    config: Config
+    config_file: Path
+    expected: float
+    differs: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        return f"vb2 {self.stage} {self.config_file}"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Both scores, in pycocoevalcap's scale."""
+
+    recipe: Recipe
+    result: StageResult
+    expected: float
+    found: float
+    tolerance: float
+
+    @property
+    def reproduced(self) -> bool:
+        return abs(self.found - self.expected) <= self.tolerance
+
+
+def reproduce(
+    model: str,
+    tolerance: float = 0.0,
+    out: Path | None = None,
+    progress: Progress = no_progress,
+    announce: Callable[[Recipe], None] = lambda recipe: None,
+) -> Reproduction:
+    """Train a run (or any MODEL that a stage made) again, as a new run, and compare validation CIDEr.
+
+    Args:
+        tolerance: largest difference that counts as the same, in pycocoevalcap's scale; 0 = the same number.
+        out: folder for the new run; default the first one's `run.out`. announce: is given the recipe before training.
+    """
+    recipe = read_recipe(model, out)
+    announce(recipe)
+    result = run_stage(recipe.stage, recipe.config, progress)
+    return Reproduction(recipe, result, recipe.expected, result.metrics[METRIC], tolerance)
+
+
+def read_recipe(model: str, out: Path | None = None) -> Recipe:
+    """Stage, configuration and score of the run behind MODEL; the configuration is written as a file to run it with.
+
+    Raises InputError where MODEL is no training run's, its data have changed, or it was trained in several goes.
+    """
+    folder = find_model(model).folder
+    provenance, metrics = read_json(folder / "provenance.json"), read_json(folder / "metrics.json")
+    stage = provenance.get("stage")
+    if stage not in STAGES or METRIC not in metrics:
+        made_by = stage or "an unknown stage"
+        raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
+    config = _config(folder, provenance, out)
+    _same_data(model, config, provenance)
+    file = Path(config.run.out) / f"{config.run.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# vb2 {stage} {file}\n{to_yaml(config)}", encoding="utf-8")
+    return Recipe(stage, config, file, float(metrics[METRIC]), tuple(_differences(folder, provenance)))
+
+
+def _config(folder: Path, provenance: dict[str, Any], out: Path | None) -> Config:
+    """The run's own configuration, from the start, under a name of its own."""
+    overrides = [f"run.name=reproduce-{provenance['name']}", "train.resume=null"]
+    if parent := parent_of(provenance):
+        overrides.append(f"train.start_from={parent}")
+    if out is not None:
+        overrides.append(f"run.out={out}")
+    return parse_config(read_yaml(folder / "config.yaml"), overrides, source=str(folder / "config.yaml"))
+
+
+def _same_data(model: str, config: Config, provenance: dict[str, Any]) -> None:
+    store, digests = FeatureStore(config.data.features), provenance.get("data") or {}
+    for split, file, read in _data_files(config):
+        path = Path(config.data.annotations) / file
+        found = data_digest(path, store, sorted({entry.video_id for entry in read(path)}))
+        if split in digests and digests[split] != found:
+            raise InputError(
+                f"{model}: was trained on {split} data {digests[split]}, and {path} with {store.root} is {found} now; "
+                "restore that data, or train anew with the run's config.yaml"
+            )
+
+
+def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any]]]:
+    """(key in the provenance, annotation file, its reader) of all that a training read."""
+    captions = [("train", config.data.train, read_annotations), ("val", "val.json", read_annotations)]
+    questions = [("train", config.data.train_qa, read_questions), ("val", "val_qa.json", read_questions)]
+    if config.data.task == "caption":
+        return captions
+    return questions if config.data.task == "qa" else [*captions, *((f"{k}_qa", f, r) for k, f, r in questions)]
+
+
+def _differences(folder: Path, provenance: dict[str, Any]) -> list[str]:
+    """What may move the last digits: the source, or the packages."""
+    then, now = provenance.get("revision") or {}, revision_tags()
+    differences = [
+        f"{key} {then.get(key, 'not recorded')} -> {now.get(key, 'unknown')}"
+        for key in ("git.commit", "git.dirty")
+        if then.get(key) != now.get(key)
+    ]
+    if not (folder / FILE).is_file():
+        return [*differences, "packages not recorded"]
+    return differences + lock_difference((folder / FILE).read_text(encoding="utf-8"), environment())

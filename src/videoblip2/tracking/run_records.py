@@ -1,0 +1,166 @@
+"""A run as it is read back from the store: configuration, scores, captions, curves, and the runs that belong to it."""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.config import InputError
+from videoblip2.tracking import store
+
+#: Tag of a run that holds the captions of a split: the artifact's path. Its rows are those of `write_predictions`.
+PREDICTIONS = "predictions."
+SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
+SPLITS = ("val", "test")
+HOW_TO_FIND = "`vb2 runs list` shows the runs"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. `started` in seconds since 1970; `data`: context (train, val, test) → name and digest."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    status: str
+    started: float
+    seconds: float
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    data: Mapping[str, str]
+
+    @property
+    def stage(self) -> str:
+        return self.tags.get("stage", "")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A video's caption with its scores (metric → value in pycocoevalcap's scale) and the human references."""
+
+    caption: str
+    scores: Mapping[str, float]
+    references: tuple[str, ...]
+    category: int | None = None
+
+
+def find_run(word: str) -> RunRecord:
+    """Find a run by its id, by the first six or more digits of it, or by its name where only one run has that.
+
+    Raises InputError for a word that names no run, or several.
+    """
+    client = store.connect()
+    found = _candidates(client, word)
+    if not found:
+        raise InputError(f"{word}: no run of that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
+    if len(found) > 1:
+        ids = ", ".join(run.info.run_id[:12] for run in found[:5])
+        raise InputError(f"{word}: {len(found)} runs are called so, newest first {ids}; give the id of one")
+    return _record(found[0])
+
+
+def seeds_of(record: RunRecord) -> list[RunRecord]:
+    """The runs under a parent that `--seeds` made, by seed; none for any other run."""
+    if SEEDS not in record.tags:
+        return []
+    runs = _search(store.connect(), f"tags.`{PARENT}` = '{record.run_id}'", [record.experiment_id])
+    return sorted((_record(run) for run in runs), key=lambda run: int(run.tags.get("seed", 0)))
+
+
+def splits_of(record: RunRecord) -> dict[str, tuple[str, str]]:
+    """Where a run's captions are: split → (run id, artifact). Those of its newest finished evaluation count, too."""
+    client = store.connect()
+    runs = _search(client, f"tags.{TRAINED_BY} = '{record.run_id}'", [record.experiment_id])
+    splits: dict[str, tuple[str, str]] = {}
+    for run in [client.get_run(record.run_id), *runs]:
+        for split, path in _predictions(client, run).items():
+            splits.setdefault(split, (run.info.run_id, path))
+    return splits
+
+
+def read_predictions(run_id: str, path: str) -> dict[str, Prediction]:
+    """The captions that a run logged, by video. Raises InputError where the file is gone or of another form."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = Path(store.connect().download_artifacts(run_id, path, folder))
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+            return {row["video_id"]: _prediction(row) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = f"caption the split again with `vb2 evaluate {run_id}`"
+            raise InputError(f"run {run_id}: {path} cannot be read ({_first_line(error)}); {remedy}") from error
+
+
+def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """The points (step, value) of a metric, in order; none where the run or the metric is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        points = store.connect().get_metric_history(run_id, metric)
+    except MlflowException:
+        return []
+    return sorted((point.step, point.value) for point in points)
+
+
+def _candidates(client: Any, word: str) -> list[Any]:
+    from mlflow.exceptions import MlflowException
+
+    if re.fullmatch(r"[0-9a-f]{32}", word):
+        try:
+            return [client.get_run(word)]
+        except MlflowException:
+            return []
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    quoted = word.replace("'", "")
+    named = _search(client, f"attributes.run_name = '{quoted}'", experiments)
+    if named or not re.fullmatch(r"[0-9a-f]{6,31}", word):
+        return named
+    return _search(client, f"attributes.run_id LIKE '{word}%'", experiments)
+
+
+def _search(client: Any, condition: str, experiments: Sequence[str]) -> list[Any]:
+    """Newest first."""
+    order = ["attributes.start_time DESC"]
+    return list(client.search_runs(list(experiments), condition, max_results=1000, order_by=order))
+
+
+def _predictions(client: Any, run: Any) -> dict[str, str]:
+    """Split → artifact: what the tags say, or the file names of runs without such tags."""
+    tagged = {k.removeprefix(PREDICTIONS): v for k, v in run.data.tags.items() if k.startswith(PREDICTIONS)}
+    if tagged or run.info.status == "RUNNING":
+        return tagged
+    paths = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".jsonl")]
+    forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
+    return {split: path for path in paths for split, form in forms.items() if form.fullmatch(path)}
+
+
+def _record(run: Any) -> RunRecord:
+    end = run.info.end_time or run.info.start_time
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name or run.info.run_id[:8],
+        experiment_id=run.info.experiment_id,
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        seconds=(end - run.info.start_time) / 1000,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        data=_data(run),
+    )
+
+
+def _data(run: Any) -> dict[str, str]:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return {tag.value: f"{item.dataset.name} {item.dataset.digest}" for item in inputs for tag in item.tags}
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    return Prediction(row["caption"], row["scores"], tuple(row["references"]), row.get("category"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,122 @@
+"""The training state in the store: logged when a run is stopped, so that another machine can go on with it.
+
+A store on this machine gets no copy: the run's own folder is here as well, and a tag of the run names it.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from videoblip2.config import InputError
+from videoblip2.tracking import process, store
+from videoblip2.tracking.outbox import first_line, say
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ARTIFACTS = "resume"
+TAG = "state.logged"
+PARTS = ("best", "state")
+HOW_TO_FIND = "`vb2 runs list` shows the runs"
+
+
+@dataclass(frozen=True)
+class StoppedRun:
+    """A run that can go on. `folder`: where its files were, on `host`; `logged`: the store has a copy of them."""
+
+    run_id: str
+    name: str
+    stage: str
+    host: str
+    folder: Path | None
+    logged: bool
+
+
+def find_stopped_run(run_id: str) -> StoppedRun:
+    """Find a run that is to go on. Raises InputError where it is unknown, deleted, or its process is still there."""
+    from mlflow.exceptions import MlflowException
+
+    client = store.connect()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(
+            f"resume={run_id}: no such run in {store.tracking_uri()} ({first_line(error)}); {HOW_TO_FIND}"
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        raise InputError(
+            f"resume={run_id}: that run was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        )
+    _check_stopped(run)
+    tags = run.data.tags
+    folder = Path(tags["folder"]) if "folder" in tags else None
+    name = folder.name if folder else run.info.run_name
+    logged = tags.get(TAG) == "true"
+    return StoppedRun(run_id, name, tags.get("stage", ""), tags.get("host", "an unknown host"), folder, logged)
+
+
+def _check_stopped(run: Any) -> None:
+    """Two processes in one run would spoil it."""
+    tags, run_id = run.data.tags, run.info.run_id
+    if run.info.status != "RUNNING" or "pid" not in tags:
+        return
+    if process.is_here(tags):
+        if not process.is_gone(tags) and int(tags["pid"]) != os.getpid():
+            raise InputError(f"resume={run_id}: still going on as process {tags['pid']}; stop it first")
+        return
+    silent = time.time() - process.last_sign(tags, run.info.start_time / 1000)
+    if silent < process.SILENCE:
+        raise InputError(
+            f"resume={run_id}: going on on {tags.get('host')}, heard of {silent:.0f} s ago; stop it first, or if it is "
+            "dead, `vb2 runs gc --hours 0.02` closes what was silent for a minute"
+        )
+
+
+def keep_state(client: "MlflowClient", run_id: str, folder: Path) -> None:
+    """Log FOLDER/best and FOLDER/state to a store that is not on this machine. A failure is said, not raised."""
+    try:
+        if is_local(client.get_run(run_id).info.artifact_uri):
+            return
+        client.set_tag(run_id, TAG, "false")  # until it is complete
+        for part in PARTS:
+            if (folder / part).is_dir():
+                client.log_artifacts(run_id, str(folder / part), f"{ARTIFACTS}/{part}")
+        client.set_tag(run_id, TAG, "true")
+    except Exception as error:
+        say(f"run {run_id}: its state could not be logged ({first_line(error)}); only this machine can go on, {folder}")
+
+
+def fetch_state(run_id: str, folder: Path) -> None:
+    """Download what `keep_state` logged into FOLDER, in one move; FOLDER must not have these parts yet."""
+    client = store.connect()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".resume-") as draft:
+        client.download_artifacts(run_id, ARTIFACTS, draft)
+        for part in PARTS:
+            if (Path(draft) / ARTIFACTS / part).is_dir():
+                shutil.rmtree(folder / part, ignore_errors=True)
+                os.replace(Path(draft) / ARTIFACTS / part, folder / part)
+
+
+def drop_state(client: "MlflowClient", run_id: str) -> None:
+    """Delete what `keep_state` logged, if it did."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        run = client.get_run(run_id)
+        if TAG not in run.data.tags:
+            return
+        get_artifact_repository(run.info.artifact_uri).delete_artifacts(ARTIFACTS)
+        client.delete_tag(run_id, TAG)
+    except Exception as error:
+        say(f"run {run_id}: the state of its stop stays in the store ({first_line(error)})")
+
+
+def is_local(address: str) -> bool:
+    """Whether artifacts at this address lie on this machine."""
+    return urlparse(address).scheme in ("", "file")

@@ -1,0 +1,156 @@
+"""What a stage tells its run, beside the points of its curves: at the start what it is, at the end what came of it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from videoblip2.captions.intervals import Interval, interval, resampled_means
+from videoblip2.config import flatten, to_yaml
+from videoblip2.evaluate import Evaluation, write_predictions
+from videoblip2.features.store import FeatureStore, digest
+from videoblip2.model.first_weights import reports_as_json
+from videoblip2.model.weight_report import WeightReport
+from videoblip2.tracking import local_model
+from videoblip2.tracking.environment import FILE as ENVIRONMENT
+from videoblip2.tracking.environment import environment
+from videoblip2.tracking.lineage import command_line, lineage_tags, run_link
+from videoblip2.tracking.revision import source_diff
+from videoblip2.tracking.run_records import PREDICTIONS, curve
+from videoblip2.tracking.tracker import Tracker
+from videoblip2.training.figures import METRICS, draw_categories, draw_curves
+from videoblip2.training.workspace import Workspace
+
+DIGITS = 12
+
+
+def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[str] = ()) -> dict[str, str]:
+    """Log configuration, tags, lineage, data, source and environment; return the digest of each split's data.
+
+    Args:
+        folder: the run's, for the files that are logged.
+        said: what the run's name says of its configuration.
+    """
+    config, annotations = work.config, Path(work.config.data.annotations)
+    tracker.log_config(flatten(config))
+    tags = {"seed": str(config.seed), "modalities": config.model.modalities, "task": config.data.task}
+    tags["command"] = command_line()
+    if work.parent:
+        tags |= {"warm_start": work.parent, **lineage_tags(local_model(work.parent))}
+    tracker.set_tags({**tags, **({"differs": " ".join(said)} if said else {})})
+    digests = {}
+    for context, file, video_ids in work.inputs:
+        both = data_digest(annotations / file, work.store, video_ids)
+        digests[context if context not in digests else f"{context}_qa"] = both
+        tracker.log_data(f"{annotations.name}/{file}", both, context)
+    _log_text(folder / ENVIRONMENT, environment(), tracker)
+    _log_text(folder / "source.diff", source_diff(), tracker)
+    return digests
+
+
+def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
+    """12 hex digits (sha256) over an annotation file and the features of its videos."""
+    annotations = hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
+    features = digest(store, video_ids)
+    return hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:DIGITS]
+
+
+def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
+    """What became of every tensor as `first_weights.json` beside the checkpoint and in the run, and a tag a part."""
+    _log_text(folder / "first_weights.json", json.dumps(reports_as_json(lines, reports), indent=1) + "\n", tracker)
+    tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
+
+
+def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work: Workspace, tracker: Tracker) -> str:
+    """Log scores under `best/`, captions, figures, a summary, the checkpoint as a model; return its MODEL name."""
+    folder, config = checkpoint.parent, work.config
+    categories = {video.video_id: video.category for video in work.val_videos}
+    scores = {f"val/{key}": value for key, value in result.corpus.items()}
+    tracker.log_best({**scores, **interval_scores("val", result), "step": float(step)})
+    log_captions(folder / "val_predictions.jsonl", "val", result, config.train.probe_videos, categories, tracker)
+    _log_text(folder / "config.yaml", to_yaml(config), tracker)
+    log_figures(name, folder / "figures", result, categories, tracker)
+    tracker.note(summary(result, step, work))
+    return tracker.log_checkpoint(checkpoint, name, scores)
+
+
+def log_captions(
+    path: Path, split: str, result: Evaluation, probe: int, categories: Mapping[str, int], tracker: Tracker
+) -> None:
+    """Log all captions as JSON lines, and those of the first `probe` videos as the table that every run has."""
+    for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
+        if rows:
+            tracker.log_table(table, rows[:probe])
+    write_predictions(path, result, categories)
+    tracker.log_file(path)
+    tracker.set_tags({f"{PREDICTIONS}{split}": path.name})
+
+
+def log_figures(name: str, folder: Path, result: Evaluation, categories: Mapping[str, int], tracker: Tracker) -> None:
+    """Log learning curves and the CIDEr of each category as images; an untracked run has no curves to draw."""
+    if tracker.run_id is None:
+        return
+    tracker.flush()
+    curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
+    scores = {video: values["CIDEr"] for video, values in result.per_video.items()}
+    for path in (
+        draw_curves(folder / "learning_curves.png", {name: curves}, name),
+        draw_categories(folder / "categories.png", scores, categories, f"{name}\nCIDEr by category"),
+    ):
+        if path is not None:
+            tracker.log_file(path, "figures")
+
+
+def interval_scores(split: str, result: Evaluation) -> dict[str, float]:
+    """The ends of CIDEr's interval, as metrics; none where no captions were judged."""
+    if not result.per_video:
+        return {}
+    sure = cider_interval(result)
+    return {f"{split}/CIDEr_ci_low": sure.low, f"{split}/CIDEr_ci_high": sure.high}
+
+
+def cider_interval(result: Evaluation) -> Interval:
+    """CIDEr with its 95 % interval over videos."""
+    scores = np.array([[values["CIDEr"]] for values in result.per_video.values()])
+    return interval(float(scores.mean()), resampled_means(scores)[:, 0])
+
+
+def summary(result: Evaluation, step: int, work: Workspace) -> str:
+    """The markdown at the head of the run's page."""
+    scores = []
+    if result.per_video:
+        sure = cider_interval(result)
+        count = f"on {len(result.captions)} validation videos"
+        scores.append(f"**CIDEr {100 * sure.value:.1f}** [{100 * sure.low:.1f}, {100 * sure.high:.1f}] {count}")
+    if result.answers:
+        scores.append(f"**accuracy {100 * result.corpus['accuracy']:.1f}** of {len(result.answers)} answers")
+    head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
+    rows = {"command": f"`{command_line()}`"}
+    if work.parent:
+        made = lineage_tags(local_model(work.parent))
+        if {"lineage.parent_run", "lineage.parent_name"} <= made.keys():
+            rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
+            if "lineage.parent_cider" in made:
+                rows["started from"] += f", CIDEr {100 * float(made['lineage.parent_cider']):.1f}"
+        else:
+            rows["started from"] = f"`{work.parent}`"
+    names = [name for name in result.corpus if name.startswith(("Bleu_4", "ROUGE", "METEOR"))]
+    if names:
+        rows["also"] = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in names)
+        rows["words a caption"] = f"{result.corpus['mean_length']:.1f}"
+    return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _log_text(path: Path, text: str, tracker: Tracker) -> None:
+    """Write a text beside the checkpoint and log it; an empty one leaves no file, also not an older run's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not text:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+    tracker.log_file(path)

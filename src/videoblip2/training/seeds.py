@@ -1,0 +1,183 @@
+"""One configuration with several seeds: each its own run, under a parent that has the mean and how sure it is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.captions.intervals import Interval, seed_interval
+from videoblip2.config import Config, InputError, flatten
+from videoblip2.tracking.groups import SeedGroup, seed_group
+from videoblip2.tracking.lineage import run_link
+from videoblip2.tracking.run_records import curve
+from videoblip2.tracking.tracker import Tracker
+from videoblip2.training.figures import METRICS, Curve, draw_curves
+from videoblip2.training.naming import group_name, run_name, what_differs
+from videoblip2.training.progress import Progress, no_progress
+from videoblip2.training.stage import ShowWeights, StageResult, run_stage
+from videoblip2.training.state import FINISHED, FOLDER
+from videoblip2.training.workspace import inherit_model
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """Finished seeds: their numbers and their runs.
+
+    metrics: each score's mean over the seeds with Student's interval, in pycocoevalcap's scale.
+    """
+
+    stage: str
+    name: str
+    run_id: str | None
+    numbers: tuple[int, ...]
+    seeds: tuple[StageResult, ...]
+    metrics: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Watches a training whose run joins a group once it is open."""
+
+    group: SeedGroup
+    parent_run_id: None = None
+    run_id: None = None
+
+    def opened(self, tracker: Tracker) -> None:
+        self.group.join(tracker.run_id)
+
+    def validated(self, step: int, cider: float) -> None:
+        """Nothing ends a seed early."""
+
+
+def run_seeds(
+    stage: str,
+    config: Config,
+    count: int,
+    progress: Progress = no_progress,
+    show_weights: ShowWeights | None = None,
+    usual: Config | None = None,
+) -> SeedsResult:
+    """Train `count` seeds, from `seed` on, one after the other. Raises InputError before a run opens, as `run_stage`.
+
+    With `train.resume=auto` seeds that have finished are kept as they are, and the parent goes on.
+    """
+    configs, name = seed_configs(stage, config, count, usual)
+    run = config.run
+    with seed_group(stage, name, run.experiment) as group:
+        results = [_one(stage, each, group, progress, show_weights) for each in configs]
+        metrics = mean_scores(results)
+        _log(group, Path(run.out) / name, config, results, metrics)
+    numbers = tuple(each.seed for each in configs)
+    return SeedsResult(stage, name, group.run_id, numbers, tuple(results), metrics)
+
+
+def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -> tuple[list[Config], str]:
+    """The configuration of each seed, with its run's name, and the name of the parent."""
+    if count < 2:
+        raise InputError(f"--seeds {count}: an interval needs two seeds or more; leave --seeds out for one run")
+    if config.train.resume not in (None, "auto"):
+        raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
+    if config.data.task == "qa":
+        raise InputError("data.task=qa: --seeds compares captions; leave --seeds out, or teach both (data.task=mixed)")
+    said = what_differs(stage, config, usual) if usual else []
+    known = inherit_model(config)
+    names = [config.run.name and f"{config.run.name}-seed{seed}" for seed in range(config.seed, config.seed + count)]
+    configs = []
+    for number, name in enumerate(names):
+        each = known.model_copy(update={"seed": config.seed + number})
+        run = config.run.model_copy(update={"name": name or run_name(stage, each, said)})
+        configs.append(config.model_copy(update={"seed": each.seed, "run": run}))
+    return configs, group_name(str(configs[0].run.name), count)
+
+
+def mean_scores(results: Sequence[StageResult]) -> dict[str, Interval]:
+    """Each score that all seeds have: its mean with Student's interval."""
+    names = [name for name in results[0].metrics if all(name in result.metrics for result in results)]
+    return {name: seed_interval([result.metrics[name] for result in results]) for name in names if name != "step"}
+
+
+def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
+    """The mean at each step that all curves have."""
+    tables = [dict(curve) for curve in curves]
+    steps = [step for step in tables[0] if all(step in table for table in tables)] if tables else []
+    return [(step, sum(table[step] for table in tables) / len(tables)) for step in sorted(steps)]
+
+
+def _one(
+    stage: str, config: Config, group: SeedGroup, progress: Progress, show_weights: ShowWeights | None
+) -> StageResult:
+    """Train one seed, or take it as it is where resuming finds it finished."""
+    folder = Path(config.run.out) / str(config.run.name)
+    if config.train.resume and (folder / FOLDER / FINISHED).is_file():
+        earlier = finished(stage, folder)
+        group.join(earlier.run_id)
+        return earlier
+    run = config.run.model_copy(update={"experiment": group.experiment})
+    there = config.model_copy(update={"run": run})
+    return run_stage(stage, there, progress, show_weights, observer=Member(group))
+
+
+def finished(stage: str, folder: Path) -> StageResult:
+    """The result of a run that ended earlier, from its folder OUT/NAME."""
+    said = json.loads((folder / FOLDER / FINISHED).read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
+    step = int(metrics.pop("step"))
+    return StageResult(stage, folder.name, said["run_id"], said["model"], folder / "best", step, metrics)
+
+
+def _log(
+    group: SeedGroup, folder: Path, config: Config, results: Sequence[StageResult], metrics: Mapping[str, Interval]
+) -> None:
+    """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
+    best = {f"val/{name}": value.value for name, value in metrics.items()}
+    best |= {"val/CIDEr_ci_low": metrics["CIDEr"].low, "val/CIDEr_ci_high": metrics["CIDEr"].high}
+    seeds = [config.seed + number for number in range(len(results))]
+    curves = {
+        f"seed {n}": {metric: curve(r.run_id, metric) for metric in METRICS}
+        for n, r in zip(seeds, results, strict=True)
+        if r.run_id
+    }
+    means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
+    group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
+    group.log_table("predictions", probe_rows(results, config.train.probe_videos))
+    figure = draw_curves(folder / "figures" / "learning_curves.png", curves, f"{group.name}: every seed")
+    if figure is not None:
+        group.log_file(figure, "figures")
+    group.set_tags({"mlflow.note.content": _summary(results, metrics["CIDEr"]), "modalities": config.model.modalities})
+
+
+def probe_rows(results: Sequence[StageResult], count: int) -> list[dict[str, object]]:
+    """The first videos with the caption of the middle seed, by CIDEr, and each video's CIDEr as the mean over seeds."""
+    tables = [_predictions(result) for result in results]
+    order = sorted(range(len(results)), key=lambda place: results[place].metrics["CIDEr"])
+    middle = tables[order[len(order) // 2]]
+    return [
+        {
+            "video_id": video,
+            "caption": row["caption"],
+            "CIDEr": round(sum(table[video]["scores"]["CIDEr"] for table in tables) / len(tables), 4),
+            "reference": row["references"][0],
+        }
+        for video, row in list(middle.items())[:count]
+    ]
+
+
+def _predictions(result: StageResult) -> dict[str, dict[str, Any]]:
+    """What a run wrote beside its checkpoint, by video."""
+    file = result.checkpoint.parent / "val_predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row["video_id"]: row for row in rows}
+
+
+def _summary(results: Sequence[StageResult], cider: Interval) -> str:
+    head = (
+        f"**CIDEr {100 * cider.value:.1f}** [{100 * cider.low:.1f}, {100 * cider.high:.1f}] "
+        f"on validation videos: mean of {len(results)} seeds with Student's 95 % interval"
+    )
+    rows = [
+        f"| {run_link(result.run_id, result.name) if result.run_id else result.name} "
+        f"| {100 * result.metrics['CIDEr']:.1f} | {result.best_step} |"
+        for result in results
+    ]
+    return "\n".join([head, "", "| seed | CIDEr | best step |", "|---|---|---|", *rows])

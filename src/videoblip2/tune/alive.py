@@ -1,0 +1,149 @@
+"""Which running trials still have a worker, and what becomes of those that have none.
+
+Optuna's own heartbeat exists in databases only. Here, in every storage:
+
+1. On the same machine a trial is dead when its process is gone, known by number and start; one that sleeps is not.
+2. Elsewhere a worker counts up a number in its trial's attributes, and whoever looks calls the trial dead when the
+   number has stood still for STALE_SECONDS of the looker's own clock: no clocks are compared.
+3. A dead trial is queued again with its values and its name, so that the next attempt goes on from its checkpoint and
+   in its run. A worker that was taken for dead and was not notices at its next report, and leaves the trial alone.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from videoblip2.tune.study import name_of
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+ATTEMPTS = 4
+
+
+def here() -> str:
+    """This machine, and on Linux the process namespace: two containers of one host name have processes of their own."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def me() -> dict[str, Any]:
+    """This process, as a trial remembers its worker."""
+    return {"place": here(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+@contextmanager
+def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
+    """Show signs of life while the block runs; the event is set when another worker has taken the trial for dead."""
+    stop, lost = threading.Event(), threading.Event()
+    trial.set_user_attr("worker", me())
+    thread = threading.Thread(target=_beat, args=(trial, seconds, stop, lost), daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _beat(trial: optuna.Trial, seconds: float, stop: threading.Event, lost: threading.Event) -> None:
+    count = 0
+    while not stop.wait(seconds):
+        count += 1
+        try:
+            trial.set_user_attr("beat", f"{os.getpid()}-{count}")
+        except UpdateFinishedTrialError:
+            lost.set()
+            return
+        except Exception:
+            continue  # a storage that is away for a moment: the trial itself will meet it, or the next beat
+
+
+@dataclass
+class Lookout:
+    """Remembers since when each running trial's beat has stood still."""
+
+    stale_seconds: float = STALE_SECONDS
+    seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
+
+    def is_dead(self, trial: FrozenTrial) -> bool:
+        """Whether a running trial's worker is gone."""
+        worker = trial.user_attrs.get("worker") or {}
+        if worker.get("place") == here():
+            started = _started(worker["pid"])
+            if not _exists(worker["pid"]) or worker.get("started") not in (None, started):
+                return True
+            if started is not None:
+                return False
+        sign = (worker.get("pid"), trial.user_attrs.get("beat"))
+        if trial.number not in self.seen or self.seen[trial.number][0] != sign:
+            self.seen[trial.number] = (sign, time.monotonic())
+        return time.monotonic() - self.seen[trial.number][1] > self.stale_seconds
+
+
+def rescue(study: optuna.Study, lookout: Lookout) -> list[str]:
+    """Queue again what dead workers left; a line for each."""
+    lines = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs.get("worker") or {}
+        if worker == me() or not lookout.is_dead(trial):
+            continue
+        reason = f"its worker (process {worker.get('pid', 'unknown')}) died"
+        again = len(trial.user_attrs.get("attempts", ())) + 1 < ATTEMPTS
+        if give_back(study, trial, reason, again):
+            fate = "queued again, goes on from its checkpoint" if again else f"given up after {ATTEMPTS} attempts"
+            lines.append(f"{name_of(trial)}: {reason}: {fate}")
+    return lines
+
+
+def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool = True) -> bool:
+    """End a running trial as failed and queue another attempt at it. False where another process was first."""
+    with suppress(UpdateFinishedTrialError, ValueError):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial takes no more attributes
+        if again:
+            study.add_trial(_attempt(trial))
+        return True
+    return False
+
+
+def _attempt(trial: FrozenTrial) -> FrozenTrial:
+    kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat")}
+    attempts = [*trial.user_attrs.get("attempts", ()), trial.number]
+    return optuna.trial.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        user_attrs={**kept, "name": name_of(trial), "attempts": attempts},
+    )
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: with it a number that was given again is another process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,86 @@
+"""One trial of decoding: no training, the model's captions of the validation videos under other settings.
+
+Every video's CIDEr-D is reported by the video's number, in the same shuffled order in all trials, so that the Wilcoxon
+test pairs a trial with the best one on the videos they share, and stops it part of the way.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from videoblip2.captions import CiderD, DocumentFrequencies
+from videoblip2.config import Config, flatten
+from videoblip2.data.annotations import read_annotations
+from videoblip2.data.dataset import CachedFeatures
+from videoblip2.features.store import FeatureStore
+from videoblip2.predict import Captioner, load_captioner
+from videoblip2.tracking import Tracker, open_run
+from videoblip2.training.progress import Progress
+from videoblip2.training.workspace import with_features
+from videoblip2.tune.plan import Plan
+from videoblip2.tune.study import name_of
+from videoblip2.tune.trials import Runner, Score, Watcher
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded model with the validation videos. order: video ids as they are captioned."""
+
+    captioner: Captioner
+    features: CachedFeatures
+    references: dict[str, tuple[str, ...]]
+    order: list[str]
+    scorer: CiderD
+
+
+def open_bench(plan: Plan) -> Bench:
+    """Load model and data, once for all trials of a process."""
+    config = plan.base
+    store = FeatureStore(Path(config.data.features))
+    videos = with_features(read_annotations(Path(config.data.annotations) / "val.json"), store, "val.json")
+    references = {video.video_id: video.captions for video in videos}
+    order = sorted(references)
+    random.Random(0).shuffle(order)
+    scorer = CiderD(references, DocumentFrequencies.from_references(references))
+    captioner = load_captioner(str(plan.tuning.tuned_model), config.device)
+    return Bench(captioner, CachedFeatures(store), references, order, scorer)
+
+
+def decoding_runner(plan: Plan) -> Runner:
+    """Trials that caption with `plan`'s model."""
+    bench = open_bench(plan)
+
+    def run(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+        config = plan.config_of(trial.params)
+        enabled, experiment = config.run.tracking, config.run.experiment
+        name, parent = name_of(trial), watcher.parent_run_id
+        with open_run("decode", name, experiment, enabled, watcher.run_id, parent_run_id=parent) as tracker:
+            watcher.opened(tracker)
+            return decode_trial(bench, config, watcher, tracker, str(plan.tuning.tuned_model), progress)
+
+    return run
+
+
+def decode_trial(
+    bench: Bench, config: Config, watcher: Watcher, tracker: Tracker, model: str, progress: Progress
+) -> Score:
+    """Caption video by video, report each score, ask the pruner after each batch."""
+    tracker.set_tags({"model": model})
+    tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
+    scores: dict[str, float] = {}
+    rows = []
+    stream = bench.captioner.caption_videos(bench.order, bench.features, config.decode)
+    for number, (video_id, caption) in enumerate(
+        progress(stream, len(bench.order), watcher.tracker.run_id or "decode")
+    ):
+        scores[video_id] = float(bench.scorer.score([video_id], [caption.text])[0])
+        rows.append({"video_id": video_id, "caption": caption.text, "CIDEr": round(scores[video_id], 4)})
+        watcher.report(number, scores[video_id])
+        if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(bench.order):
+            watcher.stop_if_pruned(number)
+    cider = sum(scores.values()) / len(scores)
+    tracker.log_best({"val/CIDEr": cider})
+    tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
+    return Score(cider, [round(scores[video_id], 5) for video_id in sorted(scores)], model)

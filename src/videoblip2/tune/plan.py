@@ -1,0 +1,228 @@
+"""What a study is about: a YAML document `experiments/tune_*.yaml` over an experiment's own.
+
+The document names a base configuration, ranges for some of its keys, and how to search. `key=value` overrides reach
+both: `n_trials=20` is the study's, `train.steps=50` the experiment's. Types come from the configuration's own fields.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from videoblip2.config import Config, InputError, Section, flatten, known_keys, overridden, parse_config, read_yaml
+
+Number = int | float
+Scalar = bool | int | float | str | None
+#: What no study may choose: places, and the data by which trials are compared.
+FIXED = ("run.", "device", "train.resume", "data.annotations")
+
+
+class Range(Section):
+    """Either bounds (and a log scale or a step), or a list of choices."""
+
+    low: Number | None = None
+    high: Number | None = None
+    log: bool = False
+    step: Number | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def text(self) -> str:
+        """As a person reads it: `0.0001..0.01 log`, `4 | 8 | 16`."""
+        if self.choices is not None:
+            return " | ".join(str(choice) for choice in self.labels())
+        return (
+            f"{self.low:g}..{self.high:g}" + (" log" if self.log else "") + (f" step {self.step}" if self.step else "")
+        )
+
+    def labels(self) -> list[Scalar]:
+        """The choices as the storage can keep them: lists as JSON."""
+        return [label(choice) for choice in self.choices or ()]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one that the range can give."""
+        if self.choices is not None:
+            return label(value) in self.labels()
+        if isinstance(value, bool) or not isinstance(value, Number) or not self.low <= value <= self.high:  # type: ignore[operator]
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0  # type: ignore[operator]
+        return bool(abs(steps - round(steps)) < 1e-8)
+
+
+class Pruner(Section):
+    name: Literal["median", "patient", "halving", "hyperband", "wilcoxon", "none"] | None = Field(
+        None, description="none given = median for ce, patient (around median) for scst, wilcoxon for decode"
+    )
+    startup_trials: int = Field(4, ge=0, description="median: finished trials before anything is pruned")
+    warmup_steps: int = Field(0, ge=0, description="median: steps (wilcoxon: videos) before a trial may be pruned")
+    patience: int = Field(2, ge=0, description="patient: validations without a new best before median may prune")
+    p_threshold: float = Field(
+        0.05, gt=0, lt=1, description="wilcoxon: pruned when this sure to be worse than the best"
+    )
+
+
+class Sampler(Section):
+    name: Literal["tpe", "random", "gp"] = "tpe"
+    seed: int = 0
+    startup_trials: int = Field(5, ge=1, description="tpe, gp: trials drawn at random first")
+
+
+class Tuning(Section):
+    study: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="name of the study, and of its folder OUT/STUDY")
+    stage: Literal["ce", "scst", "decode"]
+    base: str | None = Field(None, description="experiment file of the default; decode takes the model's own")
+    config: dict[str, Any] = Field(default_factory=dict, description="keys and values on top of `base`")
+    tuned_model: str | None = Field(None, description="decode only: MODEL whose captions are tuned")
+    search: dict[str, Range] = Field(min_length=1, description="configuration key → range")
+    n_trials: int = Field(20, ge=1, description="a total: running the study again goes on up to it")
+    pruner: Pruner = Pruner()
+    sampler: Sampler = Sampler()
+    storage: str | None = Field(
+        None, description="journal file, sqlite:///…, postgresql://…, grpc://HOST:PORT; none = OUT/STUDY/study.journal"
+    )
+    out: str = Field("runs", description="trials and results go to OUT/STUDY")
+
+
+def label(value: Any) -> Scalar:
+    """A configuration value as a storage can keep it: lists become JSON."""
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with the experiment it varies. content: the base as nested mappings, as its file has it."""
+
+    tuning: Tuning
+    content: dict[str, Any]
+    source: str
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the study goes: OUT/STUDY."""
+        return Path(self.tuning.out) / self.tuning.study
+
+    @cached_property
+    def base(self) -> Config:
+        """The configuration that the trials vary."""
+        return parse_config(self.content, source=self.source)
+
+    @cached_property
+    def defaults(self) -> dict[str, Scalar]:
+        """What the base has for the keys of the search, as the storage keeps it."""
+        flat = flatten(self.base)
+        return {key: label(flat[key]) for key in self.tuning.search}
+
+    def content_of(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
+        """The base with a trial's values, as nested mappings."""
+        return overridden(self.content, [f"{key}={_text(value)}" for key, value in params.items()])
+
+    def config_of(self, params: Mapping[str, Scalar], *overrides: str) -> Config:
+        """The configuration of a trial."""
+        return parse_config(self.content_of(params), overrides, source=f"{self.source} with a trial's values")
+
+
+def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
+    """Read a study and its base. Raises InputError naming the key, the range or the value that is wrong."""
+    pairs = list(overrides)
+    own = [pair for pair in pairs if pair.partition("=")[0].split(".")[0] in Tuning.model_fields]
+    try:
+        tuning = Tuning.model_validate(overridden(read_yaml(path), own))
+    except ValidationError as error:
+        raise InputError(f"{path}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+    on_top = [f"{key}={_text(value)}" for key, value in _leaves(tuning.config).items()]
+    content = overridden(_base(tuning, str(path)), [*on_top, *(pair for pair in pairs if pair not in own)])
+    plan = Plan(tuning, content, str(path))
+    _check(plan)
+    return plan
+
+
+def _base(tuning: Tuning, path: str) -> dict[str, Any]:
+    if tuning.stage != "decode":
+        if tuning.tuned_model or not tuning.base:
+            raise InputError(f"{path}: stage {tuning.stage} varies an experiment; give `base`, and no `tuned_model`")
+        return read_yaml(tuning.base)
+    if tuning.base or not tuning.tuned_model:
+        raise InputError(f"{path}: stage decode varies a model's decoding; give `tuned_model`, and no `base`")
+    from videoblip2.tracking import local_model
+
+    return read_yaml(local_model(tuning.tuned_model) / "config.yaml")
+
+
+def _check(plan: Plan) -> None:
+    choices = [choice for values in plan.tuning.search.values() for choice in values.labels()]
+    if any(Path(str(value)).name == "test.json" for value in [*_leaves(plan.content).values(), *choices]):
+        raise InputError(f"{plan.source}: names test.json; a study sees train and val only")
+    for key, values in plan.tuning.search.items():
+        place = f"{plan.source}: search: {key}"
+        _check_key(key, place, plan.tuning.stage)
+        _check_range(key, values, place)
+        ends = values.labels() if values.choices is not None else [values.low, values.high]
+        for end in ends:
+            plan.config_of({key: end})
+        if not values.holds(plan.defaults[key]):
+            raise InputError(
+                f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}, and the best is compared with "
+                f"it; widen the range or set {key} under `config`"
+            )
+
+
+def _check_key(key: str, place: str, stage: str) -> None:
+    if key not in known_keys():
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        raise InputError(f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "; see experiments/"))
+    if key.startswith(FIXED):
+        raise InputError(f"{place}: is the same in all trials; set it under `config`")
+    if stage == "decode" and not key.startswith("decode."):
+        raise InputError(f"{place}: decoding has only decode.* keys; use stage ce or scst")
+
+
+def _check_range(key: str, values: Range, place: str) -> None:
+    kind = kind_of(key)
+    if values.choices is not None:
+        if not values.choices or (values.low, values.high, values.step) != (None, None, None) or values.log:
+            raise InputError(f"{place}: give `choices`, or `low` and `high`, not both")
+        return
+    if kind is None:
+        raise InputError(f"{place}: is no number; give `choices: [...]`")
+    if values.low is None or values.high is None or not values.low < values.high:
+        raise InputError(f"{place}: low={values.low}, high={values.high}; give low < high, or `choices: [...]`")
+    if values.log and (values.low <= 0 or values.step):
+        raise InputError(f"{place}: a log scale needs low > 0 and no step")
+    if kind is int and any(isinstance(bound, float) for bound in (values.low, values.high, values.step)):
+        raise InputError(f"{place}: takes whole numbers; give low, high and step without a fraction")
+
+
+def kind_of(key: str) -> type[int] | type[float] | None:
+    """The type of a key's field where it is a number, an optional one too; None for any other."""
+    *sections, name = key.split(".")
+    model: Any = Config
+    for section in sections:
+        model = model.model_fields[section].annotation
+    annotation = model.model_fields[name].annotation
+    return {int: int, float: float, int | None: int, float | None: float}.get(annotation)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _text(value: Any) -> str:
+    """A value as the right side of an override; JSON is YAML."""
+    return json.dumps(value) if not isinstance(value, str) or not value.startswith(("[", "{")) else value
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float"))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Tuning.model_fields, n=1, cutoff=0.5)
+        return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else "see experiments/tune_toy_ce.yaml")
+    if problem["type"] == "missing":
+        return f"{key}: is missing; see experiments/tune_toy_ce.yaml"
+    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,111 @@
+"""What a study tells a person, and keeps beside its trials: a line a trial, a table, plots."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from videoblip2.tune.study import best_of, counted, finished, name_of, quiet
+
+Say = Callable[[str], None]
+PLOTS = ("history", "importance", "parallel")
+CIDER = "validation CIDEr"
+
+
+def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) -> str:
+    """`trial-003: CIDEr 215.3, the best so far   optim.lr=0.0021 …`."""
+    name = name_of(trial)
+    if reason:
+        return f"{name}: failed: {reason}   {shown(trial.params)}"
+    if trial.state == TrialState.PRUNED:
+        return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
+    best = best_of(finished(study))
+    rank = "the best so far" if best and best.number == trial.number else f"best is {100 * _value(best):.1f}"
+    default = " (the default)" if trial.user_attrs.get("default") else ""
+    return f"{name}{default}: CIDEr {100 * _value(trial):.1f}, {rank}   {shown(trial.params)}"
+
+
+def shown(params: Mapping[str, Any]) -> str:
+    """`optim.lr=0.00213 model.lora.r=8`."""
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+    )
+
+
+def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
+    """One row a trial, CIDEr in pycocoevalcap's scale; the value of a pruned trial is its last validation."""
+    rows = []
+    for trial in counted(study.get_trials(deepcopy=False)):
+        attrs = trial.user_attrs
+        row: dict[str, Any] = {"trial": name_of(trial), "state": trial.state.name, "CIDEr": trial.value}
+        row |= {"step": trial.last_step, **trial.params, "run_id": attrs.get("run_id"), "model": attrs.get("model")}
+        reason = attrs.get("reason") or study.user_attrs.get(f"reason.{trial.number}")
+        row |= {"attempts": len(attrs.get("attempts", ())) + 1, "default": bool(attrs.get("default")), "reason": reason}
+        rows.append(row)
+    return rows
+
+
+def write_rows(study: optuna.Study, folder: Path) -> Path:
+    """All trials as `trials.json`."""
+    path = folder / "trials.json"
+    write_text(path, json.dumps(rows_of(study), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
+    """History, importance and parallel plot as PNG; none of two and fewer complete trials, which show nothing."""
+    if len(finished(study)) < 2:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from optuna.visualization import matplotlib as plots
+
+    with quiet():
+        printed = _times_100(study)
+        axes = {
+            "history": plots.plot_optimization_history(printed, target_name=CIDER),
+            "importance": plots.plot_param_importances(printed, target_name=CIDER),
+            "parallel": plots.plot_parallel_coordinate(printed, target_name=CIDER),
+        }
+        return [_save(axes[name], folder / f"{name}.png") for name in PLOTS]
+
+
+def _times_100(study: optuna.Study) -> optuna.Study:
+    """The trials, by their numbers, with CIDEr as it is printed. Optuna's `target` would do it, and take every plot for
+    a minimisation."""
+    copy = optuna.create_study(direction="maximize")
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.COMPLETE:
+            value, params, spaces = 100 * _value(trial), trial.params, trial.distributions
+            copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
+        else:
+            copy.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    return copy
+
+
+def _save(axes: Any, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure = axes.figure
+    figure.set_size_inches(10, 5)
+    draft = path.with_name(f".{path.name}")
+    figure.savefig(draft, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    os.replace(draft, path)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _value(trial: FrozenTrial | None) -> float:
+    return float(trial.value) if trial is not None and trial.value is not None else float("nan")

@@ -1,0 +1,147 @@
+"""The study in its storage: opening it, what makes it the same study, and what is counted as one of its trials.
+
+Optuna's storage is the truth about the search, MLflow its view. A study remembers what it is about (`identity`), and is
+refused under another search space, experiment or validation set: trials that mean different things cannot be compared.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from videoblip2.config import InputError, flatten
+from videoblip2.tune.plan import Plan, Range, kind_of
+
+Record = dict[str, Any]
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+#: What may differ between two starts of a study, or between its machines: it changes no score.
+FREE = (
+    "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
+    "data.annotations", "data.features", "model.language_model", "model.qformer.bert", "model.qformer.weights",
+)  # fmt: skip
+
+
+def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
+    """Open the study, or begin it. Raises InputError naming what differs from how it began."""
+    with quiet():
+        study = optuna.create_study(
+            study_name=plan.tuning.study, storage=storage, direction="maximize", load_if_exists=True
+        )
+        done = len(study.get_trials(deepcopy=False))
+        study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
+    now, then = identity(plan), study.user_attrs.get("identity")
+    if then is None:
+        study.set_user_attr("identity", now)
+    elif then != now:
+        _refuse(plan, now, then)
+    return study
+
+
+def identity(plan: Plan) -> Record:
+    """Everything that makes two trials comparable, flat."""
+    record: Record = {"stage": plan.tuning.stage}
+    record |= {f"search.{key}": values.text() for key, values in plan.tuning.search.items()}
+    config = {key: value for key, value in flatten(plan.base).items() if not key.startswith(FREE)}
+    if plan.tuning.stage == "decode":
+        from videoblip2.tracking import find_model
+
+        record["tuned_model"] = find_model(str(plan.tuning.tuned_model)).version
+        config = {key: value for key, value in config.items() if key.startswith("decode.")}
+    val = Path(plan.base.data.annotations) / "val.json"
+    if not val.is_file():
+        raise InputError(f"data.annotations={plan.base.data.annotations}: no val.json there; see `vb2 data prepare`")
+    record["val.json"] = hashlib.sha256(val.read_bytes()).hexdigest()[:12]
+    return json.loads(json.dumps({**record, **config}))  # type: ignore[no-any-return]
+
+
+def _refuse(plan: Plan, now: Record, then: Record) -> None:
+    key = next(key for key in [*now, *then] if now.get(key) != then.get(key))
+    raise InputError(
+        f"{plan.source}: {key}: {now.get(key, 'absent')}; study {plan.tuning.study!r} began with "
+        f"{then.get(key, 'absent')}, and its trials could not be compared; give this one another name: study=NAME"
+    )
+
+
+def distributions(plan: Plan) -> dict[str, BaseDistribution]:
+    """Ranges as Optuna's distributions."""
+    return {key: _distribution(key, values) for key, values in plan.tuning.search.items()}
+
+
+def _distribution(key: str, values: Range) -> BaseDistribution:
+    if values.choices is not None:
+        return CategoricalDistribution(values.labels())
+    assert values.low is not None and values.high is not None
+    if kind_of(key) is int:
+        return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
+    step = None if values.step is None else float(values.step)
+    return FloatDistribution(float(values.low), float(values.high), log=values.log, step=step)
+
+
+def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
+    """The sampler, seeded by the trials made so far, or a study that goes on would draw its first points again; and a
+    worker's by its process too, or all workers would draw the same ones."""
+    settings = plan.tuning.sampler
+    entropy = [settings.seed, done, *([os.getpid()] if worker else [])]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    if settings.name == "random":
+        return optuna.samplers.RandomSampler(seed)
+    if settings.name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+
+
+def pruner(plan: Plan) -> optuna.pruners.BasePruner:
+    """The pruner that the study names, or its stage's own."""
+    settings, pruners = plan.tuning.pruner, optuna.pruners
+    median = pruners.MedianPruner(settings.startup_trials, settings.warmup_steps)
+    makers = {
+        "median": lambda: median,
+        "patient": lambda: pruners.PatientPruner(median, settings.patience),
+        "halving": lambda: pruners.SuccessiveHalvingPruner(plan.base.train.validate_every),
+        "hyperband": lambda: pruners.HyperbandPruner(plan.base.train.validate_every, plan.base.train.steps),
+        "wilcoxon": lambda: pruners.WilcoxonPruner(
+            p_threshold=settings.p_threshold, n_startup_steps=max(2, settings.warmup_steps)
+        ),
+        "none": lambda: pruners.NopPruner(),
+    }
+    return makers[settings.name or {"ce": "median", "scst": "patient", "decode": "wilcoxon"}[plan.tuning.stage]]()
+
+
+def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that `n_trials` counts: one for all attempts at it, also where it failed."""
+    repeated = {number for trial in trials for number in trial.user_attrs.get("attempts", ())}
+    return [trial for trial in trials if trial.number not in repeated and not trial.user_attrs.get("surplus")]
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The complete trials."""
+    return list(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The complete trial with the highest score, the first of equals."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def name_of(trial: Any) -> str:
+    """`trial-007`: its run and folder; an attempt at an earlier trial bears that one's name."""
+    return str(trial.user_attrs.get("name") or f"trial-{trial.number:03d}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No lines of Optuna's own about what works, nor about what it calls experimental."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

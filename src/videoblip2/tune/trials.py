@@ -1,0 +1,121 @@
+"""One trial of a training stage: an ordinary run of that stage, watched by the study, a child of the study's run."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+
+from videoblip2.config import InputError
+from videoblip2.tracking import NullTracker, Stopped, Tracker
+from videoblip2.training.progress import Progress
+from videoblip2.training.stage import run_stage
+from videoblip2.training.state import FINISHED, FOLDER
+from videoblip2.tune.plan import Plan
+from videoblip2.tune.study import name_of
+
+
+@dataclass(frozen=True)
+class Score:
+    """A finished trial. cider: validation CIDEr of its chosen checkpoint; scores: by video, in the order of ids."""
+
+    cider: float
+    scores: list[float]
+    model: str
+
+
+@dataclass
+class Watcher:
+    """The study's eye on a trial: an Observer of training.
+
+    Args:
+        lost: set when another worker has taken the trial over.
+        reported: steps that an earlier attempt reported.
+        last_step: where pruning would save nothing any more.
+    """
+
+    trial: optuna.Trial
+    lost: Event
+    parent_run_id: str | None = None
+    reported: set[int] = field(default_factory=set)
+    last_step: int | None = None
+    tracker: Tracker = field(default_factory=NullTracker)
+    pruned_at: int | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run of an earlier attempt."""
+        found = self.trial.user_attrs.get("run_id")
+        return None if found is None else str(found)
+
+    def opened(self, tracker: Tracker) -> None:
+        """Remember the run, for the next attempt, and mark it."""
+        self.tracker = tracker
+        if tracker.run_id is not None:
+            self.trial.set_user_attr("run_id", tracker.run_id)
+        tracker.set_tags({"optuna.study": self.trial.study.study_name, "optuna.trial": str(self.trial.number)})
+
+    def validated(self, step: int, cider: float) -> None:
+        """Report, and stop where the pruner says so."""
+        self.report(step, cider)
+        self.stop_if_pruned(step)
+
+    def report(self, step: int, value: float) -> None:
+        """Give the study a value at a step, once."""
+        try:
+            if not self.lost.is_set() and step not in self.reported:
+                self.trial.report(value, step)
+        except UpdateFinishedTrialError:
+            self.lost.set()
+        if self.lost.is_set():
+            raise Stopped("another worker has taken the trial over")
+
+    def stop_if_pruned(self, step: int) -> None:
+        """Raises Stopped where the pruner says so; never for the default, with which the best is compared."""
+        if step == self.last_step or self.trial.user_attrs.get("default") or not self.trial.should_prune():
+            return
+        self.pruned_at = step
+        self.tracker.set_tags({"optuna.state": "PRUNED", "optuna.pruned_at": str(step)})
+        raise Stopped(f"pruned at step {step}")
+
+
+#: (trial, watcher, progress) → its score. Raises Stopped where the watcher did.
+Runner = Callable[[optuna.Trial, Watcher, Progress], Score]
+
+
+def training_runner(plan: Plan) -> Runner:
+    """Trials that train `plan`'s stage."""
+
+    def run(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+        watcher.last_step = plan.config_of(trial.params).train.steps
+        return train_trial(plan, trial, watcher, progress)
+
+    return run
+
+
+def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+    """Train with a trial's values. A later attempt goes on from the saved state; a first one never looks for one, as
+    the folder may hold another study's."""
+    name, again = name_of(trial), "attempts" in trial.user_attrs
+    folder = plan.folder / name
+    finish = folder / FOLDER / FINISHED
+    if again and finish.is_file():  # its worker died between the training's end and the report
+        return Score(*_score(folder), str(json.loads(finish.read_text(encoding="utf-8"))["model"]))
+    overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
+    overrides.append(f"train.resume={'auto' if again else 'null'}")
+    config = plan.config_of(trial.params, *overrides)
+    result = run_stage(plan.tuning.stage, config, progress, observer=watcher)
+    return Score(*_score(folder), result.model)
+
+
+def _score(folder: Path) -> tuple[float, list[float]]:
+    """CIDEr of the chosen checkpoint's captions: its mean, and by video."""
+    path = folder / "val_predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    scores = {str(row["video_id"]): float(row["scores"]["CIDEr"]) for row in rows}
+    if not scores:
+        raise InputError(f"{path}: no predictions; the validation set is empty")
+    return sum(scores.values()) / len(scores), [round(scores[video_id], 5) for video_id in sorted(scores)]

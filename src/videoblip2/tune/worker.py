@@ -1,0 +1,147 @@
+"""A worker: takes trials until `n_trials` have been made, by whichever workers, and leaves nothing unsaid of a failure.
+
+1. `n_trials` is a total. Where two workers draw the last one at once, the later one is dropped before it runs.
+2. A trial that fails (NaN, a refused value) is one of the total, and does not stop the study; BROKEN in a row, with
+   none complete, do: the mistake is then the study's.
+3. Ctrl-C and SIGTERM put the trial back: the next start goes on from its checkpoint.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from videoblip2.config import InputError
+from videoblip2.tracking import Stopped
+from videoblip2.training.progress import Progress
+from videoblip2.tune.alive import Lookout, beating, give_back, rescue
+from videoblip2.tune.plan import Plan
+from videoblip2.tune.report import Say, line_of
+from videoblip2.tune.study import UNFINISHED, counted, distributions, finished, name_of
+from videoblip2.tune.trials import Runner, Score, Watcher, training_runner
+
+BROKEN = 3
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a worker works. parent_run_id: the study's run."""
+
+    study: optuna.Study
+    plan: Plan
+    parent_run_id: str | None
+    progress: Progress
+    say: Say
+
+
+def runner_of(plan: Plan) -> Runner:
+    """What makes a trial of this study."""
+    if plan.tuning.stage == "decode":
+        from videoblip2.tune.decoding import decoding_runner
+
+        return decoding_runner(plan)
+    return training_runner(plan)
+
+
+def work(post: Post, wait: bool, runner: Runner | None = None) -> int:
+    """Make trials until there are `n_trials`; returns how many this worker made.
+
+    Args:
+        wait: stay until the others' trials are over too, and take those whose worker dies.
+    """
+    lookout, made, broken = Lookout(), 0, 0
+    spaces = distributions(post.plan)
+    while True:
+        for line in rescue(post.study, lookout):
+            post.say(line)
+        trial = take(post.study, post.plan.tuning.n_trials, spaces)
+        if trial is None:
+            if not wait or not post.study.get_trials(deepcopy=False, states=UNFINISHED):
+                return made
+            time.sleep(POLL_SECONDS)
+            continue
+        runner = runner or runner_of(post.plan)
+        reason = run_trial(post, trial, runner)
+        made, broken = made + 1, broken + 1 if reason else 0
+        if broken >= BROKEN and not finished(post.study):
+            raise InputError(
+                f"study {post.plan.tuning.study!r}: {broken} trials failed one after the other and none is complete, "
+                f"the last one: {reason}; mend that, then run the same command again"
+            )
+
+
+def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -> optuna.Trial | None:
+    """The next trial: one that waits, or a new one where there are fewer than `total`; None where there is none."""
+    trials = study.get_trials(deepcopy=False)
+    waiting = any(trial.state == TrialState.WAITING for trial in trials)
+    if not waiting and len(counted(trials)) >= total:
+        return None
+    trial = study.ask(spaces)
+    queued = "attempts" in trial.user_attrs or "default" in trial.user_attrs
+    earlier = [other for other in counted(study.get_trials(deepcopy=False)) if other.number < trial.number]
+    if not queued and len(earlier) >= total:
+        trial.set_user_attr("surplus", True)
+        study.tell(trial, state=TrialState.FAIL)
+        return None
+    return trial
+
+
+def run_trial(post: Post, trial: optuna.Trial, runner: Runner) -> str | None:
+    """Run one trial, tell the study and the user how it ended. Returns the reason where it failed."""
+    reported, reason = set(_frozen(post.study, trial).intermediate_values), None
+    with beating(trial) as lost:
+        watcher = Watcher(trial, lost, post.parent_run_id, reported)
+        try:
+            score = _finite(runner(trial, watcher, post.progress))
+        except Stopped:
+            if not lost.is_set():
+                post.study.tell(trial, state=TrialState.PRUNED)
+        except (KeyboardInterrupt, SystemExit):
+            give_back(post.study, _frozen(post.study, trial), "interrupted")
+            post.say(f"{name_of(trial)}: interrupted; the same command goes on with it from its checkpoint")
+            raise
+        except Exception as error:
+            reason = _fail(post.study, trial, watcher, error)
+        else:
+            _complete(post.study, trial, watcher, score)
+    if lost.is_set():
+        post.say(f"trial {trial.number}: given up, as another worker took it for dead and has it now")
+    else:
+        post.say(line_of(post.study, _frozen(post.study, trial), reason))
+    return reason
+
+
+def _finite(score: Score) -> Score:
+    if not math.isfinite(score.cider):
+        raise FloatingPointError(f"validation CIDEr is {score.cider}")
+    return score
+
+
+def _complete(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score) -> None:
+    try:
+        trial.set_user_attr("scores", score.scores)
+        trial.set_user_attr("model", score.model)
+        study.tell(trial, score.cider)
+    except (UpdateFinishedTrialError, ValueError):
+        watcher.lost.set()
+        return
+    watcher.tracker.set_tags({"optuna.state": "COMPLETE"})
+
+
+def _fail(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    reason = text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
+    if not watcher.lost.is_set():
+        trial.set_user_attr("reason", reason)
+        study.tell(trial, state=TrialState.FAIL)
+        watcher.tracker.set_tags({"optuna.state": "FAIL", "optuna.reason": reason})
+    return reason
+
+
+def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
+    return study.get_trials(deepcopy=False)[trial.number]

@@ -1,0 +1,96 @@
+"""A small world for the gate: annotations, features, and logged checkpoints whose captions are written beside them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tracking_store import place_store, write_checkpoint
+
+from videoblip2.features.store import write_features
+from videoblip2.predict import Caption
+from videoblip2.registry import contenders, verdict_files
+from videoblip2.registry.promote import Promotion, Request, promote
+from videoblip2.tracking import open_run
+
+NOUNS = ("dog", "cat", "car", "star", "ball", "bird", "man", "girl", "boat", "horse", "train", "drum")
+REFERENCES = {
+    f"video{n}": [f"a {noun} moves to the left side", f"the {noun} moves left slowly", f"a small {noun} moves left"]
+    for n, noun in enumerate(NOUNS)
+}
+GOOD = {video: texts[0] for video, texts in REFERENCES.items()}
+FAIR = {video: f"a {NOUNS[n]} is over there right now" for n, video in enumerate(REFERENCES)}
+POOR = dict.fromkeys(REFERENCES, "nothing can be seen here")
+GATE = {"max_meteor_loss": None, "max_latency_ratio": None, "resamples": 500}
+
+
+class SaidCaptions:
+    """A captioner that says what its checkpoint's captions.json says."""
+
+    def __init__(self, network, tokenizers, provenance, name, version):
+        self.provenance, self.captions = provenance, json.loads((network.folder / "captions.json").read_text())
+
+    def caption_videos(self, video_ids, source, decode, prompt=None):
+        for video_id in video_ids:
+            yield video_id, Caption(self.captions[video_id], 0.0)
+
+
+class Network:
+    """Stands where a network would."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+
+def said_checkpoint(folder: Path) -> SimpleNamespace:
+    """What `load_checkpoint` would return for a folder of `Gatehouse.log`."""
+    config = json.loads((folder / "said_config.json").read_text())
+    return SimpleNamespace(model=Network(folder), tokenizers=None, config=config, provenance={"name": folder.name})
+
+
+class Gatehouse:
+    """The store, the data, and the way to log and promote models in it."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch, plots: bool = False) -> None:
+        self.root = place_store(root, patch)
+        patch.setattr(contenders, "load_checkpoint", said_checkpoint)
+        patch.setattr(contenders, "Captioner", SaidCaptions)
+        if not plots:  # drawing takes longer than all the rest
+            patch.setattr(verdict_files, "plot", lambda path, verdict, gate: None)
+        self.write_data("data")
+        self.gate = root / "gate.yaml"
+        self.gate.write_text(json.dumps(GATE))
+
+    def write_data(self, name: str, references: Mapping[str, list[str]] = REFERENCES, feature: float = 1.0) -> None:
+        """Annotations in NAME, features in NAME/features."""
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        rows = [{"video_id": video, "category": 0, "captions": texts} for video, texts in references.items()]
+        for split in ("train", "val"):
+            (folder / f"{split}.json").write_text(json.dumps(rows))
+        for video in references:
+            audio = np.zeros((0, 512), np.float32)
+            write_features(folder / "features", video, np.full((1, 768), feature, np.float32), audio)
+
+    def log(self, name: str, captions: Mapping[str, str], data: str = "data") -> str:
+        """A run that logged a checkpoint with these captions; its run id."""
+        folder = write_checkpoint(self.root / name)
+        (folder / "captions.json").write_text(json.dumps(captions))
+        config = {"data": {"annotations": str(self.root / data), "features": str(self.root / data / "features")}}
+        (folder / "said_config.json").write_text(json.dumps(config))
+        with open_run("ce", name, "toy") as tracker:
+            tracker.log_checkpoint(folder, name, {})
+        return str(tracker.run_id)
+
+    def promote(self, run: str, progress=None, **request) -> Promotion:
+        """The gate of this world."""
+        asked = Request(run, gate_file=self.gate, **request)
+        return promote(asked, progress) if progress else promote(asked)

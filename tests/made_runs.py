@@ -1,0 +1,51 @@
+"""Runs with captions, made without training: what a comparison reads back."""
+
+from videoblip2.config import flatten, parse_config
+from videoblip2.evaluate import FAST_METRICS, evaluate
+from videoblip2.tracking import open_run
+from videoblip2.training.record import log_captions
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "star", "ring")
+MOVES = ("moves left", "moves right", "jumps", "stands still")
+
+
+def made_references(videos=24):
+    """video id → three captions that name colour, shape and move."""
+    references = {}
+    for n in range(videos):
+        colour, shape, move = COLOURS[n % 6], SHAPES[n // 6 % 4], MOVES[(n + n // 6) % 4]
+        references[f"video{n}"] = (
+            f"a {colour} {shape} {move} slowly",
+            f"the {colour} {shape} {move}",
+            f"there is a {shape} that {move}",
+        )
+    return references
+
+
+def made_captions(references, right):
+    """The first reference where `right(n)`, else a caption with the wrong shape and colour."""
+    return {
+        video: texts[0] if right(n) else f"a black cube {texts[0].split(' ', 3)[3]}"
+        for n, (video, texts) in enumerate(references.items())
+    }
+
+
+def made_evaluation(right, references=None):
+    references = references or made_references()
+    return evaluate(made_captions(references, right), references, FAST_METRICS)
+
+
+def make_run(folder, name, right, *overrides, stage="ce", references=None, tags=None, split="val", curve=()):
+    """Log a run with configuration, scores and captions; return its id."""
+    result = made_evaluation(right, references)
+    with open_run(stage, name, "toy") as tracker:
+        tracker.log_config(flatten(parse_config({}, overrides)))
+        tracker.set_tags({"seed": "0", **(tags or {})})
+        tracker.log_data(f"toy/{split}.json", "ab" * 6, split)
+        for step, value in curve:
+            tracker.log_metrics({"val/CIDEr": value}, step)
+        tracker.log_best({f"val/{key}": value for key, value in result.corpus.items()})
+        categories = {video: n % 3 for n, video in enumerate(result.captions)}
+        log_captions(folder / f"{name}.jsonl", split, result, 200, categories, tracker)
+    return tracker.run_id

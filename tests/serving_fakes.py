@@ -1,0 +1,107 @@
+"""A captioner that needs no network, decoders that decode nothing, and a way to wait for something with a bound."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+from serving.following import Served
+from serving.media import Busy
+from videoblip2.config import InputError
+
+POISON = 666.0  # as the first number of an item: the whole call fails with it
+NAN = 999.0  # the network's answer is NaN
+BUG_TEXT = "a secret of the inside"
+
+
+class FakeCaptioner:
+    """Captions say how many frames an item has, in which batch it was, and what it was asked."""
+
+    audio_width, media_fps = 12, 1.0
+
+    def __init__(self, version="videoblip2/1", encoders="same"):
+        self.version, self.encoders_name = version, encoders
+        self.batches, self.calls = [], []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.started = threading.Event()
+
+    def caption(self, items, prompt, seeds=None, watch=None, **options):
+        self.started.set()
+        assert self.go_on.wait(30)
+        self.batches.append(len(items))
+        self.calls.append({"prompt": prompt, "seeds": seeds, **options})
+        if any(video[0, 0] == POISON for video, _ in items):
+            raise RuntimeError(BUG_TEXT)
+        if watch:
+            watch(["a"] * len(items))
+            watch(["a red"] * len(items))
+        scores = [float("nan") if video[0, 0] == NAN else -0.25 for video, _ in items]
+        return [SimpleNamespace(text=f"{len(i[0])} frames", score=s) for i, s in zip(items, scores, strict=True)]
+
+    def check(self, item):
+        if item[0].ndim != 2 or item[0].shape[1] != 24:
+            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,24]")
+        if not np.isfinite(item[0]).all():
+            raise InputError("video features hold NaN or infinity; extract them again")
+
+    def encode_media(self, frames, sound_after):
+        (content,) = frames
+        if content == b"bug":
+            raise RuntimeError(BUG_TEXT)
+        assert sound_after() is None
+        return item(3)
+
+
+class FakeDecoders:
+    """In the place of the pool of processes, which has tests of its own: a file's content is its only frame."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def start(self):
+        pass
+
+    stop = start
+
+    @contextmanager
+    def decode(self, path, fps):
+        assert self.go_on.wait(30)
+        content = path.read_bytes()
+        if content == b"text":
+            raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
+        if content == b"busy":
+            raise Busy("every decoder is at work; try again later")
+        yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
+
+
+def item(frames=4, first=0.5, windows=0):
+    video = np.full((frames, 24), 0.5, "float32")
+    video[0, 0] = first
+    return video, np.zeros((windows, 12), "float32")
+
+
+def served(**options):
+    return Served(FakeCaptioner(**options))
+
+
+def eventually(condition, seconds=30):
+    """Poll until `condition()` is true and return its value; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "never came true"
+        time.sleep(0.005)
+    return value
+
+
+async def eventually_async(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "never came true"
+        await asyncio.sleep(0.005)
+    return value

@@ -1,0 +1,111 @@
+"""A model that answers: one video, a whole split, and the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from videoblip2.captions.answers import normalise_answer
+from videoblip2.config import InputError, parse_config
+from videoblip2.data.annotations import VideoAnnotation, write_annotations
+from videoblip2.data.questions import Question
+from videoblip2.evaluate import NOTHING, with_answers, write_predictions
+from videoblip2.features.store import FeatureStore, write_features
+from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+from videoblip2.model.network import VideoBlip2
+from videoblip2.predict import Captioner, ask_video
+from videoblip2.training.evaluation import evaluate_model
+
+ASKED = [("a circle?", "red"), ("a dog?", "two"), ("a man?", "quiet")]
+
+
+@pytest.fixture
+def world(tmp_path, tiny_config, tokenizers):
+    """A checkpoint that reads features of full width, three videos with features, captions, questions."""
+    import torch
+
+    torch.manual_seed(1)
+    tiny_config.video_dim, tiny_config.audio_dim = 768, 512
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        video, audio = rng.normal(size=(3, 768)).astype("float32"), rng.normal(size=(n, 512)).astype("float32")
+        write_features(tmp_path / "features", f"video{n}", video, audio)
+    paths = [f"data.annotations={tmp_path / 'data'}", f"data.features={tmp_path / 'features'}"]
+    settings = parse_config(
+        {}, [*paths, "data.task=qa", "device=cpu", "decode.max_new_tokens=6", "decode.batch_size=2"]
+    )
+    write_annotations(tmp_path / "data" / "val.json", [VideoAnnotation(f"video{n}", 0, ("a dog",)) for n in range(3)])
+    rows = [{"id": n, "video": n % 3, "question": q, "answer": a} for n, (q, a) in enumerate(ASKED * 2)]
+    for name in ("train", "val"):
+        (tmp_path / "data" / f"{name}_qa.json").write_text(json.dumps(rows))
+    (tmp_path / "data" / "ans2label.json").write_text(json.dumps({"red": 0, "two": 1}))
+    checkpoint = Checkpoint(VideoBlip2(tiny_config).eval(), tokenizers, config=settings.model_dump(mode="json"))
+    save_checkpoint(tmp_path / "best", checkpoint)
+    return tmp_path
+
+
+def judge(world, *overrides, **options):
+    out = world / "predictions.jsonl"
+    return evaluate_model(str(world / "best"), "val", ["run.tracking=false", *overrides], out, **options)
+
+
+def test_a_split_is_answered_and_judged(world):
+    result = judge(world)
+    scores = result.metrics
+    assert {"accuracy", "accuracy_other", "accuracy_in_map"} <= set(scores) and "CIDEr" not in scores
+    assert scores["expected_in_map"] == pytest.approx(2 / 3)
+    assert scores["accuracy_common"] == pytest.approx(1 / 3) and scores["accuracy_blind"] == 1
+    rows = [json.loads(line) for line in (world / "predictions.jsonl").read_text().splitlines()]
+    assert [row["question_id"] for row in rows] == [str(n) for n in range(6)] and result.videos == 3
+    assert scores["accuracy"] == sum(row["correct"] for row in rows) / 6
+    assert all(row["correct"] == (normalise_answer(row["answer"]) == normalise_answer(row["expected"])) for row in rows)
+
+
+def test_a_mixed_model_is_judged_at_both(world):
+    result = judge(world, "data.task=mixed", metrics=("CIDEr",))
+    assert {"CIDEr", "accuracy"} <= set(result.metrics)
+    assert len((world / "predictions.jsonl").read_text().splitlines()) == 3 + 6
+
+
+def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypatch, capsys):
+    import sys
+
+    from videoblip2.cli import main
+    from videoblip2.predict import load_captioner
+
+    captioner, store = load_captioner(world / "best", "cpu"), FeatureStore(world / "features")
+    asked = [Question(str(n), f"video{n}", question, "") for n, (question, _) in enumerate(ASKED)]
+    decode = parse_config({}, ["decode.max_new_tokens=32"]).decode
+    together = dict(captioner.answer_questions(asked, store, decode))
+    for question in asked:
+        (alone,) = ask_video(captioner, question.video_id, [question.question], world / "features")
+        assert alone.text == together[question.question_id].text
+    words = ["ask", str(world / "best"), "video1", "a dog?", "a man?", "--features", str(world / "features"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["vb2", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["question"] for row in last["answers"]] == ["a dog?", "a man?"]
+    assert last["answers"][0]["answer"] == together["1"].text
+
+
+def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):
+    captioner = Captioner(tiny_model, tokenizers, {}, "tiny", "1")
+    with pytest.raises(InputError, match="question ' ': is empty"):
+        ask_video(captioner, "video0", [" "], world / "features")
+    with pytest.raises(InputError, match="video7 has no video features"):
+        ask_video(captioner, "video7", ["a dog?"], world / "features")
+    with pytest.raises(InputError, match="manifest"):
+        ask_video(captioner, "a.mp4", ["a dog?"])
+
+
+def test_every_question_needs_an_answer(tmp_path):
+    questions = [Question("1", "v", "what?", "dog"), Question("2", "v", "who?", "man")]
+    with pytest.raises(InputError, match=r"question 2: has no answer \(1 such\)"):
+        with_answers(NOTHING, {"1": "dog"}, questions)
+    result = with_answers(NOTHING, {"1": "Dog.", "2": "cat"}, questions)
+    assert result.corpus == {"accuracy": 0.5, "accuracy_what": 1.0, "accuracy_who": 0.0}
+    write_predictions(tmp_path / "p.jsonl", result)
+    first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert (first["video_id"], first["type"], first["correct"]) == ("v", "what", True)

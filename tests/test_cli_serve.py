@@ -1,0 +1,46 @@
+"""`vb2 serve`: options to environment, and the process that takes over."""
+
+import os
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from videoblip2.cli import app
+from videoblip2.config import InputError
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What would be executed."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VB2_SHADOW", "models:/videoblip2@challenger")
+    monkeypatch.delenv("VB2_PIN", raising=False)
+    (tmp_path / "bentofile.yaml").touch()
+    return calls
+
+
+def test_options_become_settings_and_what_is_left_out_stays(started):
+    result = CliRunner().invoke(app, ["serve", "--pin", "3", "--port", "3100"])
+    assert result.exit_code == 0
+    ((program, command, environment),) = started
+    assert program == command[0] == sys.executable
+    assert command[1:] == ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "3100"]
+    assert environment["VB2_PIN"] == "3"
+    assert environment["VB2_SHADOW"] == "models:/videoblip2@challenger"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_outside_the_repository_it_says_where_to_go(started, tmp_path):
+    (tmp_path / "bentofile.yaml").unlink()
+    result = CliRunner().invoke(app, ["serve"])
+    assert isinstance(result.exception, InputError)
+    assert "holds no bentofile.yaml; run `vb2 serve` in the root" in str(result.exception)
+    assert started == []
+
+
+def test_a_version_is_a_number_from_one(started):
+    assert CliRunner().invoke(app, ["serve", "--pin", "0"]).exit_code == 2
+    assert started == []

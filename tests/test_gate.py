@@ -1,0 +1,90 @@
+"""The verdict: what passes, and what each condition alone holds back."""
+
+import pytest
+from gate_world import FAIR, GOOD, REFERENCES
+
+from videoblip2.config import InputError
+from videoblip2.evaluate import FAST_METRICS, evaluate
+from videoblip2.registry.gate import Gate, judge, load_gate
+
+LOOSE = {"max_meteor_loss": None, "resamples": 500}
+
+
+def scored(captions):
+    return evaluate(captions, REFERENCES, FAST_METRICS)
+
+
+def failed(gate, new, old, **more):
+    return [c.name for c in judge(gate, scored(new), scored(old), **more).conditions if not c.passed]
+
+
+def test_a_better_model_passes_and_its_equal_does_not():
+    gate = Gate(**LOOSE)
+    verdict = judge(gate, scored(GOOD), scored(FAIR))
+    assert verdict.passed and verdict.failed == []
+    assert verdict.gain.difference > 0 and len(verdict.differences) == len(REFERENCES)
+    assert failed(gate, GOOD, GOOD) == ["CIDEr gain", "95 % interval of the gain"]
+    assert failed(gate, FAIR, GOOD)[:2] == ["CIDEr gain", "95 % interval of the gain"]
+
+
+def test_a_gain_on_one_video_of_twelve_is_not_sure():
+    one = {**FAIR, "video0": GOOD["video0"]}
+    verdict = judge(Gate(**LOOSE), scored(one), scored(FAIR))
+    assert verdict.gain.difference > 0.01
+    assert verdict.failed == [f"95 % interval of the gain +0.0 to {100 * verdict.gain.high:+.1f}, wanted above 0"]
+
+
+def test_the_least_gain_holds_back_a_sure_but_small_one():
+    assert failed(Gate(**LOOSE, minimum_gain=50.0), GOOD, FAIR) == ["CIDEr gain"]
+
+
+@pytest.mark.parametrize(
+    ("meteor", "expected"),
+    [((0.30, 0.30), []), ((0.296, 0.30), []), ((0.294, 0.30), ["METEOR, mean of videos"]), ("no java", ["METEOR"])],
+)
+def test_meteor_may_lose_half_a_point_and_must_be_measured(meteor, expected):
+    assert failed(Gate(max_meteor_loss=0.005, resamples=500), GOOD, FAIR, meteor=meteor) == expected
+
+
+def test_meteor_is_not_looked_at_where_the_gate_says_so():
+    assert failed(Gate(**LOOSE), GOOD, FAIR, meteor="no java") == []
+
+
+def test_captions_that_are_much_longer_or_shorter_are_held_back():
+    padded = {video: f"{text} right now" for video, text in GOOD.items()}
+    assert failed(Gate(**LOOSE), padded, FAIR) == ["words a caption"]
+    assert failed(Gate(**LOOSE, length=(1.3, 2.0)), padded, FAIR) == ["words a caption"]
+    assert failed(Gate(**LOOSE, length=(0.9, 1.3)), padded, FAIR) == []
+
+
+def test_bad_endings_may_rise_a_little_above_the_worse_of_champion_and_references():
+    cut = {video: f"{text} of a" if n < 3 else text for n, (video, text) in enumerate(GOOD.items())}
+    assert failed(Gate(**LOOSE, max_bad_endings_rise=0.2, length=(0, 9)), cut, FAIR) == ["bad endings, %"]
+    assert failed(Gate(**LOOSE, max_bad_endings_rise=0.26, length=(0, 9)), cut, FAIR) == []
+
+
+def test_latency_is_the_median_of_pairs():
+    slow_once = [(0.01, 0.01)] * 9 + [(9.0, 0.01)]
+    assert failed(Gate(**LOOSE), GOOD, FAIR, seconds=slow_once) == []
+    assert failed(Gate(**LOOSE), GOOD, FAIR, seconds=[(0.016, 0.01)] * 9) == ["latency, ms"]
+    assert failed(Gate(**LOOSE, max_latency_ratio=None), GOOD, FAIR, seconds=[(0.016, 0.01)] * 9) == []
+
+
+def test_beside_the_trivial_baseline_the_references_say_how_long_a_caption_is():
+    one_word = dict.fromkeys(REFERENCES, "left")
+    assert failed(Gate(**LOOSE), GOOD, one_word) == ["words a caption"]
+    assert failed(Gate(**LOOSE), GOOD, one_word, trivial=True) == []
+
+
+def test_a_gate_file_is_read_and_its_mistakes_are_named(tmp_path):
+    file = tmp_path / "gate.yaml"
+    file.write_text("minimum_gain: 0.05\nlength: [0.5, 2]\n")
+    assert load_gate(file) == Gate(minimum_gain=0.05, length=(0.5, 2.0))
+    assert load_gate(file).digest != Gate().digest == Gate().digest
+    file.write_text("minimum_gian: 0.05\nconfidence: 2\n")
+    with pytest.raises(
+        InputError, match=r"gate\.yaml: confidence=2: .*; minimum_gian=0\.05: .*known keys: minimum_gain"
+    ):
+        load_gate(file)
+    with pytest.raises(InputError, match=r"gate .*none\.yaml: no such file; .*--gate FILE"):
+        load_gate(tmp_path / "none.yaml")

@@ -1,0 +1,134 @@
+"""Batches made ahead: the same ones, in time, without hiding an error or holding anything up."""
+
+import threading
+from functools import partial
+
+import pytest
+import torch
+from tiny_training import Remember, workspace
+
+from videoblip2.training.ce import ce_step
+from videoblip2.training.loop import train
+from videoblip2.training.prefetch import Prefetcher
+
+DEADLINE = 20  # seconds
+
+
+@pytest.fixture
+def prefetch():
+    """Prefetchers that are closed at the end."""
+    opened = []
+
+    def make(*arguments, **options):
+        opened.append(Prefetcher(*arguments, **options))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def test_each_step_gets_its_batch_made_once_in_order(prefetch):
+    made = []
+
+    def batches(step):
+        made.append(step)
+        return step * 10
+
+    ahead = prefetch(batches, total=7)
+    assert [ahead(step) for step in range(7)] == [step * 10 for step in range(7)]
+    assert made == list(range(7))
+
+
+def test_the_next_batches_are_made_while_a_step_computes(prefetch):
+    made = {step: threading.Event() for step in range(9)}
+    ahead = prefetch(lambda step: made[step].set(), total=9, depth=2)
+    ahead(0)
+    assert made[1].wait(DEADLINE) and made[2].wait(DEADLINE)
+    ahead(1)
+    assert made[3].wait(DEADLINE)
+    assert not made[4].is_set()  # no further, whatever the memory
+
+
+def test_it_starts_and_goes_on_anywhere(prefetch):
+    ahead = prefetch(lambda step: step, total=10)
+    assert [ahead(step) for step in (6, 7, 2, 3, 9, 9, 12)] == [6, 7, 2, 3, 9, 9, 12]
+
+
+def test_an_error_is_raised_at_its_own_step(prefetch):
+    def batches(step):
+        if step == 2:
+            raise RuntimeError("video features of video7: OSError: gone")
+        return step
+
+    ahead = prefetch(batches, total=5)
+    assert [ahead(0), ahead(1)] == [0, 1]
+    with pytest.raises(RuntimeError, match="video7"):
+        ahead(2)
+
+
+def test_closing_waits_for_the_batch_in_the_making_and_ends_the_thread():
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def batches(step):
+        begun.set()
+        go_on.wait(DEADLINE)
+        made.append(step)
+
+    ahead = Prefetcher(batches, total=9)
+    taker = threading.Thread(target=ahead, args=(0,))
+    taker.start()
+    assert begun.wait(DEADLINE)
+    closer = threading.Thread(target=ahead.close)
+    closer.start()
+    assert not made
+    go_on.set()
+    for thread in (taker, closer):
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    assert made and not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+class Broken:
+    """Features of which one video's cannot be read."""
+
+    def __init__(self, source, video_id, error):
+        self._source, self._video_id, self._error = source, video_id, error
+
+    def video(self, video_id):
+        if video_id == self._video_id:
+            raise self._error
+        return self._source.video(video_id)
+
+    def audio(self, video_id):
+        return self._source.audio(video_id)
+
+
+def test_training_stops_with_the_video_whose_features_failed(tiny_model, tokenizers):
+    work = workspace(tiny_model, tokenizers)
+    last = work.batches(5).video_ids[0]
+    work = workspace(tiny_model, tokenizers)
+    work.store = Broken(work.store, last, OSError("Input/output error"))
+    with pytest.raises(RuntimeError, match=rf"video features of {last}: OSError: Input/output error"):
+        train(work, partial(ce_step, work), lambda best: None, Remember())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_training_takes_the_batches_of_its_steps_and_says_how_long_it_waited(tiny_model, tokenizers):
+    work, tracker, taken = workspace(tiny_model, tokenizers), Remember(), []
+
+    def take_step(batch, step):
+        taken.append((step, batch))
+        yield from ce_step(work, batch, step)
+
+    train(work, take_step, lambda best: None, tracker)
+    fresh = workspace(tiny_model, tokenizers).batches
+    assert [step for step, _ in taken] == list(range(6))
+    for step, batch in taken:
+        expected = fresh(step)
+        assert batch.video_ids == expected.video_ids
+        assert torch.equal(batch.video, expected.video) and torch.equal(batch.labels, expected.labels)
+    waited = {step: value for name, step, value in tracker.points if name == "time/data_seconds"}
+    whole = {step: value for name, step, value in tracker.points if name == "time/step_seconds"}
+    assert waited.keys() == whole.keys() == {2, 4, 6}
+    assert all(0 <= waited[step] <= whole[step] for step in waited)

@@ -1,0 +1,270 @@
+"""Promotion: the first champion, the next one, what holds one back, and what two promoters do to each other."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse
+
+from videoblip2 import registry
+from videoblip2.config import InputError
+from videoblip2.registry import lock
+from videoblip2.registry.promote import TRIVIAL
+from videoblip2.registry.trail import read_trail
+from videoblip2.registry.versions import store_in_words
+from videoblip2.tracking.store import connect
+
+NAME = "videoblip2"
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    return Gatehouse(tmp_path, monkeypatch)
+
+
+def tags(version):
+    return connect().get_model_version(NAME, str(version)).tags
+
+
+def test_the_first_version_is_champion_only_if_it_beats_the_trivial_baseline(house):
+    held = house.promote(house.log("poor", POOR))
+    assert (held.promoted, held.opponent, held.version) == (False, TRIVIAL, 1)
+    assert registry.champion() is None
+    assert tags(1)["gate.verdict"] == "failed" and tags(1)["gate.outcome"] == "held back"
+    first = house.promote(house.log("good", GOOD))
+    assert (first.promoted, first.version, registry.champion()) == (True, 2, 2)
+
+
+def test_a_challenger_takes_the_place_only_through_the_gate(house):
+    fair, good, again = (house.log(name, said) for name, said in (("fair", FAIR), ("good", GOOD), ("again", GOOD)))
+    house.promote(fair, reason="a first one")
+    second = house.promote(good)
+    assert (second.promoted, second.previous, second.opponent) == (True, 1, f"{NAME}/1")
+    third = house.promote(again)
+    assert (third.promoted, third.previous, registry.champion()) == (False, 2, 2)
+    assert "CIDEr gain" in third.verdict.failed[0]
+
+
+def test_the_verdict_its_table_and_plot_are_on_the_version_and_its_run(tmp_path, monkeypatch):
+    house = Gatehouse(tmp_path, monkeypatch, plots=True)
+    run = house.log("good", GOOD)
+    result = house.promote(run)
+    found = tags(1)
+    assert found["gate.verdict"] == "passed" and found["gate.outcome"] == "promoted" and found["gate.who"]
+    assert float(found["gate.gain"]) == pytest.approx(result.verdict.gain.difference, abs=1e-6)
+    assert json.loads(found["gate.manifest"])["size"] == len(REFERENCES)
+    description = connect().get_model_version(NAME, "1").description
+    assert "| CIDEr gain |" in description and "Gate: passed" in description
+    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / found["gate.files"]
+    assert {file.name for file in place.iterdir()} == {"verdict.json", "verdict.png", "videos.csv"}
+    assert (place / "verdict.png").read_bytes().startswith(b"\x89PNG")
+    assert len((place / "videos.csv").read_text().splitlines()) == 1 + len(REFERENCES)
+    logged = connect().get_run(result.run_id)
+    assert logged.data.metrics["gate/difference"] == pytest.approx(result.verdict.gain.difference)
+    assert logged.data.tags["gate.outcome"] == "promoted" and logged.info.status == "FINISHED"
+
+
+def test_a_second_verdict_leaves_nothing_of_the_first(house):
+    run = house.log("poor", POOR)
+    house.promote(run)
+    assert tags(1)["gate.failed"]
+    (house.root / "gate.yaml").write_text(json.dumps({"minimum_gain": 0.02, "resamples": 500}))
+    first_files = tags(1)["gate.files"]
+    forced = house.promote(run, reason="for the exhibition")
+    assert (forced.version, forced.forced, registry.champion()) == (1, True, 1)
+    assert tags(1)["gate.reason"] == "for the exhibition" and tags(1)["gate.outcome"] == "forced"
+    assert any(folder.is_dir() for folder in house.root.rglob(first_files))  # the files of both stay
+    (move,) = read_trail(connect())
+    assert (move.action, move.version, move.previous, move.why) == ("force", 1, None, "for the exhibition")
+
+
+def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
+    run = house.log("good", GOOD)
+    house.promote(run)
+    (house.root / "good" / "provenance.json").write_text(json.dumps({"run_id": run}))
+    for model, message in (
+        (run, "is the champion already"),
+        (str(house.root / "good"), f"a folder; promote what a run logged: {run}"),
+        ("f" * 32, "unknown to sqlite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            house.promote(model)
+    assert lock.TAG not in connect().get_registered_model(NAME).tags
+
+
+def other(references):
+    return {video: [*texts[:-1], "something else"] for video, texts in references.items()}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"references": other(REFERENCES)}, "have other references for validation"),
+        ({"references": dict(list(REFERENCES.items())[1:])}, r"have other videos \(11 and 12\) for validation"),
+        ({"feature": 2.0}, "have other features for validation"),
+    ],
+)
+def test_other_validation_data_than_the_champions_are_refused_or_forced(house, data, message):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    house.write_data("other", **data)
+    captions = {video: GOOD[video] for video in data.get("references", REFERENCES)}
+    run = house.log("good", captions, "other")
+    with pytest.raises(InputError, match=message):
+        house.promote(run)
+    assert registry.champion() == 1
+    forced = house.promote(run, reason="new data from now on")
+    assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL, 2)
+    assert "comparable with the champion" in tags(2)["gate.failed"]
+
+
+def test_features_of_other_encoders_are_compared_where_the_gate_allows_it(house):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    house.write_data("other", feature=2.0)
+    house.gate.write_text(json.dumps({"max_meteor_loss": None, "resamples": 500, "same_features": False}))
+    result = house.promote(house.log("good", GOOD, "other"))
+    assert (result.promoted, result.opponent) == (True, f"{NAME}/1")
+
+
+def test_the_manifest_is_frozen_when_a_champion_is_made(house):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    house.write_data("data", other(REFERENCES))
+    run = house.log("good", GOOD)
+    with pytest.raises(InputError, match=f"{NAME}/1 was promoted on other references than .* --new-manifest"):
+        house.promote(run)
+    assert house.promote(run, new_manifest=True).promoted
+
+
+def test_the_same_data_can_be_named_for_both(house):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    house.write_data("moved")
+    run = house.log("good", GOOD, "moved")
+    (house.root / "data").rename(house.root / "gone")
+    with pytest.raises(InputError, match="data"):
+        house.promote(run)
+    root = house.root / "gone"
+    assert house.promote(run, overrides=(f"data.annotations={root}", f"data.features={root}/features")).promoted
+
+
+def meanwhile(act):
+    """A progress bar during which something happens, once."""
+    todo = [act]
+
+    def progress(items, total, description):
+        for item in items:
+            if todo:
+                todo.pop()()
+            yield item
+
+    return progress
+
+
+def test_an_alias_that_was_moved_meanwhile_stays_where_it_was_moved_to(house):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    house.promote(house.log("poor", POOR))
+    run = house.log("good", GOOD)
+    with pytest.raises(InputError, match="is version 2 now and was version 1 when the gate looked"):
+        house.promote(run, progress=meanwhile(lambda: registry.set_champion(NAME, 2)))
+    assert registry.champion() == 2
+    assert tags(3)["gate.verdict"] == "passed" and tags(3)["gate.outcome"].startswith("not moved")
+    assert len(read_trail(connect())) == 1
+
+
+def test_a_writer_right_after_ours_is_noticed(house, monkeypatch):
+    from videoblip2.registry import versions
+
+    real = versions.set_champion
+    monkeypatch.setattr(versions, "set_champion", lambda name, version: (real(name, version), real(name, 1)))
+    house.promote(house.log("poor", POOR))
+    with pytest.raises(InputError, match="somebody set it to version 1 at the same time"):
+        house.promote(house.log("good", GOOD))
+
+
+def test_of_two_promoters_at_once_the_second_is_refused(house):
+    good, fair = house.log("good", GOOD), house.log("fair", FAIR)
+    refusals = []
+
+    def second():
+        with pytest.raises(InputError, match="another promotion is under way on this machine") as caught:
+            house.promote(fair)
+        refusals.append(caught.value)
+
+    assert house.promote(good, progress=meanwhile(second)).promoted
+    assert len(refusals) == 1
+    assert lock.TAG not in connect().get_registered_model(NAME).tags
+
+
+def holder(**changes):
+    tag = {"id": "theirs", "who": "ann", "host": "elsewhere", "pid": 1, "expires": time.time() + 60, **changes}
+    connect().set_registered_model_tag(NAME, lock.TAG, json.dumps(tag))
+
+
+def test_a_promoter_on_another_machine_is_respected_until_its_tag_expires(house):
+    run = house.log("good", GOOD)
+    connect().create_registered_model(NAME)
+    holder()
+    with pytest.raises(InputError, match=r"under way \(ann, process 1 on elsewhere\); wait .* delete the tag"):
+        house.promote(run)
+    assert json.loads(connect().get_registered_model(NAME).tags[lock.TAG])["id"] == "theirs"
+    holder(expires=time.time() - 1)
+    assert house.promote(run).promoted
+
+
+def test_a_dead_promoter_of_this_machine_holds_nothing(house):
+    run = house.log("good", GOOD)
+    connect().create_registered_model(NAME)
+    holder(host=socket.gethostname(), pid=2**22 + 1)
+    assert house.promote(run).promoted
+
+
+def test_a_lock_that_was_lost_changes_nothing(house):
+    run = house.log("good", GOOD)
+    with pytest.raises(InputError, match="another promotion is under way"):
+        house.promote(run, progress=meanwhile(holder))
+    assert registry.champion() is None
+    assert json.loads(connect().get_registered_model(NAME).tags[lock.TAG])["id"] == "theirs"
+
+
+def test_a_locked_store_is_one_line():
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
+
+    with pytest.raises(InputError, match=r"locked by another process.*\(database is locked\)"), store_in_words():
+        raise MlflowException("database is locked\n[SQL: …]", TEMPORARILY_UNAVAILABLE)
+    with pytest.raises(MlflowException), store_in_words():
+        raise MlflowException("a bug", INTERNAL_ERROR)
+
+
+def test_both_sides_share_one_java_process_for_meteor(monkeypatch):
+    from videoblip2.captions import CaptionMetrics
+    from videoblip2.registry import contenders
+
+    calls = []
+
+    def metrics(references, captions, names):
+        calls.append(names)
+        each = {key: {"METEOR": 0.1 if key.startswith("0/") else 0.3} for key in captions}
+        return CaptionMetrics({}, each, {})
+
+    monkeypatch.setattr(contenders, "caption_metrics", metrics)
+    assert contenders.mean_meteor([GOOD, FAIR], REFERENCES) == pytest.approx((0.1, 0.3))
+    assert calls == [["METEOR"]]
+    monkeypatch.setattr(contenders, "caption_metrics", lambda *_: CaptionMetrics({}, {}, {"METEOR": "java not found"}))
+    assert contenders.mean_meteor([GOOD, FAIR], REFERENCES) == "java not found"
+
+
+def test_latency_is_taken_in_turn_after_a_warm_up():
+    from types import SimpleNamespace
+
+    from videoblip2.registry.contenders import time_in_turn
+
+    seen = []
+    one, two = (
+        SimpleNamespace(label=label, references=REFERENCES, caption=lambda ids, label=label: seen.append((label, *ids)))
+        for label in ("one", "two")
+    )
+    assert len(time_in_turn(one, two, 3, lambda items, total, what: iter(items))) == 3
+    assert [label for label, _ in seen] == ["one", "two", "two", "one", "one", "two", "two", "one"]
+    assert {video for _, video in seen} == {f"video{n}" for n in range(3)} and len(NOUNS) > 3

@@ -1,0 +1,65 @@
+"""The registered model through MLflow: the captions of `vb2 caption`, in Python and over its scoring server."""
+
+import pytest
+from small_stage import stages
+
+from videoblip2.predict import caption_each, load_captioner
+
+IDS = ("video0", "video1", "video2")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    return stages(monkeypatch)
+
+
+@pytest.fixture
+def model(made):
+    import mlflow
+
+    return mlflow.pyfunc.load_model("models:/videoblip2/1")
+
+
+def rows(root, ids=IDS):
+    return [
+        {"video": str(root / f"features/video/{i}.npy"), "audio": str(root / f"features/audio/{i}.npy")} for i in ids
+    ]
+
+
+def captions(made, **options):
+    captioner = load_captioner("models:/videoblip2/1", "cpu")
+    return [row["caption"] for row in caption_each(captioner, IDS, made.root / "features", **options)]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt": "the square"}])
+def test_python_gives_the_captions_of_the_command(made, model, options):
+    result = model.predict(rows(made.root), params=options)
+    assert list(result["caption"]) == captions(made, **options)
+    assert all(result["caption"]) and list(result["score"].round(3)) != [0.0] * 3
+
+
+def test_options_matter(made, model):
+    plain, beams = (list(model.predict(rows(made.root), params=p)["score"]) for p in ({}, {"num_beams": 3}))
+    assert plain != beams
+
+
+def test_the_scoring_server_gives_the_same(made, model):
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    client = TestClient(init(model))
+    answer = client.post("/invocations", json={"dataframe_records": rows(made.root), "params": {"num_beams": 3}})
+    assert answer.status_code == 200, answer.text
+    assert [row["caption"] for row in answer.json()["predictions"]] == captions(made, num_beams=3)
+
+
+def test_media_and_feature_files_come_back_in_order(made, model, monkeypatch):
+    captioner = model.unwrap_python_model().captioner
+    given = []
+    monkeypatch.setattr(captioner, "caption_media", lambda paths, **options: given.extend(paths) or ["m"] * len(paths))
+    monkeypatch.setattr(captioner, "caption", lambda items, **options: [f"f{len(audio)}" for _, audio in items])
+    python_model = model.unwrap_python_model()
+    silent = {"video": rows(made.root)[1]["video"], "audio": None}
+    mixed = [{"video": "a.mp4"}, rows(made.root)[0], {"video": "b.webm"}, silent]
+    assert python_model._caption(mixed, {}) == ["m", "f2", "m", "f0"]
+    assert [path.name for path in given] == ["a.mp4", "b.webm"]

@@ -1,0 +1,137 @@
+"""Answers learnt by cross-entropy: read from the video, heard in the audio, asked by the prompt; and judged as such."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import Remember, workspace
+
+from videoblip2.captions.answers import answer_accuracy, blind_answers
+from videoblip2.config import InputError, parse_config
+from videoblip2.data.annotations import VideoAnnotation, write_annotations
+from videoblip2.data.questions import Question
+from videoblip2.features.store import FeatureStore, write_features
+from videoblip2.training.ce import ce_step
+from videoblip2.training.loop import train
+from videoblip2.training.stage import run_stage
+from videoblip2.training.workspace import open_workspace, with_features
+
+SEEN, HEARD = ("red", "blue"), ("beeps", "quiet")
+
+
+class Telling:
+    """Features that hold, under noise, one of two sights and one of two sounds: bit 0 and bit 1 of the number."""
+
+    def video(self, video_id):
+        return self._draw(video_id, 4, 24, int(video_id[5:]) % 2)
+
+    def audio(self, video_id):
+        return self._draw(video_id, 3, 12, int(video_id[5:]) // 2 % 2)
+
+    def _draw(self, video_id, length, width, bit):
+        rng = np.random.default_rng([int(video_id[5:]), width])
+        return ((1 if bit else -1) + 0.3 * rng.normal(size=(length, width))).astype("float32")
+
+
+def questions(numbers):
+    """Two on each video."""
+    for n in numbers:
+        yield Question(f"{n}v", f"video{n}", "a circle?", SEEN[n % 2])
+        yield Question(f"{n}a", f"video{n}", "a man?", HEARD[n // 2 % 2])
+
+
+def asking(model, tokenizers, *overrides, train_on=range(24), judge=range(100, 116)):
+    work = workspace(model, tokenizers, "data.task=qa", "train.batch_size=8", *overrides)
+    work.store, work.train_questions, work.val_questions = Telling(), list(questions(train_on)), list(questions(judge))
+    if work.config.data.task == "qa":
+        work.train_videos, work.val_videos = [], []
+    return work
+
+
+def test_unseen_videos_are_answered_better_than_the_question_alone_allows(tiny_model, tokenizers):
+    work = asking(tiny_model, tokenizers, "train.steps=100", "optim.lr=0.01", "train.validate_every=50")
+    work.model.train = lambda mode=True: work.model  # no dropout
+    kept, remember = [], Remember()
+    best = train(work, lambda batch, step: ce_step(work, batch, step), kept.append, remember)
+    asked, expected = zip(*((q.question, q.answer) for q in work.val_questions), strict=True)
+    train_asked, train_expected = zip(*((q.question, q.answer) for q in work.train_questions), strict=True)
+    blind = answer_accuracy(asked, blind_answers(asked, train_asked, train_expected), expected)["accuracy"]
+    assert blind == 0.5
+    assert best.accuracy > 0.7 and best.metrics == {"accuracy": best.accuracy} and kept[-1] == best
+    assert [value for name, _, value in remember.points if name == "val/accuracy"][-1] <= best.accuracy
+
+
+def test_a_mixture_teaches_both_and_is_chosen_by_both(tiny_model, tokenizers):
+    work = asking(tiny_model, tokenizers, "data.task=mixed", "data.qa_share=0.5", "train.steps=4")
+    steps = [work.batches(step) for step in range(4)]
+    prompts = [tokenizers.texts(batch.prompt_ids)[0] for batch in steps]
+    assert [prompt.startswith("a video of") for prompt in prompts] == [True, False, True, False]
+    kept, remember = [], Remember()
+    best = train(work, lambda batch, step: ce_step(work, batch, step), kept.append, remember)
+    assert set(best.captions) == {"video0", "video1", "video2", "video3"} and len(best.answers) == 32
+    assert best.score == best.cider + best.accuracy and set(best.metrics) == {"CIDEr", "accuracy"}
+    assert {name for name, _, _ in remember.points if name.startswith("val/")} == {"val/CIDEr", "val/accuracy"}
+    files = [(context, file) for context, file, _ in work.inputs]
+    assert files == [
+        ("train", "train.json"),
+        ("val", "val.json"),
+        ("train", "train_qa.json"),
+        ("val", "val_qa.json"),
+    ]
+
+
+def test_the_question_reaches_both_qformers_and_t5(tiny_model, tokenizers):
+    work = asking(tiny_model, tokenizers)
+    batch = work.batches(0)
+    inputs, other = batch.inputs, work.batches(1).inputs
+    before = tiny_model.encode(**inputs)[0]
+    for ids, mask in (("qformer_ids", "qformer_mask"), ("prompt_ids", "prompt_mask")):
+        swapped = {**inputs, ids: other[ids].flip(0), mask: other[mask].flip(0)}
+        assert not torch.allclose(before, tiny_model.encode(**swapped)[0])
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Four videos with features, and questions on them, as files."""
+    (tmp_path / "data").mkdir()
+    for n in range(4):
+        video = np.pad(Telling().video(f"video{n}"), ((0, 0), (0, 744)))
+        write_features(
+            tmp_path / "features", f"video{n}", video, np.pad(Telling().audio(f"video{n}"), ((0, 0), (0, 500)))
+        )
+    for name in ("train", "val"):
+        rows = [vars(question) for question in questions(range(4))]
+        (tmp_path / "data" / f"{name}_qa.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def config(world, *overrides):
+    paths = [f"data.annotations={world / 'data'}", f"data.features={world / 'features'}", "device=cpu"]
+    return parse_config({}, [*paths, "data.task=qa", "run.tracking=false", f"run.out={world / 'runs'}", *overrides])
+
+
+def test_a_workspace_for_questions_needs_no_captions(world, tiny_model, tokenizers, monkeypatch):
+    monkeypatch.setattr("videoblip2.training.workspace._network", lambda config: (tiny_model, tokenizers, {}))
+    work = open_workspace(config(world))
+    assert (len(work.train_questions), work.train_videos) == (8, [])
+    assert [(context, file, len(ids)) for context, file, ids in work.inputs] == [
+        ("train", "train_qa.json", 4),
+        ("val", "val_qa.json", 4),
+    ]
+
+
+def test_questions_on_videos_without_features_are_named(world):
+    asked = [*questions(range(4)), *questions(range(8, 16))]
+    message = "train_qa.json: 8 of 12 videos have no features in .*: video8, .*video12 and 3 more; .*`vb2 data check`"
+    with pytest.raises(InputError, match=message):
+        with_features(asked, FeatureStore(world / "features"), "train_qa.json")
+    videos = [VideoAnnotation("video0", 0, ("a",))]
+    assert with_features(videos, FeatureStore(world / "features"), "train.json") == videos
+    write_annotations(world / "data" / "train.json", videos)
+
+
+@pytest.mark.parametrize("task", ["qa", "mixed"])
+def test_self_critical_training_is_for_captions(world, task):
+    with pytest.raises(InputError, match=f"data.task={task}: self-critical training rewards captions"):
+        run_stage("scst", config(world, f"data.task={task}"))

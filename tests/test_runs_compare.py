@@ -1,0 +1,202 @@
+"""`vb2 runs compare` on a store: finding runs, grouping seeds, what differs, terminal, JSON and page."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_runs import made_references, make_run
+from tracking_store import place_store
+from typer.testing import CliRunner
+
+from videoblip2.cli.runs import app
+from videoblip2.config import InputError
+from videoblip2.tracking import store as stores
+from videoblip2.tracking.groups import seed_group
+from videoblip2.tracking.run_records import curve, find_run, splits_of
+from videoblip2.tracking.sides import compare_runs
+
+RESAMPLES = 300
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A store with runs of two stages, seeds under a parent, an evaluation and a run with nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = place_store(tmp_path_factory.mktemp("runs"), patch)
+        made = {"folder": folder}
+        made["ce"] = make_run(folder, "ce", lambda n: n % 2, curve=[(10, 0.5), (20, 1.5)])
+        made["scst"] = make_run(
+            folder, "scst", lambda n: n % 4, "optim.lr=1e-5", stage="scst", curve=[(0, 1.5), (10, 2)]
+        )
+        made["test"] = make_run(
+            folder,
+            "test-ce",
+            lambda n: n % 3,
+            stage="evaluate",
+            split="test",
+            tags={"trained_by": made["ce"], "split": "test"},
+        )
+        with seed_group("ce", "ce-wide-2seeds", "toy") as group:
+            for seed in (0, 1):
+                overrides = ("train.batch_size=64", f"seed={seed}")
+                child = make_run(
+                    folder, f"ce-wide-seed{seed}", lambda n, s=seed: n % (3 + s), *overrides, tags={"seed": str(seed)}
+                )
+                group.join(child)
+                made[f"seed{seed}"] = child
+            group.log({"train.batch_size": 64, "seed": "0, 1"}, [0, 1], {"val/CIDEr": 2.0}, {"val/CIDEr": [(10, 1.0)]})
+        made["parent"] = group.run_id
+        yield made
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["compare", *words], catch_exceptions=False)
+
+
+def names(comparison):
+    return [side.name for side in comparison.sides]
+
+
+# --- finding
+
+
+def test_a_run_is_found_by_id_by_its_beginning_and_by_name(runs):
+    wanted = runs["scst"]
+    assert {find_run(word).run_id for word in (wanted, wanted[:8], "scst")} == {wanted}
+
+
+@pytest.mark.parametrize("word", ["nothing", "0" * 32, "0000000", "it's"])
+def test_an_unknown_run_is_named_with_the_way_to_find_one(runs, word):
+    with pytest.raises(InputError, match=f"^{word}: no run of that id or name in .*vb2 runs list"):
+        find_run(word)
+
+
+def test_a_name_of_several_runs_is_refused_with_their_ids(runs):
+    client = stores.connect()
+    experiment = client.get_experiment_by_name("toy").experiment_id
+    twins = [client.create_run(experiment, run_name="twin").info.run_id for _ in range(2)]
+    with pytest.raises(InputError, match=r"twin: 2 runs are called so, newest first") as caught:
+        find_run("twin")
+    assert all(twin[:12] in str(caught.value) for twin in twins)
+
+
+def test_the_captions_of_an_evaluation_belong_to_the_run_that_trained_the_model(runs):
+    found = splits_of(find_run("ce"))
+    assert found["val"] == (runs["ce"], "ce.jsonl")
+    assert found["test"] == (runs["test"], "test-ce.jsonl")
+
+
+def test_captions_of_a_run_without_the_tag_are_found_by_their_file_name(runs):
+    client = stores.connect()
+    old = client.create_run(client.get_experiment_by_name("toy").experiment_id, run_name="old")
+    (runs["folder"] / "val_predictions.jsonl").write_text("")
+    client.log_artifact(old.info.run_id, str(runs["folder"] / "val_predictions.jsonl"))
+    client.set_terminated(old.info.run_id)
+    assert splits_of(find_run("old")) == {"val": (old.info.run_id, "val_predictions.jsonl")}
+
+
+def test_a_curve_is_in_the_order_of_its_steps_and_empty_for_no_metric(runs):
+    assert curve(runs["ce"], "val/CIDEr") == [(10, 0.5), (20, 1.5)]
+    assert curve(runs["ce"], "val/none") == curve("0" * 32, "val/CIDEr") == []
+
+
+# --- sides
+
+
+def test_only_what_differs_is_shown(runs):
+    comparison = compare_runs(["ce", "scst"], resamples=RESAMPLES)
+    assert (names(comparison), comparison.split, comparison.videos) == (["ce", "scst"], "val", 24)
+    assert dict(comparison.differs) == {"stage": ("ce", "scst"), "optim.lr": ("0.0001", "1e-05")}
+
+
+def test_the_seeds_of_a_parent_are_one_side(runs):
+    comparison = compare_runs(["ce", "ce-wide-2seeds"], resamples=RESAMPLES)
+    assert names(comparison) == ["ce", "ce-wide-2seeds"]
+    assert [run.run_id for run in comparison.sides[1].runs] == [runs["seed0"], runs["seed1"]]
+    assert dict(comparison.differs) == {"train.batch_size": ("32", "64")}
+
+
+def test_runs_that_differ_in_their_seed_only_go_together_unless_nothing_is_left_to_compare(runs):
+    together = compare_runs(["ce", "ce-wide-seed0", "ce-wide-seed1"], resamples=RESAMPLES)
+    assert [(side.name, len(side.runs)) for side in together.sides] == [("ce", 1), ("ce-wide", 2)]
+    apart = compare_runs(["ce-wide-seed0", "ce-wide-seed1"], resamples=RESAMPLES)
+    assert names(apart) == ["ce-wide-seed0", "ce-wide-seed1"]
+    assert dict(apart.differs) == {"seed": ("0", "1")}
+
+
+def test_one_side_a_wrong_split_and_missing_captions_are_refused(runs):
+    with pytest.raises(InputError, match="ce: one side only; name two runs or more"):
+        compare_runs(["ce"])
+    with pytest.raises(InputError, match="split 'train': not one of val, test"):
+        compare_runs(["ce", "scst"], "train")
+    with pytest.raises(
+        InputError, match=f"run scst .* has no captions of test; .*vb2 evaluate {runs['scst']} --split test"
+    ):
+        compare_runs(["ce", "scst"], "test")
+    with pytest.raises(InputError, match=r"no split whose captions every run has .*test-ce has test"):
+        compare_runs(["scst", "test-ce"])
+
+
+# --- the command
+
+
+def test_the_terminal_shows_what_differs_scores_wins_and_losses(runs):
+    shown = invoke("ce", "scst", "--top", "2").stdout
+    assert f"24 videos of val\n  A  ce  {runs['ce']}\n  B  scst  {runs['scst']}" in shown
+    assert re.search(r"optim\.lr +│ 0\.0001 +│ 1e-05", shown)
+    assert re.search(
+        r"CIDEr +│ [\d.]+ \[[\d., ]+\] │ [\d.]+ \[[\d., ]+\] │ \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] +│ < 0\.001", shown
+    )
+    assert "B has the higher CIDEr on 6 videos, A on 0, equal on 18." in shown
+    assert shown.count("a black cube") == 2
+    assert "Largest losses" not in shown
+    reference = made_references()["video2"][1]
+    assert shown.count(reference) <= 1
+
+
+def test_json_holds_everything_in_the_scale_of_pycocoevalcap(runs):
+    result = json.loads(invoke("ce", runs["parent"], "--json").stdout.splitlines()[-1])
+    assert [side["runs"] for side in result["sides"]] == [[runs["ce"]], [runs["seed0"], runs["seed1"]]]
+    cider = result["metrics"]["CIDEr"]
+    low, value, high = (cider["values"][0][key] for key in ("low", "value", "high"))
+    assert 0 < low < value < high < 10
+    assert set(cider["differences"][0]) == {"difference", "low", "high", "p_value"}
+    (duel,) = result["duels"]
+    win = duel["wins"][0]
+    assert len(win["challenger"]["captions"]) == 2
+    assert win["references"] == list(made_references()[win["video_id"]])
+
+
+class Links(HTMLParser):
+    """Everything that a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "br", "line", "polyline", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "polyline", "rect"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_fetches_nothing_and_shows_no_markup_of_others(runs):
+    page = runs["folder"] / "pages" / "compare.html"
+    attack = "<script>alert(1)</script>"
+    make_run(runs["folder"], "attack", lambda n: n % 2, f"data.prompt={attack}", "optim.lr=0.1")
+    assert "page: " in invoke("ce", "scst", "attack", "--html", str(page)).stdout
+    text = page.read_text()
+    links = Links()
+    links.feed(text)
+    assert links.fetched == links.open == []
+    assert "url(" not in text and "@import" not in text
+    assert attack not in text and "&lt;script&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<article") == 5  # the five largest wins of scst; attack equals ce
+    assert text.count("<polyline") == 2
+    assert [file.name for file in page.parent.iterdir()] == ["compare.html"]

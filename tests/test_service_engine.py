@@ -1,0 +1,140 @@
+"""The engine on a real network, loaded from a checkpoint folder as the service loads it."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from serving_fakes import eventually_async
+
+from serving.answers import Answer, Refusal
+from serving.batching import Decoding, Job
+from serving.engine import Ask, Engine
+from serving.service_settings import Settings
+from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+from videoblip2.predict import Captioner
+
+
+@pytest.fixture
+def captioner(tiny_model, tokenizers):
+    return Captioner(tiny_model, tokenizers)
+
+
+def run(scenario, captioner, tmp_path, **settings):
+    """Run `scenario(engine)` with an engine that serves the captioner's checkpoint."""
+    folder = save_checkpoint(tmp_path / "best", Checkpoint(captioner.model, captioner.tokenizers))
+
+    async def main():
+        engine = Engine(Settings(model=str(folder), device="cpu", **settings))
+        assert not engine.ready()
+        with pytest.raises(Refusal, match="it is being loaded"):
+            engine.served()
+        engine.start()
+        try:
+            await eventually_async(engine.ready, 60)
+            return await asyncio.wait_for(scenario(engine), 60)
+        finally:
+            await engine.stop()
+
+    return asyncio.run(main())
+
+
+def item(frames, windows, seed):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(frames, 24)).astype("float32"), rng.normal(size=(windows, 12)).astype("float32")
+
+
+ITEMS = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
+DECODINGS = {
+    "greedy": (Decoding(max_new_tokens=10), {}),
+    "beams": (Decoding(num_beams=3, max_new_tokens=10, length_penalty=0.5), {"num_beams": 3, "length_penalty": 0.5}),
+    "drawn": (Decoding(max_new_tokens=10, temperature=1.5, sampled=True), {"seeds": [4], "temperature": 1.5}),
+}
+
+
+@pytest.mark.parametrize("kind", DECODINGS)
+def test_answers_are_those_of_the_captioner_alone(captioner, tmp_path, kind):
+    decoding, options = DECODINGS[kind]
+
+    async def scenario(engine):
+        asking = Ask(decoding, "a dog barks at a man", 4 if decoding.sampled else None)
+        return await engine.answer(ITEMS, engine.served(), asking)
+
+    answers = run(scenario, captioner, tmp_path)
+    for one, answer in zip(ITEMS, answers, strict=True):
+        (alone,) = captioner.caption([one], "a dog barks at a man", max_new_tokens=10, **options)
+        assert (answer.caption, answer.model_version, answer.batch) == (alone.text, "best", 3)
+        assert answer.score == pytest.approx(alone.score, abs=1e-4)
+
+
+def test_bad_items_fail_in_their_places_beside_good_ones(captioner, tmp_path):
+    huge = np.full((3, 24), 3e38, "float32"), np.zeros((0, 12), "float32")
+    items = [ITEMS[0], (np.ones((3, 25), "float32"), ITEMS[0][1]), huge, Refusal(400, "no use"), ITEMS[1]]
+
+    async def scenario(engine):
+        return await engine.answer(items, engine.served(), Ask())
+
+    first, wrong, overflowing, refused, last = run(scenario, captioner, tmp_path)
+    assert isinstance(first, Answer)
+    assert isinstance(last, Answer)
+    assert (wrong.status, wrong.error) == (400, "video features of shape [3, 25]; this model takes [N,24]")
+    assert (overflowing.status, refused.error) == (400, "no use")
+
+
+def test_a_listener_hears_what_becomes_the_caption(captioner, tmp_path):
+    heard = []
+
+    async def scenario(engine):
+        job = engine.job(ITEMS[1], engine.served(), Ask(Decoding(max_new_tokens=10)))
+        assert isinstance(job, Job)
+        job.listener = heard.append
+        engine.submit([job])
+        return await job.future
+
+    done = run(scenario, captioner, tmp_path)
+    assert heard[-1] == done.caption.text
+    assert len(heard) > 2
+
+
+def test_the_deadline_is_a_504_with_retry_after(captioner, tmp_path):
+    async def scenario(engine):
+        with pytest.raises(Refusal, match=r"no answer within 0.01 s") as refusal:
+            async with engine.deadline():
+                await asyncio.Event().wait()
+        return refusal.value
+
+    refusal = run(scenario, captioner, tmp_path, timeout_seconds=0.01)
+    assert (refusal.status, refusal.headers) == (504, {"Retry-After": "1"})
+
+
+def test_the_state_names_model_and_version(captioner, tmp_path):
+    async def scenario(engine):
+        return engine.state()
+
+    state = run(scenario, captioner, tmp_path)
+    assert (state.model, state.model_version, state.waiting, state.trouble) == (str(tmp_path / "best"), "best", 0, "")
+
+
+def test_a_batch_that_hangs_makes_the_service_not_alive(captioner, tmp_path, monkeypatch):
+    async def scenario(engine):
+        before = engine.alive()
+        monkeypatch.setattr(engine.batcher, "busy_seconds", lambda: 1e6)
+        return before, engine.alive()
+
+    assert run(scenario, captioner, tmp_path) == (True, False)
+
+
+def test_a_model_that_does_not_load_is_said_without_paths(tmp_path):
+    async def main():
+        engine = Engine(Settings(model=str(tmp_path)))
+        engine.start()
+        try:
+            await eventually_async(lambda: engine.follower.trouble, 60)
+            with pytest.raises(Refusal, match="it does not load, the server's log says why") as refusal:
+                engine.served()
+            return refusal.value
+        finally:
+            await engine.stop()
+
+    refusal = asyncio.run(main())
+    assert (refusal.status, refusal.headers) == (503, {"Retry-After": "5"})
+    assert str(tmp_path) not in refusal.reason

@@ -1,0 +1,90 @@
+"""The way back: along the champions that led here, written down, never to one that is gone."""
+
+import shutil
+
+import pytest
+from tracking_store import place_store, write_checkpoint
+
+from videoblip2 import registry
+from videoblip2.config import InputError
+from videoblip2.registry.trail import Move, move_champion, read_trail, reign, rollback
+from videoblip2.tracking import local_model, open_run
+from videoblip2.tracking.store import connect
+
+NAME = "videoblip2"
+
+
+@pytest.fixture
+def versions(tmp_path, monkeypatch):
+    """Three versions, made champion one after the other."""
+    place_store(tmp_path, monkeypatch)
+    for number in (1, 2, 3):
+        with open_run("ce", str(number), "toy") as tracker:
+            registry.register(tracker.log_checkpoint(write_checkpoint(tmp_path / str(number)), "ce", {}))
+        move_champion(connect(), NAME, Move("promote", number, number - 1 or None, "better"))
+    return tmp_path
+
+
+def test_back_and_back_again_with_who_when_and_why(versions):
+    move = rollback(NAME, "captions were cut off")
+    assert (move.action, move.version, move.previous, registry.champion()) == ("rollback", 2, 3, 2)
+    assert rollback().version == 1
+    with pytest.raises(InputError, match="version 1 has no champion before it"):
+        rollback()
+    trail = read_trail(connect())
+    assert [(m.action, m.version) for m in trail] == [
+        ("promote", 1),
+        ("promote", 2),
+        ("promote", 3),
+        ("rollback", 2),
+        ("rollback", 1),
+    ]
+    assert trail[3].why == "captions were cut off" and trail[4].why == "no reason given"
+    assert all(m.who and m.when.endswith("+00:00") for m in trail)
+    assert "captions were cut off" in connect().get_model_version(NAME, "3").tags["rolled_back"]
+
+
+def test_a_champion_set_by_hand_can_be_left(versions):
+    rollback()
+    registry.set_champion(NAME, 3)
+    assert rollback().version == 2
+
+
+def test_deleted_versions_are_passed_over(versions):
+    connect().delete_model_version(NAME, "2")
+    assert rollback().version == 1
+
+
+def test_a_version_whose_files_are_gone_is_refused(versions):
+    shutil.rmtree(local_model(f"models:/{NAME}/2").parents[1])
+    with pytest.raises(InputError, match=f"models:/{NAME}/2: its files are gone"):
+        rollback()
+    assert registry.champion() == 3
+    assert len(read_trail(connect())) == 3
+
+
+def test_without_a_champion_there_is_no_way_back(versions):
+    connect().delete_registered_model_alias(NAME, "champion")
+    with pytest.raises(InputError, match="has no champion to go back from"):
+        rollback()
+
+
+def test_no_move_overwrites_another(versions):
+    connect().delete_registered_model_tag(NAME, "champion_trail.000001")
+    rollback()
+    assert [m.version for m in read_trail(connect())] == [2, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [
+        ([], []),
+        ([("promote", 1, None), ("promote", 2, 1)], [1, 2]),
+        ([("promote", 1, None), ("promote", 2, 1), ("rollback", 1, 2), ("promote", 3, 1)], [1, 3]),
+        ([("promote", 1, None), ("promote", 5, 4)], [1, 4, 5]),  # 4 was set by hand
+        ([("promote", 1, None), ("promote", 2, 1), ("force", 1, 2), ("promote", 3, 1), ("rollback", 1, 3)], [1, 2, 1]),
+        ([("rollback", 7, 9)], [7]),
+    ],
+)
+def test_a_rollback_takes_back_what_it_left(moves, expected):
+    assert reign([Move(*move) for move in moves]) == expected

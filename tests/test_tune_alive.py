@@ -1,0 +1,119 @@
+"""Dead workers: recognised at once on this machine, by a beat that stands still elsewhere, and their trials kept."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from videoblip2.tune import alive
+from videoblip2.tune.alive import ATTEMPTS, Lookout, beating, give_back, here, me, rescue
+
+SPACES = {"x": FloatDistribution(0.0, 1.0)}
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(direction="maximize")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    times = [0.0]
+    monkeypatch.setattr(alive.time, "monotonic", lambda: times[0])
+    return times
+
+
+@pytest.fixture(scope="module")
+def dead():
+    """A worker of this machine whose process is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return {"place": here(), "pid": process.pid, "started": "1"}
+
+
+def running(study, worker, **attrs):
+    trial = study.ask(SPACES)
+    trial.set_user_attr("worker", worker)
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
+    return trial
+
+
+def test_a_process_that_is_gone_from_here_is_dead_at_once(study, dead):
+    trial = running(study, dead, run_id="r1")
+    trial.report(0.3, 20)
+    (line,) = rescue(study, Lookout())
+    assert line == f"trial-000: its worker (process {dead['pid']}) died: queued again, goes on from its checkpoint"
+    old, new = study.get_trials()
+    assert (old.state, new.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert (new.params, new.intermediate_values) == (trial.params, {20: 0.3})
+    assert new.user_attrs == {"run_id": "r1", "name": "trial-000", "attempts": [0]}
+    assert study.ask(SPACES).params == trial.params
+
+
+def test_elsewhere_a_beat_that_stands_still_is_death_and_one_that_moves_is_not(study, clock):
+    quiet, loud = (running(study, {**me(), "place": place}) for place in ("there", "elsewhere"))
+    lookout = Lookout(stale_seconds=60)
+    assert rescue(study, lookout) == []
+    for clock[0] in (30.0, 59.0):
+        loud.set_user_attr("beat", str(clock[0]))
+        assert rescue(study, lookout) == []
+    clock[0] = 61.0
+    assert len(rescue(study, lookout)) == 1
+    assert study.get_trials()[quiet.number].state == TrialState.FAIL
+    assert study.get_trials()[loud.number].state == TrialState.RUNNING
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process is read from /proc")
+def test_here_a_process_that_sleeps_lives_and_a_number_given_again_does_not(study, clock):
+    running(study, {**me(), "pid": os.getppid(), "started": alive._started(os.getppid())})
+    lookout = Lookout()
+    rescue(study, lookout)
+    clock[0] = 1e6
+    assert rescue(study, lookout) == []
+    running(study, {**me(), "started": "1"})
+    assert len(rescue(study, lookout)) == 1
+
+
+def test_an_own_trial_is_left_alone(study, clock):
+    running(study, me())
+    lookout = Lookout()
+    rescue(study, lookout)
+    clock[0] = 1e6
+    assert rescue(study, lookout) == []
+
+
+def test_a_trial_that_kills_every_worker_is_given_up(study, dead):
+    for _ in range(ATTEMPTS):
+        running(study, dead)
+        (line,) = rescue(study, Lookout())
+    assert line.startswith("trial-000: ")
+    assert line.endswith(f"given up after {ATTEMPTS} attempts")
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL] * ATTEMPTS
+
+
+def test_of_two_rescuers_one_queues_the_trial(study, dead):
+    running(study, dead)
+    (trial,) = study.get_trials()
+    assert give_back(study, trial, "died")
+    assert not give_back(study, trial, "died")
+    assert len(study.get_trials()) == 2
+
+
+def test_a_beat_counts_up_and_notices_that_the_trial_was_taken(study):
+    trial = study.ask(SPACES)
+    changed = threading.Event()
+    set_attr = trial.set_user_attr
+    trial.set_user_attr = lambda key, value: (set_attr(key, value), changed.set() if key == "beat" else None)
+    with beating(trial, seconds=0.01) as lost:
+        assert study.get_trials()[0].user_attrs["worker"] == me()
+        assert changed.wait(10)
+        assert not lost.is_set()
+        give_back(study, study.get_trials()[0], "taken for dead")
+        assert lost.wait(10)

@@ -1,0 +1,136 @@
+"""Where studies live: a journal file, a database, a proxy to one; and what is said when one cannot be reached."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import suppress
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+from tiny_study import tiny_plan
+
+from videoblip2.config import InputError
+from videoblip2.tune import storage as storages
+from videoblip2.tune.storage import address, hidden, host_and_port, open_storage, serve, storage_errors, with_driver
+from videoblip2.tune.study import open_study
+
+
+def test_the_default_is_a_journal_in_the_studys_folder(tmp_path):
+    plan = tiny_plan(tmp_path)
+    assert address(plan) == str(tmp_path / "runs" / "study" / "study.journal")
+    open_study(plan, open_storage(address(plan))).set_user_attr("a", 1)
+    assert open_study(plan, open_storage(address(plan))).user_attrs["a"] == 1
+    assert address(tiny_plan(tmp_path, "storage=sqlite:///x.db")) == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{0}", "is a folder"),
+        ("{0}/other.txt", "not a study's journal"),
+        ("oracle7://nowhere/x", "oracle7"),
+        ("grpc://nohost", "not of the form HOST:PORT"),
+        ("sqlite:///{0}/other.txt", "file is not a database"),
+    ],
+)
+def test_a_place_that_is_none_is_named(tmp_path, place, message):
+    (tmp_path / "other.txt").write_text("notes, no journal\n")
+    with pytest.raises(InputError, match=r"storage|address") as error:
+        open_storage(place.format(tmp_path))
+    assert (tmp_path / "other.txt").read_text() == "notes, no journal\n"
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_password_is_not_shown():
+    assert hidden("postgresql://me:secret@host/db") == "postgresql://me@host/db"
+    assert hidden("runs/study.journal") == "runs/study.journal"
+    with pytest.raises(InputError) as error:
+        open_storage("postgresql://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(error.value)
+
+
+def test_postgres_goes_through_the_driver_that_is_installed(monkeypatch):
+    installed = {"psycopg2"}
+    monkeypatch.setattr(storages.importlib.util, "find_spec", lambda name: name in installed)
+    assert with_driver("postgresql://me:x@host/db") == "postgresql+psycopg2://me:x@host/db"
+    assert with_driver("postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"
+    installed.add("psycopg")
+    assert with_driver("postgres://host/db") == "postgresql+psycopg://host/db"
+    installed.clear()
+    with pytest.raises(InputError, match=r"storage postgresql://me@host/db: no driver for it; pip install"):
+        with_driver("postgresql://me:x@host/db")
+
+
+def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(storages, "LOCK_SECONDS", 0.05)
+    place = f"sqlite:///{tmp_path / 'study.db'}"
+    study = open_study(tiny_plan(tmp_path), open_storage(place))
+    holder = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with (
+        pytest.raises(InputError, match=r"database is locked.*run the same command again: the study goes on"),
+        storage_errors(place),
+    ):
+        study.set_user_attr("a", 1)
+    holder.close()
+    study.set_user_attr("a", 2)
+    assert open_study(tiny_plan(tmp_path), open_storage(place)).user_attrs["a"] == 2
+
+
+def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch):
+    """The library waits 30 s for it by its clock; here that clock runs fast."""
+    path = str(tmp_path / "study.journal")
+    study = optuna.create_study(storage=open_storage(path))
+    os.symlink(path, path + ".lock")  # what a process leaves that was killed while it wrote
+    from optuna.storages.journal import _file
+
+    ticks = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(_file.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(_file.time, "sleep", lambda seconds: None)
+    study.set_user_attr("a", 1)
+    assert not os.path.lexists(path + ".lock")
+    assert list(JournalFileBackend(path).read_logs(0))
+
+
+SERVER = """
+import sys
+from videoblip2.tune.storage import serve
+serve(sys.argv[1], sys.argv[2])
+"""
+
+
+def reach(place):
+    """The proxy, also where its process needs longer than one try to come up."""
+    for _ in range(5):
+        with suppress(InputError):
+            return open_storage(place)
+    return open_storage(place)
+
+
+def test_a_database_is_served_to_other_machines(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", SERVER, f"sqlite:///{tmp_path / 'study.db'}", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        study = open_study(tiny_plan(tmp_path), reach(f"grpc://127.0.0.1:{port}"))
+        study.tell(study.ask(), 0.5)
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    direct = open_study(tiny_plan(tmp_path), open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    assert direct.best_value == 0.5
+
+
+@pytest.mark.parametrize("place", ["runs/study.journal", "grpc://127.0.0.1:1"])
+def test_only_a_database_can_be_served(place):
+    with pytest.raises(InputError, match="only a database can be served"):
+        serve(place, "127.0.0.1:1")
+    with pytest.raises(InputError, match="HOST:PORT"):
+        host_and_port("13000")

@@ -1,0 +1,116 @@
+"""A study in its storage: the same search or refused by name, totals, samplers of several processes."""
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from tiny_study import tiny_plan
+
+from videoblip2.config import InputError
+from videoblip2.tune import study as studies
+from videoblip2.tune.study import best_of, counted, distributions, open_study, pruner, sampler
+
+
+@pytest.fixture
+def storage():
+    return optuna.storages.InMemoryStorage()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "key", "value"),
+    [
+        ((), {"search": {"optim.lr": {"low": 0.001, "high": 0.2, "log": True}}}, "search.optim.lr", "0.001..0.1 log"),
+        ((), {"search": {"optim.lr": {"low": 0.001, "high": 0.1}}}, "search.optim.lr", "0.001..0.1 log"),
+        ((), {"search": {"train.label_smoothing": {"low": 0, "high": 0.1}}}, "search.train.label_smoothing", "absent"),
+        (("train.steps=9",), {}, "train.steps", "4"),
+        (("optim.lr=0.02",), {}, "optim.lr", "0.01"),
+    ],
+)
+def test_another_search_or_experiment_is_refused_by_the_key(tmp_path, storage, overrides, changes, key, value):
+    open_study(tiny_plan(tmp_path), storage)
+    with pytest.raises(InputError, match=f": {key}: .* began with {value}, .*study=NAME"):
+        open_study(tiny_plan(tmp_path, *overrides, **changes), storage)
+
+
+def test_another_validation_set_is_refused(tmp_path, storage):
+    plan = tiny_plan(tmp_path)
+    open_study(plan, storage)
+    (tmp_path / "val.json").write_text("[ ]")
+    with pytest.raises(InputError, match=r"val\.json"):
+        open_study(plan, storage)
+
+
+def test_what_changes_no_score_is_free(tmp_path, storage):
+    first = open_study(tiny_plan(tmp_path), storage)
+    free = (
+        "n_trials=9",
+        "train.save_every=3",
+        "run.experiment=other",
+        "device=auto",
+        "pruner.name=none",
+        "sampler.seed=5",
+    )
+    assert open_study(tiny_plan(tmp_path, *free), storage)._study_id == first._study_id
+
+
+def test_distributions_follow_the_fields(tmp_path):
+    search = {
+        "optim.lr": {"low": 0.001, "high": 0.1, "log": True},
+        "optim.weight_decay": {"low": 0, "high": 1},
+        "train.batch_size": {"low": 2, "high": 8, "step": 2},
+        "scst.end_token": {"choices": [True, False]},
+    }
+    assert distributions(tiny_plan(tmp_path, search=search)) == {
+        "optim.lr": FloatDistribution(0.001, 0.1, log=True),
+        "optim.weight_decay": FloatDistribution(0.0, 1.0),
+        "train.batch_size": IntDistribution(2, 8, step=2),
+        "scst.end_token": CategoricalDistribution([True, False]),
+    }
+
+
+def drawn(plan, done, worker=False):
+    study = optuna.create_study(sampler=sampler(plan, done, worker))
+    return [study.ask(distributions(plan)).params["optim.lr"] for _ in range(3)]
+
+
+def test_a_study_that_goes_on_draws_other_points_and_so_does_each_worker(tmp_path, monkeypatch):
+    plan = tiny_plan(tmp_path)
+    first = drawn(plan, 0)
+    assert first == drawn(plan, 0)
+    assert first != drawn(plan, 3)
+    assert first != drawn(plan, 0, worker=True)
+    assert first != drawn(tiny_plan(tmp_path, "sampler.seed=1"), 0)
+    one = drawn(plan, 0, worker=True)
+    monkeypatch.setattr(studies.os, "getpid", lambda: 1)
+    assert one != drawn(plan, 0, worker=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ((), "MedianPruner"),
+        (("pruner.name=patient",), "PatientPruner"),
+        (("pruner.name=wilcoxon",), "WilcoxonPruner"),
+        (("pruner.name=halving",), "SuccessiveHalvingPruner"),
+        (("pruner.name=hyperband",), "HyperbandPruner"),
+        (("pruner.name=none",), "NopPruner"),
+        (("stage=scst",), "PatientPruner"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_each_stage_has_a_pruner_of_its_own(tmp_path, overrides, kind):
+    assert type(pruner(tiny_plan(tmp_path, *overrides))).__name__ == kind
+
+
+def test_attempts_at_a_trial_count_once_and_the_first_of_equals_is_best():
+    study = optuna.create_study(direction="maximize")
+    made = optuna.trial.create_trial
+    study.add_trial(made(state=TrialState.FAIL))
+    study.add_trial(made(value=0.5))
+    study.add_trial(made(state=TrialState.FAIL, user_attrs={"surplus": True}))
+    study.add_trial(made(value=0.5, user_attrs={"attempts": [0]}))
+    study.add_trial(made(state=TrialState.PRUNED))
+    trials = study.get_trials()
+    assert [trial.number for trial in counted(trials)] == [1, 3, 4]
+    assert best_of(trials).number == 1
+    assert best_of([]) is None
