@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import socket
 import struct
 import sys
@@ -39,6 +40,7 @@ class Target:
 
     path: str
     files: tuple[str, ...]
+    texts: tuple[str, ...] = ()  # fields that must be there
 
 
 def main() -> None:
@@ -101,8 +103,9 @@ def endpoints(url: str, key: str = "") -> list[Target]:
         content = methods.get("post", {}).get("requestBody", {}).get("content", {})
         if "multipart/form-data" in content:
             schema = _resolve(described, content["multipart/form-data"]["schema"])
-            files = [name for name, field in schema["properties"].items() if "binary" in json.dumps(field)]
-            found.append(Target(path, tuple(files)))
+            fields = {name: json.dumps(field) for name, field in schema["properties"].items()}
+            files = tuple(name for name, field in fields.items() if "binary" in field or "octet-stream" in field)
+            found.append(Target(path, files, tuple(set(schema.get("required", ())) - set(files))))
     return found
 
 
@@ -113,16 +116,23 @@ def _resolve(described: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
 
 
 def send(host: str, port: int, raw: bytes) -> int:
-    """Send the bytes of a request → the status of the answer; 0 if there is none within a minute."""
+    """Send the bytes of a request → the status of the answer; 0 if there is none within a minute.
+
+    An answer of many items, or a stream, that begins with 200: the best status that one of its items was given.
+    """
     with socket.create_connection((host, port), timeout=60) as connection:
         with contextlib.suppress(OSError):  # refused before all was sent: the answer is there already
             connection.sendall(raw)
         try:
-            head = connection.recv(4096)
+            answer = connection.recv(4096)
+            while answer.startswith(b"HTTP/1.1 200") and (more := connection.recv(65536)):
+                answer += more
         except OSError:
             return 0
-    words = head.split(b" ", 2)
-    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    words = answer.split(b" ", 2)
+    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    inner = [int(found) for found in re.findall(rb'"status": ?(\d+)', answer)]
+    return min(inner) if status == 200 and inner and b'"caption"' not in answer else status
 
 
 def megabytes(pid: int) -> float:
@@ -160,11 +170,14 @@ def part(name: str, data: bytes, filename: str | None = "video.mp4") -> bytes:
 
 
 def form(target: Target, data: bytes, filename: str = "video.mp4", *more: bytes) -> bytes:
-    """A request with `data` in every file field of the endpoint."""
-    parts = [part(name, data, filename) for name in target.files]
-    return post(target.path, b"".join([*parts, *more]) + END)
+    """A request that is good but for `data`, in the file field that such a file belongs into."""
+    field = next((FIELDS[end] for end in FIELDS if filename.endswith(end)), "video")
+    texts = [part(name, b"what is it?", None) for name in target.texts]
+    name = field if field in target.files else target.files[0]
+    return post(target.path, b"".join([part(name, data, filename), *texts, *more]) + END)
 
 
+FIELDS = {".npy": "video_features", ".safetensors": "features"}
 END = f"--{BOUNDARY}--\r\n".encode()
 
 
@@ -288,6 +301,19 @@ def wrong_safetensors(rng: random.Random, target: Target, video: bytes) -> bytes
     return form(target, struct.pack("<Q", length) + text + b"\x00" * 4, "features.safetensors")
 
 
+def wrong_option(rng: random.Random, target: Target, video: bytes) -> bytes:
+    name = rng.choice(["num_beams", "max_new_tokens", "seed", "temperature", "length_penalty", "beams"])
+    value = rng.choice([b"-99", b"1" + b"0" * 30, b"nan", b"x" * 500, b"1e999", b"\x00", b"[]"])
+    return form(target, sound_features(), "video.npy", part(name, value, None))
+
+
+def sound_features() -> bytes:
+    """An .npy file that is as it should be."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((4, 768), "f4"))
+    return buffer.getvalue()
+
+
 def wrong_json(rng: random.Random, target: Target, video: bytes) -> bytes:
     deep = "[" * 50_000
     texts = ["{", deep, '{"video": ' + deep, '{"a": NaN}', "[1,2]", '"' + DEAD + '"', "null", "\ufeff{}", "9" * 6000]
@@ -317,6 +343,7 @@ MALFORMED: tuple[Callable[[random.Random, Target, bytes], bytes], ...] = (
     wrong_array,
     huge_array,
     wrong_safetensors,
+    wrong_option,
     wrong_json,
     wrong_method_or_path,
 )

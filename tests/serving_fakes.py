@@ -22,8 +22,8 @@ class FakeCaptioner:
 
     audio_width, media_fps = 12, 1.0
 
-    def __init__(self, version="videoblip2/1", encoders="same"):
-        self.version, self.encoders_name = version, encoders
+    def __init__(self, version="videoblip2/1", encoders="same", width=24):
+        self.version, self.encoders_name, self.width = version, encoders, width
         self.batches, self.calls = [], []
         self.go_on = threading.Event()
         self.go_on.set()
@@ -43,8 +43,8 @@ class FakeCaptioner:
         return [SimpleNamespace(text=f"{len(i[0])} frames", score=s) for i, s in zip(items, scores, strict=True)]
 
     def check(self, item):
-        if item[0].ndim != 2 or item[0].shape[1] != 24:
-            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,24]")
+        if item[0].ndim != 2 or item[0].shape[1] != self.width or not len(item[0]):
+            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,{self.width}]")
         if not np.isfinite(item[0]).all():
             raise InputError("video features hold NaN or infinity; extract them again")
 

@@ -149,8 +149,8 @@ def test_the_bento_serves_its_own_code_and_model_from_any_folder(bento, tmp_path
     code = (
         "import sys, json\nfrom bentoml._internal.service.loader import load\n"
         "load(sys.argv[1], standalone_load=True)\n"
-        "import videoblip2, serving.service as service\n"
-        "print(json.dumps([videoblip2.__file__, service.__file__, service.model()]))"
+        "import videoblip2, serving.service as service\nfrom serving.service_settings import read_settings\n"
+        "print(json.dumps([videoblip2.__file__, service.__file__, read_settings().address]))"
     )
     environment = {
         **os.environ,

@@ -7,12 +7,14 @@ import sys
 import tempfile
 import threading
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import uvicorn
 from conftest import ROOT
+from serving_fakes import FakeCaptioner
 
 os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  # BentoML makes folders when imported
 
@@ -21,26 +23,28 @@ from bentoml._internal.service.loader import load as load_service
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import serving_fuzz
 
+from videoblip2.predict import FoundModel
+
 REQUESTS = 10 * len(serving_fuzz.MALFORMED)
 
 
-class Captioner:
-    """Real decoding, no model."""
-
-    model_name, version, media_fps = "none", "1", 2.0
-
-    def encode_media(self, frames, sound_after):
-        return len(list(frames)), sound_after()
-
-    def caption(self, items):
-        return [SimpleNamespace(text=f"{frames} frames", score=0.0) for frames, _ in items]
+def encode_media(frames, sound_after):
+    """Real decoding, no encoders."""
+    count = len(list(frames))
+    sound_after()
+    return np.zeros((count, 768), "float32"), np.zeros((0, 12), "float32")
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     service = load_service(".", working_dir=str(ROOT), standalone_load=True)
     patch = pytest.MonkeyPatch()
-    patch.setattr(sys.modules["serving.service"], "load", Captioner)
+    captioner, following = FakeCaptioner(width=768), sys.modules["serving.following"]
+    captioner.encode_media = encode_media
+    patch.setattr(following, "find", lambda model: FoundModel(Path("1"), "1"))
+    patch.setattr(following, "load_warm", lambda *found: captioner)
+    log = sys.modules["serving.observe"].log
+    kept = log.handlers, log.propagate, log.level
     patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     patch.delenv("VB2_API_KEY", raising=False)
     before = decoders()
@@ -49,12 +53,14 @@ def url(tmp_path_factory):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
-    while not server.started and time.monotonic() < deadline:
+    while not (server.started and sys.modules["serving.service"].API.state.engine.ready()):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
     patch.undo()
+    log.handlers, log.propagate, log.level = kept
     assert not decoders() - before, "decoders outlive the service"
 
 
@@ -74,8 +80,20 @@ def good(url):
     return serving_fuzz.send(host, int(port), serving_fuzz.form(target, serving_fuzz.sample_video()))
 
 
-def test_the_endpoints_and_their_file_fields_are_found(url):
-    assert serving_fuzz.Target("/caption", ("video",)) in serving_fuzz.endpoints(url)
+def test_the_endpoints_and_their_fields_are_found(url):
+    found = {target.path: (set(target.files), target.texts) for target in serving_fuzz.endpoints(url)}
+    files = {"video", "video_features", "audio_features", "features"}
+    texts = {"/caption": (), "/captions": (), "/ask": ("question",), "/caption_stream": ()}
+    assert found == {path: (files, text) for path, text in texts.items()}
+
+
+@pytest.mark.parametrize("path", ["/caption", "/captions", "/ask", "/caption_stream"])
+def test_what_is_good_in_each_kind_of_field_is_answered(url, path):
+    """Otherwise a malformed request might be refused for something else than what is wrong in it."""
+    (target,) = (target for target in serving_fuzz.endpoints(url) if target.path == path)
+    host, port = url.removeprefix("http://").split(":")
+    for data, name in ((serving_fuzz.sample_video(), "v.mp4"), (serving_fuzz.sound_features(), "v.npy")):
+        assert serving_fuzz.send(host, int(port), serving_fuzz.form(target, data, name)) == 200
 
 
 def test_every_malformed_request_is_4xx_and_the_service_goes_on(url):

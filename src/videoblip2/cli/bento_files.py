@@ -23,6 +23,7 @@ NAME = "videoblip2-service"
 NEEDED = (
     "av",
     "bentoml",
+    "fastapi",
     "filelock",
     "huggingface-hub",
     "numpy",
