@@ -4,7 +4,7 @@
 
 1. Rounds at 1, 8 and 32 clients, features and videos, both services in turn; medians over the rounds count.
 2. 10,000 requests from 32 clients with a promotion and a rollback in between: how many failed.
-3. 1,000 malformed requests: each 4xx, and how the server's memory went.
+3. 1,000 malformed requests to all routes (serving_fuzz): each 4xx, and how the server's memory went.
 
 --quick: 1,000 and 200 requests, fewer rounds. --batched adds BentoML's own batching in front of the same decoder.
 --json ends with one object: ratio_32, latency_ratio_1, requests, failed and more. Clients run on the same cores.
@@ -37,7 +37,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import numpy as np
 import psutil
-from serving_load import Load, features_body, load, multipart, send_malformed, tensors_body
+from serving_fuzz import fuzz
+from serving_load import Load, features_body, load, multipart, tensors_body
 from serving_plain import NEW_TOKENS
 from serving_world import ROOT, make_world, random_item
 
@@ -150,7 +151,7 @@ async def measure(servers: list[Server], sizes: Sizes, world: Path, parts: Seque
         bodies = [features_body(item, max_new_tokens=str(NEW_TOKENS)) for item in items]
         report |= await change_models(servers[0], sizes.requests, bodies)
     if "malformed" in parts:
-        report |= await fuzz(servers[0], sizes.malformed, items[0], videos[0])
+        report |= await send_malformed(servers[0], sizes.malformed, items[0])
     return report
 
 
@@ -239,18 +240,17 @@ def version_of(url: str) -> str:
         return str(json.load(answer)["model_version"])
 
 
-async def fuzz(server: Server, count: int, item: Any, video: bytes) -> dict[str, Any]:
-    """Malformed requests, after as many others that let memory settle."""
-    url = server.url + "/caption"
-    await send_malformed(url, count, item, video, seed=1)
+async def send_malformed(server: Server, count: int, item: Any) -> dict[str, Any]:
+    """Malformed requests after as many others that let memory settle, and good ones at the end."""
+    await asyncio.to_thread(fuzz, server.url, count, 1)
     before = server.memory()
-    statuses = await send_malformed(url, count, item, video, seed=2)
-    refused = sum(number for status, number in statuses.items() if 400 <= status < 500)
-    alive = await load(url, [features_body(item)], 1, 5)
+    result = await asyncio.to_thread(fuzz, server.url, count, 2)
+    alive = await load(server.url + "/caption", [features_body(item)], 1, 5)
     return {
         "malformed": count,
-        "malformed_4xx": refused,
-        "malformed_statuses": {str(status): number for status, number in sorted(statuses.items())},
+        "malformed_4xx": count - len(result["not_4xx"]),
+        "malformed_statuses": {str(status): number for status, number in result["by_status"].items()},
+        "not_4xx": result["not_4xx"],
         "memory_mb": round(before, 1),
         "memory_growth_mb": round(server.memory() - before, 1),
         "failed_after": alive.failed,

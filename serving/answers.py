@@ -34,9 +34,10 @@ class Answer(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no caption."""
+    """Why there is no caption; the server's log has the request under the same id."""
 
     error: str = Field(examples=["video_features: features of shape [12, 640]; this model takes [N,768]"])
+    request_id: str = ""
 
 
 class ItemProblem(BaseModel):
@@ -82,12 +83,21 @@ class ModelState(BaseModel):
     shadow: Comparison | None = None
 
 
-class Refusal(Exception):
-    """A request, or one item of it, that gets a status and a reason."""
+KINDS = {413: "too_large", 429: "overloaded", 500: "internal", 503: "not_ready", 504: "timeout"}
 
-    def __init__(self, status: int, reason: str, retry_after: int | None = None) -> None:
+
+class Refusal(Exception):
+    """A request, or one item of it, that gets a status and a reason.
+
+    Args:
+        retry_after: seconds until it is worth while to come back.
+        kind: for the metrics; default: what the status says.
+    """
+
+    def __init__(self, status: int, reason: str, retry_after: int | None = None, kind: str = "") -> None:
         super().__init__(reason)
         self.status, self.reason, self.retry_after = status, reason, retry_after
+        self.kind = kind or KINDS.get(status, "malformed")
 
     @property
     def headers(self) -> dict[str, str]:

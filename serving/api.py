@@ -3,9 +3,8 @@
 import asyncio
 import inspect
 import json
-import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Request
@@ -15,12 +14,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from serving import observe
 from serving.answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
 from serving.batching import Decoding, Job
-from serving.engine import Ask, Engine, answer_of, problem_of
-from serving.uploads import Uploads, items_of, many_uploads, one_item, one_upload
-
-log = logging.getLogger("bentoml.service")
+from serving.engine import Ask, Engine, Features, answer_of, problem_of
+from serving.uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_upload
 
 MAX_TEXT = 300  # characters of a prompt or question
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -90,7 +88,7 @@ Question = Annotated[
 
 
 def create_app() -> FastAPI:
-    """The API; `app.state.engine` is set by the service when it starts."""
+    """The API; `app.state.engine` and `app.state.intake` are set by the service when it starts."""
     app = FastAPI(
         title="VideoBLIP2",
         docs_url=None,  # BentoML's page at / describes these routes too, and needs no network
@@ -124,20 +122,22 @@ async def ask(request: Request, uploads: One, options: Options, question: Questi
 
 async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
-    engine, asking = engine_of(request), _ask(request, options, prompt)
+    engine, asking = engine_of(request), _ask(options, prompt)
     async with engine.deadline():
         served = engine.served()
-        items = await items_of(uploads, served)
+        items = await items_of(uploads, served, intake_of(request))
         asking.features_seconds = time.perf_counter() - asking.began
-        return Answers(results=await engine.answer(items, served, asking))
+        results = await engine.answer(items, served, asking)
+    _count_failures(items, results)
+    return Answers(results=results)
 
 
 async def caption_stream(request: Request, uploads: One, options: Options, prompt: Prompt = None) -> StreamingResponse:
     """Caption one video, the caption told word by word while it is made."""
-    engine, asking = engine_of(request), _ask(request, options, prompt)
+    engine, asking = engine_of(request), _ask(options, prompt)
     async with engine.deadline():
         served = engine.served()
-        item = await one_item(uploads, served)
+        item = await one_item(uploads, served, intake_of(request))
     asking.features_seconds = time.perf_counter() - asking.began
     job = engine.job(item, served, asking)
     if isinstance(job, Refusal):
@@ -155,10 +155,10 @@ async def model(request: Request) -> ModelState:
 
 
 async def _one(request: Request, uploads: Uploads, options: Options, prompt: str | None) -> Answer:
-    engine, asking = engine_of(request), _ask(request, options, prompt)
+    engine, asking = engine_of(request), _ask(options, prompt)
     async with engine.deadline():
         served = engine.served()
-        item = await one_item(uploads, served)
+        item = await one_item(uploads, served, intake_of(request))
         asking.features_seconds = time.perf_counter() - asking.began
         (result,) = await engine.answer([item], served, asking)
     if isinstance(result, ItemProblem):
@@ -179,11 +179,19 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
             yield _event("caption", answer_of(job, done, asking).model_dump_json())
             engine.compare([job], [done], asking)
     except Refusal as refusal:
-        yield _event("error", ItemProblem(error=refusal.reason, status=refusal.status).model_dump_json())
+        yield _failure(ItemProblem(error=refusal.reason, status=refusal.status))
     except Exception as error:
-        yield _event("error", problem_of(error).model_dump_json())
+        yield _failure(problem_of(error))
     finally:
         job.future.cancel()
+
+
+def _count_failures(items: Sequence[Features | Refusal], results: Sequence[Answer | ItemProblem]) -> None:
+    for item, result in zip(items, results, strict=True):
+        if isinstance(item, Refusal):
+            observe.failed(item.kind)
+        elif isinstance(result, ItemProblem):
+            observe.failed(Refusal(result.status, result.error).kind)
 
 
 def engine_of(request: Request) -> Engine:
@@ -191,9 +199,19 @@ def engine_of(request: Request) -> Engine:
     return engine
 
 
-def _ask(request: Request, options: tuple[Decoding, int | None], prompt: str | None) -> Ask:
+def intake_of(request: Request) -> MediaIntake:
+    intake: MediaIntake = request.app.state.intake
+    return intake
+
+
+def _ask(options: tuple[Decoding, int | None], prompt: str | None) -> Ask:
     decoding, seed = options
-    return Ask(decoding, prompt, seed, str(getattr(request.state, "request_id", "")))
+    return Ask(decoding, prompt, seed, observe.request_id())
+
+
+def _failure(problem: ItemProblem) -> str:
+    observe.failed(Refusal(problem.status, problem.error).kind)
+    return _event("error", problem.model_dump_json())
 
 
 def _event(kind: str, data: str) -> str:
@@ -203,14 +221,16 @@ def _event(kind: str, data: str) -> str:
 async def refused(request: Request, error: Exception) -> JSONResponse:
     """Turn a Refusal into its status and reason."""
     assert isinstance(error, Refusal)
-    return JSONResponse({"error": error.reason}, error.status, error.headers)
+    observe.failed(error.kind)
+    return _problem(error.status, error.reason, error.headers)
 
 
 async def invalid(request: Request, error: Exception) -> JSONResponse:
     """Say in one line which fields are wrong."""
     assert isinstance(error, RequestValidationError)
     problems = [_explain(problem) for problem in error.errors()]
-    return JSONResponse({"error": "; ".join(problems)}, 400)
+    observe.failed("malformed")
+    return _problem(400, "; ".join(problems))
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -224,9 +244,14 @@ def _explain(problem: dict[str, Any]) -> str:
 async def http_error(request: Request, error: Exception) -> JSONResponse:
     """Keep starlette's own refusals (method, broken body) in our form."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    observe.failed("malformed")
+    return _problem(error.status_code, str(error.detail), error.headers)
 
 
 async def bug(request: Request, error: Exception) -> JSONResponse:
-    """Show nothing of the inside; uvicorn logs the traceback."""
-    return JSONResponse({"error": "the server failed on this request; its log says more"}, 500)
+    """Show nothing of the inside; the guard, to whom the exception goes on, counts it and logs its trace."""
+    return _problem(500, "the server failed on this request; its log says more")
+
+
+def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(Problem(error=reason, request_id=observe.request_id()).model_dump(), status, headers)

@@ -7,7 +7,6 @@
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serving import observe
 from serving.following import Served
 from videoblip2.config import InputError
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
-
-log = logging.getLogger("bentoml.service")
 
 
 class Full(Exception):
@@ -98,7 +96,6 @@ class Batcher:
         self.waiting: list[Job] = []
         self.background: list[Job] = []
         self.batch: list[Job] = []
-        self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self._pace = 0.05
         self._busy_since: float | None = None
         self._wake = asyncio.Event()
@@ -125,6 +122,7 @@ class Batcher:
         if len(lane) + len(jobs) > self.max_waiting:
             raise Full(self.retry_after())
         lane.extend(jobs)
+        observe.queued(len(self.waiting))
         self._wake.set()
 
     def retry_after(self) -> int:
@@ -141,14 +139,16 @@ class Batcher:
             await self._wake.wait()
             self.batch = batch = self._take()
             if not batch:
+                observe.queued(0)
                 self._wake.clear()
                 continue
+            observe.queued(len(self.waiting))
+            observe.batched(len(batch))
             self._busy_since = started = time.perf_counter()
             results = await loop.run_in_executor(self._pool, caption_jobs, batch, loop)
             seconds = time.perf_counter() - started
             self._busy_since = None
             self._pace += PACE * (seconds / len(batch) - self._pace)
-            self.on_batch(len(batch), seconds)
             for job, result in zip(batch, results, strict=True):
                 _settle(job, result, started, seconds, len(batch))
 
@@ -182,7 +182,7 @@ def caption_jobs(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["
     except Exception as error:  # whatever a network may raise, out of memory included
         if len(jobs) == 1:
             if not isinstance(error, InputError):
-                log.error("the model failed on an item", exc_info=error)
+                observe.log.error("the model failed on an item", exc_info=error)
             return [error]
     middle = len(jobs) // 2
     return caption_jobs(jobs[:middle], loop) + caption_jobs(jobs[middle:], loop)

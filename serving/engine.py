@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from serving import observe
 from serving.answers import Answer, ItemProblem, ModelState, Refusal, Timings
 from serving.batching import Batcher, Decoding, Done, Full, Job, NotFinite
 from serving.following import Follower, Poller, Served
@@ -38,7 +39,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.follower = Follower(settings.address, settings.device)
+        self.follower = Follower(settings.address, settings.device, observe.serving)
         self.batcher = Batcher(settings.max_batch, settings.max_waiting)
         self.shadow: Shadow | None = None
         followers = [self.follower]
@@ -145,7 +146,10 @@ def _said(job: "Job | Refusal", result: "Done | BaseException | None", ask: Ask)
 
 
 def answer_of(job: Job, done: Done, ask: Ask) -> Answer:
-    """Put a caption and its timings into words."""
+    """Put a caption and its timings into words, and tell the metrics of it."""
+    observe.captioned(job.served.version)
+    observe.timed("queue", done.queue_seconds, ago=done.model_seconds)
+    observe.timed("generate", done.model_seconds)
     return Answer(
         caption=done.caption.text,
         score=round(done.caption.score, 6),

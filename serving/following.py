@@ -4,21 +4,19 @@ A request keeps the model that it began with, so a swap fails nothing. Where the
 does not answer, the old one stays. Two copies are in memory during a swap.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from serving import observe
 from videoblip2.config import InputError
 
 if TYPE_CHECKING:
     from videoblip2.predict import Captioner, FoundModel
 
 RETRY_SECONDS = 60  # after a version that did not load
-
-log = logging.getLogger("bentoml.service")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +47,21 @@ def load_warm(found: "FoundModel", model: str, device: str) -> "Captioner":
     try:
         captioner.load_media_encoders()
     except (InputError, OSError) as error:
-        log.warning("version %s takes features only, no media: %s", captioner.version, error)
+        observe.log.warning("version %s takes features only, no media: %s", captioner.version, error)
     return captioner
 
 
 class Follower:
-    """Keeps `current` at what MODEL points to; `look` is called again and again, from one thread."""
+    """Keeps `current` at what MODEL points to; `look` is called again and again, from one thread.
 
-    def __init__(self, model: str, device: str = "auto") -> None:
-        self.model, self.device = model, device
+    Args:
+        announce: called with each version that comes into service.
+    """
+
+    def __init__(
+        self, model: str, device: str = "auto", announce: Callable[[str], None] = lambda version: None
+    ) -> None:
+        self.model, self.device, self._announce = model, device, announce
         self.current: Served | None = None
         self.trouble = ""
         self._found: FoundModel | None = None
@@ -89,13 +93,17 @@ class Follower:
             return False
         self.current, self._found = Served(captioner), found
         self._note("")
-        log.info("serving %s version %s, ready in %.1f s", self.model, found.version, time.perf_counter() - started)
+        seconds = round(time.perf_counter() - started, 1)
+        observe.log.info(
+            "loaded", extra={"fields": {"model": self.model, "version": found.version, "seconds": seconds}}
+        )
+        self._announce(found.version)
         return True
 
     def _note(self, trouble: str) -> None:
         """Log a trouble when it begins, not at every look."""
         if trouble and trouble != self.trouble:
-            log.error("%s: %s", self.model, " ".join(trouble.split()))
+            observe.log.error("%s: %s", self.model, " ".join(trouble.split()))
         self.trouble = trouble
 
 

@@ -1,21 +1,25 @@
 """The caption service. `bentoml serve` at the repository root starts it.
 
-The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves.
-`service_settings` lists the environment variables (VB2_MODEL, VB2_PIN, VB2_SHADOW …); `vb2 serve` sets the usual ones.
+The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves; in a Bento
+that `vb2 package` built it is the model baked in. VB2_MODEL names another one; docs/serving.md lists all settings.
 
-api        HTTP                      engine   items in, answers out     batching  the queue in front of the model
-uploads    files to items            arrays   features without trust    shadow    the challenger beside the champion
-following  the model of the moment   answers  what is said              gate      a bounded number of requests
+guard     before every request      forms     what a form may hold      observe    metrics, log lines, spans
+api       HTTP                      answers   what is said              shadow     the challenger beside the champion
+uploads   files to items            arrays    features without trust    media      decoding processes (decoder)
+engine    items in, answers out     batching  the queue                 following  the model of the moment
 """
 
 import bentoml
 from bentoml.exceptions import BentoMLException
 
-from serving.api import create_app
+from serving import observe
+from serving.api import create_app, file_fields
 from serving.engine import Engine
 from serving.following import find
-from serving.gate import Gate
+from serving.guard import Guard
+from serving.media import Decoders
 from serving.service_settings import Settings, read_settings
+from serving.uploads import MediaIntake
 from videoblip2.config import InputError
 
 API = create_app()
@@ -24,7 +28,8 @@ API = create_app()
 @bentoml.service(
     name="videoblip2",
     workers=1,  # a second worker would be a second copy of the model on the same device
-    traffic={"timeout": 300},
+    traffic={"timeout": 300},  # how many at a time: VB2_MAX_REQUESTS, whose 429 says Retry-After
+    logging={"access": {"enabled": False}},  # serving.observe writes a line a request
     endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
 @bentoml.asgi_app(API, path="/", name="api")
@@ -32,13 +37,17 @@ class VideoBlip2Service:
     """Videos or features in, captions out, by the champion."""
 
     def __init__(self) -> None:
-        self.engine = Engine(checked_settings())
-        API.state.engine = self.engine
+        settings = checked_settings()
+        observe.start_logging(settings.log_level)
+        self.engine = Engine(settings)
+        self.decoders = Decoders(settings)
+        API.state.engine, API.state.intake = self.engine, MediaIntake(self.decoders)
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
-        """Stop the start with one line if there is no model; a failing worker would be started again for ever."""
+        """Stop the start with one line if there is no model or a setting is wrong; a failing worker would be started
+        again for ever."""
         try:
             find(checked_settings().address)
         except InputError as error:
@@ -47,11 +56,13 @@ class VideoBlip2Service:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Begin to load the model beside the event loop, which answers probes meanwhile."""
+        self.decoders.start()
         self.engine.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         await self.engine.stop()
+        self.decoders.stop()
 
     def __is_ready__(self) -> bool:
         return self.engine.ready()
@@ -69,8 +80,8 @@ def checked_settings() -> Settings:
 
 
 def add_middleware() -> None:
-    """Put the ASGI middleware in front of the service, the first one innermost."""
-    VideoBlip2Service.add_asgi_middleware(Gate)  # type: ignore[attr-defined]
+    """Put ASGI middleware in front of every route, the first one outermost."""
+    VideoBlip2Service.add_asgi_middleware(Guard, endpoints=file_fields(API))  # type: ignore[attr-defined]
 
 
 add_middleware()

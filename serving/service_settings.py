@@ -1,8 +1,9 @@
-"""What the service is told from outside: environment variables, read once when it starts."""
+"""What the service is told from outside: environment variables, read when it starts. docs/serving.md has the table."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -10,36 +11,68 @@ from videoblip2.config import InputError, Section
 
 CHAMPION = "models:/videoblip2@champion"
 PREFIX = "VB2_"
+MB = 1 << 20
 
 
 class Settings(Section):
     """One environment variable a field: `max_batch` is VB2_MAX_BATCH."""
 
-    model: str = Field(CHAMPION, description="MODEL to serve; an alias is followed, a folder is not")
+    model: str | None = Field(None, description="MODEL to serve; an alias is followed, a folder is not")
     pin: int | None = Field(None, ge=1, description="a fixed version of the registered model, whatever is champion")
     shadow: str | None = Field(None, description="MODEL that captions along, logged and compared, never answered")
     shadow_log: Path | None = Field(None, description="JSON lines of what champion and shadow said")
     device: str = Field("auto", description="auto, cpu, cuda …")
     max_batch: int = Field(32, ge=1, description="captions (times beams) decoded at once")
-    max_waiting: int = Field(256, ge=1, description="requests and captions in the house; more get 429")
+    max_waiting: int = Field(256, ge=1, description="videos in the queue, so also the most in one request")
     timeout_seconds: float = Field(60, gt=0, le=290, description="longest wait for an answer, then 504")
-    poll_seconds: float = Field(1, gt=0, description="seconds between looks at the registry")
+    poll_seconds: float = Field(1, gt=0, allow_inf_nan=False, description="between looks at the registry")
+    api_key: str = Field("", repr=False, description="bearer key; several, separated by commas, while you change it")
+    max_requests: int = Field(64, ge=1, description="requests in the house; more get 429 before their body is read")
+    max_upload_mb: float = Field(100, gt=0, allow_inf_nan=False, description="body of a request, else 413")
+    upload_seconds: float = Field(120, gt=0, allow_inf_nan=False, description="for the whole body, else 408")
+    retry_after: int = Field(1, ge=1, description="seconds that Retry-After says where nothing better is known")
+    decoders: int = Field(2, ge=1, description="decoding processes, hence media files made into features at a time")
+    decode_seconds: float = Field(60, gt=0, allow_inf_nan=False, description="for one file; CPU time: per core")
+    decode_wait_seconds: float = Field(30, gt=0, allow_inf_nan=False, description="for a free decoder, else 429")
+    decode_memory_mb: int = Field(2048, ge=1, description="address space of a decoder")
+    max_video_seconds: float = Field(600, gt=0, allow_inf_nan=False, description="length of a video")
+    max_pixels: int = Field(4096 * 2304, ge=1, description="of one frame")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON log lines")
 
     @property
     def address(self) -> str:
         """MODEL with the pin applied: models:/NAME@ALIAS and 3 make models:/NAME/3."""
+        model = self.model or baked_model() or CHAMPION
         if self.pin is None:
-            return self.model
-        name = self.model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+            return model
+        name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
         return f"models:/{name}/{self.pin}"
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """Each of them opens the service; none = it is open."""
+        keys = (key.strip() for key in self.api_key.split(","))
+        return tuple(key for key in keys if key)
+
+    @property
+    def upload_bytes(self) -> int:
+        return int(self.max_upload_mb * MB)
+
+
+def baked_model() -> str | None:
+    """The checkpoint that `vb2 package` laid beside the service; None where the service runs from the repository."""
+    folder = Path(__file__).resolve().parents[1] / "model"
+    return str(folder) if (folder / "VERSION").is_file() else None
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read VB2_* variables; an empty one counts as not set. Raises InputError naming the variable."""
     names = {name: f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     given = {name: environment[variable] for name, variable in names.items() if environment.get(variable)}
-    if "pin" in given and not given.get("model", CHAMPION).startswith("models:/"):
-        raise InputError(f"VB2_PIN={given['pin']}: VB2_MODEL={given['model']} has no versions; leave one of them out")
+    model = given.get("model") or baked_model() or CHAMPION
+    if "pin" in given and not model.startswith("models:/"):
+        whose = f"VB2_MODEL={model}" if "model" in given else "the model baked into this Bento"
+        raise InputError(f"VB2_PIN={given['pin']}: {whose} has no versions; leave VB2_PIN out")
     try:
         return Settings.model_validate(given)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from serving.answers import Comparison
 from serving.batching import Batcher, Done, Full, Job
 from serving.following import Follower, Served
 
-log = logging.getLogger("bentoml.service.shadow")
+log = logging.getLogger("videoblip2.serving.shadow")
 
 
 class Shadow:
@@ -63,11 +63,10 @@ class Shadow:
             "champion_seconds": round(answer.model_seconds, 4),
             "challenger_seconds": round(done.model_seconds, 4),
         }
-        line = json.dumps(row, ensure_ascii=False)
-        log.info("shadow %s", line)
+        log.info("shadow", extra={"fields": row})
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if (row["champion"], row["challenger"]) == (self.comparison.champion, self.comparison.challenger):
             self._count(row)
 

@@ -1,25 +1,28 @@
 """From the files of a request to items: features as .npy or safetensors, or media that become features here."""
 
 import asyncio
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import File, UploadFile
 
+from serving import observe
 from serving.answers import Refusal
 from serving.arrays import fit, npy_array, pair, safetensors_items
 from serving.following import Served
+from serving.media import Busy, Decoders
 from videoblip2.config import InputError
 
 Features = tuple[np.ndarray, np.ndarray]
 
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
-MEDIA_AT_ONCE = CapacityLimiter(2)  # uploads that are turned into features at the same time
 ONE_OF = (
     "send a media file as `video`, an .npy as `video_features` (and `audio_features`), or safetensors as `features`"
 )
@@ -67,7 +70,7 @@ def many_uploads(
     return Uploads(video, video_features, audio_features, features)
 
 
-async def items_of(uploads: Uploads, served: Served) -> list["Features | Refusal"]:
+async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list["Features | Refusal"]:
     """Items in the order media, .npy, safetensors, each kind as sent; a file that is no use is a Refusal in its place.
 
     Raises Refusal where it cannot be said what the items are.
@@ -77,7 +80,7 @@ async def items_of(uploads: Uploads, served: Served) -> list["Features | Refusal
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    items: list[Features | Refusal] = [*await asyncio.gather(*(_media(file, served) for file in uploads.video))]
+    items: list[Features | Refusal] = [*await asyncio.gather(*(_media(file, served, intake) for file in uploads.video))]
     for place, file in enumerate(npys):
         items.append(await _npy_pair(file, sounds[place] if sounds else None))
     for file in uploads.features:
@@ -86,12 +89,12 @@ async def items_of(uploads: Uploads, served: Served) -> list["Features | Refusal
     return [item if isinstance(item, Refusal) else fit([item], width)[0] for item in items]
 
 
-async def one_item(uploads: Uploads, served: Served) -> Features:
+async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> Features:
     """The one item of a request. Raises Refusal where there is none, more than one, or no use in it."""
     kinds = [kind for kind in (uploads.video, uploads.video_features, uploads.features) if kind]
     if len(kinds) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
-    items = await items_of(uploads, served)
+    items = await items_of(uploads, served, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     if isinstance(items[0], Refusal):
@@ -99,32 +102,58 @@ async def one_item(uploads: Uploads, served: Served) -> Features:
     return items[0]
 
 
-async def _media(file: UploadFile, served: Served) -> "Features | Refusal":
+class MediaIntake:
+    """Media files to features: decoded in child processes, encoded here by the model in service.
+
+    As many at a time as there are decoders, so that frames and encoders' activations of so many are in memory.
+    """
+
+    def __init__(self, decoders: Decoders) -> None:
+        self.decoders = decoders
+        self._room = asyncio.Semaphore(decoders.settings.decoders)
+
+    async def features(self, file: UploadFile, served: Served) -> Features:
+        """One upload → ([F,768], [A,512]). Raises Refusal: 400 where it cannot be read, 429 where no decoder is free.
+
+        The client's file name gives a known suffix and nothing else.
+        """
+        suffix = PurePath(file.filename or "").suffix.lower()
+        with tempfile.TemporaryDirectory(prefix="vb2-upload-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / f"video{suffix if suffix in SUFFIXES else '.bin'}"
+            try:
+                async with self._turn():
+                    return await to_thread.run_sync(self._encode, file, path, served, abandon_on_cancel=True)
+            except InputError as error:
+                reason = str(error).replace(str(path), "the uploaded file")
+                raise Refusal(400, reason, kind="media") from error
+            except Busy as busy:
+                raise Refusal(429, str(busy), self.decoders.settings.retry_after) from busy
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.decoders.settings.decode_wait_seconds):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Busy("every decoder is at work; try again later") from None
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def _encode(self, file: UploadFile, path: Path, served: Served) -> Features:
+        with path.open("wb") as target:
+            shutil.copyfileobj(file.file, target)
+        captioner = served.captioner
+        with self.decoders.decode(path, captioner.media_fps) as media, observe.phase("encode"):
+            return captioner.encode_media(media.frames, media.sound)
+
+
+async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> "Features | Refusal":
     try:
-        return await media_features(file, served)
+        return await intake.features(file, served)
     except Refusal as refusal:
         return refusal
-
-
-async def media_features(file: UploadFile, served: Served) -> Features:
-    """An uploaded media file → ([F,768], [A,512]). Raises Refusal with the reason where it cannot be read.
-
-    The client's file name gives a known suffix and nothing else.
-    """
-    suffix = PurePath(file.filename or "").suffix.lower()
-    with tempfile.TemporaryDirectory(prefix="vb2-upload-") as folder:
-        path = Path(folder) / f"video{suffix if suffix in SUFFIXES else '.bin'}"
-        try:
-            return await to_thread.run_sync(_decode, file, path, served, limiter=MEDIA_AT_ONCE, abandon_on_cancel=True)
-        except InputError as error:
-            raise Refusal(400, str(error).replace(str(path), "the uploaded file")) from error
-
-
-def _decode(file: UploadFile, path: Path, served: Served) -> Features:
-    with path.open("wb") as target:
-        while chunk := file.file.read(2**20):
-            target.write(chunk)
-    return served.captioner.media_features(path)
 
 
 async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> "Features | Refusal":

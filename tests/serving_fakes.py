@@ -1,13 +1,15 @@
-"""A captioner that needs no network, and a way to wait for something with a bound."""
+"""A captioner that needs no network, decoders that decode nothing, and a way to wait for something with a bound."""
 
 import asyncio
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 
 from serving.following import Served
+from serving.media import Busy
 from videoblip2.config import InputError
 
 POISON = 666.0  # as the first number of an item: the whole call fails with it
@@ -18,10 +20,10 @@ BUG_TEXT = "a secret of the inside"
 class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
-    audio_width = 12
+    audio_width, media_fps = 12, 1.0
 
-    def __init__(self, version="videoblip2/1", encoders="same"):
-        self.version, self.encoders_name = version, encoders
+    def __init__(self, version="videoblip2/1", encoders="same", width=24):
+        self.version, self.encoders_name, self.width = version, encoders, width
         self.batches, self.calls = [], []
         self.go_on = threading.Event()
         self.go_on.set()
@@ -41,18 +43,41 @@ class FakeCaptioner:
         return [SimpleNamespace(text=f"{len(i[0])} frames", score=s) for i, s in zip(items, scores, strict=True)]
 
     def check(self, item):
-        if item[0].ndim != 2 or item[0].shape[1] != 24:
-            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,24]")
+        if item[0].ndim != 2 or item[0].shape[1] != self.width or not len(item[0]):
+            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,{self.width}]")
         if not np.isfinite(item[0]).all():
             raise InputError("video features hold NaN or infinity; extract them again")
 
-    def media_features(self, path):
+    def encode_media(self, frames, sound_after):
+        (content,) = frames
+        if content == b"bug":
+            raise RuntimeError(BUG_TEXT)
+        assert sound_after() is None
+        return item(3)
+
+
+class FakeDecoders:
+    """In the place of the pool of processes, which has tests of its own: a file's content is its only frame."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def start(self):
+        pass
+
+    stop = start
+
+    @contextmanager
+    def decode(self, path, fps):
+        assert self.go_on.wait(30)
         content = path.read_bytes()
         if content == b"text":
             raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
-        if content == b"bug":
-            raise RuntimeError(BUG_TEXT)
-        return item(3)
+        if content == b"busy":
+            raise Busy("every decoder is at work; try again later")
+        yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
 
 
 def item(frames=4, first=0.5, windows=0):

@@ -100,7 +100,7 @@ def test_a_poisoned_item_fails_alone(bad, caplog):
         jobs = [Job(item(n + 1, POISON if n in bad else 0.5), model) for n in range(12)]
         return await while_busy(batcher, model, jobs)
 
-    with caplog.at_level(logging.ERROR, "bentoml.service"):
+    with caplog.at_level(logging.ERROR, "videoblip2.serving"):
         results = run(scenario)[1:]
     for n, result in enumerate(results):
         if n in bad:

@@ -68,7 +68,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_and_is_tried_again_late
 ):
     follower.look()
     registry.version, registry.broken = 2, {"videoblip2/2"}
-    with caplog.at_level(logging.ERROR, "bentoml.service"):
+    with caplog.at_level(logging.ERROR, "videoblip2.serving"):
         assert [follower.look() for _ in range(3)] == [False] * 3
     assert follower.current.version == "videoblip2/1"
     assert registry.loads == ["videoblip2/1", "videoblip2/2"]
@@ -94,7 +94,7 @@ def test_a_way_back_from_a_version_that_did_not_load_is_no_new_load(registry, fo
 def test_a_registry_that_does_not_answer_is_said_once_and_changes_nothing(registry, follower, caplog):
     follower.look()
     registry.gone = "models:/videoblip2@champion: no such model\nhere"
-    with caplog.at_level(logging.ERROR, "bentoml.service"):
+    with caplog.at_level(logging.ERROR, "videoblip2.serving"):
         assert [follower.look() for _ in range(3)] == [False] * 3
     assert follower.current.version == "videoblip2/1"
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
@@ -128,7 +128,7 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
             raise InputError("clip: no such folder")
 
     monkeypatch.setattr(predict, "load_found", lambda found, model, device: Loaded())
-    with caplog.at_level(logging.WARNING, "bentoml.service"):
+    with caplog.at_level(logging.WARNING, "videoblip2.serving"):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed
     assert "features only, no media: clip: no such folder" in caplog.text

@@ -48,7 +48,7 @@ def test_both_captions_are_logged_and_compared(tmp_path, caplog):
         await answered(batcher, shadow, [Job(item(4), champion), Job(item(5), champion)])
         return shadow.comparison
 
-    with caplog.at_level(logging.INFO, "bentoml.service.shadow"):
+    with caplog.at_level(logging.INFO, "videoblip2.serving.shadow"):
         total = run(scenario, challenger, tmp_path / "shadow.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "shadow.jsonl").read_text().splitlines()]
     assert [(row["champion_caption"], row["challenger_caption"], row["overlap"]) for row in rows] == [

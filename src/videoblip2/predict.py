@@ -1,6 +1,6 @@
 """Captions from features or media, by a checkpoint, an MLflow run or a registered model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,17 @@ def load_found(found: FoundModel, name: str, device: str | None = None) -> "Capt
 
     checkpoint = load_checkpoint(found.folder)
     network = checkpoint.model.to(pick_device(device or "auto")).eval()
-    return Captioner(network, checkpoint.tokenizers, checkpoint.provenance, name, found.version)
+    provenance = _own_encoders(checkpoint.provenance, found.folder)
+    return Captioner(network, checkpoint.tokenizers, provenance, name, found.version)
+
+
+def _own_encoders(provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`provenance` with the encoders that lie in the checkpoint, as in a package, in place of those it names."""
+    features = dict(provenance.get("features") or {})
+    for kind in ("clip", "clap"):
+        if kind in features and (folder / "encoders" / kind).is_dir():
+            features[kind] = {**features[kind], "name": str(folder / "encoders" / kind)}
+    return {**provenance, "features": features} if features else provenance
 
 
 def pick_device(name: str) -> Any:
@@ -203,6 +213,23 @@ class Captioner:
         """Load CLIP and CLAP now and not with the first media file. Raises InputError where they are not to be had."""
         self._media_encoders()
 
+    @property
+    def media_fps(self) -> float:
+        """Frames a second that this model's encoders want; see `decode_media`."""
+        return float(self._media_encoders()[2].fps)
+
+    def encode_media(self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]) -> Features:
+        """What `decode_media` gave, in two parts, → the features that `caption_media` makes of the same file.
+
+        Args:
+            frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one, so that a film is never in memory.
+            sound_after: called once they are taken; mono float32 [N] at 48 kHz, or None for a video without audio.
+        """
+        from videoblip2.features.extract import encode_videos, prepare_video
+
+        clip, clap, settings = self._media_encoders()
+        return encode_videos([prepare_video(frames, sound_after, clip, clap, settings)], clip, clap, settings)[0]
+
     def _media_encoders(self) -> Any:
         if self._encoders is None:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
@@ -238,6 +265,18 @@ def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str)
     clip = load_clip(manifest["clip"]["name"], device)
     clap = load_clap(manifest["clap"]["name"], device)
     return clip, clap, FeatureSettings.model_validate(manifest["settings"])
+
+
+def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: int) -> Iterator[np.ndarray | None]:
+    """A stranger's media file → its frames, uint8 [H, W, 3] at `fps`; last its sound, float32 [N] at 48 kHz or None.
+
+    Knows no torch: it is what a decoding process of the service runs. Raises InputError for a file that cannot be
+    read, that lasts longer than `max_seconds`, or whose frames have more than `max_pixels`; the header is judged first.
+    """
+    from videoblip2.features.settings import SAMPLING_RATE
+    from videoblip2.features.untrusted import stream_untrusted
+
+    yield from stream_untrusted(path, fps, SAMPLING_RATE, max_seconds, max_pixels)
 
 
 def caption_each(

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from videoblip2.cli import ask, data, doctor, features, registry, runs, serve, stages, tune, weights
+from videoblip2.cli import ask, data, doctor, features, package, registry, runs, serve, stages, tune, weights
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -19,6 +19,7 @@ app.add_typer(features.app, name="features", help="Videos to features.")
 app.add_typer(weights.app, name="weights", help="Pre-trained weights: fetch and look into them.")
 app.add_typer(runs.app, name="runs", help="Tracked runs.")
 stages.register(app)
+app.command()(package.package)
 app.command()(doctor.doctor)
 registry.register(app)
 ask.register(app)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from videoblip2.config import InputError
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder
-from videoblip2.features.media import decode_audio, stream_frames, thin
+from videoblip2.features.media import Audio, Frame, decode_audio, stream_frames, thin
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
 from videoblip2.features.store import Features, read_manifest, write_features, write_manifest
 
@@ -57,9 +57,21 @@ def encode_video(
 
 def read_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> PreparedVideo:
     """Decode one media file and prepare its frames and audio windows."""
-    pixels = (clip.pixels(frame) for frame in stream_frames(path, settings.fps))
+    frames = stream_frames(path, settings.fps)
+    return prepare_video(frames, lambda: decode_audio(path, SAMPLING_RATE), clip, clap, settings)
+
+
+def prepare_video(
+    raw_frames: Iterable[Frame],
+    sound_after: Callable[[], Audio | None],
+    clip: ClipEncoder,
+    clap: ClapEncoder,
+    settings: FeatureSettings,
+) -> PreparedVideo:
+    """Frames [H, W, 3], and then the sound that `sound_after` gives, made ready for the encoders."""
+    pixels = (clip.pixels(frame) for frame in raw_frames)
     frames = list(pixels) if settings.max_frames is None else thin(pixels, settings.max_frames)
-    sound = decode_audio(path, SAMPLING_RATE)
+    sound = sound_after()
     if sound is None:
         return PreparedVideo(frames, [], "absent")
     silent = not len(sound) or float(np.abs(sound).max()) < SILENCE

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,24 @@ AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; m
 FRAME_TOLERANCE = 2  # the same for video, in frames
 
 
+@dataclass(frozen=True)
+class MediaHeader:
+    """What a container says of itself: seconds (0 where it does not say), and the first video stream's pixels."""
+
+    seconds: float
+    width: int
+    height: int
+
+
+def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> MediaHeader:
+    """Read a container's header. Raises `InputError` for an unreadable file and for one without a video stream."""
+    with _open(Path(path), options) as container:
+        stream = _video_stream(container, Path(path))
+        seconds = max(map(_declared_seconds, (*container.streams.video, *container.streams.audio)))
+        whole = (container.duration or 0) / av.time_base
+        return MediaHeader(max(seconds, whole), stream.codec_context.width, stream.codec_context.height)
+
+
 def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -> NDArray[np.uint8]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds -> uint8 [F, H, W, 3], upright.
 
@@ -38,10 +57,10 @@ def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -
     return np.stack(list(frames) if max_frames is None else thin(frames, max_frames))
 
 
-def stream_frames(path: str | Path, fps: float) -> Iterator[Frame]:
+def stream_frames(path: str | Path, fps: float, options: Mapping[str, str] | None = None) -> Iterator[Frame]:
     """Like `decode_frames`, one frame [H, W, 3] at a time: a film is never in memory as a whole."""
     size: tuple[int, int] | None = None
-    for frame in _nearest(_video_frames(Path(path)), fps):
+    for frame in _nearest(_video_frames(Path(path), options), fps):
         size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
         pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
         yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
@@ -62,14 +81,14 @@ def thin(frames: Iterable[T], max_frames: int) -> list[T]:
     return [kept[i] for i in np.linspace(0, len(kept) - 1, max_frames).round().astype(int)]
 
 
-def decode_audio(path: str | Path, rate: int = 48_000) -> Audio | None:
+def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
     """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None where the file has no audio.
 
     A digitally silent stream gives zeros, so that silent and absent can be told apart. Raises `InputError` for an
     unreadable or truncated file.
     """
     path = Path(path)
-    with _open(path) as container:
+    with _open(path, options) as container:
         if not container.streams.audio:
             return None
         stream = container.streams.audio[0]
@@ -104,12 +123,10 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
         Path(temporary).unlink(missing_ok=True)
 
 
-def _video_frames(path: Path) -> Iterator[Any]:
+def _video_frames(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
     """Decoded video frames in presentation order; each bears its `time` in seconds."""
-    with _open(path) as container:
-        if not container.streams.video:
-            raise InputError(f"{path}: has no video stream; give a video file")
-        stream = container.streams.video[0]
+    with _open(path, options) as container:
+        stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
         last, step = None, 0.0
         for frame in _decode(container, stream, path):
@@ -122,6 +139,12 @@ def _video_frames(path: Path) -> Iterator[Any]:
             raise InputError(f"{path}: no frame could be decoded; check that it plays, or fetch it again")
         step = max(step, float((last.duration or 0) * last.time_base))
         _refuse_truncated(path, stream, last.time + step, FRAME_TOLERANCE * step)
+
+
+def _video_stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise InputError(f"{path}: has no video stream; give a video file")
+    return container.streams.video[0]
 
 
 def _nearest(frames: Iterable[Any], fps: float) -> Iterator[Any]:
@@ -172,11 +195,11 @@ def _mono(resampler: Any, frame: Any) -> list[Audio]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a video")
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), metadata_errors="replace", options=dict(options or {}))
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: not a readable video ({reason}); check that it plays, or fetch it again") from error

@@ -14,7 +14,7 @@ __all__ = ["FoundModel", "NullTracker", "Stopped", "Tracker", "find_model", "loc
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A checkpoint on this machine; version: `NAME/3` (registered), `m-…` (logged by a run) or the folder's name."""
+    """A checkpoint on this machine; version: `NAME/3` (registered), `m-…` (logged by a run) or the folder's own."""
 
     folder: Path
     version: str
@@ -67,7 +67,8 @@ def find_model(model: str | Path) -> FoundModel:
             raise InputError(
                 f"{model}: no checkpoint (config.json and *.safetensors); give the folder that training printed"
             )
-        return FoundModel(folder, folder.resolve().name)
+        named = folder / "VERSION"  # in a package, a checkpoint keeps the version that it was registered as
+        return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
     from videoblip2.tracking.models import find_checkpoint
 
     return FoundModel(*find_checkpoint(str(model)))

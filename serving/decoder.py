@@ -1,0 +1,98 @@
+"""The process that opens a stranger's media file: `python -m serving.decoder`, started by `serving.media`.
+
+It reads one JSON job a line on standard input and answers on standard output with messages of a length (8 bytes, big
+endian), a JSON header and, for an array, its bytes. Nothing is pickled: whoever takes this process over with a crafted
+file can send numbers to the server, and nothing else. It may not write files, and memory and CPU time are limited.
+"""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import struct
+import sys
+import time
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from videoblip2.config import InputError
+from videoblip2.predict import decode_media
+
+LENGTH = struct.Struct(">Q")
+OPEN_FILES = 64
+UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
+
+
+def main() -> None:
+    """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
+    answers = _own_standard_output()
+    confine(int(os.environ["VB2_DECODER_MEMORY"]))
+    with contextlib.suppress(InputError):  # no file: this loads FFmpeg, so that the first job finds it loaded
+        next(decode_media("", 1, 1, 1))
+
+    for line in sys.stdin.buffer:
+        if not answer(json.loads(line), answers):
+            return
+
+
+def answer(job: dict[str, Any], answers: BinaryIO) -> bool:
+    """Decode one file and send its arrays and `end`, or the reason why not; False if this process should end."""
+    _allow_cpu(job["cpu_seconds"])
+    try:
+        for array in decode_media(job["path"], job["fps"], job["max_seconds"], job["max_pixels"]):
+            send(answers, array)
+        _send(answers, {"kind": "end"})
+    except (InputError, MemoryError) as error:
+        # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack says so in the cause.
+        short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
+        reason = f"{job['path']}: takes too much memory to decode; scale it down" if short else str(error)
+        _send(answers, {"kind": "refused", "reason": reason.replace(job["path"], "the uploaded file")})
+        return not short
+    except BrokenPipeError:
+        return False
+    except Exception:
+        _send(answers, {"kind": "refused", "reason": UNREADABLE})
+    return True
+
+
+def send(answers: BinaryIO, array: np.ndarray | None) -> None:
+    """Send one frame or sound; None (no audio) is a sound of no shape."""
+    if array is None:
+        _send(answers, {"kind": "array", "dtype": "float32", "shape": None})
+        return
+    array = np.ascontiguousarray(array)
+    _send(answers, {"kind": "array", "dtype": str(array.dtype), "shape": array.shape}, array.data.cast("B"))
+
+
+def confine(memory: int) -> None:
+    """Limit this process: `memory` bytes of address space, no core files, and no byte written to any file."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+
+def _allow_cpu(seconds: float) -> None:
+    """Let the kernel end this process when this job has used so much CPU time."""
+    limit = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def _send(answers: BinaryIO, header: dict[str, Any], data: memoryview | bytes = b"") -> None:
+    text = json.dumps(header).encode()
+    answers.write(LENGTH.pack(len(text)) + text)
+    answers.write(data)
+    answers.flush()
+
+
+def _own_standard_output() -> BinaryIO:
+    """Keep standard output for answers: what a library prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What every request passes on its way to the service: an ASGI middleware.
+
+1. A request id, the client's own or a new one, goes through logs and back in `X-Request-ID`.
+2. With VB2_API_KEY set (several keys: separated by commas), all but the probes ask for `Authorization: Bearer KEY`.
+3. A body is taken in whole before anything looks at it, up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; a form
+   is checked (`serving.forms`), and nothing but forms and JSON reaches an endpoint.
+4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
+5. An exception becomes `{"error": ..., "request_id": ...}` with status 500; its trace stays in the log.
+
+No CORS header is ever sent, so a browser lets no other site's page read an answer.
+"""
+
+import asyncio
+import hmac
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from typing import Any
+
+from serving import observe
+from serving.forms import FormError, FormWatch
+from serving.service_settings import Settings, read_settings
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+FORM, JSON = "multipart/form-data", "application/json"
+MEMORY = 1 << 20  # bytes of a body that are kept in memory; more go to a temporary file without a name
+CHUNK = 1 << 18
+REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
+ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encoding")
+
+
+class Refusal(Exception):
+    """An answer of ours in the service's place: status, kind (for the metrics) and the reason for the client."""
+
+    def __init__(self, status: int, kind: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.kind, self.reason, self.headers = status, kind, reason, headers or {}
+
+
+class Guard:
+    """The middleware.
+
+    Args:
+        endpoints: path → fields that take files (`api.file_fields`); other paths, as of pages, get no form check.
+        settings: default: from the environment.
+    """
+
+    def __init__(self, app: App, endpoints: Mapping[str, Collection[str]], settings: Settings | None = None) -> None:
+        self.app = app
+        self.endpoints = endpoints
+        self.settings = settings or read_settings()
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "websocket" and not self._authorised(scope):
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+        else:
+            await self._request(scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer(send, _request_id(scope), self.settings.retry_after)
+        method, path = scope["method"], scope["path"]
+        with observe.request(answer.request_id, method, path, path in self.endpoints, lambda: answer.status):
+            try:
+                await self._admitted(scope, receive, answer.send)
+            except asyncio.CancelledError:  # BentoML answers 504 in our place
+                answer.status = answer.status or 504
+                observe.failed("timeout")
+                raise
+            except Refusal as refusal:
+                observe.failed(refusal.kind)
+                await answer.refuse(refusal)
+            except Exception:
+                observe.failed("internal")
+                observe.log.exception("unexpected")
+                await answer.refuse(Refusal(500, "internal", "an unexpected error; the server's log has it"))
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_head(scope)
+        weight = int(scope["path"] in self.endpoints)  # a page's open connections take no place
+        if self._inside + weight > self.settings.max_requests:
+            raise Refusal(429, "overloaded", "too many requests at a time; try again later")
+        self._inside += weight
+        try:
+            with tempfile.SpooledTemporaryFile(max_size=MEMORY) as body:
+                await self._take_in(scope, receive, body)
+                await self.app(scope, _replay(body, receive), send)
+        finally:
+            self._inside -= weight
+
+    def _check_head(self, scope: Scope) -> None:
+        names = [name for name, _ in scope["headers"]]
+        if any(names.count(name) > 1 for name in ONCE):
+            raise Refusal(400, "malformed", "a header that may stand once stands twice")
+        if not self._authorised(scope):
+            reason = "this service asks for a key: send `Authorization: Bearer KEY`"
+            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": "Bearer"})
+        if _header(scope, b"content-length").isdigit():
+            self._check_size(int(_header(scope, b"content-length")))
+        if scope["path"] in self.endpoints and scope["method"] == "POST":
+            _check_content_type(_header(scope, b"content-type"))
+
+    def _authorised(self, scope: Scope) -> bool:
+        if not self.settings.api_keys:
+            return True
+        scheme, _, given = _header(scope, b"authorization").partition(" ")
+        right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in self.settings.api_keys]
+        return scheme.lower() == "bearer" and any(right)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.settings.upload_bytes:
+            limit = f"{self.settings.max_upload_mb:g} MB"
+            raise Refusal(413, "too_large", f"the upload is larger than {limit}; cut the video or scale it down")
+
+    async def _take_in(self, scope: Scope, receive: Receive, body: Any) -> None:
+        """Copy the request's body to `body`, and check it on the way."""
+        try:
+            async with asyncio.timeout(self.settings.upload_seconds):
+                await self._copy(self._watch(scope), receive, body)
+        except TimeoutError:
+            limit = f"{self.settings.upload_seconds:g} s"
+            raise Refusal(408, "timeout", f"the upload took longer than {limit}; send a smaller file") from None
+        except FormError as error:
+            raise Refusal(400, "malformed", str(error)) from error
+        body.seek(0)
+
+    def _watch(self, scope: Scope) -> FormWatch | None:
+        content_type = _header(scope, b"content-type")
+        if scope["path"] in self.endpoints and content_type.lower().startswith(FORM):
+            return FormWatch(content_type, self.endpoints[scope["path"]])
+        return None
+
+    async def _copy(self, watch: FormWatch | None, receive: Receive, body: Any) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "disconnected", "the upload broke off")
+            chunk = message.get("body", b"")
+            size, more = size + len(chunk), message.get("more_body", False)
+            self._check_size(size)
+            if watch:
+                watch.feed(chunk)
+            body.write(chunk)
+        if watch:
+            watch.finish()
+
+
+class _Answer:
+    """The way back: our headers on whatever is sent, and a refusal as JSON if nothing was sent yet."""
+
+    def __init__(self, send: Send, request_id: str, retry_after: int) -> None:
+        self._send, self.request_id, self._retry_after = send, request_id, retry_after
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers(message)]}
+        await self._send(message)
+
+    def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        there = {name.lower() for name, _ in message.get("headers", ())}
+        if message["status"] in (429, 503) and b"retry-after" not in there:
+            headers.append((b"retry-after", str(self._retry_after).encode()))
+        return headers
+
+    async def refuse(self, refusal: Refusal) -> None:
+        if self.status:  # the answer has begun: all that can be done is to break it off
+            return
+        content = json.dumps({"error": refusal.reason, "request_id": self.request_id}).encode()
+        headers = {"content-type": JSON, "content-length": str(len(content)), **refusal.headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": content})
+
+
+def _check_content_type(value: str) -> None:
+    kind = value.partition(";")[0].strip()
+    if kind not in (FORM, JSON, ""):
+        wanted = f"send a file as {FORM}, as curl -F does, or {JSON} where the endpoint takes no file"
+        raise Refusal(415, "unsupported", f"Content-Type {kind[:80]}: {wanted}")
+
+
+def _request_id(scope: Scope) -> str:
+    given = _header(scope, b"x-request-id")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _replay(body: Any, receive: Receive) -> Receive:
+    """The body again, then whatever the connection says."""
+    over = False
+
+    async def replayed() -> Message:
+        nonlocal over
+        if over:
+            return await receive()
+        chunk = body.read(CHUNK)
+        over = len(chunk) < CHUNK
+        return {"type": "http.request", "body": chunk, "more_body": not over}
+
+    return replayed

@@ -1,0 +1,257 @@
+"""An upload decoded in a bounded child process: a crafted, endless or huge file costs that process and nothing else.
+
+A few decoders are started once and used again. One that exceeds its time or memory, or dies, is killed and replaced,
+and the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
+"""
+
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from serving import observe
+from serving.decoder import LENGTH
+from serving.service_settings import MB, Settings, read_settings
+from videoblip2.config import InputError
+
+SAMPLING_RATE = 48_000
+HEADER_BYTES = 10_000  # no header that a decoder sends is longer
+JOBS_EACH = 500  # then a decoder is replaced, so that whatever FFmpeg leaks does not pile up
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
+
+
+class Busy(RuntimeError):
+    """Every decoder has work; the client should come back later (429)."""
+
+
+class Media:
+    """One file on its way out of a decoder; read `frames` to the end, then `sound`."""
+
+    def __init__(self, messages: Iterator[np.ndarray | None]) -> None:
+        self._messages = messages
+        self._sound: np.ndarray | None = None
+
+    @property
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3], one at a time. Raises InputError with the reason where the file is refused."""
+        for array in self._messages:
+            if array is None or array.ndim == 1:
+                self._sound = array
+                for _ in self._messages:
+                    raise InputError("the uploaded file: cannot be decoded")
+                return
+            yield array
+
+    def sound(self) -> np.ndarray | None:
+        """Mono float32 [N] at 48 kHz, None for a video without audio; known once the frames are read."""
+        return self._sound
+
+
+class Decoders:
+    """The pool; `start` it once, call `decode` from any thread, `stop` it at the end."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or read_settings()
+        self._idle: queue.Queue[_Decoder] = queue.Queue()
+        self._all: set[_Decoder] = set()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the decoders that are missing; each is ready in about a second, and a file may wait for it already."""
+        with self._lock:
+            missing = range(self.settings.decoders - len(self._all))
+            new = [_Decoder(self.settings) for _ in missing]
+            self._all.update(new)
+        for decoder in new:
+            self._idle.put(decoder)
+
+    def stop(self) -> None:
+        """End every decoder."""
+        with self._lock:
+            decoders, self._all = self._all, set()
+        for decoder in decoders:
+            decoder.kill()
+
+    @contextmanager
+    def decode(self, path: Path, fps: float) -> Iterator[Media]:
+        """Decode `path` at `fps` frames a second, while the block runs.
+
+        Reading the frames raises Busy if no decoder is free in time, and InputError, in words for the client, for a
+        file that is refused. The decoder is free for others when all is read, or at the end of the block.
+        """
+        arrays = self._arrays(path, fps)
+        try:
+            yield Media(arrays)
+        finally:
+            arrays.close()
+
+    def _arrays(self, path: Path, fps: float) -> Generator[np.ndarray | None, None, None]:
+        decoder = self._take()
+        timer = threading.Timer(self.settings.decode_seconds, decoder.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield from timed(decoder.work(path, fps))
+        finally:
+            timer.cancel()
+            self._give_back(decoder)
+
+    def _take(self) -> "_Decoder":
+        while True:
+            try:
+                decoder = self._idle.get(timeout=self.settings.decode_wait_seconds)
+            except queue.Empty:
+                raise Busy("every decoder is at work; try again later") from None
+            if decoder.alive:
+                return decoder
+            self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
+
+    def _give_back(self, decoder: "_Decoder") -> None:
+        if decoder.healthy:
+            self._idle.put(decoder)
+        else:
+            self._replace(decoder)
+
+    def _replace(self, decoder: "_Decoder") -> None:
+        decoder.kill()
+        with self._lock:
+            if decoder not in self._all:
+                return  # stopped meanwhile
+            self._all.discard(decoder)
+        self.start()
+
+
+class _Decoder:
+    """One process and the state of its conversation."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.jobs = 0
+        self.expired = False
+        self.between_jobs = True
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving.decoder"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(settings),
+            cwd=tempfile.gettempdir(),
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def healthy(self) -> bool:
+        return self.alive and self.between_jobs and not self.expired and self.jobs < JOBS_EACH
+
+    def work(self, path: Path, fps: float) -> Iterator[np.ndarray | None]:
+        """Arrays of one file as they come. Raises InputError if it is refused, or if the process ends over it."""
+        self.jobs += 1
+        self.between_jobs = False
+        try:
+            self._ask(path, fps)
+            while (header := self._header())["kind"] == "array":
+                yield self._array(header)
+        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
+            self.kill()  # whatever it says from here on is not to be trusted
+            raise InputError(f"the uploaded file: {self._why_it_ended()}") from error
+        self.between_jobs = True
+        if header["kind"] != "end":
+            raise InputError(str(header.get("reason", "the uploaded file: cannot be decoded")))
+
+    def expire(self) -> None:
+        self.expired = True
+        self.process.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self._pipe("stdin"), self._pipe("stdout")):
+            with suppress(OSError):  # what was not flushed into a broken pipe
+                pipe.close()
+
+    def _ask(self, path: Path, fps: float) -> None:
+        settings = self.settings
+        job = {
+            "path": str(path),
+            "fps": fps,
+            "max_seconds": settings.max_video_seconds,
+            "max_pixels": settings.max_pixels,
+            "cpu_seconds": settings.decode_seconds * (os.cpu_count() or 1),
+        }
+        self._pipe("stdin").write(json.dumps(job).encode() + b"\n")
+        self._pipe("stdin").flush()
+
+    def _header(self) -> dict[str, Any]:
+        (length,) = LENGTH.unpack(self._read(LENGTH.size))
+        if length > HEADER_BYTES:
+            raise ValueError("header too long")
+        return dict(json.loads(self._read(length)))
+
+    def _array(self, header: dict[str, Any]) -> np.ndarray | None:
+        """Check what the header says against the limits, and read so many bytes: the decoder may be an enemy's."""
+        shape = header["shape"]
+        if shape is None:
+            return None
+        sound = len(shape) == 1
+        count = math.prod(int(side) for side in shape)
+        most = (self.settings.max_video_seconds + 2) * SAMPLING_RATE if sound else 3 * self.settings.max_pixels
+        if min(shape) < 0 or count > most or not (sound or (len(shape) == 3 and shape[2] == 3)):
+            raise ValueError(f"array of shape {shape}")
+        array = np.empty(shape, np.float32 if sound else np.uint8)
+        self._read_into(array.data.cast("B") if count else memoryview(b""))
+        return array
+
+    def _read(self, size: int) -> bytes:
+        data = self._pipe("stdout").read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def _read_into(self, view: memoryview) -> None:
+        while len(view):
+            size = cast(Any, self._pipe("stdout")).readinto(view)
+            if not size:
+                raise EOFError
+            view = view[size:]
+
+    def _pipe(self, name: str) -> IO[bytes]:
+        return cast(IO[bytes], getattr(self.process, name))
+
+    def _why_it_ended(self) -> str:
+        if self.expired:
+            return f"takes longer than {self.settings.decode_seconds:g} s to decode; send a shorter or smaller one"
+        return "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
+
+
+def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:
+    """The same arrays; the time spent waiting for them is the latency of decoding."""
+    waited, start = 0.0, time.perf_counter()
+    try:
+        for array in arrays:
+            waited += time.perf_counter() - start
+            yield array
+            start = time.perf_counter()
+    finally:
+        observe.timed("decode", waited)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Only what decoding needs, and this process's module path: a Bento's folder is on no PYTHONPATH."""
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return environment | threads | {"PYTHONPATH": path, "VB2_DECODER_MEMORY": str(settings.decode_memory_mb * MB)}

@@ -1,0 +1,158 @@
+"""What can be seen of the service from outside: Prometheus metrics, log lines, spans. One function an event.
+
+Metrics are at `/metrics`. A log line is one JSON object on standard error with the request's id. Spans go
+where BentoML's tracing configuration sends them, inside the span of the request:
+BENTOML_CONFIG_OPTIONS="tracing.exporter_type=otlp tracing.sample_rate=1.0 tracing.otlp.endpoint=http://host:4317".
+
+prometheus_client must be imported after BentoML has set up the worker, so all metrics are made at first use.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+from opentelemetry import trace
+
+log = logging.getLogger("videoblip2.serving")
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+#: decode: waiting for the decoding process; encode: upload to features, decode included; queue: waiting for a batch
+PHASES = ("decode", "encode", "queue", "generate")
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class Metrics:
+    """Every metric of the service; names are an interface, dashboards and the autoscaler use them."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.requests = Counter("vb2_requests", "Requests answered.", ["path", "status"])
+        self.inside = Gauge("vb2_requests_inside", "Requests that are being served.", multiprocess_mode="livesum")
+        self.seconds = Histogram("vb2_request_seconds", "From a request's head to its answer.", buckets=SECONDS)
+        self.phase = Histogram("vb2_phase_seconds", "Latency by phase.", ["phase"], buckets=SECONDS)
+        self.queue = Gauge("vb2_queue_length", "Videos that wait for the model.", multiprocess_mode="livesum")
+        self.batch = Histogram("vb2_batch_size", "Videos in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+        self.captions = Counter("vb2_captions", "Captions made.", ["model_version"])
+        self.errors = Counter("vb2_errors", "Requests and videos refused or failed.", ["kind"])
+        self.model = Gauge("vb2_model", "1 for the version that is served.", ["version"], multiprocess_mode="livemax")
+
+
+@cache
+def metrics() -> Metrics:
+    """The metrics of this process."""
+    return Metrics()
+
+
+def queued(length: int) -> None:
+    """So many videos wait for the model now."""
+    metrics().queue.set(length)
+
+
+def batched(size: int) -> None:
+    """A batch of so many videos goes to the model."""
+    metrics().batch.observe(size)
+
+
+def captioned(version: str, count: int = 1) -> None:
+    """Captions were made by this version."""
+    metrics().captions.labels(version).inc(count)
+
+
+def failed(kind: str) -> None:
+    """A request or a video failed; `kind` is one of a few words, such as media, malformed, overloaded, internal."""
+    metrics().errors.labels(kind).inc()
+
+
+def serving(version: str) -> None:
+    """This version is served from now on."""
+    for (other,) in list(metrics().model._metrics):
+        metrics().model.labels(other).set(0)
+    metrics().model.labels(version).set(1)
+    log.info("serving", extra={"fields": {"model_version": version}})
+
+
+@contextmanager
+def phase(name: str, **attributes: str | int | float) -> Iterator[None]:
+    """Time a part of the work (see PHASES) as metric and as span."""
+    start = time.perf_counter()
+    with tracer().start_as_current_span(name, attributes=attributes):
+        try:
+            yield
+        finally:
+            metrics().phase.labels(name).observe(time.perf_counter() - start)
+
+
+def timed(name: str, seconds: float, ago: float = 0.0) -> None:
+    """A part of the work (see PHASES) that `phase` cannot be wrapped around took so long, ended `ago` s ago."""
+    metrics().phase.labels(name).observe(seconds)
+    if trace.get_current_span().is_recording():
+        end = time.time() - ago
+        tracer().start_span(name, start_time=int((end - seconds) * 1e9)).end(int(end * 1e9))
+
+
+def request_id() -> str:
+    """Id of the request that is being served here; empty outside of one."""
+    return _request_id.get()
+
+
+@contextmanager
+def request(request_id: str, method: str, path: str, endpoint: bool, status: Callable[[], int]) -> Iterator[None]:
+    """Count, time and log one request; `status` is asked at the end. Only an endpoint's path becomes a label: a client
+    can make up paths without end."""
+    token, start = _request_id.set(request_id), time.perf_counter()
+    trace.get_current_span().set_attribute("request.id", request_id)
+    metrics().inside.inc(endpoint)
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - start
+        metrics().inside.dec(endpoint)
+        if endpoint:
+            metrics().seconds.observe(seconds)
+        metrics().requests.labels(path if endpoint else "other", str(status())).inc()
+        fields = {"method": method, "path": path[:200], "status": status(), "seconds": round(seconds, 4)}
+        log.log(logging.DEBUG if path == "/metrics" else logging.INFO, "request", extra={"fields": fields})
+        _request_id.reset(token)
+
+
+def tracer() -> trace.Tracer:
+    """A tracer on the provider that BentoML configures, so that our spans lie inside the request's."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    provider: trace.TracerProvider = BentoMLContainer.tracer_provider.get()
+    return provider.get_tracer("videoblip2")
+
+
+def start_logging(level: str = "INFO") -> None:
+    """Write the service's log lines as JSON to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(level)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event, request_id, trace_id, the record's `fields`, an exception's trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        context = trace.get_current_span().get_span_context()
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "request_id": _request_id.get() or None,
+            "trace_id": format(context.trace_id, "032x") if context.is_valid else None,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps({key: value for key, value in line.items() if value is not None}, default=str)

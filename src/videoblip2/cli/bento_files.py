@@ -1,0 +1,158 @@
+"""The folder that a Bento is built from.
+
+serving/          the service                 model/            the checkpoint, its VERSION, and encoders/
+videoblip2/       this package                requirements.txt  all it needs, pinned as installed here
+bentofile.yaml
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from videoblip2.config import InputError
+
+#: Not the package's name: BentoML takes a tag for a module first, and would import an installed videoblip2 for good.
+NAME = "videoblip2-service"
+#: What serving imports; what those need in turn is found in their metadata.
+NEEDED = (
+    "av",
+    "bentoml",
+    "fastapi",
+    "filelock",
+    "huggingface-hub",
+    "numpy",
+    "peft",
+    "pillow",
+    "prometheus-client",
+    "pydantic",
+    "python-multipart",
+    "pyyaml",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+WANTED = ("gradio",)  # the page; the service does without it
+ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "state", ".*")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What was laid into the folder: the model's version, and whether its encoders came along."""
+
+    version: str
+    media: bool
+
+
+def stage(model: str, folder: Path) -> Staged:
+    """Lay everything that a Bento of MODEL holds into `folder`. Raises InputError where something is missing."""
+    import videoblip2
+    from videoblip2.tracking import find_model
+
+    found = find_model(model)
+    package = Path(videoblip2.__file__).parent
+    shutil.copytree(find_serving(package), folder / "serving", ignore=LEFT_OUT)
+    shutil.copytree(package, folder / "videoblip2", ignore=LEFT_OUT)
+    shutil.copytree(found.folder, folder / "model", ignore=LEFT_OUT)
+    (folder / "model" / "VERSION").write_text(found.version + "\n", encoding="utf-8")
+    media = bake_encoders(folder / "model")
+    (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED, WANTED)) + "\n", encoding="utf-8")
+    (folder / "bentofile.yaml").write_text(yaml.safe_dump(bentofile(), sort_keys=False), encoding="utf-8")
+    return Staged(found.version, media)
+
+
+def find_serving(package: Path) -> Path:
+    """The folder serving/ of the repository: beside this package's sources, or in the current folder."""
+    for root in (package.parents[1], Path.cwd()):
+        if (root / "serving" / "service.py").is_file():
+            return root / "serving"
+    raise InputError(f"{Path.cwd()}: no serving/service.py here; run `vb2 package` in the root of the repository")
+
+
+def bake_encoders(checkpoint: Path) -> bool:
+    """Copy the CLIP and CLAP that made the model's features to `checkpoint`/encoders; False where none are named.
+
+    Raises InputError if one cannot be had, or is another one than made the features.
+    """
+    manifest = json.loads((checkpoint / "provenance.json").read_text(encoding="utf-8")).get("features") or {}
+    if not all(manifest.get(kind, {}).get("name") for kind in ("clip", "clap")):
+        return False
+    from videoblip2.features.encoders import load_clap, load_clip
+
+    for kind, load in (("clip", load_clip), ("clap", load_clap)):
+        target = checkpoint / "encoders" / kind
+        shutil.copytree(_encoder_folder(manifest[kind]["name"]), target)
+        found: str = load(target).fingerprint
+        if found != manifest[kind].get("fingerprint", found):
+            raise InputError(
+                f"{manifest[kind]['name']}: fingerprint {found}, but the model's features were made with "
+                f"{manifest[kind]['fingerprint']}; put that encoder back"
+            )
+    return True
+
+
+def pinned(needed: Iterable[str], wanted: Iterable[str] = ()) -> list[str]:
+    """`name==version`, as installed here, of these distributions and of all that they need.
+
+    A local label such as `+cpu` is left out, as no index knows it: on a GPU machine pip takes the CUDA build.
+    """
+    from packaging.requirements import Requirement
+
+    versions: dict[str, str] = {}
+    missing: set[str] = set()
+    waiting = [Requirement(name) for name in (*needed, *wanted)]
+    seen: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        try:
+            distribution = metadata.distribution(requirement.name)
+        except metadata.PackageNotFoundError:
+            missing.add(requirement.name)
+            continue
+        versions[distribution.name.lower().replace("_", "-")] = distribution.version.partition("+")[0]
+        extras = requirement.extras or {""}
+        for text in distribution.requires or ():
+            inner = Requirement(text)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(inner)
+    if absent := missing & set(needed):
+        raise InputError(f"{', '.join(sorted(absent))}: not installed; run `make setup`")
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def bentofile() -> dict[str, Any]:
+    """The build options: everything in the folder, exact requirements, a slim image with a user that is not root."""
+    return {
+        "service": "serving.service:VideoBlip2Service",
+        "name": NAME,
+        "include": ["*"],
+        "envs": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+        "python": {"requirements_txt": "requirements.txt", "lock_packages": False},
+        "docker": {"distro": "debian", "python_version": "3.11"},
+    }
+
+
+def _encoder_folder(name: str) -> Path:
+    """A folder as it is; a hub name through the local cache, which is filled if need be."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        raise InputError(
+            f"{name}: the encoder of this model is neither a folder nor to be had from the hub "
+            f"({type(error).__name__}); put the folder back, or package where it can be downloaded"
+        ) from error

@@ -1,0 +1,258 @@
+"""The guard: keys, sizes, times, how many at a time, request ids, and no word of the inside."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serving.guard import Guard
+from serving.service_settings import MB, Settings
+
+ENDPOINTS = {"/caption": frozenset({"video"})}
+FORM = b"multipart/form-data; boundary=b"
+
+
+def part(name, data, filename=None):
+    file = f'; filename="{filename}"' if filename else ""
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n{data}\r\n'.encode()
+
+
+GOOD = part("video", "frames", "v.mp4") + b"--b--\r\n"
+
+
+class Inner:
+    """An application that keeps what it got and answers as it is told."""
+
+    def __init__(self, status=200, headers=(), error=None, wait=None):
+        self.status, self.headers, self.error, self.wait = status, list(headers), error, wait
+        self.bodies = []
+
+    async def __call__(self, scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        if self.wait:
+            await self.wait.wait()
+        if self.error:
+            raise self.error
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+async def call(guard, path="/caption", body=GOOD, headers=(), method="POST", chunk=7, content_type=FORM, stall=False):
+    """One request → (status, headers, body)."""
+    pieces = [body[k : k + chunk] for k in range(0, len(body), chunk)] or [b""]
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": stall or k + 1 < len(pieces)}
+        for k, piece in enumerate(pieces)
+    ]
+    sent = []
+
+    async def receive():
+        if messages:
+            return messages.pop(0)
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    kind = [(b"content-type", content_type)] if content_type else []
+    scope = {"type": "http", "method": method, "path": path, "headers": [*kind, *headers]}
+    await guard(scope, receive, send)
+    start = sent[0]
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    return start["status"], {name.decode(): value.decode() for name, value in start["headers"]}, content
+
+
+def run(guard, **request):
+    return asyncio.run(call(guard, **request))
+
+
+def guard(inner=None, **settings):
+    return Guard(inner or Inner(), ENDPOINTS, Settings(**settings))
+
+
+def test_a_good_request_goes_through_unchanged():
+    inner = Inner()
+    status, headers, body = run(guard(inner))
+    assert (status, body) == (200, b"done")
+    assert inner.bodies == [GOOD]
+    assert len(headers["x-request-id"]) == 32
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_body_larger_than_memory_goes_through_unchanged():
+    inner = Inner()
+    body = part("video", "x" * 3_000_000, "v.mp4") + b"--b--\r\n"
+    assert run(guard(inner), body=body, chunk=65_536)[0] == 200
+    assert inner.bodies == [body]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(b"abc-1.2:3", True), (b"a b", False), (b"x" * 65, False), (b"\n", False)])
+def test_a_request_id_is_the_clients_if_it_is_a_plain_word(given, kept):
+    _, headers, _ = run(guard(), headers=[(b"x-request-id", given)])
+    assert (headers["x-request-id"] == given.decode()) is kept
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (None, 401),
+        (b"Bearer wrong", 401),
+        (b"Basic right", 401),
+        (b"Bearer", 401),
+        ("Bearer ключ".encode(), 401),
+        (b"Bearer right", 200),
+        ("Bearer clé".encode(), 200),
+        (b"bearer  second", 200),
+    ],
+)
+def test_a_key_is_asked_for_where_one_is_set(authorization, status):
+    headers = [(b"authorization", authorization)] if authorization else []
+    inner = Inner()
+    answer = run(guard(inner, api_key="right, second,clé"), headers=headers)
+    assert answer[0] == status
+    assert bool(inner.bodies) is (status == 200)
+    assert ("www-authenticate" in answer[1]) is (status == 401)
+
+
+@pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 200), ("/healthz", 200), ("/metrics", 401)])
+def test_only_the_probes_need_no_key(path, status):
+    assert run(guard(api_key="right"), path=path, method="GET", body=b"", content_type=None)[0] == status
+
+
+def test_a_websocket_without_the_key_is_closed():
+    sent = []
+
+    async def connect():
+        async def send(message):
+            sent.append(message)
+
+        await guard(api_key="k")({"type": "websocket", "path": "/ui", "headers": []}, None, send)
+
+    asyncio.run(connect())
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_too_large_is_refused_by_the_header_before_a_byte_is_read():
+    inner = Inner()
+    headers = [(b"content-length", b"101")]
+    status, _, body = run(guard(inner, max_upload_mb=100 / MB, upload_seconds=5), body=b"", headers=headers, stall=True)
+    assert status == 413
+    assert "larger than" in json.loads(body)["error"]
+    assert inner.bodies == []
+
+
+def test_too_large_is_refused_on_the_way_if_no_header_told():
+    inner = Inner()
+    assert run(guard(inner, max_upload_mb=(len(GOOD) - 1) / MB))[0] == 413
+    assert inner.bodies == []
+    assert run(guard(inner, max_upload_mb=len(GOOD) / MB))[0] == 200
+
+
+def test_an_upload_that_stalls_is_ended():
+    status, _, body = run(guard(upload_seconds=0.05), body=GOOD[:20], stall=True)
+    assert status == 408
+    assert "0.05 s" in json.loads(body)["error"]
+
+
+def test_one_too_many_at_a_time_is_429_with_retry_after_and_the_place_is_free_later():
+    async def scene():
+        done = asyncio.Event()
+        watched = guard(Inner(wait=done), max_requests=1, retry_after=7)
+        first = asyncio.create_task(call(watched))
+        await asyncio.sleep(0)
+        while not watched._inside:
+            await asyncio.sleep(0)
+        refused = await call(watched)
+        elsewhere = asyncio.create_task(call(watched, path="/page", content_type=None))
+        done.set()
+        return refused, (await first)[0], (await elsewhere)[0], (await call(watched))[0]
+
+    refused, *others = asyncio.run(scene())
+    assert refused[0] == 429
+    assert refused[1]["retry-after"] == "7"
+    assert others == [200, 200, 200]
+
+
+@pytest.mark.parametrize(("status", "own", "expected"), [(429, [], "3"), (503, [], "3"), (200, [], None)])
+def test_what_the_service_refuses_for_now_gets_retry_after(status, own, expected):
+    _, headers, _ = run(guard(Inner(status, own), retry_after=3))
+    assert headers.get("retry-after") == expected
+
+
+def test_the_services_own_retry_after_stays():
+    _, headers, _ = run(guard(Inner(429, [(b"retry-after", b"60")]), retry_after=3))
+    assert headers["retry-after"] == "60"
+
+
+def test_an_exception_shows_nothing_of_the_inside_and_is_logged(caplog):
+    logger = logging.getLogger("videoblip2.serving")
+    logger.propagate = True
+    status, headers, body = run(guard(Inner(error=RuntimeError("a secret"))))
+    assert status == 500
+    assert "secret" not in body.decode() and "Traceback" not in body.decode()
+    assert json.loads(body)["request_id"] == headers["x-request-id"]
+    assert "a secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "word"),
+    [
+        ({"content_type": b"application/x-www-form-urlencoded", "body": b"video=http://x/"}, 415, "multipart"),
+        ({"content_type": b"application/vnd.bentoml+pickle"}, 415, "multipart"),
+        ({"headers": [(b"content-type", b"application/json")]}, 400, "twice"),
+        ({"body": part("video", "http://127.0.0.1:9/v.mp4") + b"--b--\r\n"}, 400, "video: takes a file"),
+        ({"body": GOOD[:-6]}, 400, "last boundary"),
+        ({"content_type": b"multipart/form-data"}, 400, "boundary"),
+        ({"content_type": b"Multipart/Form-Data; boundary=b"}, 415, "multipart"),
+    ],
+)
+def test_what_bentoml_must_not_see(request_, status, word):
+    inner = Inner()
+    answer = run(guard(inner), **request_)
+    assert answer[0] == status
+    assert word in json.loads(answer[2])["error"]
+    assert inner.bodies == []
+
+
+def test_a_request_that_is_given_up_is_counted_as_504_and_leaves_its_place():
+    def counted():
+        return REGISTRY.get_sample_value("vb2_requests_total", {"path": "/caption", "status": "504"}) or 0
+
+    async def scene():
+        watched = guard(Inner(wait=asyncio.Event()), max_requests=1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await call(watched)
+        return watched._inside
+
+    before = counted()
+    assert asyncio.run(scene()) == 0
+    assert counted() == before + 1
+
+
+def test_a_client_that_leaves_is_no_failure_of_ours():
+    async def scene():
+        sent = []
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/caption", "headers": [(b"content-type", FORM)]}
+        await guard()(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(scene()) == 400
+
+
+def test_no_cors_header_is_sent():
+    _, headers, _ = run(guard(), headers=[(b"origin", b"https://elsewhere.example")])
+    assert not [name for name in headers if name.startswith("access-control")]
