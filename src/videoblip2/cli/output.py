@@ -43,8 +43,12 @@ def progress(items: Iterable[T], total: int | None = None, description: str = ""
             bar.update(task, advance=1, speed=f"{speed:.1f}/s" if speed else "", note=note)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    """A table as text, drawn by rich at the terminal's width (at least 120 columns)."""
+def table(title: str, columns: list[str], rows: list[list[str]], fold: tuple[str, ...] = ()) -> str:
+    """A table as text, drawn by rich at the terminal's width (at least 120 columns).
+
+    Args:
+        fold: columns whose text goes on in the next line where the width is short; the others stay whole.
+    """
     from io import StringIO
 
     from rich.console import Console
@@ -52,7 +56,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
 
     drawn = Table(title=title, title_justify="left")
     for name in columns:
-        drawn.add_column(name, no_wrap=True)
+        drawn.add_column(name, no_wrap=name not in fold, overflow="fold" if name in fold else "ellipsis")
     for row in rows:
         drawn.add_row(*row)
     console = Console(file=StringIO(), width=max(120, Console().width), color_system=None)

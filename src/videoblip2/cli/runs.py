@@ -48,7 +48,7 @@ def gc(
 def _table(title: str, runs: "list[RunRow]") -> str:
     columns = ["run id", "name", "stage", "status", "started", "CIDEr val", "CIDEr test"]
     rows = [[run.run_id, run.name, run.stage, run.status, _time(run.started), *_cider(run)] for run in runs]
-    return table(title, columns, rows)
+    return table(title, columns, rows, fold=("name",))
 
 
 def _time(seconds: float) -> str:
