@@ -108,14 +108,14 @@ class Decoders:
             self._give_back(decoder)
 
     def _take(self) -> "_Decoder":
-        while True:
-            try:
-                decoder = self._idle.get(timeout=self.settings.decode_wait_seconds)
-            except queue.Empty:
-                raise Busy("every decoder is at work; try again later") from None
-            if decoder.alive:
-                return decoder
-            self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
+        deadline = time.monotonic() + self.settings.decode_wait_seconds
+        with suppress(queue.Empty):
+            while (left := deadline - time.monotonic()) > 0:
+                decoder = self._idle.get(timeout=left)
+                if decoder.alive:
+                    return decoder
+                self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
+        raise Busy("every decoder is at work; try again later")
 
     def _give_back(self, decoder: "_Decoder") -> None:
         if decoder.healthy:

@@ -20,7 +20,7 @@ os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  
 
 from bentoml._internal.service.loader import load as load_service
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # not in front: a decoder inherits the path, and serving.py lies there
 import serving_fuzz
 
 from videoblip2.predict import FoundModel

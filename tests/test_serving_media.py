@@ -192,6 +192,17 @@ def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
     pool.stop()
 
 
+def test_decoders_that_do_not_start_are_not_waited_for_without_end(video, monkeypatch):
+    pool = Decoders(Settings(decoders=1, decode_wait_seconds=0.2))
+    monkeypatch.setattr("serving.media._Decoder.alive", False)
+    pool.start()
+    try:
+        with pytest.raises(Busy):
+            read(pool, video)
+    finally:
+        pool.stop()
+
+
 def test_the_decoder_is_free_as_soon_as_all_is_read(decoders, video):
     with decoders.decode(video, 4.0) as media:
         list(media.frames)
