@@ -92,3 +92,11 @@ def test_what_cannot_be_merged_is_refused(saved, tmp_path):
         merge_checkpoint(merged, tmp_path / "twice")
     with pytest.raises(InputError, match=r"no provenance\.json"):
         merge_checkpoint(tmp_path, tmp_path / "none")
+
+
+def test_a_network_without_lora_is_refused(tiny_config, tokenizers, tmp_path):
+    tiny_config.finetune = "full"
+    checkpoint = Checkpoint(VideoBlip2(tiny_config), tokenizers, {"seed": 3}, {"CIDEr": 0.5}, {"stage": "ce"})
+    saved = save_checkpoint(tmp_path / "best", checkpoint, {})
+    with pytest.raises(InputError, match="without LoRA"):
+        merge_checkpoint(saved, tmp_path / "merged")

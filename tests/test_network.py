@@ -105,6 +105,22 @@ def test_only_the_bridge_and_lora_move_in_a_step(tiny_model, make_batch):
         assert any(kind in name for name in moved), kind
 
 
+def test_full_fine_tuning_moves_all_of_t5_and_has_no_lora(tiny_config, make_batch, tmp_path):
+    tiny_config.finetune = "full"
+    VideoBlip2(tiny_config).save_pretrained(tmp_path)
+    model = VideoBlip2.from_pretrained(tmp_path).train()
+    assert not any("lora_" in name for name in model.state_dict())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = make_batch(captions=["a red circle moves left", "the star is quiet"])
+    optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-2)
+    torch.nn.functional.cross_entropy(
+        model(batch.labels, **batch.inputs).flatten(0, 1), batch.labels.flatten(), ignore_index=-100
+    ).backward()
+    optimizer.step()
+    of_t5 = [name for name in before if name.startswith("language_model.")]
+    assert of_t5 and not [name for name in of_t5 if torch.equal(model.state_dict()[name], before[name])]
+
+
 def test_saved_and_loaded_is_the_same_with_separate_lm_head(tiny_model, make_batch, tmp_path):
     batch = make_batch(captions=["a red circle moves left", "the star is quiet"])
     tiny_model.save_pretrained(tmp_path)

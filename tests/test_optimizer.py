@@ -30,6 +30,7 @@ def test_schedule_without_warmup_starts_at_the_top():
         ("video_branch.query_tokens", "projection"),
         ("proj_audio.weight", "projection"),
         ("language_model.encoder.block.0.layer.0.SelfAttention.q.lora_A.default.weight", "lora"),
+        ("language_model.lm_head.weight", "lora"),
     ],
 )
 def test_kinds(name, kind):

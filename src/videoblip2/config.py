@@ -69,6 +69,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     language_model: str = Field("google/flan-t5-base", description="folder or hub name of the frozen T5")
     qformer: QFormerConfig = QFormerConfig()
+    finetune: Literal["lora", "full"] = Field("lora", description="full: all of T5 trains, and no LoRA")
     lora: LoraConfig = LoraConfig()
     modalities: Literal["both", "video", "audio"] = "both"
     video_dim: int = Field(768, ge=1, description="width of the frame features")
@@ -80,7 +81,7 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     lr: float = Field(1e-4, gt=0)
     lr_scale_projections: float = Field(1.0, gt=0, description="factor on lr for projections, norms, queries")
-    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA")
+    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for all of T5")
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = Field(1000, ge=0)

@@ -30,6 +30,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
         temporal_embedding=config.temporal_embedding,
         max_positions=config.max_positions,
         separate_lm_head=language_model.lm_head.weight is not language_model.shared.weight,
+        finetune=config.finetune,
         lora_r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,

@@ -14,6 +14,7 @@ class VideoBlip2Config(PreTrainedConfig):
             cross-attention reads.
         modalities: "both", "video" or "audio".
         separate_lm_head: T5 v1.1 and Flan-T5 keep `lm_head` apart from `shared`.
+        finetune: "lora" (T5 frozen) or "full" (all of T5 trains, no LoRA).
         lora_merged: LoRA is folded into T5's weights, so a rebuilt network has no LoRA of its own.
     """
 
@@ -35,6 +36,7 @@ class VideoBlip2Config(PreTrainedConfig):
     temporal_embedding: bool = True
     max_positions: int = 256
     separate_lm_head: bool = False
+    finetune: str = "lora"
     lora_r: int = 16
     lora_alpha: float = 32.0
     lora_dropout: float = 0.05

@@ -37,6 +37,8 @@ def merge_checkpoint(source: Path, out: Path) -> Path:
     if out.resolve() == source.resolve():
         raise InputError(f"{out}: is the checkpoint to merge; training can only go on from it: give another folder")
     loaded = load_checkpoint(source)
+    if loaded.model.config.finetune == "full":
+        raise InputError(f"checkpoint {source}: was trained without LoRA; use it as it is")
     if loaded.model.config.lora_merged:
         raise InputError(f"checkpoint {source}: its LoRA is merged already; use it as it is")
     provenance = {**loaded.provenance, "merged_from": source.name}

@@ -19,6 +19,8 @@ from videoblip2.model.configuration import VideoBlip2Config
 class VideoBlip2(PreTrainedModel):
     """Encoder input `[video queries, audio queries, prompt]`; T5 frozen, LoRA on its attention's q and v.
 
+    With `finetune="full"` all of T5 trains instead, without LoRA.
+
     Modules handed in are used as they are; those left out are built from the configuration with fresh weights.
     """
 
@@ -49,9 +51,9 @@ class VideoBlip2(PreTrainedModel):
         self.language_model = language_model or T5ForConditionalGeneration(config.text_config)
         if config.separate_lm_head:
             separate_lm_head(self.language_model)
-        if not config.lora_merged:
+        if config.finetune == "lora" and not config.lora_merged:
             _inject_lora(self.language_model, config)
-        _freeze_all_but_lora(self.language_model)
+        _freeze(self.language_model, config)
         if next(self.parameters()).device.type != "meta":
             # Everything has its weights by now: transformers must not draw them again (it would undo pre-trained ones).
             for module in self.modules():
@@ -63,9 +65,10 @@ class VideoBlip2(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """transformers' own, with T5 frozen: loading puts new parameters, all of them trainable, in place of ours."""
+        """transformers' own, and T5 frozen again: loading puts new, trainable parameters in place of ours."""
         loaded = super().from_pretrained(*args, **options)
-        _freeze_all_but_lora((loaded[0] if isinstance(loaded, tuple) else loaded).language_model)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _freeze(model.language_model, model.config)
         return loaded
 
     def encode(
@@ -166,7 +169,7 @@ class VideoBlip2(PreTrainedModel):
         return merge_lora(self)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Every parameter that training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA."""
+        """What training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or all of T5."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -221,9 +224,10 @@ def separate_lm_head(language_model: T5ForConditionalGeneration) -> None:
         language_model.lm_head.weight = nn.Parameter(language_model.shared.weight.detach().clone())
 
 
-def _freeze_all_but_lora(language_model: T5ForConditionalGeneration) -> None:
+def _freeze(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:
+    """All of T5 but LoRA, or with `finetune="full"` nothing."""
     for name, parameter in language_model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_(config.finetune == "full" or "lora_" in name)
 
 
 def _inject_lora(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:

@@ -8,9 +8,11 @@ from torch import nn
 
 from videoblip2.config import OptimConfig
 
+NOT_DECAYED = ("query_tokens", "positions", "embeddings", "shared", "relative_attention_bias")
+
 
 def build_optimizer(trainable: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """One group a kind (Q-Formers, projections, LoRA), each split into what decays and what does not."""
+    """One group a kind (Q-Formers, projections, LoRA or T5), each split into what decays and what does not."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault((kind_of(name), decays(name, parameter)), []).append(parameter)
@@ -32,14 +34,14 @@ def build_optimizer(trainable: dict[str, nn.Parameter], config: OptimConfig) -> 
 
 def kind_of(name: str) -> str:
     """Which learning rate a parameter has, by its name."""
-    if "lora_" in name:
+    if "lora_" in name or name.startswith("language_model."):
         return "lora"
     return "qformer" if ".qformer." in name else "projection"
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Matrices decay; biases, norms, queries and position embeddings do not."""
-    return parameter.ndim > 1 and not any(part in name for part in ("query_tokens", "positions", "embeddings"))
+    return parameter.ndim > 1 and not any(part in name for part in NOT_DECAYED)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: OptimConfig) -> float:
