@@ -7,6 +7,7 @@ import yaml
 
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import tensor_sizes, write_card
+from videoblip2.model.network import VideoBlip2
 
 PROVENANCE = {
     "stage": "scst",
@@ -59,3 +60,10 @@ def test_follows_new_scores_and_says_when_merged(folder, tiny_model, tokenizers)
     card = (merged / "README.md").read_text(encoding="utf-8")
     assert "folded into its weights" in card and "| LoRA |" not in card
     assert "None recorded." in card and "not recorded" in card
+
+
+def test_says_that_all_of_t5_was_trained(tiny_config, tokenizers, tmp_path):
+    tiny_config.finetune = "full"
+    checkpoint = Checkpoint(VideoBlip2(tiny_config), tokenizers, CONFIG, {"CIDEr": 0.5}, PROVENANCE)
+    card = (save_checkpoint(tmp_path / "full", checkpoint) / "README.md").read_text(encoding="utf-8")
+    assert "a T5 of width 32, all of which was trained" in card and "LoRA (" not in card

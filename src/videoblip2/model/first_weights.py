@@ -21,7 +21,7 @@ def describe_first_weights(
         lines = {"network": f"every weight from checkpoint {start_from}"}
     else:
         lines = {f"{name} Q-Former": _qformer(name, reports.get(name)) for name in model.config.modality_names}
-        lines["language model"] = f"{language_model}, frozen, {_head(model)}"
+        lines["language model"] = f"{language_model}, {_state(model)}, {_head(model)}"
     return {**lines, "training": _training(model)}
 
 
@@ -35,6 +35,10 @@ def _qformer(name: str, report: WeightReport | None) -> str:
         return "freshly initialised (model.qformer.weights is not set)"
     title = f"{name} Q-Former"
     return f"{report.summary(title).removeprefix(f'{title}: ')}; from {report.file}"
+
+
+def _state(model: VideoBlip2) -> str:
+    return "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
 
 
 def _head(model: VideoBlip2) -> str:

@@ -83,15 +83,21 @@ def _head() -> str:
 
 def _what(network: Mapping[str, Any]) -> str:
     senses = {"both": "pictures and sound", "video": "pictures only", "audio": "sound only"}[network["modalities"]]
-    text = network["text_config"]
-    lora = f"r={network['lora_r']}, alpha={network['lora_alpha']:g}, on {' and '.join(network['lora_target_modules'])}"
-    merged = "folded into its weights" if network.get("lora_merged") else "apart from its weights"
     return (
         f"A VideoBLIP2 network that captions videos from {senses}: Q-Formers with {network['num_queries']} queries "
-        f"each, in front of a frozen T5 of width {text['d_model']} with LoRA ({lora}, {merged}).\n\n"
+        f"each, in front of {_language_model(network)}.\n\n"
         f"Input: frame features [F, {network['video_dim']}] and audio features [A, {network['audio_dim']}], "
         f"at most {network['max_positions']} of each; prompt: “{network['prompt']}”. Output: a caption."
     )
+
+
+def _language_model(network: Mapping[str, Any]) -> str:
+    width = network["text_config"]["d_model"]
+    if network.get("finetune") == "full":
+        return f"a T5 of width {width}, all of which was trained"
+    lora = f"r={network['lora_r']}, alpha={network['lora_alpha']:g}, on {' and '.join(network['lora_target_modules'])}"
+    merged = "folded into its weights" if network.get("lora_merged") else "apart from its weights"
+    return f"a frozen T5 of width {width} with LoRA ({lora}, {merged})"
 
 
 def _use(network: Mapping[str, Any]) -> str:
@@ -118,7 +124,7 @@ def _part(name: str) -> str:
     for part, prefixes in _PARTS:
         if name.startswith(prefixes):
             return part
-    return "LoRA" if "lora_" in name else "T5, frozen"
+    return "LoRA" if "lora_" in name else "T5"
 
 
 def _training(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
