@@ -1,7 +1,8 @@
 """A small T5 of one's own, where no pre-trained one is at hand: tokenizers and a text model from captions alone.
 
 The model learns to say a video's caption in other words: one caption in, with words left out, another caption of the
-same video as the target. It never sees a feature; like Flan-T5 it is a language model that a stage then freezes.
+same video as the target, or (`denoise`) the same one. It never sees a feature; like Flan-T5 it is a language model that
+a stage then freezes.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import Metaspace
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -23,7 +24,14 @@ from videoblip2.training.progress import Progress, Steps, no_progress
 
 
 class LanguageModelConfig(BaseModel):
-    """Sizes and schedule; encoder and decoder are equally deep."""
+    """Sizes and schedule; encoder and decoder are equally deep.
+
+    Args:
+        denoise: share of the pairs whose target is the source itself, whole. On captions of real videos, which agree in
+            few words, this is what teaches a small model to listen to its encoder.
+        pool: a batch is cut out of so many batches' pairs in order of length, and has little padding.
+        tied_start: `lm_head` starts as `shared`, scaled; a word in is then soon a word out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +45,9 @@ class LanguageModelConfig(BaseModel):
     batch_size: int = 64
     lr: float = 3e-3
     word_dropout: float = 0.3
+    denoise: float = Field(0.0, ge=0, le=1)
+    pool: int = Field(1, ge=1)
+    tied_start: bool = False
     max_tokens: int = 32
     seed: int = 0
 
@@ -116,6 +127,8 @@ def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGe
     ):  # T5's own initialisation is made for pre-training with Adafactor; logits start near zero here
         model.shared.weight.normal_(std=1.0)
         model.lm_head.weight.normal_(std=config.d_model**-0.5)
+        if config.tied_start:
+            model.lm_head.weight.copy_(model.shared.weight * config.d_model**-0.5)
     return model
 
 
@@ -150,15 +163,19 @@ def _pairs(
     videos: Sequence[VideoAnnotation], config: LanguageModelConfig, rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """Two captions each of random videos; the first loses some of its words."""
-    sources, targets = [], []
-    for index in rng.integers(len(videos), size=config.batch_size):
+    pairs = []
+    for index in rng.integers(len(videos), size=config.batch_size * config.pool):
         captions = videos[index].captions
         first, second = rng.integers(len(captions), size=2)
         words = captions[first].split()
         kept = [word for word in words if rng.random() >= config.word_dropout]
-        sources.append(" ".join(kept))
-        targets.append(captions[second])
-    return sources, targets
+        same = config.denoise > 0 and rng.random() < config.denoise
+        pairs.append((" ".join(kept), captions[first if same else second]))
+    if config.pool > 1:
+        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        start = int(rng.integers(config.pool)) * config.batch_size
+        pairs = pairs[start : start + config.batch_size]
+    return [source for source, _ in pairs], [target for _, target in pairs]
 
 
 def parse_settings(words: Sequence[str]) -> LanguageModelConfig:

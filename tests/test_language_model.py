@@ -1,0 +1,51 @@
+"""The small T5 of one's own: what it learns from, and how it starts."""
+
+import numpy as np
+import pytest
+import torch
+
+from videoblip2.config import InputError
+from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.training.language_model import LanguageModelConfig, _pairs, build_t5, parse_settings
+
+VIDEOS = [
+    VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
+]
+
+
+def pairs(**settings):
+    return _pairs(VIDEOS, LanguageModelConfig(batch_size=40, **settings), np.random.default_rng(0))
+
+
+def test_targets_are_captions_of_the_sources_video():
+    sources, targets = pairs(word_dropout=0)
+    assert len(sources) == len(targets) == 40
+    assert all(len(source) == len(target) for source, target in zip(sources, targets, strict=True))
+    assert any(source != target for source, target in zip(sources, targets, strict=True))
+
+
+def test_denoising_restores_the_source_itself():
+    sources, targets = pairs(word_dropout=0.5, denoise=1)
+    assert all(set(source.split()) <= set(target.split()) for source, target in zip(sources, targets, strict=True))
+    assert any(len(source) < len(target) for source, target in zip(sources, targets, strict=True))
+    assert {target.split()[0] for target in targets} == {"dog", "cat"}
+
+
+def test_a_pool_makes_batches_of_like_length():
+    def spread(pool):
+        lengths = [len(target) for target in pairs(word_dropout=0, pool=pool)[1]]
+        return max(lengths) - min(lengths)
+
+    assert len(pairs(pool=9)[0]) == 40
+    assert spread(9) < 0.5 * spread(1)
+
+
+def test_a_tied_start_is_of_two_tensors():
+    model = build_t5(50, LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1, tied_start=True))
+    assert torch.allclose(model.lm_head.weight, model.shared.weight / 4)
+    assert model.lm_head.weight is not model.shared.weight
+
+
+def test_a_wrong_setting_is_named():
+    with pytest.raises(InputError, match="denoise='2'"):
+        parse_settings(["denoise=2"])
