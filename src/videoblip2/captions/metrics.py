@@ -46,7 +46,8 @@ def caption_metrics(
     Args:
         references: raw reference captions by video id.
         captions: one raw caption for each of the same videos. CIDEr takes its document frequencies from these
-        references. metrics: some of METRICS; None for all. METEOR and SPICE need Java.
+            references.
+        metrics: some of METRICS; None for all. METEOR and SPICE need Java.
 
     Raises InputError for an unknown metric, a video without references, and a video on one side only.
     """
