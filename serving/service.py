@@ -6,7 +6,8 @@ that `vb2 package` built it is the model baked in. VB2_MODEL names another one; 
 guard     before every request      forms     what a form may hold      observe    metrics, log lines, spans
 api       HTTP                      answers   what is said              shadow     the challenger beside the champion
 uploads   files to items            arrays    features without trust    media      decoding processes (decoder)
-engine    items in, answers out     batching  the queue                 following  the model of the moment
+encoding  clips to features         engine    items in, answers out     batching   the queue
+following the model of the moment
 """
 
 import bentoml
@@ -61,6 +62,7 @@ class VideoBlip2Service:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
+        await API.state.intake.encoding.stop()
         await self.engine.stop()
         self.decoders.stop()
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from anyio import to_thread
@@ -16,9 +16,13 @@ from fastapi import File, UploadFile
 from serving import observe
 from serving.answers import Refusal
 from serving.arrays import fit, npy_array, pair, safetensors_items
+from serving.encoding import Clip, EncodingQueue
 from serving.following import Served
 from serving.media import Busy, Decoders
 from videoblip2.config import InputError
+
+if TYPE_CHECKING:
+    from videoblip2.predict import PreparedVideo
 
 Features = tuple[np.ndarray, np.ndarray]
 
@@ -105,11 +109,12 @@ async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> F
 class MediaIntake:
     """Media files to features: decoded in child processes, encoded here by the model in service.
 
-    As many at a time as there are decoders, so that frames and encoders' activations of so many are in memory.
+    As many are decoded at a time as there are decoders; `EncodingQueue` bounds the frames that wait for the encoders.
     """
 
     def __init__(self, decoders: Decoders) -> None:
         self.decoders = decoders
+        self.encoding = EncodingQueue()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 
     async def features(self, file: UploadFile, served: Served) -> Features:
@@ -122,7 +127,11 @@ class MediaIntake:
             path = Path(folder) / f"video{suffix if suffix in SUFFIXES else '.bin'}"
             try:
                 async with self._turn():
-                    return await to_thread.run_sync(self._encode, file, path, served, abandon_on_cancel=True)
+                    prepared = await to_thread.run_sync(self._prepare, file, path, served, abandon_on_cancel=True)
+                    clip = Clip(prepared, served)
+                    await self.encoding.enter(clip)
+                with observe.phase("encode"):
+                    return await clip.features
             except InputError as error:
                 reason = str(error).replace(str(path), "the uploaded file")
                 raise Refusal(400, reason, kind="media") from error
@@ -141,12 +150,12 @@ class MediaIntake:
         finally:
             self._room.release()
 
-    def _encode(self, file: UploadFile, path: Path, served: Served) -> Features:
+    def _prepare(self, file: UploadFile, path: Path, served: Served) -> "PreparedVideo":
         with path.open("wb") as target:
             shutil.copyfileobj(file.file, target)
         captioner = served.captioner
-        with self.decoders.decode(path, captioner.media_fps) as media, observe.phase("encode"):
-            return captioner.encode_media(media.frames, media.sound)
+        with self.decoders.decode(path, captioner.media_fps) as media:
+            return captioner.prepare_media(media.frames, media.sound)
 
 
 async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> "Features | Refusal":

@@ -48,12 +48,15 @@ class FakeCaptioner:
         if not np.isfinite(item[0]).all():
             raise InputError("video features hold NaN or infinity; extract them again")
 
-    def encode_media(self, frames, sound_after):
-        (content,) = frames
-        if content == b"bug":
-            raise RuntimeError(BUG_TEXT)
+    def prepare_media(self, frames, sound_after):
+        prepared = SimpleNamespace(pixels=list(frames))
         assert sound_after() is None
-        return item(3)
+        return prepared
+
+    def encode_prepared(self, videos):
+        if any(video.pixels == [b"bug"] for video in videos):
+            raise RuntimeError(BUG_TEXT)
+        return [item(3) for _ in videos]
 
 
 class FakeDecoders:

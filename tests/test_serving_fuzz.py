@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -28,11 +29,15 @@ from videoblip2.predict import FoundModel
 REQUESTS = 10 * len(serving_fuzz.MALFORMED)
 
 
-def encode_media(frames, sound_after):
-    """Real decoding, no encoders."""
-    count = len(list(frames))
+def prepare_media(frames, sound_after):
+    prepared = SimpleNamespace(pixels=list(frames))
     sound_after()
-    return np.zeros((count, 768), "float32"), np.zeros((0, 12), "float32")
+    return prepared
+
+
+def encode_prepared(videos):
+    """Real decoding, no encoders."""
+    return [(np.zeros((len(video.pixels), 768), "float32"), np.zeros((0, 12), "float32")) for video in videos]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def url(tmp_path_factory):
     service = load_service(".", working_dir=str(ROOT), standalone_load=True)
     patch = pytest.MonkeyPatch()
     captioner, following = FakeCaptioner(width=768), sys.modules["serving.following"]
-    captioner.encode_media = encode_media
+    captioner.prepare_media, captioner.encode_prepared = prepare_media, encode_prepared
     patch.setattr(following, "find", lambda model: FoundModel(Path("1"), "1"))
     patch.setattr(following, "load_warm", lambda *found: captioner)
     log = sys.modules["serving.observe"].log

@@ -13,6 +13,7 @@ from videoblip2.tracking import find_model as find_model
 
 if TYPE_CHECKING:
     from videoblip2.data.questions import Question
+    from videoblip2.features.extract import PreparedVideo as PreparedVideo
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
 
@@ -218,17 +219,25 @@ class Captioner:
         """Frames a second that this model's encoders want; see `decode_media`."""
         return float(self._media_encoders()[2].fps)
 
-    def encode_media(self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]) -> Features:
-        """What `decode_media` gave, in two parts, → the features that `caption_media` makes of the same file.
+    def prepare_media(
+        self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]
+    ) -> "PreparedVideo":
+        """What `decode_media` gave, in two parts, → what `encode_prepared` takes.
 
         Args:
             frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one, so that a film is never in memory.
             sound_after: called once they are taken; mono float32 [N] at 48 kHz, or None for a video without audio.
         """
-        from videoblip2.features.extract import encode_videos, prepare_video
+        from videoblip2.features.extract import prepare_video
 
         clip, clap, settings = self._media_encoders()
-        return encode_videos([prepare_video(frames, sound_after, clip, clap, settings)], clip, clap, settings)[0]
+        return prepare_video(frames, sound_after, clip, clap, settings)
+
+    def encode_prepared(self, videos: Sequence["PreparedVideo"]) -> list[Features]:
+        """N prepared videos → their features, as `media_features` makes them of the same files, in one pass."""
+        from videoblip2.features.extract import encode_videos
+
+        return encode_videos(videos, *self._media_encoders())
 
     def _media_encoders(self) -> Any:
         if self._encoders is None:
