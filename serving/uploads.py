@@ -122,21 +122,17 @@ class MediaIntake:
 
         The client's file name gives a known suffix and nothing else.
         """
-        suffix = PurePath(file.filename or "").suffix.lower()
-        with tempfile.TemporaryDirectory(prefix="vb2-upload-", ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / f"video{suffix if suffix in SUFFIXES else '.bin'}"
-            try:
-                async with self._turn():
-                    prepared = await to_thread.run_sync(self._prepare, file, path, served, abandon_on_cancel=True)
-                    clip = Clip(prepared, served)
-                    await self.encoding.enter(clip)
-                with observe.phase("encode"):
-                    return await clip.features
-            except InputError as error:
-                reason = str(error).replace(str(path), "the uploaded file")
-                raise Refusal(400, reason, kind="media") from error
-            except Busy as busy:
-                raise Refusal(429, str(busy), self.decoders.settings.retry_after) from busy
+        try:
+            async with self._turn():
+                prepared = await to_thread.run_sync(self._prepare, file, served, abandon_on_cancel=True)
+                clip = Clip(prepared, served)
+                await self.encoding.enter(clip)
+            with observe.phase("encode"):
+                return await clip.features
+        except InputError as error:
+            raise Refusal(400, str(error), kind="media") from error
+        except Busy as busy:
+            raise Refusal(429, str(busy), self.decoders.settings.retry_after) from busy
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -150,12 +146,17 @@ class MediaIntake:
         finally:
             self._room.release()
 
-    def _prepare(self, file: UploadFile, path: Path, served: Served) -> "PreparedVideo":
-        with path.open("wb") as target:
-            shutil.copyfileobj(file.file, target)
-        captioner = served.captioner
-        with self.decoders.decode(path, captioner.media_fps) as media:
-            return captioner.prepare_media(media.frames, media.sound)
+    def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
+        """On a thread, the temporary file's coming and going included: on a busy disk they would hold up the loop."""
+        suffix, captioner = PurePath(file.filename or "").suffix.lower(), served.captioner
+        with tempfile.NamedTemporaryFile(prefix="vb2-upload-", suffix=suffix if suffix in SUFFIXES else ".bin") as copy:
+            shutil.copyfileobj(file.file, copy)
+            copy.flush()
+            try:
+                with self.decoders.decode(Path(copy.name), captioner.media_fps) as media:
+                    return captioner.prepare_media(media.frames, media.sound)
+            except InputError as error:
+                raise InputError(str(error).replace(copy.name, "the uploaded file")) from error
 
 
 async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> "Features | Refusal":
