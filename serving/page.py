@@ -32,6 +32,7 @@ ASSETS = Path(__file__).parent / "page_assets"
 UPLOADS_AT_A_TIME = 10  # of the largest size allowed: more, and the oldest are deleted
 KEPT_SECONDS = 1800  # a clip can be played and asked about
 TRACKER = re.compile(r"<!-- Google Tag Manager.*?<!-- End Google Tag Manager[^>]*-->", re.DOTALL)
+EMPTY = (page_view.WAITING, "", "", "")
 NO_PAGE = "To drop clips on a page here: pip install 'videoblip2[ui]', and start the service again."
 
 
@@ -46,7 +47,7 @@ class Page:
         """Begin to build the page, where it is wanted and Gradio is installed; call it on the event loop."""
         if settings.page and installed():
             self._folder = Path(tempfile.mkdtemp(prefix="vb2-page-"))
-            self.gate = asyncio.create_task(asyncio.to_thread(_build, desk, settings, self._folder))
+            self.gate = asyncio.create_task(_opened(desk, settings, self._folder))
 
     def close(self) -> None:
         """Delete every upload."""
@@ -83,7 +84,13 @@ async def describe(request: Request) -> Response:
     return HTMLResponse(TRACKER.sub("", content).replace("<body>", f"<body>{note}", 1))
 
 
-def _build(desk: Desk, settings: Settings, folder: Path) -> Gate:
+async def _opened(desk: Desk, settings: Settings, folder: Path) -> Gate:
+    app = await asyncio.to_thread(_build, desk, settings, folder)
+    app.get_blocks().run_startup_events()  # Gradio's queue begins to work, on this event loop
+    return Gate(app, folder, UPLOADS_AT_A_TIME * settings.upload_bytes, KEPT_SECONDS)
+
+
+def _build(desk: Desk, settings: Settings, folder: Path) -> Any:
     """Import Gradio, which reads these variables, and make its app."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
     import gradio
@@ -108,13 +115,13 @@ def _build(desk: Desk, settings: Settings, folder: Path) -> Gate:
         css_paths=ASSETS / "page.css",
         head=f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>",
     )
-    return Gate(around.routes[-1].app, folder, UPLOADS_AT_A_TIME * settings.upload_bytes, KEPT_SECONDS)  # type: ignore[attr-defined]
+    return around.routes[-1].app  # type: ignore[attr-defined]
 
 
 def _blocks(desk: Desk) -> Any:
     import gradio as gr
 
-    async def watch(clip: str | None) -> AsyncIterator[tuple[str, str, str]]:
+    async def watch(clip: str | None) -> AsyncIterator[tuple[str, ...]]:
         async for shown in caption(desk, clip):
             yield shown
 
@@ -138,31 +145,35 @@ def _blocks(desk: Desk) -> Any:
                     elem_id="vb2-question",
                 )
                 answered = gr.HTML(elem_id="vb2-answer")
-        hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-        clip.upload(watch, [clip], [said, look, answered], **hidden)
-        clip.clear(lambda: (page_view.WAITING, "", ""), None, [said, look, answered], **hidden)
+                known = gr.HTML(elem_id="vb2-known")
+        hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        clip.upload(watch, [clip], [said, look, answered, known], **hidden)
+        clip.clear(lambda: EMPTY, None, [said, look, answered, known], **hidden)
         question.submit(answer, [clip, question], [answered, look], **hidden)
     return blocks
 
 
-async def caption(desk: Desk, clip: str | None) -> AsyncIterator[tuple[str, str, str]]:
-    """What a dropped clip shows, as it becomes known: cards, strip, an empty answer."""
+async def caption(desk: Desk, clip: str | None) -> AsyncIterator[tuple[str, ...]]:
+    """What a dropped clip shows, as it becomes known: cards, strip, an empty answer, references."""
     if clip is None:
-        yield page_view.WAITING, "", ""
+        yield EMPTY
         return
+    yield page_view.working("Watching and listening …"), "", "", ""
     try:
         async with desk.request("/page/caption") as request_id:
             watched = await desk.watch(Path(clip), None, request_id)
             look = page_view.strip(await desk.strip(watched))
-            yield page_view.caption_card(watched, None, waiting=True), look, ""
+            known = page_view.references(watched.references)
+            yield page_view.caption_card(watched, None, waiting=True), look, "", known
             if watched.expected is not None:
-                yield page_view.caption_card(watched, await desk.challenger(watched)), look, ""
+                yield page_view.caption_card(watched, await desk.challenger(watched)), look, "", known
     except Refusal as refusal:
-        yield page_view.problem(refusal.reason), "", ""
+        yield page_view.problem(refusal.reason), "", "", ""
 
 
 async def ask(desk: Desk, clip: str | None, question: str) -> AsyncIterator[tuple[str, str | None]]:
     """What a question shows: the answer, and the strip of that answer."""
+    yield page_view.working("Thinking …"), None
     try:
         async with desk.request("/page/ask") as request_id:
             if clip is None:

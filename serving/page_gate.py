@@ -23,6 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 UPLOAD, JOIN, FILE = "/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/file="
+TOO_MUCH = "/static/ffmpeg/"  # 30 MB for cutting a clip in the browser
 ROUTES = {
     "GET": (
         "/config",
@@ -33,7 +34,6 @@ ROUTES = {
         "/assets/{path:path}",
         "/static/{path:path}",
         "/svelte/{path:path}",
-        "/gradio_api/startup-events",
         "/gradio_api/queue/data",
         "/gradio_api/upload_progress",
         FILE + "{path:path}",
@@ -65,6 +65,8 @@ class Gate:
         path, post = scope["path"], scope["method"] == "POST"
         if post and not same_origin(scope):
             await _refuse(403, "this comes from another site's page", scope, receive, send)
+        elif path.startswith(TOO_MUCH):
+            await _refuse(404, "not part of this page", scope, receive, send)
         elif path.startswith(FILE) and not self._ours(unquote(path[len(FILE) :])):
             await _refuse(403, "no file of this page", scope, receive, send)
         elif post and path == JOIN:

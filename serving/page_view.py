@@ -16,6 +16,11 @@ WAITING = '<section class="vb2-card vb2-hint"><p>The caption will stand here.</p
 MOST_REFERENCES = 5
 
 
+def working(what: str) -> str:
+    """What is being done, while it is."""
+    return f'<section class="vb2-card vb2-hint vb2-working" role="status"><p>{escape(what)}</p></section>'
+
+
 def problem(reason: str) -> str:
     """Why there is no answer."""
     said = f"<h2>That did not work</h2><p>{escape(reason)}</p>"
@@ -23,7 +28,7 @@ def problem(reason: str) -> str:
 
 
 def caption_card(watched: Watched, challenger: str | None, waiting: bool = False) -> str:
-    """The caption, the challenger's beside it, and what people said of the same clip.
+    """The caption, and the challenger's beside it.
 
     Args:
         challenger: its caption; None where it says nothing, or, with `waiting`, nothing yet.
@@ -35,7 +40,7 @@ def caption_card(watched: Watched, challenger: str | None, waiting: bool = False
             f'<section class="vb2-card vb2-challenger"><h2>Challenger</h2><p class="vb2-text">{said}</p>'
             f"<small>{escape(watched.challenger_version)} · captions along, and is never served</small></section>"
         )
-    return f'<div class="vb2-pair">{"".join(parts)}</div>{_references(watched.references)}'
+    return f'<div class="vb2-pair">{"".join(parts)}</div>'
 
 
 def answer_card(watched: Watched, question: str) -> str:
@@ -57,7 +62,8 @@ def _timings(total: float, timings: Timings) -> str:
     )
 
 
-def _references(captions: Sequence[str]) -> str:
+def references(captions: Sequence[str]) -> str:
+    """What people said of the same clip; nothing where that is not known."""
     if not captions:
         return ""
     rows = "".join(f"<li>{escape(caption)}</li>" for caption in captions[:MOST_REFERENCES])
@@ -94,7 +100,7 @@ def _row(kind: str, name: str, unit: str, weights: np.ndarray | None, spans: np.
         return f"{label}<p>none in this clip</p>"
     top, even = float(weights.max()), 1 / len(weights)
     whole = float(spans[-1, 1]) or 1.0
-    bars = "".join(_bar(weight, span, top, even, unit) for weight, span in zip(weights, spans, strict=True))
+    bars = "".join(_bar(weight, span, top, even, unit, whole) for weight, span in zip(weights, spans, strict=True))
     height = 100 * (1 - even / top)
     most = spans[int(weights.argmax())]
     return (
@@ -104,10 +110,11 @@ def _row(kind: str, name: str, unit: str, weights: np.ndarray | None, spans: np.
     )
 
 
-def _bar(weight: float, span: np.ndarray, top: float, even: float, unit: str) -> str:
-    width, height = span[1] - span[0], 100 * weight / top
+def _bar(weight: float, span: np.ndarray, top: float, even: float, unit: str, whole: float) -> str:
+    gap = min(0.1 * (span[1] - span[0]), 0.006 * whole)
+    width, height = span[1] - span[0] - gap, 100 * weight / top
     tip = f"{_clock(span[0])}: {100 * weight:.1f} % of the attention; {unit} has {100 * even:.1f} % if all count alike"
-    place = f'x="{span[0] + width * 0.06:.4f}" y="{100 - height:.2f}" width="{width * 0.88:.4f}" height="{height:.2f}"'
+    place = f'x="{span[0] + gap / 2:.4f}" y="{100 - height:.2f}" width="{width:.4f}" height="{height:.2f}"'
     return f"<rect {place}><title>{tip}</title></rect>"
 
 
@@ -128,6 +135,6 @@ def _windows(look: Strip, end: float) -> np.ndarray:
 
 
 def _clock(seconds: float) -> str:
-    """75.5 → 1:15.5; whole seconds for what is longer than half a minute."""
-    minutes, rest = divmod(round(float(seconds), 1), 60)
-    return f"{int(minutes)}:{rest:04.1f}"
+    """1.5 → 1.5 s, 75.5 → 1:15."""
+    minutes, rest = divmod(float(seconds), 60)
+    return f"{int(minutes)}:{int(rest):02}" if minutes else f"{rest:.1f} s"
