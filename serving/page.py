@@ -160,28 +160,26 @@ async def caption(desk: Desk, clip: str | None) -> AsyncIterator[tuple[str, ...]
         return
     yield page_view.working("Watching and listening …"), "", "", ""
     try:
-        async with desk.request("/page/caption") as request_id:
-            watched = await desk.watch(Path(clip), None, request_id)
-            look = page_view.strip(await desk.strip(watched))
-            known = page_view.references(watched.references)
-            yield page_view.caption_card(watched, None, waiting=True), look, "", known
-            if watched.expected is not None:
-                yield page_view.caption_card(watched, await desk.challenger(watched)), look, "", known
+        watched, look = await desk.watch(Path(clip), None)
     except Refusal as refusal:
         yield page_view.problem(refusal.reason), "", "", ""
+        return
+    strip, known = page_view.strip(look), page_view.references(watched.references)
+    yield page_view.caption_card(watched, None, waiting=True), strip, "", known
+    if watched.expected is not None:
+        yield page_view.caption_card(watched, await desk.challenger(watched)), strip, "", known
 
 
 async def ask(desk: Desk, clip: str | None, question: str) -> AsyncIterator[tuple[str, str | None]]:
-    """What a question shows: the answer, and the strip of that answer."""
+    """What a question shows: the answer, and the strip of that answer (None: as it is)."""
     yield page_view.working("Thinking …"), None
     try:
-        async with desk.request("/page/ask") as request_id:
-            if clip is None:
-                raise Refusal(400, "there is no clip yet; drop one first")
-            if not (question.strip() and len(question) <= MAX_TEXT):
-                raise Refusal(400, f"a question has 1 to {MAX_TEXT} characters")
-            watched = await desk.watch(Path(clip), question, request_id)
-            look = page_view.strip(await desk.strip(watched), f"“{question.strip()}”")
-            yield page_view.answer_card(watched, question.strip()), look
+        if clip is None:
+            raise Refusal(400, "there is no clip yet; drop one first")
+        if not (question.strip() and len(question) <= MAX_TEXT):
+            raise Refusal(400, f"a question has 1 to {MAX_TEXT} characters")
+        watched, look = await desk.watch(Path(clip), question.strip())
     except Refusal as refusal:
         yield page_view.problem(refusal.reason), None
+        return
+    yield page_view.answer_card(watched, question.strip()), page_view.strip(look, f"“{question.strip()}”")

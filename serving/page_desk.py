@@ -4,8 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,13 +53,17 @@ class Desk:
         self._engine, self._intake, self._references = engine, intake, references
         self._items: OrderedDict[tuple[Path, str], Features] = OrderedDict()
 
-    @asynccontextmanager
-    async def request(self, path: str) -> AsyncIterator[str]:
-        """One event of the page, counted and logged as a request; any failure leaves as a Refusal."""
+    async def watch(self, path: Path, question: str | None) -> tuple[Watched, Strip]:
+        """Caption a clip, or answer a question about it; where the model looked for that.
+
+        One request of metrics and log. Raises Refusal with the reason why not, whatever went wrong.
+        """
         request_id, status = uuid.uuid4().hex, 200
-        with observe.request(request_id, "POST", path, True, lambda: status):
+        name = "/page/caption" if question is None else "/page/ask"
+        with observe.request(request_id, "POST", name, True, lambda: status):
             try:
-                yield request_id
+                watched = await self._answer(path, question, request_id)
+                return watched, await self._strip(watched)
             except Refusal as refusal:
                 status = refusal.status
                 observe.failed(refusal.kind)
@@ -71,9 +74,17 @@ class Desk:
                 observe.log.exception("unexpected")
                 raise Refusal(500, UNEXPECTED) from error
 
-    async def watch(self, path: Path, question: str | None, request_id: str) -> Watched:
-        """Caption a clip, or answer a question about it. Raises Refusal with the reason why not."""
-        prompt = None if question is None else f"question: {question.strip()} answer:"
+    async def challenger(self, watched: Watched) -> str | None:
+        """The challenger's caption of the same clip; None where it has nothing to say, or not in time."""
+        if watched.expected is None:
+            return None
+        try:
+            return await asyncio.wait_for(watched.expected, SHADOW_SECONDS)
+        except TimeoutError:
+            return None
+
+    async def _answer(self, path: Path, question: str | None, request_id: str) -> Watched:
+        prompt = None if question is None else f"question: {question} answer:"
         asking = Ask(prompt=prompt, request_id=request_id)
         async with self._engine.deadline():
             served = self._engine.served()
@@ -85,20 +96,10 @@ class Desk:
             raise Refusal(result.status, result.error)
         return Watched(result, item, served, prompt, self._references.get(path.stem, ()), version, expected)
 
-    async def strip(self, watched: Watched) -> Strip:
-        """Where the model looked for that answer."""
+    async def _strip(self, watched: Watched) -> Strip:
         captioner, item = watched.served.captioner, watched.item
         weights = await to_thread.run_sync(captioner.attention, item, watched.prompt)
         return Strip(weights.get("video"), weights.get("audio"), *captioner.timeline(item))
-
-    async def challenger(self, watched: Watched) -> str | None:
-        """The challenger's caption of the same clip; None where it has nothing to say, or not in time."""
-        if watched.expected is None:
-            return None
-        try:
-            return await asyncio.wait_for(watched.expected, SHADOW_SECONDS)
-        except TimeoutError:
-            return None
 
     def _expect(self, request_id: str) -> "tuple[asyncio.Future[str | None] | None, str]":
         shadow = self._engine.shadow

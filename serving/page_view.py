@@ -33,7 +33,7 @@ def caption_card(watched: Watched, challenger: str | None, waiting: bool = False
     Args:
         challenger: its caption; None where it says nothing, or, with `waiting`, nothing yet.
     """
-    parts = [_said("Caption", watched.answer)]
+    parts = [_said("Champion" if watched.challenger_version else "Caption", watched.answer)]
     if watched.challenger_version:
         said = escape(challenger or ("…" if waiting else "It said nothing in time."))
         parts.append(
