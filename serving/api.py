@@ -91,7 +91,7 @@ def create_app() -> FastAPI:
     """The API; `app.state.engine` and `app.state.intake` are set by the service when it starts."""
     app = FastAPI(
         title="VideoBLIP2",
-        docs_url=None,  # BentoML's page at / describes these routes too, and needs no network
+        docs_url=None,  # /docs, made by BentoML, describes these routes too, and needs no network
         redoc_url=None,
         openapi_url=None,
         dependencies=[Depends(known_fields)],

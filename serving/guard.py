@@ -2,6 +2,8 @@
 
 1. A request id, the client's own or a new one, goes through logs and back in `X-Request-ID`.
 2. With VB2_API_KEY set (several keys: separated by commas), all but the probes ask for `Authorization: Bearer KEY`.
+   A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
+   count for what this service's own page asks for only.
 3. A body is taken in whole before anything looks at it, up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; a form
    is checked (`serving.forms`), and nothing but forms and JSON reaches an endpoint.
 4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
@@ -11,16 +13,20 @@ No CORS header is ever sent, so a browser lets no other site's page read an answ
 """
 
 import asyncio
+import base64
+import binascii
 import hmac
 import json
 import re
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from serving import observe
 from serving.forms import FormError, FormWatch
+from serving.page_gate import same_origin
 from serving.service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
@@ -105,7 +111,7 @@ class Guard:
             raise Refusal(400, "malformed", "a header that may stand once stands twice")
         if not self._authorised(scope):
             reason = "this service asks for a key: send `Authorization: Bearer KEY`"
-            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": "Bearer"})
+            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": _wanted(scope)})
         if _header(scope, b"content-length").isdigit():
             self._check_size(int(_header(scope, b"content-length")))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
@@ -114,9 +120,8 @@ class Guard:
     def _authorised(self, scope: Scope) -> bool:
         if not self.settings.api_keys:
             return True
-        scheme, _, given = _header(scope, b"authorization").partition(" ")
-        right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in self.settings.api_keys]
-        return scheme.lower() == "bearer" and any(right)
+        given = _given_key(scope)
+        return any([hmac.compare_digest(given, key.encode()) for key in self.settings.api_keys])
 
     def _check_size(self, size: int) -> None:
         if size > self.settings.upload_bytes:
@@ -185,6 +190,22 @@ class _Answer:
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": raw})
         await self._send({"type": "http.response.body", "body": content})
+
+
+def _given_key(scope: Scope) -> bytes:
+    """The key that a client sent; empty, which no key is, where it sent none."""
+    scheme, _, given = _header(scope, b"authorization").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip().encode("latin-1")
+    if scheme.lower() == "basic" and same_origin(scope):
+        with suppress(binascii.Error):
+            return base64.b64decode(given.strip()).partition(b":")[2]
+    return b""
+
+
+def _wanted(scope: Scope) -> str:
+    """A browser asks its user for what it is told to; a program is told of the key only."""
+    return 'Basic realm="VideoBLIP2", charset="UTF-8"' if "text/html" in _header(scope, b"accept") else "Bearer"
 
 
 def _check_content_type(value: str) -> None:

@@ -7,7 +7,8 @@ guard     before every request      forms     what a form may hold      observe 
 api       HTTP                      answers   what is said              shadow     the challenger beside the champion
 uploads   files to items            arrays    features without trust    media      decoding processes (decoder)
 encoding  clips to features         engine    items in, answers out     batching   the queue
-following the model of the moment
+following the model of the moment   page      Gradio, where it is       page_gate  what may reach Gradio
+page_desk what the page asks for    page_view what it shows
 """
 
 import bentoml
@@ -19,11 +20,15 @@ from serving.engine import Engine
 from serving.following import find
 from serving.guard import Guard
 from serving.media import Decoders
+from serving.page import Page, create_page
+from serving.page_desk import Desk
 from serving.service_settings import Settings, read_settings
 from serving.uploads import MediaIntake
 from videoblip2.config import InputError
+from videoblip2.predict import read_references
 
 API = create_app()
+PAGE = Page()
 
 
 @bentoml.service(
@@ -33,6 +38,7 @@ API = create_app()
     logging={"access": {"enabled": False}},  # serving.observe writes a line a request
     endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
+@bentoml.asgi_app(create_page(PAGE), path="/", name="page")
 @bentoml.asgi_app(API, path="/", name="api")
 class VideoBlip2Service:
     """Videos or features in, captions out, by the champion."""
@@ -43,6 +49,7 @@ class VideoBlip2Service:
         self.engine = Engine(settings)
         self.decoders = Decoders(settings)
         API.state.engine, API.state.intake = self.engine, MediaIntake(self.decoders)
+        self.settings = settings
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -50,7 +57,9 @@ class VideoBlip2Service:
         """Stop the start with one line if there is no model or a setting is wrong; a failing worker would be started
         again for ever."""
         try:
-            find(checked_settings().address)
+            settings = checked_settings()
+            references(settings)
+            find(settings.address)
         except InputError as error:
             raise BentoMLException(str(error)) from error
 
@@ -59,9 +68,11 @@ class VideoBlip2Service:
         """Begin to load the model beside the event loop, which answers probes meanwhile."""
         self.decoders.start()
         self.engine.start()
+        PAGE.open(Desk(self.engine, API.state.intake, references(self.settings)), self.settings)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
+        PAGE.close()
         await API.state.intake.encoding.stop()
         await self.engine.stop()
         self.decoders.stop()
@@ -79,6 +90,11 @@ def checked_settings() -> Settings:
         return read_settings()
     except InputError as error:
         raise BentoMLException(str(error)) from error
+
+
+def references(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """What people said of known videos, for the page. Raises InputError for a file that is none of annotations."""
+    return read_references(settings.references) if settings.references else {}
 
 
 def add_middleware() -> None:

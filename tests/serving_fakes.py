@@ -48,6 +48,13 @@ class FakeCaptioner:
         if not np.isfinite(item[0]).all():
             raise InputError("video features hold NaN or infinity; extract them again")
 
+    def attention(self, item, prompt):
+        video = np.arange(1.0, len(item[0]) + 1)
+        return {"video": video / video.sum(), "audio": np.full(len(item[1]), 1 / max(1, len(item[1])))}
+
+    def timeline(self, item):
+        return len(item[0]) / self.media_fps, 1.0
+
     def prepare_media(self, frames, sound_after):
         prepared = SimpleNamespace(pixels=list(frames))
         assert sound_after() is None

@@ -1,6 +1,7 @@
 """The guard: keys, sizes, times, how many at a time, request ids, and no word of the inside."""
 
 import asyncio
+import base64
 import json
 import logging
 
@@ -118,6 +119,31 @@ def test_a_key_is_asked_for_where_one_is_set(authorization, status):
     assert answer[0] == status
     assert bool(inner.bodies) is (status == 200)
     assert ("www-authenticate" in answer[1]) is (status == 401)
+
+
+@pytest.mark.parametrize(
+    ("login", "origin", "status"),
+    [
+        ("anyone:right", None, 200),
+        (":right", "http://here:1", 200),
+        ("anyone:right", "http://here:2", 401),
+        ("anyone:right", "https://elsewhere.example", 401),
+        ("anyone:right", "null", 401),
+        ("right:wrong", None, 401),
+        ("right", None, 401),
+        ("anyone:", None, 401),
+    ],
+)
+def test_a_browser_sends_the_key_as_password_and_for_our_own_page_only(login, origin, status):
+    headers = [(b"authorization", b"Basic " + base64.b64encode(login.encode())), (b"host", b"here:1")]
+    headers += [(b"origin", origin.encode())] if origin else []
+    assert run(guard(api_key="right"), headers=headers)[0] == status
+
+
+def test_a_browser_is_told_to_ask_for_a_password_and_a_program_is_not():
+    for accept, scheme in ((b"text/html,*/*", "Basic"), (b"*/*", "Bearer")):
+        _, headers, _ = run(guard(api_key="right"), headers=[(b"accept", accept)])
+        assert headers["www-authenticate"].partition(" ")[0] == scheme
 
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 200), ("/healthz", 200), ("/metrics", 401)])

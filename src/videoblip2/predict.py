@@ -176,6 +176,30 @@ class Captioner:
             answers = self.caption(items, prompts, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
             yield from zip([question.question_id for question in asked], answers, strict=True)
 
+    def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
+        """Where the Q-Formers look: {"video": [F], "audio": [A]} as far as the model has them, each summing to 1.
+
+        See `model.attention.cross_attention`. Longer features than the model's positions are thinned evenly, as when
+        they are captioned; "audio" is empty for a video without sound.
+        """
+        from videoblip2.data.dataset import collate
+        from videoblip2.model.attention import cross_attention
+
+        text = self.model.config.prompt if prompt is None else prompt
+        batch = collate(["0"], [item], [text], self.tokenizers, self.model.config.max_positions)
+        inputs = batch.to(self.model.device).inputs
+        weights = cross_attention(self.model, **{name: x for name, x in inputs.items() if "prompt" not in name})
+        lengths = {"video": len(item[0]), "audio": len(item[1])}
+        return {name: row[0, : lengths[name]].cpu().numpy() for name, row in weights.items()}
+
+    def timeline(self, item: Features) -> tuple[float | None, float | None]:
+        """Seconds that a clip lasts, to a frame, and that an audio window spans; None where that is not known."""
+        settings = (self.provenance.get("features") or {}).get("settings") or {}
+        fps, most, window = (settings.get(name) for name in ("fps", "max_frames", "window_seconds"))
+        if fps and not (most and len(item[0]) >= most):  # frames were not thinned
+            return len(item[0]) / fps, window
+        return (len(item[1]) * window if window and len(item[1]) else None), window
+
     def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
         """Media files → captions, through the encoders that made the training features.
 
@@ -274,6 +298,13 @@ def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str)
     clip = load_clip(manifest["clip"]["name"], device)
     clap = load_clap(manifest["clap"]["name"], device)
     return clip, clap, FeatureSettings.model_validate(manifest["settings"])
+
+
+def read_references(path: Path) -> dict[str, tuple[str, ...]]:
+    """Video id → what people said of it, from an annotation file. Raises InputError for another file."""
+    from videoblip2.data.annotations import read_annotations
+
+    return {video.video_id: video.captions for video in read_annotations(path)}
 
 
 def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: int) -> Iterator[np.ndarray | None]:
