@@ -110,7 +110,8 @@ def open_workspace(config: Config) -> Workspace:
         train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
         val = with_features(read_annotations(folder / "val.json"), store, "val.json")
     questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
-    refuse_unnoted(store.root, store.manifest, [item.video_id for item in (*train, *val, *questions[0], *questions[1])])
+    wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
+    refuse_unnoted(store.root, store.manifest, wanted)
     model, tokenizers, reports = _network(config)
     model.compiled_decoding = config.decode.compile
     model, parent = model.to(device), config.train.start_from
