@@ -55,7 +55,7 @@ class RayEngine:
             Actor,
             fn_constructor_args=(self._task(),),
             batch_size=VIDEOS_AT_ONCE,
-            concurrency=self.actors,
+            compute=ray.data.ActorPoolStrategy(size=self.actors),
             num_gpus=1 if self.device.startswith("cuda") else 0,
         )
         for row in notes.iter_rows():
