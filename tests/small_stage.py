@@ -24,7 +24,7 @@ MANIFEST = {
     "clip": {"name": "encoders/clip", "fingerprint": "c1"},
     "clap": {"name": "encoders/clap", "fingerprint": "c2"},
     "settings": {"fps": 1.0},
-    "videos": {},
+    "videos": {f"video{n}": {} for n in range(3)},
 }
 
 

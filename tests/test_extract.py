@@ -1,6 +1,7 @@
 """Extraction: complete, resumable, and not stopped by a bad file."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def test_every_video_becomes_two_arrays_and_a_note(encoders, videos, tmp_path):
     }  # fmt: skip
     manifest = store.manifest
     assert {name: note["audio"] for name, note in manifest["videos"].items()} == {n: n for n in store.ids}
-    assert manifest["clip"] == {"name": encoders[0].name, "fingerprint": encoders[0].fingerprint}
+    clip = {"name": encoders[0].name, "revision": None, "fingerprint": encoders[0].fingerprint}
+    assert manifest["clip"] == clip and manifest["dtype"] == "float32"
     assert FeatureSettings.model_validate(manifest["settings"]) == TOY_SETTINGS
     assert manifest["sampling_rate"] == 48_000 and manifest["versions"]["av"]
 
@@ -94,7 +96,7 @@ def test_a_bad_file_is_reported_and_the_rest_goes_on(encoders, videos, tmp_path)
 def test_an_interruption_loses_nothing_that_was_written(encoders, videos, tmp_path):
     def interrupted(paths, total, description):
         assert (total, description) == (3, "features")
-        yield from list(paths)[:2]
+        yield from islice(paths, 2)
         raise KeyboardInterrupt
 
     one_at_a_time = TOY_SETTINGS.model_copy(update={"batch_frames": 1})

@@ -225,7 +225,8 @@ class Captioner:
         manifest = self.provenance.get("features") or {}
         parts = [manifest.get(kind, {}).get("fingerprint") for kind in ("clip", "clap")]
         settings = manifest.get("settings") or {}
-        return repr([*parts, *(settings.get(key) for key in ("fps", "max_frames", "window_seconds"))])
+        kinds = ("fps", "max_frames", "window_seconds", "frames", "output", "tokens")
+        return repr([*parts, *(settings.get(key) for key in kinds)])
 
     def warm(self) -> None:
         """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
@@ -295,9 +296,11 @@ def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str)
             f"model {model_name}: its features carry no manifest, so its encoders are unknown; "
             "caption stored features instead, or train on a store made by `vb2 features extract`"
         )
-    clip = load_clip(manifest["clip"]["name"], device)
-    clap = load_clap(manifest["clap"]["name"], device)
-    return clip, clap, FeatureSettings.model_validate(manifest["settings"])
+    settings = FeatureSettings.model_validate(manifest["settings"])
+    kind = {"output": settings.output, "tokens": settings.tokens}
+    clip = load_clip(manifest["clip"]["name"], device, manifest["clip"].get("revision"), **kind)
+    clap = load_clap(manifest["clap"]["name"], device, manifest["clap"].get("revision"))
+    return clip, clap, settings
 
 
 def read_references(path: Path) -> dict[str, tuple[str, ...]]:

@@ -86,10 +86,11 @@ def bake_encoders(checkpoint: Path) -> bool:
         return False
     from videoblip2.features.encoders import load_clap, load_clip
 
-    for kind, load in (("clip", load_clip), ("clap", load_clap)):
+    chosen = {key: value for key, value in (manifest.get("settings") or {}).items() if key in ("output", "tokens")}
+    for kind, load, options in (("clip", load_clip, chosen), ("clap", load_clap, {})):
         target = checkpoint / "encoders" / kind
-        shutil.copytree(_encoder_folder(manifest[kind]["name"]), target)
-        found: str = load(target).fingerprint
+        shutil.copytree(_encoder_folder(manifest[kind]["name"], manifest[kind].get("revision")), target)
+        found: str = load(target, **options).fingerprint
         if found != manifest[kind].get("fingerprint", found):
             raise InputError(
                 f"{manifest[kind]['name']}: fingerprint {found}, but the model's features were made with "
@@ -142,7 +143,7 @@ def bentofile() -> dict[str, Any]:
     }
 
 
-def _encoder_folder(name: str) -> Path:
+def _encoder_folder(name: str, revision: str | None = None) -> Path:
     """A folder as it is; a hub name through the local cache, which is filled if need be."""
     if Path(name).is_dir():
         return Path(name)
@@ -150,7 +151,7 @@ def _encoder_folder(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise InputError(
             f"{name}: the encoder of this model is neither a folder nor to be had from the hub "

@@ -1,7 +1,8 @@
 """`vb2 features`: videos to features, a look at what came out, and all of it in one file."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,32 +13,74 @@ app = typer.Typer(help="Extract, check and pack video and audio features.", no_a
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on the last line")]
 
 
+class Engine(StrEnum):
+    """What runs the files through the encoders."""
+
+    local = "local"
+    ray = "ray"
+
+
 @app.command()
 def extract(
     videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
     out: Annotated[Path, typer.Option(help="the feature store: video/ID.npy, audio/ID.npy, manifest.json")],
     clip: Annotated[str, typer.Option(help="CLIP model: folder or hub name")] = "openai/clip-vit-large-patch14",
     clap: Annotated[str, typer.Option(help="CLAP model: folder or hub name")] = "laion/clap-htsat-unfused",
-    fps: Annotated[float, typer.Option(help="frames a second")] = 1.0,
+    clip_revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the hub")] = None,
+    clap_revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the hub")] = None,
+    fps: Annotated[float | None, typer.Option(help="frames a second; default: 1, with --frames 4")] = None,
+    frames: Annotated[int | None, typer.Option(help="exactly so many a video, evenly, out of those at --fps")] = None,
     max_frames: Annotated[int | None, typer.Option(help="thin longer videos evenly to this many frames")] = None,
+    output: Annotated[str, typer.Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B)")] = "projected",
+    tokens: Annotated[str, typer.Option(help="pooled: one vector a frame; patch: one for each patch")] = "pooled",
     window_seconds: Annotated[float | None, typer.Option(help="audio to one vector; default: the model's own")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: bfloat16 on cuda")] = None,
+    batch_frames: Annotated[int, typer.Option(help="frames in one forward pass")] = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="threads that decode; default: one a core")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="the I-th of N parts, which can run together")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="keep what the store has of the same bytes")] = True,
+    engine: Annotated[Engine, typer.Option(help="ray: Ray Data, on one machine or many")] = Engine.local,
+    actors: Annotated[int, typer.Option(min=1, help="with ray: encoders at the same time")] = 1,
     json: Json = False,
 ) -> None:
     """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import extract_features, find_videos
+    from videoblip2.features.extract import extract_features, find_videos, parse_shard
     from videoblip2.features.settings import feature_settings
 
-    paths = find_videos(videos)
-    settings = feature_settings(fps=fps, max_frames=max_frames, window_seconds=window_seconds)
-    report = extract_features(paths, out, load_clip(clip, device), load_clap(clap, device), settings, progress)
+    paths, part = find_videos(videos), parse_shard(shard)
+    settings = feature_settings(
+        fps=(4.0 if frames else 1.0) if fps is None else fps,
+        frames=frames,
+        max_frames=max_frames,
+        window_seconds=window_seconds,
+        output=output,
+        tokens=tokens,
+        batch_frames=batch_frames,
+    )
+    kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    models = (
+        load_clip(clip, device, clip_revision, kind, output, tokens),
+        load_clap(clap, device, clap_revision, kind),
+    )
+    run = _ray_engine(*models, out, settings, device, actors, workers) if engine is Engine.ray else None
+    report = extract_features(paths, out, *models, settings, progress, workers, part, resume, run)
     lines = [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
     emit(result, json, "\n".join(lines))
-    if len(report.failed) == len(paths):
+    if report.failed and len(report.failed) == len(paths):
         raise typer.Exit(1)
+
+
+def _ray_engine(clip: Any, clap: Any, out: Path, settings: Any, device: str, actors: int, workers: int | None) -> Any:
+    from videoblip2.features.ray_engine import RayEngine, require_ray
+
+    require_ray()
+    return RayEngine(clip, clap, out, settings, device, actors, workers or 1)
 
 
 @app.command("import")

@@ -1,51 +1,39 @@
 """Videos to a feature store: decode, encode, save; resumable, and one bad file does not stop the rest.
 
 1. `read_video` and `encode_videos` are the one road from a media file to features; serving takes it, too.
-2. Frames of several videos share a forward pass, up to `batch_frames`.
+2. `extract_features` takes many files the same road, decoding some while it encodes others (`features.pipeline`).
 3. A video is skipped where the store has it already from the same bytes, encoders and settings.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from videoblip2.config import InputError
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder
-from videoblip2.features.media import Audio, Frame, decode_audio, stream_frames, thin
+from videoblip2.features.ledger import ExtractionReport as ExtractionReport
+from videoblip2.features.ledger import Ledger, Outcome, open_ledger
+from videoblip2.features.media import decode_audio, stream_frames
+from videoblip2.features.pipeline import encode_all
+from videoblip2.features.prepare import PreparedVideo as PreparedVideo
+from videoblip2.features.prepare import prepare_video as prepare_video
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
-from videoblip2.features.store import Features, read_manifest, write_features, write_manifest
+from videoblip2.features.store import Features
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
+#: (files, sha256 of what is known by id) -> what became of each, in any order.
+Engine = Callable[[Sequence[Path], dict[str, str]], Generator[Outcome, None, None]]
 
 MEDIA_SUFFIXES = {".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
-SILENCE = 1e-4  # full scale is 1; a stream that never exceeds -80 dB is silent
-SAVE_EVERY = 20  # videos between two writes of the manifest
-
-
-@dataclass(frozen=True)
-class PreparedVideo:
-    """One decoded video, ready for the encoders."""
-
-    pixels: list[NDArray[np.float32]]  # F of [3, S, S]
-    windows: list[NDArray[np.float32]]  # A of [samples]
-    audio: str  # "present", "silent" or "absent"
-
-
-@dataclass
-class ExtractionReport:
-    """Video ids that were encoded, that were in the store already, and that failed, with the reason."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+#: How files of these kinds begin, whatever their names are: (place, bytes).
+SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
 
 
 def encode_video(
@@ -61,30 +49,13 @@ def read_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings:
     return prepare_video(frames, lambda: decode_audio(path, SAMPLING_RATE), clip, clap, settings)
 
 
-def prepare_video(
-    raw_frames: Iterable[Frame],
-    sound_after: Callable[[], Audio | None],
-    clip: ClipEncoder,
-    clap: ClapEncoder,
-    settings: FeatureSettings,
-) -> PreparedVideo:
-    """Frames [H, W, 3], and then the sound that `sound_after` gives, made ready for the encoders."""
-    pixels = (clip.pixels(frame) for frame in raw_frames)
-    frames = list(pixels) if settings.max_frames is None else thin(pixels, settings.max_frames)
-    sound = sound_after()
-    if sound is None:
-        return PreparedVideo(frames, [], "absent")
-    silent = not len(sound) or float(np.abs(sound).max()) < SILENCE
-    return PreparedVideo(frames, clap.windows(sound, settings.window_seconds), "silent" if silent else "present")
-
-
 def encode_videos(
     videos: Sequence[PreparedVideo], clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
 ) -> list[tuple[Features, Features]]:
-    """Prepared videos -> (float32 [F, 768], float32 [A, 512]) each."""
+    """Prepared videos -> (float32 [F, 768], float32 [A, 512]) each; [F * P, 768] with patch tokens."""
     frames = clip.encode_pixels([p for video in videos for p in video.pixels], settings.batch_frames)
     windows = clap.encode_windows([w for video in videos for w in video.windows])
-    visual = np.split(frames, np.cumsum([len(video.pixels) for video in videos])[:-1])
+    visual = np.split(frames, np.cumsum([len(video.pixels) * clip.rows for video in videos])[:-1])
     audio = np.split(windows, np.cumsum([len(video.windows) for video in videos])[:-1])
     return list(zip(visual, audio, strict=True))
 
@@ -96,118 +67,89 @@ def extract_features(
     clap: ClapEncoder,
     settings: FeatureSettings,
     progress: Progress | None = None,
+    workers: int | None = None,
+    shard: tuple[int, int] | None = None,
+    resume: bool = True,
+    engine: Engine | None = None,
 ) -> ExtractionReport:
     """Encode `videos` into the store `out` and note everything in its manifest.
 
-    Raises `InputError` for two files of one name and for a store made with other encoders or settings; a file that
-    cannot be read is reported as failed.
+    Args:
+        workers: threads that decode; default: one a core, 8 at most.
+        shard: (i, n), 1 <= i <= n: take the i-th part of `videos`, which depends on each id alone; parts can go on at
+            the same time, into one store.
+        resume: False encodes anew what the store has.
+        engine: what runs the files through the encoders; default: this process.
+
+    Raises `InputError` for two files of one name, for a store made with other encoders or settings, and where the
+    store cannot be written; a file that cannot be read is reported as failed.
     """
-    paths = _by_id(videos)
-    extraction = _Extraction(Path(out), clip, clap, settings, _open_manifest(Path(out), clip, clap, settings))
-    try:
-        for path in progress(paths, len(paths), "features") if progress else paths:
-            extraction.add(path)
-        extraction.flush()
-    finally:
-        write_manifest(Path(out), extraction.manifest)
-    return extraction.report
+    paths = [path for path in _by_id(videos) if shard is None or shard_of(path.stem, shard[1]) == shard[0]]
+    _refuse_settings(clip, clap, settings)
+    here = partial(encode_all, out=Path(out), clip=clip, clap=clap, settings=settings, workers=workers or _cores())
+    with (
+        open_ledger(Path(out), clip, clap, settings, shard) as ledger,
+        closing((engine or here)(paths, ledger.known if resume else {})) as outcomes,
+    ):
+        ended = _noted(outcomes, ledger)
+        for _ in progress(ended, len(paths), "features") if progress else ended:
+            pass
+    ledger.report.sort([path.stem for path in paths])
+    return ledger.report
+
+
+def shard_of(video_id: str, count: int) -> int:
+    """Which of `count` shards, from 1, has this video: the same on every machine, whatever other videos there are."""
+    return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % count + 1
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """ "2/4" -> (2, 4). Raises `InputError` for anything else than I/N with 1 <= I <= N."""
+    if text is None:
+        return None
+    numbers = [int(number) if number.isdecimal() else 0 for number in text.split("/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise InputError(f"--shard {text}: is not I/N with 1 <= I <= N; give 1/4, 2/4, 3/4 and 4/4, for example")
+    return numbers[0], numbers[1]
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as given, and the media files of each folder, sorted. Raises `InputError` where there is none."""
+    """Files as given, and the media files of each folder, sorted. Raises `InputError` where there is none.
+
+    In a folder, a file counts by its suffix or, whatever that is, by how it begins.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.glob("*") if p.suffix.lower() in MEDIA_SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.glob("*") if _is_media(p)) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no video ({', '.join(sorted(MEDIA_SUFFIXES))}); give another folder")
         found += inside
     return found
 
 
-@dataclass
-class _Extraction:
-    """One call's state: what is decoded and waits for the encoders, and what has been noted."""
-
-    out: Path
-    clip: ClipEncoder
-    clap: ClapEncoder
-    settings: FeatureSettings
-    manifest: dict[str, Any]
-    report: ExtractionReport = field(default_factory=ExtractionReport)
-    waiting: dict[str, tuple[PreparedVideo, dict[str, Any]]] = field(default_factory=dict)
-    unsaved: int = 0
-
-    def add(self, path: Path) -> None:
-        """Decode `path` unless the store has it, and encode what waits when that fills a batch."""
-        try:
-            source = {"source": path.name, "sha256": _hash(path)}
-            if self._has(path.stem, source):
-                self.report.skipped.append(path.stem)
-                return
-            self.waiting[path.stem] = read_video(path, self.clip, self.clap, self.settings), source
-        except InputError as error:
-            self.report.failed[path.stem] = self.manifest["failed"][path.stem] = str(error)
-        if sum(len(video.pixels) for video, _ in self.waiting.values()) >= self.settings.batch_frames:
-            self.flush()
-
-    def flush(self) -> None:
-        """Encode and save what waits."""
-        prepared = [video for video, _ in self.waiting.values()]
-        encoded = encode_videos(prepared, self.clip, self.clap, self.settings) if prepared else []
-        for (video_id, (video, source)), (frames, windows) in zip(self.waiting.items(), encoded, strict=True):
-            write_features(self.out, video_id, frames, windows)
-            counts = {"frames": len(frames), "audio_windows": len(windows), "audio": video.audio}
-            self.manifest["videos"][video_id] = counts | source
-            self.manifest["failed"].pop(video_id, None)
-            self.report.done.append(video_id)
-        self.unsaved += len(self.waiting)
-        self.waiting.clear()
-        if self.unsaved >= SAVE_EVERY:
-            write_manifest(self.out, self.manifest)
-            self.unsaved = 0
-
-    def _has(self, video_id: str, source: dict[str, Any]) -> bool:
-        noted = self.manifest["videos"].get(video_id, {})
-        files = (self.out / modality / f"{video_id}.npy" for modality in ("video", "audio"))
-        return noted.get("sha256") == source["sha256"] and all(file.is_file() for file in files)
+def _is_media(path: Path) -> bool:
+    if path.suffix.lower() in MEDIA_SUFFIXES or not path.is_file() or path.name.startswith("."):
+        return path.suffix.lower() in MEDIA_SUFFIXES
+    with path.open("rb") as file:
+        head = file.read(16)
+    return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
 
 
-def _open_manifest(out: Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> dict[str, Any]:
-    """The store's manifest, or a new one. A store holds one pair of encoders and one setting."""
-    fresh = _new_manifest(clip, clap, settings)
-    manifest = read_manifest(out)
-    if manifest is None:
-        if any((out / "video").glob("*.npy")):
-            raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
-        return fresh
-    for made_with, now in zip(_choices(manifest, out), _choices(fresh, out), strict=True):
-        if made_with[1] != now[1]:
-            what, old = made_with
-            raise InputError(f"{out}: was made with {what} {old}, not {now[1]}; give another --out folder")
-    return manifest
+def _noted(outcomes: Iterator[Outcome], ledger: Ledger) -> Iterator[Path]:
+    for outcome in outcomes:
+        ledger.note(outcome)
+        yield Path(outcome.video_id)
 
 
-def _choices(manifest: dict[str, Any], out: Path) -> list[tuple[str, Any]]:
-    """(name, value) of all that has to be alike within one store."""
-    try:
-        encoders = [(f"a {kind} of fingerprint", manifest[kind]["fingerprint"]) for kind in ("clip", "clap")]
-        return encoders + [(key, manifest["settings"][key]) for key in ("fps", "max_frames", "window_seconds")]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{out / 'manifest.json'}: lacks {error}; give another --out folder") from error
+def _refuse_settings(clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> None:
+    clap.windows(np.zeros(0, np.float32), settings.window_seconds)
+    for name, made, wanted in (("output", clip.output, settings.output), ("tokens", clip.tokens, settings.tokens)):
+        if made != wanted:
+            raise InputError(f"{name}={wanted}: {clip.name} was loaded for {made}; load it with the settings' {name}")
 
 
-def _new_manifest(clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> dict[str, Any]:
-    window = clap.max_window_seconds if settings.window_seconds is None else settings.window_seconds
-    packages = ("videoblip2", "torch", "transformers", "av", "numpy")
-    return {
-        "clip": {"name": clip.name, "fingerprint": clip.fingerprint},
-        "clap": {"name": clap.name, "fingerprint": clap.fingerprint},
-        "settings": {"fps": settings.fps, "max_frames": settings.max_frames, "window_seconds": window},
-        "sampling_rate": SAMPLING_RATE,
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "videos": {},
-        "failed": {},
-    }
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _by_id(videos: Iterable[str | Path]) -> list[Path]:
@@ -218,10 +160,3 @@ def _by_id(videos: Iterable[str | Path]) -> list[Path]:
             raise InputError(f"{path}: has the same name as {seen[path.stem]}; rename one, names become video ids")
         seen[path.stem] = path
     return list(seen.values())
-
-
-def _hash(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a video")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, a cut file is short by more
 FRAME_TOLERANCE = 2  # the same for video, in frames
+SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,16 @@ def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -
     return np.stack(list(frames) if max_frames is None else thin(frames, max_frames))
 
 
-def stream_frames(path: str | Path, fps: float, options: Mapping[str, str] | None = None) -> Iterator[Frame]:
-    """Like `decode_frames`, one frame [H, W, 3] at a time: a film is never in memory as a whole."""
+def stream_frames(
+    path: str | Path, fps: float, options: Mapping[str, str] | None = None, threads: int = 0
+) -> Iterator[Frame]:
+    """Like `decode_frames`, one frame [H, W, 3] at a time: a film is never in memory as a whole.
+
+    Args:
+        threads: of the codec; 0 lets FFmpeg choose, 1 is best where several files are decoded at the same time.
+    """
     size: tuple[int, int] | None = None
-    for frame in _nearest(_video_frames(Path(path), options), fps):
+    for frame in _nearest(_video_frames(Path(path), options, threads), fps):
         size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
         pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
         yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
@@ -87,20 +94,24 @@ def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
     A digitally silent stream gives zeros, so that silent and absent can be told apart. Raises `InputError` for an
     unreadable or truncated file.
     """
+    chunks = list(stream_audio(path, rate, options))
+    return np.concatenate(chunks) if chunks else None
+
+
+def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Iterator[Audio]:
+    """Like `decode_audio`, some 0.3 s at a time; gives nothing where the file has no audio or a stream of length 0."""
     path = Path(path)
     with _open(path, options) as container:
         if not container.streams.audio:
-            return None
+            return
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp", rate=rate)
-        chunks: list[Audio] = []
-        end = 0.0
-        for frame in _decode(container, stream, path):
-            end = (frame.time or end) + frame.samples / frame.sample_rate
-            chunks += _mono(resampler, frame)
-        chunks += _mono(resampler, None) if chunks else []
+        end, begun = 0.0, False
+        for frame in _gathered(_decode(container, stream, path)):
+            end, begun = frame.end, True
+            yield from _mono(resampler, frame.samples)
+        yield from _mono(resampler, None) if begun else ()
         _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
-    return np.concatenate(chunks) if chunks else None
 
 
 def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
@@ -123,11 +134,12 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
         Path(temporary).unlink(missing_ok=True)
 
 
-def _video_frames(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
+def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:
     """Decoded video frames in presentation order; each bears its `time` in seconds."""
     with _open(path, options) as container:
         stream = _video_stream(container, path)
-        stream.thread_type = "AUTO"
+        stream.thread_type = "NONE" if threads == 1 else "AUTO"
+        stream.codec_context.thread_count = threads
         last, step = None, 0.0
         for frame in _decode(container, stream, path):
             if frame.time is None:
@@ -187,6 +199,34 @@ def _declared_seconds(stream: Any) -> float:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True)) if tag else 0.0
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """Some successive codec frames as one, and the second at which they end."""
+
+    samples: Any
+    end: float
+
+
+def _gathered(frames: Iterable[Any]) -> Iterator[_Sound]:
+    """Audio frames put together to `SAMPLES_AT_ONCE`; a new one begins where the format changes on the way."""
+    fifo, form, end = av.AudioFifo(), None, 0.0
+    for frame in frames:
+        if form not in (None, here := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            yield from _rest(fifo, end)
+            fifo = av.AudioFifo()
+        form, end = here, (frame.time or end) + frame.samples / frame.sample_rate
+        frame.pts = None  # gaps are not filled, and the queue would refuse them
+        fifo.write(frame)
+        if fifo.samples >= SAMPLES_AT_ONCE:
+            yield from _rest(fifo, end)
+    yield from _rest(fifo, end)
+
+
+def _rest(fifo: Any, end: float) -> Iterator[_Sound]:
+    if fifo.samples:
+        yield _Sound(fifo.read(0, partial=True), end)
 
 
 def _mono(resampler: Any, frame: Any) -> list[Audio]:

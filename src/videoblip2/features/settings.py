@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videoblip2.config import InputError
@@ -21,11 +23,24 @@ class FeatureSettings(BaseModel):
     window_seconds: float | None = Field(
         default=None, gt=0, description="seconds of audio to one CLAP vector; null takes the encoder's own (10 s)"
     )
+    frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="exactly this many frames a video, evenly over its length, out of those at `fps`; null: all those",
+    )
+    output: Literal["projected", "hidden"] = Field(
+        default="projected", description="CLIP's projected vector (ViT-L/14: 768) or its hidden one (ViT-B: 768)"
+    )
+    tokens: Literal["pooled", "patch"] = Field(
+        default="pooled", description="one vector a frame, or one for each of its P patches: [F * P, 768]"
+    )
     batch_frames: int = Field(default=64, ge=1, description="frames in one forward pass; does not change the features")
 
 
 def feature_settings(**values: object) -> FeatureSettings:
     """Build `FeatureSettings`; a wrong value becomes an `InputError` that names it."""
+    if values.get("frames") and values.get("max_frames"):
+        raise InputError(f"frames={values['frames']}: is a fixed count, max_frames a limit; give one of the two")
     try:
         return FeatureSettings.model_validate(values)
     except ValidationError as error:

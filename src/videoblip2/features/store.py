@@ -7,19 +7,18 @@ grows. A packed file holds the same in one memory-mapped piece (`features.packed
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
+from videoblip2.features.drafts import draft as draft
+from videoblip2.features.manifest import read_manifest as read_manifest
+from videoblip2.features.manifest import write_manifest as write_manifest
 from videoblip2.features.packed import WIDTHS as WIDTHS
 from videoblip2.features.packed import PackedFile
 
@@ -151,38 +150,3 @@ def write_features(root: Path, video_id: str, video: Features, audio: Features) 
     for modality, array in (("audio", audio), ("video", video)):
         with draft(root / modality / f"{video_id}.npy") as file:
             np.save(file, array, allow_pickle=False)
-
-
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """`manifest.json` of a folder, None where there is none. Raises `InputError` if it is unreadable."""
-    if root.is_file():
-        raise InputError(f"{root}: a packed file, which does not grow; extract into a folder and pack that again")
-    path = root / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it and extract again") from error
-    if not isinstance(manifest, dict) or "videos" not in manifest:
-        raise InputError(f'{path}: has no "videos"; delete it and extract again')
-    return manifest
-
-
-def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`, atomically."""
-    with draft(root / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-
-
-@contextmanager
-def draft(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that becomes `path` in one move if the block ends well, and is gone if it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with name.open("xb") as file:
-            yield file
-        os.replace(name, path)
-    finally:
-        name.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from videoblip2.data.annotations import VideoAnnotation, read_annotations, some
 from videoblip2.data.dataset import CachedFeatures, TrainingBatches
 from videoblip2.data.question_batches import Batches, QuestionBatches, mixed
 from videoblip2.data.questions import Question, read_questions
+from videoblip2.features.manifest import refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
@@ -109,6 +110,8 @@ def open_workspace(config: Config) -> Workspace:
         train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
         val = with_features(read_annotations(folder / "val.json"), store, "val.json")
     questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
+    wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
+    refuse_unnoted(store.root, store.manifest, wanted)
     model, tokenizers, reports = _network(config)
     model.compiled_decoding = config.decode.compile
     model, parent = model.to(device), config.train.start_from
