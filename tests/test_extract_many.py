@@ -247,7 +247,7 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 
 
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
-    """The actor's own code, in this process; Ray itself is in the slow test."""
+    """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
     from videoblip2.features.ray_engine import Actor
 
     def by_actor(paths, known):

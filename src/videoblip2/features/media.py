@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
@@ -67,9 +68,10 @@ def stream_frames(
         threads: of the codec; 0 lets FFmpeg choose, 1 is best where several files are decoded at the same time.
     """
     size: tuple[int, int] | None = None
+    converter = VideoReformatter()  # a frame's own would be built anew for each, with a thread a core
     for frame in _nearest(_video_frames(Path(path), options, threads), fps):
         size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
-        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        pixels = converter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
         yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +49,7 @@ class RayEngine:
         require_ray()
         import ray
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        _start(ray)
         rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
         parts = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
         notes = parts.map_batches(
@@ -88,6 +89,14 @@ class Actor:
         out, workers = Path(self.task["out"]), self.task["workers"]
         outcomes = encode_all(paths, known, out, self.clip, self.clap, settings, workers)
         return {"outcome": [json.dumps(asdict(outcome)) for outcome in outcomes]}
+
+
+def _start(ray: Any) -> None:
+    """A local Ray unless one runs or RAY_ADDRESS names one; it says what went wrong and nothing else."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def require_ray() -> None:
