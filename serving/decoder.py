@@ -52,7 +52,7 @@ def answer(job: dict[str, Any], answers: BinaryIO) -> bool:
         return not short
     except BrokenPipeError:
         return False
-    except Exception:
+    except Exception:  # whatever a crafted file brings up: the client is told, and the next file is read
         _send(answers, {"kind": "refused", "reason": UNREADABLE})
     return True
 

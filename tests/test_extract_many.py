@@ -265,3 +265,18 @@ def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     for name, pair in here.items():
         for one, other in zip(pair, there[name], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):
+    from typer.testing import CliRunner
+
+    from videoblip2.cli import features
+
+    bad = tmp_path / "videos"
+    bad.mkdir()
+    for number in range(4):
+        (bad / f"v{number}.mp4").write_bytes(b"no video")
+    assert 0 < sum(shard_of(f"v{number}", 2) == 1 for number in range(4)) < 4
+    models = ["--clip", encoders[0].name, "--clap", encoders[1].name, "--shard", "1/2"]
+    words = ["extract", str(bad), "--out", str(tmp_path / "out"), *models]
+    assert CliRunner().invoke(features.app, words).exit_code == 1

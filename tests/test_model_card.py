@@ -66,4 +66,4 @@ def test_says_that_all_of_t5_was_trained(tiny_config, tokenizers, tmp_path):
     tiny_config.finetune = "full"
     checkpoint = Checkpoint(VideoBlip2(tiny_config), tokenizers, CONFIG, {"CIDEr": 0.5}, PROVENANCE)
     card = (save_checkpoint(tmp_path / "full", checkpoint) / "README.md").read_text(encoding="utf-8")
-    assert "a T5 of width 32, all of which was trained" in card and "LoRA (" not in card
+    assert "a T5 of width 32, all of which was trained" in card and "LoRA (" not in card and "- lora" not in card

@@ -72,7 +72,7 @@ def extract(
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
     emit(result, json, "\n".join(lines))
-    if report.failed and len(report.failed) == len(paths):
+    if report.failed and not (report.done or report.skipped):
         raise typer.Exit(1)
 
 

@@ -18,6 +18,6 @@ def missing_decoders() -> list[str]:
 def _has(name: str) -> bool:
     try:
         av.Codec(name, "r")
-    except Exception:
+    except ValueError:  # PyAV's UnknownCodecError is one
         return False
     return True

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def encode_all(
         workers: threads that decode.
     """
     batches = Batches(out, clip, clap, settings)
-    with _pieces(paths, known, out, clip, clap, settings, workers) as pieces:
+    read = partial(_read, known=known, out=out, clip=clip, clap=clap, settings=settings)
+    with _pieces(paths, read, workers) as pieces:
         for piece in pieces:
             yield from batches.add(piece)
         yield from batches.flush("video", 1)
@@ -144,16 +146,8 @@ class Batches:
 
 
 @contextmanager
-def _pieces(
-    paths: Iterable[Path],
-    known: Mapping[str, str],
-    out: Path,
-    clip: ClipEncoder,
-    clap: ClapEncoder,
-    settings: FeatureSettings,
-    workers: int,
-) -> Iterator[Iterator[Piece]]:
-    """What the decoding threads make; they are gone when the block is left, however it is."""
+def _pieces(paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], workers: int) -> Iterator[Iterator[Piece]]:
+    """What the decoding threads make of `read(path)`; they are gone when the block is left, however it is."""
     todo: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for path in paths:
         todo.put(path)
@@ -163,7 +157,7 @@ def _pieces(
     def work() -> None:
         try:
             while not stop.is_set():
-                for piece in _read(todo.get_nowait(), known, out, clip, clap, settings):
+                for piece in read(todo.get_nowait()):
                     _put(ready, piece, stop)
         except queue.Empty:
             _put(ready, None, stop)

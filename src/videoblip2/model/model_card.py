@@ -73,11 +73,12 @@ def model_card(
         "Limits": _LIMITS,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
-    return f"{_head()}\n# {name}\n\n{body}\n"
+    return f"{_head(network)}\n# {name}\n\n{body}\n"
 
 
-def _head() -> str:
-    tags = "\n".join(f"- {tag}" for tag in ("video-captioning", "blip-2", "q-former", "t5", "lora"))
+def _head(network: Mapping[str, Any]) -> str:
+    adapted = () if network.get("finetune") == "full" else ("lora",)
+    tags = "\n".join(f"- {tag}" for tag in ("video-captioning", "blip-2", "q-former", "t5", *adapted))
     return f"---\nlibrary_name: videoblip2\npipeline_tag: video-text-to-text\ntags:\n{tags}\n---\n"
 
 

@@ -40,7 +40,7 @@ def kind_of(name: str) -> str:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices decay; biases, norms, queries and position embeddings do not."""
+    """Matrices decay; biases, norms, queries, positions and T5's embeddings do not."""
     return parameter.ndim > 1 and not any(part in name for part in NOT_DECAYED)
 
 
