@@ -14,7 +14,8 @@ Q-Formers of 2 layers and a T5 of 2 + 2 layers, all 128 wide, 1,000 pieces, rand
 size, as small a step as anyone trains with, so that what the loader costs shows. Arms, a step each in turn: one batch
 kept in memory; real batches made ahead by the training's thread, from either form; and, to see what the thread is for,
 made within the step. A step ends when the batch that was made meanwhile is there, too, so that nothing hides. The page
-cache is dropped before: the first epoch. Ratios are of median times.
+cache is dropped before: the first epoch. Ratios are medians over rounds, each arm's step by that round's with the batch
+in memory; the range is the median's 95 % interval.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put them (default: the temporary folder)")
     options = parser.parse_args()
     videos = options.videos or (1_000 if options.quick else 10_000)
-    rounds, steps = (3, 10) if options.quick else (5, 40)
+    rounds, steps = (3, 10) if options.quick else (5, 120)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         stores = make_stores(Path(folder), videos)
         report = {"videos": videos, **access(stores, rounds)}
@@ -137,9 +138,23 @@ def loader(stores: dict[str, Path], steps: int) -> dict[str, Any]:
                 seconds = clocked_step(model, optimizer, ways[name], step + 2)
                 times.setdefault(name, []).append(seconds)
     seconds = {name: statistics.median(values[2:]) for name, values in times.items()}
-    ratios = {name: seconds[name] / seconds["memory"] for name in seconds if name != "memory"}
+    paired = {name: np.divide(values[2:], times["memory"][2:]) for name, values in times.items() if name != "memory"}
+    ratios = {name: float(np.median(values)) for name, values in paired.items()}
+    ranges = {name: median_interval(values) for name, values in paired.items()}
     making = {form: making_seconds(works[form], steps) for form in FORMS}
-    return {"loader": ratios, "step_seconds": seconds, "batch_seconds": making, "threads": torch.get_num_threads()}
+    return {
+        "loader": ratios,
+        "loader_range": ranges,
+        "step_seconds": seconds,
+        "batch_seconds": making,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def median_interval(values: np.ndarray) -> list[float]:
+    """95 %, by the bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    return [float(edge) for edge in np.percentile(np.median(drawn, axis=1), (2.5, 97.5))]
 
 
 @contextmanager
@@ -258,7 +273,8 @@ def print_loader(report: dict[str, Any]) -> None:
     seconds = report["step_seconds"]
     print(f"a step of vb2 ce with its batch in memory: {seconds['memory']:.3f} s ({report['threads']} torch threads)")
     for name, ratio in report["loader"].items():
-        print(f"  {name:22} {seconds[name]:.3f} s   {ratio:.3f} x")
+        low, high = report["loader_range"][name]
+        print(f"  {name:22} {seconds[name]:.3f} s   {ratio:.3f} x ({low:.3f} to {high:.3f})")
     making = ", ".join(f"{form} {1000 * value:.1f} ms" for form, value in report["batch_seconds"].items())
     print(f"  making one batch alone: {making}")
 

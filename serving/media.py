@@ -4,6 +4,7 @@ A few decoders are started once and used again. One that exceeds its time or mem
 and the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from videoblip2.config import InputError
 SAMPLING_RATE = 48_000
 HEADER_BYTES = 10_000  # no header that a decoder sends is longer
 JOBS_EACH = 500  # then a decoder is replaced, so that whatever FFmpeg leaks does not pile up
+PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 
 
@@ -148,6 +150,8 @@ class _Decoder:
             env=_environment(settings),
             cwd=tempfile.gettempdir(),
         )
+        with suppress(OSError, AttributeError):  # where the user's share is used up, or on another system, as it is
+            fcntl.fcntl(self._pipe("stdout"), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
     def alive(self) -> bool:

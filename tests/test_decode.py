@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from videoblip2.model import decode, packed, t5_decoder
+from videoblip2.model import absorbed, decode, packed, t5_decoder
 
 
 @pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
@@ -35,6 +35,23 @@ def same_tokens(ours, theirs):
 def test_greedy_equals_generate(tiny_model, encoded):
     ours = decode.greedy(tiny_model, *encoded, 12)
     assert same_tokens(ours.ids, generate(tiny_model, *encoded, do_sample=False))
+
+
+def test_greedy_by_keys_and_values_equals_generate(tiny_model, encoded, monkeypatch):
+    monkeypatch.setattr(absorbed, "VIDEOS", 99)
+    test_greedy_equals_generate(tiny_model, encoded)
+
+
+def test_attention_on_states_is_that_on_keys_and_values():
+    torch.manual_seed(0)
+    query, weights, states = torch.randn(9, 24), torch.randn(2, 3, 8, 16), torch.randn(9, 5, 16)
+    assert absorbed.pays(states, 9, 12) and not absorbed.pays(states, 18, 12) and not absorbed.pays(states[:2], 2, 12)
+    bias = torch.zeros(9, 1, 5).masked_fill(torch.rand(9, 1, 5) < 0.4, -1e9)
+    keys, values = torch.einsum("khde,bse->kbhsd", weights, states)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.view(9, 3, 1, 8), keys, values, bias[:, None], scale=1.0
+    )
+    assert torch.allclose(absorbed.attend(query, weights, states, bias), expected.flatten(1), atol=1e-5)
 
 
 def test_beam_equals_generate(tiny_model, encoded):

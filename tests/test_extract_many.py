@@ -10,9 +10,10 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features import pipeline
+from videoblip2.features.check import check_features
 from videoblip2.features.encoders import ClipEncoder, load_clap, load_clip
 from videoblip2.features.extract import encode_video, extract_features, find_videos, parse_shard, shard_of
-from videoblip2.features.manifest import read_manifest, refuse_unnoted
+from videoblip2.features.manifest import read_manifest, refuse_other_encoders, refuse_unnoted
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.ray_engine import RayEngine, require_ray
 from videoblip2.features.settings import FeatureSettings, feature_settings
@@ -159,7 +160,7 @@ def test_a_wrong_suffix_is_seen_through(encoders, videos, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-def test_an_audio_stream_of_length_zero_counts_as_absent(encoders, tmp_path):
+def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path):
     path = tmp_path / "empty.mkv"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=4)
@@ -171,9 +172,11 @@ def test_an_audio_stream_of_length_zero_counts_as_absent(encoders, tmp_path):
         container.mux(video.encode(None))
     with av.open(str(path)) as container:
         assert len(container.streams.audio) == 1
-    assert decode_audio(path) is None
+    assert decode_audio(path).shape == (0,)
     extract_features([path], tmp_path / "out", *encoders, TOY_SETTINGS)
-    assert FeatureStore(tmp_path / "out").manifest["videos"]["empty"]["audio"] == "absent"
+    assert FeatureStore(tmp_path / "out").manifest["videos"]["empty"]["audio"] == "empty"
+    report = check_features(tmp_path / "out")
+    assert report.ok and report.empty == ["empty"] and not report.absent and not report.silent
 
 
 def test_a_fixed_count_of_frames(encoders, videos):
@@ -280,3 +283,15 @@ def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):
     models = ["--clip", encoders[0].name, "--clap", encoders[1].name, "--shard", "1/2"]
     words = ["extract", str(bad), "--out", str(tmp_path / "out"), *models]
     assert CliRunner().invoke(features.app, words).exit_code == 1
+
+
+def test_a_store_of_other_encoders_than_the_checkpoint_was_trained_on(tmp_path):
+    def made_with(clip: str = "a", **settings: str) -> dict[str, object]:
+        return {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "b"}, "settings": settings, "videos": {}}
+
+    for same in (made_with(fps=2), made_with(output="projected"), None, {"imported_from": "x.npy", "videos": {}}):
+        refuse_other_encoders(tmp_path, same, made_with(), "runs/ce/best")
+        refuse_other_encoders(tmp_path, made_with(), same, "runs/ce/best")
+    for other in (made_with("c"), made_with(output="hidden"), made_with(tokens="patch")):
+        with pytest.raises(InputError, match="runs/ce/best was trained on those of"):
+            refuse_other_encoders(tmp_path, other, made_with(), "runs/ce/best")

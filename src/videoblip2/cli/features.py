@@ -123,7 +123,7 @@ def check(
     annotations: Annotated[Path | None, typer.Option(help="check the videos of this file; default: all")] = None,
     json: Json = False,
 ) -> None:
-    """Shapes, types, NaN, missing files, silent and absent audio; exit 1 where a video cannot be used."""
+    """Shapes, types, NaN, missing files, silent, empty and absent audio; exit 1 where a video cannot be used."""
     from dataclasses import asdict
 
     from videoblip2.data.annotations import read_annotations
@@ -132,7 +132,9 @@ def check(
     wanted = [video.video_id for video in read_annotations(annotations)] if annotations else None
     report = check_features(store, wanted)
     lines = [f"unusable: {reason}" for reason in report.unusable.values()]
-    lines += [f"{name}: {_some(ids)}" for name in ("missing", "silent", "absent") if (ids := getattr(report, name))]
+    lines += [
+        f"{name}: {_some(ids)}" for name in ("missing", "silent", "empty", "absent") if (ids := getattr(report, name))
+    ]
     lines += [f"not in the annotations: {_some(report.unannotated)}"] if report.unannotated else []
     (least, most), (few, many) = report.frames, report.audio_windows
     lines.append(f"{store}: {report.videos} videos usable, {least}-{most} frames, {few}-{many} audio windows")

@@ -18,6 +18,7 @@ class CheckReport:
     frames: tuple[int, int] = (0, 0)  # least and most to a video
     audio_windows: tuple[int, int] = (0, 0)
     silent: list[str] = field(default_factory=list)  # known from the manifest alone
+    empty: list[str] = field(default_factory=list)  # an audio stream without a sample; from the manifest as well
     absent: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)  # wrong width, NaN, wrong type; with the reason
@@ -49,13 +50,17 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
             continue
         frames.append(len(visual))
         windows.append(len(audio))
-        if not len(audio):
+        if not len(audio) and _noted(store, video_id) != "empty":
             report.absent.append(video_id)
-    noted = (store.manifest or {}).get("videos", {})
-    report.silent = [i for i in wanted if noted.get(i, {}).get("audio") == "silent"]
+    report.silent, report.empty = ([i for i in wanted if _noted(store, i) == kind] for kind in ("silent", "empty"))
     report.videos = len(frames)
     report.frames, report.audio_windows = _range(frames), _range(windows)
     return report
+
+
+def _noted(store: FeatureStore, video_id: str) -> str | None:
+    audio: str | None = (store.manifest or {}).get("videos", {}).get(video_id, {}).get("audio")
+    return audio
 
 
 def _range(counts: list[int]) -> tuple[int, int]:

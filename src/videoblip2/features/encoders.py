@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from videoblip2.config import InputError
+from videoblip2.features.mel import clap_inputs
 from videoblip2.features.settings import SAMPLING_RATE
 
 VIDEO_WIDTH, AUDIO_WIDTH = 768, 512
@@ -123,9 +124,8 @@ class ClapEncoder:
         return embeds
 
     def _inputs(self, windows: list[NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-        mels = self.extractor(windows, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]
         return {
-            "input_features": torch.from_numpy(np.asarray(mels, np.float32)),
+            "input_features": clap_inputs(self.extractor, windows, self.model.device),
             "is_longer": torch.zeros(len(windows), 1, dtype=torch.bool),
         }
 

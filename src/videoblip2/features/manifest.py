@@ -93,6 +93,32 @@ def refuse_unnoted(root: Path, manifest: dict[str, Any] | None, video_ids: Itera
         )
 
 
+def refuse_other_encoders(
+    root: Path, manifest: dict[str, Any] | None, trained_on: dict[str, Any] | None, by: str
+) -> None:
+    """Raise `InputError` where checkpoint `by` was trained on features of other encoders than a store's.
+
+    Nothing is said where one of the two does not know its encoders, nor about rate and length of what was encoded.
+    """
+    if not manifest or not trained_on or "clip" not in manifest or "clip" not in trained_on:
+        return
+    for name, has, had in zip(ENCODERS, _encoders(manifest), _encoders(trained_on), strict=True):
+        if has != had:
+            raise InputError(
+                f"{root}: holds features of {name} {has}, {by} was trained on those of {had}; "
+                "extract with the same encoders, or train without train.start_from"
+            )
+
+
+ENCODERS = ("CLIP", "CLAP", "output", "tokens")
+
+
+def _encoders(manifest: dict[str, Any]) -> list[Any]:
+    settings = manifest.get("settings") or {}
+    marks = [(manifest.get(kind) or {}).get("fingerprint") for kind in ("clip", "clap")]
+    return [*marks, *(settings.get(key, SETTINGS[key]) for key in ("output", "tokens"))]
+
+
 def _choices(manifest: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
     """(name, value) of all that has to be alike within one store."""
     try:

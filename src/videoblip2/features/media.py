@@ -93,15 +93,15 @@ def thin(frames: Iterable[T], max_frames: int) -> list[T]:
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
     """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None where the file has no audio.
 
-    A digitally silent stream gives zeros, so that silent and absent can be told apart. Raises `InputError` for an
-    unreadable or truncated file.
+    A digitally silent stream gives zeros and one without a sample [0], so that these and none can be told apart. Raises
+    `InputError` for an unreadable or truncated file.
     """
     chunks = list(stream_audio(path, rate, options))
     return np.concatenate(chunks) if chunks else None
 
 
 def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Iterator[Audio]:
-    """Like `decode_audio`, some 0.3 s at a time; gives nothing where the file has no audio or a stream of length 0."""
+    """Like `decode_audio`, some 0.3 s at a time; nothing where the file has no audio, one [0] for an empty stream."""
     path = Path(path)
     with _open(path, options) as container:
         if not container.streams.audio:
@@ -112,7 +112,7 @@ def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
         for frame in _gathered(_decode(container, stream, path)):
             end, begun = frame.end, True
             yield from _mono(resampler, frame.samples)
-        yield from _mono(resampler, None) if begun else ()
+        yield from _mono(resampler, None) if begun else (np.zeros(0, np.float32),)
         _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
 
 

@@ -45,7 +45,7 @@ class PackedFile:
             raise self._unfit("it names a video twice")
         self._rows = {modality: self._file.get_slice(modality) for modality in WIDTHS}
         self._edges = {modality: self._row_edges(modality) for modality in WIDTHS}
-        self._ahead = ReadAhead(path)
+        self._ahead = {modality: ReadAhead(path, *edges) for modality, edges in _places(path).items()}
 
     def ids(self) -> list[str]:
         return list(self._ids)
@@ -67,7 +67,7 @@ class PackedFile:
         rows, start, end = self._rows[modality], *self._edges[modality][place : place + 2]
         if start == end:  # safetensors slices no rows only where others follow
             return np.empty((0, rows.get_shape()[1]), KINDS[rows.get_dtype()])
-        self._ahead.advance()
+        self._ahead[modality].advance()
         array: NDArray[Any] = rows[start:end]
         return array
 
@@ -106,32 +106,38 @@ class PackedFile:
 
 
 class ReadAhead:
-    """Asks the kernel for the whole file, front to back, once reading goes on.
+    """Asks the kernel for bytes `start` to `end` of a file, front to back, once reading goes on.
 
     Random reads of a file that is not in memory wait for the disk one by one; a disk is much faster front to back. Each
-    read past the first few asks for the next piece, so that nobody waits for all of it. A file of more than half of the
-    memory is left to the kernel's own judgement.
+    read past the first few asks for the next piece, so that nobody waits for all of it. What fills more than half of
+    the memory is left to the kernel's own judgement.
     """
 
     PIECE = 8 * 2**20
     FIRST = 64  # reads that might be all there are
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = path.stat().st_size
-        self._reads = self._asked = 0
-        if not hasattr(os, "posix_fadvise") or self._size > _physical_memory() // 2:
-            self._asked = self._size
+    def __init__(self, path: Path, start: int, end: int) -> None:
+        self._path, self._reads, self._asked, self._end = path, 0, start, end
+        if not hasattr(os, "posix_fadvise") or end - start > _physical_memory() // 2:
+            self._asked = end
 
     def advance(self) -> None:
         """One more read."""
-        if self._asked >= self._size:
+        if self._asked >= self._end:
             return
         self._reads += 1
         if self._reads > self.FIRST:
             with suppress(OSError), self._path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), self._asked, self.PIECE, os.POSIX_FADV_WILLNEED)
             self._asked += self.PIECE
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each modality's rows begin and end in a safetensors file: its header counts from the header's own end."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {modality: tuple(8 + size + place for place in header[modality]["data_offsets"]) for modality in WIDTHS}
 
 
 def _physical_memory() -> int:

@@ -12,6 +12,7 @@ from videoblip2.features.encoders import ClapEncoder, ClipEncoder
 from videoblip2.features.media import Audio, Frame, thin
 from videoblip2.features.settings import FeatureSettings
 
+LEVELS = ("absent", "empty", "silent", "present")
 SILENCE = 1e-4  # full scale is 1; a stream that never exceeds -80 dB is silent
 
 Pixels = NDArray[np.float32]  # [3, S, S]
@@ -23,7 +24,7 @@ class PreparedVideo:
 
     pixels: list[NDArray[np.float32]]  # F of [3, S, S]
     windows: list[NDArray[np.float32]]  # A of [samples]
-    audio: str  # "present", "silent" or "absent"
+    audio: str  # as in `Loudness`
 
 
 def prepare_video(
@@ -61,11 +62,11 @@ def spread(frames: list[Pixels], count: int) -> list[Pixels]:
 class Loudness:
     """Whether there is sound, known once the chunks have gone through."""
 
-    audio: str = field(default="absent")  # "present", "silent" or "absent"
+    audio: str = field(default="absent")  # "present", "silent", "empty" (a stream without a sample) or "absent"
 
     def heard(self, chunks: Iterable[Audio]) -> Iterator[Audio]:
         """The chunks as they are."""
         for chunk in chunks:
-            loud = bool(len(chunk)) and float(np.abs(chunk).max()) >= SILENCE
-            self.audio = "present" if loud or self.audio == "present" else "silent"
+            level = "empty" if not len(chunk) else "silent" if float(np.abs(chunk).max()) < SILENCE else "present"
+            self.audio = max(self.audio, level, key=LEVELS.index)
             yield chunk

@@ -6,13 +6,14 @@ What makes it quicker than `generate`, with the same numbers:
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
 4. On a CPU, weights are laid out for few rows at a time (`packed`).
 5. Rows whose caption has ended can be dropped (`Caches.select`).
-6. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
+6. One caption a video on a CPU needs no cross-attention keys and values at all (`absorbed`).
+7. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,19 +23,25 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
+from videoblip2.model import absorbed
 from videoblip2.model.packed import Product, product
 
-_Pairs = list[tuple[Tensor, Tensor]]
+_Pair = tuple[Tensor, Tensor]
+_Pairs = list[_Pair]
 
 
 @dataclass
 class Caches:
-    """Keys and values, one entry a layer. cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`."""
+    """Keys and values, one entry a layer. cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
+
+    states: [B,S,E], in place of `cross` where attention goes to them directly (`absorbed`).
+    """
 
     cross: _Pairs
     own: _Pairs
     cross_bias: Tensor  # [B,1,1,S]: 0 where an encoder place is real, else the most negative number
     length: int = 0
+    states: Tensor | None = None
 
     @property
     def videos(self) -> int:
@@ -48,6 +55,7 @@ class Caches:
         """Keep some videos [B'] and of their rows those numbered `rows` [B'·R'], video by video."""
         self.cross = [(k[videos], v[videos]) for k, v in self.cross]
         self.cross_bias = self.cross_bias[videos]
+        self.states = None if self.states is None else self.states[videos]
         self.reorder(rows)
 
     def reorder(self, rows: Tensor) -> None:
@@ -64,7 +72,7 @@ class Layer:
     own_out: Product
     cross_norm: Tensor
     cross_q: Product
-    cross_kv: Tensor  # [2·H·d, E]
+    cross_kv: Tensor  # [2,H,d,E]
     cross_out: Product
     feed_norm: Tensor
     feed_in: tuple[Product, ...]  # two where gated
@@ -101,12 +109,9 @@ class T5Decoder:
     def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> Caches:
         """Caches for one row a video: states [B,S,E], mask [B,S]."""
         states = states.to(self.dtype)
-        cross = []
-        for layer in self._layers:
-            key, value = functional.linear(states, layer.cross_kv).chunk(2, dim=-1)  # [B,S,H·d] each
-            cross.append((self._split(key).contiguous(), self._split(value).contiguous()))
-        width = cross[0][0].shape[-1]
-        shape = (len(states), self.heads, max_tokens, width)
+        direct = not self.compiled and absorbed.pays(states, self.rows, max_tokens)
+        cross = [] if direct else [self._keys_and_values(states, layer) for layer in self._layers]
+        shape = (len(states), self.heads, max_tokens, self._layers[0].cross_kv.shape[2])
         own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
         cross_bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
         cross_bias = cross_bias.masked_fill(mask == 0, torch.finfo(self.dtype).min)
@@ -114,7 +119,11 @@ class T5Decoder:
         unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self.device).triu(diagonal=1)
         self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)
         self._places = torch.arange(max_tokens, device=self.device)
-        return Caches(cross, own, cross_bias[:, None, None])
+        return Caches(cross, own, cross_bias[:, None, None], states=states if direct else None)
+
+    def _keys_and_values(self, states: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
+        return self._split(key).contiguous(), self._split(value).contiguous()
 
     def step(self, tokens: Tensor, caches: Caches) -> Tensor:
         """Next token's logits: tokens [B·R] → [B·R,V] float32; the caches grow by one place."""
@@ -124,9 +133,12 @@ class T5Decoder:
             if self.compiled:
                 place = self._places[at : at + 1]
                 return _graph()(self, tokens, place, caches.own, caches.cross, caches.cross_bias)
-            return self._logits(tokens, at, caches.own, caches.cross, caches.cross_bias)
+            seen = caches.cross if caches.states is None else [caches.states] * len(self._layers)
+            return self._logits(tokens, at, caches.own, seen, caches.cross_bias)
 
-    def _logits(self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: _Pairs, cross_bias: Tensor) -> Tensor:
+    def _logits(
+        self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: Sequence[_Pair | Tensor], cross_bias: Tensor
+    ) -> Tensor:
         hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
         for layer, own_cache, cross_cache in zip(self._layers, own, cross, strict=True):
             hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
@@ -134,14 +146,14 @@ class T5Decoder:
             hidden = hidden + self._feed_forward(hidden, layer)
         return self._lm_head(self._norm(hidden, self._final_norm) * self.scale).float()
 
-    def _attend_own(self, hidden: Tensor, layer: Layer, own: tuple[Tensor, Tensor], at: int | Tensor) -> Tensor:
+    def _attend_own(self, hidden: Tensor, layer: Layer, own: _Pair, at: int | Tensor) -> Tensor:
         qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
         query, key, value = qkv.view(len(hidden), 3, self.heads, -1).unbind(dim=1)  # [B·R,H,d] each
         keys, values, bias = self._written(own, key, value, at)
         seen = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
         return layer.own_out(seen.reshape(len(hidden), -1))
 
-    def _written(self, own: tuple[Tensor, Tensor], key: Tensor, value: Tensor, at: int | Tensor) -> tuple[Tensor, ...]:
+    def _written(self, own: _Pair, key: Tensor, value: Tensor, at: int | Tensor) -> tuple[Tensor, ...]:
         """Keys, values, bias after writing place `at`: what is filled, or (`at` [1], of fixed shape) all places."""
         if isinstance(at, int):
             own[0][:, :, at], own[1][:, :, at] = key, value
@@ -150,9 +162,11 @@ class T5Decoder:
         own[1].index_copy_(2, at, value.unsqueeze(2))
         return *own, self._bias.index_select(2, at)
 
-    def _attend_cross(self, hidden: Tensor, layer: Layer, cross: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+    def _attend_cross(self, hidden: Tensor, layer: Layer, cross: _Pair | Tensor, bias: Tensor) -> Tensor:
         videos = len(bias)
         query = layer.cross_q(self._norm(hidden, layer.cross_norm))
+        if isinstance(cross, Tensor):
+            return layer.cross_out(absorbed.attend(query, layer.cross_kv, cross, bias[:, 0]))
         query = self._split(query.view(videos, len(hidden) // videos, -1))  # [B,H,R,d]
         seen = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
         return layer.cross_out(seen.transpose(1, 2).reshape(len(hidden), -1))
@@ -180,12 +194,16 @@ class T5Decoder:
             own_out=self._product(own.o),
             cross_norm=self._cast(parts[1].layer_norm.weight),
             cross_q=self._product(cross.q),
-            cross_kv=self._cast(torch.cat([folded(cross.k), folded(cross.v)])),
+            cross_kv=self._heads_of(torch.stack([folded(cross.k), folded(cross.v)])),
             cross_out=self._product(cross.o),
             feed_norm=self._cast(parts[2].layer_norm.weight),
             feed_in=tuple(self._product(entry) for entry in entries),
             feed_out=self._product(feed.wo),
         )
+
+    def _heads_of(self, weights: Tensor) -> Tensor:
+        """[2, H·d, E] → [2,H,d,E]."""
+        return self._cast(weights).view(2, self.heads, -1, weights.shape[-1])
 
     def _product(self, module: Any) -> Product:
         weight, own = folded(module), getattr(module, "weight", None)

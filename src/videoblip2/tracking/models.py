@@ -6,6 +6,7 @@ The model is a pyfunc from code: MLflow stores the folder (safetensors, JSON) an
 import os
 import re
 import warnings
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,17 @@ def _checkpoint(folder: Path, model: str) -> Path:
     """Return the checkpoint inside a logged model's folder; its path stands in the MLmodel file."""
     if not (folder / "MLmodel").is_file():
         raise InputError(f"{model}: its files are gone from {folder}; restore that folder or train again")
+    path = _checkpoint_path(folder)
+    if path is None:
+        raise InputError(f"{model}: an MLflow model, but no checkpoint of this project; {HOW_TO_FIND}")
+    return folder / path
+
+
+@cache  # a logged model never changes, and a service asks every second
+def _checkpoint_path(folder: Path) -> str | None:
     flavor = mlflow.models.Model.load(str(folder)).flavors.get("python_function", {})
     artifact = flavor.get("artifacts", {}).get(CHECKPOINT)
-    if artifact is None:
-        raise InputError(f"{model}: an MLflow model, but no checkpoint of this project; {HOW_TO_FIND}")
-    return folder / str(artifact["path"])
+    return None if artifact is None else str(artifact["path"])
 
 
 def _requirements() -> list[str]:

@@ -17,7 +17,7 @@ from videoblip2.data.annotations import VideoAnnotation, read_annotations, some
 from videoblip2.data.dataset import CachedFeatures, TrainingBatches
 from videoblip2.data.question_batches import Batches, QuestionBatches, mixed
 from videoblip2.data.questions import Question, read_questions
-from videoblip2.features.manifest import refuse_unnoted
+from videoblip2.features.manifest import refuse_other_encoders, refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
@@ -112,7 +112,7 @@ def open_workspace(config: Config) -> Workspace:
     questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
     wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
     refuse_unnoted(store.root, store.manifest, wanted)
-    model, tokenizers, reports = _network(config)
+    model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
     model, parent = model.to(device), config.train.start_from
     return Workspace(config, device, model, tokenizers, store, train, val, reports, parent, *questions)
@@ -153,7 +153,7 @@ def with_features(entries: list[Entry], store: FeatureStore, name: str) -> list[
     return entries
 
 
-def _network(config: Config) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
+def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
     if config.train.start_from is None:
         return build_model(config.model, config.data.prompt)
     folder = local_model(config.train.start_from)
@@ -163,6 +163,8 @@ def _network(config: Config) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
             f"train.start_from={config.train.start_from}: its LoRA is folded in, nothing of T5 could be trained; "
             "start from the checkpoint that was merged"
         )
+    trained_on = checkpoint.provenance.get("features")
+    refuse_other_encoders(store.root, store.manifest, trained_on, config.train.start_from)
     _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}
