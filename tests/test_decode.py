@@ -113,6 +113,15 @@ def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_mod
     assert torch.equal(dropping.ended, (dropping.ids == 1).any(dim=1))
 
 
+@pytest.mark.parametrize("encoded", [6.0], indirect=True)
+@pytest.mark.parametrize("videos", [1, 99], ids=["on states", "on keys and values"])
+def test_greedy_captions_that_end_leave_the_batch(tiny_model, encoded, monkeypatch, videos):
+    monkeypatch.setattr(absorbed, "VIDEOS", videos)
+    lengths = decode.greedy(tiny_model, *encoded, 12).mask.sum(dim=1).tolist()
+    assert max(lengths) < 12 and len(set(lengths)) > 1
+    test_greedy_equals_generate(tiny_model, encoded)
+
+
 def test_log_probs_are_those_of_a_teacher_forced_pass(tiny_model, encoded):
     sampled = decode.sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
