@@ -12,8 +12,8 @@ file names, and what a host below a virtual machine keeps, stay. Ratios are medi
 Loader: the step of `vb2 ce` (forward, backward, clipping, AdamW) on 32 videos with a caption of twelve words each; two
 Q-Formers of 2 layers and a T5 of 2 + 2 layers, all 128 wide, 1,000 pieces, random weights, CPU: about the toy world's
 size, as small a step as anyone trains with, so that what the loader costs shows. Arms, a step each in turn: one batch
-kept in memory; real batches made ahead by the training's thread, from either form; and, to see what the thread is for,
-made within the step. A step ends when the batch that was made meanwhile is there, too, so that nothing hides. The page
+kept in memory; real batches from either form, made ahead by a thread as training does on a GPU, or within the step as
+it does on a CPU. A step ends when the batch that was made meanwhile is there, too, so that nothing hides. The page
 cache is dropped before: the first epoch. Ratios are medians over rounds, each arm's step by that round's with the batch
 in memory; the range is the median's 95 % interval.
 """

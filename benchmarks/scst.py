@@ -331,7 +331,7 @@ def main() -> None:
     result["greedy"] = {"size": "small", **greedy_ratio(SMALL, device, 5)}
     if not options.quick:
         result["greedy_small"] = result["greedy"]
-        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, 2)}
+        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, 5)}
         result["full"] = measure(FULL, device, 2)
     for name, value in result.items():
         print(name, json.dumps(value, indent=2) if isinstance(value, dict) else value)

@@ -50,6 +50,14 @@ def test_the_next_batches_are_made_while_a_step_computes(prefetch):
     assert not made[4].is_set()  # no further, whatever the memory
 
 
+def test_without_depth_a_batch_is_made_when_it_is_asked_for(prefetch):
+    made = []
+    ahead = prefetch(lambda step: made.append((step, threading.current_thread())), total=9, depth=0)
+    ahead(4)
+    ahead(2)
+    assert made == [(4, threading.current_thread()), (2, threading.current_thread())]
+
+
 def test_it_starts_and_goes_on_anywhere(prefetch):
     ahead = prefetch(lambda step: step, total=10)
     assert [ahead(step) for step in (6, 7, 2, 3, 9, 9, 12)] == [6, 7, 2, 3, 9, 9, 12]

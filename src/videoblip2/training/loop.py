@@ -44,7 +44,9 @@ class Training:
         self.optimizer = build_optimizer(self.trainable, self.work.config.optim)
         self.validator = Validator(self.work)
         self.meter = SystemMeter(self.work.device)
-        self.batches = Prefetcher(self.work.batches, self.total)
+        # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
+        ahead = 0 if self.work.device.type == "cpu" else 2
+        self.batches = Prefetcher(self.work.batches, self.total, ahead)
         self.rows: Rows = ()
 
     def due(self, every: int) -> bool:

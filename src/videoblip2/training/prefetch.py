@@ -7,7 +7,7 @@ from videoblip2.data.dataset import Batch
 
 
 class Prefetcher:
-    """`batches(step)`, made by one thread up to `depth` steps ahead of the step that takes it.
+    """`batches(step)`, made by one thread up to `depth` steps ahead of the step that takes it; 0: made when asked for.
 
     A batch is a function of its step alone, so what has been made ahead is no state: a training that goes on simply
     begins at its step. One thread, so that `batches` need not be safe for several.
@@ -20,6 +20,8 @@ class Prefetcher:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step. Raises here what making it has raised."""
+        if not self._depth:
+            return self._batches(step)
         wanted = {step, *range(step, min(step + self._depth + 1, self._total))}
         for other in self._made.keys() - wanted:
             self._made.pop(other).cancel()
