@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ TENSORS = ("video", "audio", "video_rows", "audio_rows", "ids", "manifest")
 KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Of one tensor in the file: bytes `start` to `end`."""
+
+    dtype: str
+    shape: list[int]
+    start: int
+    end: int
+
+
 class PackedFile:
     """Reads a packed store. Raises `InputError` for a file that is none, is cut off, or whose index does not fit."""
 
@@ -43,9 +55,10 @@ class PackedFile:
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
-        self._rows = {modality: self._file.get_slice(modality) for modality in WIDTHS}
+        whole, places = _mapped(path)
+        self._ahead = {modality: ReadAhead(path, place.start, place.end) for modality, place in places.items()}
+        self._rows = {modality: self._rows_at(whole, modality, place) for modality, place in places.items()}
         self._edges = {modality: self._row_edges(modality) for modality in WIDTHS}
-        self._ahead = {modality: ReadAhead(path, *edges) for modality, edges in _places(path).items()}
 
     def ids(self) -> list[str]:
         return list(self._ids)
@@ -64,12 +77,9 @@ class PackedFile:
         place = self._places.get(video_id)
         if place is None:
             raise InputError(f"{self._path}: {video_id} has no {modality} features; extract it or leave it out")
-        rows, start, end = self._rows[modality], *self._edges[modality][place : place + 2]
-        if start == end:  # safetensors slices no rows only where others follow
-            return np.empty((0, rows.get_shape()[1]), KINDS[rows.get_dtype()])
+        start, end = self._edges[modality][place : place + 2]
         self._ahead[modality].advance()
-        array: NDArray[Any] = rows[start:end]
-        return array
+        return self._rows[modality][start:end].copy()
 
     def content(self, modality: str, video_id: str) -> bytes:
         buffer = io.BytesIO()
@@ -86,14 +96,18 @@ class PackedFile:
     def _row_edges(self, modality: str) -> list[int]:
         """Where each video's rows begin, and the end of the last: N+1 places."""
         counts, rows = self._file.get_tensor(f"{modality}_rows"), self._rows[modality]
-        if rows.get_dtype() not in KINDS or len(rows.get_shape()) != 2:
-            raise self._unfit(f"{modality} is {rows.get_dtype()} {rows.get_shape()}, not rows of floats")
         if counts.shape != (len(self._ids),) or counts.dtype != np.int64 or (counts < 0).any():
             raise self._unfit(f"{modality}_rows is not one count for each of {len(self._ids)} videos")
-        if counts.sum() != rows.get_shape()[0]:
-            raise self._unfit(f"{modality} has {rows.get_shape()[0]} rows, where the videos have {counts.sum()}")
+        if counts.sum() != len(rows):
+            raise self._unfit(f"{modality} has {len(rows)} rows, where the videos have {counts.sum()}")
         edges: list[int] = np.concatenate([[0], np.cumsum(counts)]).tolist()
         return edges
+
+    def _rows_at(self, whole: memoryview, modality: str, place: Place) -> NDArray[Any]:
+        """The rows in the file itself: a slice of safetensors is copied twice."""
+        if place.dtype not in KINDS or len(place.shape) != 2:
+            raise self._unfit(f"{modality} is {place.dtype} {place.shape}, not rows of floats")
+        return np.frombuffer(whole[place.start : place.end], KINDS[place.dtype]).reshape(place.shape)
 
     def _json(self, name: str) -> Any:
         try:
@@ -132,12 +146,17 @@ class ReadAhead:
             self._asked += self.PIECE
 
 
-def _places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each modality's rows begin and end in a safetensors file: its header counts from the header's own end."""
+def _mapped(path: Path) -> tuple[memoryview, dict[str, Place]]:
+    """A safetensors file, and where in it each modality lies: its header counts from the header's own end."""
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    return {modality: tuple(8 + size + place for place in header[modality]["data_offsets"]) for modality in WIDTHS}
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(bytes(whole[8:begin]))
+    found = {modality: header[modality] for modality in WIDTHS}
+    ends = {modality: [begin + offset for offset in entry["data_offsets"]] for modality, entry in found.items()}
+    return whole, {
+        modality: Place(entry["dtype"], entry["shape"], *ends[modality]) for modality, entry in found.items()
+    }
 
 
 def _physical_memory() -> int:
