@@ -112,7 +112,7 @@ def config(world, *overrides):
 
 
 def test_a_workspace_for_questions_needs_no_captions(world, tiny_model, tokenizers, monkeypatch):
-    monkeypatch.setattr("videoblip2.training.workspace._network", lambda config: (tiny_model, tokenizers, {}))
+    monkeypatch.setattr("videoblip2.training.workspace._network", lambda config, store: (tiny_model, tokenizers, {}))
     work = open_workspace(config(world))
     assert (len(work.train_questions), work.train_videos) == (8, [])
     assert [(context, file, len(ids)) for context, file, ids in work.inputs] == [
