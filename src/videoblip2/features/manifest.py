@@ -93,6 +93,9 @@ def refuse_unnoted(root: Path, manifest: dict[str, Any] | None, video_ids: Itera
         )
 
 
+ENCODERS = ("CLIP", "CLAP", "output", "tokens")
+
+
 def refuse_other_encoders(
     root: Path, manifest: dict[str, Any] | None, trained_on: dict[str, Any] | None, by: str
 ) -> None:
@@ -108,9 +111,6 @@ def refuse_other_encoders(
                 f"{root}: holds features of {name} {has}, {by} was trained on those of {had}; "
                 "extract with the same encoders, or train without train.start_from"
             )
-
-
-ENCODERS = ("CLIP", "CLAP", "output", "tokens")
 
 
 def _encoders(manifest: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """CLAP's log-mel spectrogram by torch, on the model's device: `ClapFeatureExtractor` in a part of its time.
 
-In float32, as in CLAP's own code, where transformers' NumPy has float64: bins more than a hundred decibels below a
-window's loudest differ by tenths of a decibel, all others by less than a thousandth.
+In float32, as in CLAP's own code, where transformers' NumPy has float64: 2e-4 dB apart on noise, up to 0.45 dB in bins
+at the floor of a periodic sound; 1e-6 of a window's largest power at most (tests/test_mel.py).
 """
 
 from __future__ import annotations
