@@ -1,6 +1,7 @@
 """Packed features: the same as their folder's, replaced in one move, refused where damaged."""
 
 import json
+import mmap
 import os
 import pickle
 import shutil
@@ -8,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,26 +269,70 @@ def test_a_packed_file_is_no_place_to_extract_into(file):
         read_manifest(file)
 
 
-def test_all_of_a_modality_is_asked_for_once_reading_goes_on(file, monkeypatch):
-    asked = []
-    monkeypatch.setattr(packed.os, "posix_fadvise", lambda fd, start, length, advice: asked.append((start, length)))
+@pytest.fixture
+def requests(monkeypatch):
+    """What is asked of the kernel: places in the file as a whole, and in the map with their advice."""
+    made = SimpleNamespace(whole=[], rows=[])
+
+    class Pages(mmap.mmap):
+        def madvise(self, advice, start, length):
+            made.rows.append((advice, start, length))
+
+    monkeypatch.setattr(packed.mmap, "mmap", Pages)
+    monkeypatch.setattr(
+        packed.os, "posix_fadvise", lambda fd, start, length, advice: made.whole.append((start, length))
+    )
+    monkeypatch.setattr(packed.threading, "Thread", lambda target, **_: SimpleNamespace(start=target))
+    return made
+
+
+def where(file, modality):
+    with safe_open(file, framework="numpy") as opened:
+        rows = opened.get_tensor(modality).tobytes()
+    return file.read_bytes().index(rows), len(rows)
+
+
+def test_all_of_a_modality_is_asked_for_once_reading_goes_on(file, requests, monkeypatch):
     monkeypatch.setattr(packed.ReadAhead, "PIECE", 30_000)
+    start, length = where(file, "video")
     store = FeatureStore(file)
     for _ in range(packed.ReadAhead.FIRST):
         store.video("video2")
-    assert not asked
+    assert not requests.whole and (mmap.MADV_NORMAL, 0, start + length) not in requests.rows
     for _ in range(10):
         store.video("video2")
-    with safe_open(file, framework="numpy") as opened:
-        rows = opened.get_tensor("video").tobytes()
-    start = file.read_bytes().index(rows)
-    assert asked == [(start + step, 30_000) for step in range(0, len(rows), 30_000)] and len(rows) > 30_000
-    asked.clear()
-    monkeypatch.setattr(packed, "_physical_memory", lambda: 2 * len(rows) - 2)
-    large = FeatureStore(file)
+    assert requests.whole == [(start + step, 30_000) for step in range(0, length, 30_000)] and length > 30_000
+    assert requests.rows[-1] == (mmap.MADV_NORMAL, start - start % mmap.PAGESIZE, length + start % mmap.PAGESIZE)
+
+
+def test_more_than_half_of_the_memory_is_never_asked_for_as_a_whole(file, requests, monkeypatch):
+    monkeypatch.setattr(packed, "_physical_memory", lambda: 2 * where(file, "video")[1] - 2)
+    store = FeatureStore(file)
     for _ in range(packed.ReadAhead.FIRST + 3):
-        large.video("video2")
-    assert not asked
+        store.video("video2")
+    assert not requests.whole and requests.rows[-1][0] == mmap.MADV_WILLNEED
+
+
+def test_a_read_asks_for_its_own_rows_alone(file, requests):
+    store = FeatureStore(file)
+    assert {advice for advice, *_ in requests.rows} == {mmap.MADV_RANDOM}
+    requests.rows.clear()
+    for video_id in store.ids:
+        own = store.video(video_id).tobytes()
+        [(advice, start, length)] = requests.rows
+        content = file.read_bytes()[start : start + length]
+        assert advice == mmap.MADV_WILLNEED and start % mmap.PAGESIZE == 0 and content.endswith(own)
+        assert length < len(own) + mmap.PAGESIZE
+        requests.rows.clear()
+
+
+@pytest.mark.parametrize("missing", ["posix_fadvise", "MADV_RANDOM"])
+def test_a_system_that_takes_no_advice_is_given_none(file, requests, monkeypatch, missing):
+    monkeypatch.delattr(packed.mmap if missing.startswith("MADV") else packed.os, missing)
+    store = FeatureStore(file)
+    for _ in range(packed.ReadAhead.FIRST + 3):
+        assert len(store.video("video2")) == LENGTHS["video2"][0]
+    assert not requests.whole and not requests.rows
 
 
 def vb2(monkeypatch, capsys, *words):

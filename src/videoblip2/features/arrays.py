@@ -42,7 +42,7 @@ def _open(path: Path, modality: str) -> Any:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a plain .npy array ({error}); give one array [videos, rows, width]") from error
     width = WIDTHS[modality]
-    if array.ndim != 3 or not np.issubdtype(array.dtype, np.floating) or not 0 < array.shape[2] <= width:
+    if array.ndim != 3 or array.dtype.kind != "f" or not 0 < array.shape[2] <= width:
         raise InputError(
             f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats "
             f"[videos, rows, width] with a width up to {width}"

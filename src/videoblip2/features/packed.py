@@ -15,6 +15,7 @@ import io
 import json
 import mmap
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,9 @@ class PackedFile:
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
-        whole, places = _mapped(path)
-        self._ahead = {modality: ReadAhead(path, place.start, place.end) for modality, place in places.items()}
-        self._rows = {modality: self._rows_at(whole, modality, place) for modality, place in places.items()}
+        pages, places = _mapped(path)
+        self._ahead = {modality: ReadAhead(path, pages, place.start, place.end) for modality, place in places.items()}
+        self._rows = {modality: self._rows_at(pages, modality, place) for modality, place in places.items()}
         self._edges = {modality: self._row_edges(modality) for modality in WIDTHS}
 
     def ids(self) -> list[str]:
@@ -78,8 +79,9 @@ class PackedFile:
         if place is None:
             raise InputError(f"{self._path}: {video_id} has no {modality} features; extract it or leave it out")
         start, end = self._edges[modality][place : place + 2]
-        self._ahead[modality].advance()
-        return self._rows[modality][start:end].copy()
+        rows = self._rows[modality]
+        self._ahead[modality].advance(start * rows.strides[0], end * rows.strides[0])
+        return rows[start:end].copy()
 
     def content(self, modality: str, video_id: str) -> bytes:
         buffer = io.BytesIO()
@@ -103,11 +105,12 @@ class PackedFile:
         edges: list[int] = np.concatenate([[0], np.cumsum(counts)]).tolist()
         return edges
 
-    def _rows_at(self, whole: memoryview, modality: str, place: Place) -> NDArray[Any]:
+    def _rows_at(self, pages: mmap.mmap, modality: str, place: Place) -> NDArray[Any]:
         """The rows in the file itself: a slice of safetensors is copied twice."""
         if place.dtype not in KINDS or len(place.shape) != 2:
             raise self._unfit(f"{modality} is {place.dtype} {place.shape}, not rows of floats")
-        return np.frombuffer(whole[place.start : place.end], KINDS[place.dtype]).reshape(place.shape)
+        within = memoryview(pages)[place.start : place.end]
+        return np.frombuffer(within, KINDS[place.dtype]).reshape(place.shape)
 
     def _json(self, name: str) -> Any:
         try:
@@ -120,41 +123,55 @@ class PackedFile:
 
 
 class ReadAhead:
-    """Asks the kernel for bytes `start` to `end` of a file, front to back, once reading goes on.
+    """Brings bytes `start` to `end` of a mapped file into memory in as few and as large requests as will do.
 
-    Random reads of a file that is not in memory wait for the disk one by one; a disk is much faster front to back. Each
-    read past the first few asks for the next piece, so that nobody waits for all of it. What fills more than half of
-    the memory is left to the kernel's own judgement.
+    Left alone, the kernel reads megabytes around each page that is missing, and a random reader waits for them every
+    time. Here each read asks for just its rows; once reading goes on, a thread asks for everything, front to back,
+    which a disk does much faster. What fills more than half of the memory is never asked for as a whole.
     """
 
-    PIECE = 8 * 2**20
+    PIECE = 2 * 2**20
     FIRST = 64  # reads that might be all there are
 
-    def __init__(self, path: Path, start: int, end: int) -> None:
-        self._path, self._reads, self._asked, self._end = path, 0, start, end
-        if not hasattr(os, "posix_fadvise") or end - start > _physical_memory() // 2:
-            self._asked = end
+    def __init__(self, path: Path, pages: mmap.mmap, start: int, end: int) -> None:
+        self._path, self._pages, self._start, self._end, self._reads = path, pages, start, end, 0
+        self._fits = end - start <= _physical_memory() // 2
+        self._done = not hasattr(os, "posix_fadvise") or not hasattr(mmap, "MADV_RANDOM")
+        self._advise("MADV_RANDOM", start, end)
 
-    def advance(self) -> None:
-        """One more read."""
-        if self._asked >= self._end:
+    def advance(self, start: int, end: int) -> None:
+        """Of those, bytes `start` to `end` are read next."""
+        if self._done:
             return
+        self._advise("MADV_WILLNEED", self._start + start, self._start + end)
         self._reads += 1
-        if self._reads > self.FIRST:
-            with suppress(OSError), self._path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), self._asked, self.PIECE, os.POSIX_FADV_WILLNEED)
-            self._asked += self.PIECE
+        if self._reads > self.FIRST and self._fits:
+            self._fits = False
+            threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
+
+    def _everything(self) -> None:
+        with suppress(OSError), self._path.open("rb") as file:
+            for place in range(self._start, self._end, self.PIECE):
+                os.posix_fadvise(file.fileno(), place, self.PIECE, os.POSIX_FADV_WILLNEED)
+        self._advise("MADV_NORMAL", self._start, self._end)
+        self._done = True
+
+    def _advise(self, advice: str, start: int, end: int) -> None:
+        """Advice counts from whole pages, and for more than nothing."""
+        start -= start % mmap.PAGESIZE
+        if not self._done and end > start:
+            self._pages.madvise(getattr(mmap, advice), start, end - start)
 
 
-def _mapped(path: Path) -> tuple[memoryview, dict[str, Place]]:
+def _mapped(path: Path) -> tuple[mmap.mmap, dict[str, Place]]:
     """A safetensors file, and where in it each modality lies: its header counts from the header's own end."""
     with path.open("rb") as file:
-        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    begin = 8 + int.from_bytes(whole[:8], "little")
-    header = json.loads(bytes(whole[8:begin]))
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    begin = 8 + int.from_bytes(pages[:8], "little")
+    header = json.loads(pages[8:begin])
     found = {modality: header[modality] for modality in WIDTHS}
     ends = {modality: [begin + offset for offset in entry["data_offsets"]] for modality, entry in found.items()}
-    return whole, {
+    return pages, {
         modality: Place(entry["dtype"], entry["shape"], *ends[modality]) for modality, entry in found.items()
     }
 

@@ -90,7 +90,7 @@ class FeatureStore:
 
 def _problem(array: NDArray[Any], width: int) -> str | None:
     """What makes an array unfit to be features [rows, width], with the remedy; None where nothing does."""
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind != "f":
         return f"holds {array.dtype}, not floating-point numbers; extract it again"
     if array.ndim != 2 or array.shape[1] != width:
         return f"has the shape {list(array.shape)}, wanted [rows, {width}]; extract it with that encoder"
