@@ -51,6 +51,18 @@ def test_frames_are_encoded_as_transformers_would(clip, folders):
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("height, width", [(90, 120), (120, 90), (64, 64), (3, 40), (65, 64), (360, 641)])
+@pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_normalize": False}, {"do_center_crop": False}])
+def test_pixels_are_the_processors_to_the_last_bit(folders, height, width, settings):
+    clip = load_clip(folders[0])
+    for name, value in settings.items():
+        setattr(clip.processor, name, value)
+    frame = pictures(1, height, width)[0]
+    expected = clip.processor(images=frame, input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
+    pixels = clip.pixels(frame)
+    assert pixels.shape == expected.shape and (pixels == expected).all() and pixels.std() > 0
+
+
 def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
     frame = np.zeros((64, 128, 3), np.uint8)
     frame[:, 32:96] = 255  # just the part that a centre crop keeps

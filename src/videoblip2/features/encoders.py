@@ -10,27 +10,24 @@ Both are transformers' own classes, loaded from any folder in the standard form 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from videoblip2.config import InputError
+from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of, refuse_width
 from videoblip2.features.mel import clap_inputs
 from videoblip2.features.settings import SAMPLING_RATE
 
 VIDEO_WIDTH, AUDIO_WIDTH = 768, 512
 MIN_TAIL = 0.15  # a last window shorter than this part of a full one is left out: codecs pad by some milliseconds
 BATCH_WINDOWS = 16
-DTYPES = ("float32", "bfloat16", "float16")
 PROJECTED_768 = "use a model that projects to 768, such as openai/clip-vit-large-patch14"
 HIDDEN_768 = "use a ViT-B, such as openai/clip-vit-base-patch16, or the projected output"
 
@@ -55,7 +52,20 @@ class ClipEncoder:
 
     def pixels(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, 3] -> float32 [3, S, S], ready for the model."""
-        pixels: NDArray[np.float32] = self.processor(images=frame, return_tensors="np")["pixel_values"][0]
+        levels = self._process(frame, do_rescale=False, do_normalize=False)
+        return np.stack([table.take(level) for table, level in zip(self._values, levels, strict=True)])
+
+    @cached_property
+    def _values(self) -> NDArray[np.float32]:
+        """float32 [3, 256]: what the processor makes of each level. Looking it up takes a tenth of its arithmetic."""
+        ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+        values: NDArray[np.float32] = self._process(ramp, do_resize=False, do_center_crop=False)[:, :, 0]
+        return values
+
+    def _process(self, image: NDArray[np.uint8], **steps: bool) -> NDArray[Any]:
+        """[H, W, 3] -> [3, height, width], but for the steps that are left out; a thin image is no reason to guess."""
+        given = {"images": image, "input_data_format": "channels_last", "return_tensors": "np"}
+        pixels: NDArray[Any] = self.processor(**given, **steps)["pixel_values"][0]
         return pixels
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.float32]], batch: int = 64) -> NDArray[np.float32]:
@@ -150,13 +160,13 @@ def load_clip(
     """
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    model, commit = _load_model(CLIPVisionModelWithProjection, name_or_folder, device, revision)
+    model, commit = load_model(CLIPVisionModelWithProjection, name_or_folder, device, revision)
     width = model.config.projection_dim if output == "projected" else model.config.hidden_size
     what, remedy = ("projection", PROJECTED_768) if output == "projected" else ("hidden vector", HIDDEN_768)
-    _refuse_width(name_or_folder, what, width, VIDEO_WIDTH, remedy)
-    processor = _load(CLIPImageProcessorPil, name_or_folder, revision=commit)
-    mark = _fingerprint(model, processor)
-    return ClipEncoder(_name(name_or_folder), mark, _cast(model, dtype), processor, output, tokens, commit)
+    refuse_width(name_or_folder, what, width, VIDEO_WIDTH, remedy)
+    processor = load(CLIPImageProcessorPil, name_or_folder, revision=commit)
+    mark = fingerprint(model, processor)
+    return ClipEncoder(name_of(name_or_folder), mark, cast(model, dtype), processor, output, tokens, commit)
 
 
 def load_clap(
@@ -169,75 +179,17 @@ def load_clap(
     """
     from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
 
-    model, commit = _load_model(ClapAudioModelWithProjection, name_or_folder, device, revision)
+    model, commit = load_model(ClapAudioModelWithProjection, name_or_folder, device, revision)
     remedy = "use a model that projects to 512, such as laion/clap-htsat-unfused"
-    _refuse_width(name_or_folder, "projection", model.config.projection_dim, AUDIO_WIDTH, remedy)
-    extractor = _load(ClapFeatureExtractor, name_or_folder, revision=commit)
+    refuse_width(name_or_folder, "projection", model.config.projection_dim, AUDIO_WIDTH, remedy)
+    extractor = load(ClapFeatureExtractor, name_or_folder, revision=commit)
     if extractor.sampling_rate != SAMPLING_RATE:
         raise InputError(
             f"{name_or_folder}: takes audio at {extractor.sampling_rate} Hz, features are made at {SAMPLING_RATE} Hz; "
             "use a CLAP model for 48 kHz"
         )
-    mark = _fingerprint(model, extractor)
-    return ClapEncoder(_name(name_or_folder), mark, _cast(model, dtype), extractor, commit)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within: no bars and warnings of transformers; what matters in them is raised as an error here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _name(name: str | Path) -> str:
-    """A folder's full path, so that it is found from another working directory; a hub name as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
-
-
-def _load_model(kind: Any, name: str | Path, device: str, revision: str | None) -> tuple[Any, str | None]:
-    """The model and its commit; no weight is left at random: that would give plausible vectors without meaning."""
-    model, info = _load(kind, name, revision=revision, output_loading_info=True, dtype=torch.float32)
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:
-        raise InputError(
-            f"{name}: holds no weights for {missing[0]} ({len(missing)} such); give a folder of {kind.__name__}"
-        )
-    commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None) or revision
-    return model.to(device).eval().requires_grad_(False), commit
-
-
-def _cast(model: Any, dtype: str) -> Any:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype}: not one of {', '.join(DTYPES)}; give one of these")
-    return model.to(getattr(torch, dtype))
-
-
-def _load(kind: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
-    if revision:
-        options["revision"] = revision
-    try:
-        with quiet():
-            return kind.from_pretrained(str(name), **options)
-    except Exception as error:  # a file of another model breaks in whichever of its readers comes first
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{name}: no {kind.__name__} could be loaded from it ({reason}); give a folder with its config, weights "
-            "and preprocessor_config.json, or a hub name while online"
-        ) from error
-
-
-def _refuse_width(name: str | Path, what: str, width: int, wanted: int, remedy: str) -> None:
-    if width != wanted:
-        raise InputError(f"{name}: its {what} is {width} wide, features are {wanted} wide; {remedy}")
+    mark = fingerprint(model, extractor)
+    return ClapEncoder(name_of(name_or_folder), mark, cast(model, dtype), extractor, commit)
 
 
 def _image_vectors(clip: ClipEncoder, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -271,17 +223,3 @@ def _forward(
 
 def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
     return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-
-def _fingerprint(model: nn.Module, preprocessor: Any) -> str:
-    """16 hex digits that change with any weight and with any preprocessing setting."""
-    settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}
-    state = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(name.encode())
-        state.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
-            if tensor.dim()
-            else str(tensor.item()).encode()
-        )
-    return state.hexdigest()[:16]

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from videoblip2.features.encoders import AUDIO_WIDTH, VIDEO_WIDTH, quiet
+from videoblip2.features.encoder_files import quiet
+from videoblip2.features.encoders import AUDIO_WIDTH, VIDEO_WIDTH
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
 
 TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s

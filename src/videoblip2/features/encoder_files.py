@@ -1,0 +1,93 @@
+"""From an encoder's files, a folder in the standard form or a name at the hub, to a frozen model of transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from videoblip2.config import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within: no bars and warnings of transformers; what matters in them is raised as an error here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def name_of(name: str | Path) -> str:
+    """A folder's full path, so that it is found from another working directory; a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+
+
+def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -> tuple[Any, str | None]:
+    """The model and its commit; no weight is left at random: that would give plausible vectors without meaning."""
+    model, info = load(kind, name, revision=revision, output_loading_info=True, dtype=torch.float32)
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        raise InputError(
+            f"{name}: holds no weights for {missing[0]} ({len(missing)} such); give a folder of {kind.__name__}"
+        )
+    commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None) or revision
+    return model.to(device).eval().requires_grad_(False), commit
+
+
+def cast(model: Any, dtype: str) -> Any:
+    """The model in "float32", "bfloat16" or "float16". Raises `InputError` for another type."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: not one of {', '.join(DTYPES)}; give one of these")
+    return model.to(getattr(torch, dtype))
+
+
+def load(kind: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
+    """What `kind.from_pretrained` gives. Raises `InputError`, whatever went wrong, with the remedy."""
+    if revision:
+        options["revision"] = revision
+    try:
+        with quiet():
+            return kind.from_pretrained(str(name), **options)
+    except Exception as error:  # a file of another model breaks in whichever of its readers comes first
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: no {kind.__name__} could be loaded from it ({reason}); give a folder with its config, weights "
+            "and preprocessor_config.json, or a hub name while online"
+        ) from error
+
+
+def refuse_width(name: str | Path, what: str, width: int, wanted: int, remedy: str) -> None:
+    """Raises `InputError` where a model's vectors do not have the width of this project's features."""
+    if width != wanted:
+        raise InputError(f"{name}: its {what} is {width} wide, features are {wanted} wide; {remedy}")
+
+
+def fingerprint(model: nn.Module, preprocessor: Any) -> str:
+    """16 hex digits that change with any weight and with any preprocessing setting."""
+    settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}
+    state = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(name.encode())
+        state.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+            if tensor.dim()
+            else str(tensor.item()).encode()
+        )
+    return state.hexdigest()[:16]
