@@ -3,15 +3,15 @@
 import io
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import process_folder
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  # BentoML makes folders when imported
+os.environ.setdefault("BENTOML_HOME", str(process_folder("vb2-bentoml-")))  # it makes folders when imported
 
 from _bentoml_impl.server.app import ServiceAppFactory
 from bentoml._internal.service.loader import load as load_service

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import CAPTIONS, ROOT
+from folders import process_folder
 from tracking_store import empty_store
 
 from videoblip2 import registry
@@ -30,7 +30,7 @@ MANIFEST = {
 
 @cache
 def _made() -> SimpleNamespace:
-    root = Path(tempfile.mkdtemp(prefix="vb2-stages-"))
+    root = process_folder("vb2-stages-")
     for file in empty_store().glob("mlflow.db*"):
         shutil.copy(file, root / file.name)
     with pytest.MonkeyPatch.context() as patch:

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import uvicorn
 from conftest import ROOT
+from folders import process_folder
 from serving_fakes import FakeCaptioner
 
-os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="vb2-bentoml-"))  # BentoML makes folders when imported
+os.environ.setdefault("BENTOML_HOME", str(process_folder("vb2-bentoml-")))  # it makes folders when imported
 
 from bentoml._internal.service.loader import load as load_service
 

@@ -3,12 +3,12 @@
 import os
 import shutil
 import signal
-import tempfile
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from folders import process_folder
 
 from videoblip2.tracking import open_run, store
 
@@ -16,7 +16,7 @@ from videoblip2.tracking import open_run, store
 @cache
 def empty_store() -> Path:
     """The folder of an sqlite store with its tables; making them takes seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="vb2-store-"))
+    folder = process_folder("vb2-store-")
     database = folder / "mlflow.db"
     store._first_start(f"sqlite:///{database}", database)
     return folder
