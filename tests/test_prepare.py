@@ -78,7 +78,10 @@ def broken(change) -> dict:
         (broken(lambda c: c["videos"].pop()), "video2, which is not among"),
         (broken(lambda c: c.update(sentences=c["sentences"][:3])), "video2 has no captions"),
         (broken(lambda c: c["videos"].append(c["videos"][0])), "video1 comes twice"),
-        (broken(lambda c: c["sentences"][0].update(caption=None)), "caption"),
+        (broken(lambda c: c["sentences"][0].update(caption=None)), "sentence 1: its caption is None, no text"),
+        (broken(lambda c: c["sentences"][1].update(sen_id="7")), "sentence 2: its sen_id is '7', no number"),
+        (broken(lambda c: c["videos"][1].update(video_id=None)), "video 2: its video_id is None, no text"),
+        (broken(lambda c: c["videos"].append("video3")), "video 3: its video_id is None"),
     ],
 )
 def test_a_bad_official_file_is_named_and_nothing_written(tmp_path, content, message):
@@ -157,6 +160,21 @@ def test_control_characters_end_no_line(tmp_path):
     assert report.control_character_captions == 2
 
 
+def test_flaws_of_videos_in_no_list_count_and_columns_have_any_case(tmp_path):
+    mine = save(tmp_path / "mine.csv", "Video_ID,Caption\na,good\nb,\n")
+    report = prepare_captions([mine, save(tmp_path / "train_list.txt", "a\n")], tmp_path / "out")
+    assert (report.unassigned, report.empty_captions) == (1, 1)
+    split = save(tmp_path / "split.csv", "Video_ID,Caption,Split,Category\na,good,Val,3\n")
+    assert prepare_captions([split], tmp_path / "split").videos == {"validate": 1}
+    assert read_annotations(tmp_path / "split" / "val.json")[0].category == 3
+
+
+def test_files_of_an_earlier_preparation_are_left_and_named(tmp_path):
+    prepare_captions([save(tmp_path / "a.json", official({"video1": "train", "video2": "test"}))], tmp_path / "out")
+    report = prepare_captions([save(tmp_path / "b.json", official({"video3": "train"}))], tmp_path / "out")
+    assert report.left_alone == ["test.json"] and (tmp_path / "out" / "test.json").is_file()
+
+
 def test_msvd_numbered_by_its_mapping(tmp_path):
     ids = {"a_0_1": "vid1200", "b_0_1": "vid1201", "c_0_1": "vid1300", "d_0_1": "vid1301"}
     text = save(tmp_path / "text.txt", "".join(f"{name} a caption\n" for name in ids))
@@ -209,7 +227,21 @@ def test_a_prepared_list_is_read_again(tmp_path):
         ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: nothing says in which split v1 is"),
         ("train.csv", "video_id,caption\nv1,a, b\n", "train.csv line 2: not as many fields"),
         ("train.csv", "video_id,caption\nv1\n", "train.csv line 2: not as many fields"),
-        ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no 'video_id' among name, caption"),
+        ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no 'video_id' .or video, .*file. among name, caption"),
+        ("train.csv", "video_id;caption\nv1;a\n", "train.csv line 2: no 'video_id' .* among video_id;caption"),
+        ("train.tsv", "video_id\tcaption\nv1\n", "train.tsv line 2: not as many fields .* part them by tabs"),
+        ("train.csv", "", "train.csv: holds no row"),
+        ("train.csv", "video_id,caption\n", "train.csv: holds no row"),
+        (
+            "train.csv",
+            "video_id,caption\nx/v1.mp4,a\ny/v1.mp4,b\n",
+            "line 3: y/v1.mp4 and x/v1.mp4 have the same id, v1",
+        ),
+        ("train.csv", "video_id,caption\nv1.avi,a\nv1.mp4,b\n", "line 3: v1.mp4 and v1.avi have the same id, v1"),
+        ("train.csv", "video_id,caption\na/b,a\n", "'a/b' cannot name a file"),
+        ("train.csv", "video_id,caption\n..,a\n", "'..' cannot name a file"),
+        ("train.csv", "video_id,caption\nv\x001,a\n", "cannot name a file of features; rename it"),
+        ("train.zip", "PK, cut off", "train.zip: no zip, or cut off"),
         ("train.csv", "video_id,caption\n,a\n", "train.csv line 2: its video_id is empty"),
         ("train.csv", "video_id,caption,split\nv1,a,train\nv1,b,test\n", "v1 is in train and in test"),
         ("train.csv", "video_id,caption,category\nv1,a,cats\n", "the category is 'cats'"),
@@ -230,7 +262,7 @@ def test_a_bad_table_is_named_and_nothing_written(tmp_path, name, content, messa
 
 def test_text_that_is_no_utf8_is_named(tmp_path):
     (tmp_path / "train.csv").write_bytes(b"video_id,caption\nv1,caf\xe9\n")
-    with pytest.raises(InputError, match=r"train\.csv: not UTF-8 \(byte 23\)"):
+    with pytest.raises(InputError, match=r"train\.csv line 2: not UTF-8 \(byte 23\)"):
         prepare_captions([tmp_path / "train.csv"], tmp_path / "out")
 
 

@@ -84,6 +84,8 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         lines.append(f"in the lists, but without captions: {len(report.listed_only)} ({_first(report.listed_only)})")
     if report.other_language_captions:
         lines.append(f"not English, left out: {report.other_language_captions} captions")
+    if report.left_alone:
+        lines.append(f"from before, left as they are: {', '.join(report.left_alone)}; remove what is of other data")
     lines.append(
         f"captions kept as they are, among them: {report.duplicate_captions} that repeat one of their video, "
         f"{report.empty_captions} empty, {report.control_character_captions} with control characters"

@@ -60,22 +60,38 @@ def read_captions(document: Document) -> Captions | SplitList:
 def _official(content: dict[str, Any], name: str) -> Captions:
     """MSR-VTT's JSON, videos in its own order, captions by `sen_id`."""
     captions: dict[str, list[str]] = {}
-    sentences = content.get("sentences") or []
-    try:
-        for _, sentence in sorted(enumerate(sentences), key=lambda item: (item[1].get("sen_id", item[0]), item[0])):
-            if not isinstance(sentence["caption"], str):
-                raise TypeError(f"caption of {sentence['video_id']} is {sentence['caption']!r}")
-            captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
-        videos = [(v["split"], v["video_id"], int(v.get("category", 0))) for v in content["videos"]]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{name}: an entry differs from MSR-VTT's layout ({error!r}); give the official file"
-        ) from error
-    known = [(split_named(split, f"{name}: {video}"), video, category) for split, video, category in videos]
+    sentences = [
+        _sentence(f"{name} sentence {n}", n, entry) for n, entry in enumerate(content.get("sentences") or [], 1)
+    ]
+    for _, _, video, caption in sorted(sentences):
+        captions.setdefault(video, []).append(caption)
+    known = [_listed(f"{name} video {n}", entry) for n, entry in enumerate(content["videos"], 1)]
     if not sentences:
         return Captions(name, uncaptioned=known)
     _refuse_strangers([video for _, video, _ in known], captions, name)
     return Captions(name, [(split, VideoAnnotation(v, category, tuple(captions[v]))) for split, v, category in known])
+
+
+def _sentence(where: str, number: int, entry: Any) -> tuple[int, int, str, str]:
+    """(`sen_id`, or else the place, place, video, caption)"""
+    video, caption = _text(where, entry, "video_id"), _text(where, entry, "caption")
+    place = entry.get("sen_id", number)
+    if not isinstance(place, int):
+        raise InputError(f"{where}: its sen_id is {place!r}, no number; give the official file")
+    return place, number, video, caption
+
+
+def _listed(where: str, entry: Any) -> tuple[str, str, int]:
+    """(split, video, category)"""
+    video = _text(where, entry, "video_id")
+    return split_named(_text(where, entry, "split"), f"{where}: {video}"), video, _category(where, entry)
+
+
+def _text(where: str, entry: Any, key: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str):
+        raise InputError(f"{where}: its {key} is {value!r}, no text; give the official file")
+    return value
 
 
 def _refuse_strangers(videos: list[str], captions: Mapping[str, list[str]], name: str) -> None:
@@ -100,24 +116,36 @@ def _from_table(document: Document) -> Captions:
     """Rows of a video and a caption (or a list of captions), with an optional split and category."""
     found = Captions(document.name)
     entries: list[tuple[str, str | None, int, list[str]]] = []
-    for where, row in rows_of(document):
+    names: dict[str, str] = {}
+    for where, named in rows_of(document):
+        row = named if named.keys() >= MSVD_COLUMNS else {name.lower(): value for name, value in named.items()}
         if row.keys() >= MSVD_COLUMNS:
             if row["Language"] != "English":
                 found.other_languages += 1
                 continue
             video, captions = f"{row['VideoID']}_{row['Start']}_{row['End']}", [row["Description"]]
         else:
-            video, captions = _video_and_captions(where, row)
+            video, captions = _video_and_captions(where, row, names)
         split = split_named(row["split"], f"{where}: {video}") if row.get("split") else None
         entries.append((video, split, _category(where, row), captions))
+    if not entries and not found.other_languages:
+        raise InputError(
+            f"{document.name}: holds no row; give a line with {VIDEO[0]} and {CAPTION[0]} for each caption"
+        )
     found.videos = list(_grouped(entries, document))
     return found
 
 
-def _video_and_captions(where: str, row: dict[str, Any]) -> tuple[str, list[str]]:
-    video = media_id(value_of(where, row, VIDEO))
+def _video_and_captions(where: str, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str]]:
+    """Args: names: the file that each id was so far, as two must not share one."""
+    written = str(value_of(where, row, VIDEO)).strip()
+    video = media_id(written)
     if not video:
         raise InputError(f"{where}: its video_id is empty; name the video")
+    if written != video and names.setdefault(video, written) != written:
+        raise InputError(
+            f"{where}: {written} and {names[video]} have the same id, {video}; rename one, or write them alike"
+        )
     captions = row["captions"] if isinstance(row.get("captions"), list) else [value_of(where, row, CAPTION)]
     if not captions or not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"{where}: the captions of {video} are {captions!r}; give text")

@@ -16,7 +16,24 @@ from videoblip2.config import InputError
 from videoblip2.data.annotations import parse_json, some
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
-MEDIA_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg")
+MEDIA_SUFFIXES = (
+    ".mp4",
+    ".avi",
+    ".webm",
+    ".mkv",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".m2ts",
+    ".mts",
+    ".wmv",
+    ".asf",
+    ".flv",
+    ".3gp",
+    ".ogv",
+)
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -53,7 +70,8 @@ class Document:
         try:
             return self.content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.name}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+            line = self.content.count(b"\n", 0, error.start) + 1
+            raise InputError(f"{self.name} line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
     def lines(self) -> list[tuple[int, str]]:
         """Number and text of each line. Only line feeds end one: a caption may hold other characters that look so."""
@@ -77,6 +95,8 @@ def _documents(path: Path) -> list[Document]:
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON form")
     if not zipfile.is_zipfile(path):
+        if path.suffix.lower() == ".zip":
+            raise InputError(f"{path}: no zip, or cut off; fetch it again")
         return [Document(str(path), path.read_bytes())]
     try:
         with zipfile.ZipFile(path) as archive:
@@ -125,8 +145,8 @@ def _csv_rows(document: Document) -> Iterator[Row]:
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(
-                    f"{document.name} line {reader.line_num}: not as many fields as the first line has; "
-                    "put captions with commas in double quotes"
+                    f"{document.name} line {reader.line_num}: not as many fields as the first line has; part them by "
+                    f"{'tabs' if delimiter == chr(9) else 'commas'}, put captions that hold some in double quotes"
                 )
             yield f"{document.name} line {reader.line_num}", {str(key).strip(): value for key, value in row.items()}
     except csv.Error as error:
@@ -139,7 +159,8 @@ def value_of(where: str, row: dict[str, Any], names: Sequence[str]) -> Any:
     for name in names:
         if by_name.get(name) is not None:
             return by_name[name]
-    raise InputError(f"{where}: no {names[0]!r} among {', '.join(row) or 'nothing'}; add it")
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise InputError(f"{where}: no {names[0]!r}{others} among {', '.join(row) or 'nothing'}; add it")
 
 
 def media_id(value: object) -> str:

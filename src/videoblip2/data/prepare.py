@@ -37,6 +37,7 @@ class PrepareReport:
     unassigned: int = 0
     listed_only: list[str] = field(default_factory=list)
     other_language_captions: int = 0
+    left_alone: list[str] = field(default_factory=list)  # files of an earlier preparation that this one has none of
 
 
 def prepare_captions(
@@ -59,6 +60,7 @@ def prepare_captions(
     everything = [v.video_id for _, found in sources for _, v in found.videos]
     everything += [video for _, found in sources for _, video, _ in found.uncaptioned]
     refuse_duplicates(everything, ", ".join(map(str, paths)))
+    _refuse_unusable(everything, ", ".join(map(str, paths)))
     if not everything:
         raise InputError(f"{some([str(path) for path in paths])}: lists of ids, no captions; give the captions as well")
     splits = _into_splits(sources, lists, split)
@@ -68,6 +70,15 @@ def prepare_captions(
             for name, videos in splits.items()
         }
     return _write(splits, [found for _, found in sources], lists, Path(out))
+
+
+def _refuse_unusable(ids: Iterable[str], where: str) -> None:
+    """Features are found as ID.npy, so an id has to be a file's name."""
+    unusable = [video for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
+    if unusable:
+        raise InputError(
+            f"{where}: {some([repr(video) for video in unusable])} cannot name a file of features; rename it"
+        )
 
 
 def _merged(lists: Sequence[SplitList]) -> dict[str, str]:
@@ -118,6 +129,7 @@ def _write(
             f"{some([video.video_id for video in unassigned], 2)}; give lists of the same ids"
         )
     files = {split: out / name for split, name in SPLIT_FILES.items() if split in splits}
+    left_alone = sorted(name for split, name in SPLIT_FILES.items() if split not in files and (out / name).is_file())
     for split, file in files.items():
         write_annotations(file, splits[split])
     uncaptioned = [entry for found in sources for entry in found.uncaptioned]
@@ -135,7 +147,8 @@ def _write(
         unassigned=len(unassigned),
         listed_only=[video for video in lists if video not in known],
         other_language_captions=sum(found.other_languages for found in sources),
-        **_flaws([(v.video_id, v.captions) for videos in splits.values() for v in videos]),  # type: ignore[arg-type]
+        left_alone=left_alone,
+        **_flaws([(v.video_id, v.captions) for videos in (*splits.values(), unassigned) for v in videos]),  # type: ignore[arg-type]
     )
 
 
