@@ -185,6 +185,20 @@ def test_what_is_no_such_model_is_named(folders, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["clip", "/no/such/folder", "models/clip/large", "../clip"])
+def test_a_folder_that_is_not_there_is_not_asked_for_at_the_hub(name):
+    for load in (load_clip, load_clap):
+        with pytest.raises(InputError, match=f"{name}: no such folder, and no name at the hub"):
+            load(name)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", ""])
+def test_a_device_that_cannot_be_used_is_named(folders, device):
+    with pytest.raises(InputError, match=f"device={device}: cannot be used .* give cpu") as caught:
+        load_clip(folders[0], device)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_its_preprocessor_is_refused(folders, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders[0] / name).read_bytes())

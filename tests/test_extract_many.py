@@ -12,7 +12,7 @@ from videoblip2.config import InputError
 from videoblip2.features import pipeline
 from videoblip2.features.check import check_features
 from videoblip2.features.encoders import ClipEncoder, load_clap, load_clip
-from videoblip2.features.extract import encode_video, extract_features, find_videos, parse_shard, shard_of
+from videoblip2.features.extract import encode_video, extract_features, find_videos, parse_shard, passed_over, shard_of
 from videoblip2.features.manifest import read_manifest, refuse_other_encoders, refuse_unnoted
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.ray_engine import RayEngine, require_ray
@@ -160,13 +160,14 @@ def test_a_wrong_suffix_is_seen_through(encoders, videos, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path):
+@pytest.mark.parametrize("codec", ["pcm_s16le", "aac"])
+def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path, codec):
     path = tmp_path / "empty.mkv"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=4)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
-        container.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        for level in (0, 200):
+        container.add_stream(codec, rate=RATE, layout="mono")
+        for level in range(0, 240, 20):
             picture = np.full((64, 64, 3), level, np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode(None))
@@ -177,6 +178,15 @@ def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path):
     assert FeatureStore(tmp_path / "out").manifest["videos"]["empty"]["audio"] == "empty"
     report = check_features(tmp_path / "out")
     assert report.ok and report.empty == ["empty"] and not report.absent and not report.silent
+
+
+def test_what_a_folder_holds_besides_is_named(videos, tmp_path):
+    for name in ("notes.txt", "still.jpg", "._hidden.mp4", "clip.wmv"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "more.mp4").mkdir()
+    assert [path.name for path in find_videos([tmp_path])] == ["clip.wmv"]
+    found = passed_over([tmp_path, videos / "v1.mp4"])
+    assert [path.name for path in found] == ["more.mp4", "notes.txt", "still.jpg"]
 
 
 def test_a_fixed_count_of_frames(encoders, videos):

@@ -1,11 +1,47 @@
-"""Tables on a narrow terminal."""
+"""Tables, progress and errors as they are printed."""
 
-from videoblip2.cli.output import table
+import errno
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from videoblip2.cli import explain, output
+from videoblip2.cli.output import interruptible, progress, table
 
 
-def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole():
+def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch):
+    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     drawn = table("Runs", ["id", "name"], [["0123456789abcdef" * 2, "a-long-name-of-a-run-" * 10]], fold=("name",))
     assert "0123456789abcdef" * 2 in drawn
     assert "".join(line.split("│")[2].strip() for line in drawn.splitlines() if "│" in line) == (
         "a-long-name-of-a-run-" * 10
     )
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_wants(monkeypatch):
+    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: False))
+    names = [f"a-long-name-of-run-{number}" for number in range(20)]
+    assert all(name in table("Runs", names, [names]).splitlines()[2] for name in names)
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
+    clock = iter([0.0, 30.0, 61.0, 90.0, 125.0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    assert list(progress("abcd", 8, "features")) == list("abcd")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["features: 2 of 8, 3 min left, 0.0/s", "features: 4 of 8, 2 min left, 0.0/s"]
+
+
+def test_sigterm_ends_the_work_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interruptible("half of it is kept"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capsys.readouterr().err == "half of it is kept\n" and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_of_the_system_names_the_place_and_a_remedy():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/train.json")
+    assert explain(full).startswith("out/train.json: No space left on device; make room")
+    assert explain(OSError("odd")) == "OSError: odd (run again with --debug to see where)"

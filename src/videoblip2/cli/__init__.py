@@ -47,4 +47,7 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, InputError | FloatingPointError):
         return text
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}; make room, or give a place that can be written (--debug shows where)"
     return f"{type(error).__name__}: {text} (run again with --debug to see where)"

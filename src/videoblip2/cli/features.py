@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from videoblip2.cli.output import emit, progress
+from videoblip2.cli.output import emit, interruptible, progress
 
 app = typer.Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 
@@ -48,7 +48,7 @@ def extract(
 ) -> None:
     """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import extract_features, find_videos, parse_shard
+    from videoblip2.features.extract import extract_features, find_videos, parse_shard, passed_over
     from videoblip2.features.settings import feature_settings
 
     paths, part = find_videos(videos), parse_shard(shard)
@@ -67,10 +67,14 @@ def extract(
         load_clap(clap, device, clap_revision, kind),
     )
     run = _ray_engine(*models, out, settings, device, actors, workers) if engine is Engine.ray else None
-    report = extract_features(paths, out, *models, settings, progress, workers, part, resume, run)
-    lines = [f"failed: {reason}" for reason in report.failed.values()]
+    with interruptible(f"{out}: what is extracted is kept; run the same command to go on"):
+        report = extract_features(paths, out, *models, settings, progress, workers, part, resume, run)
+    others = [str(path) for path in passed_over(videos)]
+    lines = [f"no video by suffix or content, passed over: {_some(others)}"] if others else []
+    lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
+    result["passed_over"] = others
     emit(result, json, "\n".join(lines))
     if report.failed and not (report.done or report.skipped):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ def name_of(name: str | Path) -> str:
 
 def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -> tuple[Any, str | None]:
     """The model and its commit; no weight is left at random: that would give plausible vectors without meaning."""
+    _refuse_no_folder(name)
     model, info = load(kind, name, revision=revision, output_loading_info=True, dtype=torch.float32)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
@@ -48,7 +50,23 @@ def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -
             f"{name}: holds no weights for {missing[0]} ({len(missing)} such); give a folder of {kind.__name__}"
         )
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None) or revision
-    return model.to(device).eval().requires_grad_(False), commit
+    return _placed(model, device).eval().requires_grad_(False), commit
+
+
+def _refuse_no_folder(name: str | Path) -> None:
+    """A name at the hub is OWNER/MODEL; anything else is a folder, for which nobody should ask the hub."""
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        raise InputError(f"{name}: no such folder, and no name at the hub (OWNER/MODEL); give the encoder's folder")
+
+
+def _placed(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0][:100]
+        raise InputError(
+            f"device={device}: cannot be used ({reason}); give cpu, or cuda where torch sees a GPU"
+        ) from error
 
 
 def cast(model: Any, dtype: str) -> Any:

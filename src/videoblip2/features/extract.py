@@ -31,7 +31,10 @@ Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
 #: (files, sha256 of what is known by id) -> what became of each, in any order.
 Engine = Callable[[Sequence[Path], dict[str, str]], Generator[Outcome, None, None]]
 
-MEDIA_SUFFIXES = {".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
+MEDIA_SUFFIXES = {
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
+    *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv"),
+}
 #: How files of these kinds begin, whatever their names are: (place, bytes).
 SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
 
@@ -127,9 +130,18 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def passed_over(paths: Iterable[str | Path]) -> list[Path]:
+    """What lies in these folders and is no video to `find_videos`: other files, and folders, where it does not look."""
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    inside = [path for folder in folders for path in sorted(folder.glob("*"))]
+    return [path for path in inside if not path.name.startswith(".") and not _is_media(path)]
+
+
 def _is_media(path: Path) -> bool:
-    if path.suffix.lower() in MEDIA_SUFFIXES or not path.is_file() or path.name.startswith("."):
-        return path.suffix.lower() in MEDIA_SUFFIXES
+    if not path.is_file() or path.name.startswith("."):
+        return False
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        return True
     with path.open("rb") as file:
         head = file.read(16)
     return any(head[place:].startswith(mark) for place, mark in SIGNATURES)

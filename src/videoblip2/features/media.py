@@ -196,11 +196,13 @@ def _refuse_truncated(path: Path, stream: Any, end: float, tolerance: float) -> 
 
 
 def _declared_seconds(stream: Any) -> float:
-    """Where the header says that the stream ends (0 where it does not say): mp4 in the track, Matroska in a tag."""
-    if stream.duration is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True)) if tag else 0.0
+    """Where the header says that the stream ends (0 where it does not say): Matroska in a tag, mp4 in the track.
+
+    The tag comes first: FFmpeg gives a Matroska stream without one the duration of the file.
+    """
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
+    return 0.0 if stream.duration is None else float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ class Batches:
             write_features(self._out, video_id, frames, windows)
         except OSError as error:
             raise InputError(
-                f"{self._out}: {video_id} cannot be written ({error.strerror}); mend that and run the same command "
-                "again, what is stored is kept"
+                f"{self._out}: {video_id} cannot be written ({error.strerror or error}); mend that and run the same "
+                "command again, what is stored is kept"
             ) from error
         counts = {"frames": len(frames) // self._clip.rows, "audio_windows": len(windows)}
         yield Outcome(video_id, note=counts | partial.note)

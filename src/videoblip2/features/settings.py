@@ -21,7 +21,7 @@ class FeatureSettings(BaseModel):
         default=None, ge=1, description="a video with more frames is thinned evenly to this many; null keeps all"
     )
     window_seconds: float | None = Field(
-        default=None, gt=0, description="seconds of audio to one CLAP vector; null takes the encoder's own (10 s)"
+        default=None, ge=0.1, description="seconds of audio to one CLAP vector; null takes the encoder's own (10 s)"
     )
     frames: int | None = Field(
         default=None,
