@@ -5,7 +5,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.dependencies.models import Dependant
@@ -56,14 +56,20 @@ def decoding_form(
 
 
 async def known_fields(request: Request) -> None:
-    """Refuse a field that no option has; a misspelt one must not be passed over."""
+    """Refuse a field that no option has, or that stands twice where one counts; nothing must be passed over."""
     if request.method == "GET":
         return
-    form = await request.form()
-    known = _fields(request.scope["route"].dependant)
-    for name in form:
+    if request.query_params:
+        raise Refusal(400, f"{next(iter(request.query_params))!r} in the address; send it as a field of the form")
+    names = [name for name, _ in (await request.form()).multi_items()]
+    dependant = request.scope["route"].dependant
+    known, many = _fields(dependant), _fields(dependant, many=True)
+    for name in names:
         if name not in known:
             raise Refusal(400, f"unknown field {name!r}; known: {', '.join(sorted(known))}")
+        if name not in many and names.count(name) > 1:
+            more = "; /captions takes many" if name in inspect.signature(one_upload).parameters else ""
+            raise Refusal(400, f"{name!r} stands {names.count(name)} times in the form, send it once{more}")
 
 
 def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
@@ -73,9 +79,12 @@ def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
     return {route.path: files & _fields(route.dependant) for route in posts}
 
 
-def _fields(dependant: Dependant) -> set[str]:
-    names = {field.alias for field in dependant.body_params}
-    return names.union(*(_fields(inner) for inner in dependant.dependencies))
+def _fields(dependant: Dependant, many: bool = False) -> set[str]:
+    """Names of the form's fields; `many`: of those that may stand several times."""
+    own = {
+        field.alias for field in dependant.body_params if not many or get_origin(field.field_info.annotation) is list
+    }
+    return own.union(*(_fields(inner, many) for inner in dependant.dependencies))
 
 
 Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]

@@ -38,11 +38,11 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
     return _float32(flat.reshape(shape, order="F" if fortran_order else "C"))
 
 
-def safetensors_items(content: bytes, name: str) -> list[Features]:
-    """The bytes of a safetensors file → items.
+def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
+    """The bytes of a safetensors file → items; one that is no use is an InputError in its place.
 
     One item has the tensors `video` and, with sound, `audio`. Many have `NAME.video` and `NAME.audio`; they come in the
-    order of their names. Raises InputError naming `name`.
+    order of their names. Raises InputError naming `name` where it cannot be said what the items are.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -51,20 +51,23 @@ def safetensors_items(content: bytes, name: str) -> list[Features]:
         tensors = load(content)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{name}: not a safetensors file of float16, float32 or float64 tensors") from error
-    for key, tensor in tensors.items():
+    for key in tensors:
         if not (key in ("video", "audio") or key.endswith((".video", ".audio"))):
             raise InputError(f"{name}: tensor {key!r}; name them video and audio, or NAME.video and NAME.audio")
-        if not np.issubdtype(tensor.dtype, np.floating) or tensor.ndim != 2:
-            raise InputError(f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}; send floats [rows, width]")
+    if not tensors:
+        raise InputError(f"{name}: holds no tensor; name them video and audio, or NAME.video and NAME.audio")
     stems = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda stem: (len(stem), stem))
     return [_item(tensors, stem, name) for stem in stems]
 
 
-def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features:
+def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features | InputError:
     prefix = f"{stem}." if stem else ""
     video, audio = tensors.get(f"{prefix}video"), tensors.get(f"{prefix}audio")
     if video is None:
-        raise InputError(f"{name}: has {prefix}audio and no {prefix}video; send both, or the video alone")
+        return InputError(f"{name}: has {prefix}audio and no {prefix}video; send both, or the video alone")
+    for key, tensor in ((f"{prefix}video", video), (f"{prefix}audio", audio)):
+        if tensor is not None and (tensor.dtype.kind != "f" or tensor.ndim != 2):
+            return InputError(f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}; send floats [rows, width]")
     return pair(_float32(video), None if audio is None else _float32(audio))
 
 

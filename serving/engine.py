@@ -13,11 +13,12 @@ from serving import observe
 from serving.answers import Answer, ItemProblem, ModelState, Refusal, Timings
 from serving.batching import Batcher, Decoding, Done, Full, Job, NotFinite
 from serving.following import Follower, Poller, Served
-from serving.service_settings import Settings
+from serving.service_settings import Settings, baked_model
 from serving.shadow import Shadow
 from videoblip2.config import InputError
 
 Features = tuple[np.ndarray, np.ndarray]
+BAKED = "baked into this Bento"
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 START_SECONDS = 5  # Retry-After while the model is being loaded
 
@@ -75,7 +76,7 @@ class Engine:
     def state(self) -> ModelState:
         served = self.served()
         return ModelState(
-            model=self.settings.address,
+            model=BAKED if self.settings.address == baked_model() else self.settings.address,
             model_version=served.version,
             since=datetime.fromtimestamp(served.since, UTC).isoformat(timespec="seconds"),
             waiting=len(self.batcher.waiting),
@@ -121,7 +122,7 @@ class Engine:
             served.captioner.check(item)
         except InputError as error:
             return Refusal(400, str(error))
-        return Job(item, served, ask.decoding, ask.prompt, ask.seed)
+        return Job(served.captioner.cut(item), served, ask.decoding, ask.prompt, ask.seed)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs. Raises Refusal 429 where there is no room for all of them."""

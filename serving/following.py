@@ -73,7 +73,7 @@ class Follower:
         try:
             found = find(self.model)
         except Exception as error:  # a registry has many ways of not answering; the service goes on with what it has
-            self._note(f"{error}")
+            self._note(f"{error}; {self._kept()}")
             return False
         if found == self._found:
             self._note("")
@@ -88,8 +88,7 @@ class Follower:
             captioner = load_warm(found, self.model, self.device)
         except Exception as error:
             self._failed, self._retry_at = found, time.monotonic() + RETRY_SECONDS
-            kept = f"version {self.current.version} stays" if self.current else "nothing to serve yet"
-            self._note(f"version {found.version} does not load ({type(error).__name__}: {error}); {kept}")
+            self._note(f"version {found.version} does not load ({type(error).__name__}: {error}); {self._kept()}")
             return False
         self.current, self._found = Served(captioner), found
         self._note("")
@@ -100,10 +99,13 @@ class Follower:
         self._announce(found.version)
         return True
 
+    def _kept(self) -> str:
+        return f"version {self.current.version} stays" if self.current else "nothing to serve yet"
+
     def _note(self, trouble: str) -> None:
         """Log a trouble when it begins, not at every look."""
         if trouble and trouble != self.trouble:
-            observe.log.error("%s: %s", self.model, " ".join(trouble.split()))
+            observe.log.error("%s: %s", self.model, " ".join(trouble.removeprefix(f"{self.model}: ").split()))
         self.trouble = trouble
 
 

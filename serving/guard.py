@@ -5,7 +5,7 @@
    A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
    count for what this service's own page asks for only.
 3. A body is taken in whole before anything looks at it, up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; a form
-   is checked (`serving.forms`), and nothing but forms and JSON reaches an endpoint.
+   is checked (`serving.forms`), and nothing but forms reaches an endpoint.
 4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
 5. An exception becomes `{"error": ..., "request_id": ...}` with status 500; its trace stays in the log.
 
@@ -210,9 +210,8 @@ def _wanted(scope: Scope) -> str:
 
 def _check_content_type(value: str) -> None:
     kind = value.partition(";")[0].strip()
-    if kind not in (FORM, JSON, ""):
-        wanted = f"send a file as {FORM}, as curl -F does, or {JSON} where the endpoint takes no file"
-        raise Refusal(415, "unsupported", f"Content-Type {kind[:80]}: {wanted}")
+    if kind not in (FORM, ""):
+        raise Refusal(415, "unsupported", f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
 
 
 def _request_id(scope: Scope) -> str:

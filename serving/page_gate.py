@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.responses import JSONResponse
 
+from serving import observe
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -87,7 +89,26 @@ class Gate:
             reason = str(error) if type(error) is ValueError else "the event is no JSON that this page sends"
             await _refuse(400, reason, scope, receive, send)
             return
-        await self._pass(scope, _said(json.dumps(event).encode(), receive), send)
+        await self._asked(scope, _said(json.dumps(event).encode(), receive), send)
+
+    async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an event on. Gradio fails (500) on one that it does not know; that is the sender's mistake (400)."""
+        failed = False
+
+        async def sent(message: Message) -> None:
+            nonlocal failed
+            failed = failed or (message["type"] == "http.response.start" and message["status"] == 500)
+            if not failed:
+                await send(message)
+
+        try:
+            await self._pass(scope, receive, sent)
+        except Exception:
+            if not failed:
+                raise
+            observe.log.warning("event refused", exc_info=True)
+        if failed:
+            await _refuse(400, "no event of this page", scope, receive, send)
 
     def _ours(self, path: str) -> bool:
         """Whether it is a file in the page's folder, links followed."""

@@ -85,10 +85,11 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
     items: list[Features | Refusal] = [*await asyncio.gather(*(_media(file, served, intake) for file in uploads.video))]
-    for place, file in enumerate(npys):
-        items.append(await _npy_pair(file, sounds[place] if sounds else None))
-    for file in uploads.features:
-        items.extend(await _tensors(file))
+    async with intake.reading:
+        for place, file in enumerate(npys):
+            items.append(await _npy_pair(file, sounds[place] if sounds else None))
+        for file in uploads.features:
+            items.extend(await _tensors(file))
     width = served.captioner.audio_width
     return [item if isinstance(item, Refusal) else fit([item], width)[0] for item in items]
 
@@ -110,11 +111,13 @@ class MediaIntake:
     """Media files to features: decoded in child processes, encoded here by the model in service.
 
     As many are decoded at a time as there are decoders; `EncodingQueue` bounds the frames that wait for the encoders.
+    `reading` is for arrays that come as files: one request's at a time is in memory whole.
     """
 
     def __init__(self, decoders: Decoders) -> None:
         self.decoders = decoders
         self.encoding = EncodingQueue()
+        self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 
     async def features(self, file: UploadFile, served: Served) -> Features:
@@ -176,6 +179,7 @@ async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> "Features | 
 
 async def _tensors(file: UploadFile) -> list["Features | Refusal"]:
     try:
-        return list(safetensors_items(await file.read(), "features"))
+        found = safetensors_items(await file.read(), "features")
     except InputError as error:
         return [Refusal(400, str(error))]
+    return [Refusal(400, str(item)) if isinstance(item, InputError) else item for item in found]

@@ -42,6 +42,9 @@ class FakeCaptioner:
         scores = [float("nan") if video[0, 0] == NAN else -0.25 for video, _ in items]
         return [SimpleNamespace(text=f"{len(i[0])} frames", score=s) for i, s in zip(items, scores, strict=True)]
 
+    def cut(self, item):
+        return tuple(array[:: max(1, len(array) // 256)] for array in item)
+
     def check(self, item):
         if item[0].ndim != 2 or item[0].shape[1] != self.width or not len(item[0]):
             raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,{self.width}]")

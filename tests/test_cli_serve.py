@@ -1,6 +1,7 @@
 """`vb2 serve`: options to environment, and the process that takes over."""
 
 import os
+import socket
 import sys
 
 import pytest
@@ -31,6 +32,26 @@ def test_options_become_settings_and_what_is_left_out_stays(started):
     assert environment["VB2_PIN"] == "3"
     assert environment["VB2_SHADOW"] == "models:/videoblip2@challenger"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_each_port_has_a_bentoml_home_of_its_own(started, monkeypatch, tmp_path):
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+    for port in ("3100", "3101"):
+        assert CliRunner().invoke(app, ["serve", "--port", port]).exit_code == 0
+    homes = [environment["BENTOML_HOME"] for *_, environment in started]
+    assert homes == [str(tmp_path / "home" / "vb2-serve" / port) for port in ("3100", "3101")]
+
+
+def test_an_address_where_nobody_can_listen_is_named(started):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--port", port])
+    assert isinstance(result.exception, InputError) and started == []
+    assert str(result.exception).startswith(f"127.0.0.1:{port}: cannot be listened at (Address already in use)")
+    result = CliRunner().invoke(app, ["serve", "--host", "203.0.113.1"])  # of nobody: for documents
+    assert "203.0.113.1:3000: cannot be listened at" in str(result.exception)
 
 
 def test_outside_the_repository_it_says_where_to_go(started, tmp_path):

@@ -231,6 +231,7 @@ def test_an_exception_shows_nothing_of_the_inside_and_is_logged(caplog):
     [
         ({"content_type": b"application/x-www-form-urlencoded", "body": b"video=http://x/"}, 415, "multipart"),
         ({"content_type": b"application/vnd.bentoml+pickle"}, 415, "multipart"),
+        ({"content_type": b"application/json", "body": b"{}"}, 415, "multipart"),
         ({"headers": [(b"content-type", b"application/json")]}, 400, "twice"),
         ({"body": part("video", "http://127.0.0.1:9/v.mp4") + b"--b--\r\n"}, 400, "video: takes a file"),
         ({"body": GOOD[:-6]}, 400, "last boundary"),

@@ -208,6 +208,13 @@ def test_the_image_runs_as_a_user_on_the_right_python_with_exact_requirements(be
     subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.parametrize(("export", "reason"), [("", "is a folder"), ("none/x.bento", "there is no folder .*none")])
+def test_where_to_export_is_looked_at_before_anything_is_built(monkeypatch, model, tmp_path, export, reason):
+    monkeypatch.setattr(package, "build", lambda *_: pytest.fail("built"))
+    with pytest.raises(InputError, match=f"--export .*{reason}.*name a file"):
+        package.package(model=str(model), export=tmp_path / export, json=True)
+
+
 def test_the_command_prints_the_tag_and_what_to_do_next(monkeypatch, capsys, model):
     built = {"tag": "videoblip2-service:abc", "path": "/store/abc"}
     monkeypatch.setattr(package, "build", lambda folder, version, export: built)

@@ -84,6 +84,20 @@ def test_an_event_is_short_json(http, passed):
     assert not passed
 
 
+@pytest.mark.parametrize("kind", ["answers and raises", "answers"])
+def test_an_event_that_gradio_fails_on_is_the_senders_mistake(folder, kind, caplog):
+    async def gradio(scope, receive, send):
+        await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+        if kind == "answers and raises":
+            raise KeyError(99)
+
+    app = Starlette()
+    app.mount("/", Gate(gradio, folder, 1000, 1000))
+    answer = TestClient(app).post(JOIN, json={"data": [None], "fn_index": 99})
+    assert (answer.status_code, answer.json()["error"]) == (400, "no event of this page")
+    assert ("KeyError: 99" in caplog.text) == (kind == "answers and raises")
+
+
 def test_only_what_lies_in_the_folder_is_given_out(http, folder, passed):
     assert http.get(f"{FILE}{folder}/abc/clip.mp4").status_code == 200
     outside = ("/etc/passwd", f"{folder}/abc/link.mp4", f"{folder}/abc/%2e%2e/%2e%2e/secret.mp4", "http://127.0.0.1:9/")

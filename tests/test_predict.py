@@ -44,6 +44,14 @@ def test_wrong_features_are_named(captioner, video, audio, message):
         captioner.caption([(video, audio)])
 
 
+def test_an_item_is_cut_to_what_the_model_reads(captioner):
+    video, audio = item(1000, 2, 5)
+    cut = captioner.cut((video, audio))
+    assert len(cut[0]) == captioner.model.config.max_positions and len(cut[1]) == 2
+    assert (cut[0][[0, -1]] == video[[0, -1]]).all()
+    assert captioner.caption([cut], max_new_tokens=10) == captioner.caption([(video, audio)], max_new_tokens=10)
+
+
 def test_a_checkpoint_captions_like_its_model(captioner, tmp_path):
     folder = save_checkpoint(tmp_path / "best", Checkpoint(captioner.model, captioner.tokenizers))
     loaded = load_captioner(folder, "cpu")

@@ -90,7 +90,6 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
     ("request_", "reason"),
     [
         ({}, "no video in the request"),
-        ({"json": {"video": "/etc/hostname"}}, "no video in the request"),
         ({"data": {"video": "/etc/hostname"}, "files": {"x": b""}}, "video: takes a file, not text or an address"),
         ({"files": {"video": ("a.mp4", b"text")}}, "the uploaded file: no video in it; send an mp4, avi or webm file"),
         ({"files": {"video_features": b"x"}}, "video_features: not a .npy file; send what numpy.save wrote"),
@@ -103,6 +102,12 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": features(), "data": {"temperature": "nan"}}, "temperature='nan': input should be a finite number"),
         ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "seed=1 with num_beams=2"),
         ({"files": features(), "data": {"prompt": "x" * 301}}, "prompt='xxxx"),
+        ({"files": features(), "params": {"num_beams": 2}}, "'num_beams' in the address; send it as a field"),
+        ({"files": features(), "data": {"num_beams": [2, 3]}}, "'num_beams' stands 2 times in the form, send it once"),
+        (
+            {"files": [*features().items(), *features().items()]},
+            "'video_features' stands 2 times in the form, send it once; /captions takes many",
+        ),
         ({"files": features(), "data": {"beams": 2}}, "unknown field 'beams'; known: audio_features, features"),
         (
             {"content": b"--", "headers": {"Content-Type": "multipart/form-data"}},
@@ -113,7 +118,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
             "the form ends before its last boundary",
         ),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_a_wrong_request_is_400_with_one_line_that_says_why(http, request_, reason):
     answer = http.post("/caption", **request_)

@@ -95,15 +95,25 @@ def test_many_items_come_by_name_and_without_sound_get_the_models_width():
     ("tensors", "message"),
     [
         ({"picture": np.ones((4, 3), "float32")}, "tensor 'picture'; name them video and audio"),
-        ({"audio": np.ones((4, 3), "float32")}, "has audio and no video"),
-        ({"video": np.ones((4, 3), "int64")}, r"video is int64 \[4, 3\]; send floats"),
-        ({"video": np.ones(4, "float32")}, r"video is float32 \[4\]; send floats"),
+        ({}, "holds no tensor; name them video and audio"),
     ],
 )
-def test_tensors_of_other_names_and_kinds_are_named(tensors, message):
+def test_tensors_that_do_not_say_what_the_items_are(tensors, message):
     with pytest.raises(InputError, match=message):
         safetensors_items(save(tensors), "features")
 
 
-def test_no_tensors_are_no_items():
-    assert safetensors_items(save({}), "features") == []
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"b.audio": np.ones((4, 3), "float32")}, "has b.audio and no b.video"),
+        ({"b.video": np.ones((4, 3), "int64")}, "b.video is int64 [4, 3]; send floats"),
+        ({"b.video": np.ones(4, "float32")}, "b.video is float32 [4]; send floats"),
+        ({"b.video": np.ones((4, 3), "float32"), "b.audio": np.ones(4, "float32")}, "b.audio is float32 [4]"),
+    ],
+)
+def test_a_bad_item_fails_alone(tensors, message):
+    good = {"a.video": np.ones((2, 3), "float32"), "c.video": np.ones((1, 3), "float32")}
+    first, bad, last = safetensors_items(save({**good, **tensors}), "features")
+    assert len(first[0]) == 2 and len(last[0]) == 1
+    assert isinstance(bad, InputError) and message in str(bad)

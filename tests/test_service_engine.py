@@ -76,7 +76,10 @@ def test_bad_items_fail_in_their_places_beside_good_ones(captioner, tmp_path):
     first, wrong, overflowing, refused, last = run(scenario, captioner, tmp_path)
     assert isinstance(first, Answer)
     assert isinstance(last, Answer)
-    assert (wrong.status, wrong.error) == (400, "video features of shape [3, 25]; this model takes [N,24]")
+    assert (wrong.status, wrong.error) == (
+        400,
+        "video features of shape [3, 25]; this model takes [N,24], N at least 1",
+    )
     assert (overflowing.status, refused.error) == (400, "no use")
 
 
@@ -112,6 +115,32 @@ def test_the_state_names_model_and_version(captioner, tmp_path):
 
     state = run(scenario, captioner, tmp_path)
     assert (state.model, state.model_version, state.waiting, state.trouble) == (str(tmp_path / "best"), "best", 0, "")
+
+
+def test_a_bento_does_not_tell_where_its_model_lies(captioner, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.engine.baked_model", lambda: str(tmp_path / "best"))
+
+    async def scenario(engine):
+        return engine.state()
+
+    assert run(scenario, captioner, tmp_path).model == "baked into this Bento"
+
+
+def test_a_long_item_waits_as_what_the_model_reads_of_it(captioner, tmp_path):
+    most = captioner.model.config.max_positions
+    long = np.random.default_rng(0).normal(size=(40 * most, 24)).astype("float32")
+
+    async def scenario(engine):
+        job = engine.job((long, ITEMS[0][1]), engine.served(), Ask())
+        bad = engine.job(
+            (np.where(np.arange(len(long))[:, None] == 1, np.nan, long), ITEMS[0][1]), engine.served(), Ask()
+        )
+        return job, bad, (await engine.answer([(long, ITEMS[0][1])], engine.served(), Ask()))[0]
+
+    job, bad, answer = run(scenario, captioner, tmp_path)
+    assert len(job.item[0]) == most and job.item[0].base is None
+    assert isinstance(bad, Refusal) and "NaN" in bad.reason
+    assert answer.caption == captioner.caption([(long, ITEMS[0][1])])[0].text
 
 
 def test_a_batch_that_hangs_makes_the_service_not_alive(captioner, tmp_path, monkeypatch):

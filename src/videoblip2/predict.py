@@ -269,12 +269,20 @@ class Captioner:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
         return self._encoders
 
+    def cut(self, item: Features) -> Features:
+        """The rows of an item that the model will read: `max_positions` at most, evenly, in arrays of their own."""
+        from videoblip2.data.dataset import thin
+
+        video, audio = (thin(array, self.model.config.max_positions) for array in item)
+        return video, audio
+
     def check(self, item: Features) -> None:
         """Raise InputError for features that this model cannot take."""
         config = self.model.config
         for name, array, width in zip(("video", "audio"), item, (config.video_dim, config.audio_dim), strict=True):
             if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
-                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]")
+                least = ", N at least 1" if name == "video" else ""
+                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
             if not np.isfinite(array).all():
                 raise InputError(f"{name} features hold NaN or infinity; extract them again")
 

@@ -23,7 +23,7 @@ def package(
     """Build a Bento that serves MODEL with no MLflow store and no network."""
     from videoblip2.cli.bento_files import stage
 
-    target = export.absolute() if export else None
+    target = _file_to_be(export) if export else None
     with tempfile.TemporaryDirectory(prefix="vb2-package-") as folder:
         steps = progress(["collect", "build"], description="package")
         next(steps)
@@ -38,6 +38,16 @@ def package(
         "export": str(export) if export else None,
     }
     emit(record, json, _text(built, staged.version, staged.media, export))
+
+
+def _file_to_be(export: Path) -> Path:
+    """Where to export to, once it is sure that a file can lie there: building takes minutes."""
+    from videoblip2.config import InputError
+
+    if export.is_dir() or not export.absolute().parent.is_dir():
+        reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
+        raise InputError(f"--export {export}: {reason}; name a file such as videoblip2.bento")
+    return export.absolute()
 
 
 def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:

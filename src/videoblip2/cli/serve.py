@@ -1,6 +1,7 @@
 """`vb2 serve`: `bentoml serve` with the service's usual settings as options."""
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,24 @@ def serve(
 
     if not Path("bentofile.yaml").is_file():
         raise InputError(f"{Path.cwd()}: holds no bentofile.yaml; run `vb2 serve` in the root of the repository")
-    settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow}
+    refuse_port_in_use(host, port)
+    home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
+    own = os.path.join(home, "vb2-serve", str(port))  # BentoML empties its home's metrics whenever a server starts
+    settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}
     os.execve(sys.executable, server_command(host, port), with_settings(os.environ, settings))
+
+
+def refuse_port_in_use(host: str, port: int) -> None:
+    """Raise InputError where nobody can listen at this address."""
+    from videoblip2.config import InputError
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(found[0], socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended is no obstacle
+            listener.bind(found[4])
+    except OSError as error:
+        raise InputError(f"{host}:{port}: cannot be listened at ({error.strerror}); give another --port") from error
 
 
 def server_command(host: str, port: int) -> list[str]:

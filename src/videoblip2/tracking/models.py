@@ -121,7 +121,8 @@ def _source(version: Any, model: str) -> str:
     if match := re.search(r"models:/(m-[0-9a-f]+)$", version.source or ""):
         return match[1]
     raise InputError(
-        f"{model}: not registered from a checkpoint ({version.source}); register one with `vb2 promote RUN`"
+        f"{model}: version {version.version} was not registered from a checkpoint ({version.source}); register one "
+        "with `vb2 promote RUN`"
     )
 
 
