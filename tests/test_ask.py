@@ -10,10 +10,10 @@ from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
 from videoblip2.evaluate import NOTHING, with_answers, write_predictions
-from videoblip2.features.store import FeatureStore, write_features
+from videoblip2.features.store import FeatureStore, write_features, write_manifest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
-from videoblip2.predict import Captioner, ask_video
+from videoblip2.predict import Captioner, ask_video, caption_each
 from videoblip2.training.evaluation import evaluate_model
 
 ASKED = [("a circle?", "red"), ("a dog?", "two"), ("a man?", "quiet")]
@@ -88,6 +88,17 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["question"] for row in last["answers"]] == ["a dog?", "a man?"]
     assert last["answers"][0]["answer"] == together["1"].text
+
+
+def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
+    manifest = {"clip": {"fingerprint": "c1"}, "clap": {"fingerprint": "c2"}, "videos": {}}
+    write_manifest(world / "features", manifest)
+    other = {"features": {**manifest, "clip": {"fingerprint": "c9"}}}
+    captioner = Captioner(tiny_model, tokenizers, other, "tiny", "1")
+    with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):
+        ask_video(captioner, "video0", ["a dog?"], world / "features")
+    (row,) = caption_each(captioner, ["video0"], world / "features")
+    assert "tiny was trained on those of c9" in row["error"]
 
 
 def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):

@@ -14,6 +14,7 @@ from videoblip2.tracking import find_model as find_model
 if TYPE_CHECKING:
     from videoblip2.data.questions import Question
     from videoblip2.features.extract import PreparedVideo as PreparedVideo
+    from videoblip2.features.store import FeatureStore
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
 
@@ -269,6 +270,15 @@ class Captioner:
             self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
         return self._encoders
 
+    def store(self, root: Path) -> "FeatureStore":
+        """A feature store. Raises InputError for one of other encoders than the model's: it would caption by chance."""
+        from videoblip2.features.manifest import refuse_other_encoders
+        from videoblip2.features.store import FeatureStore
+
+        store = FeatureStore(root)
+        refuse_other_encoders(root, store.manifest, self.provenance.get("features"), self.model_name)
+        return store
+
     def cut(self, item: Features) -> Features:
         """The rows of an item that the model will read: `max_positions` at most, evenly, in arrays of their own."""
         from videoblip2.data.dataset import thin
@@ -349,11 +359,13 @@ def _caption_one(captioner: Captioner, video: str, features: Path | None, option
     if features is None:
         (caption,) = captioner.caption_media([Path(video)], **options)
     else:
-        from videoblip2.features.store import FeatureStore
-
-        store = FeatureStore(features)
-        (caption,) = captioner.caption([(store.video(video), store.audio(video))], **options)
+        (caption,) = captioner.caption([_stored(captioner, features, video)], **options)
     return {"caption": caption.text, "score": round(caption.score, 4)}
+
+
+def _stored(captioner: Captioner, features: Path, video: str) -> Features:
+    store = captioner.store(features)
+    return store.video(video), store.audio(video)
 
 
 def ask_video(
@@ -366,11 +378,5 @@ def ask_video(
     for question in questions:
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")
-    if features is None:
-        item = captioner.media_features(Path(video))
-    else:
-        from videoblip2.features.store import FeatureStore
-
-        store = FeatureStore(features)
-        item = store.video(video), store.audio(video)
+    item = captioner.media_features(Path(video)) if features is None else _stored(captioner, features, video)
     return captioner.answer([item] * len(questions), questions, **options)

@@ -23,8 +23,9 @@ START_SECONDS = 120
 def served_captions(say: Callable[[str], None]) -> Iterator[Callable[[Path], dict[str, Any]]]:
     """Yield a function: media file → the service's answer; it waits until the server is ready."""
     port = free_port()
-    with tempfile.TemporaryFile() as log:
-        environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
+        # A home of its own: BentoML empties the metrics there, another server's perhaps, when a server starts.
+        environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": home}
         command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:

@@ -109,7 +109,7 @@ def refuse_other_encoders(
         if has != had:
             raise InputError(
                 f"{root}: holds features of {name} {has}, {by} was trained on those of {had}; "
-                "extract with the same encoders, or train without train.start_from"
+                "extract with the same encoders, or take another checkpoint"
             )
 
 

@@ -74,7 +74,12 @@ def logged_model(model: str) -> tuple[Any, str]:
         model_id, version = _model_id(client, model)
         return client.get_logged_model(model_id), version
     except MlflowException as error:
-        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({_first_line(error)}); {HOW_TO_FIND}") from error
+        remedy = (
+            "`mlflow ui` shows versions, `vb2 promote` makes them"
+            if re.fullmatch(r"models:/[^/@]+/\d+", model)
+            else HOW_TO_FIND
+        )
+        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({_first_line(error)}); {remedy}") from error
 
 
 def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:

@@ -60,11 +60,12 @@ def evaluate_model(
     network.compiled_decoding = config.decode.compile
     captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
     name = str(checkpoint.provenance.get("name", found.version))
+    store = captioner.store(Path(config.data.features))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
         tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
         tracker.log_config(flatten(config))
-        store, result, annotations = FeatureStore(Path(config.data.features)), NOTHING, Path(config.data.annotations)
+        result, annotations = NOTHING, Path(config.data.annotations)
         categories: dict[str, int] = {}
         if config.data.task != "qa":
             categories = {video.video_id: video.category for video in read_annotations(annotations / f"{split}.json")}
