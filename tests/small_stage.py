@@ -16,6 +16,7 @@ from videoblip2 import registry
 from videoblip2.config import parse_config
 from videoblip2.features.store import write_features, write_manifest
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
+from videoblip2.tracking import store
 from videoblip2.training.language_model import LanguageModelConfig, build_t5
 from videoblip2.training.stage import run_stage
 
@@ -46,6 +47,7 @@ def stages(patch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`root`, and the results `ce` and `scst`; their store is the one in use."""
     made = _made()
     _enter(made.root, patch)
+    store.connect()  # MLflow remembers the store of the test before, whatever the environment says
     return made
 
 
