@@ -92,7 +92,10 @@ class Gate:
         await self._asked(scope, _said(json.dumps(event).encode(), receive), send)
 
     async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an event on. Gradio fails (500) on one that it does not know; that is the sender's mistake (400)."""
+        """Pass an event on. Gradio fails with KeyError on one that it does not know: the sender's mistake (400).
+
+        Whatever else it fails on is ours, and left to the guard.
+        """
         failed = False
 
         async def sent(message: Message) -> None:
@@ -103,12 +106,14 @@ class Gate:
 
         try:
             await self._pass(scope, receive, sent)
-        except Exception:
+        except LookupError:
             if not failed:
                 raise
             observe.log.warning("event refused", exc_info=True)
-        if failed:
             await _refuse(400, "no event of this page", scope, receive, send)
+        else:
+            if failed:
+                raise RuntimeError("Gradio answered an event with 500 and did not say why")
 
     def _ours(self, path: str) -> bool:
         """Whether it is a file in the page's folder, links followed."""

@@ -103,7 +103,7 @@ def _documents(path: Path) -> list[Document]:
             names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
             wanted = [n for n in names if n.lower().endswith(".json")] or [n for n in names if _is_table(n)]
             contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # encrypted, or packed in an unknown way
         raise InputError(f"{path}: not a readable zip ({error}); fetch it again") from error
     if not contents:
         raise InputError(

@@ -62,7 +62,7 @@ def _refuse_no_folder(name: str | Path) -> None:
 def _placed(model: Any, device: str) -> Any:
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0][:100]
         raise InputError(
             f"device={device}: cannot be used ({reason}); give cpu, or cuda where torch sees a GPU"

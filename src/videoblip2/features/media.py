@@ -198,7 +198,7 @@ def _refuse_truncated(path: Path, stream: Any, end: float, tolerance: float) -> 
 def _declared_seconds(stream: Any) -> float:
     """Where the header says that the stream ends (0 where it does not say): Matroska in a tag, mp4 in the track.
 
-    The tag comes first: FFmpeg gives a Matroska stream without one the duration of the file.
+    The tag comes first: of a Matroska stream without a packet it says 0, where FFmpeg's duration is that of the file.
     """
     if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))

@@ -150,7 +150,7 @@ class ReadAhead:
             threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
 
     def _everything(self) -> None:
-        with suppress(OSError), self._path.open("rb") as file:
+        with suppress(OSError), self._path.open("rb") as file:  # a hint that is not taken costs time, and no row
             for place in range(self._start, self._end, self.PIECE):
                 os.posix_fadvise(file.fileno(), place, self.PIECE, os.POSIX_FADV_WILLNEED)
         self._advise("MADV_NORMAL", self._start, self._end)
