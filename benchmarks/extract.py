@@ -159,8 +159,8 @@ def small_clap(folder: Path) -> ClapEncoder:
 
 
 def toy_videos(folder: Path) -> list[Path]:
-    from videoblip2.data.toy import write_toy_world
     from videoblip2.features.media import write_video
+    from videoblip2.toy.world import write_toy_world
 
     return sorted(write_toy_world(folder, 24, 0, write_video).videos.glob("*.mp4"))
 

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from transformers import InstructBlipQFormerConfig, T5Config
 
-from videoblip2.data.toy import write_toy_world
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
 from videoblip2.features.media import write_video
 from videoblip2.features.settings import FeatureSettings
 from videoblip2.features.store import read_manifest
-from videoblip2.features.toy_encoders import build_toy_clap, build_toy_clip
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
 from videoblip2.registry import register, set_champion
+from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
+from videoblip2.toy.world import write_toy_world
 from videoblip2.tracking import open_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -107,3 +107,7 @@ def make_batch(tokenizers):
         return collate(ids, items, ["a video of"] * len(items), tokenizers, 10, labels)
 
     return make
+
+
+def pytest_addoption(parser):
+    parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/curves.json anew")

@@ -92,7 +92,7 @@ def write_annotations(demo: Demo) -> None:
     from videoblip2.data.annotations import read_annotations, write_json
     from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
-    from videoblip2.data.toy import write_toy_annotations
+    from videoblip2.toy.world import write_toy_annotations
 
     prepare_captions(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
@@ -100,8 +100,8 @@ def write_annotations(demo: Demo) -> None:
 
 
 def render(demo: Demo) -> None:
-    from videoblip2.data.toy import write_toy_world
     from videoblip2.features.media import write_video
+    from videoblip2.toy.world import write_toy_world
 
     demo.say(f"1/8 toy world: {VIDEOS} videos with sound, 20 captions each → {demo.out / 'toy'}")
     write_toy_world(demo.out / "toy", VIDEOS, SEED, write_video, progress=progress)
@@ -111,7 +111,7 @@ def extract(demo: Demo) -> None:
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import extract_features
     from videoblip2.features.settings import FeatureSettings
-    from videoblip2.features.toy_encoders import build_toy_clap, build_toy_clip
+    from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, by small random-weight encoders")
     encoders = demo.out / "encoders"
@@ -125,7 +125,7 @@ def extract(demo: Demo) -> None:
 
 def train_language_model(demo: Demo, config: "Config") -> None:
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.training import language_model
+    from videoblip2.toy import language_model
 
     settings = language_model.LanguageModelConfig(steps=LANGUAGE_MODEL_STEPS, batch_size=48)
     videos = read_annotations(demo.data / "train.json")

@@ -111,7 +111,7 @@ def lm(
 ) -> None:
     """A small T5 trained on captions alone, for machines and data sets without a pre-trained one."""
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.training.language_model import parse_settings, train_language_model
+    from videoblip2.toy.language_model import parse_settings, train_language_model
 
     t5, bert = train_language_model(
         read_annotations(annotations), [prompt], out, parse_settings(settings or []), progress

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
-from videoblip2.features.drafts import draft
+from videoblip2.files import atomic
 
 MAIN = "manifest.json"
 #: What has to be alike within one store, and what older manifests, which do not say, were made with.
@@ -68,7 +68,7 @@ def read_one(path: Path) -> dict[str, Any]:
 
 def write_manifest(root: Path, manifest: dict[str, Any], name: str = MAIN) -> None:
     """Write a manifest, atomically."""
-    with draft(root / name) as file:
+    with atomic(root / name) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from videoblip2.config import InputError
 from videoblip2.features.packed import FORMAT, KINDS, WIDTHS, PackedFile
-from videoblip2.features.store import FeatureStore, draft
+from videoblip2.features.store import FeatureStore
+from videoblip2.files import atomic
 
 Progress = Callable[[Iterable[str], int, str], Iterable[str]]
 Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, where its bytes end
@@ -146,7 +147,7 @@ def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
     """
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         _remove_unless_locked(left)
-    with draft(out) as file:
+    with atomic(out) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
         file.flush()

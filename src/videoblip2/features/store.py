@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
-from videoblip2.features.drafts import draft as draft
 from videoblip2.features.manifest import read_manifest as read_manifest
 from videoblip2.features.manifest import write_manifest as write_manifest
 from videoblip2.features.packed import WIDTHS as WIDTHS
 from videoblip2.features.packed import PackedFile
+from videoblip2.files import atomic
 
 Features = NDArray[np.float32]
 
@@ -148,5 +148,5 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
 def write_features(root: Path, video_id: str, video: Features, audio: Features) -> None:
     """Write both arrays of one video, each atomically; the video's last, since `ids` goes by it."""
     for modality, array in (("audio", audio), ("video", video)):
-        with draft(root / modality / f"{video_id}.npy") as file:
+        with atomic(root / modality / f"{video_id}.npy") as file:
             np.save(file, array, allow_pickle=False)

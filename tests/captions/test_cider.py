@@ -18,7 +18,7 @@ from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.frequencies import cook
 from videoblip2.config import InputError
 
-MSRVTT = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
+MSRVTT = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 REFERENCES = {
     "video0": ["A man runs.", "a man is running", "the man runs fast down 1 1/2 streets"],
     "video1": ["a dog runs", "a dog", "A dog's bowl"],

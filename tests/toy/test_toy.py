@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.data.toy import MIN_VIDEOS, write_toy_world
-from videoblip2.data.toy_captions import (
+from videoblip2.toy.captions import (
     CAPTIONS,
     LOUD_WORDS,
     MOTION_WORDS,
@@ -19,8 +18,8 @@ from videoblip2.data.toy_captions import (
     WORDS,
     make_captions,
 )
-from videoblip2.data.toy_render import FPS, RATE, RGB, path_at, render_audio, render_frames
-from videoblip2.data.toy_scene import (
+from videoblip2.toy.render import FPS, RATE, RGB, path_at, render_audio, render_frames
+from videoblip2.toy.scene import (
     ABSENT,
     COLOURS,
     MOTIONS,
@@ -30,6 +29,7 @@ from videoblip2.data.toy_scene import (
     combination_split,
     make_scene,
 )
+from videoblip2.toy.world import MIN_VIDEOS, write_toy_world
 
 NUM = 300
 SCENES = [make_scene(0, index, NUM) for index in range(NUM)]

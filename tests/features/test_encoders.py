@@ -9,7 +9,7 @@ import torch
 from videoblip2.config import InputError
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.settings import FeatureSettings, feature_settings
-from videoblip2.features.toy_encoders import build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 
 RATE = 48_000
 
@@ -237,8 +237,8 @@ def accuracy(features: np.ndarray, labels: list[str], train: int, ridge: float =
 
 def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
     """A linear map reads colour, shape, direction, sound and loudness off the features."""
-    from videoblip2.data.toy_render import render_audio, render_frames
-    from videoblip2.data.toy_scene import MOTIONS, SOUNDS, make_scene
+    from videoblip2.toy.render import render_audio, render_frames
+    from videoblip2.toy.scene import MOTIONS, SOUNDS, make_scene
 
     scenes = [make_scene(5, index, 240) for index in range(240)]
     scenes = [

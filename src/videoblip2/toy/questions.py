@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from videoblip2.data.toy_scene import ABSENT, MOTIONS, SILENT, Scene
+from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, Scene
 
 DOING = {
     "left": "sliding",

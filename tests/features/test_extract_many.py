@@ -18,7 +18,7 @@ from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.ray_engine import RayEngine, require_ray
 from videoblip2.features.settings import FeatureSettings, feature_settings
 from videoblip2.features.store import FeatureStore
-from videoblip2.features.toy_encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
 RATE = 16_000
 

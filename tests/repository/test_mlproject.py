@@ -15,7 +15,7 @@ from videoblip2.cli import app
 from videoblip2.cli.stages import overrides_from
 from videoblip2.config import known_keys, parse_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 ENTRY_POINTS = MLPROJECT["entry_points"]

@@ -14,9 +14,9 @@ from videoblip2.features.extract import encode_video, extract_features, find_vid
 from videoblip2.features.media import write_video
 from videoblip2.features.settings import FeatureSettings
 from videoblip2.features.store import FeatureStore
-from videoblip2.features.toy_encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt" / "videos"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
 
 

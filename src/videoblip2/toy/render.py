@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.data.toy_scene import ABSENT, SILENT, Scene
+from videoblip2.toy.scene import ABSENT, SILENT, Scene
 
 SIDE = 64  # pixels
 FPS = 8

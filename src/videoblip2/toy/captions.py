@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from videoblip2.data.toy_scene import ABSENT, SILENT, Scene
+from videoblip2.toy.scene import ABSENT, SILENT, Scene
 
 CAPTIONS = 20
 VISUAL_ONLY = 2

@@ -8,7 +8,7 @@ import pytest
 from videoblip2.config import InputError
 from videoblip2.data.questions import Question, prepare_questions, read_answer_map, read_questions
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt-qa"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt-qa"
 
 
 def save(path: Path, content: object) -> Path:

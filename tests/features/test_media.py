@@ -11,7 +11,7 @@ import pytest
 from videoblip2.config import InputError
 from videoblip2.features.media import decode_audio, decode_frames, thin, write_video
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt" / "videos"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
 
 

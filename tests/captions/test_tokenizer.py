@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from videoblip2.captions import tokenize
 from videoblip2.captions.tokenizer import PUNCTUATION, words
 
-MSRVTT = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
+MSRVTT = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java not found")
 needs_msrvtt = pytest.mark.skipif(not MSRVTT.is_dir(), reason="shared/data/msrvtt is absent")
 

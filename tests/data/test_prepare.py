@@ -10,7 +10,7 @@ from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.prepare import prepare_captions
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 
 
 def save(path: Path, content: object) -> Path:

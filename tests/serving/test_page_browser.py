@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from servers import free_port, running, wait_until
 
-from videoblip2.data.toy import write_toy_world
 from videoblip2.features.media import write_video
+from videoblip2.toy.world import write_toy_world
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("gradio", reason="gradio is not installed (extra ui)")
 pytest.importorskip("selenium", reason="selenium is not installed (extra dev)")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -63,8 +63,8 @@ def make_model(folder, tokenizers):
     finally:
         sys.path.pop(0)
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.toy_encoders import build_toy_clap, build_toy_clip
     from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+    from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 
     build_toy_clip(folder / "clip", 0)
     build_toy_clap(folder / "clap", 0)

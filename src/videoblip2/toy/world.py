@@ -17,10 +17,10 @@ from typing import Any
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import write_json
-from videoblip2.data.toy_captions import make_captions
-from videoblip2.data.toy_questions import question_entries
-from videoblip2.data.toy_render import FPS, RATE, render_audio, render_frames
-from videoblip2.data.toy_scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
+from videoblip2.toy.captions import make_captions
+from videoblip2.toy.questions import question_entries
+from videoblip2.toy.render import FPS, RATE, render_audio, render_frames
+from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 Progress = Callable[[Iterable[Scene], int, str], Iterable[Scene]]

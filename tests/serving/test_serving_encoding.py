@@ -12,7 +12,7 @@ from serving.encoding import Clip, EncodingQueue
 from serving.following import Served
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import encode_videos, prepare_video
-from videoblip2.features.toy_encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
 POISON = "poison"
 BOUND = 30  # seconds

@@ -1,0 +1,36 @@
+"""Atomic writes: a file is complete, or as it was before, however the process ends."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A draft beside `path` that replaces it when the block ends, and is removed when the block raises.
+
+    Folders are made as needed. Readers never see half a file, and two writers never share a draft.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with draft.open("xb") as file:
+            yield file
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: object, indent: int | None = 2) -> None:
+    """Write JSON atomically, with a newline at the end."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
