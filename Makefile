@@ -1,5 +1,6 @@
 # make demo   the whole path on generated videos, offline      make check   lint, types, layers
 # make test   the tests                                        make bench   this project beside its peers
+# make stats  files, lines, long functions, circles of the code
 # Each target makes the virtual environment in .venv first, if it is not there yet.
 
 PYTHON ?= python3.11
@@ -9,7 +10,7 @@ STAMP := .venv/.installed
 export MLFLOW_DISABLE_TELEMETRY = true
 export BENTOML_DO_NOT_TRACK = True
 
-.PHONY: setup demo check test bench
+.PHONY: setup demo check test stats bench
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +33,9 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2
+
+stats: $(STAMP)
+	$(BIN)/python tools/stats.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/captions.py --quick
