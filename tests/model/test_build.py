@@ -7,8 +7,7 @@ from torch import nn
 
 from videoblip2.config import InputError, ModelConfig
 from videoblip2.data.dataset import collate
-from videoblip2.model.build import build_model
-from videoblip2.model.first_weights import describe_first_weights, reports_as_json
+from videoblip2.model.build import build_model, describe_first_weights, reports_as_json
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
 
 FEATURES = 24

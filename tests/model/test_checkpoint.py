@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 import socket
+from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 
 from videoblip2.config import InputError
+from videoblip2.data.dataset import collate
 from videoblip2.model.checkpoint import FORMAT, UPGRADES, Checkpoint, load_checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 
@@ -90,6 +94,24 @@ def test_of_an_older_version_is_read_and_saved_in_the_new_format(saved, tmp_path
     again = save_checkpoint(tmp_path / "again", loaded)
     written = json.loads((again / "provenance.json").read_text())
     assert written["format"] == FORMAT and written["written_by"].startswith("videoblip2 ")
+
+
+@pytest.mark.parametrize("kind", ["lora", "merged"])
+def test_an_earlier_checkpoint_captions_as_it_did(kind, tokenizers, tmp_path):
+    """golden/checkpoints, written by format 2, with LoRA apart from T5's weights and folded into them."""
+    golden = Path(__file__).parents[1] / "golden"
+    folder = shutil.copytree(golden / "checkpoints" / kind, tmp_path / kind)
+    tokenizers.save(folder)
+    model = load_checkpoint(folder).model
+    expected = json.loads((golden / "checkpoints" / "expected.json").read_text())[kind]
+    video, audio = np.linspace(-1, 1, 48).reshape(2, 3, 8), np.linspace(1, -1, 16).reshape(2, 2, 4)
+    items = [(video[0], audio[0]), (video[1], audio[1][:0])]
+    batch = collate(["a", "b"], items, ["a video of"] * 2, tokenizers, 4)
+    ids = model.generate(**batch.inputs, max_new_tokens=8)
+    assert ids.tolist() == expected["ids"]
+    logits = model(ids[:, 1:], **batch.inputs)
+    log_probs = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).sum(dim=(1, 2))
+    assert log_probs.tolist() == pytest.approx(expected["log_probs"], abs=1e-3)
 
 
 def test_every_older_format_has_its_upgrade():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from videoblip2.model import absorbed, decode, packed, t5_decoder
+from videoblip2.model import decode
+from videoblip2.model.decode import cpu_kernels, sampling, t5_engine
 
 
 @pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
@@ -38,21 +39,25 @@ def test_greedy_equals_generate(tiny_model, encoded):
 
 
 def test_greedy_by_keys_and_values_equals_generate(tiny_model, encoded, monkeypatch):
-    monkeypatch.setattr(absorbed, "VIDEOS", 99)
+    monkeypatch.setattr(cpu_kernels, "VIDEOS", 99)
     test_greedy_equals_generate(tiny_model, encoded)
 
 
 def test_attention_on_states_is_that_on_keys_and_values():
     torch.manual_seed(0)
     query, weights, states = torch.randn(9, 24), torch.randn(2, 3, 8, 16), torch.randn(9, 5, 16)
-    assert absorbed.pays(states, 9, 12) and not absorbed.pays(states, 18, 12) and not absorbed.pays(states[:2], 2, 12)
-    assert not absorbed.pays(states.bfloat16(), 9, 12)  # there softmax and sums would round
+    assert (
+        cpu_kernels.attention_pays(states, 9, 12)
+        and not cpu_kernels.attention_pays(states, 18, 12)
+        and not cpu_kernels.attention_pays(states[:2], 2, 12)
+    )
+    assert not cpu_kernels.attention_pays(states.bfloat16(), 9, 12)  # there softmax and sums would round
     bias = torch.zeros(9, 1, 5).masked_fill(torch.rand(9, 1, 5) < 0.4, -1e9)
     keys, values = torch.einsum("khde,bse->kbhsd", weights, states)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query.view(9, 3, 1, 8), keys, values, bias[:, None], scale=1.0
     )
-    assert torch.allclose(absorbed.attend(query, weights, states, bias), expected.flatten(1), atol=1e-5)
+    assert torch.allclose(cpu_kernels.attend(query, weights, states, bias), expected.flatten(1), atol=1e-5)
 
 
 def test_beam_equals_generate(tiny_model, encoded):
@@ -64,15 +69,15 @@ def test_beam_equals_generate(tiny_model, encoded):
 
 
 def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monkeypatch):
-    monkeypatch.setattr(packed, "NUMBERS", 0)
+    monkeypatch.setattr(cpu_kernels, "NUMBERS", 0)
     test_greedy_equals_generate(tiny_model, encoded)
     test_beam_equals_generate(tiny_model, encoded)
 
 
 def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
     """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
-    graph = torch.compile(t5_decoder.T5Decoder._logits, fullgraph=True, backend="eager")
-    monkeypatch.setattr(t5_decoder, "_graph", lambda: graph)
+    graph = torch.compile(t5_engine.T5Decoder._logits, fullgraph=True, backend="eager")
+    monkeypatch.setattr(t5_engine, "_graph", lambda: graph)
     monkeypatch.setattr(tiny_model, "compiled_decoding", True)
     test_greedy_equals_generate(tiny_model, encoded)
     test_beam_equals_generate(tiny_model, encoded)
@@ -105,7 +110,7 @@ def test_samples_follow_the_whole_distribution(tiny_model, encoded):
 def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_model, encoded, monkeypatch):
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     dropping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[0])
-    monkeypatch.setattr(decode, "WORTH_DROPPING", 0.0)
+    monkeypatch.setattr(sampling, "WORTH_DROPPING", 0.0)
     keeping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[1])
     assert same_tokens(dropping.ids, keeping.ids)
     assert torch.allclose(dropping.log_probs, keeping.log_probs, atol=1e-5)
@@ -117,7 +122,7 @@ def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_mod
 @pytest.mark.parametrize("encoded", [6.0], indirect=True)
 @pytest.mark.parametrize("videos", [1, 99], ids=["on states", "on keys and values"])
 def test_greedy_captions_that_end_leave_the_batch(tiny_model, encoded, monkeypatch, videos):
-    monkeypatch.setattr(absorbed, "VIDEOS", videos)
+    monkeypatch.setattr(cpu_kernels, "VIDEOS", videos)
     lengths = decode.greedy(tiny_model, *encoded, 12).mask.sum(dim=1).tolist()
     assert max(lengths) < 12 and len(set(lengths)) > 1
     test_greedy_equals_generate(tiny_model, encoded)

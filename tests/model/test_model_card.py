@@ -52,11 +52,12 @@ def test_sizes_are_the_networks(folder, tiny_model):
     assert f"| all | {sum(sizes.values()):,} |" in card
 
 
-def test_follows_new_scores_and_says_when_merged(folder, tiny_model, tokenizers):
+def test_follows_new_scores_and_says_when_merged(folder, tiny_config, tokenizers):
     (folder / "metrics.json").write_text(json.dumps({"CIDEr": 0.75, "step": 4.0}))
     card = write_card(folder).read_text(encoding="utf-8")
     assert "| CIDEr | 0.7500 |" in card and "| step |" not in card and "apart from its weights" in card
-    merged = save_checkpoint(folder.parent / "merged", Checkpoint(tiny_model.merge(), tokenizers))
+    tiny_config.lora_merged = True
+    merged = save_checkpoint(folder.parent / "merged", Checkpoint(VideoBlip2(tiny_config), tokenizers))
     card = (merged / "README.md").read_text(encoding="utf-8")
     assert "folded into its weights" in card and "| LoRA |" not in card
     assert "None recorded." in card and "not recorded" in card

@@ -27,8 +27,8 @@ from reference_qformer import (
 from safetensors.torch import save_file
 
 from videoblip2.config import InputError
-from videoblip2.model.feature_adapter import FeatureAdapter
-from videoblip2.model.qformer_weights import load_qformer
+from videoblip2.model.branch import FeatureAdapter
+from videoblip2.model.qformer.load_weights import load_qformer
 
 EXTRAS = {
     "t5_proj.weight": torch.ones(16, WIDTH),

@@ -13,7 +13,6 @@ from videoblip2.config import parse_config
 from videoblip2.features.store import write_features
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from videoblip2.model.merge import merge_checkpoint
 from videoblip2.predict import load_captioner
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
 from videoblip2.training.stage import run_stage
@@ -94,18 +93,17 @@ def test_training_saving_and_resuming(folder, stages):
     assert not torch.equal(first["proj_video.weight"], second["proj_video.weight"])
 
 
-def test_merging_saving_again_and_serving(folder, stages, tmp_path):
-    merged = merge_checkpoint(stages[-1], tmp_path / "merged")
-    loaded = load_checkpoint(merged)
+def test_saving_again_and_serving(folder, stages, tmp_path):
+    loaded = load_checkpoint(stages[-1])
     again = save_checkpoint(tmp_path / "again", Checkpoint(loaded.model, loaded.tokenizers))
     video = np.random.default_rng(1).normal(size=(3, 768)).astype("float32")
     item = (video, np.zeros((0, 512), "float32"))
     texts = []
-    for checkpoint in (stages[-1], merged, again):
+    for checkpoint in (stages[-1], again):
         captioner = load_captioner(checkpoint, device="cpu")
         assert apart_and_equal(captioner.model.language_model, folder)
         texts.append(captioner.caption([item], max_new_tokens=6)[0].text)
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
 
 
 def test_a_tied_t5_stays_tied(folder, tokenizers, tmp_path):

@@ -16,10 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.model import http_download, weights_fetch
-from videoblip2.model.checksums import digests
-from videoblip2.model.hub_fetch import fetch_repository
-from videoblip2.model.weights_fetch import KNOWN, fetch_file, fetch_weights
+from videoblip2.model.qformer import http_download, weight_fetch
+from videoblip2.model.qformer.checksums import digests
+from videoblip2.model.qformer.hub_fetch import fetch_repository
+from videoblip2.model.qformer.weight_fetch import KNOWN, fetch_file, fetch_weights
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_progress_sees_every_chunk(tmp_path, site, content):
 
 def test_known_names(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(weights_fetch, "fetch_file", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(weight_fetch, "fetch_file", lambda *arguments: calls.append(arguments))
     fetch_weights("blip2-flant5xl", tmp_path)
     assert calls[0][1] == (
         "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xl.pth"
@@ -355,7 +355,7 @@ def test_the_command_lists_fetches_and_reports(tmp_path, site, content, monkeypa
     run = CliRunner().invoke
     listed = run(app, ["fetch", "--json"])
     assert [known["name"] for known in json.loads(listed.output.splitlines()[-1])["known"]] == list(KNOWN)
-    known = weights_fetch.KnownWeights("tiny", "a test", url=f"{site.url}/w.pth")
+    known = weight_fetch.KnownWeights("tiny", "a test", url=f"{site.url}/w.pth")
     monkeypatch.setitem(KNOWN, "tiny", known)
     result = run(app, ["fetch", "tiny", "--out", str(tmp_path / "m"), "--sha256", sha256(content), "--json"])
     data = json.loads(result.output.splitlines()[-1])

@@ -11,7 +11,7 @@ import typer
 from videoblip2.cli.output import emit, progress, table
 
 if TYPE_CHECKING:
-    from videoblip2.model.weight_report import WeightReport
+    from videoblip2.model.qformer.weight_report import WeightReport
     from videoblip2.training.stage import StageResult
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]

@@ -9,7 +9,7 @@ import typer
 from videoblip2.cli.output import emit, progress, table
 
 if TYPE_CHECKING:
-    from videoblip2.model.weight_inspect import Inspection
+    from videoblip2.model.qformer.weight_inspect import Inspection
 
 app = typer.Typer(help="Pre-trained weights: fetch them, and see what a file holds.", no_args_is_help=True)
 
@@ -24,7 +24,7 @@ def fetch(
     json: Json = False,
 ) -> None:
     """Download weights, resumed and verified, such as `vb2 weights fetch blip2-flant5xl`."""
-    from videoblip2.model.weights_fetch import KNOWN, fetch_weights
+    from videoblip2.model.qformer.weight_fetch import KNOWN, fetch_weights
 
     if name is None:
         rows = [[known.name, known.what, known.url or f"hub: {known.repository}"] for known in KNOWN.values()]
@@ -43,7 +43,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Say what a file of weights is: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
-    from videoblip2.model.weight_inspect import inspect_weights
+    from videoblip2.model.qformer.weight_inspect import inspect_weights
 
     inspection = inspect_weights(file)
     emit(asdict(inspection), json, _text(inspection))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,9 @@ import torch
 from torch import nn
 
 from videoblip2.config import InputError
+from videoblip2.pretrained import quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within: no bars and warnings of transformers; what matters in them is raised as an error here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def name_of(name: str | Path) -> str:
@@ -81,7 +64,7 @@ def load(kind: Any, name: str | Path, revision: str | None = None, **options: An
     if revision:
         options["revision"] = revision
     try:
-        with quiet():
+        with quiet_transformers():
             return kind.from_pretrained(str(name), **options)
     except Exception as error:  # a file of another model breaks in whichever of its readers comes first
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -69,3 +69,23 @@ class ModalityBranch(nn.Module):
         first = torch.where(empty[:, None], self.absent.to(features.dtype), features[:, 0])  # [B,C]
         features = torch.cat([first[:, None], features[:, 1:]], dim=1)
         return features, torch.cat([mask[:, :1] | empty[:, None].to(mask.dtype), mask[:, 1:]], dim=1)
+
+
+class FeatureAdapter(nn.Module):
+    """LayerNorm over the features, then Linear to the width the pre-trained key and value weights expect.
+
+    In BLIP-2 those weights see features that `ln_vision` has normalised: about unit variance. The Linear starts as a
+    scaled isometry, so the adapted features keep that variance and the angles between frames until training moves it.
+    """
+
+    def __init__(self, feature_dim: int, width: int) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(feature_dim)
+        self.linear = nn.Linear(feature_dim, width)
+        nn.init.orthogonal_(self.linear.weight, gain=max(1.0, (width / feature_dim) ** 0.5))
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [B, F, feature_dim] -> [B, F, width]."""
+        adapted: Tensor = self.linear(self.layernorm(features))
+        return adapted

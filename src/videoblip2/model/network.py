@@ -12,7 +12,7 @@ from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel, T
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
-from videoblip2.model.branch import ModalityBranch
+from videoblip2.model.branch import FeatureAdapter, ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
 
 
@@ -162,12 +162,6 @@ class VideoBlip2(PreTrainedModel):
         start = self.config.text_config.decoder_start_token_id  # type: ignore[union-attr]
         return torch.cat([out.ids.new_full((len(out.ids), 1), start), out.ids], dim=1)
 
-    def merge(self) -> "VideoBlip2":
-        """Fold LoRA into T5's q and v, in place: the same logits, no LoRA left to train; returns the network."""
-        from videoblip2.model.merge import merge_lora
-
-        return merge_lora(self)
-
     def trainable(self) -> dict[str, nn.Parameter]:
         """What training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or all of T5."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -200,15 +194,9 @@ def branch_around(
     """A branch around a given Q-Former; an adapter joins where it reads another width than the features have."""
     width = config.video_dim if modality == "video" else config.upscaled_dim
     reads: int = qformer.config.encoder_hidden_size
-    adapter = _adapter(width, reads) if reads != width else None
+    adapter = FeatureAdapter(width, reads) if reads != width else None
     positions = config.max_positions if config.temporal_embedding else 0
     return ModalityBranch(qformer, query_tokens, width, positions, adapter)
-
-
-def _adapter(width: int, reads: int) -> nn.Module:
-    from videoblip2.model.feature_adapter import FeatureAdapter
-
-    return FeatureAdapter(width, reads)
 
 
 def separate_lm_head(language_model: T5ForConditionalGeneration) -> None:

@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from videoblip2.features.encoder_files import quiet
 from videoblip2.features.encoders import AUDIO_WIDTH, VIDEO_WIDTH
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+from videoblip2.pretrained import quiet_transformers
 
 TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s
 
@@ -88,7 +88,7 @@ def build_toy_clap(folder: str | Path, seed: int) -> Path:
 
 def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
     folder = Path(folder)
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(folder)
         preprocessor.save_pretrained(folder)
     return folder

@@ -12,8 +12,8 @@ from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.config import flatten, to_yaml
 from videoblip2.evaluate import Evaluation, write_predictions
 from videoblip2.features.store import FeatureStore, digest
-from videoblip2.model.first_weights import reports_as_json
-from videoblip2.model.weight_report import WeightReport
+from videoblip2.model.build import reports_as_json
+from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import local_model
 from videoblip2.tracking.environment import FILE as ENVIRONMENT
 from videoblip2.tracking.environment import environment

@@ -10,10 +10,10 @@ from typing import Any
 
 from videoblip2.config import Config, InputError
 from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.model.first_weights import describe_first_weights
 from videoblip2.model.model_card import write_card
-from videoblip2.model.weight_report import WeightReport
+from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import open_run
 from videoblip2.tracking.environment import FILE as ENVIRONMENT
 from videoblip2.tracking.environment import write_environment

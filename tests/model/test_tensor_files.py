@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from videoblip2.config import InputError
-from videoblip2.model.checkpoint_files import read_tensors, sniff, weights_file
+from videoblip2.model.tensor_files import read_tensors, sniff, weights_file
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5000, dtype=torch.float16)}
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.model.checksums import Fetched, digests, read_checksums, write_checksums
-from videoblip2.model.http_download import Progress, receive, unhurried
-from videoblip2.model.hub_fetch import fetch_repository
+from videoblip2.model.qformer.checksums import Fetched, digests, read_checksums, write_checksums
+from videoblip2.model.qformer.http_download import Progress, receive, unhurried
+from videoblip2.model.qformer.hub_fetch import fetch_repository
 
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 
@@ -78,7 +78,7 @@ def fetch_file(name: str, url: str, target: Path, sha256: str | None = None, pro
 
 
 def _downloaded(name: str, url: str, target: Path, wanted: str | None, progress: Progress) -> Fetched:
-    from videoblip2.model.checkpoint_files import sniff
+    from videoblip2.model.tensor_files import sniff
 
     part = target.with_name(target.name + ".part")
     published_md5 = receive(url, part, target, progress)

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoblip2.model.http_download import Progress, unhurried
+from videoblip2.model.qformer.http_download import Progress, unhurried
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
 

@@ -16,9 +16,16 @@ import torch
 from torch import nn
 
 from videoblip2.config import InputError
-from videoblip2.model.checkpoint_files import read_tensors
-from videoblip2.model.qformer_plan import QUERIES, WORDS, CrossAttention, QFormerOptions, QFormerPlan, plan_qformer
-from videoblip2.model.weight_report import TensorRecord, WeightReport
+from videoblip2.model.qformer.weight_plan import (
+    QUERIES,
+    WORDS,
+    CrossAttention,
+    QFormerOptions,
+    QFormerPlan,
+    plan_qformer,
+)
+from videoblip2.model.qformer.weight_report import TensorRecord, WeightReport
+from videoblip2.model.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import InstructBlipQFormerModel

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from videoblip2.config import InputError
-from videoblip2.model.qformer_source import (
+from videoblip2.model.qformer.weight_report import TensorRecord, WeightReport
+from videoblip2.model.qformer.weight_source import (
     QFormerSizes,
     QFormerSource,
     Source,
     Tensors,
     find_qformer,
     find_text,
+    is_text_name,
     read_sizes,
+    why_unused,
 )
-from videoblip2.model.weight_names import is_text_name, why_unused
-from videoblip2.model.weight_report import TensorRecord, WeightReport
 
 if TYPE_CHECKING:
     from transformers import InstructBlipQFormerModel

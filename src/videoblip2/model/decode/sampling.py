@@ -1,20 +1,20 @@
 """From T5 encoder states to captions: greedy, sampling, beam search.
 
 The tokens are those of transformers' `generate` (greedy, beam), and follow the same distribution (sampling: all of it,
-no top-k, no top-p, no penalties). How it is made quick stands in `t5_decoder`.
+no top-k, no top-p, no penalties). What makes it quick is in `t5_engine`.
 
 Letters: B videos · K samples a video · R rows (captions) a video · N = B·R · S encoder places · E T5 width · T caption
 tokens · V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from videoblip2.model.decode.decoded import Decoded
+from videoblip2.model.decode.t5_engine import Caches, T5Decoder
 from videoblip2.model.network import VideoBlip2
-from videoblip2.model.t5_decoder import Caches, T5Decoder
 
 #: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
@@ -26,33 +26,6 @@ WORTH_DROPPING = 0.75
 Generators = torch.Generator | Sequence[torch.Generator] | None
 #: Called after each token with all captions so far, [N,T].
 Watch = Callable[[Tensor], None]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Captions as tokens.
-
-    ids: [N,T], the start token left out, the padding token after the end.
-    ended: [N], whether the caption came to its end token within T.
-    log_probs: [N,T], log-probability of each token under the distribution it was drawn from; 0 after the end.
-    end: the end token.
-    """
-
-    ids: Tensor
-    ended: Tensor
-    log_probs: Tensor
-    end: int = 1
-
-    @property
-    def mask(self) -> Tensor:
-        """[N,T]: 1 up to and with the first end token, 0 after it."""
-        hits = (self.ids == self.end).long()
-        return (hits.cumsum(dim=1) - hits == 0).to(self.ids.dtype)
-
-    def rows(self, chosen: slice) -> "Decoded":
-        """Some of the captions, cut to the longest of them."""
-        length = int(self.mask[chosen].sum(dim=1).max())
-        return Decoded(self.ids[chosen, :length], self.ended[chosen], self.log_probs[chosen, :length], self.end)
 
 
 def greedy(model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, watch: Watch | None = None) -> Decoded:
@@ -97,7 +70,7 @@ def end_token(model: VideoBlip2) -> int:
     return int(end[0] if isinstance(end, list) else end)
 
 
-class Rollout:
+class RunningRows:
     """Rows of captions in the making: [B,R] numbers of those that still run, and what they have become."""
 
     def __init__(self, model: VideoBlip2, videos: int, rows: int, num_greedy: int, max_tokens: int) -> None:
@@ -160,7 +133,7 @@ def _roll(
     """Token by token; the first `num_greedy` rows of each video take the likeliest token, the others draw."""
     decoder = T5Decoder(model.language_model, len(states) * (num_greedy + samples), model.compiled_decoding)
     caches = decoder.start(states, mask, max_new_tokens)
-    run = Rollout(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
+    run = RunningRows(model, len(states), num_greedy + samples, num_greedy, max_new_tokens)
     total, every = len(run.ids), STEPS_BETWEEN_LOOKS.get(states.device.type, 1)
     for at in range(max_new_tokens):
         logits = decoder.step(run.token, caches) / temperature
@@ -192,12 +165,3 @@ def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor) -> Tens
     drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
     drawn = drawn.clamp(max=log_probs.shape[1] - 1)
     return torch.where(is_greedy, log_probs.argmax(dim=-1), drawn) if is_greedy.any() else drawn
-
-
-def beam(
-    model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float = 1.0
-) -> tuple[Decoded, Tensor]:
-    """Beam search with early stopping: B captions and their length-normalised scores [B]."""
-    from videoblip2.model.beam import beam_search
-
-    return beam_search(model, states, mask, max_new_tokens, num_beams, length_penalty)

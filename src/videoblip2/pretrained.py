@@ -1,4 +1,4 @@
-"""transformers without its bars and warnings, where our own errors and reports say more."""
+"""Loading through transformers without its progress bars and warnings; our own errors and reports say what matters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within: errors only, no progress bars; afterwards as it was."""
+    """Errors only and no progress bars inside the block; the caller's settings return afterwards."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -4,9 +4,9 @@ What makes it quicker than `generate`, with the same numbers:
 1. Cross-attention keys and values are computed once a video and shared by all captions of that video.
 2. The first token of all captions of a video is one computation: they begin alike.
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
-4. On a CPU, weights are laid out for few rows at a time (`packed`).
+4. On a CPU, weights are laid out for few rows at a time (`cpu_kernels`).
 5. Rows whose caption has ended can be dropped (`Caches.select`).
-6. One caption a video on a CPU needs no cross-attention keys and values at all (`absorbed`).
+6. One caption a video on a CPU needs no cross-attention keys and values at all (`cpu_kernels.attend`).
 7. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
@@ -23,8 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
-from videoblip2.model import absorbed
-from videoblip2.model.packed import Product, product
+from videoblip2.model.decode.cpu_kernels import Product, attend, attention_pays, product
 
 _Pair = tuple[Tensor, Tensor]
 _Pairs = list[_Pair]
@@ -34,7 +33,7 @@ _Pairs = list[_Pair]
 class Caches:
     """Keys and values, one entry a layer. cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
 
-    states: [B,S,E], in place of `cross` where attention goes to them directly (`absorbed`).
+    states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).
     """
 
     cross: _Pairs
@@ -109,7 +108,7 @@ class T5Decoder:
     def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> Caches:
         """Caches for one row a video: states [B,S,E], mask [B,S]."""
         states = states.to(self.dtype)
-        direct = not self.compiled and absorbed.pays(states, self.rows, max_tokens)
+        direct = not self.compiled and attention_pays(states, self.rows, max_tokens)
         cross = [] if direct else [self._keys_and_values(states, layer) for layer in self._layers]
         shape = (len(states), self.heads, max_tokens, self._layers[0].cross_kv.shape[2])
         own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
@@ -166,7 +165,7 @@ class T5Decoder:
         videos = len(bias)
         query = layer.cross_q(self._norm(hidden, layer.cross_norm))
         if isinstance(cross, Tensor):
-            return layer.cross_out(absorbed.attend(query, layer.cross_kv, cross, bias[:, 0]))
+            return layer.cross_out(attend(query, layer.cross_kv, cross, bias[:, 0]))
         query = self._split(query.view(videos, len(hidden) // videos, -1))  # [B,H,R,d]
         seen = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
         return layer.cross_out(seen.transpose(1, 2).reshape(len(hidden), -1))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from videoblip2.config import InputError
-from videoblip2.model.checksums import Fetched, digests, read_checksums, write_checksums
+from videoblip2.model.qformer.checksums import Fetched, digests, read_checksums, write_checksums
 
 _TEXTS = (".json", ".txt", ".model")
 _SUMS = "SHA256SUMS"

@@ -5,10 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.model.checkpoint_files import read_tensors, sniff, weights_file
-from videoblip2.model.qformer_source import QFormerSource, Tensors, find_qformer, read_sizes
-from videoblip2.model.weight_names import looks_like, qformer_roots
-from videoblip2.model.weight_report import group_rows
+from videoblip2.model.qformer.weight_report import group_rows
+from videoblip2.model.qformer.weight_source import (
+    QFormerSource,
+    Tensors,
+    find_qformer,
+    looks_like,
+    qformer_roots,
+    read_sizes,
+)
+from videoblip2.model.tensor_files import read_tensors, sniff, weights_file
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Beam search over `t5_decoder`, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
+"""Beam search over `t5_engine`, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
 
 Each video has W running beams and the W best finished ones. A step looks at the 2·W likeliest continuations: those
 among the first W that end join the finished ones, with score log p / length^penalty; the W best that go on are the
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoblip2.model.decode import Decoded, end_token
+from videoblip2.model.decode.decoded import Decoded
+from videoblip2.model.decode.sampling import end_token
+from videoblip2.model.decode.t5_engine import T5Decoder
 from videoblip2.model.network import VideoBlip2
-from videoblip2.model.t5_decoder import T5Decoder
 
 NEVER = -1e9
 
@@ -30,10 +31,10 @@ class Beams:
 
 
 @torch.no_grad()
-def beam_search(
+def beam(
     model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float
 ) -> tuple[Decoded, Tensor]:
-    """See `decode.beam`."""
+    """Beam search with early stopping: B captions and their length-normalised scores [B]."""
     text, device, videos = model.config.text_config, states.device, len(states)
     end, pad = end_token(model), text.pad_token_id  # type: ignore[union-attr]
     decoder = T5Decoder(model.language_model, len(states) * num_beams, model.compiled_decoding)
