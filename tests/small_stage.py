@@ -17,7 +17,7 @@ from videoblip2.config import parse_config
 from videoblip2.features.store import write_features, write_manifest
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
-from videoblip2.tracking import store
+from videoblip2.tracking.mlflow import store
 from videoblip2.training.stage import run_stage
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)

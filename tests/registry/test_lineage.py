@@ -9,8 +9,7 @@ from tracking_store import place_store, write_checkpoint
 from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.registry.lineage import lineage, parent_of
-from videoblip2.tracking.environment import environment, lock_digest
-from videoblip2.tracking.revision import revision_tags
+from videoblip2.tracking.source import environment, lock_digest, revision_tags
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_an_alias_that_moves_on_does_not_take_the_parent_with_it(made):
 
 
 def test_the_verdict_of_a_registered_version_belongs_to_it(made):
-    from videoblip2.tracking.store import connect
+    from videoblip2.tracking.mlflow.store import connect
 
     connect().set_model_version_tag("videoblip2", "1", "gate.verdict", "passed")
     assert lineage("models:/videoblip2/1")[0].gate == {"verdict": "passed"}

@@ -15,7 +15,7 @@ from videoblip2.registry import lock
 from videoblip2.registry.promote import TRIVIAL
 from videoblip2.registry.trail import read_trail
 from videoblip2.registry.versions import store_in_words
-from videoblip2.tracking.store import connect
+from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
 

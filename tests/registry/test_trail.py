@@ -9,7 +9,7 @@ from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.registry.trail import Move, move_champion, read_trail, reign, rollback
 from videoblip2.tracking import local_model, open_run
-from videoblip2.tracking.store import connect
+from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
 

@@ -9,7 +9,7 @@ from made_runs import made_captions, made_evaluation, made_references
 from videoblip2.captions import paired_bootstrap
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Side, compare_sides
-from videoblip2.tracking.run_records import Prediction
+from videoblip2.tracking.mlflow.run_records import Prediction
 
 RESAMPLES = 500
 

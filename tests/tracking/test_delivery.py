@@ -3,7 +3,7 @@
 import pytest
 from mlflow.exceptions import MlflowException
 
-from videoblip2.tracking.delivery import deliver
+from videoblip2.tracking.mlflow.delivery import deliver
 
 DATA = {"data": "world/train.json", "digest": "abc", "source": "{}", "context": "train"}
 

@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from videoblip2.tracking.environment import environment, lock_difference, lock_digest, write_environment
+from videoblip2.tracking.source import environment, lock_difference, lock_digest, write_environment
 
 
 def test_every_installed_package_is_pinned_once(tmp_path):

@@ -12,10 +12,10 @@ from tracking_store import place_store
 
 from videoblip2.config import InputError
 from videoblip2.tracking import open_run, outbox
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.delivery import is_outage
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.delivery import is_outage
+from videoblip2.tracking.mlflow.run_records import list_runs
 from videoblip2.tracking.outbox import Outbox, describe
-from videoblip2.tracking.runs import list_runs
 
 GONE = MlflowException("API request failed with exception: connection refused")
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_is_not_tried_for_minutes_while_the_store_is_away(runs, mon
     import mlflow
 
     tried = []
-    monkeypatch.setattr("videoblip2.tracking.models.log_checkpoint", lambda *_: tried.append("model"))
+    monkeypatch.setattr("videoblip2.tracking.mlflow.models.log_checkpoint", lambda *_: tried.append("model"))
     with open_run("ce", "n", "toy", folder=runs / "ce") as tracker:
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(GONE))
         tracker.log_best({"val/CIDEr": 0.6})

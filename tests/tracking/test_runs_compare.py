@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from videoblip2.cli.runs import app
 from videoblip2.config import InputError
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.groups import seed_group
-from videoblip2.tracking.run_records import curve, find_run, splits_of
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.run_records import curve, find_run, splits_of
+from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.tracking.sides import compare_runs
 
 RESAMPLES = 300

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from videoblip2.config import InputError
 from videoblip2.tracking import NullTracker, local_model, open_run
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.runs import close_dead_runs, list_runs
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
 
 PROCESSES = 3
 
@@ -61,7 +61,7 @@ def test_a_disabled_run_keeps_nothing(tmp_path, monkeypatch):
 
 
 def test_the_null_tracker_has_the_whole_surface():
-    from videoblip2.tracking.mlflow_tracker import MlflowTracker
+    from videoblip2.tracking.mlflow.mlflow_tracker import MlflowTracker
 
     assert {n for n in vars(MlflowTracker) if n[0] != "_"} == {n for n in vars(NullTracker) if n[0] != "_"} - {"run_id"}
 
@@ -78,7 +78,7 @@ def test_a_run_gets_its_name_experiment_and_tags(store):
 
 
 def test_the_git_commit_and_its_state_are_tags(monkeypatch):
-    from videoblip2.tracking import revision
+    from videoblip2.tracking import source as revision
 
     answers = {"ls-files": "__init__.py", "status": " M x.py", "rev-parse": "abc123"}
     monkeypatch.setattr(revision, "_git", lambda command, *rest: answers[command])

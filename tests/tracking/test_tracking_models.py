@@ -10,7 +10,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2.config import InputError
 from videoblip2.tracking import find_model, local_model, open_run
-from videoblip2.tracking.store import connect as client
+from videoblip2.tracking.mlflow.store import connect as client
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_lost_artifacts_are_named(logged):
 def test_a_remote_store_is_downloaded_once(tmp_path, monkeypatch):
     import mlflow
 
-    from videoblip2.tracking import models
+    from videoblip2.tracking.mlflow import models
 
     calls = []
 

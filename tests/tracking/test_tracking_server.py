@@ -11,9 +11,9 @@ from tiny_world import STEPS, make_world, tiny_config, train_to_the_end, train_u
 
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.tracking import find_model, open_run
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.health import store_findings
-from videoblip2.tracking.runs import list_runs
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.health import store_findings
+from videoblip2.tracking.mlflow.run_records import list_runs
 from videoblip2.training.stage import run_stage
 
 pytestmark = [

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 
 from videoblip2.config import InputError
 from videoblip2.tracking import NullTracker, open_run
-from videoblip2.tracking.saved_state import is_local
-from videoblip2.tracking.termination import Terminated
+from videoblip2.tracking.mlflow.saved_state import is_local
+from videoblip2.tracking.tracker import Terminated
 from videoblip2.training.faults import is_full, only_one_in, stop_well
 from videoblip2.training.signals import signals_wait
 from videoblip2.training.state import Course, StateFile

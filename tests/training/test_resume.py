@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tracking_store import place_store
 
-from videoblip2.tracking import open_run, store
+from videoblip2.tracking import open_run
+from videoblip2.tracking.mlflow import store
 
 CHILD = """
 import os, signal, sys

@@ -14,9 +14,9 @@ from videoblip2.cli import app
 from videoblip2.config import InputError, parse_config
 from videoblip2.features.store import write_features
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
-from videoblip2.tracking import revision
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.groups import seed_group
+from videoblip2.tracking import source as revision
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.figures import category_means, draw_categories, draw_curves
 from videoblip2.training.seeds import mean_curve, run_seeds, seed_configs

@@ -13,8 +13,8 @@ from tiny_world import PAUSE, STEPS, make_world, tiny_config, train_until_stoppe
 from tracking_store import place_store
 
 from videoblip2.config import InputError
-from videoblip2.tracking import store as stores
-from videoblip2.tracking.runs import close_dead_runs, list_runs
+from videoblip2.tracking.mlflow import store as stores
+from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import read_record
 
@@ -107,7 +107,7 @@ def test_a_run_that_still_goes_on_is_left_alone(world, store):
     client = stores.connect()
     busy = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        from videoblip2.tracking.process import process_mark, process_tags
+        from videoblip2.tracking.liveness import process_mark, process_tags
 
         tags = {**process_tags(), "pid": str(busy.pid), "process": process_mark(busy.pid)}
         run_id = client.create_run(client.create_experiment("toy"), tags=tags).info.run_id

@@ -16,18 +16,19 @@ from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
-from videoblip2.tracking import NullTracker, open_run, store
+from videoblip2.tracking import NullTracker, open_run
+from videoblip2.tracking.mlflow import store
 from videoblip2.training import loop
 from videoblip2.training.progress import no_progress
 from videoblip2.training.stage import run_stage
 from videoblip2.tune import lead
-from videoblip2.tune.alive import give_back
 from videoblip2.tune.lead import join, tune
 from videoblip2.tune.plan import load_plan
+from videoblip2.tune.rescue import give_back
 from videoblip2.tune.storage import open_storage
 from videoblip2.tune.study import distributions, open_study
 from videoblip2.tune.trials import training_runner
-from videoblip2.tune.worker import Post, run_trial
+from videoblip2.tune.worker import WorkerContext, run_trial
 
 
 def lead_and_die(path, said):
@@ -121,7 +122,9 @@ def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypa
     with open_run("tune", "pruning", "elsewhere") as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
         run_trial(
-            Post(study, plan, parent.run_id, no_progress, print), study.ask(distributions(plan)), training_runner(plan)
+            WorkerContext(study, plan, parent.run_id, no_progress, print),
+            study.ask(distributions(plan)),
+            training_runner(plan),
         )
     trial, client = study.get_trials()[1], store.connect()
     assert (trial.state, trial.last_step) == (TrialState.PRUNED, 1)

@@ -11,26 +11,28 @@ from tiny_study import peak_at, tiny_plan
 from videoblip2.config import InputError
 from videoblip2.tracking import NullTracker, Stopped
 from videoblip2.training.progress import no_progress
-from videoblip2.tune.alive import give_back
 from videoblip2.tune.lead import begin
+from videoblip2.tune.rescue import give_back
 from videoblip2.tune.storage import open_storage
 from videoblip2.tune.study import counted, distributions, open_study
 from videoblip2.tune.trials import Score
-from videoblip2.tune.worker import Post, run_trial, take, work
+from videoblip2.tune.worker import WorkerContext, run_trial, take, work
 
 
 @pytest.fixture
 def make(tmp_path):
-    """(overrides, changes) → a post at a study in a journal file, and the lines it says."""
+    """(overrides, changes) → a context at a study in a journal file, and the lines it says."""
 
-    def post(*overrides, **changes):
+    def context(*overrides, **changes):
         plan = tiny_plan(tmp_path, *overrides, **changes)
         study = open_study(plan, open_storage(str(tmp_path / "study.journal")))
         begin(study, plan, NullTracker())
         lines = []
-        return SimpleNamespace(post=Post(study, plan, None, no_progress, lines.append), study=study, lines=lines)
+        return SimpleNamespace(
+            context=WorkerContext(study, plan, None, no_progress, lines.append), study=study, lines=lines
+        )
 
-    return post
+    return context
 
 
 def states(study):
@@ -39,13 +41,13 @@ def states(study):
 
 def test_the_default_comes_first_and_the_total_is_kept(make):
     made = make("n_trials=3")
-    assert work(made.post, wait=True, runner=peak_at(-1.5)) == 3
+    assert work(made.context, wait=True, runner=peak_at(-1.5)) == 3
     first = made.study.get_trials()[0]
     assert (first.params, first.user_attrs["default"], first.value) == ({"optim.lr": 0.01}, True, pytest.approx(0.5))
     assert made.lines[0].startswith("trial-000 (the default): CIDEr 50.0, the best so far")
-    assert work(made.post, wait=True, runner=peak_at(-1.5)) == 0
+    assert work(made.context, wait=True, runner=peak_at(-1.5)) == 0
     more = make("n_trials=5")
-    assert work(more.post, wait=True, runner=peak_at(-1.5)) == 2
+    assert work(more.context, wait=True, runner=peak_at(-1.5)) == 2
     assert states(more.study) == ["COMPLETE"] * 5
 
 
@@ -55,8 +57,8 @@ def help_in(folder, pipe):
     study = open_study(plan, open_storage(str(folder / "study.journal")), worker=True)
     pipe.send("ready")
     pipe.recv()
-    post = Post(study, plan, None, no_progress, lambda line: None)
-    pipe.send(work(post, wait=False, runner=peak_at(-1.5)))
+    context = WorkerContext(study, plan, None, no_progress, lambda line: None)
+    pipe.send(work(context, wait=False, runner=peak_at(-1.5)))
 
 
 def test_workers_on_one_storage_make_the_total_together(make, tmp_path):
@@ -67,7 +69,7 @@ def test_workers_on_one_storage_make_the_total_together(make, tmp_path):
     other.start()
     assert pipe.recv() == "ready"
     pipe.send("go")
-    here = work(made.post, wait=True, runner=peak_at(-1.5))
+    here = work(made.context, wait=True, runner=peak_at(-1.5))
     assert here + pipe.recv() == 10
     other.join()
     assert [trial.state for trial in counted(made.study.get_trials())] == [TrialState.COMPLETE] * 10
@@ -75,7 +77,7 @@ def test_workers_on_one_storage_make_the_total_together(make, tmp_path):
 
 def test_of_two_that_draw_the_last_one_the_later_is_dropped(make, monkeypatch):
     made = make("n_trials=2")
-    spaces = distributions(made.post.plan)
+    spaces = distributions(made.context.plan)
     assert take(made.study, 2, spaces).number == 0
     ask = made.study.ask
 
@@ -100,7 +102,7 @@ def test_a_failure_is_said_and_does_not_stop_the_study(make):
             return Score(float("nan"), [], "m")
         return peak_at(-1.5)(trial, watcher, progress)
 
-    assert work(made.post, wait=True, runner=fails_at_times) == 5
+    assert work(made.context, wait=True, runner=fails_at_times) == 5
     assert states(made.study) == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
     assert "trial-001: failed: step 3: the loss is nan on videos v1; lower optim.lr   optim.lr=" in made.lines[1]
     assert "failed: ZeroDivisionError: division by zero" in made.lines[2]
@@ -114,21 +116,21 @@ def test_three_failures_and_nothing_else_stop_it(make):
     def fails(trial, watcher, progress):
         raise InputError("data.features=x: no such folder")
 
-    with pytest.raises(InputError, match=r"3 trials failed one after the other .*the last one: data\.features=x"):
-        work(made.post, wait=True, runner=fails)
+    with pytest.raises(InputError, match=r"3 trials in a row failed .*the last error: data\.features=x"):
+        work(made.context, wait=True, runner=fails)
     assert len(made.lines) == 3
 
 
 def test_the_median_prunes_but_never_the_default(make):
     made = make("n_trials=4", "pruner.startup_trials=0")
-    good = {"params": {"optim.lr": 0.1}, "distributions": distributions(made.post.plan)}
+    good = {"params": {"optim.lr": 0.1}, "distributions": distributions(made.context.plan)}
     made.study.add_trial(create_trial(value=9.0, intermediate_values={2: 9.0}, **good))
     values = {0: -5.0, 2: -6.0, 3: 10.0}
-    work(made.post, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, values[trial.number]))
+    work(made.context, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, values[trial.number]))
     assert states(made.study) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
     assert made.lines[1].startswith("trial-002: pruned at step 2 ")
     late = make("n_trials=5", "pruner.startup_trials=0")
-    work(late.post, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, -9.0, last_step=2))
+    work(late.context, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, -9.0, last_step=2))
     assert states(late.study)[4] == "COMPLETE"  # at the last step pruning saves nothing
 
 
@@ -147,7 +149,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
         raise error
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        work(made.post, wait=True, runner=interrupted)
+        work(made.context, wait=True, runner=interrupted)
     assert states(made.study) == ["FAIL", "WAITING"]
     again = make()
     seen = []
@@ -158,7 +160,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
             watcher.validated(2, 0.1)  # reported by the attempt before
         return Score(0.2, [0.2], "m")
 
-    work(again.post, wait=True, runner=goes_on)
+    work(again.context, wait=True, runner=goes_on)
     assert seen[0] == (1, 0.01, "trial-000", {2})
     assert [trial.number for trial in counted(again.study.get_trials())] == [1, 2, 3]
     assert states(again.study) == ["FAIL", *["COMPLETE"] * 3]
@@ -166,7 +168,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
 
 def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_other(make):
     made = make()
-    trial = take(made.study, 3, distributions(made.post.plan))
+    trial = take(made.study, 3, distributions(made.context.plan))
 
     def taken(trial, watcher, progress):
         give_back(made.study, made.study.get_trials()[0], "died")
@@ -174,14 +176,14 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
             watcher.validated(2, 0.5)
         raise Stopped
 
-    assert run_trial(made.post, trial, taken) is None
+    assert run_trial(made.context, trial, taken) is None
     assert "another worker took it for dead" in made.lines[0]
     assert states(made.study) == ["FAIL", "WAITING"]
-    other = take(made.study, 3, distributions(made.post.plan))
+    other = take(made.study, 3, distributions(made.context.plan))
 
     def taken_at_the_end(trial, watcher, progress):
         give_back(made.study, made.study.get_trials()[1], "died")
         return Score(0.5, [0.5], "m")
 
-    run_trial(made.post, other, taken_at_the_end)
+    run_trial(made.context, other, taken_at_the_end)
     assert states(made.study) == ["FAIL", "FAIL", "WAITING"]

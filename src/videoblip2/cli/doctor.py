@@ -16,7 +16,7 @@ from videoblip2.cli.output import emit, progress
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-    from videoblip2.tracking.health import Finding
+    from videoblip2.tracking.mlflow.health import Finding
 
 PACKAGE = "videoblip2"
 LITTLE_ROOM, NO_ROOM = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
@@ -49,7 +49,7 @@ def _verdict(counts: dict[str, int]) -> str:
 
 
 def _made(name: str, status: str, found: str, remedy: str = "") -> "Finding":
-    from videoblip2.tracking.health import Finding
+    from videoblip2.tracking.mlflow.health import Finding
 
     return Finding(name, status, found, "" if status == "ok" else remedy)
 
@@ -95,7 +95,7 @@ def gpu() -> list["Finding"]:
 
 
 def tracking() -> list["Finding"]:
-    from videoblip2.tracking.health import store_findings
+    from videoblip2.tracking.mlflow.health import store_findings
 
     return store_findings()
 
@@ -116,7 +116,7 @@ def _conda_of_mlflow() -> str | None:
 
 
 def disk() -> list["Finding"]:
-    from videoblip2.tracking import store
+    from videoblip2.tracking.mlflow import store
 
     places = {"disk (here)": Path.cwd()}
     database = store.sqlite_file(store.tracking_uri())

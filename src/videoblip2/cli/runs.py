@@ -10,7 +10,7 @@ from videoblip2.cli.compare import compare
 from videoblip2.cli.output import emit, table
 
 if TYPE_CHECKING:
-    from videoblip2.tracking.runs import RunRow
+    from videoblip2.tracking.mlflow.run_records import RunRow
 
 app = typer.Typer(help="The runs of the MLflow store.", no_args_is_help=True)
 app.command()(compare)
@@ -25,7 +25,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """Show the newest runs with the scores of their chosen checkpoint."""
-    from videoblip2.tracking.runs import list_runs
+    from videoblip2.tracking.mlflow.run_records import list_runs
 
     runs = list_runs(experiment, limit)
     emit({"runs": [asdict(run) for run in runs]}, json, _table("Runs", runs))
@@ -39,7 +39,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """Close runs left RUNNING by a process that was killed."""
-    from videoblip2.tracking.runs import close_dead_runs
+    from videoblip2.tracking.mlflow.run_records import close_dead_runs
 
     closed = close_dead_runs(hours)
     emit({"closed": [run.run_id for run in closed]}, json, _table(f"Closed {len(closed)} runs", closed))

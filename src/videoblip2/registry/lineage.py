@@ -8,8 +8,8 @@ from typing import Any
 
 from videoblip2.config import InputError, read_yaml
 from videoblip2.tracking import FoundModel, find_model
-from videoblip2.tracking.environment import FILE, lock_digest
-from videoblip2.tracking.store import connect
+from videoblip2.tracking.mlflow.store import connect
+from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
 
 LONGEST = 20  # a chain longer than this goes in a circle
 UNKNOWN = "not recorded"
@@ -141,7 +141,7 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
 
 def _lock(folder: Path) -> str:
     """The digest of the checkpoint's environment.txt; of an older one the requirements that MLflow keeps."""
-    for file in (folder / FILE, folder.parents[1] / "requirements.txt"):
+    for file in (folder / ENVIRONMENT_FILE, folder.parents[1] / "requirements.txt"):
         if file.is_file():
             return f"{lock_digest(file.read_text(encoding='utf-8'))} ({file.name})"
     return UNKNOWN

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from videoblip2.config import InputError
 from videoblip2.registry.versions import make_name
-from videoblip2.tracking.store import connect, sqlite_file, tracking_uri
+from videoblip2.tracking.mlflow.store import connect, sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -94,7 +94,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
 
 def _model_id(model: str) -> str:
     """The logged model behind a run id or a `models:/` address. A folder may have changed since it was logged."""
-    from videoblip2.tracking.models import logged_model
+    from videoblip2.tracking.mlflow.models import logged_model
 
     if Path(model).exists():
         file = Path(model) / "provenance.json"

@@ -14,8 +14,7 @@ from videoblip2.data.questions import read_questions
 from videoblip2.features.store import FeatureStore
 from videoblip2.registry.lineage import parent_of, read_json
 from videoblip2.tracking import find_model
-from videoblip2.tracking.environment import FILE, environment, lock_difference
-from videoblip2.tracking.revision import revision_tags
+from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, revision_tags
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.record import data_digest
 from videoblip2.training.stage import StageResult, run_stage
@@ -131,6 +130,6 @@ def _differences(folder: Path, provenance: dict[str, Any]) -> list[str]:
         for key in ("git.commit", "git.dirty")
         if then.get(key) != now.get(key)
     ]
-    if not (folder / FILE).is_file():
+    if not (folder / ENVIRONMENT_FILE).is_file():
         return [*differences, "packages not recorded"]
-    return differences + lock_difference((folder / FILE).read_text(encoding="utf-8"), environment())
+    return differences + lock_difference((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"), environment())

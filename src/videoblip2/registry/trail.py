@@ -15,7 +15,7 @@ from videoblip2.config import InputError
 from videoblip2.registry.lock import promotion_lock, user
 from videoblip2.registry.versions import CHAMPION, NAME, champion, replace_champion, store_in_words
 from videoblip2.tracking import find_model
-from videoblip2.tracking.store import connect
+from videoblip2.tracking.mlflow.store import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

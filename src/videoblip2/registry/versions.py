@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from videoblip2.config import InputError
-from videoblip2.tracking.store import connect, tracking_uri
+from videoblip2.tracking.mlflow.store import connect, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.tracking.termination import sigterm_raises
-from videoblip2.tracking.tracker import NullTracker, Stopped, Tracker
+from videoblip2.tracking.tracker import NullTracker, Stopped, Tracker, sigterm_raises
 
 __all__ = ["FoundModel", "NullTracker", "Stopped", "Tracker", "find_model", "local_model", "open_run"]
 
@@ -44,7 +43,7 @@ def open_run(
         with sigterm_raises():
             yield NullTracker()
         return
-    from videoblip2.tracking.mlflow_tracker import mlflow_run
+    from videoblip2.tracking.mlflow.mlflow_tracker import mlflow_run
 
     with mlflow_run(stage, name, experiment, resume_run_id, folder, parent_run_id) as tracker:
         yield tracker
@@ -69,6 +68,6 @@ def find_model(model: str | Path) -> FoundModel:
             )
         named = folder / "VERSION"  # in a package, a checkpoint keeps the version that it was registered as
         return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
-    from videoblip2.tracking.models import find_checkpoint
+    from videoblip2.tracking.mlflow.models import find_checkpoint
 
     return FoundModel(*find_checkpoint(str(model)))

@@ -22,7 +22,7 @@ from videoblip2.captions.intervals import (
 )
 from videoblip2.captions.tokenizer import tokenize
 from videoblip2.config import InputError
-from videoblip2.tracking.run_records import Prediction, RunRecord
+from videoblip2.tracking.mlflow.run_records import Prediction, RunRecord
 
 #: Scores whose corpus value is the mean over videos. METEOR's is not quite; its row says so.
 MEANS = ("CIDEr", "ROUGE_L", "METEOR", "SPICE")

@@ -9,7 +9,7 @@ from typing import Any
 from videoblip2.captions import tokenize
 from videoblip2.captions.intervals import Interval
 from videoblip2.tracking.compare import Comparison, Duel, Score, VideoPair, letter
-from videoblip2.tracking.run_records import curve
+from videoblip2.tracking.mlflow.run_records import curve
 
 TEMPLATE = "compare.html.j2"
 LABELS = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Comparison, Side, compare_sides
-from videoblip2.tracking.run_records import (
+from videoblip2.tracking.mlflow.run_records import (
     SPLITS,
     TRAINED_BY,
     RunRecord,

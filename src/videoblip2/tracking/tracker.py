@@ -1,7 +1,11 @@
-"""What a stage may tell its run, and the tracker that keeps nothing. No MLflow here: training runs without it."""
+"""What a stage may tell its run, and what ends a run early. No MLflow here: training runs without it."""
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 
@@ -92,3 +96,35 @@ class NullTracker:
 
     def drop_state(self) -> None:
         """Do nothing."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, raised in the main thread as an exception; the process exits 143 as the shell expects."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raise Terminated on the first SIGTERM; those that follow, or follow Ctrl-C, change nothing until the block ends.
+
+    On Ctrl-C `mlflow run` sends a SIGTERM after it, which must not cut off what Ctrl-C began. Outside the main thread,
+    where Python allows no handler, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_listening() -> None:
+    """The process is ending already: ignore SIGTERM from here on, to the end of the `sigterm_raises` block."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    stop_listening()
+    raise Terminated(128 + signum)

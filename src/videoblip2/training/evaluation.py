@@ -14,7 +14,7 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import find_model, open_run
-from videoblip2.tracking.lineage import command_line, lineage_tags
+from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.record import cider_interval, data_digest, interval_scores, log_captions

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.tracking import find_model
-from videoblip2.tracking.revision import revision_tags
+from videoblip2.tracking.source import revision_tags
 
 
 def origin(parent: str | None) -> dict[str, Any]:

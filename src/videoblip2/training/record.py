@@ -15,11 +15,8 @@ from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.build import reports_as_json
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import local_model
-from videoblip2.tracking.environment import FILE as ENVIRONMENT
-from videoblip2.tracking.environment import environment
-from videoblip2.tracking.lineage import command_line, lineage_tags, run_link
-from videoblip2.tracking.revision import source_diff
-from videoblip2.tracking.run_records import PREDICTIONS, curve
+from videoblip2.tracking.mlflow.run_records import PREDICTIONS, curve, run_link
+from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.figures import METRICS, draw_categories, draw_curves
 from videoblip2.training.workspace import Workspace
@@ -46,7 +43,7 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
         both = data_digest(annotations / file, work.store, video_ids)
         digests[context if context not in digests else f"{context}_qa"] = both
         tracker.log_data(f"{annotations.name}/{file}", both, context)
-    _log_text(folder / ENVIRONMENT, environment(), tracker)
+    _log_text(folder / ENVIRONMENT_FILE, environment(), tracker)
     _log_text(folder / "source.diff", source_diff(), tracker)
     return digests
 

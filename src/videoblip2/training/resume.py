@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.tracking.saved_state import StoppedRun, fetch_state, find_stopped_run
+from videoblip2.tracking.mlflow.saved_state import StoppedRun, fetch_state, find_stopped_run
 from videoblip2.training.state import FINISHED, FOLDER, FORMAT, Record, read_record
 
 #: What may change when a training goes on: it moves no weight.

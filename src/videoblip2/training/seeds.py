@@ -8,9 +8,8 @@ from typing import Any
 
 from videoblip2.captions.intervals import Interval, seed_interval
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.tracking.groups import SeedGroup, seed_group
-from videoblip2.tracking.lineage import run_link
-from videoblip2.tracking.run_records import curve
+from videoblip2.tracking.mlflow.run_records import curve, run_link
+from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.figures import METRICS, Curve, draw_curves
 from videoblip2.training.naming import group_name, run_name, what_differs

@@ -15,8 +15,7 @@ from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import write_card
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import open_run
-from videoblip2.tracking.environment import FILE as ENVIRONMENT
-from videoblip2.tracking.environment import write_environment
+from videoblip2.tracking.source import ENVIRONMENT_FILE, write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.faults import only_one_in, stop_well
@@ -145,7 +144,7 @@ def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best)
         metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
         provenance={**provenance, "step": best.step},
     )
-    extras = {ENVIRONMENT: write_environment}
+    extras = {ENVIRONMENT_FILE: write_environment}
     if work.train_videos:
         extras["document_frequencies"] = work.document_frequencies.save
     save_checkpoint(folder, checkpoint, extras)

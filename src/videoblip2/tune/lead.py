@@ -20,7 +20,7 @@ from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows,
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
 from videoblip2.tune.study import best_of, counted, distributions, name_of, open_study
 from videoblip2.tune.verdict import Verdict, judge
-from videoblip2.tune.worker import POLL_SECONDS, Post, work
+from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, work
 
 LEADER_SECONDS = 120.0
 
@@ -54,7 +54,7 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
             begin(study, plan, tracker)
             made, total = len(counted(study.get_trials(deepcopy=False))), plan.tuning.n_trials
             say(f"study {study.study_name}: {made} of {total} trials in {hidden(place)}")
-            work(Post(study, plan, tracker.run_id, progress, say), wait=True)
+            work(WorkerContext(study, plan, tracker.run_id, progress, say), wait=True)
             return conclude(study, plan, tracker)
 
 
@@ -65,7 +65,7 @@ def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
     with storage_errors(place):
         study = open_study(plan, open_storage(place), worker=True)
         _await_leader(study, plan)
-        return work(Post(study, plan, study.user_attrs["run_id"], progress, say), wait=False)
+        return work(WorkerContext(study, plan, study.user_attrs["run_id"], progress, say), wait=False)
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.config import InputError
 from videoblip2.tracking import Stopped
 from videoblip2.training.progress import Progress
-from videoblip2.tune.alive import Lookout, beating, give_back, rescue
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
+from videoblip2.tune.rescue import LivenessMonitor, beating, give_back, rescue
 from videoblip2.tune.study import UNFINISHED, counted, distributions, finished, name_of
 from videoblip2.tune.trials import Runner, Score, Watcher, training_runner
 
@@ -29,7 +29,7 @@ POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Post:
+class WorkerContext:
     """Where a worker works. parent_run_id: the study's run."""
 
     study: optuna.Study
@@ -48,30 +48,30 @@ def runner_of(plan: Plan) -> Runner:
     return training_runner(plan)
 
 
-def work(post: Post, wait: bool, runner: Runner | None = None) -> int:
+def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> int:
     """Make trials until there are `n_trials`; returns how many this worker made.
 
     Args:
         wait: stay until the others' trials are over too, and take those whose worker dies.
     """
-    lookout, made, broken = Lookout(), 0, 0
-    spaces = distributions(post.plan)
+    monitor, made, broken = LivenessMonitor(), 0, 0
+    spaces = distributions(context.plan)
     while True:
-        for line in rescue(post.study, lookout):
-            post.say(line)
-        trial = take(post.study, post.plan.tuning.n_trials, spaces)
+        for line in rescue(context.study, monitor):
+            context.say(line)
+        trial = take(context.study, context.plan.tuning.n_trials, spaces)
         if trial is None:
-            if not wait or not post.study.get_trials(deepcopy=False, states=UNFINISHED):
+            if not wait or not context.study.get_trials(deepcopy=False, states=UNFINISHED):
                 return made
             time.sleep(POLL_SECONDS)
             continue
-        runner = runner or runner_of(post.plan)
-        reason = run_trial(post, trial, runner)
+        runner = runner or runner_of(context.plan)
+        reason = run_trial(context, trial, runner)
         made, broken = made + 1, broken + 1 if reason else 0
-        if broken >= BROKEN and not finished(post.study):
+        if broken >= BROKEN and not finished(context.study):
             raise InputError(
-                f"study {post.plan.tuning.study!r}: {broken} trials failed one after the other and none is complete, "
-                f"the last one: {reason}; mend that, then run the same command again"
+                f"study {context.plan.tuning.study!r}: {broken} trials in a row failed and none is complete; "
+                f"the last error: {reason}; fix it, then run the same command again"
             )
 
 
@@ -91,28 +91,28 @@ def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -
     return trial
 
 
-def run_trial(post: Post, trial: optuna.Trial, runner: Runner) -> str | None:
+def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> str | None:
     """Run one trial, tell the study and the user how it ended. Returns the reason where it failed."""
-    reported, reason = set(_frozen(post.study, trial).intermediate_values), None
+    reported, reason = set(_frozen(context.study, trial).intermediate_values), None
     with beating(trial) as lost:
-        watcher = Watcher(trial, lost, post.parent_run_id, reported)
+        watcher = Watcher(trial, lost, context.parent_run_id, reported)
         try:
-            score = _finite(runner(trial, watcher, post.progress))
+            score = _finite(runner(trial, watcher, context.progress))
         except Stopped:
             if not lost.is_set():
-                post.study.tell(trial, state=TrialState.PRUNED)
+                context.study.tell(trial, state=TrialState.PRUNED)
         except (KeyboardInterrupt, SystemExit):
-            give_back(post.study, _frozen(post.study, trial), "interrupted")
-            post.say(f"{name_of(trial)}: interrupted; the same command goes on with it from its checkpoint")
+            give_back(context.study, _frozen(context.study, trial), "interrupted")
+            context.say(f"{name_of(trial)}: interrupted; the same command goes on with it from its checkpoint")
             raise
         except Exception as error:
-            reason = _fail(post.study, trial, watcher, error)
+            reason = _fail(context.study, trial, watcher, error)
         else:
-            _complete(post.study, trial, watcher, score)
+            _complete(context.study, trial, watcher, score)
     if lost.is_set():
-        post.say(f"trial {trial.number}: given up, as another worker took it for dead and has it now")
+        context.say(f"trial {trial.number}: given up, as another worker took it for dead and has it now")
     else:
-        post.say(line_of(post.study, _frozen(post.study, trial), reason))
+        context.say(line_of(context.study, _frozen(context.study, trial), reason))
     return reason
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from videoblip2.config import InputError
-from videoblip2.tracking import process, store
+from videoblip2.tracking import liveness
+from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.outbox import first_line, say
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ def _check_stopped(run: Any) -> None:
     tags, run_id = run.data.tags, run.info.run_id
     if run.info.status != "RUNNING" or "pid" not in tags:
         return
-    if process.is_here(tags):
-        if not process.is_gone(tags) and int(tags["pid"]) != os.getpid():
+    if liveness.is_here(tags):
+        if not liveness.is_gone(tags) and int(tags["pid"]) != os.getpid():
             raise InputError(f"resume={run_id}: still going on as process {tags['pid']}; stop it first")
         return
-    silent = time.time() - process.last_sign(tags, run.info.start_time / 1000)
-    if silent < process.SILENCE:
+    silent = time.time() - liveness.last_sign(tags, run.info.start_time / 1000)
+    if silent < liveness.SILENCE:
         raise InputError(
             f"resume={run_id}: going on on {tags.get('host')}, heard of {silent:.0f} s ago; stop it first, or if it is "
             "dead, `vb2 runs gc --hours 0.02` closes what was silent for a minute"

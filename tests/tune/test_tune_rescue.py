@@ -11,8 +11,8 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from videoblip2.tune import alive
-from videoblip2.tune.alive import ATTEMPTS, Lookout, beating, give_back, here, me, rescue
+from videoblip2.tune import rescue as rescues
+from videoblip2.tune.rescue import ATTEMPTS, LivenessMonitor, beating, give_back, here, me, rescue
 
 SPACES = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -25,7 +25,7 @@ def study():
 @pytest.fixture
 def clock(monkeypatch):
     times = [0.0]
-    monkeypatch.setattr(alive.time, "monotonic", lambda: times[0])
+    monkeypatch.setattr(rescues.time, "monotonic", lambda: times[0])
     return times
 
 
@@ -48,7 +48,7 @@ def running(study, worker, **attrs):
 def test_a_process_that_is_gone_from_here_is_dead_at_once(study, dead):
     trial = running(study, dead, run_id="r1")
     trial.report(0.3, 20)
-    (line,) = rescue(study, Lookout())
+    (line,) = rescue(study, LivenessMonitor())
     assert line == f"trial-000: its worker (process {dead['pid']}) died: queued again, goes on from its checkpoint"
     old, new = study.get_trials()
     assert (old.state, new.state) == (TrialState.FAIL, TrialState.WAITING)
@@ -59,40 +59,40 @@ def test_a_process_that_is_gone_from_here_is_dead_at_once(study, dead):
 
 def test_elsewhere_a_beat_that_stands_still_is_death_and_one_that_moves_is_not(study, clock):
     quiet, loud = (running(study, {**me(), "place": place}) for place in ("there", "elsewhere"))
-    lookout = Lookout(stale_seconds=60)
-    assert rescue(study, lookout) == []
+    monitor = LivenessMonitor(stale_seconds=60)
+    assert rescue(study, monitor) == []
     for clock[0] in (30.0, 59.0):
         loud.set_user_attr("beat", str(clock[0]))
-        assert rescue(study, lookout) == []
+        assert rescue(study, monitor) == []
     clock[0] = 61.0
-    assert len(rescue(study, lookout)) == 1
+    assert len(rescue(study, monitor)) == 1
     assert study.get_trials()[quiet.number].state == TrialState.FAIL
     assert study.get_trials()[loud.number].state == TrialState.RUNNING
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process is read from /proc")
 def test_here_a_process_that_sleeps_lives_and_a_number_given_again_does_not(study, clock):
-    running(study, {**me(), "pid": os.getppid(), "started": alive._started(os.getppid())})
-    lookout = Lookout()
-    rescue(study, lookout)
+    running(study, {**me(), "pid": os.getppid(), "started": rescues._started(os.getppid())})
+    monitor = LivenessMonitor()
+    rescue(study, monitor)
     clock[0] = 1e6
-    assert rescue(study, lookout) == []
+    assert rescue(study, monitor) == []
     running(study, {**me(), "started": "1"})
-    assert len(rescue(study, lookout)) == 1
+    assert len(rescue(study, monitor)) == 1
 
 
 def test_an_own_trial_is_left_alone(study, clock):
     running(study, me())
-    lookout = Lookout()
-    rescue(study, lookout)
+    monitor = LivenessMonitor()
+    rescue(study, monitor)
     clock[0] = 1e6
-    assert rescue(study, lookout) == []
+    assert rescue(study, monitor) == []
 
 
 def test_a_trial_that_kills_every_worker_is_given_up(study, dead):
     for _ in range(ATTEMPTS):
         running(study, dead)
-        (line,) = rescue(study, Lookout())
+        (line,) = rescue(study, LivenessMonitor())
     assert line.startswith("trial-000: ")
     assert line.endswith(f"given up after {ATTEMPTS} attempts")
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL] * ATTEMPTS

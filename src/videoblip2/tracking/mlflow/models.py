@@ -20,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
-from videoblip2.tracking import store
+from videoblip2.tracking.mlflow import store
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 CHECKPOINT = "checkpoint"

@@ -71,7 +71,7 @@ def _beat(trial: optuna.Trial, seconds: float, stop: threading.Event, lost: thre
 
 
 @dataclass
-class Lookout:
+class LivenessMonitor:
     """Remembers since when each running trial's beat has stood still."""
 
     stale_seconds: float = STALE_SECONDS
@@ -92,12 +92,12 @@ class Lookout:
         return time.monotonic() - self.seen[trial.number][1] > self.stale_seconds
 
 
-def rescue(study: optuna.Study, lookout: Lookout) -> list[str]:
+def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
     """Queue again what dead workers left; a line for each."""
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker") or {}
-        if worker == me() or not lookout.is_dead(trial):
+        if worker == me() or not monitor.is_dead(trial):
             continue
         reason = f"its worker (process {worker.get('pid', 'unknown')}) died"
         again = len(trial.user_attrs.get("attempts", ())) + 1 < ATTEMPTS

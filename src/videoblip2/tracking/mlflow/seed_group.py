@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoblip2.tracking import store
-from videoblip2.tracking.revision import revision_tags
-from videoblip2.tracking.run_records import PARENT, SEEDS
+from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS
+from videoblip2.tracking.source import revision_tags
 
 Points = Mapping[str, Sequence[tuple[int, float]]]
 

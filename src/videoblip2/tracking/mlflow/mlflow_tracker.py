@@ -19,15 +19,13 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
-from videoblip2.tracking import models, store
-from videoblip2.tracking.delivery import ONE_RETRY, deliver, impatient, is_outage
-from videoblip2.tracking.fence import Fence, Point, is_there
+from videoblip2.tracking.liveness import process_tags
+from videoblip2.tracking.mlflow import models, store
+from videoblip2.tracking.mlflow.delivery import ONE_RETRY, Deduplicator, Point, deliver, impatient, is_outage, is_there
+from videoblip2.tracking.mlflow.saved_state import drop_state, keep_state
 from videoblip2.tracking.outbox import Outbox, describe, first_line, say
-from videoblip2.tracking.process import process_tags
-from videoblip2.tracking.revision import revision_tags
-from videoblip2.tracking.saved_state import drop_state, keep_state
-from videoblip2.tracking.termination import Terminated, sigterm_raises, stop_listening
-from videoblip2.tracking.tracker import Stopped
+from videoblip2.tracking.source import revision_tags
+from videoblip2.tracking.tracker import Stopped, Terminated, sigterm_raises, stop_listening
 
 FULL_BUFFER = 500
 SECONDS_BETWEEN_FLUSHES = 10.0
@@ -48,7 +46,7 @@ class MlflowTracker:
     ) -> None:
         self.run_id: str | None = run_id
         self._run_id, self._client, self._folder = run_id, client, folder
-        self._fence = Fence(client, run_id, up=resumed)
+        self._deduplicator = Deduplicator(client, run_id, up=resumed)
         self._outbox = Outbox(self._deliver, is_outage, folder / f"unsent-{run_id}.jsonl" if folder else None)
         self._outbox.read()
         self._points: list[Point] = []
@@ -170,9 +168,9 @@ class MlflowTracker:
 
     def _deliver(self, record: dict[str, object]) -> None:
         try:
-            deliver(self._client, self._run_id, self._fence, record)
+            deliver(self._client, self._run_id, self._deduplicator, record)
         except Exception:
-            self._fence.raise_again()
+            self._deduplicator.raise_again()
             raise
 
     def _best(self, metrics: Mapping[str, float]) -> list[tuple[str, float, int]]:

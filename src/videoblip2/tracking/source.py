@@ -1,0 +1,102 @@
+"""What made a run: the commit, the installed packages, the command, and the run that its weights come from."""
+
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def revision_tags() -> dict[str, str]:
+    """Return `git.commit` and `git.dirty` of the package's repository; nothing where git does not track the package.
+
+    The commit is there under MLflow's own name, too, which fills the column Version of its runs table.
+    """
+    if not _tracked():
+        return {}
+    commit = _git("rev-parse", "HEAD")
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no", ":/"))
+    return {"git.commit": commit, "git.dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
+
+
+def source_diff() -> str:
+    """Return what `git apply` needs to get from the commit to the source as it is; nothing where they are equal."""
+    return f"{diff}\n" if _tracked() and (diff := _git("diff", "--binary", "HEAD", "--", ":/")) else ""
+
+
+def _tracked() -> bool:
+    return bool(_git("ls-files", "--error-unmatch", "__init__.py"))
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints, or nothing where git fails or is not installed."""
+    try:
+        return subprocess.run(
+            ("git", *arguments), cwd=PACKAGE, capture_output=True, text=True, timeout=20, errors="replace"
+        ).stdout.strip("\n")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+ENVIRONMENT_FILE = "environment.txt"
+
+
+def environment() -> str:
+    """One line for Python and one `name==version` for each installed package, sorted, as pip reads it."""
+    packages = {
+        str(found.metadata["Name"]).lower().replace("_", "-"): found.version
+        for found in metadata.distributions()
+        if found.metadata["Name"]
+    }
+    lines = [f"{name}=={version}" for name, version in sorted(packages.items())]
+    return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
+
+
+def write_environment(path: Path) -> None:
+    """Write `environment` to a file."""
+    path.write_text(environment(), encoding="utf-8")
+
+
+def lock_digest(text: str) -> str:
+    """12 hex digits (sha256) of a lock."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def lock_difference(text: str, other: str) -> list[str]:
+    """`name 1.0 -> 2.0` for each package that differs, or is on one side only."""
+    old, new = _pins(text), _pins(other)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in names]
+
+
+def _pins(text: str) -> dict[str, str]:
+    """Name → version; Python, which stands in a comment for pip's sake, is one of them."""
+    lines = text.replace("# python ", "python==").splitlines()
+    return dict(line.split("==", 1) for line in lines if "==" in line)
+
+
+def lineage_tags(checkpoint: Path) -> dict[str, str]:
+    """Name the run that made a checkpoint: `lineage.parent_run`, `_name`, `_stage`, `_step`, and its `_cider`."""
+    made, scores = _read(checkpoint / "provenance.json"), _read(checkpoint / "metrics.json")
+    known = {"run": made.get("run_id"), "name": made.get("name"), "stage": made.get("stage"), "step": made.get("step")}
+    known["cider"] = scores.get("CIDEr", scores.get("val/CIDEr"))
+    return {f"lineage.parent_{key}": str(value) for key, value in known.items() if value is not None}
+
+
+def command_line() -> str:
+    """The command of this process as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing where the file is absent, as in checkpoints made by other means."""
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
