@@ -13,6 +13,7 @@ from tiny_world import PAUSE, STEPS, make_world, tiny_config, train_until_stoppe
 from tracking_store import place_store
 
 from videoblip2.config import InputError
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
 from videoblip2.training.stage import run_stage
@@ -103,21 +104,19 @@ def test_under_mlflow_run_the_earlier_run_goes_on_and_the_empty_one_goes(process
     assert gone.data.tags["continues"] == run.run_id
 
 
-def test_a_run_that_still_goes_on_is_left_alone(world, store):
+def test_a_run_that_is_still_running_is_left_alone(world, store):
     client = stores.connect()
     busy = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        from videoblip2.tracking.liveness import process_mark, process_tags
-
-        tags = {**process_tags(), "pid": str(busy.pid), "process": process_mark(busy.pid)}
+        tags = ProcessRecord.of(busy.pid).fields()
         run_id = client.create_run(client.create_experiment("toy"), tags=tags).info.run_id
-        with pytest.raises(InputError, match=f"still going on as process {busy.pid}; stop it first"):
+        with pytest.raises(InputError, match=f"still running as process {busy.pid}; stop it first"):
             run_stage("ce", tiny_config(world, store, f"resume={run_id}"))
         client.set_tag(run_id, "host", "far")
-        with pytest.raises(InputError, match=r"going on on far, heard of \d+ s ago"):
+        with pytest.raises(InputError, match=r"running on far, last heard of \d+ s ago"):
             run_stage("ce", tiny_config(world, store, f"resume={run_id}"))
-        client.set_tag(run_id, "host", process_tags()["host"])
-        client.set_tag(run_id, "process", "another process of the same number, ended")
+        client.set_tag(run_id, "host", tags["host"])
+        client.set_tag(run_id, "pid_started", "another process of the same number, ended")
         with pytest.raises(InputError, match="no training state in"):
             run_stage("ce", tiny_config(world, store, f"resume={run_id}"))
     finally:

@@ -1,18 +1,15 @@
 """Dead workers: recognised at once on this machine, by a beat that stands still elsewhere, and their trials kept."""
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tune import rescue as rescues
-from videoblip2.tune.rescue import ATTEMPTS, LivenessMonitor, beating, give_back, here, me, rescue
+from videoblip2.tune.rescue import ATTEMPTS, LivenessMonitor, beating, give_back, rescue
 
 SPACES = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -32,9 +29,7 @@ def clock(monkeypatch):
 @pytest.fixture(scope="module")
 def dead():
     """A worker of this machine whose process is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return {"place": here(), "pid": process.pid, "started": "1"}
+    return {**ProcessRecord.current().fields(), "pid_started": "1.00"}
 
 
 def running(study, worker, **attrs):
@@ -58,7 +53,9 @@ def test_a_process_that_is_gone_from_here_is_dead_at_once(study, dead):
 
 
 def test_elsewhere_a_beat_that_stands_still_is_death_and_one_that_moves_is_not(study, clock):
-    quiet, loud = (running(study, {**me(), "place": place}) for place in ("there", "elsewhere"))
+    quiet, loud = (
+        running(study, {**ProcessRecord.current().fields(), "host": place}) for place in ("there", "elsewhere")
+    )
     monitor = LivenessMonitor(stale_seconds=60)
     assert rescue(study, monitor) == []
     for clock[0] in (30.0, 59.0):
@@ -70,19 +67,8 @@ def test_elsewhere_a_beat_that_stands_still_is_death_and_one_that_moves_is_not(s
     assert study.get_trials()[loud.number].state == TrialState.RUNNING
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process is read from /proc")
-def test_here_a_process_that_sleeps_lives_and_a_number_given_again_does_not(study, clock):
-    running(study, {**me(), "pid": os.getppid(), "started": rescues._started(os.getppid())})
-    monitor = LivenessMonitor()
-    rescue(study, monitor)
-    clock[0] = 1e6
-    assert rescue(study, monitor) == []
-    running(study, {**me(), "started": "1"})
-    assert len(rescue(study, monitor)) == 1
-
-
-def test_an_own_trial_is_left_alone(study, clock):
-    running(study, me())
+def test_on_this_machine_a_silent_process_lives(study, clock):
+    running(study, ProcessRecord.current().fields())
     monitor = LivenessMonitor()
     rescue(study, monitor)
     clock[0] = 1e6
@@ -112,7 +98,7 @@ def test_a_beat_counts_up_and_notices_that_the_trial_was_taken(study):
     set_attr = trial.set_user_attr
     trial.set_user_attr = lambda key, value: (set_attr(key, value), changed.set() if key == "beat" else None)
     with beating(trial, seconds=0.01) as lost:
-        assert study.get_trials()[0].user_attrs["worker"] == me()
+        assert study.get_trials()[0].user_attrs["worker"] == ProcessRecord.current().fields()
         assert changed.wait(10)
         assert not lost.is_set()
         give_back(study, study.get_trials()[0], "taken for dead")

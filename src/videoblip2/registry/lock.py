@@ -8,7 +8,6 @@ import getpass
 import hashlib
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from videoblip2.config import InputError
 from videoblip2.registry.versions import make_name
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect, sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class PromotionLock:
         tag = self._read()
         if not tag or tag["expires"] < time.time():
             return None
-        return None if tag["host"] == self.owner["host"] and not is_alive(tag["pid"]) else tag
+        process = ProcessRecord.read(tag)
+        return None if process and process.is_local() and not process.is_running() else tag
 
     def _read(self) -> dict[str, Any]:
         text = self.client.get_registered_model(self.name).tags.get(TAG)
@@ -122,7 +123,7 @@ def _plain(text: str) -> str:
 
 def identity() -> dict[str, Any]:
     """Who holds a lock: a fresh id, user, machine, process."""
-    return {"id": uuid.uuid4().hex, "who": user(), "host": socket.gethostname(), "pid": os.getpid()}
+    return {"id": uuid.uuid4().hex, "who": user(), **ProcessRecord.current().fields()}
 
 
 def user() -> str:
@@ -131,14 +132,3 @@ def user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return f"uid {os.getuid()}"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs and is somebody else's
-        return True
-    return True

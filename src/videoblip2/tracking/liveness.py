@@ -1,54 +1,72 @@
-"""Which process a run belongs to, and whether that process is still there."""
+"""The process that owns a run, a trial or a lock, and whether it still runs."""
 
 import os
 import socket
-import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
-SILENCE = 300.0  # seconds without a sign of life after which a process on another machine may be dead
-
-
-def process_tags() -> dict[str, str]:
-    """`host`, `pid`, `process` (tells this process from a later one of the same number) and `heartbeat` of a run."""
-    pid = os.getpid()
-    heartbeat = str(int(time.time()))
-    return {"host": socket.gethostname(), "pid": str(pid), "process": process_mark(pid), "heartbeat": heartbeat}
+import psutil
 
 
-def process_mark(pid: int) -> str:
-    """Machine start and process start, on Linux; empty where that cannot be read."""
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process, told apart from a later one with the same pid. Stored as flat text: tags, attributes, JSON.
+
+    Args:
+        namespace: the process namespace on Linux, since containers can share a host name; empty = unknown.
+        started: seconds between the start of the machine and of the process, which no clock change moves;
+            empty = unknown, as in the records of older versions.
+    """
+
+    host: str
+    pid: int
+    namespace: str = ""
+    started: str = ""
+
+    @classmethod
+    def current(cls) -> "ProcessRecord":
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessRecord":
+        """A process of this machine that runs."""
+        return cls(socket.gethostname(), pid, _namespace(), _started(psutil.Process(pid)))
+
+    @classmethod
+    def read(cls, fields: Mapping[str, object]) -> "ProcessRecord | None":
+        """The inverse of `fields`; None where a record is absent or malformed."""
+        host, pid = str(fields.get("host", "")), str(fields.get("pid", ""))
+        if not host or not pid.isdecimal():
+            return None
+        return cls(host, int(pid), str(fields.get("pid_namespace", "")), str(fields.get("pid_started", "")))
+
+    def fields(self) -> dict[str, str]:
+        """`host`, `pid`, `pid_namespace` and `pid_started`."""
+        named = {"pid_namespace": self.namespace, "pid_started": self.started}
+        return {"host": self.host, "pid": str(self.pid), **named}
+
+    def is_local(self) -> bool:
+        """Whether the process belongs to this machine and container, so that `is_running` can tell."""
+        return self.host == socket.gethostname() and self.namespace in ("", _namespace())
+
+    def is_running(self) -> bool:
+        """Whether a local process still runs; a zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and self.started in ("", _started(process))
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:  # it exists and belongs to another user
+            return True
+
+
+def _namespace() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot[:8]}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
-    except (OSError, IndexError):
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
         return ""
 
 
-def is_here(tags: Mapping[str, str]) -> bool:
-    """Whether a run's process was one of this machine."""
-    return tags.get("host") == socket.gethostname()
-
-
-def is_gone(tags: Mapping[str, str]) -> bool:
-    """Whether a run's process, one of this machine, has ended."""
-    pid = int(tags.get("pid") or 0)
-    if not _exists(pid):
-        return True
-    known = tags.get("process", "")
-    return bool(known) and process_mark(pid) not in ("", known)
-
-
-def last_sign(tags: Mapping[str, str], started: float) -> float:
-    """When a run's process was last heard of, in seconds since 1970."""
-    return float(tags.get("heartbeat", started))
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to somebody else
-        return True
-    return True
+def _started(process: psutil.Process) -> str:
+    return f"{process.create_time() - psutil.boot_time():.2f}"

@@ -10,19 +10,17 @@ Optuna's own heartbeat exists in databases only. Here, in every storage:
 """
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tune.study import name_of
 
 BEAT_SECONDS = 10.0
@@ -30,24 +28,11 @@ STALE_SECONDS = 120.0
 ATTEMPTS = 4
 
 
-def here() -> str:
-    """This machine, and on Linux the process namespace: two containers of one host name have processes of their own."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def me() -> dict[str, Any]:
-    """This process, as a trial remembers its worker."""
-    return {"place": here(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
 @contextmanager
 def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
     """Show signs of life while the block runs; the event is set when another worker has taken the trial for dead."""
     stop, lost = threading.Event(), threading.Event()
-    trial.set_user_attr("worker", me())
+    trial.set_user_attr("worker", ProcessRecord.current().fields())
     thread = threading.Thread(target=_beat, args=(trial, seconds, stop, lost), daemon=True)
     thread.start()
     try:
@@ -75,18 +60,14 @@ class LivenessMonitor:
     """Remembers since when each running trial's beat has stood still."""
 
     stale_seconds: float = STALE_SECONDS
-    seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
+    seen: dict[int, tuple[object, float]] = field(default_factory=dict)
 
     def is_dead(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone."""
-        worker = trial.user_attrs.get("worker") or {}
-        if worker.get("place") == here():
-            started = _started(worker["pid"])
-            if not _exists(worker["pid"]) or worker.get("started") not in (None, started):
-                return True
-            if started is not None:
-                return False
-        sign = (worker.get("pid"), trial.user_attrs.get("beat"))
+        worker = _worker(trial)
+        if worker and worker.is_local():
+            return not worker.is_running()
+        sign = (worker, trial.user_attrs.get("beat"))
         if trial.number not in self.seen or self.seen[trial.number][0] != sign:
             self.seen[trial.number] = (sign, time.monotonic())
         return time.monotonic() - self.seen[trial.number][1] > self.stale_seconds
@@ -96,10 +77,10 @@ def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
     """Queue again what dead workers left; a line for each."""
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker") or {}
-        if worker == me() or not monitor.is_dead(trial):
+        if not monitor.is_dead(trial):
             continue
-        reason = f"its worker (process {worker.get('pid', 'unknown')}) died"
+        worker = _worker(trial)
+        reason = f"its worker (process {worker.pid if worker else 'unknown'}) died"
         again = len(trial.user_attrs.get("attempts", ())) + 1 < ATTEMPTS
         if give_back(study, trial, reason, again):
             fate = "queued again, goes on from its checkpoint" if again else f"given up after {ATTEMPTS} attempts"
@@ -130,20 +111,5 @@ def _attempt(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: with it a number that was given again is another process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _worker(trial: FrozenTrial) -> ProcessRecord | None:
+    return ProcessRecord.read(trial.user_attrs.get("worker") or {})

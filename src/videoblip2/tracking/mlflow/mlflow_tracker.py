@@ -19,7 +19,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
-from videoblip2.tracking.liveness import process_tags
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, store
 from videoblip2.tracking.mlflow.delivery import ONE_RETRY, Deduplicator, Point, deliver, impatient, is_outage, is_there
 from videoblip2.tracking.mlflow.saved_state import drop_state, keep_state
@@ -194,7 +194,7 @@ def mlflow_run(
         tracker = MlflowTracker(client, run_id, run_id == resume_run_id, folder and folder.absolute())
         status = "FAILED"
         try:
-            tracker.set_tags({**_start_tags(stage, resume_run_id, folder), **process_tags(), **revision_tags()})
+            tracker.set_tags({**_start_tags(stage, resume_run_id, folder), **revision_tags()})
             yield tracker
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped):
@@ -206,7 +206,7 @@ def mlflow_run(
 
 
 def _start_tags(stage: str, resume_run_id: str | None, folder: Path | None) -> dict[str, str]:
-    tags = {"stage": stage}
+    tags = {"stage": stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}
     if resume_run_id:
         tags["resumed_from"] = resume_run_id
     if folder is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
-from videoblip2.tracking import liveness
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 
 #: Tag of a run that holds the captions of a split: the artifact's path. Its rows are those of `write_predictions`.
@@ -229,8 +229,12 @@ def _row(run: Any, names: Mapping[str, str]) -> RunRow:
     )
 
 
+def seconds_silent(run: Any) -> float:
+    """How long ago a run was last heard of."""
+    return time.time() - float(run.data.tags.get("heartbeat", run.info.start_time / 1000))
+
+
 def _is_dead(run: Any, hours: float) -> bool:
-    tags = run.data.tags
-    if time.time() - liveness.last_sign(tags, run.info.start_time / 1000) > hours * 3600:
-        return True
-    return liveness.is_here(tags) and liveness.is_gone(tags)
+    process = ProcessRecord.read(run.data.tags)
+    gone = process is not None and process.is_local() and not process.is_running()
+    return gone or seconds_silent(run) > hours * 3600

@@ -6,15 +6,15 @@ A store on this machine gets no copy: the run's own folder is here as well, and 
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from videoblip2.config import InputError
-from videoblip2.tracking import liveness
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, seconds_silent
 from videoblip2.tracking.outbox import first_line, say
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ARTIFACTS = "resume"
 TAG = "state.logged"
 PARTS = ("best", "state")
-HOW_TO_FIND = "`vb2 runs list` shows the runs"
+SILENT_SECONDS = 300.0  # after which a process on another machine may be dead
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,17 @@ def find_stopped_run(run_id: str) -> StoppedRun:
 
 
 def _check_stopped(run: Any) -> None:
-    """Two processes in one run would spoil it."""
-    tags, run_id = run.data.tags, run.info.run_id
-    if run.info.status != "RUNNING" or "pid" not in tags:
+    """Two processes that write to one run would spoil it."""
+    process, run_id = ProcessRecord.read(run.data.tags), run.info.run_id
+    if run.info.status != "RUNNING" or process is None:
         return
-    if liveness.is_here(tags):
-        if not liveness.is_gone(tags) and int(tags["pid"]) != os.getpid():
-            raise InputError(f"resume={run_id}: still going on as process {tags['pid']}; stop it first")
-        return
-    silent = time.time() - liveness.last_sign(tags, run.info.start_time / 1000)
-    if silent < liveness.SILENCE:
+    if process.is_local():
+        if process.is_running() and process.pid != os.getpid():
+            raise InputError(f"resume={run_id}: still running as process {process.pid}; stop it first")
+    elif (silent := seconds_silent(run)) < SILENT_SECONDS:
         raise InputError(
-            f"resume={run_id}: going on on {tags.get('host')}, heard of {silent:.0f} s ago; stop it first, or if it is "
-            "dead, `vb2 runs gc --hours 0.02` closes what was silent for a minute"
+            f"resume={run_id}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
+            "dead, mark it as failed with `vb2 runs gc --hours 0.02`"
         )
 
 

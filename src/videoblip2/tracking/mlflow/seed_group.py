@@ -1,13 +1,13 @@
 """The parent run of several seeds: children under it, and on it what they have in common."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS
 from videoblip2.tracking.source import revision_tags
@@ -93,7 +93,7 @@ class SeedGroup:
         """Make a run the parent; it runs from now on, in this process."""
         self.run_id = str(run_id)
         store.connect().update_run(self.run_id, status="RUNNING", name=name)
-        self.set_tags({"stage": self.stage, "host": socket.gethostname(), "pid": str(os.getpid()), **revision_tags()})
+        self.set_tags({"stage": self.stage, **ProcessRecord.current().fields(), **revision_tags()})
 
 
 @contextmanager

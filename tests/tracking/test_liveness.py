@@ -1,0 +1,46 @@
+"""A process is known by host, namespace, pid and start; only one of this machine can be looked at."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from videoblip2.tracking.liveness import ProcessRecord
+
+
+@pytest.fixture
+def child():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_record_survives_storage_and_knows_its_process(child):
+    record = ProcessRecord.of(child.pid)
+    assert ProcessRecord.read(record.fields()) == record
+    assert record.is_local()
+    assert record.is_running()
+
+
+def test_a_reused_pid_is_another_process_and_a_zombie_is_none(child):
+    record = ProcessRecord.of(child.pid)
+    assert not replace(record, started="1.00").is_running()
+    assert replace(record, started="").is_running(), "older records hold no start"
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie until it is reaped
+    assert not record.is_running()
+    child.wait()
+    assert not record.is_running()
+
+
+@pytest.mark.parametrize("changes", [{"host": "far"}, {"namespace": "pid:[1]"}])
+def test_another_machine_or_container_cannot_be_looked_at(changes):
+    assert not replace(ProcessRecord.current(), **changes).is_local()
+
+
+@pytest.mark.parametrize("fields", [{}, {"host": "here"}, {"host": "here", "pid": "none"}])
+def test_a_malformed_record_is_no_record(fields):
+    assert ProcessRecord.read(fields) is None
