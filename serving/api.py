@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from serving import observe
-from serving.answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
-from serving.batching import Decoding, Job
-from serving.engine import Ask, Engine, Features, answer_of, problem_of
-from serving.uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_upload
+from . import observe
+from .answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
+from .batching import Decoding, Job
+from .engine import Ask, Engine, Features, answer_of, problem_of
+from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_upload
 
 MAX_TEXT = 300  # characters of a prompt or question
 REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving import observe
-from serving.following import Served
 from videoblip2.config import InputError
+
+from . import observe
+from .following import Served
 
 if TYPE_CHECKING:
     from videoblip2.predict import Caption

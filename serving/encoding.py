@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.following import Served
+from .following import Served
 
 if TYPE_CHECKING:
     from videoblip2.predict import PreparedVideo

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from serving import observe
-from serving.answers import Answer, ItemProblem, ModelState, Refusal, Timings
-from serving.batching import Batcher, Decoding, Done, Full, Job, NotFinite
-from serving.following import Follower, Poller, Served
-from serving.service_settings import Settings, baked_model
-from serving.shadow import Shadow
 from videoblip2.config import InputError
+
+from . import observe
+from .answers import Answer, ItemProblem, ModelState, Refusal, Timings
+from .batching import Batcher, Decoding, Done, Full, Job, NotFinite
+from .following import Follower, Poller, Served
+from .service_settings import Settings, baked_model
+from .shadow import Shadow
 
 Features = tuple[np.ndarray, np.ndarray]
 BAKED = "baked into this Bento"

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from serving import observe
 from videoblip2.config import InputError
+
+from . import observe
 
 if TYPE_CHECKING:
     from videoblip2.predict import Captioner, FoundModel

@@ -24,10 +24,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from contextlib import suppress
 from typing import Any
 
-from serving import observe
-from serving.forms import FormError, FormWatch
-from serving.page_gate import same_origin
-from serving.service_settings import Settings, read_settings
+from . import observe
+from .forms import FormError, FormWatch
+from .page_gate import same_origin
+from .service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

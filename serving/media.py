@@ -21,10 +21,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from serving import observe
-from serving.decoder import LENGTH
-from serving.service_settings import MB, Settings, read_settings
 from videoblip2.config import InputError
+
+from . import observe
+from .decoder import LENGTH
+from .service_settings import MB, Settings, read_settings
 
 SAMPLING_RATE = 48_000
 HEADER_BYTES = 10_000  # no header that a decoder sends is longer
@@ -143,7 +144,7 @@ class _Decoder:
         self.expired = False
         self.between_jobs = True
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.decoder"],
+            [sys.executable, "-m", f"{__package__}.decoder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

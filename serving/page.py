@@ -20,12 +20,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from serving import page_view
-from serving.answers import Refusal
-from serving.api import MAX_TEXT
-from serving.page_desk import Desk
-from serving.page_gate import ROUTES, Gate
-from serving.service_settings import Settings
+from . import page_view
+from .answers import Refusal
+from .api import MAX_TEXT
+from .page_desk import Desk
+from .page_gate import ROUTES, Gate
+from .service_settings import Settings
 
 DESCRIPTION = Path(bentoml.__file__).parents[1] / "_bentoml_impl" / "server" / "main-openapi.html"
 ASSETS = Path(__file__).parent / "page_assets"

@@ -12,11 +12,11 @@ import numpy as np
 from anyio import to_thread
 from fastapi import UploadFile
 
-from serving import observe
-from serving.answers import Answer, ItemProblem, Refusal
-from serving.engine import Ask, Engine, Features
-from serving.following import Served
-from serving.uploads import MediaIntake
+from . import observe
+from .answers import Answer, ItemProblem, Refusal
+from .engine import Ask, Engine, Features
+from .following import Served
+from .uploads import MediaIntake
 
 KEPT = 32  # clips whose features are at hand for the next question
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.responses import JSONResponse
 
-from serving import observe
+from . import observe
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

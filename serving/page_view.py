@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 
-from serving.answers import Answer, Timings
-from serving.page_desk import Strip, Watched
+from .answers import Answer, Timings
+from .page_desk import Strip, Watched
 
 HEADER = (
     "<header><h1>VideoBLIP2</h1><p>Drop a short clip: the model watches and listens, says what happens, and answers "

@@ -14,18 +14,19 @@ page_desk what the page asks for    page_view what it shows
 import bentoml
 from bentoml.exceptions import BentoMLException
 
-from serving import observe
-from serving.api import create_app, file_fields
-from serving.engine import Engine
-from serving.following import find
-from serving.guard import Guard
-from serving.media import Decoders
-from serving.page import Page, create_page
-from serving.page_desk import Desk
-from serving.service_settings import Settings, read_settings
-from serving.uploads import MediaIntake
 from videoblip2.config import InputError
 from videoblip2.predict import read_references
+
+from . import observe
+from .api import create_app, file_fields
+from .engine import Engine
+from .following import find
+from .guard import Guard
+from .media import Decoders
+from .page import Page, create_page
+from .page_desk import Desk
+from .service_settings import Settings, read_settings
+from .uploads import MediaIntake
 
 API = create_app()
 PAGE = Page()

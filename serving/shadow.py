@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from serving.answers import Comparison
-from serving.batching import Batcher, Done, Full, Job
-from serving.following import Follower, Served
+from .answers import Comparison
+from .batching import Batcher, Done, Full, Job
+from .following import Follower, Served
 
 log = logging.getLogger("videoblip2.serving.shadow")
 

@@ -13,13 +13,14 @@ import numpy as np
 from anyio import to_thread
 from fastapi import File, UploadFile
 
-from serving import observe
-from serving.answers import Refusal
-from serving.arrays import fit, npy_array, pair, safetensors_items
-from serving.encoding import Clip, EncodingQueue
-from serving.following import Served
-from serving.media import Busy, Decoders
 from videoblip2.config import InputError
+
+from . import observe
+from .answers import Refusal
+from .arrays import fit, npy_array, pair, safetensors_items
+from .encoding import Clip, EncodingQueue
+from .following import Served
+from .media import Busy, Decoders
 
 if TYPE_CHECKING:
     from videoblip2.predict import PreparedVideo
