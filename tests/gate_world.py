@@ -11,6 +11,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2.features.store import write_features
 from videoblip2.predict import Caption
+from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files
 from videoblip2.registry.promote import Promotion, Request, promote
 from videoblip2.tracking import open_run
@@ -53,7 +54,9 @@ class Network:
 def said_checkpoint(folder: Path) -> SimpleNamespace:
     """What `load_checkpoint` would return for a folder of `Gatehouse.log`."""
     config = json.loads((folder / "said_config.json").read_text())
-    return SimpleNamespace(model=Network(folder), tokenizers=None, config=config, provenance={"name": folder.name})
+    return SimpleNamespace(
+        model=Network(folder), tokenizers=None, config=config, provenance=Provenance(name=folder.name)
+    )
 
 
 class Gatehouse:

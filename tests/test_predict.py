@@ -8,11 +8,12 @@ import pytest
 from videoblip2.config import InputError
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.predict import Captioner, caption_each, load, load_captioner, pick_device
+from videoblip2.provenance import Provenance
 
 
 @pytest.fixture
 def captioner(tiny_model, tokenizers):
-    return Captioner(tiny_model, tokenizers, {}, "tiny", "1")
+    return Captioner(tiny_model, tokenizers, name="tiny", version="1")
 
 
 def item(frames=4, windows=3, seed=0):
@@ -112,7 +113,7 @@ def test_models_with_the_same_encoders_and_settings_have_the_same_encoders_name(
     def name(clip="c1", fps=1.0):
         settings = {"fps": fps, "max_frames": None, "window_seconds": 1.0}
         features = {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "a"}, "settings": settings}
-        return Captioner(tiny_model, tokenizers, {"features": features}).encoders_name
+        return Captioner(tiny_model, tokenizers, Provenance.model_validate({"features": features})).encoders_name
 
     assert name() == name()
     assert len({name(), name(clip="c2"), name(fps=2.0)}) == 3

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import DecodeConfig, InputError
+from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 
@@ -46,17 +47,9 @@ def load_found(found: FoundModel, name: str, device: str | None = None) -> "Capt
 
     checkpoint = load_checkpoint(found.folder)
     network = checkpoint.model.to(pick_device(device or "auto")).eval()
-    provenance = _own_encoders(checkpoint.provenance, found.folder)
+    features = checkpoint.provenance.features
+    provenance = checkpoint.provenance.model_copy(update={"features": features and features.stored_in(found.folder)})
     return Captioner(network, checkpoint.tokenizers, provenance, name, found.version)
-
-
-def _own_encoders(provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`provenance` with the encoders that lie in the checkpoint, as in a package, in place of those it names."""
-    features = dict(provenance.get("features") or {})
-    for kind in ("clip", "clap"):
-        if kind in features and (folder / "encoders" / kind).is_dir():
-            features[kind] = {**features[kind], "name": str(folder / "encoders" / kind)}
-    return {**provenance, "features": features} if features else provenance
 
 
 def pick_device(name: str) -> Any:
@@ -81,13 +74,13 @@ class Captioner:
         self,
         model: "VideoBlip2",
         tokenizers: "Tokenizers",
-        provenance: dict[str, Any] | None = None,
+        provenance: Provenance | None = None,
         name: str = "",
         version: str = "",
     ) -> None:
         self.model = model
         self.tokenizers = tokenizers
-        self.provenance = provenance or {}
+        self.provenance = provenance or Provenance()
         self.model_name = name
         self.version = version
         self._encoders: Any = None
@@ -195,8 +188,8 @@ class Captioner:
 
     def timeline(self, item: Features) -> tuple[float | None, float | None]:
         """Seconds that a clip lasts, to a frame, and that an audio window spans; None where that is not known."""
-        settings = (self.provenance.get("features") or {}).get("settings") or {}
-        fps, most, window = (settings.get(name) for name in ("fps", "max_frames", "window_seconds"))
+        settings = (self.provenance.features or FeatureOrigin()).settings
+        fps, most, window = settings.fps, settings.max_frames, settings.window_seconds
         if fps and not (most and len(item[0]) >= most):  # frames were not thinned
             return len(item[0]) / fps, window
         return (len(item[1]) * window if window and len(item[1]) else None), window
@@ -223,11 +216,8 @@ class Captioner:
     @property
     def encoders_name(self) -> str:
         """What media become features with: two models with the same name can share features."""
-        manifest = self.provenance.get("features") or {}
-        parts = [manifest.get(kind, {}).get("fingerprint") for kind in ("clip", "clap")]
-        settings = manifest.get("settings") or {}
-        kinds = ("fps", "max_frames", "window_seconds", "frames", "output", "tokens")
-        return repr([*parts, *(settings.get(key) for key in kinds)])
+        origin = self.provenance.features or FeatureOrigin()
+        return repr([*map(origin.fingerprint, ENCODERS), *origin.settings.model_dump().values()])
 
     def warm(self) -> None:
         """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
@@ -267,7 +257,7 @@ class Captioner:
 
     def _media_encoders(self) -> Any:
         if self._encoders is None:
-            self._encoders = load_encoders(self.provenance.get("features"), str(self.model.device), self.model_name)
+            self._encoders = load_encoders(self.provenance.features, str(self.model.device), self.model_name)
         return self._encoders
 
     def store(self, root: Path) -> "FeatureStore":
@@ -276,7 +266,7 @@ class Captioner:
         from videoblip2.features.store import FeatureStore
 
         store = FeatureStore(root)
-        refuse_other_encoders(root, store.manifest, self.provenance.get("features"), self.model_name)
+        refuse_other_encoders(root, store.manifest, self.provenance.features, self.model_name)
         return store
 
     def cut(self, item: Features) -> Features:
@@ -304,21 +294,20 @@ class Captioner:
                 raise InputError(f"item {number}: {error}") from error
 
 
-def load_encoders(manifest: dict[str, Any] | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
-    """(CLIP, CLAP, settings) as a feature manifest names them."""
+def load_encoders(origin: FeatureOrigin | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
+    """(CLIP, CLAP, settings) that made a model's features."""
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.settings import FeatureSettings
 
-    if not manifest:
+    if origin is None:
         raise InputError(
             f"model {model_name}: its features carry no manifest, so its encoders are unknown; "
             "caption stored features instead, or train on a store made by `vb2 features extract`"
         )
-    settings = FeatureSettings.model_validate(manifest["settings"])
-    kind = {"output": settings.output, "tokens": settings.tokens}
-    clip = load_clip(manifest["clip"]["name"], device, manifest["clip"].get("revision"), **kind)
-    clap = load_clap(manifest["clap"]["name"], device, manifest["clap"].get("revision"))
-    return clip, clap, settings
+    settings = FeatureSettings.model_validate(origin.settings.model_dump(exclude_none=True))
+    form = {"output": settings.output, "tokens": settings.tokens}
+    clip, clap = (origin.encoders[kind] for kind in ENCODERS)
+    return load_clip(clip.name, device, clip.revision, **form), load_clap(clap.name, device, clap.revision), settings
 
 
 def read_references(path: Path) -> dict[str, tuple[str, ...]]:

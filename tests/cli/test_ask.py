@@ -14,6 +14,7 @@ from videoblip2.features.store import FeatureStore, write_features, write_manife
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.predict import Captioner, ask_video, caption_each
+from videoblip2.provenance import Provenance
 from videoblip2.training.evaluation import evaluate_model
 
 ASKED = [("a circle?", "red"), ("a dog?", "two"), ("a man?", "quiet")]
@@ -93,7 +94,7 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
 def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
     manifest = {"clip": {"fingerprint": "c1"}, "clap": {"fingerprint": "c2"}, "videos": {}}
     write_manifest(world / "features", manifest)
-    other = {"features": {**manifest, "clip": {"fingerprint": "c9"}}}
+    other = Provenance.model_validate({"features": {**manifest, "clip": {"fingerprint": "c9"}}})
     captioner = Captioner(tiny_model, tokenizers, other, "tiny", "1")
     with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):
         ask_video(captioner, "video0", ["a dog?"], world / "features")
@@ -102,7 +103,7 @@ def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
 
 
 def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):
-    captioner = Captioner(tiny_model, tokenizers, {}, "tiny", "1")
+    captioner = Captioner(tiny_model, tokenizers, Provenance(), "tiny", "1")
     with pytest.raises(InputError, match="question ' ': is empty"):
         ask_video(captioner, "video0", [" "], world / "features")
     with pytest.raises(InputError, match="video7 has no video features"):

@@ -18,7 +18,7 @@ from videoblip2.cli import bento_files, package
 from videoblip2.cli.bento_files import pinned, stage
 from videoblip2.config import InputError
 from videoblip2.features import encoders
-from videoblip2.predict import _own_encoders
+from videoblip2.provenance import Provenance
 from videoblip2.tracking import find_model
 
 
@@ -30,7 +30,7 @@ def model(tmp_path, monkeypatch):
         write_checkpoint(tmp_path / "enc" / kind)
         manifest[kind] = {"name": str(tmp_path / "enc" / kind), "fingerprint": f"of {kind}"}
     folder = write_checkpoint(tmp_path / "best")
-    (folder / "provenance.json").write_text(json.dumps({"features": manifest}))
+    (folder / "provenance.json").write_text(json.dumps({"format": 2, "features": manifest}))
     (folder / "state").mkdir()
     for name in ("load_clip", "load_clap"):
         monkeypatch.setattr(encoders, name, lambda folder: SimpleNamespace(fingerprint=f"of {Path(folder).name}"))
@@ -68,12 +68,11 @@ def test_a_packaged_checkpoint_keeps_its_version_and_has_its_encoders_with_it(mo
     monkeypatch.undo()
     found = find_model(tmp_path / "out" / "model")
     assert found.version == "videoblip2/3"
-    provenance = json.loads((found.folder / "provenance.json").read_text())
-    features = _own_encoders(provenance, found.folder)["features"]
-    assert features["clip"] == {"name": str(found.folder / "encoders" / "clip"), "fingerprint": "of clip"}
-    assert features["settings"] == {"fps": 4.0}
-    assert _own_encoders(provenance, model) == provenance, "no encoders lie there"
-    assert _own_encoders({}, found.folder) == {}
+    named = Provenance.read(found.folder).features
+    packaged = named.stored_in(found.folder)
+    assert packaged.encoders["clip"].name == str(found.folder / "encoders" / "clip")
+    assert (packaged.fingerprint("clip"), packaged.settings.recorded) == ("of clip", {"fps": 4.0})
+    assert named.stored_in(model) == named, "the folder has no encoders"
 
 
 def test_another_encoder_than_made_the_features_is_refused(model, tmp_path, monkeypatch):
@@ -91,7 +90,7 @@ def test_an_encoder_that_is_nowhere_is_named(model, tmp_path, monkeypatch):
 
 
 def test_without_a_manifest_there_are_no_encoders(model, tmp_path):
-    (model / "provenance.json").write_text("{}")
+    (model / "provenance.json").write_text('{"format": 2}')
     assert stage(str(model), tmp_path / "out").media is False
     assert not (tmp_path / "out" / "model" / "encoders").exists()
 
@@ -135,7 +134,7 @@ def bento(tmp_path_factory):
     """A Bento, built as `vb2 package` builds it, offline and into a store of its own."""
     folder, patch = tmp_path_factory.mktemp("bento"), pytest.MonkeyPatch()
     checkpoint = write_checkpoint(folder / "best")
-    (checkpoint / "provenance.json").write_text("{}")
+    (checkpoint / "provenance.json").write_text('{"format": 2}')
     for name, value in {"BENTOML_HOME": folder / "home", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}.items():
         patch.setenv(name, str(value))
     stage(str(checkpoint), folder / "out")

@@ -18,6 +18,7 @@ from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.ray_engine import RayEngine, require_ray
 from videoblip2.features.settings import FeatureSettings, feature_settings
 from videoblip2.features.store import FeatureStore
+from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
 RATE = 16_000
@@ -299,9 +300,10 @@ def test_a_store_of_other_encoders_than_the_checkpoint_was_trained_on(tmp_path):
     def made_with(clip: str = "a", **settings: str) -> dict[str, object]:
         return {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "b"}, "settings": settings, "videos": {}}
 
+    trained_on = FeatureOrigin.of_manifest(made_with())
     for same in (made_with(fps=2), made_with(output="projected"), None, {"imported_from": "x.npy", "videos": {}}):
-        refuse_other_encoders(tmp_path, same, made_with(), "runs/ce/best")
-        refuse_other_encoders(tmp_path, made_with(), same, "runs/ce/best")
+        refuse_other_encoders(tmp_path, same, trained_on, "runs/ce/best")
+        refuse_other_encoders(tmp_path, made_with(), FeatureOrigin.of_manifest(same), "runs/ce/best")
     for other in (made_with("c"), made_with(output="hidden"), made_with(tokens="patch")):
         with pytest.raises(InputError, match="runs/ce/best was trained on those of"):
-            refuse_other_encoders(tmp_path, other, made_with(), "runs/ce/best")
+            refuse_other_encoders(tmp_path, other, trained_on, "runs/ce/best")

@@ -14,15 +14,16 @@ import torch
 
 from videoblip2.config import InputError
 from videoblip2.data.dataset import collate
-from videoblip2.model.checkpoint import FORMAT, UPGRADES, Checkpoint, load_checkpoint, save_checkpoint
+from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
+from videoblip2.provenance import FORMAT, UPGRADES, EncoderIdentity, FeatureOrigin, Provenance
 
 
 @pytest.fixture
 def saved(tiny_model, tokenizers, tmp_path):
-    checkpoint = Checkpoint(
-        tiny_model, tokenizers, {"seed": 3}, {"val/CIDEr": 0.5}, {"stage": "ce", "features": {"clip": {"name": "x"}}}
-    )
+    features = FeatureOrigin(encoders={"clip": EncoderIdentity(name="x")})
+    provenance = Provenance(stage="ce", features=features)
+    checkpoint = Checkpoint(tiny_model, tokenizers, {"seed": 3}, {"val/CIDEr": 0.5}, provenance)
     return save_checkpoint(tmp_path / "best", checkpoint, {"frequencies.txt": lambda path: path.write_text("df")})
 
 
@@ -34,7 +35,7 @@ def test_round_trip(saved, tiny_model, make_batch):
     assert torch.allclose(expected, got, atol=1e-6)
     assert loaded.config == {"seed": 3}
     assert loaded.metrics == {"val/CIDEr": 0.5}
-    assert loaded.provenance["stage"] == "ce"
+    assert loaded.provenance.stage == "ce"
     ids = loaded.tokenizers.labels(["a red circle moves left"], 16)
     assert loaded.tokenizers.texts(ids) == ["a red circle moves left"]
     assert not loaded.model.training
@@ -89,7 +90,7 @@ def test_of_an_older_version_is_read_and_saved_in_the_new_format(saved, tmp_path
     del network["lora_merged"]
     (saved / "config.json").write_text(json.dumps(network))
     loaded = load_checkpoint(saved)
-    assert loaded.provenance["format"] == FORMAT and loaded.provenance["stage"] == "ce"
+    assert loaded.provenance.format == FORMAT and loaded.provenance.stage == "ce"
     assert not loaded.model.config.lora_merged
     again = save_checkpoint(tmp_path / "again", loaded)
     written = json.loads((again / "provenance.json").read_text())
@@ -123,7 +124,7 @@ def test_every_older_format_has_its_upgrade():
 @pytest.mark.parametrize("found", [0, None])
 def test_of_a_version_too_old_to_read(saved, found):
     rewrite(saved, format=found)
-    with pytest.raises(InputError, match=r"format 0, written by .*reads formats 1 to \d.*save it with one between"):
+    with pytest.raises(InputError, match=r"format 0, written by .*reads formats 1 to \d.*save it with a version"):
         load_checkpoint(saved)
 
 

@@ -8,16 +8,22 @@ import yaml
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import tensor_sizes, write_card
 from videoblip2.model.network import VideoBlip2
+from videoblip2.provenance import Provenance
 
-PROVENANCE = {
-    "stage": "scst",
-    "name": "scst-greedy",
-    "run_id": "0b857ef6",
-    "parent": "models:/m-1",
-    "step": 125,
-    "data": {"train": "51824ebd00c8", "val": "d4769fd3a5e4"},
-    "features": {"clip": {"name": "openai/clip-vit-large-patch14", "fingerprint": "2406"}, "settings": {"fps": 4.0}},
-}
+PROVENANCE = Provenance.model_validate(
+    {
+        "stage": "scst",
+        "name": "scst-greedy",
+        "run_id": "0b857ef6",
+        "parent": "models:/m-1",
+        "step": 125,
+        "data": {"train": "51824ebd00c8", "val": "d4769fd3a5e4"},
+        "features": {
+            "clip": {"name": "openai/clip-vit-large-patch14", "fingerprint": "2406"},
+            "settings": {"fps": 4.0},
+        },
+    }
+)
 CONFIG = {
     "seed": 3,
     "optim": {"lr": 1e-5},

@@ -8,6 +8,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2 import registry
 from videoblip2.config import InputError
+from videoblip2.provenance import Provenance
 from videoblip2.registry.lineage import lineage, parent_of
 from videoblip2.tracking.source import environment, lock_digest, revision_tags
 
@@ -49,7 +50,7 @@ def test_the_verdict_of_a_registered_version_belongs_to_it(made):
 def test_a_parent_that_is_gone_ends_the_line_and_says_why(tmp_path, monkeypatch):
     place_store(tmp_path, monkeypatch)
     folder = write_checkpoint(tmp_path / "best")
-    (folder / "provenance.json").write_text(json.dumps({"parent": "runs/ce/best", "stage": "scst"}))
+    (folder / "provenance.json").write_text(json.dumps({"format": 2, "parent": "runs/ce/best", "stage": "scst"}))
     first, gone = lineage(str(folder))
     assert (first.stage, first.commit, first.lock) == ("scst", "not recorded", "not recorded")
     assert gone.model == "runs/ce/best" and "no such folder" in gone.missing
@@ -60,19 +61,19 @@ def test_a_parent_that_is_gone_ends_the_line_and_says_why(tmp_path, monkeypatch)
 def test_a_line_that_goes_in_a_circle_ends(tmp_path, monkeypatch):
     place_store(tmp_path, monkeypatch)
     folder = write_checkpoint(tmp_path / "best")
-    (folder / "provenance.json").write_text(json.dumps({"parent": str(folder)}))
+    (folder / "provenance.json").write_text(json.dumps({"format": 2, "parent": str(folder)}))
     assert "already" in lineage(str(folder))[1].missing
 
 
 def test_the_parents_name_is_the_one_that_stays(tmp_path):
     folder = tmp_path / "best"
     folder.mkdir()
-    given = {"parent": str(folder), "parent_run_id": "r1", "parent_version": "best"}
-    (folder / "provenance.json").write_text('{"run_id": "r1"}')
+    given = Provenance(parent=str(folder), parent_run_id="r1", parent_version="best")
+    Provenance(run_id="r1").write(folder)
     assert parent_of(given) == str(folder)
-    (folder / "provenance.json").write_text('{"run_id": "r2"}')  # another run wrote there since
+    Provenance(run_id="r2").write(folder)  # another run wrote there since
     assert parent_of(given) == "r1"
-    assert parent_of({"parent": "models:/a@champion", "parent_version": "a/3"}) == "models:/a/3"
-    assert parent_of({"parent": "f" * 32, "parent_version": "m-12"}) == "models:/m-12"
-    assert parent_of({"parent": "models:/a@champion"}) == "models:/a@champion"  # an older checkpoint
-    assert parent_of({}) is None
+    assert parent_of(Provenance(parent="models:/a@champion", parent_version="a/3")) == "models:/a/3"
+    assert parent_of(Provenance(parent="f" * 32, parent_version="m-12")) == "models:/m-12"
+    assert parent_of(Provenance(parent="models:/a@champion")) == "models:/a@champion"  # an older checkpoint
+    assert parent_of(Provenance()) is None

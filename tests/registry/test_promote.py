@@ -11,6 +11,7 @@ from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse
 
 from videoblip2 import registry
 from videoblip2.config import InputError
+from videoblip2.provenance import Provenance
 from videoblip2.registry import lock
 from videoblip2.registry.promote import TRIVIAL
 from videoblip2.registry.trail import read_trail
@@ -84,7 +85,7 @@ def test_a_second_verdict_leaves_nothing_of_the_first(house):
 def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
     run = house.log("good", GOOD)
     house.promote(run)
-    (house.root / "good" / "provenance.json").write_text(json.dumps({"run_id": run}))
+    Provenance(run_id=run).write(house.root / "good")
     for model, message in (
         (run, "is the champion already"),
         (str(house.root / "good"), f"a folder; promote what a run logged: {run}"),

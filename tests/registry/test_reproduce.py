@@ -1,6 +1,5 @@
 """A run made again: the same number, refused where the data changed, and what differs is named."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ from small_stage import stages
 from tracking_store import write_checkpoint
 
 from videoblip2.config import InputError
+from videoblip2.provenance import Provenance
 from videoblip2.registry import reproduce as room
 from videoblip2.registry.reproduce import read_recipe, reproduce
 
@@ -65,6 +65,6 @@ def test_changed_data_are_refused_before_anything_is_trained(made, tmp_path):
 
 def test_only_what_a_stage_made_can_be_repeated(tmp_path):
     folder = write_checkpoint(tmp_path / "best")
-    (folder / "provenance.json").write_text(json.dumps({"stage": "merge"}))
+    Provenance(stage="merge").write(folder)
     with pytest.raises(InputError, match="made by merge, and only runs of ce and scst can be repeated"):
         read_recipe(str(folder))

@@ -14,6 +14,7 @@ import pytest
 from servers import free_port, running, wait_until
 
 from videoblip2.features.media import write_video
+from videoblip2.provenance import Provenance
 from videoblip2.toy.world import write_toy_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,9 @@ def make_model(folder, tokenizers):
     clip, clap = load_clip(folder / "clip"), load_clap(folder / "clap")
     features = {kind: {"name": e.name, "fingerprint": e.fingerprint} for kind, e in (("clip", clip), ("clap", clap))}
     features["settings"] = {"fps": 2, "max_frames": None, "window_seconds": 1}
-    checkpoint = Checkpoint(small_model(tokenizers, 0), tokenizers, {}, {}, {"features": features})
+    checkpoint = Checkpoint(
+        small_model(tokenizers, 0), tokenizers, {}, {}, Provenance.model_validate({"features": features})
+    )
     save_checkpoint(folder / "model", checkpoint)
 
 

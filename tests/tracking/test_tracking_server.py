@@ -81,7 +81,7 @@ def test_two_trainings_at_once_one_of_them_stopped_and_gone_on_with_elsewhere(wi
         assert files >= {"config.yaml", "first_weights.json", "predictions.json", "val_predictions.jsonl", "figures"}
         found = find_model(run.run_id)
         assert found.folder.is_relative_to(tmp_path / "cache")
-        assert load_checkpoint(found.folder).provenance["run_id"] == run.run_id
+        assert load_checkpoint(found.folder).provenance.run_id == run.run_id
     assert len(list(wire.artifacts.rglob("model.safetensors"))) == 2
     assert not list(tmp_path.glob("mlruns*")) + list(tmp_path.glob("mlflow.db*"))  # nothing beside the server
 
@@ -117,7 +117,7 @@ def test_a_server_that_stays_away_costs_nothing_but_the_wait(wire, uri, tmp_path
     with pytest.raises(ValueError, match=r"trained, but not logged as a model.*resume=") as caught:
         run_stage("ce", tiny_config(world, tmp_path, "run.name=away"), cut_before_the_end)
     run_id = str(caught.value).rpartition("resume=")[2].split()[0]
-    assert load_checkpoint(tmp_path / "away" / "best").provenance["run_id"] == run_id
+    assert load_checkpoint(tmp_path / "away" / "best").provenance.run_id == run_id
     wire.join()
     result = run_stage("ce", tiny_config(world, tmp_path, f"resume={run_id}"))
     assert (result.run_id, result.model) == (run_id, f"models:/{find_model(run_id).version}")

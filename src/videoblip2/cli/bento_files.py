@@ -5,7 +5,6 @@ videoblip2/       this package                requirements.txt  all it needs, pi
 bentofile.yaml
 """
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from videoblip2.config import InputError
+from videoblip2.provenance import ENCODERS, Provenance
 
 #: Not the package's name: BentoML takes a tag for a module first, and would import an installed videoblip2 for good.
 NAME = "videoblip2-service"
@@ -81,20 +81,21 @@ def bake_encoders(checkpoint: Path) -> bool:
 
     Raises InputError if one cannot be had, or is another one than made the features.
     """
-    manifest = json.loads((checkpoint / "provenance.json").read_text(encoding="utf-8")).get("features") or {}
-    if not all(manifest.get(kind, {}).get("name") for kind in ("clip", "clap")):
+    features = Provenance.read(checkpoint).features
+    if features is None or not all(kind in features.encoders and features.encoders[kind].name for kind in ENCODERS):
         return False
     from videoblip2.features.encoders import load_clap, load_clip
 
-    chosen = {key: value for key, value in (manifest.get("settings") or {}).items() if key in ("output", "tokens")}
+    chosen = features.settings.model_dump(include={"output", "tokens"}, exclude_unset=True)
     for kind, load, options in (("clip", load_clip, chosen), ("clap", load_clap, {})):
         target = checkpoint / "encoders" / kind
-        shutil.copytree(_encoder_folder(manifest[kind]["name"], manifest[kind].get("revision")), target)
+        encoder = features.encoders[kind]
+        shutil.copytree(_encoder_folder(encoder.name, encoder.revision), target)
         found: str = load(target, **options).fingerprint
-        if found != manifest[kind].get("fingerprint", found):
+        if encoder.fingerprint not in (None, found):
             raise InputError(
-                f"{manifest[kind]['name']}: fingerprint {found}, but the model's features were made with "
-                f"{manifest[kind]['fingerprint']}; put that encoder back"
+                f"{encoder.name}: fingerprint {found}, but the model's features were made with "
+                f"{encoder.fingerprint}; put that encoder back"
             )
     return True
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from videoblip2.config import InputError
 from videoblip2.files import atomic
+from videoblip2.provenance import FeatureOrigin
 
 MAIN = "manifest.json"
 #: What has to be alike within one store, and what older manifests, which do not say, were made with.
@@ -97,15 +98,16 @@ ENCODERS = ("CLIP", "CLAP", "output", "tokens")
 
 
 def refuse_other_encoders(
-    root: Path, manifest: dict[str, Any] | None, trained_on: dict[str, Any] | None, by: str
+    root: Path, manifest: dict[str, Any] | None, trained_on: FeatureOrigin | None, by: str
 ) -> None:
     """Raise `InputError` where checkpoint `by` was trained on features of other encoders than a store's.
 
     Nothing is said where one of the two does not know its encoders, nor about rate and length of what was encoded.
     """
-    if not manifest or not trained_on or "clip" not in manifest or "clip" not in trained_on:
+    stored = FeatureOrigin.of_manifest(manifest)
+    if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
         return
-    for name, has, had in zip(ENCODERS, _encoders(manifest), _encoders(trained_on), strict=True):
+    for name, has, had in zip(ENCODERS, _encoders(stored), _encoders(trained_on), strict=True):
         if has != had:
             raise InputError(
                 f"{root}: holds features of {name} {has}, {by} was trained on those of {had}; "
@@ -113,10 +115,9 @@ def refuse_other_encoders(
             )
 
 
-def _encoders(manifest: dict[str, Any]) -> list[Any]:
-    settings = manifest.get("settings") or {}
-    marks = [(manifest.get(kind) or {}).get("fingerprint") for kind in ("clip", "clap")]
-    return [*marks, *(settings.get(key, SETTINGS[key]) for key in ("output", "tokens"))]
+def _encoders(origin: FeatureOrigin) -> list[object]:
+    marks = [origin.fingerprint(kind) for kind in ("clip", "clap")]
+    return [*marks, origin.settings.output, origin.settings.tokens]
 
 
 def _choices(manifest: dict[str, Any], path: Path) -> list[tuple[str, Any]]:

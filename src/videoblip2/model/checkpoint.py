@@ -6,9 +6,6 @@ config.yaml                           the training configuration
 document_frequencies/…                CIDEr-D's, of the training set
 metrics.json  provenance.json         scores; where it came from: features' encoders, data digests, commit, parent
 README.md                             the model card, made from the others
-
-provenance.json names the folder's format and the version that wrote it. A reader refuses a format that is not its own
-by name, and brings an older one that it knows up to date while it reads; saved again, the folder has the new format.
 """
 
 import json
@@ -24,18 +21,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from videoblip2.config import VERSION, InputError, read_yaml
+from videoblip2.config import InputError, read_yaml
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.model_card import write_card
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tensor_files import read_tensors
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
 from videoblip2.pretrained import quiet_transformers
-
-#: 1: LoRA always apart from T5's weights. 2: `lora_merged` in config.json may say that it is folded in.
-FORMAT = 2
-#: How provenance.json of an older format becomes that of the next one; the oldest key is the oldest readable format.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda provenance: {**provenance, "format": 2}}
+from videoblip2.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Checkpoint:
     tokenizers: Tokenizers
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 def save_checkpoint(
@@ -75,8 +68,7 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
         write(folder / name)
     (folder / "config.yaml").write_text(yaml.safe_dump(checkpoint.config, sort_keys=False), encoding="utf-8")
     _write_json(folder / "metrics.json", checkpoint.metrics)
-    written = {"format": FORMAT, "written_by": f"videoblip2 {VERSION}"}
-    _write_json(folder / "provenance.json", {**checkpoint.provenance, **written})
+    checkpoint.provenance.write(folder)
     write_card(folder)
     _as_umask_says(folder)
 
@@ -105,27 +97,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises InputError naming the folder and what is missing in it.
     """
     folder = Path(folder)
-    provenance = _up_to_date(folder, _read_json(folder, "provenance.json"))
+    provenance = Provenance.read(folder)
     config, metrics = _read_yaml(folder, "config.yaml"), _read_json(folder, "metrics.json")
     tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
     return Checkpoint(_load_network(folder), tokenizers, config, metrics, provenance)
-
-
-def _up_to_date(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """`provenance` in this version's format. Raises InputError for a format that this version cannot read."""
-    found = provenance.get("format", 0)
-    who = provenance.get("written_by", "a version that left no name")
-    readable = f"this is videoblip2 {VERSION}, which reads formats {min(UPGRADES)} to {FORMAT}"
-    if not isinstance(found, int) or found > FORMAT:
-        raise InputError(f"checkpoint {folder}: format {found}, written by {who}; {readable}: update videoblip2")
-    if found < min(UPGRADES):
-        raise InputError(
-            f"checkpoint {folder}: format {found}, written by {who}; {readable}: load it with that version and save it "
-            "with one between, or train again"
-        )
-    for older in range(found, FORMAT):
-        provenance = UPGRADES[older](provenance)
-    return provenance
 
 
 def _load_network(folder: Path) -> VideoBlip2:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from videoblip2.provenance import Provenance
+
 CARD = "README.md"
 _PARTS = (
     ("video Q-Former", ("video_branch.",)),
@@ -31,9 +33,9 @@ _LIMITS = """\
 
 def write_card(folder: Path) -> Path:
     """Write README.md from the folder's config.json, config.yaml, metrics.json, provenance.json and tensor sizes."""
-    network, metrics, provenance = (_json(folder / f"{name}.json") for name in ("config", "metrics", "provenance"))
+    network, metrics = (_json(folder / f"{name}.json") for name in ("config", "metrics"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    text = model_card(network, config, metrics, provenance, tensor_sizes(folder))
+    text = model_card(network, config, metrics, Provenance.read(folder), tensor_sizes(folder))
     draft = folder / f".{CARD}.tmp"
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, folder / CARD)
@@ -55,7 +57,7 @@ def model_card(
     network: Mapping[str, Any],
     config: Mapping[str, Any],
     metrics: Mapping[str, float],
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     sizes: Mapping[str, int],
 ) -> str:
     """The card as Markdown.
@@ -63,7 +65,7 @@ def model_card(
     Args:
         network: config.json of the checkpoint. config: its training configuration. sizes: see `tensor_sizes`.
     """
-    name = provenance.get("name") or "videoblip2"
+    name = provenance.name or "videoblip2"
     sections = {
         "": _what(network),
         "Use": _use(network),
@@ -128,15 +130,16 @@ def _part(name: str) -> str:
     return "LoRA" if "lora_" in name else "T5"
 
 
-def _training(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+def _training(config: Mapping[str, Any], provenance: Provenance) -> str:
     stage = {"ce": "cross-entropy (`ce`)", "scst": "self-critical training on CIDEr-D (`scst`)"}
-    lines = [f"- stage: {stage.get(provenance.get('stage', ''), 'not recorded')}, step {provenance.get('step', '?')}"]
-    lines += [f"- {key}: {provenance[key]}" for key in ("run_id", "parent", "merged_from") if provenance.get(key)]
-    for split, digest in (provenance.get("data") or {}).items():
+    step = "?" if provenance.step is None else provenance.step
+    lines = [f"- stage: {stage.get(provenance.stage or '', 'not recorded')}, step {step}"]
+    origin = {"run_id": provenance.run_id, "parent": provenance.parent, "merged_from": provenance.merged_from}
+    lines += [f"- {key}: {value}" for key, value in origin.items() if value]
+    for split, digest in provenance.data.items():
         lines.append(f"- {split} data (annotations and features): digest `{digest}`")
-    for kind, encoder in (provenance.get("features") or {}).items():
-        if kind in ("clip", "clap"):
-            lines.append(f"- {kind.upper()}: {encoder.get('name')}, fingerprint `{encoder.get('fingerprint', '?')}`")
+    for kind, encoder in provenance.features.encoders.items() if provenance.features else ():
+        lines.append(f"- {kind.upper()}: {encoder.name}, fingerprint `{encoder.fingerprint or '?'}`")
     model, optim = config.get("model", {}), config.get("optim", {})
     if model:
         lines.append(f"- first weights: T5 {model.get('language_model')}, Q-Formers {_first(model.get('qformer', {}))}")
@@ -149,11 +152,11 @@ def _first(qformer: Mapping[str, Any]) -> str:
     return str(qformer.get("weights") or "fresh")
 
 
-def _scores(metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
+def _scores(metrics: Mapping[str, float], provenance: Provenance) -> str:
     rows = [f"| {name.removeprefix('val/')} | {value:.4f} |" for name, value in metrics.items() if name != "step"]
     if not rows:
         return "None recorded."
-    digest = (provenance.get("data") or {}).get("val")
+    digest = provenance.data.get("val")
     split = f"validation split (digest `{digest}`)" if digest else "validation split"
     return "\n".join([f"On the {split}, in pycocoevalcap's own scale.", "", "| metric | score |", "|---|---:|", *rows])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError, read_yaml
+from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
@@ -65,24 +66,24 @@ def lineage(model: str) -> list[Ancestor]:
 def describe(found: FoundModel, model: str) -> Ancestor:
     """What one checkpoint says of itself, and the store of its run and version."""
     folder = found.folder
-    provenance, config = read_json(folder / "provenance.json"), _config(folder)
-    run_id = provenance.get("run_id")
-    revision = provenance.get("revision") or _revision_of_run(run_id)
+    provenance, config = Provenance.read(folder, optional=True), _config(folder)
+    run_id = provenance.run_id
+    revision = provenance.revision or _revision_of_run(run_id)
     dirty = revision.get("git.dirty")
     return Ancestor(
         model=model,
         version=found.version,
         folder=str(folder),
-        stage=provenance.get("stage", UNKNOWN),
-        name=provenance.get("name", UNKNOWN),
+        stage=provenance.stage or UNKNOWN,
+        name=provenance.name or UNKNOWN,
         run_id=run_id,
-        step=provenance.get("step"),
+        step=provenance.step,
         commit=revision.get("git.commit", UNKNOWN),
         dirty=None if dirty is None else dirty == "true",
         seed=config.get("seed"),
-        data=provenance.get("data") or {},
-        encoders=_encoders(provenance.get("features") or {}),
-        first_weights=_first_weights(config.get("model", {}), provenance.get("parent")),
+        data=provenance.data,
+        encoders=_encoders(provenance.features or FeatureOrigin()),
+        first_weights=_first_weights(config.get("model", {}), provenance.parent),
         lock=_lock(folder),
         parent=parent_of(provenance),
         scores=read_json(folder / "metrics.json"),
@@ -90,18 +91,17 @@ def describe(found: FoundModel, model: str) -> Ancestor:
     )
 
 
-def parent_of(provenance: Mapping[str, Any]) -> str | None:
+def parent_of(provenance: Provenance) -> str | None:
     """The parent as a MODEL, by the name that stays: its version, its folder if that is the same run's still, its run;
     where none of these is known, as `train.start_from` gave it."""
-    given, run_id = provenance.get("parent"), provenance.get("parent_run_id")
-    version = str(provenance.get("parent_version") or "")
+    given, run_id, version = provenance.parent, provenance.parent_run_id, provenance.parent_version or ""
     if given is None:
         return None
     if version.startswith("m-") or "/" in version:
         return f"models:/{version}"
-    if run_id and read_json(Path(given) / "provenance.json").get("run_id") != run_id:
-        return str(run_id)
-    return str(given)
+    if run_id and Provenance.read(Path(given), optional=True).run_id != run_id:
+        return run_id
+    return given
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -116,14 +116,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
 
 
-def _encoders(features: Mapping[str, Any]) -> dict[str, str]:
+def _encoders(features: FeatureOrigin) -> dict[str, str]:
     """CLIP and CLAP with fingerprints, and how frames and windows were taken."""
     encoders = {
-        kind: f"{features[kind].get('name')} ({features[kind].get('fingerprint', UNKNOWN)})"
-        for kind in ("clip", "clap")
-        if kind in features
+        kind: f"{encoder.name} ({encoder.fingerprint or UNKNOWN})" for kind, encoder in features.encoders.items()
     }
-    settings = ", ".join(f"{key} {value}" for key, value in (features.get("settings") or {}).items())
+    settings = ", ".join(f"{key} {value}" for key, value in features.settings.recorded.items())
     return {**encoders, "settings": settings} if settings else encoders
 
 

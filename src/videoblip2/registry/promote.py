@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from videoblip2.config import InputError
 from videoblip2.evaluate import Evaluation
+from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files
 from videoblip2.registry.contenders import Contender, Manifest
 from videoblip2.registry.gate import Condition, Gate, Verdict, judge, load_gate
@@ -86,7 +87,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
                 raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
             challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
             rival, problems = _rival(lock.client, request, gate, before, challenger)
-            title = f"promote-{challenger.captioner.provenance.get('name', model_id)}"
+            title = f"promote-{challenger.captioner.provenance.name or model_id}"
             with open_run("promote", title, challenger.config.run.experiment) as tracker:
                 trial = _try(gate, challenger, rival, problems, progress)
                 return _conclude(request, gate, lock, tracker, model_id, before, trial)
@@ -97,8 +98,7 @@ def _model_id(model: str) -> str:
     from videoblip2.tracking.mlflow.models import logged_model
 
     if Path(model).exists():
-        file = Path(model) / "provenance.json"
-        run = json.loads(file.read_text(encoding="utf-8")).get("run_id") if file.is_file() else None
+        run = Provenance.read(Path(model), optional=True).run_id
         raise InputError(f"{model}: a folder; promote what a run logged: {run or 'a run id of `vb2 runs list`'}")
     return str(logged_model(model)[0].model_id)
 

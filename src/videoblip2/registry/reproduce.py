@@ -12,6 +12,7 @@ from videoblip2.config import Config, InputError, parse_config, read_yaml, to_ya
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.questions import read_questions
 from videoblip2.features.store import FeatureStore
+from videoblip2.provenance import Provenance
 from videoblip2.registry.lineage import parent_of, read_json
 from videoblip2.tracking import find_model
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, revision_tags
@@ -78,8 +79,8 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     Raises InputError where MODEL is no training run's, its data have changed, or it was trained in several goes.
     """
     folder = find_model(model).folder
-    provenance, metrics = read_json(folder / "provenance.json"), read_json(folder / "metrics.json")
-    stage = provenance.get("stage")
+    provenance, metrics = Provenance.read(folder, optional=True), read_json(folder / "metrics.json")
+    stage = provenance.stage
     if stage not in STAGES or METRIC not in metrics:
         made_by = stage or "an unknown stage"
         raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
@@ -91,9 +92,9 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     return Recipe(stage, config, file, float(metrics[METRIC]), tuple(_differences(folder, provenance)))
 
 
-def _config(folder: Path, provenance: dict[str, Any], out: Path | None) -> Config:
+def _config(folder: Path, provenance: Provenance, out: Path | None) -> Config:
     """The run's own configuration, from the start, under a name of its own."""
-    overrides = [f"run.name=reproduce-{provenance['name']}", "train.resume=null"]
+    overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
     if parent := parent_of(provenance):
         overrides.append(f"train.start_from={parent}")
     if out is not None:
@@ -101,8 +102,8 @@ def _config(folder: Path, provenance: dict[str, Any], out: Path | None) -> Confi
     return parse_config(read_yaml(folder / "config.yaml"), overrides, source=str(folder / "config.yaml"))
 
 
-def _same_data(model: str, config: Config, provenance: dict[str, Any]) -> None:
-    store, digests = FeatureStore(config.data.features), provenance.get("data") or {}
+def _same_data(model: str, config: Config, provenance: Provenance) -> None:
+    store, digests = FeatureStore(config.data.features), provenance.data
     for split, file, read in _data_files(config):
         path = Path(config.data.annotations) / file
         found = data_digest(path, store, sorted({entry.video_id for entry in read(path)}))
@@ -122,9 +123,9 @@ def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any
     return questions if config.data.task == "qa" else [*captions, *((f"{k}_qa", f, r) for k, f, r in questions)]
 
 
-def _differences(folder: Path, provenance: dict[str, Any]) -> list[str]:
+def _differences(folder: Path, provenance: Provenance) -> list[str]:
     """What may move the last digits: the source, or the packages."""
-    then, now = provenance.get("revision") or {}, revision_tags()
+    then, now = provenance.revision, revision_tags()
     differences = [
         f"{key} {then.get(key, 'not recorded')} -> {now.get(key, 'unknown')}"
         for key in ("git.commit", "git.dirty")

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from videoblip2.provenance import Provenance
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -83,9 +85,9 @@ def _pins(text: str) -> dict[str, str]:
 
 def lineage_tags(checkpoint: Path) -> dict[str, str]:
     """Name the run that made a checkpoint: `lineage.parent_run`, `_name`, `_stage`, `_step`, and its `_cider`."""
-    made, scores = _read(checkpoint / "provenance.json"), _read(checkpoint / "metrics.json")
-    known = {"run": made.get("run_id"), "name": made.get("name"), "stage": made.get("stage"), "step": made.get("step")}
-    known["cider"] = scores.get("CIDEr", scores.get("val/CIDEr"))
+    made, scores = Provenance.read(checkpoint, optional=True), _read(checkpoint / "metrics.json")
+    cider = scores.get("CIDEr", scores.get("val/CIDEr"))
+    known = {"run": made.run_id, "name": made.name, "stage": made.stage, "step": made.step, "cider": cider}
     return {f"lineage.parent_{key}": str(value) for key, value in known.items() if value is not None}
 
 

@@ -59,10 +59,10 @@ def evaluate_model(
     network = checkpoint.model.to(pick_device(config.device)).eval()
     network.compiled_decoding = config.decode.compile
     captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
-    name = str(checkpoint.provenance.get("name", found.version))
+    name = checkpoint.provenance.name or found.version
     store = captioner.store(Path(config.data.features))
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
-        tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.get("run_id"))})
+        tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.run_id)})
         tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
         tracker.log_config(flatten(config))
         result, annotations = NOTHING, Path(config.data.annotations)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from videoblip2.config import Config, InputError
 from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers
@@ -14,6 +13,7 @@ from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import write_card
 from videoblip2.model.qformer.weight_report import WeightReport
+from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.tracking import open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, write_environment
 from videoblip2.tracking.tracker import Tracker
@@ -136,13 +136,13 @@ def _open_state(stage: str, name: str, work: Workspace, tracker: Tracker, resume
     return state
 
 
-def _keep(folder: Path, work: Workspace, provenance: dict[str, Any], best: Best) -> None:
+def _keep(folder: Path, work: Workspace, provenance: Provenance, best: Best) -> None:
     checkpoint = Checkpoint(
         work.model,
         work.tokenizers,
         config=work.config.model_dump(mode="json"),
         metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
-        provenance={**provenance, "step": best.step},
+        provenance=provenance.model_copy(update={"step": best.step}),
     )
     extras = {ENVIRONMENT_FILE: write_environment}
     if work.train_videos:
@@ -165,13 +165,13 @@ def _judge(work: Workspace, best: Best) -> Evaluation:
     return result
 
 
-def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digests: dict[str, str]) -> dict[str, Any]:
-    manifest = work.store.manifest or {}
-    return {
-        "stage": stage,
-        "name": name,
-        "run_id": tracker.run_id,
-        **origin(work.parent),
-        "data": digests,
-        "features": {key: manifest[key] for key in ("clip", "clap", "settings") if key in manifest} or None,
-    }
+def _provenance(stage: str, name: str, work: Workspace, tracker: Tracker, digests: dict[str, str]) -> Provenance:
+    return origin(work.parent).model_copy(
+        update={
+            "stage": stage,
+            "name": name,
+            "run_id": tracker.run_id,
+            "data": digests,
+            "features": FeatureOrigin.of_manifest(work.store.manifest),
+        }
+    )

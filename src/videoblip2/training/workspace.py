@@ -163,8 +163,7 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
             f"train.start_from={config.train.start_from}: its LoRA is folded in, nothing of T5 could be trained; "
             "start from the checkpoint that was merged"
         )
-    trained_on = checkpoint.provenance.get("features")
-    refuse_other_encoders(store.root, store.manifest, trained_on, config.train.start_from)
+    refuse_other_encoders(store.root, store.manifest, checkpoint.provenance.features, config.train.start_from)
     _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}

@@ -1,0 +1,165 @@
+"""provenance.json of a checkpoint: who wrote it, how it was trained, on which data and features, and from which parent.
+
+The file names its format. Older formats are upgraded while they are read; newer ones are refused. This module is the
+only reader and the only writer.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from videoblip2.config import VERSION, InputError
+from videoblip2.files import write_json
+
+FILE = "provenance.json"
+#: 1: LoRA always separate from T5's weights. 2: `lora_merged` in config.json may say that it is merged into them.
+FORMAT = 2
+#: Turns the JSON of one format into that of the next; the oldest key is the oldest readable format.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda content: {**content, "format": 2}}
+ENCODERS = ("clip", "clap")
+
+
+class Record(BaseModel):
+    """Frozen; fields that a later version added are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class EncoderIdentity(Record):
+    """A frozen encoder. revision: commit in its hub repository. fingerprint: digest of weights and preprocessing."""
+
+    name: str = ""
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+class FeatureSampling(Record):
+    """How videos were cut into frames and audio windows; see `features.settings`. None: not recorded."""
+
+    fps: float | None = None
+    max_frames: int | None = None
+    window_seconds: float | None = None
+    frames: int | None = None
+    output: str = "projected"
+    tokens: str = "pooled"
+
+    @property
+    def recorded(self) -> dict[str, float | int | str | None]:
+        """The fields that the file has."""
+        return self.model_dump(exclude_unset=True)
+
+
+class FeatureOrigin(Record):
+    """What features were made with: the encoders by kind (`clip`, `clap`), and how videos were sampled.
+
+    As JSON, encoders and `settings` are keys of one object, as in a feature store's manifest.
+    """
+
+    encoders: Mapping[str, EncoderIdentity] = Field(default_factory=dict)
+    settings: FeatureSampling = FeatureSampling()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_json(cls, content: object) -> object:
+        if not isinstance(content, Mapping) or "encoders" in content:
+            return content
+        encoders = {kind: content[kind] for kind in ENCODERS if content.get(kind)}
+        return {"encoders": encoders, "settings": content.get("settings") or {}}
+
+    @model_serializer
+    def _to_json(self) -> dict[str, object]:
+        encoders = {kind: encoder.model_dump(exclude_none=True) for kind, encoder in self.encoders.items()}
+        return {**encoders, "settings": self.settings.recorded}
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, object] | None) -> Self | None:
+        """The encoders and settings that a feature store's manifest names; None where it names none."""
+        origin = cls.model_validate(manifest or {})
+        return origin if origin.encoders or origin.settings.recorded else None
+
+    def fingerprint(self, kind: str) -> str | None:
+        """The fingerprint of an encoder; None where it is not recorded."""
+        return self.encoders[kind].fingerprint if kind in self.encoders else None
+
+    def stored_in(self, folder: Path) -> Self:
+        """The same with the copies in `folder`/encoders, as in a package, in place of the encoders it names."""
+        copies = {kind: str(folder / "encoders" / kind) for kind in self.encoders}
+        there = {kind: name for kind, name in copies.items() if Path(name).is_dir()}
+        renamed = {kind: self.encoders[kind].model_copy(update={"name": name}) for kind, name in there.items()}
+        return self.model_copy(update={"encoders": {**self.encoders, **renamed}})
+
+
+class Provenance(Record):
+    """Where a checkpoint came from; a field is None or empty where that is not recorded.
+
+    revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and names of it
+    that do not change: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
+    """
+
+    format: int = FORMAT
+    written_by: str = ""
+    stage: str | None = None
+    name: str | None = None
+    run_id: str | None = None
+    step: int | None = None
+    revision: Mapping[str, str] = Field(default_factory=dict)
+    parent: str | None = None
+    parent_run_id: str | None = None
+    parent_version: str | None = None
+    merged_from: str | None = None
+    data: Mapping[str, str] = Field(default_factory=dict)
+    features: FeatureOrigin | None = None
+
+    @classmethod
+    def read(cls, folder: Path, optional: bool = False) -> Self:
+        """Read provenance.json of a checkpoint folder; `optional`: an empty record where there is none.
+
+        Raises InputError for a missing or damaged file and for a format that this version cannot read.
+        """
+        path = folder / FILE
+        if optional and not path.is_file():
+            return cls()
+        content = _upgraded(folder, _read_json(folder, path))
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _damaged(folder, error) from error
+
+    def write(self, folder: Path) -> None:
+        """Write provenance.json to a checkpoint folder, in this version's format."""
+        stamped = self.model_copy(update={"format": FORMAT, "written_by": f"videoblip2 {VERSION}"})
+        write_json(folder / FILE, stamped.model_dump(mode="json"))
+
+
+def _read_json(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint {folder}: no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote") from error
+    except (ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(f"checkpoint {folder}: {FILE} is damaged ({reason}); train or copy it again")
+
+
+def _upgraded(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """`content` in this version's format."""
+    found = content.get("format", 0)
+    writer = content.get("written_by") or "an unknown version"
+    readable = f"this is videoblip2 {VERSION}, which reads formats {min(UPGRADES)} to {FORMAT}"
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: update videoblip2")
+    if found < min(UPGRADES):
+        raise InputError(
+            f"checkpoint {folder}: format {found}, written by {writer}; {readable}: load and save it with a version "
+            "in between, or train again"
+        )
+    for older in range(found, FORMAT):
+        content = UPGRADES[older](content)
+    return content
