@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 VERSION = "0.1.0"
 #: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
@@ -109,8 +109,26 @@ class RewardConfig(Section):
 
     cider: float = Field(1.0, ge=0)
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
-    repetition: float = Field(0.0, ge=0, description="penalty on the share of bigrams said before")
+    repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
+    terms: dict[str, float] = Field(
+        {},
+        description="weights of further terms, by name in the table of rewards or as package.module:function of your "
+        "own; a negative weight makes a penalty (docs/how-to/add-a-reward.md)",
+    )
+
+    @field_validator("terms")
+    @classmethod
+    def _once(cls, terms: dict[str, float]) -> dict[str, float]:
+        if twice := sorted(terms.keys() & cls.model_fields.keys()):
+            raise ValueError(f"give the weight of {twice[0]} as scst.reward.{twice[0]}")
+        return terms
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Every term that counts, with its weight."""
+        fixed = {name: weight for name, weight in self if name != "terms"}
+        return {name: weight for name, weight in {**fixed, **self.terms}.items() if weight}
 
 
 class WatchConfig(Section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoblip2.captions import caption_metrics, diversity
+from videoblip2.captions import caption_metrics
 from videoblip2.captions.answers import (
     answer_accuracy,
     blind_answers,
@@ -16,14 +16,11 @@ from videoblip2.captions.answers import (
     question_type,
     typed_answer,
 )
+from videoblip2.captions.metrics import PRIMARY, default_metrics
 from videoblip2.config import InputError
 
 if TYPE_CHECKING:
     from videoblip2.data.questions import Question
-
-#: What CIDEr, BLEU and ROUGE need nothing for; METEOR and SPICE need Java.
-FAST_METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L")
-ALL_METRICS = (*FAST_METRICS, "METEOR")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Evaluation:
             {
                 "video_id": video_id,
                 "caption": caption,
-                **{name: round(score, 4) for name, score in self.per_video[video_id].items() if name == "CIDEr"},
+                **{name: round(score, 4) for name, score in self.per_video[video_id].items() if name == PRIMARY},
                 "reference": self.references[video_id][0],
             }
             for video_id, caption in self.captions.items()
@@ -80,17 +77,16 @@ class AnsweredQuestion:
 
 
 def evaluate(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = ALL_METRICS
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] | None = None
 ) -> Evaluation:
-    """Score one caption a video against that video's references."""
+    """Score one caption per video against that video's references; metrics: names in METRICS, None = the defaults."""
     missing = sorted(set(references) - set(captions))
     if missing:
         raise InputError(
             f"video {missing[0]}: has references but no caption ({len(missing)} such); caption every video"
         )
-    result = caption_metrics(references, captions, list(metrics))
-    corpus = {**result.corpus, **diversity(captions)}
-    return Evaluation(corpus, result.per_video, result.unavailable, dict(captions), dict(references))
+    result = caption_metrics(references, captions, default_metrics() if metrics is None else metrics)
+    return Evaluation(result.corpus, result.per_video, result.unavailable, dict(captions), dict(references))
 
 
 NOTHING = Evaluation({}, {}, {}, {}, {})

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from videoblip2.captions.metrics import label_of, shown
 from videoblip2.provenance import Provenance
 
 CARD = "README.md"
@@ -153,12 +154,13 @@ def _first(qformer: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, float], provenance: Provenance) -> str:
-    rows = [f"| {name.removeprefix('val/')} | {value:.4f} |" for name, value in metrics.items() if name != "step"]
+    scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}
+    rows = [f"| {label_of(name)} | {shown(name, value)} |" for name, value in scores.items()]
     if not rows:
         return "None recorded."
     digest = provenance.data.get("val")
     split = f"validation split (digest `{digest}`)" if digest else "validation split"
-    return "\n".join([f"On the {split}, in pycocoevalcap's own scale.", "", "| metric | score |", "|---|---:|", *rows])
+    return "\n".join([f"On the {split}, ×100.", "", "| metric | score |", "|---|---:|", *rows])
 
 
 def _json(path: Path) -> dict[str, Any]:
