@@ -1,7 +1,6 @@
 """Captions against references, answers against the expected ones: metrics, scores, a predictions file."""
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from videoblip2.captions.answers import (
 )
 from videoblip2.captions.metrics import PRIMARY, default_metrics
 from videoblip2.config import InputError
+from videoblip2.files import write_text
 
 if TYPE_CHECKING:
     from videoblip2.data.questions import Question
@@ -139,7 +139,4 @@ def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[st
         for video_id, caption in evaluation.captions.items()
     ]
     lines += [json.dumps(row, ensure_ascii=False) for row in evaluation.answer_rows()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, "\n".join(lines) + "\n")

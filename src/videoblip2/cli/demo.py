@@ -89,9 +89,10 @@ def _one_thread() -> None:
 
 
 def write_annotations(demo: Demo) -> None:
-    from videoblip2.data.annotations import read_annotations, write_json
+    from videoblip2.data.annotations import read_annotations
     from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
+    from videoblip2.files import write_json
     from videoblip2.toy.world import write_toy_annotations
 
     prepare_captions(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)

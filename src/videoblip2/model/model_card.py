@@ -4,7 +4,6 @@ Nothing in it is typed by hand: sizes are read off the tensors, scores, data and
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from videoblip2.captions.metrics import label_of, shown
+from videoblip2.files import write_text
 from videoblip2.provenance import Provenance
 
 CARD = "README.md"
@@ -37,9 +37,7 @@ def write_card(folder: Path) -> Path:
     network, metrics = (_json(folder / f"{name}.json") for name in ("config", "metrics"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     text = model_card(network, config, metrics, Provenance.read(folder), tensor_sizes(folder))
-    draft = folder / f".{CARD}.tmp"
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, folder / CARD)
+    write_text(folder / CARD, text)
     return folder / CARD
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.config import flatten, to_yaml
 from videoblip2.evaluate import Evaluation, write_predictions
 from videoblip2.features.store import FeatureStore, digest
+from videoblip2.files import write_text
 from videoblip2.model.build import reports_as_json
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import local_model
@@ -144,11 +144,8 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
 
 def _log_text(path: Path, text: str, tracker: Tracker) -> None:
     """Write a text beside the checkpoint and log it; an empty one leaves no file, also not an older run's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not text:
         path.unlink(missing_ok=True)
         return
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, text)
     tracker.log_file(path)

@@ -1,7 +1,5 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +8,7 @@ from pathlib import Path
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import Config, InputError
 from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import write_card
@@ -154,9 +153,7 @@ def _keep(folder: Path, work: Workspace, provenance: Provenance, best: Best) -> 
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
-    draft = folder / ".metrics.json.tmp"
-    draft.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, folder / "metrics.json")
+    write_json(folder / "metrics.json", metrics)
     write_card(folder)
 
 
