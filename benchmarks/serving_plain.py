@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from videoblip2.config import Decoding
 from videoblip2.data.dataset import collate
 from videoblip2.predict import Captioner, load_captioner
 
@@ -51,7 +52,8 @@ class Batched:
 
         items = [load_file(path) for path in features]
         pairs = [(item["video"], item["audio"]) for item in items]
-        return [{"caption": one.text} for one in self.captioner.caption(pairs, max_new_tokens=NEW_TOKENS)]
+        captions = self.captioner.caption(pairs, decoding=Decoding(max_new_tokens=NEW_TOKENS))
+        return [{"caption": caption.text} for caption in captions]
 
 
 def generate(captioner: Captioner, item: tuple[np.ndarray, np.ndarray]) -> str:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from videoblip2.config import InputError
+from videoblip2.config import Decoding, InputError
 
 from . import observe
 from .answers import Answer, ItemProblem, ModelState, Refusal, Timings
-from .batching import Batcher, Decoding, Done, Full, Job, NotFinite
+from .batching import Batcher, Done, Full, Job, NotFinite
 from .following import Follower, Poller, Served
 from .service_settings import Settings, baked_model
 from .shadow import Shadow

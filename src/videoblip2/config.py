@@ -7,6 +7,7 @@ wrong types are refused by name. Defaults are the design's full size: 32 + 32 qu
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,12 +167,34 @@ class ScstConfig(Section):
     watch: WatchConfig = WatchConfig()
 
 
-class DecodeConfig(Section):
-    num_beams: int = Field(1, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are decoded: greedily, by beam search (`num_beams` > 1), or `sampled` at a temperature.
+
+    length_penalty: exponent of a beam's length in its score; above 1 favours long captions.
+    """
+
+    num_beams: int = 1
+    max_new_tokens: int = 32
     length_penalty: float = 1.0
+    temperature: float = 1.0
+    sampled: bool = False
+
+
+GREEDY = Decoding()
+
+
+class DecodeConfig(Section):
+    num_beams: int = Field(Decoding.num_beams, ge=1)
+    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1)
+    length_penalty: float = Decoding.length_penalty
     batch_size: int = Field(64, ge=1)
     compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
+
+    @property
+    def decoding(self) -> Decoding:
+        """The options that one batch is decoded with."""
+        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty)
 
 
 class RunConfig(Section):

@@ -92,10 +92,11 @@ def caption(
     json: Json = False,
 ) -> None:
     """Caption media files, or stored features."""
+    from videoblip2.config import Decoding
     from videoblip2.predict import caption_each, load_captioner
 
     captioner = load_captioner(model)
-    results = list(caption_each(captioner, videos, features, prompt=prompt, num_beams=beams))
+    results = list(caption_each(captioner, videos, features, prompt, Decoding(beams)))
     good = [row for row in results if "error" not in row]
     lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in results]
     emit({"model_version": captioner.version, "captions": results}, json, "\n".join(lines))
