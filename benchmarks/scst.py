@@ -28,6 +28,7 @@ from transformers import InstructBlipQFormerConfig, T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.captions import CiderD, DocumentFrequencies
+from videoblip2.data.dataset import Batch
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.decode import greedy, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
@@ -119,19 +120,18 @@ def build(size: Size, device: torch.device) -> VideoBlip2:
     return model.to(device).eval()
 
 
-def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
+def inputs(size: Size, device: torch.device) -> Batch:
     """Random features and a prompt of five pieces."""
     torch.manual_seed(1)
     ones = torch.ones
-    batch = {
-        "video": torch.randn(size.videos, size.frames, 768),
-        "video_mask": ones(size.videos, size.frames, dtype=torch.long),
-        "audio": torch.randn(size.videos, size.windows, 512),
-        "audio_mask": ones(size.videos, size.windows, dtype=torch.long),
+    rows = {"video": (size.frames, 768), "audio": (size.windows, 512)}
+    features = {name: torch.randn(size.videos, *shape) for name, shape in rows.items()}
+    masks = {name: ones(size.videos, count, dtype=torch.long) for name, (count, _) in rows.items()}
+    text = {
         **{f"{kind}_ids": torch.randint(5, 900, (size.videos, 5)) for kind in ("qformer", "prompt")},
         **{f"{kind}_mask": ones(size.videos, 5, dtype=torch.long) for kind in ("qformer", "prompt")},
     }
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return Batch(tuple(map(str, range(size.videos))), features, masks, **text).to(device)
 
 
 def texts(ids: Tensor) -> list[str]:
@@ -146,10 +146,10 @@ def references(size: Size) -> dict[str, list[str]]:
     return {f"video{video}": texts(rows[video]) for video in range(size.videos)}
 
 
-def ours(model: VideoBlip2, batch: dict[str, Tensor], size: Size, scorer: CiderD, clock: Clock) -> None:
+def ours(model: VideoBlip2, batch: Batch, size: Size, scorer: CiderD, clock: Clock) -> None:
     """(a): the step of training/scst.py, phase by phase."""
     with clock.phase("encode"):
-        states, mask = model.encode(**batch)
+        states, mask = model.encode(**batch.inputs)
     with clock.phase("decode"), torch.no_grad():
         best, sampled = greedy_and_sample(model, states.detach(), mask, NEW_TOKENS, size.samples)
     with clock.phase("reward"):
@@ -163,12 +163,10 @@ def ours(model: VideoBlip2, batch: dict[str, Tensor], size: Size, scorer: CiderD
     model.zero_grad(set_to_none=True)
 
 
-def as_written(
-    model: VideoBlip2, batch: dict[str, Tensor], size: Size, reward_of: Callable[..., Any], clock: Clock
-) -> None:
+def as_written(model: VideoBlip2, batch: Batch, size: Size, reward_of: Callable[..., Any], clock: Clock) -> None:
     """(b) and (c): every part called where one needs it, inputs repeated once a sample."""
     options = {"max_new_tokens": NEW_TOKENS}
-    repeated = {name: tensor.repeat_interleave(size.samples, dim=0) for name, tensor in batch.items()}
+    repeated = batch.map(lambda tensor: tensor.repeat_interleave(size.samples, dim=0))
     with clock.phase("decode"), torch.no_grad():
         best = _generate(model, batch, do_sample=False, **options)
         sampled = _generate(model, repeated, do_sample=True, top_k=0, **options)
@@ -178,7 +176,7 @@ def as_written(
         base = torch.as_tensor(reward_of(ids[:: size.samples], texts(best)))
         advantage = (reward.view(-1, size.samples) - base[:, None]).flatten().float().to(sampled.device)
     with clock.phase("loss"):
-        states, mask = model.encode(**repeated)
+        states, mask = model.encode(**repeated.inputs)
         logits = model.decode(states, mask, sampled)
         log_probs = torch.log_softmax(logits, dim=-1).gather(2, sampled[..., None]).squeeze(2)
         live = (sampled != 0).float()
@@ -186,8 +184,8 @@ def as_written(
     model.zero_grad(set_to_none=True)
 
 
-def _generate(model: VideoBlip2, batch: dict[str, Tensor], **options: Any) -> Tensor:
-    states, mask = model.encode(**batch)
+def _generate(model: VideoBlip2, batch: Batch, **options: Any) -> Tensor:
+    states, mask = model.encode(**batch.inputs)
     encoded = BaseModelOutput(last_hidden_state=states)
     out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
     return out[:, 1:]
@@ -207,7 +205,7 @@ def java_reward(truth: dict[str, list[str]]) -> Callable[[list[str], list[str]],
     return score
 
 
-def matrix_floor(model: VideoBlip2, size: Size, batch: dict[str, Tensor]) -> float:
+def matrix_floor(model: VideoBlip2, size: Size, batch: Batch) -> float:
     """Seconds that the matrix products alone of (a) take: one product of each shape, timed, times how often it is done.
 
     Forward and backward of encoder and teacher-forced pass (three forwards' worth where a weight trains, two where only
@@ -300,10 +298,10 @@ def peak_memory() -> int:
 def greedy_ratio(size: Size, device: torch.device, repeats: int) -> dict[str, float]:
     """Greedy decoding of 32 captions beside `generate`."""
     model = build(size, device)
-    batch = {name: tensor.repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in inputs(size, device).items()}
+    batch = inputs(size, device).map(lambda tensor: tensor.repeat(4, *[1] * (tensor.ndim - 1)))
     clock = Clock(device)
     with torch.no_grad():
-        states, mask = model.encode(**batch)
+        states, mask = model.encode(**batch.inputs)
         encoded = BaseModelOutput(last_hidden_state=states)
         for _ in range(repeats + 1):
             with clock.phase("ours"):

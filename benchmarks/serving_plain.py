@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from videoblip2.config import Decoding
 from videoblip2.data.dataset import collate
+from videoblip2.modality import Features
 from videoblip2.predict import Captioner, load_captioner
 
 NEW_TOKENS = 16
@@ -30,7 +30,8 @@ class Plain:
 
     @bentoml.api
     def caption(self, video_features: Path, audio_features: Path) -> dict[str, Any]:
-        item = np.load(video_features, allow_pickle=False), np.load(audio_features, allow_pickle=False)
+        files = {"video": video_features, "audio": audio_features}
+        item = {name: np.load(file, allow_pickle=False) for name, file in files.items()}
         return {"caption": generate(self.captioner, item)}
 
     @bentoml.api
@@ -51,12 +52,10 @@ class Batched:
         from safetensors.numpy import load_file
 
         items = [load_file(path) for path in features]
-        pairs = [(item["video"], item["audio"]) for item in items]
-        captions = self.captioner.caption(pairs, decoding=Decoding(max_new_tokens=NEW_TOKENS))
-        return [{"caption": caption.text} for caption in captions]
+        return [{"caption": one.text} for one in self.captioner.caption(items, max_new_tokens=NEW_TOKENS)]
 
 
-def generate(captioner: Captioner, item: tuple[np.ndarray, np.ndarray]) -> str:
+def generate(captioner: Captioner, item: Features) -> str:
     """Greedy, by transformers."""
     model = captioner.model
     batch = collate(["0"], [item], [model.config.prompt], captioner.tokenizers, model.config.max_positions)

@@ -6,20 +6,19 @@ that are there. Nothing is unpickled.
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from videoblip2.config import InputError
-
-Features = tuple[np.ndarray, np.ndarray]
+from videoblip2.modality import MODALITIES, Features
 
 HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-NO_AUDIO = 0
+NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
 def npy_array(content: bytes, name: str) -> np.ndarray:
@@ -41,8 +40,9 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
 def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
     """The bytes of a safetensors file → items; one that is no use is an InputError in its place.
 
-    One item has the tensors `video` and, with sound, `audio`. Many have `NAME.video` and `NAME.audio`; they come in the
-    order of their names. Raises InputError naming `name` where it cannot be said what the items are.
+    The tensors of one item are named after their modalities: `video`, `audio`. Those of many are `NAME.video` and
+    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` where it cannot be said what
+    the items are.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -52,36 +52,25 @@ def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{name}: not a safetensors file of float16, float32 or float64 tensors") from error
     for key in tensors:
-        if not (key in ("video", "audio") or key.endswith((".video", ".audio"))):
-            raise InputError(f"{name}: tensor {key!r}; name them video and audio, or NAME.video and NAME.audio")
+        if key.rpartition(".")[2] not in MODALITIES:
+            raise InputError(f"{name}: tensor {key!r}; {NAMES}")
     if not tensors:
-        raise InputError(f"{name}: holds no tensor; name them video and audio, or NAME.video and NAME.audio")
+        raise InputError(f"{name}: holds no tensor; {NAMES}")
     stems = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda stem: (len(stem), stem))
     return [_item(tensors, stem, name) for stem in stems]
 
 
 def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features | InputError:
     prefix = f"{stem}." if stem else ""
-    video, audio = tensors.get(f"{prefix}video"), tensors.get(f"{prefix}audio")
-    if video is None:
-        return InputError(f"{name}: has {prefix}audio and no {prefix}video; send both, or the video alone")
-    for key, tensor in ((f"{prefix}video", video), (f"{prefix}audio", audio)):
-        if tensor is not None and (tensor.dtype.kind != "f" or tensor.ndim != 2):
-            return InputError(f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}; send floats [rows, width]")
-    return pair(_float32(video), None if audio is None else _float32(audio))
-
-
-def pair(video: np.ndarray, audio: np.ndarray | None) -> Features:
-    """[F,768] and perhaps [A,512]; without audio the second is [0,0], which `fit` gives the model's width."""
-    return video, np.zeros((NO_AUDIO, 0), "float32") if audio is None else audio
-
-
-def fit(items: Sequence[Features], audio_width: int) -> list[Features]:
-    """Give items without audio the width that the model reads."""
-    return [
-        (video, audio if audio.shape[1] or len(audio) else np.zeros((NO_AUDIO, audio_width), "float32"))
-        for video, audio in items
-    ]
+    found = {modality: tensors[prefix + modality] for modality in MODALITIES if prefix + modality in tensors}
+    for modality, entry in MODALITIES.items():
+        if entry.required and modality not in found:
+            return InputError(f"{name}: has {prefix}{next(iter(found))} and no {prefix}{modality}; send both")
+    for modality, tensor in found.items():
+        if tensor.dtype.kind != "f" or tensor.ndim != 2:
+            shape = f"{tensor.dtype} {list(tensor.shape)}"
+            return InputError(f"{name}: {prefix}{modality} is {shape}; send floats [rows, width]")
+    return {modality: _float32(tensor) for modality, tensor in found.items()}
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from videoblip2.config import GREEDY, Decoding, InputError
+from videoblip2.config import InputError
+from videoblip2.modality import Features
 
 from . import observe
 from .following import Served
@@ -42,6 +41,17 @@ class NotFinite(ValueError):
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """Options that a batch shares."""
+
+    num_beams: int = 1
+    max_new_tokens: int = 32
+    length_penalty: float = 1.0
+    temperature: float = 1.0
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
 class Done:
     """A caption, and where the time went."""
 
@@ -53,14 +63,14 @@ class Done:
 
 @dataclass(eq=False)
 class Job:
-    """One item ([F,768], [A,512]) on its way to a caption by the model that was current when it came.
+    """One item on its way to a caption by the model that was current when it came.
 
     listener: called on the event loop with the caption so far, after each token.
     """
 
-    item: tuple[np.ndarray, np.ndarray]
+    item: Features
     served: Served
-    decoding: Decoding = GREEDY
+    decoding: Decoding = Decoding()
     prompt: str | None = None
     seed: int | None = None
     listener: Callable[[str], None] | None = None
@@ -73,9 +83,9 @@ class Job:
         return self.served, self.decoding, length_group(self.item)
 
 
-def length_group(item: tuple[np.ndarray, np.ndarray]) -> int:
+def length_group(item: Features) -> int:
     """Powers of two from SHORT on: at most half of a batch's rows are padding."""
-    return math.ceil(math.log2(max(SHORT, len(item[0]), len(item[1]))))
+    return math.ceil(math.log2(max(SHORT, *(len(array) for array in item.values()))))
 
 
 class Batcher:
@@ -182,8 +192,11 @@ def _caption(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["Capt
     decoding = jobs[0].decoding
     return jobs[0].served.captioner.caption(
         [job.item for job in jobs],
-        [job.prompt for job in jobs],
-        decoding,
+        prompt=[job.prompt for job in jobs],
+        num_beams=decoding.num_beams,
+        max_new_tokens=decoding.max_new_tokens,
+        length_penalty=decoding.length_penalty,
+        temperature=decoding.temperature,
         seeds=[job.seed or 0 for job in jobs] if decoding.sampled else None,
         watch=_watch(jobs, loop),
     )

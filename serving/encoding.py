@@ -13,21 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
+from videoblip2.modality import Features
 
 from .following import Served
 
 if TYPE_CHECKING:
     from videoblip2.predict import PreparedVideo
 
-Features = tuple[np.ndarray, np.ndarray]
-
 BATCH_FRAMES = 64
 
 
 @dataclass(eq=False)
 class Clip:
-    """A decoded clip on its way to features ([F,768], [A,512]) by the encoders of the model that it came for."""
+    """A decoded clip on its way to features by the encoders of the model that it came for."""
 
     prepared: "PreparedVideo"
     served: Served

@@ -7,18 +7,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import numpy as np
-
-from videoblip2.config import Decoding, InputError
+from videoblip2.config import InputError
+from videoblip2.modality import Features
 
 from . import observe
 from .answers import Answer, ItemProblem, ModelState, Refusal, Timings
-from .batching import Batcher, Done, Full, Job, NotFinite
+from .batching import Batcher, Decoding, Done, Full, Job, NotFinite
 from .following import Follower, Poller, Served
 from .service_settings import Settings, baked_model
 from .shadow import Shadow
 
-Features = tuple[np.ndarray, np.ndarray]
 BAKED = "baked into this Bento"
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 START_SECONDS = 5  # Retry-After while the model is being loaded

@@ -12,9 +12,11 @@ import numpy as np
 from anyio import to_thread
 from fastapi import UploadFile
 
+from videoblip2.modality import Features
+
 from . import observe
 from .answers import Answer, ItemProblem, Refusal
-from .engine import Ask, Engine, Features
+from .engine import Ask, Engine
 from .following import Served
 from .uploads import MediaIntake
 

@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from anyio import to_thread
 from fastapi import File, UploadFile
 
 from videoblip2.config import InputError
+from videoblip2.modality import Features
 
 from . import observe
 from .answers import Refusal
-from .arrays import fit, npy_array, pair, safetensors_items
+from .arrays import npy_array, safetensors_items
 from .encoding import Clip, EncodingQueue
 from .following import Served
 from .media import Busy, Decoders
 
 if TYPE_CHECKING:
     from videoblip2.predict import PreparedVideo
-
-Features = tuple[np.ndarray, np.ndarray]
 
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 ONE_OF = (
@@ -91,8 +89,7 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
             items.append(await _npy_pair(file, sounds[place] if sounds else None))
         for file in uploads.features:
             items.extend(await _tensors(file))
-    width = served.captioner.audio_width
-    return [item if isinstance(item, Refusal) else fit([item], width)[0] for item in items]
+    return items
 
 
 async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> Features:
@@ -122,7 +119,7 @@ class MediaIntake:
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 
     async def features(self, file: UploadFile, served: Served) -> Features:
-        """One upload → ([F,768], [A,512]). Raises Refusal: 400 where it cannot be read, 429 where no decoder is free.
+        """One upload → its features. Raises Refusal: 400 where it cannot be read, 429 where no decoder is free.
 
         The client's file name gives a known suffix and nothing else.
         """
@@ -172,8 +169,8 @@ async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> "Feat
 
 async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> "Features | Refusal":
     try:
-        sound = None if audio is None else npy_array(await audio.read(), "audio_features")
-        return pair(npy_array(await video.read(), "video_features"), sound)
+        files = {"audio": audio, "video": video}
+        return {name: npy_array(await file.read(), f"{name}_features") for name, file in files.items() if file}
     except InputError as error:
         return Refusal(400, str(error))
 

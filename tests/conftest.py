@@ -99,7 +99,7 @@ def make_batch(tokenizers):
     def make(frames=(3, 5), windows=(2, 0), captions=None, seed=0):
         rng = np.random.default_rng(seed)
         items = [
-            (rng.normal(size=(f, 24)).astype("float32"), rng.normal(size=(a, 12)).astype("float32"))
+            {"video": rng.normal(size=(f, 24)).astype("float32"), "audio": rng.normal(size=(a, 12)).astype("float32")}
             for f, a in zip(frames, windows, strict=True)
         ]
         labels = tokenizers.labels(captions, 16) if captions else None

@@ -81,7 +81,8 @@ class Gatehouse:
             (folder / f"{split}.json").write_text(json.dumps(rows))
         for video in references:
             audio = np.zeros((0, 512), np.float32)
-            write_features(folder / "features", video, np.full((1, 768), feature, np.float32), audio)
+            frames = np.full((1, 768), feature, np.float32)
+            write_features(folder / "features", video, {"video": frames, "audio": audio})
 
     def log(self, name: str, captions: Mapping[str, str], data: str = "data") -> str:
         """A run that logged a checkpoint with these captions; its run id."""

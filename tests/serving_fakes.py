@@ -20,7 +20,7 @@ BUG_TEXT = "a secret of the inside"
 class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
-    audio_width, media_fps = 12, 1.0
+    media_fps = 1.0
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width
@@ -29,34 +29,36 @@ class FakeCaptioner:
         self.go_on.set()
         self.started = threading.Event()
 
-    def caption(self, items, prompt, decoding, seeds=None, watch=None):
+    def caption(self, items, prompt, seeds=None, watch=None, **options):
         self.started.set()
         assert self.go_on.wait(30)
         self.batches.append(len(items))
-        self.calls.append({"prompt": prompt, "seeds": seeds, "decoding": decoding})
-        if any(video[0, 0] == POISON for video, _ in items):
+        self.calls.append({"prompt": prompt, "seeds": seeds, **options})
+        if any(item["video"][0, 0] == POISON for item in items):
             raise RuntimeError(BUG_TEXT)
         if watch:
             watch(["a"] * len(items))
             watch(["a red"] * len(items))
-        scores = [float("nan") if video[0, 0] == NAN else -0.25 for video, _ in items]
-        return [SimpleNamespace(text=f"{len(i[0])} frames", score=s) for i, s in zip(items, scores, strict=True)]
+        scores = [float("nan") if item["video"][0, 0] == NAN else -0.25 for item in items]
+        texts = [f"{len(item['video'])} frames" for item in items]
+        return [SimpleNamespace(text=text, score=score) for text, score in zip(texts, scores, strict=True)]
 
     def cut(self, item):
-        return tuple(array[:: max(1, len(array) // 256)] for array in item)
+        return {name: array[:: max(1, len(array) // 256)] for name, array in item.items()}
 
     def check(self, item):
-        if item[0].ndim != 2 or item[0].shape[1] != self.width or not len(item[0]):
-            raise InputError(f"video features of shape {list(item[0].shape)}; this model takes [N,{self.width}]")
-        if not np.isfinite(item[0]).all():
+        video = item["video"]
+        if video.ndim != 2 or video.shape[1] != self.width or not len(video):
+            raise InputError(f"video features of shape {list(video.shape)}; this model takes [N,{self.width}]")
+        if not np.isfinite(video).all():
             raise InputError("video features hold NaN or infinity; extract them again")
 
     def attention(self, item, prompt):
-        video = np.arange(1.0, len(item[0]) + 1)
-        return {"video": video / video.sum(), "audio": np.full(len(item[1]), 1 / max(1, len(item[1])))}
+        video, windows = np.arange(1.0, len(item["video"]) + 1), len(item.get("audio", ()))
+        return {"video": video / video.sum(), "audio": np.full(windows, 1 / max(1, windows))}
 
     def timeline(self, item):
-        return len(item[0]) / self.media_fps, 1.0
+        return len(item["video"]) / self.media_fps, 1.0
 
     def prepare_media(self, frames, sound_after):
         prepared = SimpleNamespace(pixels=list(frames))
@@ -96,7 +98,7 @@ class FakeDecoders:
 def item(frames=4, first=0.5, windows=0):
     video = np.full((frames, 24), 0.5, "float32")
     video[0, 0] = first
-    return video, np.zeros((windows, 12), "float32")
+    return {"video": video, "audio": np.zeros((windows, 12), "float32")}
 
 
 def served(**options):

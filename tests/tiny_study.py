@@ -24,7 +24,8 @@ def write_world(root, tokenizers):
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(3)]
     for video in videos:
         frames, windows = rng.normal(size=(3, 768)), rng.normal(size=(2, 512))
-        write_features(root / "features", video["video_id"], frames.astype("float32"), windows.astype("float32"))
+        arrays = {"video": frames.astype("float32"), "audio": windows.astype("float32")}
+        write_features(root / "features", video["video_id"], arrays)
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(json.dumps(videos))
     return root

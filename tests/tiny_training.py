@@ -37,11 +37,8 @@ SETTINGS = (
 class Features:
     """Seeded features of any video id."""
 
-    def video(self, video_id):
-        return self._draw(video_id, 5, 24)
-
-    def audio(self, video_id):
-        return self._draw(video_id, 2, 12)
+    def features(self, video_id):
+        return {"video": self._draw(video_id, 5, 24), "audio": self._draw(video_id, 2, 12)}
 
     def _draw(self, video_id, length, width):
         rng = np.random.default_rng([int(video_id[5:]), width])

@@ -7,12 +7,13 @@ wrong types are refused by name. Defaults are the design's full size: 32 + 32 qu
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 
 VERSION = "0.1.0"
 #: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
@@ -72,11 +73,39 @@ class ModelConfig(Section):
     qformer: QFormerConfig = QFormerConfig()
     finetune: Literal["lora", "full"] = Field("lora", description="full: all of T5 trains, and no LoRA")
     lora: LoraConfig = LoraConfig()
-    modalities: Literal["both", "video", "audio"] = "both"
+    modalities: str | tuple[str, ...] = Field(BOTH, description="both (video and audio), one name, or a list of names")
     video_dim: int = Field(768, ge=1, description="width of the frame features")
     audio_dim: int = Field(512, ge=1, description="width of the audio features, before the upscaler")
+    widths: dict[str, int] = Field({}, description="width of further modalities' features, such as {flow: 256}")
     temporal_embedding: bool = Field(True, description="without it a Q-Former cannot tell the order of frames")
     max_positions: int = Field(256, ge=1, description="longest feature sequence; longer ones are thinned evenly")
+
+    @field_validator("modalities")
+    @classmethod
+    def _in_the_table(cls, setting: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return modality_setting(setting)
+
+    @field_validator("widths")
+    @classmethod
+    def _without_a_key_of_their_own(cls, widths: dict[str, int]) -> dict[str, int]:
+        for name in widths:
+            if f"{name}_dim" in cls.model_fields or name not in MODALITIES:
+                raise ValueError(f"{name!r} is not a further modality; video and audio have model.{{video,audio}}_dim")
+        return widths
+
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """The modalities that the network reads, in the table's order."""
+        return modality_names(self.modalities)
+
+    def width(self, modality: str) -> int:
+        """Width of one modality's features."""
+        width: int = getattr(self, f"{modality}_dim", None) or self.widths.get(modality, MODALITIES[modality].width)
+        return width
+
+    def width_key(self, modality: str) -> str:
+        """The key that sets that width."""
+        return f"model.{modality}_dim" if f"{modality}_dim" in type(self).model_fields else f"model.widths.{modality}"
 
 
 class OptimConfig(Section):
@@ -110,26 +139,8 @@ class RewardConfig(Section):
 
     cider: float = Field(1.0, ge=0)
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
-    repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
+    repetition: float = Field(0.0, ge=0, description="penalty on the share of bigrams said before")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
-    terms: dict[str, float] = Field(
-        {},
-        description="weights of further terms, by name in the table of rewards or as package.module:function of your "
-        "own; a negative weight makes a penalty (docs/how-to/add-a-reward.md)",
-    )
-
-    @field_validator("terms")
-    @classmethod
-    def _once(cls, terms: dict[str, float]) -> dict[str, float]:
-        if twice := sorted(terms.keys() & cls.model_fields.keys()):
-            raise ValueError(f"give the weight of {twice[0]} as scst.reward.{twice[0]}")
-        return terms
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Every term that counts, with its weight."""
-        fixed = {name: weight for name, weight in self if name != "terms"}
-        return {name: weight for name, weight in {**fixed, **self.terms}.items() if weight}
 
 
 class WatchConfig(Section):
@@ -167,34 +178,12 @@ class ScstConfig(Section):
     watch: WatchConfig = WatchConfig()
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How captions are decoded: greedily, by beam search (`num_beams` > 1), or `sampled` at a temperature.
-
-    length_penalty: exponent of a beam's length in its score; above 1 favours long captions.
-    """
-
-    num_beams: int = 1
-    max_new_tokens: int = 32
-    length_penalty: float = 1.0
-    temperature: float = 1.0
-    sampled: bool = False
-
-
-GREEDY = Decoding()
-
-
 class DecodeConfig(Section):
-    num_beams: int = Field(Decoding.num_beams, ge=1)
-    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1)
-    length_penalty: float = Decoding.length_penalty
+    num_beams: int = Field(1, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+    length_penalty: float = 1.0
     batch_size: int = Field(64, ge=1)
     compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
-
-    @property
-    def decoding(self) -> Decoding:
-        """The options that one batch is decoded with."""
-        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty)
 
 
 class RunConfig(Section):
@@ -313,7 +302,8 @@ def _explain_one(problem: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_siblings(path))}"
         return f"unknown key {key!r}; {hint}"
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {reason[0].lower()}{reason[1:]}"
 
 
 def known_keys() -> list[str]:

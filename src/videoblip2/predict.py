@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
+from videoblip2.config import DecodeConfig, InputError
+from videoblip2.modality import MODALITIES, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from videoblip2.features.store import FeatureStore
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
-
-Features = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -89,56 +88,57 @@ class Captioner:
         self,
         items: Sequence[Features],
         prompt: str | Sequence[str | None] | None = None,
-        decoding: Decoding = GREEDY,
+        num_beams: int = 1,
+        max_new_tokens: int = 32,
+        length_penalty: float = 1.0,
         seeds: Sequence[int] | None = None,
+        temperature: float = 1.0,
         watch: Callable[[list[str]], None] | None = None,
     ) -> list[Caption]:
-        """N items ([F,768], [A,512]; A = 0 where there is no audio) → N captions, decoded as one batch.
+        """N items → N captions, decoded as one batch. A modality that a video lacks is left out, or has no rows.
 
         Args:
-            prompt: one for all items, or one for each; None = the model's own.
-            seeds: one for each item, where captions are sampled: each depends on its own seed, not on its batch.
+            prompt: one for all, or one an item; none = the model's own.
+            seeds: one an item: captions are drawn, each from its own seed whatever else is in the batch.
             watch: called after each token with the N captions so far (not with beams).
         """
         import torch
 
         from videoblip2.data.dataset import collate
 
-        self._check(items)
+        items = self._checked_items(items)
         given = [prompt] * len(items) if isinstance(prompt, str | None) else prompt
         prompts = [self.model.config.prompt if text is None else text for text in given]
         ids = [str(number) for number in range(len(items))]
         batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
         with torch.inference_mode():
             states, mask = self.model.encode(**batch.to(self.model.device).inputs)
-            if decoding.num_beams > 1:
-                out, scores = self._beam(states, mask, decoding)
+            if num_beams > 1:
+                out, scores = self._beam(states, mask, max_new_tokens, num_beams, length_penalty)
             else:
-                out = self._roll(states, mask, decoding, seeds, watch)
+                out = self._roll(states, mask, max_new_tokens, seeds, temperature, watch)
                 scores = out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
 
-    def _beam(self, states: Any, mask: Any, decoding: Decoding) -> Any:
+    def _beam(self, states: Any, mask: Any, max_new_tokens: int, num_beams: int, length_penalty: float) -> Any:
         from videoblip2.model import decode
 
-        return decode.beam(
-            self.model, states, mask, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty
-        )
+        return decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
 
-    def _roll(self, states: Any, mask: Any, decoding: Decoding, seeds: Sequence[int] | None, watch: Any) -> Any:
-        """Greedy or sampled captions."""
+    def _roll(
+        self, states: Any, mask: Any, max_new_tokens: int, seeds: Sequence[int] | None, temperature: float, watch: Any
+    ) -> Any:
+        """Greedy captions, or drawn ones where there are seeds."""
         import torch
 
         from videoblip2.model import decode
 
         seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
-        if not decoding.sampled:
-            return decode.greedy(self.model, states, mask, decoding.max_new_tokens, seen)
-        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        return decode.sample(
-            self.model, states, mask, decoding.max_new_tokens, 1, decoding.temperature, generators, seen
-        )
+        if seeds is None:
+            return decode.greedy(self.model, states, mask, max_new_tokens, seen)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return decode.sample(self.model, states, mask, max_new_tokens, 1, temperature, generators, seen)
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None
@@ -146,15 +146,15 @@ class Captioner:
         """(video id, caption) for every id, batch by batch; features come from `source` (a feature store)."""
         for start in range(0, len(video_ids), decode.batch_size):
             ids = video_ids[start : start + decode.batch_size]
-            items = [(source.video(video_id), source.audio(video_id)) for video_id in ids]
-            captions = self.caption(items, prompt, decode.decoding)
+            items = [source.features(video_id) for video_id in ids]
+            captions = self.caption(items, prompt, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
             yield from zip(ids, captions, strict=True)
 
-    def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
-        """N items and a question on each → N answers, decoded as one batch."""
+    def answer(self, items: Sequence[Features], questions: Sequence[str], **options: Any) -> list[Caption]:
+        """N items and a question on each → N answers, decoded as one batch; `options` are those of `caption`."""
         from videoblip2.data.question_batches import question_prompt
 
-        return self.caption(items, [question_prompt(question) for question in questions], decoding)
+        return self.caption(items, [question_prompt(question) for question in questions], **options)
 
     def answer_questions(
         self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
@@ -164,55 +164,49 @@ class Captioner:
 
         for start in range(0, len(questions), decode.batch_size):
             asked = questions[start : start + decode.batch_size]
-            items = [(source.video(question.video_id), source.audio(question.video_id)) for question in asked]
+            items = [source.features(question.video_id) for question in asked]
             prompts = [question_prompt(question.question) for question in asked]
-            answers = self.caption(items, prompts, decode.decoding)
+            answers = self.caption(items, prompts, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
             yield from zip([question.question_id for question in asked], answers, strict=True)
 
     def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
-        """Where the Q-Formers look: {"video": [F], "audio": [A]} as far as the model has them, each summing to 1.
+        """Where the Q-Formers look: [rows] of each modality that the model reads, each summing to 1.
 
         See `model.attention.cross_attention`. Longer features than the model's positions are thinned evenly, as when
-        they are captioned; "audio" is empty for a video without sound.
+        they are captioned; a modality that the video lacks has no rows.
         """
         from videoblip2.data.dataset import collate
         from videoblip2.model.attention import cross_attention
 
         text = self.model.config.prompt if prompt is None else prompt
+        item = self.check(item)
         batch = collate(["0"], [item], [text], self.tokenizers, self.model.config.max_positions)
         inputs = batch.to(self.model.device).inputs
         weights = cross_attention(self.model, **{name: x for name, x in inputs.items() if "prompt" not in name})
-        lengths = {"video": len(item[0]), "audio": len(item[1])}
-        return {name: row[0, : lengths[name]].cpu().numpy() for name, row in weights.items()}
+        return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 
     def timeline(self, item: Features) -> tuple[float | None, float | None]:
         """Seconds that a clip lasts, to a frame, and that an audio window spans; None where that is not known."""
         settings = (self.provenance.features or FeatureOrigin()).settings
         fps, most, window = settings.fps, settings.max_frames, settings.window_seconds
-        if fps and not (most and len(item[0]) >= most):  # frames were not thinned
-            return len(item[0]) / fps, window
-        return (len(item[1]) * window if window and len(item[1]) else None), window
+        frames, windows = (len(item.get(name, ())) for name in ("video", "audio"))
+        if fps and not (most and frames >= most):  # frames were not thinned
+            return frames / fps, window
+        return (windows * window if window and windows else None), window
 
-    def caption_media(
-        self, paths: Sequence[Path], prompt: str | None = None, decoding: Decoding = GREEDY
-    ) -> list[Caption]:
+    def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
         """Media files → captions, through the encoders that made the training features.
 
         Raises InputError for a file that cannot be decoded, naming it.
         """
-        return self.caption([self.media_features(path) for path in paths], prompt, decoding)
+        return self.caption([self.media_features(path) for path in paths], **options)
 
     def media_features(self, path: Path) -> Features:
-        """One media file → ([F,768], [A,512]), through the encoders that made the training features."""
+        """One media file → its features, through the encoders that made the training features."""
         from videoblip2.features.extract import encode_video
 
         clip, clap, settings = self._media_encoders()
         return encode_video(Path(path), clip, clap, settings)
-
-    @property
-    def audio_width(self) -> int:
-        """Width of the audio features that the model reads."""
-        return self.model.config.audio_dim
 
     @property
     def encoders_name(self) -> str:
@@ -222,10 +216,9 @@ class Captioner:
 
     def warm(self) -> None:
         """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
-        config = self.model.config
-        item = (np.zeros((8, config.video_dim), "float32"), np.zeros((4, config.audio_dim), "float32"))
+        item = {name: np.zeros((8, width), "float32") for name, width in self.model.config.widths.items()}
         for count, beams in ((1, 1), (4, 1), (1, 3)):
-            self.caption([item] * count, decoding=Decoding(beams, max_new_tokens=8))
+            self.caption([item] * count, num_beams=beams, max_new_tokens=8)
 
     def load_media_encoders(self) -> None:
         """Load CLIP and CLAP now and not with the first media file. Raises InputError where they are not to be had."""
@@ -266,7 +259,7 @@ class Captioner:
         from videoblip2.features.manifest import refuse_other_encoders
         from videoblip2.features.store import FeatureStore
 
-        store = FeatureStore(root)
+        store = FeatureStore(root, self.model.config.modality_names)
         refuse_other_encoders(root, store.manifest, self.provenance.features, self.model_name)
         return store
 
@@ -274,25 +267,35 @@ class Captioner:
         """The rows of an item that the model will read: `max_positions` at most, evenly, in arrays of their own."""
         from videoblip2.data.dataset import thin
 
-        video, audio = (thin(array, self.model.config.max_positions) for array in item)
-        return video, audio
+        return {name: thin(array, self.model.config.max_positions) for name, array in item.items()}
 
-    def check(self, item: Features) -> None:
-        """Raise InputError for features that this model cannot take."""
-        config = self.model.config
-        for name, array, width in zip(("video", "audio"), item, (config.video_dim, config.audio_dim), strict=True):
-            if array.ndim != 2 or array.shape[1] != width or (name == "video" and not len(array)):
-                least = ", N at least 1" if name == "video" else ""
-                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
-            if not np.isfinite(array).all():
-                raise InputError(f"{name} features hold NaN or infinity; extract them again")
+    def check(self, item: Features) -> Features:
+        """Exactly the modalities that this model reads; one that the video lacks has no rows.
 
-    def _check(self, items: Sequence[Features]) -> None:
+        Raises InputError for features that the model cannot take.
+        """
+        return {name: _checked(name, item.get(name), width) for name, width in self.model.config.widths.items()}
+
+    def _checked_items(self, items: Sequence[Features]) -> list[Features]:
+        complete = []
         for number, item in enumerate(items):
             try:
-                self.check(item)
+                complete.append(self.check(item))
             except InputError as error:
                 raise InputError(f"item {number}: {error}") from error
+        return complete
+
+
+def _checked(modality: str, array: np.ndarray | None, width: int) -> np.ndarray:
+    required = MODALITIES[modality].required
+    if array is None:
+        array = np.zeros((0, width), np.float32)
+    if array.ndim != 2 or array.shape[1] != width or (required and not len(array)):
+        least = ", N at least 1" if required else ""
+        raise InputError(f"{modality} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{modality} features hold NaN or infinity; extract them again")
+    return array
 
 
 def load_encoders(origin: FeatureOrigin | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
@@ -331,11 +334,7 @@ def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: i
 
 
 def caption_each(
-    captioner: Captioner,
-    videos: Sequence[str],
-    features: Path | None = None,
-    prompt: str | None = None,
-    decoding: Decoding = GREEDY,
+    captioner: Captioner, videos: Sequence[str], features: Path | None = None, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """One row a video, {"video", "caption", "score"} or {"video", "error"}: a bad one does not stop the rest.
 
@@ -344,27 +343,25 @@ def caption_each(
     """
     for video in videos:
         try:
-            item = _features(captioner, video, features)
-            (caption,) = captioner.caption([item], prompt, decoding)
-            yield {"video": video, "caption": caption.text, "score": round(caption.score, 4)}
+            yield {"video": video, **_caption_one(captioner, video, features, options)}
         except InputError as error:
             yield {"video": video, "error": str(error)}
 
 
-def _features(captioner: Captioner, video: str, features: Path | None) -> Features:
-    """Of a media file, or with `features` of a stored video id."""
+def _caption_one(captioner: Captioner, video: str, features: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     if features is None:
-        return captioner.media_features(Path(video))
-    store = captioner.store(features)
-    return store.video(video), store.audio(video)
+        (caption,) = captioner.caption_media([Path(video)], **options)
+    else:
+        (caption,) = captioner.caption([_stored(captioner, features, video)], **options)
+    return {"caption": caption.text, "score": round(caption.score, 4)}
+
+
+def _stored(captioner: Captioner, features: Path, video: str) -> Features:
+    return captioner.store(features).features(video)
 
 
 def ask_video(
-    captioner: Captioner,
-    video: str,
-    questions: Sequence[str],
-    features: Path | None = None,
-    decoding: Decoding = GREEDY,
+    captioner: Captioner, video: str, questions: Sequence[str], features: Path | None = None, **options: Any
 ) -> list[Caption]:
     """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
 
@@ -373,5 +370,5 @@ def ask_video(
     for question in questions:
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")
-    item = _features(captioner, video, features)
-    return captioner.answer([item] * len(questions), questions, decoding)
+    item = captioner.media_features(Path(video)) if features is None else _stored(captioner, features, video)
+    return captioner.answer([item] * len(questions), questions, **options)

@@ -30,7 +30,7 @@ def world(tmp_path, tiny_config, tokenizers):
     rng = np.random.default_rng(0)
     for n in range(3):
         video, audio = rng.normal(size=(3, 768)).astype("float32"), rng.normal(size=(n, 512)).astype("float32")
-        write_features(tmp_path / "features", f"video{n}", video, audio)
+        write_features(tmp_path / "features", f"video{n}", {"video": video, "audio": audio})
     paths = [f"data.annotations={tmp_path / 'data'}", f"data.features={tmp_path / 'features'}"]
     settings = parse_config(
         {}, [*paths, "data.task=qa", "device=cpu", "decode.max_new_tokens=6", "decode.batch_size=2"]

@@ -18,12 +18,10 @@ class Source:
     def __init__(self):
         self.reads = Counter()
 
-    def video(self, video_id):
+    def features(self, video_id):
         self.reads[video_id] += 1
-        return np.full((int(video_id[5:]) % 3 + 1, 24), int(video_id[5:]), dtype=np.float32)
-
-    def audio(self, video_id):
-        return np.zeros((0, 12), dtype=np.float32)
+        video = np.full((int(video_id[5:]) % 3 + 1, 24), int(video_id[5:]), dtype=np.float32)
+        return {"video": video, "audio": np.zeros((0, 12), dtype=np.float32)}
 
 
 def batches(tokenizers, count=7, batch_size=3, seed=0, captions_per_video=2, captions=4):
@@ -79,7 +77,7 @@ def test_every_video_once_an_epoch_and_every_caption_equally_often(tokenizers):
 def test_labels_follow_their_videos(tokenizers):
     batch = batches(tokenizers)(0)
     assert batch.labels.shape[0] == 2 * len(batch.video_ids)
-    assert [int(row[0, 0]) for row in batch.video] == [int(video_id[5:]) for video_id in batch.video_ids]
+    assert [int(row[0, 0]) for row in batch.features["video"]] == [int(video_id[5:]) for video_id in batch.video_ids]
 
 
 def test_features_are_read_once_and_only_as_room_allows():
@@ -87,8 +85,8 @@ def test_features_are_read_once_and_only_as_room_allows():
     roomy = CachedFeatures(source)
     tight = CachedFeatures(source, megabytes=0)
     for _ in range(3):
-        roomy.video("video1")
-        tight.video("video2")
+        roomy.features("video1")
+        tight.features("video2")
     assert source.reads == {"video1": 1, "video2": 3}
 
 
@@ -98,9 +96,9 @@ def test_features_larger_than_the_free_memory_are_not_all_kept(monkeypatch):
     some = CachedFeatures(source)
     for _ in range(2):
         for number in range(1, 9):
-            assert some.video(f"video{number}")[0, 0] == number
+            assert some.features(f"video{number}")["video"][0, 0] == number
     kept = [video_id for video_id, reads in source.reads.items() if reads == 1]
-    assert 0 < len(kept) < 8 and sum(len(source.video(video_id)) for video_id in kept) <= 10
+    assert 0 < len(kept) < 8 and sum(len(source.features(video_id)["video"]) for video_id in kept) <= 10
 
 
 def test_a_packed_store_is_not_kept_twice():
@@ -108,22 +106,22 @@ def test_a_packed_store_is_not_kept_twice():
     source.packed = True
     features = CachedFeatures(source)
     for _ in range(3):
-        features.video("video1")
+        features.features("video1")
     assert source.reads == {"video1": 3}
 
 
 def test_whatever_fails_names_the_video():
     class Failing(Source):
-        def audio(self, video_id):
+        def features(self, video_id):
             raise self.error
 
     source = Failing()
     source.error = KeyError("lost")
-    with pytest.raises(RuntimeError, match="audio features of video4: KeyError: 'lost'"):
-        CachedFeatures(source).audio("video4")
+    with pytest.raises(RuntimeError, match="features of video4: KeyError: 'lost'"):
+        CachedFeatures(source).features("video4")
     source.error = InputError("video4.npy: holds NaN")
     with pytest.raises(InputError, match=r"^video4\.npy: holds NaN$"):
-        CachedFeatures(source).audio("video4")
+        CachedFeatures(source).features("video4")
 
 
 def test_free_memory_is_the_machines_or_what_the_container_leaves(tmp_path, monkeypatch):
@@ -141,7 +139,7 @@ def test_free_memory_is_the_machines_or_what_the_container_leaves(tmp_path, monk
 
 @pytest.mark.parametrize("prompts", [["a red circle"] * 3, ["a red circle", "a", "the blue square jumps"]])
 def test_prompts_are_each_videos_own(tokenizers, prompts):
-    items = [(np.ones((2, 24), np.float32), np.ones((1, 12), np.float32))] * 3
+    items = [{"video": np.ones((2, 24), np.float32), "audio": np.ones((1, 12), np.float32)}] * 3
     batch = collate(["video0", "video1", "video2"], items, prompts, tokenizers, 10)
     for name, expected in tokenizers.prompts(prompts).items():
         assert torch.equal(getattr(batch, name), expected) and getattr(batch, name).is_contiguous()

@@ -25,9 +25,9 @@ def test_rows_reach_their_videos_filled_up_with_zeros(given):
     assert import_arrays(folder / "features.npy", folder / "ids.json", folder / "store") == 3
     store = FeatureStore(folder / "store")
     assert store.ids == ["video0", "video2", "video10"]
-    np.testing.assert_array_equal(store.video("video10")[:, :384], features[1])
-    assert not store.video("video10")[:, 384:].any()
-    assert store.audio("video0").shape == (0, 512)
+    np.testing.assert_array_equal(store.array("video", "video10")[:, :384], features[1])
+    assert not store.array("video", "video10")[:, 384:].any()
+    assert store.array("audio", "video0").shape == (0, 512)
     report = check_features(folder / "store")
     assert report.ok and report.absent == ["video0", "video2", "video10"]
 
@@ -36,7 +36,7 @@ def test_audio_of_the_same_videos(given):
     folder, _ = given
     np.save(folder / "audio.npy", np.ones((3, 2, 512), np.float32))
     import_arrays(folder / "features.npy", folder / "ids.json", folder / "store", folder / "audio.npy")
-    assert FeatureStore(folder / "store").audio("video2").tolist() == np.ones((2, 512)).tolist()
+    assert FeatureStore(folder / "store").array("audio", "video2").tolist() == np.ones((2, 512)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_ids_that_do_not_fit(given, ids, reason):
     assert not (folder / "store").exists()
 
 
-@pytest.mark.parametrize("shape", [(3, 384), (3, 5, 800)])
+@pytest.mark.parametrize("shape", [(3, 384), (3, 5, 0)])
 def test_another_shape_is_refused(given, shape):
     folder, _ = given
     np.save(folder / "features.npy", np.zeros(shape, np.float32))

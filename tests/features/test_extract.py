@@ -41,7 +41,7 @@ def test_every_video_becomes_two_arrays_and_a_note(encoders, videos, tmp_path):
     report = extract_features(find_videos([videos]), tmp_path / "out", *encoders, TOY_SETTINGS)
     assert report.done == ["absent", "present", "silent"] and not report.failed and not report.skipped
     store = FeatureStore(tmp_path / "out")
-    assert {name: (len(store.video(name)), len(store.audio(name))) for name in store.ids} == {
+    assert {name: (len(store.array("video", name)), len(store.array("audio", name))) for name in store.ids} == {
         "absent": (8, 0), "present": (8, 2), "silent": (8, 2),
     }  # fmt: skip
     manifest = store.manifest
@@ -54,16 +54,16 @@ def test_every_video_becomes_two_arrays_and_a_note(encoders, videos, tmp_path):
 
 def test_one_video_alone_gives_what_the_batch_gave(encoders, videos, tmp_path):
     extract_features(find_videos([videos]), tmp_path / "out", *encoders, TOY_SETTINGS)
-    video, audio = encode_video(videos / "present.mp4", *encoders, TOY_SETTINGS)
+    video, audio = encode_video(videos / "present.mp4", *encoders, TOY_SETTINGS).values()
     store = FeatureStore(tmp_path / "out")
-    np.testing.assert_allclose(video, store.video("present"), atol=1e-4)
-    np.testing.assert_allclose(audio, store.audio("present"), atol=1e-4)
-    assert not np.allclose(video, store.video("absent"), atol=1e-2)
+    np.testing.assert_allclose(video, store.array("video", "present"), atol=1e-4)
+    np.testing.assert_allclose(audio, store.array("audio", "present"), atol=1e-4)
+    assert not np.allclose(video, store.array("video", "absent"), atol=1e-2)
 
 
 def test_max_frames_and_fps_are_heeded(encoders, videos):
-    video, _ = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8))
-    few, _ = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8, max_frames=3))
+    video = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8))["video"]
+    few = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8, max_frames=3))["video"]
     assert len(video) == 16 and len(few) == 3
     np.testing.assert_allclose(few[0], video[0], atol=1e-4)
 
@@ -163,5 +163,5 @@ def test_real_videos(encoders, tmp_path):
     audio = {name: note["audio"] for name, note in store.manifest["videos"].items()}
     assert {name for name, kind in audio.items() if kind == "absent"} == {"video7013", "video9771"}
     assert {name for name, kind in audio.items() if kind == "silent"} == {"video7010"}
-    assert all(10 <= len(store.video(name)) <= 25 for name in store.ids)
-    assert all((len(store.audio(name)) == 0) == (audio[name] == "absent") for name in store.ids)
+    assert all(10 <= len(store.array("video", name)) <= 25 for name in store.ids)
+    assert all((len(store.array("audio", name)) == 0) == (audio[name] == "absent") for name in store.ids)

@@ -15,17 +15,19 @@ def root(tmp_path):
     rng = np.random.default_rng(0)
     for number, windows in ((2, 3), (10, 0)):
         video, audio = rng.normal(size=(4, 768)), rng.normal(size=(windows, 512))
-        write_features(tmp_path, f"video{number}", video.astype(np.float32), audio.astype(np.float32))
+        write_features(
+            tmp_path, f"video{number}", {"video": video.astype(np.float32), "audio": audio.astype(np.float32)}
+        )
     return tmp_path
 
 
 def test_features_come_back(root):
     store = FeatureStore(root)
     assert store.ids == ["video2", "video10"]
-    assert store.video("video2").shape == (4, 768) and store.video("video2").dtype == np.float32
-    assert store.audio("video2").shape == (3, 512) and store.audio("video10").shape == (0, 512)
+    assert store.array("video", "video2").shape == (4, 768) and store.array("video", "video2").dtype == np.float32
+    assert store.array("audio", "video2").shape == (3, 512) and store.array("audio", "video10").shape == (0, 512)
     expected = np.random.default_rng(0).normal(size=(4, 768)).astype(np.float32)
-    np.testing.assert_array_equal(store.video("video2"), expected)
+    np.testing.assert_array_equal(store.array("video", "video2"), expected)
     assert not list(root.rglob("*.part"))
 
 
@@ -42,7 +44,7 @@ def test_the_manifest_is_optional(root):
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
 def test_other_floats_are_taken(root, kind):
     np.save(root / "video" / "video2.npy", np.ones((2, 768), kind))
-    assert FeatureStore(root).video("video2").dtype == np.float32
+    assert FeatureStore(root).array("video", "video2").dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -54,13 +56,13 @@ def test_other_floats_are_taken(root, kind):
         (np.full((4, 768), np.inf, np.float32), "NaN or infinity"),
         (np.ones((4, 768), np.int64), "int64, not floating-point"),
         (np.array([[{"a": 1}]], object), r"not a plain \.npy"),
-        (np.zeros((0, 768), np.float32), "holds no frame"),
+        (np.zeros((0, 768), np.float32), "holds no row"),
     ],
 )
 def test_an_unusable_array_is_named(root, array, message):
     np.save(root / "video" / "video2.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=message) as caught:
-        FeatureStore(root).video("video2")
+        FeatureStore(root).array("video", "video2")
     assert str(root / "video" / "video2.npy") in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -68,16 +70,16 @@ def test_an_unusable_array_is_named(root, array, message):
 def test_a_damaged_file_is_named(root, content):
     (root / "audio" / "video2.npy").write_bytes(content)
     with pytest.raises(InputError, match=r"audio/video2\.npy: not a plain \.npy"):
-        FeatureStore(root).audio("video2")
+        FeatureStore(root).array("audio", "video2")
 
 
 def test_a_missing_video_is_named(root):
     (root / "audio" / "video2.npy").unlink()
     with pytest.raises(InputError, match=r"video2 has no audio features .*\[0, 512\]"):
-        FeatureStore(root).audio("video2")
+        FeatureStore(root).array("audio", "video2")
     for name in ("video3", "../video/video2"):
         with pytest.raises(InputError, match="no video features"):
-            FeatureStore(root).video(name)
+            FeatureStore(root).array("video", name)
     with pytest.raises(InputError, match="vb2 features extract"):
         FeatureStore(root / "nowhere")
 
@@ -86,13 +88,15 @@ def test_the_digest_follows_content_and_choice_but_not_order(root):
     store = FeatureStore(root)
     both = digest(store, ["video2", "video10"])
     assert len(both) == 12 and both == digest(store, ["video10", "video2"]) != digest(store, ["video2"])
-    write_features(root, "video10", np.ones((1, 768), np.float32), np.zeros((0, 512), np.float32))
+    write_features(root, "video10", {"video": np.ones((1, 768), np.float32), "audio": np.zeros((0, 512), np.float32)})
     assert digest(store, ["video2", "video10"]) != both
 
 
 def test_check_sorts_videos_by_what_is_wrong(root):
-    write_features(root, "video11", np.full((4, 768), np.nan, np.float32), np.zeros((0, 512), np.float32))
-    write_features(root, "video12", np.ones((7, 768), np.float32), np.ones((5, 512), np.float32))
+    write_features(
+        root, "video11", {"video": np.full((4, 768), np.nan, np.float32), "audio": np.zeros((0, 512), np.float32)}
+    )
+    write_features(root, "video12", {"video": np.ones((7, 768), np.float32), "audio": np.ones((5, 512), np.float32)})
     write_manifest(root, {"videos": {"video2": {"audio": "silent"}, "video12": {"audio": "silent"}}})
     report = check_features(root, ["video2", "video3", "video10", "video11"])
     assert not report.ok and report.videos == 2 and report.frames == (4, 4) and report.audio_windows == (0, 3)

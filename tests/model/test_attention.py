@@ -10,7 +10,7 @@ from transformers import InstructBlipQFormerModel
 from videoblip2.model.attention import cross_attention
 from videoblip2.predict import Captioner
 
-INPUTS = ("video", "video_mask", "audio", "audio_mask", "qformer_ids", "qformer_mask")
+INPUTS = ("features", "masks", "qformer_ids", "qformer_mask")
 
 
 def inputs_of(batch):
@@ -52,9 +52,9 @@ def test_weights_are_those_that_transformers_records(tiny_config, make_batch, fr
     weights = cross_attention(model, **inputs_of(batch))
     for row in range(2):
         text = batch.qformer_ids[row : row + 1], batch.qformer_mask[row : row + 1]
-        upscaled = model.audio_upscaler(batch.audio[row])
-        video = expected(model.video_branch, batch.video[row], batch.video_mask[row], *text)
-        audio = expected(model.audio_branch, upscaled, batch.audio_mask[row], *text)
+        upscaled = model.audio_upscaler(batch.features["audio"][row])
+        video = expected(model.video_branch, batch.features["video"][row], batch.masks["video"][row], *text)
+        audio = expected(model.audio_branch, upscaled, batch.masks["audio"][row], *text)
         assert torch.allclose(weights["video"][row][: len(video)], video, atol=1e-6)
         assert torch.allclose(weights["audio"][row][: len(audio)], audio, atol=1e-6)
         assert video.std() > 0.02
@@ -83,10 +83,11 @@ def test_the_model_keeps_its_attention_its_weights_and_its_hooks(tiny_model, mak
 def test_a_captioner_says_it_of_one_item(tiny_model, tokenizers):
     rng = np.random.default_rng(0)
     captioner = Captioner(tiny_model, tokenizers)
-    long = rng.normal(size=(13, 24)).astype("float32"), rng.normal(size=(2, 12)).astype("float32")
+    video, audio = rng.normal(size=(13, 24)).astype("float32"), rng.normal(size=(2, 12)).astype("float32")
+    long = {"video": video, "audio": audio}
     weights = captioner.attention(long)
     assert [len(weights[name]) for name in ("video", "audio")] == [10, 2]  # thinned to the model's ten places
     assert [weights[name].sum() for name in weights] == pytest.approx([1.0, 1.0])
-    silent = captioner.attention((long[0], np.zeros((0, 12), "float32")), prompt="question: what moves? answer:")
+    silent = captioner.attention({"video": video}, prompt="question: what moves? answer:")
     assert len(silent["audio"]) == 0
     assert not np.allclose(silent["video"], weights["video"], atol=1e-7)

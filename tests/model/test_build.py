@@ -36,7 +36,7 @@ def settings(folder, qformer, **model):
 def inputs(tokenizers):
     draw = torch.Generator().manual_seed(0)
     items = [
-        (torch.randn(f, FEATURES, generator=draw).numpy(), torch.randn(a, 12, generator=draw).numpy())
+        {"video": torch.randn(f, FEATURES, generator=draw).numpy(), "audio": torch.randn(a, 12, generator=draw).numpy()}
         for f, a in ((3, 2), (5, 0))
     ]
     return collate(["a", "b"], items, ["a video of"] * 2, tokenizers, 10).inputs

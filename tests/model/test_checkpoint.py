@@ -106,7 +106,7 @@ def test_an_earlier_checkpoint_captions_as_it_did(kind, tokenizers, tmp_path):
     model = load_checkpoint(folder).model
     expected = json.loads((golden / "checkpoints" / "expected.json").read_text())[kind]
     video, audio = np.linspace(-1, 1, 48).reshape(2, 3, 8), np.linspace(1, -1, 16).reshape(2, 2, 4)
-    items = [(video[0], audio[0]), (video[1], audio[1][:0])]
+    items = [{"video": video[0], "audio": audio[0]}, {"video": video[1], "audio": audio[1][:0]}]
     batch = collate(["a", "b"], items, ["a video of"] * 2, tokenizers, 4)
     ids = model.generate(**batch.inputs, max_new_tokens=8)
     assert ids.tolist() == expected["ids"]

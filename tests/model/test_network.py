@@ -5,13 +5,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, T5Config, T5ForConditionalGeneration
 
-from videoblip2.config import Decoding, InputError, ModelConfig
+from videoblip2.config import InputError, ModelConfig
 from videoblip2.model import decode
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2, separate_lm_head
 from videoblip2.predict import Captioner
 
 LENGTHS = ((3, 2), (9, 4), (1, 0), (6, 1))  # frames and audio windows; the third video has no audio
+
+
+def with_features(batch, **changed):
+    """The inputs of `encode` with other features in some modalities."""
+    return {**batch.inputs, "features": {**batch.features, **changed}}
 
 
 def test_encoder_input_is_video_queries_audio_queries_prompt(tiny_model, make_batch, monkeypatch):
@@ -27,9 +32,9 @@ def test_encoder_input_is_video_queries_audio_queries_prompt(tiny_model, make_ba
     batch = make_batch()
     tiny_model.encode(**batch.inputs)
     text = batch.qformer_ids, batch.qformer_mask
-    video = tiny_model.proj_video(tiny_model.video_branch(batch.video, batch.video_mask, *text))
+    video = tiny_model.proj_video(tiny_model.video_branch(batch.features["video"], batch.masks["video"], *text))
     audio = tiny_model.proj_audio(
-        tiny_model.audio_branch(tiny_model.audio_upscaler(batch.audio), batch.audio_mask, *text)
+        tiny_model.audio_branch(tiny_model.audio_upscaler(batch.features["audio"]), batch.masks["audio"], *text)
     )
     prompt = tiny_model.language_model.shared(batch.prompt_ids)
     assert torch.equal(seen["inputs"], torch.cat([video, audio, prompt], dim=1))
@@ -42,19 +47,21 @@ def test_padding_and_batch_mates_change_nothing(tiny_model, make_batch):
     both = make_batch(frames=(3, 7), windows=(2, 4), captions=captions)
     logits = tiny_model(both.labels, **both.inputs)
     for row in range(2):
-        frames, windows = int(both.video_mask[row].sum()), int(both.audio_mask[row].sum())
-        alone = {name: tensor[row : row + 1] for name, tensor in both.inputs.items()}
-        alone |= {name: alone[name][:, :frames] for name in ("video", "video_mask")}
-        alone |= {name: alone[name][:, :windows] for name in ("audio", "audio_mask")}
-        single = tiny_model(both.labels[row : row + 1], **alone)
+        lengths = {name: int(mask[row].sum()) for name, mask in both.masks.items()}
+        alone = both.map(lambda tensor, row=row: tensor[row : row + 1])
+        cut = {
+            group: {name: tensor[:, : lengths[name]] for name, tensor in getattr(alone, group).items()}
+            for group in ("features", "masks")
+        }
+        single = tiny_model(alone.labels, **{**alone.inputs, **cut})
         assert torch.allclose(single[0], logits[row], atol=1e-5)
 
 
 def test_what_lies_in_padding_is_never_read(tiny_model, make_batch):
     batch = make_batch(frames=(3, 7), windows=(2, 4))
     states, _ = tiny_model.encode(**batch.inputs)
-    garbage = batch.video.masked_fill(batch.video_mask[..., None] == 0, 1e3)
-    changed, _ = tiny_model.encode(**{**batch.inputs, "video": garbage})
+    garbage = batch.features["video"].masked_fill(batch.masks["video"][..., None] == 0, 1e3)
+    changed, _ = tiny_model.encode(**with_features(batch, video=garbage))
     assert torch.allclose(states, changed, atol=1e-6)
 
 
@@ -71,15 +78,15 @@ def test_absent_audio_is_the_learned_state_and_not_silence(tiny_model, make_batc
         encoder_hidden_states=branch.absent[None, None],
         encoder_attention_mask=torch.ones(1, 1, dtype=torch.long),
     ).last_hidden_state[:, :4]
-    got = branch(tiny_model.audio_upscaler(batch.audio), batch.audio_mask, *text)
+    got = branch(tiny_model.audio_upscaler(batch.features["audio"]), batch.masks["audio"], *text)
     assert torch.allclose(got, learned, atol=1e-6)
-    silent = {**batch.inputs, "audio_mask": torch.ones_like(batch.audio_mask)}
+    silent = {**batch.inputs, "masks": {**batch.masks, "audio": torch.ones_like(batch.masks["audio"])}}
     assert not torch.allclose(tiny_model.encode(**silent)[0], states, atol=1e-3)
 
 
 def test_order_of_frames_shows_only_with_temporal_embedding(tiny_config, make_batch):
     batch = make_batch(frames=(5,), windows=(2,))
-    backwards = {**batch.inputs, "video": batch.video.flip(1)}
+    backwards = with_features(batch, video=batch.features["video"].flip(1))
     tiny_config.temporal_embedding = False
     blind = VideoBlip2(tiny_config).eval()
     assert torch.allclose(blind.encode(**batch.inputs)[0], blind.encode(**backwards)[0], atol=1e-5)
@@ -207,7 +214,7 @@ def test_one_modality_alone(tiny_config, make_batch, modalities):
     states, mask = model.encode(**batch.inputs)
     assert states.shape[1] == mask.shape[1] == 4 + batch.prompt_ids.shape[1]
     other = "audio" if modalities == "video" else "video"
-    changed, _ = model.encode(**{**batch.inputs, other: getattr(batch, other) + 1})
+    changed, _ = model.encode(**with_features(batch, **{other: batch.features[other] + 1}))
     assert torch.equal(changed, states)
 
 
@@ -215,7 +222,8 @@ def test_one_modality_alone(tiny_config, make_batch, modalities):
 def items():
     rng = np.random.default_rng(4)
     return [
-        (rng.normal(size=(f, 24)).astype("float32"), rng.normal(size=(a, 12)).astype("float32")) for f, a in LENGTHS
+        {"video": rng.normal(size=(f, 24)).astype("float32"), "audio": rng.normal(size=(a, 12)).astype("float32")}
+        for f, a in LENGTHS
     ]
 
 
@@ -223,8 +231,8 @@ def items():
 def test_padding_and_batch_mates_never_change_a_caption(tiny_model, tokenizers, items, num_beams):
     """Also where there is no audio: in a batch its row is all padding, alone it has no row at all."""
     captioner = Captioner(tiny_model, tokenizers)
-    together = captioner.caption(items, decoding=Decoding(num_beams, max_new_tokens=12))
-    alone = [captioner.caption([item], decoding=Decoding(num_beams, max_new_tokens=12))[0] for item in items]
+    together = captioner.caption(items, num_beams=num_beams, max_new_tokens=12)
+    alone = [captioner.caption([item], num_beams=num_beams, max_new_tokens=12)[0] for item in items]
     assert [caption.text for caption in together] == [caption.text for caption in alone]
     assert [caption.score for caption in together] == pytest.approx([caption.score for caption in alone], abs=1e-4)
     assert len({caption.text for caption in together}) > 1, "captions that do not depend on the video prove nothing"
@@ -233,15 +241,17 @@ def test_padding_and_batch_mates_never_change_a_caption(tiny_model, tokenizers, 
 def test_absent_audio_captions_as_one_learned_feature(tiny_model, tokenizers, items):
     """What the branch does by itself for A = 0 equals feeding `absent` where the embedded feature would be."""
     captioner = Captioner(tiny_model, tokenizers)
-    video = items[0][0]
-    expected = captioner.caption([(video, np.zeros((0, 12), "float32"))])[0]
+    video = items[0]["video"]
+    expected = captioner.caption([{"video": video}])[0]
     embed = tiny_model.audio_branch._embed
     tiny_model.audio_branch._embed = lambda features: tiny_model.audio_branch.absent.expand(len(features), 1, -1)
-    given = captioner.caption([(video, np.ones((1, 12), "float32"))])[0]
+    given = captioner.caption([{"video": video, "audio": np.ones((1, 12), "float32")}])[0]
     tiny_model.audio_branch._embed = embed
     assert given.text == expected.text
     assert given.score == pytest.approx(expected.score, abs=1e-5)
-    assert captioner.caption([(video, np.ones((1, 12), "float32"))])[0].score != pytest.approx(expected.score, abs=1e-4)
+    assert captioner.caption([{"video": video, "audio": np.ones((1, 12), "float32")}])[0].score != pytest.approx(
+        expected.score, abs=1e-4
+    )
 
 
 def test_generate_is_decodes_with_the_start_token_in_front(tiny_model, make_batch):

@@ -9,7 +9,7 @@ from conftest import CAPTIONS
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from videoblip2.config import Decoding, parse_config
+from videoblip2.config import parse_config
 from videoblip2.features.store import write_features
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -31,7 +31,8 @@ def folder(tmp_path_factory, tokenizers):
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(2)]
     for video in videos:
         frames, windows = rng.normal(size=(3, 768)), rng.normal(size=(2, 512))
-        write_features(root / "features", video["video_id"], frames.astype("float32"), windows.astype("float32"))
+        arrays = {"video": frames.astype("float32"), "audio": windows.astype("float32")}
+        write_features(root / "features", video["video_id"], arrays)
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(json.dumps(videos))
     return root
@@ -97,12 +98,12 @@ def test_saving_again_and_serving(folder, stages, tmp_path):
     loaded = load_checkpoint(stages[-1])
     again = save_checkpoint(tmp_path / "again", Checkpoint(loaded.model, loaded.tokenizers))
     video = np.random.default_rng(1).normal(size=(3, 768)).astype("float32")
-    item = (video, np.zeros((0, 512), "float32"))
+    item = {"video": video}
     texts = []
     for checkpoint in (stages[-1], again):
         captioner = load_captioner(checkpoint, device="cpu")
         assert apart_and_equal(captioner.model.language_model, folder)
-        texts.append(captioner.caption([item], decoding=Decoding(max_new_tokens=6))[0].text)
+        texts.append(captioner.caption([item], max_new_tokens=6)[0].text)
     assert texts[0] == texts[1]
 
 

@@ -15,7 +15,6 @@ from safetensors.numpy import save
 from serving_app import ROOT, Registry, counted, features, npy
 from serving_fakes import BUG_TEXT, NAN, POISON, FakeCaptioner, eventually, item
 
-from videoblip2.config import Decoding
 from videoblip2.predict import FoundModel
 
 pytest_plugins = ["serving_app"]
@@ -32,7 +31,7 @@ def events(text):
         ({"video": ("video.mp4", b"video")}, "3 frames"),
         (features(5), "5 frames"),
         ({**features(5), "audio_features": npy(np.zeros((2, 12), "float32"))}, "5 frames"),
-        ({"features": save({"video": item(6)[0], "audio": np.zeros((2, 12), "float16")})}, "6 frames"),
+        ({"features": save({"video": item(6)["video"], "audio": np.zeros((2, 12), "float16")})}, "6 frames"),
     ],
     ids=["media", "npy", "npy with sound", "safetensors"],
 )
@@ -48,13 +47,13 @@ def test_every_kind_of_input_gets_a_caption_with_version_and_timings(http, files
 
 def test_options_reach_the_model(running):
     registry, http = running
-    options = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5}
-    assert http.post("/caption", files=features(), data={**options, "prompt": "a film of"}).status_code == 200
-    called = {"prompt": ["a film of"], "seeds": None, "decoding": Decoding(**options)}
-    assert registry.captioner.calls[-1] == called
+    options = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5, "prompt": "a film of"}
+    assert http.post("/caption", files=features(), data=options).status_code == 200
+    said = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5, "temperature": 1.0}
+    assert registry.captioner.calls[-1] == {"prompt": ["a film of"], "seeds": None, **said}
     http.post("/caption", files=features(), data={"seed": 7, "temperature": 0.5})
     assert registry.captioner.calls[-1]["seeds"] == [7]
-    assert registry.captioner.calls[-1]["decoding"] == Decoding(temperature=0.5, sampled=True)
+    assert registry.captioner.calls[-1]["temperature"] == 0.5
     http.post("/ask", files=features(), data={"question": " who sings? "})
     assert registry.captioner.calls[-1]["prompt"] == ["question: who sings? answer:"]
 
@@ -63,11 +62,11 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
     files = [
         ("video", ("a.mp4", b"video")),
         ("video", ("b.mp4", b"text")),
-        ("video_features", npy(item(5)[0])),
+        ("video_features", npy(item(5)["video"])),
         ("video_features", npy(np.ones((4, 25), "float32"))),
-        ("video_features", npy(item(first=POISON)[0])),
-        ("video_features", npy(item(first=NAN)[0])),
-        ("features", save({"a.video": item(7)[0], "b.video": item(8)[0]})),
+        ("video_features", npy(item(first=POISON)["video"])),
+        ("video_features", npy(item(first=NAN)["video"])),
+        ("features", save({"a.video": item(7)["video"], "b.video": item(8)["video"]})),
         ("features", b"none"),
     ]
     answer = http.post("/captions", files=files)
@@ -97,8 +96,11 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": {"video_features": npy(np.full((2, 24), np.nan))}}, "video features hold NaN or infinity"),
         ({"files": features(first=NAN)}, "the network answers these features with NaN"),
         ({"files": {**features(), "video": ("a.mp4", b"video")}}, "more than one video in the request"),
-        ({"files": {"audio_features": npy(item()[0])}}, "no video in the request"),
-        ({"files": {"features": save({"a.video": item()[0], "b.video": item()[0]})}}, "2 items in `features`"),
+        ({"files": {"audio_features": npy(item()["video"])}}, "no video in the request"),
+        (
+            {"files": {"features": save({"a.video": item()["video"], "b.video": item()["video"]})}},
+            "2 items in `features`",
+        ),
         ({"files": features(), "data": {"num_beams": 99}}, "num_beams='99': input should be less than or equal to 10"),
         ({"files": features(), "data": {"temperature": "nan"}}, "temperature='nan': input should be a finite number"),
         ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "seed=1 with num_beams=2"),
@@ -228,7 +230,7 @@ def test_more_items_at_once_than_the_queue_holds_is_413(start):
     registry = Registry()
     with start(registry, MAX_WAITING="2") as client:
         eventually(lambda: client.get("/readyz").status_code == 200)
-        answer = client.post("/captions", files=[("video_features", npy(item()[0]))] * 3)
+        answer = client.post("/captions", files=[("video_features", npy(item()["video"]))] * 3)
         assert (answer.status_code, answer.json()["error"]) == (413, "3 items at once; send at most 2")
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from serving_fakes import BUG_TEXT, NAN, POISON, eventually_async, item, served
 
-from serving.batching import Batcher, Full, Job, NotFinite, length_group
-from videoblip2.config import Decoding
+from serving.batching import Batcher, Decoding, Full, Job, NotFinite, length_group
 
 
 def run(scenario, **options):
@@ -242,5 +241,5 @@ def test_a_hanging_model_can_be_seen():
 
 @pytest.mark.parametrize(("lengths", "same"), [((1, 32), True), ((32, 33), False), ((33, 64), True), ((65, 64), False)])
 def test_length_groups(lengths, same):
-    groups = {length_group((np.zeros((n, 1)), np.zeros((0, 1)))) for n in lengths}
+    groups = {length_group({"video": np.zeros((n, 1)), "audio": np.zeros((0, 1))}) for n in lengths}
     assert (len(groups) == 1) is same

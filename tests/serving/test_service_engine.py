@@ -7,10 +7,9 @@ import pytest
 from serving_fakes import eventually_async
 
 from serving.answers import Answer, Refusal
-from serving.batching import Job
+from serving.batching import Decoding, Job
 from serving.engine import Ask, Engine
 from serving.service_settings import Settings
-from videoblip2.config import Decoding
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.predict import Captioner
 
@@ -41,20 +40,21 @@ def run(scenario, captioner, tmp_path, **settings):
 
 def item(frames, windows, seed):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(frames, 24)).astype("float32"), rng.normal(size=(windows, 12)).astype("float32")
+    sizes = {"video": (frames, 24), "audio": (windows, 12)}
+    return {name: rng.normal(size=size).astype("float32") for name, size in sizes.items()}
 
 
 ITEMS = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
 DECODINGS = {
-    "greedy": Decoding(max_new_tokens=10),
-    "beams": Decoding(num_beams=3, max_new_tokens=10, length_penalty=0.5),
-    "sampled": Decoding(max_new_tokens=10, temperature=1.5, sampled=True),
+    "greedy": (Decoding(max_new_tokens=10), {}),
+    "beams": (Decoding(num_beams=3, max_new_tokens=10, length_penalty=0.5), {"num_beams": 3, "length_penalty": 0.5}),
+    "drawn": (Decoding(max_new_tokens=10, temperature=1.5, sampled=True), {"seeds": [4], "temperature": 1.5}),
 }
 
 
 @pytest.mark.parametrize("kind", DECODINGS)
 def test_answers_are_those_of_the_captioner_alone(captioner, tmp_path, kind):
-    decoding = DECODINGS[kind]
+    decoding, options = DECODINGS[kind]
 
     async def scenario(engine):
         asking = Ask(decoding, "a dog barks at a man", 4 if decoding.sampled else None)
@@ -62,14 +62,14 @@ def test_answers_are_those_of_the_captioner_alone(captioner, tmp_path, kind):
 
     answers = run(scenario, captioner, tmp_path)
     for one, answer in zip(ITEMS, answers, strict=True):
-        (alone,) = captioner.caption([one], "a dog barks at a man", decoding, [4])
+        (alone,) = captioner.caption([one], "a dog barks at a man", max_new_tokens=10, **options)
         assert (answer.caption, answer.model_version, answer.batch) == (alone.text, "best", 3)
         assert answer.score == pytest.approx(alone.score, abs=1e-4)
 
 
 def test_bad_items_fail_in_their_places_beside_good_ones(captioner, tmp_path):
-    huge = np.full((3, 24), 3e38, "float32"), np.zeros((0, 12), "float32")
-    items = [ITEMS[0], (np.ones((3, 25), "float32"), ITEMS[0][1]), huge, Refusal(400, "no use"), ITEMS[1]]
+    huge, wide = {"video": np.full((3, 24), 3e38, "float32")}, {"video": np.ones((3, 25), "float32")}
+    items = [ITEMS[0], wide, huge, Refusal(400, "no use"), ITEMS[1]]
 
     async def scenario(engine):
         return await engine.answer(items, engine.served(), Ask())
@@ -132,16 +132,15 @@ def test_a_long_item_waits_as_what_the_model_reads_of_it(captioner, tmp_path):
     long = np.random.default_rng(0).normal(size=(40 * most, 24)).astype("float32")
 
     async def scenario(engine):
-        job = engine.job((long, ITEMS[0][1]), engine.served(), Ask())
-        bad = engine.job(
-            (np.where(np.arange(len(long))[:, None] == 1, np.nan, long), ITEMS[0][1]), engine.served(), Ask()
-        )
-        return job, bad, (await engine.answer([(long, ITEMS[0][1])], engine.served(), Ask()))[0]
+        job = engine.job({"video": long}, engine.served(), Ask())
+        broken = np.where(np.arange(len(long))[:, None] == 1, np.nan, long)
+        bad = engine.job({"video": broken}, engine.served(), Ask())
+        return job, bad, (await engine.answer([{"video": long}], engine.served(), Ask()))[0]
 
     job, bad, answer = run(scenario, captioner, tmp_path)
-    assert len(job.item[0]) == most and job.item[0].base is None
+    assert len(job.item["video"]) == most and job.item["video"].base is None
     assert isinstance(bad, Refusal) and "NaN" in bad.reason
-    assert answer.caption == captioner.caption([(long, ITEMS[0][1])])[0].text
+    assert answer.caption == captioner.caption([{"video": long}])[0].text
 
 
 def test_a_batch_that_hangs_makes_the_service_not_alive(captioner, tmp_path, monkeypatch):

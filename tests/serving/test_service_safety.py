@@ -87,7 +87,7 @@ def test_each_phase_and_event_is_seen(running):
     http.post("/caption", files={"video": ("a.mp4", b"video")})
     http.post("/caption", files={"video": ("a.mp4", b"text")})
     http.post("/caption", files={"video": ("a.mp4", b"bug")})
-    http.post("/captions", files=[("video_features", b"x"), ("video_features", npy(item()[0]))])
+    http.post("/captions", files=[("video_features", b"x"), ("video_features", npy(item()["video"]))])
     http.post("/caption", files=features(first=POISON))
     told = {"captions": 2, "batches": 3, "phase encode": 2, "phase queue": 2, "phase generate": 2}
     assert now() - before == told | {"400": 1, "error media": 1, "error malformed": 1, "error internal": 2}

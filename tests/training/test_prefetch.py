@@ -103,13 +103,10 @@ class Broken:
     def __init__(self, source, video_id, error):
         self._source, self._video_id, self._error = source, video_id, error
 
-    def video(self, video_id):
+    def features(self, video_id):
         if video_id == self._video_id:
             raise self._error
-        return self._source.video(video_id)
-
-    def audio(self, video_id):
-        return self._source.audio(video_id)
+        return self._source.features(video_id)
 
 
 def test_training_stops_with_the_video_whose_features_failed(tiny_model, tokenizers):
@@ -117,7 +114,7 @@ def test_training_stops_with_the_video_whose_features_failed(tiny_model, tokeniz
     last = work.batches(5).video_ids[0]
     work = workspace(tiny_model, tokenizers)
     work.store = Broken(work.store, last, OSError("Input/output error"))
-    with pytest.raises(RuntimeError, match=rf"video features of {last}: OSError: Input/output error"):
+    with pytest.raises(RuntimeError, match=rf"features of {last}: OSError: Input/output error"):
         train(work, partial(ce_step, work), lambda best: None, Remember())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
@@ -135,7 +132,9 @@ def test_training_takes_the_batches_of_its_steps_and_says_how_long_it_waited(tin
     for step, batch in taken:
         expected = fresh(step)
         assert batch.video_ids == expected.video_ids
-        assert torch.equal(batch.video, expected.video) and torch.equal(batch.labels, expected.labels)
+        assert torch.equal(batch.features["video"], expected.features["video"]) and torch.equal(
+            batch.labels, expected.labels
+        )
     waited = {step: value for name, step, value in tracker.points if name == "time/data_seconds"}
     whole = {step: value for name, step, value in tracker.points if name == "time/step_seconds"}
     assert waited.keys() == whole.keys() == {2, 4, 6}

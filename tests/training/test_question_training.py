@@ -23,11 +23,12 @@ SEEN, HEARD = ("red", "blue"), ("beeps", "quiet")
 class Telling:
     """Features that hold, under noise, one of two sights and one of two sounds: bit 0 and bit 1 of the number."""
 
-    def video(self, video_id):
-        return self._draw(video_id, 4, 24, int(video_id[5:]) % 2)
-
-    def audio(self, video_id):
-        return self._draw(video_id, 3, 12, int(video_id[5:]) // 2 % 2)
+    def features(self, video_id):
+        number = int(video_id[5:])
+        return {
+            "video": self._draw(video_id, 4, 24, number % 2),
+            "audio": self._draw(video_id, 3, 12, number // 2 % 2),
+        }
 
     def _draw(self, video_id, length, width, bit):
         rng = np.random.default_rng([int(video_id[5:]), width])
@@ -96,10 +97,9 @@ def world(tmp_path):
     """Four videos with features, and questions on them, as files."""
     (tmp_path / "data").mkdir()
     for n in range(4):
-        video = np.pad(Telling().video(f"video{n}"), ((0, 0), (0, 744)))
-        write_features(
-            tmp_path / "features", f"video{n}", video, np.pad(Telling().audio(f"video{n}"), ((0, 0), (0, 500)))
-        )
+        wide = {"video": 744, "audio": 500}
+        told = {m: np.pad(rows, ((0, 0), (0, wide[m]))) for m, rows in Telling().features(f"video{n}").items()}
+        write_features(tmp_path / "features", f"video{n}", told)
     for name in ("train", "val"):
         rows = [vars(question) for question in questions(range(4))]
         (tmp_path / "data" / f"{name}_qa.json").write_text(json.dumps(rows))

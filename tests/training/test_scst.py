@@ -294,7 +294,7 @@ def test_a_batch_whose_samples_all_ran_on_moves_nothing(model, tokenizers, make_
 
 def test_states_that_are_not_finite_name_their_video(work, make_batch):
     batch = make_batch()
-    batch.video[1, 0, 0] = float("nan")
+    batch.features["video"][1, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite on videos video1;"):
         list(scst.scst_step(work, scorer(), batch, 0))
 

@@ -36,7 +36,8 @@ def write_world(root, tokenizers):
     videos = [{"video_id": f"video{n}", "category": n % 2, "captions": CAPTIONS[n % 3 : n % 3 + 2]} for n in range(4)]
     for video in videos:
         frames, windows = rng.normal(size=(3, 768)), rng.normal(size=(2, 512))
-        write_features(root / "features", video["video_id"], frames.astype("float32"), windows.astype("float32"))
+        arrays = {"video": frames.astype("float32"), "audio": windows.astype("float32")}
+        write_features(root / "features", video["video_id"], arrays)
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(json.dumps(videos))
     qformer = {"bert": str(root / "bert"), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

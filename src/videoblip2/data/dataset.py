@@ -1,11 +1,11 @@
 """From annotations and features to batches.
 
-Letters: B videos · N captions a video · F frames · A audio windows · P prompt pieces · T caption tokens.
+Letters: B videos · N captions a video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,16 +14,14 @@ from torch import Tensor
 from videoblip2.config import DataConfig, InputError
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.data.memory import free_memory
+from videoblip2.modality import Features
 
 
 class FeatureSource(Protocol):
     """Anything that gives features by video id, such as the feature store."""
 
-    def video(self, video_id: str) -> np.ndarray:
-        """[F,768] float32."""
-
-    def audio(self, video_id: str) -> np.ndarray:
-        """[A,512] float32; A = 0 where there is no audio."""
+    def features(self, video_id: str) -> Features:
+        """float32 [L,C] of each modality that is read, the same ones for every video; L = 0 where a video lacks it."""
 
 
 class TextEncoder(Protocol):
@@ -38,15 +36,13 @@ class TextEncoder(Protocol):
 class Batch:
     """Everything a step needs.
 
-    video, video_mask: [B,F,768], [B,F]. audio, audio_mask: [B,A,512], [B,A]. qformer_ids, qformer_mask: [B,P].
+    features, masks: [B,L,C] and [B,L] of each modality. qformer_ids, qformer_mask: [B,P].
     prompt_ids, prompt_mask: [B,P']. labels: [B·N,T], -100 = padding; None where captions are not taught.
     """
 
     video_ids: tuple[str, ...]
-    video: Tensor
-    video_mask: Tensor
-    audio: Tensor
-    audio_mask: Tensor
+    features: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
     qformer_ids: Tensor
     qformer_mask: Tensor
     prompt_ids: Tensor
@@ -54,31 +50,37 @@ class Batch:
     labels: Tensor | None = None
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """The arguments of `VideoBlip2.encode`."""
         names = (field.name for field in fields(self) if field.name not in ("video_ids", "labels"))
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device) -> "Batch":
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(self.video_ids, labels=labels, **moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """A batch of the same videos with every tensor changed."""
+        features, masks = ({name: change(t) for name, t in group.items()} for group in (self.features, self.masks))
+        names = ("qformer_ids", "qformer_mask", "prompt_ids", "prompt_mask")
+        text = {name: change(getattr(self, name)) for name in names}
+        labels = None if self.labels is None else change(self.labels)
+        return Batch(self.video_ids, features, masks, **text, labels=labels)
 
 
 def collate(
     video_ids: Sequence[str],
-    features: Sequence[tuple[np.ndarray, np.ndarray]],
+    features: Sequence[Features],
     prompts: Sequence[str],
     text: TextEncoder,
     max_positions: int,
     labels: Tensor | None = None,
 ) -> Batch:
-    """Pad features of ragged lengths, with masks; B items of ([F,768], [A,512])."""
-    video, video_mask = pad([item[0] for item in features], max_positions)
-    audio, audio_mask = pad([item[1] for item in features], max_positions)
+    """Pad the features of B videos, which come in ragged lengths, with masks; the first video names the modalities."""
+    padded = {name: pad([item[name] for item in features], max_positions) for name in features[0]}
     different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
     pieces = {name: ids.expand(len(prompts), -1).contiguous() for name, ids in different.items()}
-    return Batch(tuple(video_ids), video, video_mask, audio, audio_mask, **pieces, labels=labels)
+    arrays, masks = ({name: pair[place] for name, pair in padded.items()} for place in (0, 1))
+    return Batch(tuple(video_ids), arrays, masks, **pieces, labels=labels)
 
 
 def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:
@@ -114,32 +116,26 @@ class CachedFeatures:
     def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
         self._source = source
         self._room = 0 if getattr(source, "packed", False) else min(megabytes * 2**20, free_memory() // 4)
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self._kept: dict[str, Features] = {}
 
-    def video(self, video_id: str) -> np.ndarray:
-        return self._get("video", video_id, self._source.video)
-
-    def audio(self, video_id: str) -> np.ndarray:
-        return self._get("audio", video_id, self._source.audio)
-
-    def _get(self, kind: str, video_id: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        kept = self._kept.get((kind, video_id))
+    def features(self, video_id: str) -> Features:
+        kept = self._kept.get(video_id)
         if kept is None:
-            kept = _read(kind, video_id, read)
-            if kept.nbytes <= self._room:
-                self._room -= kept.nbytes
-                self._kept[kind, video_id] = kept
+            kept = self._read(video_id)
+            size = sum(array.nbytes for array in kept.values())
+            if size <= self._room:
+                self._room -= size
+                self._kept[video_id] = kept
         return kept
 
-
-def _read(kind: str, video_id: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
-    """What the source gives, or an error that names the video."""
-    try:
-        return read(video_id)
-    except InputError:
-        raise  # names it already
-    except Exception as error:
-        raise RuntimeError(f"{kind} features of {video_id}: {type(error).__name__}: {error}") from error
+    def _read(self, video_id: str) -> Features:
+        """What the source gives, or an error that names the video."""
+        try:
+            return self._source.features(video_id)
+        except InputError:
+            raise  # names it already
+        except Exception as error:
+            raise RuntimeError(f"features of {video_id}: {type(error).__name__}: {error}") from error
 
 
 class TrainingBatches:
@@ -176,7 +172,7 @@ class TrainingBatches:
         captions = [text for epoch, index in chosen for text in self.captions(epoch, index)]
         return collate(
             [video.video_id for video in videos],
-            [(self._source.video(video.video_id), self._source.audio(video.video_id)) for video in videos],
+            [self._source.features(video.video_id) for video in videos],
             [self._config.prompt] * len(videos),
             self._text,
             self._max_positions,

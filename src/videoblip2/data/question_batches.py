@@ -41,7 +41,7 @@ class QuestionBatches:
         chosen = [self.questions[self._index(place)] for place in places]
         return collate(
             [question.video_id for question in chosen],
-            [(self._source.video(question.video_id), self._source.audio(question.video_id)) for question in chosen],
+            [self._source.features(question.video_id) for question in chosen],
             [question_prompt(question.question) for question in chosen],
             self._text,
             self._max_positions,

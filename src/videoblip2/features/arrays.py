@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from videoblip2.config import InputError
-from videoblip2.features.store import WIDTHS, Features, write_features, write_manifest
+from videoblip2.features.store import write_features, write_manifest
+from videoblip2.modality import MODALITIES
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -20,7 +21,7 @@ def import_arrays(
 ) -> int:
     """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
 
-    A row narrower than the store's 768 (audio: 512) is filled up with zeros, which a linear layer ignores. Returns N.
+    A row narrower than the modality's usual width is filled up with zeros, which a linear layer ignores. Returns N.
     Raises InputError for other shapes, more than one row an id, and ids that no file can be named after.
     """
     frames = _open(video, "video")
@@ -28,10 +29,10 @@ def import_arrays(
     windows = None if audio is None else _open(audio, "audio")
     if windows is not None and len(windows) != len(frames):
         raise InputError(f"{audio}: holds {len(windows)} videos, {video} {len(frames)}; give arrays of the same videos")
-    nothing = np.zeros((0, WIDTHS["audio"]), np.float32)
+    silence = np.zeros((0, MODALITIES["audio"].width), np.float32)
     for row in progress(range(len(names)), len(names), "features"):
-        sound = nothing if windows is None else _filled(windows[row], "audio")
-        write_features(out, names[row], _filled(frames[row], "video"), sound)
+        sound = silence if windows is None else _filled(windows[row], "audio")
+        write_features(out, names[row], {"video": _filled(frames[row], "video"), "audio": sound})
     write_manifest(out, _manifest(video, names, frames.shape[1], 0 if windows is None else windows.shape[1]))
     return len(names)
 
@@ -41,11 +42,9 @@ def _open(path: Path, modality: str) -> Any:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a plain .npy array ({error}); give one array [videos, rows, width]") from error
-    width = WIDTHS[modality]
-    if array.ndim != 3 or array.dtype.kind != "f" or not 0 < array.shape[2] <= width:
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.shape[2]:
         raise InputError(
-            f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats "
-            f"[videos, rows, width] with a width up to {width}"
+            f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats [videos, rows, width]"
         )
     return array
 
@@ -63,8 +62,8 @@ def _names(path: Path, count: int, array: Path) -> Sequence[str]:
     return names
 
 
-def _filled(rows: Any, modality: str) -> Features:
-    wide = np.zeros((len(rows), WIDTHS[modality]), np.float32)
+def _filled(rows: Any, modality: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    wide = np.zeros((len(rows), max(rows.shape[1], MODALITIES[modality].width)), np.float32)
     wide[:, : rows.shape[1]] = rows
     return wide
 

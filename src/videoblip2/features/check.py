@@ -44,13 +44,13 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
             report.missing.append(video_id)
             continue
         try:
-            visual, audio = store.video(video_id), store.audio(video_id)
+            features = store.features(video_id)
         except InputError as error:
             report.unusable[video_id] = str(error)
             continue
-        frames.append(len(visual))
-        windows.append(len(audio))
-        if not len(audio) and _noted(store, video_id) != "empty":
+        frames.append(len(features["video"]))
+        windows.append(len(features["audio"]))
+        if not len(features["audio"]) and _noted(store, video_id) != "empty":
             report.absent.append(video_id)
     report.silent, report.empty = ([i for i in wanted if _noted(store, i) == kind] for kind in ("silent", "empty"))
     report.videos = len(frames)

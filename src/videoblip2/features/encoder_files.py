@@ -74,12 +74,6 @@ def load(kind: Any, name: str | Path, revision: str | None = None, **options: An
         ) from error
 
 
-def refuse_width(name: str | Path, what: str, width: int, wanted: int, remedy: str) -> None:
-    """Raises `InputError` where a model's vectors do not have the width of this project's features."""
-    if width != wanted:
-        raise InputError(f"{name}: its {what} is {width} wide, features are {wanted} wide; {remedy}")
-
-
 def fingerprint(model: nn.Module, preprocessor: Any) -> str:
     """16 hex digits that change with any weight and with any preprocessing setting."""
     settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}

@@ -21,15 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
-from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of, refuse_width
+from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of
 from videoblip2.features.mel import clap_inputs
 from videoblip2.features.settings import SAMPLING_RATE
 
-VIDEO_WIDTH, AUDIO_WIDTH = 768, 512
 MIN_TAIL = 0.15  # a last window shorter than this part of a full one is left out: codecs pad by some milliseconds
 BATCH_WINDOWS = 16
-PROJECTED_768 = "use a model that projects to 768, such as openai/clip-vit-large-patch14"
-HIDDEN_768 = "use a ViT-B, such as openai/clip-vit-base-patch16, or the projected output"
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,12 @@ class ClipEncoder:
         config = self.model.config
         return 1 if self.tokens == "pooled" else int((config.image_size // config.patch_size) ** 2)
 
+    @property
+    def width(self) -> int:
+        """Of its vectors: 768 for ViT-L/14 projected and for ViT-B hidden."""
+        config = self.model.config
+        return int(config.projection_dim if self.output == "projected" else config.hidden_size)
+
     def pixels(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, 3] -> float32 [3, S, S], ready for the model."""
         levels = self._process(frame, do_rescale=False, do_normalize=False)
@@ -69,17 +72,17 @@ class ClipEncoder:
         return pixels
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.float32]], batch: int = 64) -> NDArray[np.float32]:
-        """F prepared frames [3, S, S] -> float32 [F * rows, 768].
+        """F prepared frames [3, S, S] -> float32 [F * rows, width].
 
         Pooled, that is CLIP's `image_embeds`, or hidden, its `pooler_output`. Patch tokens come without the class
         token: hidden, the last layer's; projected, these through the last norm and the projection.
         """
         chunks = (np.stack(pixels[i : i + batch]) for i in range(0, len(pixels), batch))
         batches = ({"pixel_values": torch.from_numpy(c)} for c in chunks)
-        return _forward(self.model, batches, lambda inputs: _image_vectors(self, inputs), VIDEO_WIDTH)
+        return _forward(self.model, batches, lambda inputs: _image_vectors(self, inputs), self.width)
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [F, H, W, 3] -> float32 [F, 768]."""
+        """uint8 [F, H, W, 3] -> float32 [F * rows, width]."""
         return self.encode_pixels([self.pixels(frame) for frame in frames])
 
 
@@ -92,6 +95,11 @@ class ClapEncoder:
     model: Any
     extractor: Any
     revision: str | None = None  # of the hub's repository: a commit
+
+    @property
+    def width(self) -> int:
+        """Of its vectors: 512 for every published CLAP."""
+        return int(self.model.config.projection_dim)
 
     @property
     def max_window_seconds(self) -> float:
@@ -121,13 +129,13 @@ class ClapEncoder:
             yield waiting
 
     def encode(self, audio: NDArray[np.float32], window_seconds: float | None = None) -> NDArray[np.float32]:
-        """float32 [N] mono at 48 kHz -> float32 [A, 512]: `audio_embeds`; [0, 512] for N = 0."""
+        """float32 [N] mono at 48 kHz -> float32 [A, width]: `audio_embeds`; A = 0 for N = 0."""
         return self.encode_windows(self.windows(audio, window_seconds))
 
     def encode_windows(self, windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """A windows of at most `max_window_seconds` -> float32 [A, 512]."""
+        """A windows of at most `max_window_seconds` -> float32 [A, width]."""
         chunks = (list(windows[i : i + BATCH_WINDOWS]) for i in range(0, len(windows), BATCH_WINDOWS))
-        return _forward(self.model, map(self._inputs, chunks), self._vectors, AUDIO_WIDTH)
+        return _forward(self.model, map(self._inputs, chunks), self._vectors, self.width)
 
     def _vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         embeds: torch.Tensor = self.model(**inputs).audio_embeds
@@ -156,14 +164,11 @@ def load_clip(
         output: "projected" or "hidden".
         tokens: "pooled" or "patch"; see `ClipEncoder.encode_pixels`.
 
-    Raises `InputError` where it cannot be loaded, where weights are missing, and where that output is not 768 wide.
+    Raises `InputError` where it cannot be loaded and where weights are missing.
     """
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     model, commit = load_model(CLIPVisionModelWithProjection, name_or_folder, device, revision)
-    width = model.config.projection_dim if output == "projected" else model.config.hidden_size
-    what, remedy = ("projection", PROJECTED_768) if output == "projected" else ("hidden vector", HIDDEN_768)
-    refuse_width(name_or_folder, what, width, VIDEO_WIDTH, remedy)
     processor = load(CLIPImageProcessorPil, name_or_folder, revision=commit)
     mark = fingerprint(model, processor)
     return ClipEncoder(name_of(name_or_folder), mark, cast(model, dtype), processor, output, tokens, commit)
@@ -174,14 +179,12 @@ def load_clap(
 ) -> ClapEncoder:
     """Load a `ClapAudioModelWithProjection` and its feature extractor from a folder or the hub; see `load_clip`.
 
-    Raises `InputError` where it cannot be loaded, where weights are missing, where the projection is not 512 wide, and
-    where it wants another sampling rate than 48 kHz.
+    Raises `InputError` where it cannot be loaded, where weights are missing, and where it takes another sampling rate
+    than 48 kHz.
     """
     from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
 
     model, commit = load_model(ClapAudioModelWithProjection, name_or_folder, device, revision)
-    remedy = "use a model that projects to 512, such as laion/clap-htsat-unfused"
-    refuse_width(name_or_folder, "projection", model.config.projection_dim, AUDIO_WIDTH, remedy)
     extractor = load(ClapFeatureExtractor, name_or_folder, revision=commit)
     if extractor.sampling_rate != SAMPLING_RATE:
         raise InputError(
@@ -193,7 +196,7 @@ def load_clap(
 
 
 def _image_vectors(clip: ClipEncoder, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, 3, S, S] -> [B * rows, 768]."""
+    """[B, 3, S, S] -> [B * rows, width]."""
     if clip.output == "projected" and clip.tokens == "pooled":
         embeds: torch.Tensor = clip.model(**inputs).image_embeds
         return embeds

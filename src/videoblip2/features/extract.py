@@ -25,7 +25,7 @@ from videoblip2.features.pipeline import encode_all
 from videoblip2.features.prepare import PreparedVideo as PreparedVideo
 from videoblip2.features.prepare import prepare_video as prepare_video
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
-from videoblip2.features.store import Features
+from videoblip2.modality import Features
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
 #: (files, sha256 of what is known by id) -> what became of each, in any order.
@@ -39,10 +39,8 @@ MEDIA_SUFFIXES = {
 SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
 
 
-def encode_video(
-    path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
-) -> tuple[Features, Features]:
-    """One media file -> (float32 [F, 768], float32 [A, 512]), A = 0 without audio. `InputError` if unreadable."""
+def encode_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> Features:
+    """One media file -> its features. Raises `InputError` for one that cannot be read."""
     return encode_videos([read_video(path, clip, clap, settings)], clip, clap, settings)[0]
 
 
@@ -54,13 +52,13 @@ def read_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings:
 
 def encode_videos(
     videos: Sequence[PreparedVideo], clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
-) -> list[tuple[Features, Features]]:
-    """Prepared videos -> (float32 [F, 768], float32 [A, 512]) each; [F * P, 768] with patch tokens."""
+) -> list[Features]:
+    """Prepared videos -> features of each; with patch tokens F * P rows of video."""
     frames = clip.encode_pixels([p for video in videos for p in video.pixels], settings.batch_frames)
     windows = clap.encode_windows([w for video in videos for w in video.windows])
     visual = np.split(frames, np.cumsum([len(video.pixels) * clip.rows for video in videos])[:-1])
     audio = np.split(windows, np.cumsum([len(video.windows) for video in videos])[:-1])
-    return list(zip(visual, audio, strict=True))
+    return [{"video": rows, "audio": sound} for rows, sound in zip(visual, audio, strict=True)]
 
 
 def extract_features(

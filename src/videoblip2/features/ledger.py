@@ -117,6 +117,7 @@ def new_manifest(clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
     return {
         "clip": {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint},
         "clap": {"name": clap.name, "revision": clap.revision, "fingerprint": clap.fingerprint},
+        "widths": {"video": clip.width, "audio": clap.width},
         "settings": chosen,
         "dtype": str(clip.model.dtype).removeprefix("torch."),
         "sampling_rate": SAMPLING_RATE,

@@ -94,6 +94,14 @@ def refuse_unnoted(root: Path, manifest: dict[str, Any] | None, video_ids: Itera
         )
 
 
+def noted_widths(manifest: dict[str, Any] | None) -> dict[str, int]:
+    """Width of each modality that was extracted; older manifests, which do not say, are of CLIP 768 and CLAP 512."""
+    if not manifest or "clip" not in manifest:
+        return {}
+    widths: dict[str, int] = manifest.get("widths", {"video": 768, "audio": 512})
+    return widths
+
+
 ENCODERS = ("CLIP", "CLAP", "output", "tokens")
 
 

@@ -21,20 +21,20 @@ from typing import IO, Any
 import numpy as np
 
 from videoblip2.config import InputError
-from videoblip2.features.packed import FORMAT, KINDS, WIDTHS, PackedFile
+from videoblip2.features.packed import FORMAT, KINDS, PackedFile
 from videoblip2.features.store import FeatureStore
 from videoblip2.files import atomic
 
 Progress = Callable[[Iterable[str], int, str], Iterable[str]]
 Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, where its bytes end
 
-HEADER = 4096  # bytes kept free at the start; six tensors' entries need about 500
+HEADER = 4096  # bytes kept free at the start; the entries of a modality need about 150
 NAMES = {np.dtype(kind): name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packed store holds. kinds: "float32" and the like for video and audio."""
+    """What a packed store holds. kinds: "float32" and the like for each modality."""
 
     out: Path
     videos: int
@@ -61,7 +61,7 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress | None
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); make room or give another place, nothing is changed"
         ) from error
-    kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in WIDTHS}
+    kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in store.modalities}
     return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))
 
 
@@ -70,9 +70,9 @@ def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> t
     file.write(b" " * HEADER)
     rows: dict[str, list[int]] = {}
     tensors: Tensors = {}
-    for modality, width in WIDTHS.items():
+    for modality in store.modalities:
         rows[modality], kind = _write_rows(file, store, modality, progress)
-        tensors[modality] = NAMES[kind], [sum(rows[modality]), width], file.tell()
+        tensors[modality] = NAMES[kind], [sum(rows[modality]), store.widths[modality]], file.tell()
     for modality, counts in rows.items():
         file.write(np.asarray(counts, dtype=np.int64).tobytes())
         tensors[f"{modality}_rows"] = "I64", [len(counts)], file.tell()
@@ -106,7 +106,7 @@ def _append(
     counts: list[int] = []
     ids = progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids
     for video_id in ids:
-        array = _read(store, modality, video_id)
+        array = store.stored(modality, video_id)
         wider = _common(kind, array.dtype) if len(array) else kind
         if wider != kind:
             return counts, wider
@@ -118,14 +118,6 @@ def _append(
 def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
     """The smallest type that holds both, in this machine's byte order; at most 64 bits, as the file can hold."""
     return min(np.promote_types(one, other), np.dtype(np.float64))
-
-
-def _read(store: FeatureStore, modality: str, video_id: str) -> np.ndarray[Any, Any]:
-    """One array as it is stored, once it is sure that it can be used."""
-    array = store.stored(modality, video_id)
-    if modality == "video" and not len(array):
-        store.video(video_id)
-    return array
 
 
 def _header(tensors: Tensors) -> bytes:

@@ -1,8 +1,8 @@
 """The packed form of a feature store: one safetensors file, memory-mapped.
 
-    video [ΣF, 768], audio [ΣA, 512]     the rows of all N videos, one after the other, in the type that they came in
-    video_rows, audio_rows [N]           int64, how many are whose; 0 rows of audio = no audio
-    ids, manifest [bytes]                JSON: the N video ids in that order; what extraction noted, or null
+    video, audio … [rows, width]    the rows of all N videos, one after the other, in the type that they came in
+    video_rows, audio_rows … [N]    int64, how many rows each video has; 0 where it lacks the modality
+    ids, manifest [bytes]           JSON: the N video ids in that order; what extraction noted, or null
 
 1. One file holds everything, so that one move replaces a store by the next one.
 2. safetensors checks the header against the file's length; what it cannot know is checked here, on opening.
@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from videoblip2.config import InputError
+from videoblip2.modality import MODALITIES
 
-WIDTHS = {"video": 768, "audio": 512}
 FORMAT = "1"
-TENSORS = ("video", "audio", "video_rows", "audio_rows", "ids", "manifest")
+TENSORS = ("video", "video_rows", "ids", "manifest")  # in every file; other modalities as they come
 KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
@@ -56,10 +57,17 @@ class PackedFile:
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
-        pages, places = _mapped(path)
+        names = set(self._file.keys())
+        pages, places = _mapped(path, [name for name in MODALITIES if f"{name}_rows" in names])
         self._ahead = {modality: ReadAhead(path, pages, place.start, place.end) for modality, place in places.items()}
         self._rows = {modality: self._rows_at(pages, modality, place) for modality, place in places.items()}
-        self._edges = {modality: self._row_edges(modality) for modality in WIDTHS}
+        self._edges = {modality: self._row_edges(modality) for modality in places}
+
+    def has(self, modality: str) -> bool:
+        return modality in self._rows
+
+    def width(self, modality: str) -> int | None:
+        return self._rows[modality].shape[1] if modality in self._rows else None
 
     def ids(self) -> list[str]:
         return list(self._ids)
@@ -76,7 +84,7 @@ class PackedFile:
     def array(self, modality: str, video_id: str) -> NDArray[Any]:
         """A copy of one video's rows, in the stored type."""
         place = self._places.get(video_id)
-        if place is None:
+        if place is None or modality not in self._rows:
             raise InputError(f"{self._path}: {video_id} has no {modality} features; extract it or leave it out")
         start, end = self._edges[modality][place : place + 2]
         rows = self._rows[modality]
@@ -90,7 +98,7 @@ class PackedFile:
 
     def _check_header(self) -> None:
         made = (self._file.metadata() or {}).get("format")
-        if made is None or sorted(self._file.keys()) != sorted(TENSORS):
+        if made is None or not set(TENSORS) <= set(self._file.keys()):
             raise InputError(f"{self._path}: a safetensors file, but no packed features; give a feature store")
         if made != FORMAT:
             raise InputError(f"{self._path}: packed features of format {made}; update videoblip2 or pack them again")
@@ -163,13 +171,13 @@ class ReadAhead:
             self._pages.madvise(getattr(mmap, advice), start, end - start)
 
 
-def _mapped(path: Path) -> tuple[mmap.mmap, dict[str, Place]]:
-    """A safetensors file, and where in it each modality lies: its header counts from the header's own end."""
+def _mapped(path: Path, modalities: Sequence[str]) -> tuple[mmap.mmap, dict[str, Place]]:
+    """A safetensors file, and where each modality is in it: its header counts from the header's own end."""
     with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     begin = 8 + int.from_bytes(pages[:8], "little")
     header = json.loads(pages[8:begin])
-    found = {modality: header[modality] for modality in WIDTHS}
+    found = {modality: header[modality] for modality in modalities}
     ends = {modality: [begin + offset for offset in entry["data_offsets"]] for modality, entry in found.items()}
     return pages, {
         modality: Place(entry["dtype"], entry["shape"], *ends[modality]) for modality, entry in found.items()

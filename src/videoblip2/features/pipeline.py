@@ -28,7 +28,7 @@ from videoblip2.features.ledger import Outcome
 from videoblip2.features.media import stream_audio, stream_frames
 from videoblip2.features.prepare import Loudness, choose_frames
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
-from videoblip2.features.store import Features, write_features
+from videoblip2.features.store import write_features
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
 POLL = 0.1  # seconds after which a thread looks whether it shall stop
@@ -48,7 +48,7 @@ class Piece:
 class Partial:
     """A video on its way: rows that are encoded, how many are not yet, and its note once it has ended."""
 
-    rows: dict[str, list[Features]] = field(default_factory=lambda: {"video": [], "audio": []})
+    rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=lambda: {"video": [], "audio": []})
     waiting: int = 0
     note: dict[str, Any] | None = None
 
@@ -109,7 +109,7 @@ class Batches:
                 partial.waiting -= 1
                 yield from self._write(video_id)
 
-    def _encode(self, modality: str, batch: list[tuple[str, NDArray[np.float32]]]) -> Iterable[Features]:
+    def _encode(self, modality: str, batch: list[tuple[str, NDArray[np.float32]]]) -> Iterable[NDArray[np.float32]]:
         arrays = [array for _, array in batch]
         if modality == "audio":
             return self._clap.encode_windows(arrays)[:, None]
@@ -129,19 +129,21 @@ class Batches:
         if partial.note is None or partial.waiting:
             return
         del self._videos[video_id]
-        frames = np.concatenate([np.zeros((0, 768), np.float32), *partial.rows["video"]])
-        windows = np.concatenate([np.zeros((0, 512), np.float32), *partial.rows["audio"]])
-        if not (np.isfinite(frames).all() and np.isfinite(windows).all()):
+        features = {
+            name: np.concatenate([np.zeros((0, width), np.float32), *partial.rows[name]])
+            for name, width in (("video", self._clip.width), ("audio", self._clap.width))
+        }
+        if not all(np.isfinite(array).all() for array in features.values()):
             yield Outcome(video_id, failure=f"{partial.note['source']}: an encoder gave NaN; use another --dtype")
             return
         try:
-            write_features(self._out, video_id, frames, windows)
+            write_features(self._out, video_id, features)
         except OSError as error:
             raise InputError(
                 f"{self._out}: {video_id} cannot be written ({error.strerror or error}); mend that and run the same "
                 "command again, what is stored is kept"
             ) from error
-        counts = {"frames": len(frames) // self._clip.rows, "audio_windows": len(windows)}
+        counts = {"frames": len(features["video"]) // self._clip.rows, "audio_windows": len(features["audio"])}
         yield Outcome(video_id, note=counts | partial.note)
 
 

@@ -1,13 +1,13 @@
-"""The feature store: frame features float32 [F, 768] and audio features float32 [A, 512] of each video.
+"""The feature store: features float32 [rows, width] of each video, in each modality.
 
-Two forms, one reader. A folder with `video/ID.npy`, `audio/ID.npy` and `manifest.json` is what extraction writes, and
-grows. A packed file holds the same in one memory-mapped piece (`features.packed`), for reading only.
+Two forms, one reader. A folder with `video/ID.npy`, `audio/ID.npy` and so on, and `manifest.json`, is what extraction
+writes; it can grow. A packed file holds the same in one memory-mapped piece (`features.packed`), for reading only.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.config import InputError, ModelConfig
+from videoblip2.features.manifest import noted_widths
 from videoblip2.features.manifest import read_manifest as read_manifest
 from videoblip2.features.manifest import write_manifest as write_manifest
-from videoblip2.features.packed import WIDTHS as WIDTHS
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
-
-Features = NDArray[np.float32]
+from videoblip2.modality import MODALITIES, Features
 
 
 class FeatureStore:
     """Read the features in `root`, a folder or a packed file. A folder of a user's own .npy files will do: `manifest`
     is None there. Can be pickled: the copy opens the store again.
+
+    Args:
+        modalities: what to read; by default what the package extracts, and whatever else the store has.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, modalities: Sequence[str] | None = None) -> None:
         self.root = Path(root)
         self._files: _Folder | PackedFile
         if self.root.is_file():
@@ -42,9 +44,11 @@ class FeatureStore:
                 f"{self.root}: no packed features and no folder with video/ in it; "
                 "make features with `vb2 features extract`"
             )
+        present = [name for name, entry in MODALITIES.items() if entry.encoder or self._files.has(name)]
+        self.modalities = tuple(present if modalities is None else modalities)
 
-    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
-        return FeatureStore, (self.root,)
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[str, ...]]]:
+        return FeatureStore, (self.root, self.modalities)
 
     @property
     def packed(self) -> bool:
@@ -61,22 +65,26 @@ class FeatureStore:
         """What `vb2 features extract` noted, or None where there is no manifest."""
         return self._files.manifest()
 
-    def video(self, video_id: str) -> Features:
-        """Frame features -> float32 [F, 768], F >= 1. Raises `InputError` for missing or unusable ones."""
-        features = self._features("video", video_id)
-        if not len(features):
-            raise InputError(f"{self._files.where('video', video_id)}: holds no frame; extract {video_id} again")
-        return features
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Width of each modality: as the manifest says, or as the first video has it."""
+        return {name: self._files.width(name) or MODALITIES[name].width for name in self.modalities}
 
-    def audio(self, video_id: str) -> Features:
-        """Audio features -> float32 [A, 512]; A = 0 for a video without audio. Raises `InputError` as `video` does."""
-        return self._features("audio", video_id)
+    def features(self, video_id: str) -> Features:
+        """All modalities of one video. Raises `InputError` as `array` does."""
+        return {name: self.array(name, video_id) for name in self.modalities}
+
+    def array(self, modality: str, video_id: str) -> NDArray[np.float32]:
+        """float32 [rows, width]; 0 rows where the video lacks the modality.
+
+        Raises `InputError` for features that are missing or cannot be used.
+        """
+        return self.stored(modality, video_id).astype(np.float32, copy=False)
 
     def stored(self, modality: str, video_id: str) -> NDArray[np.floating[Any]]:
-        """The same as `video` and `audio` give, in the type that it is stored in, float16 for example."""
+        """The same as `array`, in the type that it is stored in, such as float16."""
         array = self._files.array(modality, video_id)
-        problem = _problem(array, WIDTHS[modality])
-        if problem:
+        if problem := _problem(array, modality, self.widths[modality]):
             raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
         return array
 
@@ -84,26 +92,35 @@ class FeatureStore:
         """One array as a .npy file: the same bytes whichever form the store has."""
         return self._files.content(modality, video_id)
 
-    def _features(self, modality: str, video_id: str) -> Features:
-        return self.stored(modality, video_id).astype(np.float32, copy=False)
 
-
-def _problem(array: NDArray[Any], width: int) -> str | None:
+def _problem(array: NDArray[Any], modality: str, width: int) -> str | None:
     """What makes an array unfit to be features [rows, width], with the remedy; None where nothing does."""
     if array.dtype.kind != "f":
         return f"holds {array.dtype}, not floating-point numbers; extract it again"
     if array.ndim != 2 or array.shape[1] != width:
         return f"has the shape {list(array.shape)}, wanted [rows, {width}]; extract it with that encoder"
+    if MODALITIES[modality].required and not len(array):
+        return "holds no row; extract it again"
     if not np.isfinite(array).all():
         return "holds NaN or infinity; extract it again"
     return None
 
 
 class _Folder:
-    """Features as `video/ID.npy` and `audio/ID.npy`."""
+    """Features as `MODALITY/ID.npy`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def has(self, modality: str) -> bool:
+        return (self._root / modality).is_dir()
+
+    def width(self, modality: str) -> int | None:
+        if width := noted_widths(self.manifest()).get(modality):
+            return width
+        first = next(iter(sorted((self._root / modality).glob("*.npy"))), None)
+        shape = () if first is None else self.array(modality, first.stem).shape
+        return shape[1] if len(shape) == 2 else None
 
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
@@ -130,23 +147,39 @@ class _Folder:
     def _path(self, modality: str, video_id: str) -> Path:
         path = self._root / modality / f"{video_id}.npy"
         if path.parent != self._root / modality or not path.is_file():
-            rows = " (a video without audio has an array of shape [0, 512])" if modality == "audio" else ""
+            entry = MODALITIES[modality]
+            rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
             raise InputError(f"{path}: {video_id} has no {modality} features{rows}; extract it or leave it out")
         return path
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
-    """12 hex digits (sha256) over the features of these videos: what a run was trained on, packed or not."""
+    """12 hex digits (sha256) over the features of these videos: what a run was trained on, packed or not.
+
+    What the package extracts always counts, so that runs that read a part of a store name it alike.
+    """
     state = hashlib.sha256()
     for video_id in sorted(ids):
         state.update(video_id.encode())
-        for modality in WIDTHS:
-            state.update(store.content(modality, video_id))
+        for name, modality in MODALITIES.items():
+            if modality.encoder or name in store.modalities:
+                state.update(store.content(name, video_id))
     return state.hexdigest()[:12]
 
 
-def write_features(root: Path, video_id: str, video: Features, audio: Features) -> None:
-    """Write both arrays of one video, each atomically; the video's last, since `ids` goes by it."""
-    for modality, array in (("audio", audio), ("video", video)):
+def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
+    """Raise `InputError` where a store's features have another width than the configuration says."""
+    for name in model.modality_names:
+        if (found := store.widths[name]) != model.width(name):
+            key = model.width_key(name)
+            raise InputError(
+                f"{store.root}: {name} features are {found} wide, {key}={model.width(name)}; "
+                f"set {key}={found}, or give the features of another encoder"
+            )
+
+
+def write_features(root: Path, video_id: str, features: Features) -> None:
+    """Write the arrays of one video, each atomically; the frames last, since `ids` goes by them."""
+    for modality in sorted(features, key="video".__eq__):
         with atomic(root / modality / f"{video_id}.npy") as file:
-            np.save(file, array, allow_pickle=False)
+            np.save(file, features[modality], allow_pickle=False)

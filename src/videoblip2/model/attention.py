@@ -1,9 +1,10 @@
-"""Where the Q-Formers look: their cross-attention over time, as one weight a frame and one an audio window.
+"""Where the Q-Formers look: their cross-attention over time, as one weight a row of features.
 
-Letters: B videos · F frames · A audio windows · P prompt pieces.
+Letters: B videos · L rows of a modality · P prompt pieces.
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,10 +16,8 @@ from videoblip2.model.network import VideoBlip2
 @torch.inference_mode()
 def cross_attention(
     model: VideoBlip2,
-    video: Tensor,
-    video_mask: Tensor,
-    audio: Tensor,
-    audio_mask: Tensor,
+    features: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
     qformer_ids: Tensor,
     qformer_mask: Tensor,
 ) -> dict[str, Tensor]:
@@ -28,16 +27,15 @@ def cross_attention(
     so another thread may use it meanwhile.
 
     Returns:
-        "video" [B,F] and "audio" [B,A], as far as the model has that branch: each row sums to 1, padding gets exactly
-        0, and the row of a video without that modality is all 0.
+        [B,L] of each modality that the model reads: each row sums to 1, padding gets exactly 0, and the row of a video
+        without that modality is all 0.
     """
-    prompt = qformer_ids, qformer_mask
-    weights = {}
-    if "video" in model.config.modality_names:
-        weights["video"] = _branch_weights(model.video_branch, video, video_mask, *prompt)
-    if "audio" in model.config.modality_names:
-        weights["audio"] = _branch_weights(model.audio_branch, model.audio_upscaler(audio), audio_mask, *prompt)
-    return weights
+    return {
+        name: _branch_weights(
+            model.branch(name), model.upscaled(name, features[name]), masks[name], qformer_ids, qformer_mask
+        )
+        for name in model.config.modality_names
+    }
 
 
 def _branch_weights(branch: ModalityBranch, features: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor) -> Tensor:
@@ -46,7 +44,7 @@ def _branch_weights(branch: ModalityBranch, features: Tensor, mask: Tensor, ids:
         if layer.has_cross_attention:
             layer.crossattention.attention.register_forward_hook(lambda _, __, output: seen.append(output[1]))
     twin(features, mask, ids, ids_mask)
-    layers = torch.stack([weights.float().mean(dim=(1, 2)) for weights in seen])  # [layers,B,F] of [B,heads,Q,F]
+    layers = torch.stack([weights.float().mean(dim=(1, 2)) for weights in seen])  # [layers,B,L] of [B,heads,Q,L]
     return layers.mean(dim=0) * mask  # the learned "there is none" stands in the first place of an empty row
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, InstructBlipQFormerConfig, T5Config, T5ForConditionalGeneration
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
+from videoblip2.modality import MODALITIES
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2, branch_around, separate_lm_head
 from videoblip2.model.qformer.weight_report import WeightReport
@@ -20,13 +21,12 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     """The network with its first weights, its tokenizers, and what was loaded where (a report a Q-Former)."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
-    qformers = {name: _first_qformer(config, name, len(tokenizers.bert)) for name in _modalities(config)}
+    qformers = {name: _first_qformer(config, name, len(tokenizers.bert)) for name in config.modality_names}
     network = VideoBlip2Config(
         text_config=language_model.config,
         **{f"{name}_qformer_config": qformer.config for name, (qformer, _, _) in qformers.items()},
         num_queries=config.qformer.num_queries,
-        video_dim=config.video_dim,
-        audio_dim=config.audio_dim,
+        **{f"{name}_dim": config.width(name) for name in MODALITIES},
         upscaled_dim=config.video_dim,
         modalities=config.modalities,
         temporal_embedding=config.temporal_embedding,
@@ -40,7 +40,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
         prompt=prompt,
     )
     branches = {n: branch_around(network, n, qformer, queries) for n, (qformer, queries, _) in qformers.items()}
-    model = VideoBlip2(network, language_model, **branches)
+    model = VideoBlip2(network, language_model, branches)
     return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
 
 
@@ -76,15 +76,12 @@ def load_language_model(source: str | Path) -> T5ForConditionalGeneration:
     return model
 
 
-def _modalities(config: ModelConfig) -> tuple[str, ...]:
-    return ("video", "audio") if config.modalities == "both" else (config.modalities,)
-
-
 def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple[Any, nn.Parameter, Any]:
-    """(Q-Former, query tokens [1,Q,D], report); both modalities read features of width `video_dim`."""
+    """(Q-Former, query tokens [1,Q,D], report); an upscaled modality reaches it in the width of the frame features."""
+    width = config.video_dim if MODALITIES[modality].upscaled else config.width(modality)
     if config.qformer.weights is None:
-        return (*_fresh_qformer(config.qformer, config.video_dim, vocab_size), None)
-    qformer, queries, report = _loaded_qformer(config, config.qformer.weights)
+        return (*_fresh_qformer(config.qformer, width, vocab_size), None)
+    qformer, queries, report = _loaded_qformer(config, config.qformer.weights, width)
     if qformer.config.vocab_size < vocab_size:
         raise InputError(
             f"model.qformer.weights={config.qformer.weights}: knows {qformer.config.vocab_size} word pieces, but "
@@ -94,13 +91,13 @@ def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple
     return qformer, queries, report
 
 
-def _loaded_qformer(config: ModelConfig, weights: str) -> tuple[Any, nn.Parameter, Any]:
+def _loaded_qformer(config: ModelConfig, weights: str, width: int) -> tuple[Any, nn.Parameter, Any]:
     from videoblip2.model.qformer.load_weights import load_qformer
 
     bert = config.qformer.bert if config.qformer.bert_weights else None
     return load_qformer(
         weights,
-        feature_dim=config.video_dim,
+        feature_dim=width,
         cross_attention=config.qformer.cross_attention,
         num_attention_heads=config.qformer.num_attention_heads,
         bert=bert,

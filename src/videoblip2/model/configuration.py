@@ -4,15 +4,18 @@ from typing import Any
 
 from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig, T5Config
 
+from videoblip2.modality import BOTH, MODALITIES, modality_names
+
 
 class VideoBlip2Config(PreTrainedConfig):
     """Everything needed to rebuild the network with no other file than its weights.
 
     Args:
         text_config: the frozen T5.
-        video_qformer_config, audio_qformer_config: one Q-Former a modality; `encoder_hidden_size` is the width its
-            cross-attention reads.
-        modalities: "both", "video" or "audio".
+        NAME_qformer_config, NAME_dim: of each modality its Q-Former, whose `encoder_hidden_size` is the width that its
+            cross-attention reads, and the width of its features. Those of a further modality are keyword arguments.
+        modalities: as `model.modalities` of the configuration.
+        upscaled_dim: width of the features that pass through an upscaler.
         separate_lm_head: T5 v1.1 and Flan-T5 keep `lm_head` apart from `shared`.
         finetune: "lora" (T5 frozen) or "full" (all of T5 trains, no LoRA).
         lora_merged: LoRA is folded into T5's weights, so a rebuilt network has no LoRA of its own.
@@ -32,7 +35,7 @@ class VideoBlip2Config(PreTrainedConfig):
     video_dim: int = 768
     audio_dim: int = 512
     upscaled_dim: int = 768
-    modalities: str = "both"
+    modalities: str | list[str] | tuple[str, ...] = BOTH
     temporal_embedding: bool = True
     max_positions: int = 256
     separate_lm_head: bool = False
@@ -46,14 +49,24 @@ class VideoBlip2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _as(T5Config, self.text_config)
-        self.video_qformer_config = _as(InstructBlipQFormerConfig, self.video_qformer_config)
-        self.audio_qformer_config = _as(InstructBlipQFormerConfig, self.audio_qformer_config)
+        for name in modality_names((*modality_names(BOTH), *self.modality_names)):
+            key = f"{name}_qformer_config"
+            setattr(self, key, _as(InstructBlipQFormerConfig, kwargs.pop(key, getattr(self, key, None))))
         super().__post_init__(**kwargs)
 
     @property
     def modality_names(self) -> tuple[str, ...]:
-        """("video", "audio"), or the single one."""
-        return ("video", "audio") if self.modalities == "both" else (self.modalities,)
+        """The modalities that the network reads, in the table's order."""
+        return modality_names(self.modalities)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of the features of each modality that the network reads."""
+        return {name: getattr(self, f"{name}_dim", MODALITIES[name].width) for name in self.modality_names}
+
+    def branch_width(self, modality: str) -> int:
+        """Width of the features that reach the modality's branch."""
+        return self.upscaled_dim if MODALITIES[modality].upscaled else self.widths[modality]
 
 
 def _as(kind: type[PreTrainedConfig], value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

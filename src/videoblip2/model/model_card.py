@@ -4,6 +4,7 @@ Nothing in it is typed by hand: sizes are read off the tensors, scores, data and
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -12,16 +13,10 @@ from typing import Any
 
 import yaml
 
-from videoblip2.captions.metrics import label_of, shown
-from videoblip2.files import write_text
+from videoblip2.modality import MODALITIES, modality_names
 from videoblip2.provenance import Provenance
 
 CARD = "README.md"
-_PARTS = (
-    ("video Q-Former", ("video_branch.",)),
-    ("audio Q-Former and upscaler", ("audio_branch.", "audio_upscaler.")),
-    ("projections to T5", ("proj_video.", "proj_audio.")),
-)
 _LIMITS = """\
 - It sees frame features and windows of sound, never pixels or waveforms, so it cannot read text on the screen or tell
   what is said.
@@ -37,7 +32,9 @@ def write_card(folder: Path) -> Path:
     network, metrics = (_json(folder / f"{name}.json") for name in ("config", "metrics"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     text = model_card(network, config, metrics, Provenance.read(folder), tensor_sizes(folder))
-    write_text(folder / CARD, text)
+    draft = folder / f".{CARD}.tmp"
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, folder / CARD)
     return folder / CARD
 
 
@@ -84,13 +81,19 @@ def _head(network: Mapping[str, Any]) -> str:
 
 
 def _what(network: Mapping[str, Any]) -> str:
-    senses = {"both": "pictures and sound", "video": "pictures only", "audio": "sound only"}[network["modalities"]]
+    names = modality_names(network["modalities"])
+    inputs = ", ".join(f"{name} features [rows, {_width(network, name)}]" for name in names)
     return (
-        f"A VideoBLIP2 network that captions videos from {senses}: Q-Formers with {network['num_queries']} queries "
-        f"each, in front of {_language_model(network)}.\n\n"
-        f"Input: frame features [F, {network['video_dim']}] and audio features [A, {network['audio_dim']}], "
-        f"at most {network['max_positions']} of each; prompt: “{network['prompt']}”. Output: a caption."
+        f"A VideoBLIP2 network that captions videos from their {' and '.join(names)}: Q-Formers with "
+        f"{network['num_queries']} queries each, in front of {_language_model(network)}.\n\n"
+        f"Input: {inputs}, at most {network['max_positions']} rows of each; prompt: “{network['prompt']}”. "
+        "Output: a caption."
     )
+
+
+def _width(network: Mapping[str, Any], modality: str) -> int:
+    width: int = network.get(f"{modality}_dim", MODALITIES[modality].width)
+    return width
 
 
 def _language_model(network: Mapping[str, Any]) -> str:
@@ -103,13 +106,14 @@ def _language_model(network: Mapping[str, Any]) -> str:
 
 
 def _use(network: Mapping[str, Any]) -> str:
-    video, audio = network["video_dim"], network["audio_dim"]
+    arrays = {name: f"[rows, {_width(network, name)}]" for name in modality_names(network["modalities"])}
+    item = ", ".join(f'"{name}": {name}' for name in arrays)
     return (
         "The folder loads offline, with nothing but itself, and holds no pickle.\n\n"
         "    vb2 caption FOLDER video.mp4\n\n"
         "    from videoblip2.predict import load_captioner\n\n"
         '    captioner = load_captioner("FOLDER")\n'
-        f"    captioner.caption([(video, audio)])  # arrays [F, {video}], [A, {audio}]; A = 0: no audio\n\n"
+        f"    captioner.caption([{{{item}}}])  # arrays {', '.join(arrays.values())}\n\n"
         '`AutoModel.from_pretrained("FOLDER")` gives the bare network once `videoblip2.model.network` is imported.'
     )
 
@@ -123,9 +127,11 @@ def _sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _part(name: str) -> str:
-    for part, prefixes in _PARTS:
-        if name.startswith(prefixes):
-            return part
+    if name.startswith("proj_"):
+        return "projections to T5"
+    for modality, entry in MODALITIES.items():
+        if name.startswith((f"{modality}_branch.", f"{modality}_upscaler.")):
+            return f"{modality} Q-Former and upscaler" if entry.upscaled else f"{modality} Q-Former"
     return "LoRA" if "lora_" in name else "T5"
 
 
@@ -152,13 +158,12 @@ def _first(qformer: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, float], provenance: Provenance) -> str:
-    scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}
-    rows = [f"| {label_of(name)} | {shown(name, value)} |" for name, value in scores.items()]
+    rows = [f"| {name.removeprefix('val/')} | {value:.4f} |" for name, value in metrics.items() if name != "step"]
     if not rows:
         return "None recorded."
     digest = provenance.data.get("val")
     split = f"validation split (digest `{digest}`)" if digest else "validation split"
-    return "\n".join([f"On the {split}, ×100.", "", "| metric | score |", "|---|---:|", *rows])
+    return "\n".join([f"On the {split}, in pycocoevalcap's own scale.", "", "| metric | score |", "|---|---:|", *rows])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""VideoBlip2: two Q-Formers in front of a frozen T5 with LoRA (BLIP-2, Li et al. 2023; LoRA, Hu et al. 2021).
+"""VideoBlip2: a Q-Former a modality in front of a frozen T5 with LoRA (BLIP-2, Li et al. 2023; LoRA, Hu et al. 2021).
 
-Letters: B videos · N captions a video · F frames · A audio windows · Q queries · D Q-Former width · E T5 width ·
-P prompt pieces · T caption tokens · V vocabulary.
+Letters: B videos · N captions a video · M modalities · L rows of one, C their width · Q queries · D Q-Former width ·
+E T5 width · P prompt pieces · T caption tokens · V vocabulary.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,13 @@ from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel, T
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
+from videoblip2.modality import MODALITIES
 from videoblip2.model.branch import FeatureAdapter, ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
 
 
 class VideoBlip2(PreTrainedModel):
-    """Encoder input `[video queries, audio queries, prompt]`; T5 frozen, LoRA on its attention's q and v.
+    """Encoder input `[queries of each modality, prompt]`; T5 frozen, LoRA on its attention's q and v.
 
     With `finetune="full"` all of T5 trains instead, without LoRA.
 
@@ -27,7 +29,7 @@ class VideoBlip2(PreTrainedModel):
     config_class = VideoBlip2Config
     config: VideoBlip2Config
     base_model_prefix = "videoblip2"
-    main_input_name = "video"
+    main_input_name = "features"
     compiled_decoding = False  # decode with torch.compile: worth its long first call on a GPU
     _supports_sdpa = True
     _no_split_modules = ["T5Block", "InstructBlipQFormerLayer"]  # noqa: RUF012
@@ -36,18 +38,16 @@ class VideoBlip2(PreTrainedModel):
         self,
         config: VideoBlip2Config,
         language_model: T5ForConditionalGeneration | None = None,
-        video: ModalityBranch | None = None,
-        audio: ModalityBranch | None = None,
+        branches: Mapping[str, ModalityBranch] | None = None,
     ) -> None:
         super().__init__(config)
         width: int = config.text_config.d_model  # type: ignore[union-attr]
-        if "video" in config.modality_names:
-            self.video_branch = video or fresh_branch(config, "video")
-            self.proj_video = nn.Linear(self.video_branch.qformer.config.hidden_size, width)
-        if "audio" in config.modality_names:
-            self.audio_upscaler = nn.Linear(config.audio_dim, config.upscaled_dim)
-            self.audio_branch = audio or fresh_branch(config, "audio")
-            self.proj_audio = nn.Linear(self.audio_branch.qformer.config.hidden_size, width)
+        for name in config.modality_names:
+            if MODALITIES[name].upscaled:
+                self.add_module(f"{name}_upscaler", nn.Linear(config.widths[name], config.upscaled_dim))
+            branch = (branches or {}).get(name) or fresh_branch(config, name)
+            self.add_module(f"{name}_branch", branch)
+            self.add_module(f"proj_{name}", nn.Linear(branch.qformer.config.hidden_size, width))
         self.language_model = language_model or T5ForConditionalGeneration(config.text_config)
         if config.separate_lm_head:
             separate_lm_head(self.language_model)
@@ -73,38 +73,45 @@ class VideoBlip2(PreTrainedModel):
 
     def encode(
         self,
-        video: Tensor,
-        video_mask: Tensor,
-        audio: Tensor,
-        audio_mask: Tensor,
+        features: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
         qformer_ids: Tensor,
         qformer_mask: Tensor,
         prompt_ids: Tensor,
         prompt_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Run both Q-Formers and T5's encoder.
+        """Run every Q-Former and T5's encoder.
 
         Args:
-            video, video_mask: [B,F,768], [B,F]; 1 where a frame is real.
-            audio, audio_mask: [B,A,512], [B,A]; a row of zeros is a video without audio.
+            features, masks: [B,L,C] and [B,L] by modality; 1 where a row is real, all 0 where a video lacks it.
             qformer_ids, qformer_mask: the prompt in BERT word pieces, [B,P].
             prompt_ids, prompt_mask: the same prompt in T5's pieces, [B,P'].
 
         Returns:
-            T5 encoder states [B,S,E] and their mask [B,S], with S = 2Q + P'.
+            T5 encoder states [B,S,E] and their mask [B,S], with S = M·Q + P'.
         """
         parts = []
-        if "video" in self.config.modality_names:
-            parts.append(self.proj_video(self.video_branch(video, video_mask, qformer_ids, qformer_mask)))
-        if "audio" in self.config.modality_names:
-            upscaled = self.audio_upscaler(audio)  # [B,A,768]
-            parts.append(self.proj_audio(self.audio_branch(upscaled, audio_mask, qformer_ids, qformer_mask)))
-        queries = torch.cat(parts, dim=1)  # [B,2Q,E]
+        for name in self.config.modality_names:
+            rows = self.upscaled(name, features[name])
+            states = self.branch(name)(rows, masks[name], qformer_ids, qformer_mask)  # [B,Q,D]
+            parts.append(self.get_submodule(f"proj_{name}")(states))
+        queries = torch.cat(parts, dim=1)  # [B,M·Q,E]
         prompt = self.language_model.shared(prompt_ids)  # [B,P',E]
         mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,S]
         inputs = torch.cat([queries, prompt.to(queries.dtype)], dim=1)
         states = self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
         return states, mask
+
+    def branch(self, modality: str) -> ModalityBranch:
+        """The part of the network that reads one modality."""
+        return cast(ModalityBranch, self.get_submodule(f"{modality}_branch"))
+
+    def upscaled(self, modality: str, features: Tensor) -> Tensor:
+        """Features [B,L,C] as their branch reads them."""
+        if not MODALITIES[modality].upscaled:
+            return features
+        upscaled: Tensor = self.get_submodule(f"{modality}_upscaler")(features)
+        return upscaled
 
     def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
@@ -121,7 +128,7 @@ class VideoBlip2(PreTrainedModel):
         logits: Tensor = output.logits
         return logits
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, labels: Tensor, **inputs: Any) -> Tensor:
         """`encode` and `decode` in one: logits [B·N,T,V]."""
         states, mask = self.encode(**inputs)
         return self.decode(states, mask, labels)
@@ -136,7 +143,7 @@ class VideoBlip2(PreTrainedModel):
         temperature: float = 1.0,
         length_penalty: float = 1.0,
         generator: torch.Generator | None = None,
-        **inputs: Tensor,
+        **inputs: Any,
     ) -> Tensor:
         """Caption ids as transformers' `generate` gives them: `model.generate(**batch.inputs, num_beams=5)`.
 
@@ -192,7 +199,7 @@ def branch_around(
     config: VideoBlip2Config, modality: str, qformer: InstructBlipQFormerModel, query_tokens: nn.Parameter
 ) -> ModalityBranch:
     """A branch around a given Q-Former; an adapter joins where it reads another width than the features have."""
-    width = config.video_dim if modality == "video" else config.upscaled_dim
+    width = config.branch_width(modality)
     reads: int = qformer.config.encoder_hidden_size
     adapter = FeatureAdapter(width, reads) if reads != width else None
     positions = config.max_positions if config.temporal_embedding else 0

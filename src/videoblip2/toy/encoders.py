@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from videoblip2.features.encoders import AUDIO_WIDTH, VIDEO_WIDTH
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+from videoblip2.modality import MODALITIES
 from videoblip2.pretrained import quiet_transformers
 
 TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s
@@ -49,7 +49,7 @@ def build_toy_clip(folder: str | Path, seed: int) -> Path:
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH,
-        projection_dim=VIDEO_WIDTH,
+        projection_dim=MODALITIES["video"].width,
     )
     model = _random_model(CLIPVisionModelWithProjection, config, seed, gain=1.0)
     _shape_kernels(model.vision_model.embeddings.patch_embedding)
@@ -75,7 +75,7 @@ def build_toy_clap(folder: str | Path, seed: int) -> Path:
         depths=(2, 2),
         num_attention_heads=(4, 4),
         num_hidden_layers=2,
-        projection_dim=AUDIO_WIDTH,
+        projection_dim=MODALITIES["audio"].width,
         enable_patch_layer_norm=False,
     )
     model = _random_model(ClapAudioModelWithProjection, config, seed, gain=1.5)

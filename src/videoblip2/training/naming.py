@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from videoblip2.config import Config, flatten
+from videoblip2.modality import BOTH, modality_label
 
 SAID_ALWAYS = ("seed", "optim.lr", "model.modalities", "scst.baseline", "data.task")
 PLACES = ("device", "data.annotations", "data.features", "model.language_model", "model.qformer.bert")
@@ -21,8 +22,8 @@ def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
         said: what `what_differs` gives.
     """
     parts = [stage]
-    if config.model.modalities != "both":
-        parts.append(config.model.modalities)
+    if config.model.modalities != BOTH:
+        parts.append(modality_label(config.model.modalities))
     if config.data.task != "caption":
         parts.append(config.data.task)
     if stage == "scst":
@@ -41,7 +42,7 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
     before = flatten(usual)
     other = () if stage == "scst" else ("scst.",)
     left_out = (*SAID_ALWAYS, *PLACES, *HABITS)
-    changed = {k: v for k, v in flatten(config).items() if v != before[k] and k not in left_out}
+    changed = {k: v for k, v in flatten(config).items() if v != before.get(k) and k not in left_out}
     said = {key: value for key, value in changed.items() if not key.startswith(("run.", *other))}
     return [_part(key, value, said) for key, value in said.items()]
 

@@ -1,7 +1,7 @@
 """A step in parts: micro-batches that fit in memory, whose gradients add up to the whole batch's."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -38,8 +38,8 @@ def cut(videos: int, count: int) -> list[slice]:
 
 def take(batch: Batch, videos: slice) -> Batch:
     """Some videos of a batch, with all their captions; padding stays as wide as the whole batch's."""
-    inputs = {name: tensor[videos] for name, tensor in batch.inputs.items()}
     labels = batch.labels
     if labels is not None:
         labels = labels.view(len(batch.video_ids), -1, labels.shape[1])[videos].flatten(0, 1)
-    return Batch(batch.video_ids[videos], labels=labels, **inputs)
+    chosen = replace(batch, labels=None).map(lambda tensor: tensor[videos])
+    return replace(chosen, video_ids=batch.video_ids[videos], labels=labels)

@@ -18,7 +18,7 @@ from videoblip2.data.dataset import CachedFeatures, TrainingBatches
 from videoblip2.data.question_batches import Batches, QuestionBatches, mixed
 from videoblip2.data.questions import Question, read_questions
 from videoblip2.features.manifest import refuse_other_encoders, refuse_unnoted
-from videoblip2.features.store import FeatureStore
+from videoblip2.features.store import FeatureStore, refuse_other_widths
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
@@ -103,7 +103,8 @@ def open_workspace(config: Config) -> Workspace:
     """Read data, build or load the network, move it to its device. Raises InputError for what the user must mend."""
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    store = FeatureStore(Path(config.data.features))
+    store = FeatureStore(Path(config.data.features), config.model.modality_names)
+    refuse_other_widths(store, config.model)
     folder = Path(config.data.annotations)
     train, val = [], []
     if config.data.task != "qa":

@@ -20,6 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
+from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
@@ -171,7 +172,7 @@ def _requirements() -> list[str]:
 
 
 def _signature() -> ModelSignature:
-    inputs = [ColSpec("string", "video"), ColSpec("string", "audio", required=False)]
+    inputs = [ColSpec("string", name, required=modality.required) for name, modality in MODALITIES.items()]
     outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
     options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options))

@@ -1,0 +1,65 @@
+"""The table of modalities: every kind of features that a video may have.
+
+To add one, add its entry to `MODALITIES`, and in `features` its encoder if the package computes it. The name is a
+folder of the feature store (`audio/ID.npy`), a part of the network (`audio_branch`, `proj_audio`) and a tensor of a
+request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: One video's features: float32 [rows, width] by modality. One that the video lacks has 0 rows, or no entry.
+Features: TypeAlias = Mapping[str, "NDArray[np.float32]"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of features, and what the model does with it."""
+
+    name: str
+    width: int  # unless the configuration sets another one
+    encoder: str | None = None  # what `vb2 features extract` makes it with; None: the user brings the arrays
+    required: bool = False  # every video has at least one row; otherwise 0 rows mean that the video lacks it
+    upscaled: bool = False  # a linear layer brings it to the width of the frame features first
+
+
+MODALITIES = {
+    entry.name: entry
+    for entry in (
+        Modality("video", 768, encoder="clip", required=True),
+        Modality("audio", 512, encoder="clap", upscaled=True),
+    )
+}
+BOTH = "both"  # short for video and audio
+
+
+def modality_names(setting: str | Sequence[str]) -> tuple[str, ...]:
+    """`both`, one name or several → the names in the table's order. Raises ValueError for a name not in the table."""
+    if setting == BOTH:
+        return "video", "audio"
+    chosen = (setting,) if isinstance(setting, str) else setting
+    if unknown := [name for name in chosen if name not in MODALITIES]:
+        raise ValueError(f"{unknown[0]!r} is not a modality; use {BOTH} or names out of {', '.join(MODALITIES)}")
+    if not chosen:
+        raise ValueError(f"no modality; use {BOTH} or names out of {', '.join(MODALITIES)}")
+    return tuple(name for name in MODALITIES if name in chosen)
+
+
+def modality_setting(names: Sequence[str]) -> str | tuple[str, ...]:
+    """The shortest setting that means these names: `both`, a name, or the names in the table's order."""
+    ordered = modality_names(names)
+    if ordered == modality_names(BOTH):
+        return BOTH
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+def modality_label(setting: str | Sequence[str]) -> str:
+    """A setting as one word, for names and tags: `both`, `audio`, `video+audio+flow`."""
+    return setting if isinstance(setting, str) else "+".join(setting)
