@@ -1,0 +1,102 @@
+"""The tables of metrics and rewards from outside the package: the pages of docs/how-to do what they say."""
+
+import json
+import re
+
+import pytest
+import yaml
+from conftest import ROOT
+from gate_world import FAIR, GOOD, REFERENCES, Gatehouse
+from mlflow import MlflowClient
+from tiny_world import make_world, tiny_config
+from tracking_store import place_store
+from typer.testing import CliRunner
+
+from videoblip2.captions import METRICS
+from videoblip2.captions.metrics import default_metrics
+from videoblip2.cli.runs import app
+from videoblip2.evaluate import evaluate, write_predictions
+from videoblip2.tracking import open_run
+from videoblip2.training.record import log_captions
+from videoblip2.training.stage import run_stage
+
+
+def block(page, language):
+    """The only block of a language in a page of docs/how-to."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / page).read_text(), re.DOTALL)
+    return found
+
+
+@pytest.fixture
+def brevity():
+    """The metric of the page, registered for one test."""
+    before = dict(METRICS)
+    exec(block("add-a-metric.md", "python"), {})
+    yield METRICS["Brevity"]
+    METRICS.clear()
+    METRICS.update(before)
+
+
+def test_a_registered_metric_is_in_evaluation_predictions_and_tables(brevity, tmp_path):
+    result = evaluate(
+        {"video0": "a red circle moves", "video1": "a b c d"}, {"video0": ["red circle"], "video1": ["x"]}
+    )
+    assert result.corpus["Brevity"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    write_predictions(tmp_path / "predictions.jsonl", result)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["scores"]["Brevity"] for row in rows] == [0.5, 0.25]
+
+
+def logged(folder, name, captions):
+    """A run with these captions, evaluated by the default metrics."""
+    result = evaluate(captions, REFERENCES, default_metrics(fast=True))
+    with open_run("ce", name, "toy") as tracker:
+        log_captions(folder / f"{name}.jsonl", "val", result, 200, dict.fromkeys(captions, 0), tracker)
+    return tracker.run_id
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new runs", "runs evaluated before"])
+def test_a_registered_metric_is_compared_with_an_interval(brevity, tmp_path, monkeypatch, earlier):
+    folder = place_store(tmp_path, monkeypatch)
+    if earlier:
+        del METRICS["Brevity"]
+    runs = [logged(folder, "fair", FAIR), logged(folder, "good", GOOD)]
+    METRICS["Brevity"] = brevity
+    said = CliRunner().invoke(app, ["compare", *runs, "--json"], catch_exceptions=False).stdout
+    low, high = (json.loads(said.splitlines()[-1])["metrics"]["Brevity"]["values"][1][end] for end in ("low", "high"))
+    assert low <= sum(map(brevity_of, GOOD)) / len(GOOD) <= high
+    assert re.search(r"brevity \(%\).*\[", CliRunner().invoke(app, ["compare", *runs], catch_exceptions=False).stdout)
+
+
+def brevity_of(video):
+    return min(1.0, min(len(text.split()) for text in REFERENCES[video]) / len(GOOD[video].split()))
+
+
+def test_a_registered_metric_is_a_condition_of_the_gate(brevity, tmp_path, monkeypatch):
+    house = Gatehouse(tmp_path, monkeypatch)
+    conditions = yaml.safe_load(block("add-a-metric.md", "yaml"))
+    house.gate.write_text(json.dumps(json.loads(house.gate.read_text()) | conditions | {"length": [0, 9]}))
+    house.promote(house.log("fair", FAIR), reason="a first champion")
+    long = {video: f"{text} and there it stays for good now" for video, text in GOOD.items()}
+    verdict = house.promote(house.log("long", long)).verdict
+    (failed,) = (line for line in verdict.failed if line.startswith("brevity (%)"))
+    assert failed.endswith("wanted a loss of at most 5.0")
+
+
+def test_a_users_reward_trains_and_its_mean_is_in_the_run_with_the_registered_metric(
+    brevity, tmp_path, tokenizers, monkeypatch
+):
+    place_store(tmp_path, monkeypatch)
+    (tmp_path / "my_rewards.py").write_text(block("add-a-reward.md", "python"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reward = yaml.safe_load(block("add-a-reward.md", "yaml"))["scst"]["reward"]
+    keys = [f"scst.reward={json.dumps(reward)}", "train.steps=2", "scst.samples=30", "decode.max_new_tokens=10"]
+    config = tiny_config(make_world(tmp_path, tokenizers), tmp_path / "runs", *keys)
+    found = MlflowClient().get_run(run_stage("scst", config).run_id).data
+    total, cider, own = (
+        found.metrics[f"train/{name}"] for name in ("reward", "reward/cider", "reward/my_rewards:reward")
+    )
+    assert 0 < own <= 1
+    assert total == pytest.approx(cider + 0.5 * own, rel=1e-5)
+    assert found.params["scst.reward.terms.my_rewards:reward"] == "0.5"
+    assert 0 < found.metrics["best/val/Brevity"] <= 1
