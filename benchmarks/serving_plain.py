@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from videoblip2.config import Decoding
 from videoblip2.data.dataset import collate
 from videoblip2.modality import Features
 from videoblip2.predict import Captioner, load_captioner
@@ -52,7 +53,8 @@ class Batched:
         from safetensors.numpy import load_file
 
         items = [load_file(path) for path in features]
-        return [{"caption": one.text} for one in self.captioner.caption(items, max_new_tokens=NEW_TOKENS)]
+        captions = self.captioner.caption(items, decoding=Decoding(max_new_tokens=NEW_TOKENS))
+        return [{"caption": caption.text} for caption in captions]
 
 
 def generate(captioner: Captioner, item: Features) -> str:

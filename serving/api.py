@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from videoblip2.config import Decoding
 from videoblip2.modality import Features
 
 from . import observe
 from .answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
-from .batching import Decoding, Job
+from .batching import Job
 from .engine import Ask, Engine, answer_of, problem_of
 from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_upload
 

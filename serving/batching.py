@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from videoblip2.config import InputError
+from videoblip2.config import GREEDY, Decoding, InputError
 from videoblip2.modality import Features
 
 from . import observe
@@ -41,17 +41,6 @@ class NotFinite(ValueError):
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """Options that a batch shares."""
-
-    num_beams: int = 1
-    max_new_tokens: int = 32
-    length_penalty: float = 1.0
-    temperature: float = 1.0
-    sampled: bool = False
-
-
-@dataclass(frozen=True)
 class Done:
     """A caption, and where the time went."""
 
@@ -70,7 +59,7 @@ class Job:
 
     item: Features
     served: Served
-    decoding: Decoding = Decoding()
+    decoding: Decoding = GREEDY
     prompt: str | None = None
     seed: int | None = None
     listener: Callable[[str], None] | None = None
@@ -192,11 +181,8 @@ def _caption(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["Capt
     decoding = jobs[0].decoding
     return jobs[0].served.captioner.caption(
         [job.item for job in jobs],
-        prompt=[job.prompt for job in jobs],
-        num_beams=decoding.num_beams,
-        max_new_tokens=decoding.max_new_tokens,
-        length_penalty=decoding.length_penalty,
-        temperature=decoding.temperature,
+        [job.prompt for job in jobs],
+        decoding,
         seeds=[job.seed or 0 for job in jobs] if decoding.sampled else None,
         watch=_watch(jobs, loop),
     )

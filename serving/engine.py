@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from videoblip2.config import InputError
+from videoblip2.config import Decoding, InputError
 from videoblip2.modality import Features
 
 from . import observe
 from .answers import Answer, ItemProblem, ModelState, Refusal, Timings
-from .batching import Batcher, Decoding, Done, Full, Job, NotFinite
+from .batching import Batcher, Done, Full, Job, NotFinite
 from .following import Follower, Poller, Served
 from .service_settings import Settings, baked_model
 from .shadow import Shadow

@@ -1,7 +1,8 @@
 """Runs with captions, made without training: what a comparison reads back."""
 
+from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import flatten, parse_config
-from videoblip2.evaluate import FAST_METRICS, evaluate
+from videoblip2.evaluate import evaluate
 from videoblip2.tracking import open_run
 from videoblip2.training.record import log_captions
 
@@ -33,7 +34,7 @@ def made_captions(references, right):
 
 def made_evaluation(right, references=None):
     references = references or made_references()
-    return evaluate(made_captions(references, right), references, FAST_METRICS)
+    return evaluate(made_captions(references, right), references, default_metrics(fast=True))
 
 
 def make_run(folder, name, right, *overrides, stage="ce", references=None, tags=None, split="val", curve=()):

@@ -29,11 +29,11 @@ class FakeCaptioner:
         self.go_on.set()
         self.started = threading.Event()
 
-    def caption(self, items, prompt, seeds=None, watch=None, **options):
+    def caption(self, items, prompt, decoding, seeds=None, watch=None):
         self.started.set()
         assert self.go_on.wait(30)
         self.batches.append(len(items))
-        self.calls.append({"prompt": prompt, "seeds": seeds, **options})
+        self.calls.append({"prompt": prompt, "seeds": seeds, "decoding": decoding})
         if any(item["video"][0, 0] == POISON for item in items):
             raise RuntimeError(BUG_TEXT)
         if watch:

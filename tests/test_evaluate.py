@@ -4,15 +4,16 @@ import json
 
 import pytest
 
+from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import InputError
-from videoblip2.evaluate import FAST_METRICS, evaluate, write_predictions
+from videoblip2.evaluate import evaluate, write_predictions
 
 REFERENCES = {"video0": ["a red circle moves", "the circle moves left"], "video1": ["a dog barks", "a dog is loud"]}
 CAPTIONS = {"video0": "a red circle moves", "video1": "a cat"}
 
 
 def test_corpus_and_per_video_scores():
-    result = evaluate(CAPTIONS, REFERENCES, FAST_METRICS)
+    result = evaluate(CAPTIONS, REFERENCES, default_metrics(fast=True))
     assert result.per_video["video0"]["CIDEr"] > result.per_video["video1"]["CIDEr"]
     assert result.corpus["CIDEr"] == pytest.approx(sum(v["CIDEr"] for v in result.per_video.values()) / 2)
     assert {"Bleu_4", "ROUGE_L", "distinct_1", "mean_length"} <= set(result.corpus)
@@ -20,11 +21,11 @@ def test_corpus_and_per_video_scores():
 
 def test_a_video_without_caption_is_named():
     with pytest.raises(InputError, match="video1: has references but no caption"):
-        evaluate({"video0": "a"}, REFERENCES, FAST_METRICS)
+        evaluate({"video0": "a"}, REFERENCES, default_metrics(fast=True))
 
 
 def test_predictions_file_and_table_rows(tmp_path):
-    result = evaluate(CAPTIONS, REFERENCES, FAST_METRICS)
+    result = evaluate(CAPTIONS, REFERENCES, default_metrics(fast=True))
     path = tmp_path / "deep" / "predictions.jsonl"
     write_predictions(path, result)
     rows = [json.loads(line) for line in path.read_text().splitlines()]

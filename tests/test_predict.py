@@ -1,11 +1,12 @@
 """The Captioner: one and many, bad features named, a bad video beside good ones."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from videoblip2.config import InputError
+from videoblip2.config import Decoding, InputError
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.predict import Captioner, caption_each, load, load_captioner, pick_device
 from videoblip2.provenance import Provenance
@@ -14,6 +15,10 @@ from videoblip2.provenance import Provenance
 @pytest.fixture
 def captioner(tiny_model, tokenizers):
     return Captioner(tiny_model, tokenizers, name="tiny", version="1")
+
+
+SHORT = Decoding(max_new_tokens=10)
+DRAWN = Decoding(max_new_tokens=10, temperature=1.5, sampled=True)
 
 
 def item(frames=4, windows=3, seed=0):
@@ -25,9 +30,9 @@ def item(frames=4, windows=3, seed=0):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_one_alone_is_one_among_many(captioner, beams):
     items = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
-    together = captioner.caption(items, num_beams=beams, max_new_tokens=10)
+    together = captioner.caption(items, decoding=Decoding(beams, max_new_tokens=10))
     for single, among in zip(items, together, strict=True):
-        (alone,) = captioner.caption([single], num_beams=beams, max_new_tokens=10)
+        (alone,) = captioner.caption([single], decoding=Decoding(beams, max_new_tokens=10))
         assert alone.text == among.text
         assert alone.score == pytest.approx(among.score, abs=1e-4)
 
@@ -58,13 +63,13 @@ def test_an_item_is_cut_to_what_the_model_reads(captioner):
     cut = captioner.cut(long)
     assert len(cut["video"]) == captioner.model.config.max_positions and len(cut["audio"]) == 2
     assert (cut["video"][[0, -1]] == long["video"][[0, -1]]).all()
-    assert captioner.caption([cut], max_new_tokens=10) == captioner.caption([long], max_new_tokens=10)
+    assert captioner.caption([cut], decoding=SHORT) == captioner.caption([long], decoding=SHORT)
 
 
 def test_a_checkpoint_captions_like_its_model(captioner, tmp_path):
     folder = save_checkpoint(tmp_path / "best", Checkpoint(captioner.model, captioner.tokenizers))
     loaded = load_captioner(folder, "cpu")
-    assert loaded.caption([item()], max_new_tokens=10) == captioner.caption([item()], max_new_tokens=10)
+    assert loaded.caption([item()], decoding=SHORT) == captioner.caption([item()], decoding=SHORT)
     assert not load(folder, "cpu").training
 
 
@@ -85,26 +90,28 @@ def test_a_device_that_is_not_there(monkeypatch, name):
 
 def test_a_drawn_caption_depends_on_its_seed_and_not_on_its_batch(captioner):
     items = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
-    together = captioner.caption(items, max_new_tokens=10, seeds=[5, 6, 2**63 - 1], temperature=1.5)
+    together = captioner.caption(items, decoding=DRAWN, seeds=[5, 6, 2**63 - 1])
     for one, seed, among in zip(items, [5, 6, 2**63 - 1], together, strict=True):
-        (alone,) = captioner.caption([one], max_new_tokens=10, seeds=[seed], temperature=1.5)
+        (alone,) = captioner.caption([one], decoding=DRAWN, seeds=[seed])
         assert alone.text == among.text
-    others = captioner.caption(items, max_new_tokens=10, seeds=[7, 8, 9], temperature=1.5)
+    others = captioner.caption(items, decoding=DRAWN, seeds=[7, 8, 9])
     assert [one.text for one in others] != [one.text for one in together]
 
 
 def test_a_prompt_an_item_is_the_same_as_alone(captioner):
     items = [item(2, 0, 1), item(7, 3, 2)]
-    together = captioner.caption(items, prompt=["a dog barks at a man", None], max_new_tokens=10)
-    (first,) = captioner.caption(items[:1], prompt="a dog barks at a man", max_new_tokens=10)
-    (second,) = captioner.caption(items[1:], max_new_tokens=10)
+    together = captioner.caption(items, prompt=["a dog barks at a man", None], decoding=SHORT)
+    (first,) = captioner.caption(items[:1], prompt="a dog barks at a man", decoding=SHORT)
+    (second,) = captioner.caption(items[1:], decoding=SHORT)
     assert [one.text for one in together] == [first.text, second.text]
 
 
 @pytest.mark.parametrize("seeds", [None, [1, 2]])
 def test_who_watches_sees_the_captions_grow_to_what_they_become(captioner, seeds):
     seen = []
-    final = captioner.caption([item(2), item(5, 1, 4)], max_new_tokens=10, seeds=seeds, watch=seen.append)
+    final = captioner.caption(
+        [item(2), item(5, 1, 4)], decoding=replace(SHORT, sampled=bool(seeds)), seeds=seeds, watch=seen.append
+    )
     assert seen[-1] == [caption.text for caption in final]
     assert len(seen) > 2
     for before, after in itertools.pairwise(seen):

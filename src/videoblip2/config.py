@@ -7,6 +7,7 @@ wrong types are refused by name. Defaults are the design's full size: 32 + 32 qu
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,8 +140,26 @@ class RewardConfig(Section):
 
     cider: float = Field(1.0, ge=0)
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
-    repetition: float = Field(0.0, ge=0, description="penalty on the share of bigrams said before")
+    repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
+    terms: dict[str, float] = Field(
+        {},
+        description="weights of further terms, by name in the table of rewards or as package.module:function of your "
+        "own; a negative weight makes a penalty (docs/how-to/add-a-reward.md)",
+    )
+
+    @field_validator("terms")
+    @classmethod
+    def _once(cls, terms: dict[str, float]) -> dict[str, float]:
+        if twice := sorted(terms.keys() & cls.model_fields.keys()):
+            raise ValueError(f"give the weight of {twice[0]} as scst.reward.{twice[0]}")
+        return terms
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Every term that counts, with its weight."""
+        fixed = {name: weight for name, weight in self if name != "terms"}
+        return {name: weight for name, weight in {**fixed, **self.terms}.items() if weight}
 
 
 class WatchConfig(Section):
@@ -178,12 +197,34 @@ class ScstConfig(Section):
     watch: WatchConfig = WatchConfig()
 
 
-class DecodeConfig(Section):
-    num_beams: int = Field(1, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are decoded: greedily, by beam search (`num_beams` > 1), or `sampled` at a temperature.
+
+    length_penalty: exponent of a beam's length in its score; above 1 favours long captions.
+    """
+
+    num_beams: int = 1
+    max_new_tokens: int = 32
     length_penalty: float = 1.0
+    temperature: float = 1.0
+    sampled: bool = False
+
+
+GREEDY = Decoding()
+
+
+class DecodeConfig(Section):
+    num_beams: int = Field(Decoding.num_beams, ge=1)
+    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1)
+    length_penalty: float = Decoding.length_penalty
     batch_size: int = Field(64, ge=1)
     compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
+
+    @property
+    def decoding(self) -> Decoding:
+        """The options that one batch is decoded with."""
+        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty)
 
 
 class RunConfig(Section):

@@ -1,13 +1,12 @@
 """Captions against references, answers against the expected ones: metrics, scores, a predictions file."""
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoblip2.captions import caption_metrics, diversity
+from videoblip2.captions import caption_metrics
 from videoblip2.captions.answers import (
     answer_accuracy,
     blind_answers,
@@ -16,14 +15,12 @@ from videoblip2.captions.answers import (
     question_type,
     typed_answer,
 )
+from videoblip2.captions.metrics import PRIMARY, default_metrics
 from videoblip2.config import InputError
+from videoblip2.files import write_text
 
 if TYPE_CHECKING:
     from videoblip2.data.questions import Question
-
-#: What CIDEr, BLEU and ROUGE need nothing for; METEOR and SPICE need Java.
-FAST_METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L")
-ALL_METRICS = (*FAST_METRICS, "METEOR")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Evaluation:
             {
                 "video_id": video_id,
                 "caption": caption,
-                **{name: round(score, 4) for name, score in self.per_video[video_id].items() if name == "CIDEr"},
+                **{name: round(score, 4) for name, score in self.per_video[video_id].items() if name == PRIMARY},
                 "reference": self.references[video_id][0],
             }
             for video_id, caption in self.captions.items()
@@ -80,17 +77,16 @@ class AnsweredQuestion:
 
 
 def evaluate(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = ALL_METRICS
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] | None = None
 ) -> Evaluation:
-    """Score one caption a video against that video's references."""
+    """Score one caption per video against that video's references; metrics: names in METRICS, None = the defaults."""
     missing = sorted(set(references) - set(captions))
     if missing:
         raise InputError(
             f"video {missing[0]}: has references but no caption ({len(missing)} such); caption every video"
         )
-    result = caption_metrics(references, captions, list(metrics))
-    corpus = {**result.corpus, **diversity(captions)}
-    return Evaluation(corpus, result.per_video, result.unavailable, dict(captions), dict(references))
+    result = caption_metrics(references, captions, default_metrics() if metrics is None else metrics)
+    return Evaluation(result.corpus, result.per_video, result.unavailable, dict(captions), dict(references))
 
 
 NOTHING = Evaluation({}, {}, {}, {}, {})
@@ -143,7 +139,4 @@ def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[st
         for video_id, caption in evaluation.captions.items()
     ]
     lines += [json.dumps(row, ensure_ascii=False) for row in evaluation.answer_rows()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, "\n".join(lines) + "\n")

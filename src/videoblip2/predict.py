@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoblip2.config import DecodeConfig, InputError
+from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
 from videoblip2.modality import MODALITIES, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 from videoblip2.tracking import FoundModel as FoundModel
@@ -88,18 +88,15 @@ class Captioner:
         self,
         items: Sequence[Features],
         prompt: str | Sequence[str | None] | None = None,
-        num_beams: int = 1,
-        max_new_tokens: int = 32,
-        length_penalty: float = 1.0,
+        decoding: Decoding = GREEDY,
         seeds: Sequence[int] | None = None,
-        temperature: float = 1.0,
         watch: Callable[[list[str]], None] | None = None,
     ) -> list[Caption]:
         """N items → N captions, decoded as one batch. A modality that a video lacks is left out, or has no rows.
 
         Args:
-            prompt: one for all, or one an item; none = the model's own.
-            seeds: one an item: captions are drawn, each from its own seed whatever else is in the batch.
+            prompt: one for all items, or one for each; None = the model's own.
+            seeds: one for each item, where captions are sampled: each depends on its own seed, not on its batch.
             watch: called after each token with the N captions so far (not with beams).
         """
         import torch
@@ -113,32 +110,34 @@ class Captioner:
         batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
         with torch.inference_mode():
             states, mask = self.model.encode(**batch.to(self.model.device).inputs)
-            if num_beams > 1:
-                out, scores = self._beam(states, mask, max_new_tokens, num_beams, length_penalty)
+            if decoding.num_beams > 1:
+                out, scores = self._beam(states, mask, decoding)
             else:
-                out = self._roll(states, mask, max_new_tokens, seeds, temperature, watch)
+                out = self._roll(states, mask, decoding, seeds, watch)
                 scores = out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
 
-    def _beam(self, states: Any, mask: Any, max_new_tokens: int, num_beams: int, length_penalty: float) -> Any:
+    def _beam(self, states: Any, mask: Any, decoding: Decoding) -> Any:
         from videoblip2.model import decode
 
-        return decode.beam(self.model, states, mask, max_new_tokens, num_beams, length_penalty)
+        return decode.beam(
+            self.model, states, mask, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty
+        )
 
-    def _roll(
-        self, states: Any, mask: Any, max_new_tokens: int, seeds: Sequence[int] | None, temperature: float, watch: Any
-    ) -> Any:
-        """Greedy captions, or drawn ones where there are seeds."""
+    def _roll(self, states: Any, mask: Any, decoding: Decoding, seeds: Sequence[int] | None, watch: Any) -> Any:
+        """Greedy or sampled captions."""
         import torch
 
         from videoblip2.model import decode
 
         seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
-        if seeds is None:
-            return decode.greedy(self.model, states, mask, max_new_tokens, seen)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return decode.sample(self.model, states, mask, max_new_tokens, 1, temperature, generators, seen)
+        if not decoding.sampled:
+            return decode.greedy(self.model, states, mask, decoding.max_new_tokens, seen)
+        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        return decode.sample(
+            self.model, states, mask, decoding.max_new_tokens, 1, decoding.temperature, generators, seen
+        )
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None
@@ -147,14 +146,14 @@ class Captioner:
         for start in range(0, len(video_ids), decode.batch_size):
             ids = video_ids[start : start + decode.batch_size]
             items = [source.features(video_id) for video_id in ids]
-            captions = self.caption(items, prompt, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
+            captions = self.caption(items, prompt, decode.decoding)
             yield from zip(ids, captions, strict=True)
 
-    def answer(self, items: Sequence[Features], questions: Sequence[str], **options: Any) -> list[Caption]:
-        """N items and a question on each → N answers, decoded as one batch; `options` are those of `caption`."""
+    def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
+        """N items and a question on each → N answers, decoded as one batch."""
         from videoblip2.data.question_batches import question_prompt
 
-        return self.caption(items, [question_prompt(question) for question in questions], **options)
+        return self.caption(items, [question_prompt(question) for question in questions], decoding)
 
     def answer_questions(
         self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
@@ -166,7 +165,7 @@ class Captioner:
             asked = questions[start : start + decode.batch_size]
             items = [source.features(question.video_id) for question in asked]
             prompts = [question_prompt(question.question) for question in asked]
-            answers = self.caption(items, prompts, decode.num_beams, decode.max_new_tokens, decode.length_penalty)
+            answers = self.caption(items, prompts, decode.decoding)
             yield from zip([question.question_id for question in asked], answers, strict=True)
 
     def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
@@ -194,12 +193,14 @@ class Captioner:
             return frames / fps, window
         return (windows * window if window and windows else None), window
 
-    def caption_media(self, paths: Sequence[Path], **options: Any) -> list[Caption]:
+    def caption_media(
+        self, paths: Sequence[Path], prompt: str | None = None, decoding: Decoding = GREEDY
+    ) -> list[Caption]:
         """Media files → captions, through the encoders that made the training features.
 
         Raises InputError for a file that cannot be decoded, naming it.
         """
-        return self.caption([self.media_features(path) for path in paths], **options)
+        return self.caption([self.media_features(path) for path in paths], prompt, decoding)
 
     def media_features(self, path: Path) -> Features:
         """One media file → its features, through the encoders that made the training features."""
@@ -218,7 +219,7 @@ class Captioner:
         """Caption made-up features, greedily and with beams, so that no user's request is the first one."""
         item = {name: np.zeros((8, width), "float32") for name, width in self.model.config.widths.items()}
         for count, beams in ((1, 1), (4, 1), (1, 3)):
-            self.caption([item] * count, num_beams=beams, max_new_tokens=8)
+            self.caption([item] * count, decoding=Decoding(beams, max_new_tokens=8))
 
     def load_media_encoders(self) -> None:
         """Load CLIP and CLAP now and not with the first media file. Raises InputError where they are not to be had."""
@@ -334,7 +335,11 @@ def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: i
 
 
 def caption_each(
-    captioner: Captioner, videos: Sequence[str], features: Path | None = None, **options: Any
+    captioner: Captioner,
+    videos: Sequence[str],
+    features: Path | None = None,
+    prompt: str | None = None,
+    decoding: Decoding = GREEDY,
 ) -> Iterator[dict[str, Any]]:
     """One row a video, {"video", "caption", "score"} or {"video", "error"}: a bad one does not stop the rest.
 
@@ -343,25 +348,26 @@ def caption_each(
     """
     for video in videos:
         try:
-            yield {"video": video, **_caption_one(captioner, video, features, options)}
+            item = _features(captioner, video, features)
+            (caption,) = captioner.caption([item], prompt, decoding)
+            yield {"video": video, "caption": caption.text, "score": round(caption.score, 4)}
         except InputError as error:
             yield {"video": video, "error": str(error)}
 
 
-def _caption_one(captioner: Captioner, video: str, features: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+def _features(captioner: Captioner, video: str, features: Path | None) -> Features:
+    """Of a media file, or with `features` of a stored video id."""
     if features is None:
-        (caption,) = captioner.caption_media([Path(video)], **options)
-    else:
-        (caption,) = captioner.caption([_stored(captioner, features, video)], **options)
-    return {"caption": caption.text, "score": round(caption.score, 4)}
-
-
-def _stored(captioner: Captioner, features: Path, video: str) -> Features:
+        return captioner.media_features(Path(video))
     return captioner.store(features).features(video)
 
 
 def ask_video(
-    captioner: Captioner, video: str, questions: Sequence[str], features: Path | None = None, **options: Any
+    captioner: Captioner,
+    video: str,
+    questions: Sequence[str],
+    features: Path | None = None,
+    decoding: Decoding = GREEDY,
 ) -> list[Caption]:
     """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
 
@@ -370,5 +376,5 @@ def ask_video(
     for question in questions:
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")
-    item = captioner.media_features(Path(video)) if features is None else _stored(captioner, features, video)
-    return captioner.answer([item] * len(questions), questions, **options)
+    item = _features(captioner, video, features)
+    return captioner.answer([item] * len(questions), questions, decoding)

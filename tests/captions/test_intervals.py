@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 
-from videoblip2.captions import caption_metrics, paired_bootstrap
-from videoblip2.captions.intervals import (
-    bleu,
-    bleu_tables,
-    difference,
-    interval,
-    over_seeds,
-    resampled_means,
-    seed_interval,
-)
+from videoblip2.captions import METRICS, caption_metrics, paired_bootstrap
+from videoblip2.captions.functions import bleu_counts
+from videoblip2.captions.intervals import difference, interval, over_seeds, resampled_means, seed_interval
 
+BLEU = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"]
 REFERENCES = {
     "video0": ["a dog runs in the park", "the dog runs", "there is a dog"],
     "video1": ["a man sings a song", "a man is singing loudly now"],
@@ -45,17 +39,22 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     assert 0.88 <= inside / 200 <= 0.98
 
 
-def test_bleu_from_counts_is_pycocoevalcaps():
-    (counts,) = bleu_tables(REFERENCES, [CAPTIONS])
-    wanted = caption_metrics(REFERENCES, CAPTIONS, ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"]).corpus
-    np.testing.assert_allclose(bleu(counts.sum(axis=0)), list(wanted.values()), rtol=1e-8)
-    assert bleu(counts.sum(axis=0))[0] < 0.99  # the brevity penalty is at work
+def test_corpus_bleu_of_any_videos_is_pycocoevalcaps():
+    """The counts of some videos, summed, give the BLEU of these videos."""
+    texts, groups = list(CAPTIONS.values()), [REFERENCES[video] for video in CAPTIONS]
+    counts = bleu_counts(texts, groups)
+    for size in (2, 3):
+        some = dict(list(CAPTIONS.items())[:size])
+        wanted = caption_metrics({video: REFERENCES[video] for video in some}, some, BLEU).corpus
+        found = [METRICS[name].pool(counts[:size].sum(axis=0)) for name in BLEU]
+        np.testing.assert_allclose(found, list(wanted.values()), rtol=1e-8)
+        assert found[0] < 0.99  # the brevity penalty counts
 
 
 def test_bleu_of_an_empty_caption_is_nothing_and_no_error():
-    (counts,) = bleu_tables({"video0": REFERENCES["video0"]}, [{"video0": ""}])
+    counts = bleu_counts([""], [REFERENCES["video0"]])
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_allclose(bleu(counts.sum(axis=0)), 0.0, atol=1e-6)
+        np.testing.assert_allclose([METRICS[name].pool(counts[0]) for name in BLEU], 0.0, atol=1e-6)
 
 
 def test_seeds_that_differ_make_the_interval_wider():

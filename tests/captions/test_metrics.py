@@ -7,7 +7,7 @@ import pytest
 from videoblip2.captions import caption_metrics, diversity, metrics
 from videoblip2.config import InputError
 
-PYTHON_METRICS = (*metrics.BLEU, "ROUGE_L", "CIDEr")
+PYTHON_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
 REFERENCES = {
     "video9": ["A man is cooking.", "a chef's cooking in the kitchen", "someone cooks (a lot)"],
     "video1": ["two dogs run", "Dogs are running on the grass"],
@@ -79,7 +79,8 @@ def test_without_java_the_rest_comes_out(monkeypatch):
     monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
     result = caption_metrics(REFERENCES, CAPTIONS)
     assert result.unavailable == {"METEOR": "java not found", "SPICE": "java not found"}
-    assert set(result.corpus) == set(PYTHON_METRICS) == set(result.per_video["video1"])
+    assert set(result.corpus) == {*PYTHON_METRICS, *metrics.DIVERSITY}
+    assert set(result.per_video["video1"]) == {*PYTHON_METRICS, "mean_length", "bad_endings"}
 
 
 def test_without_its_models_spice_says_how_to_get_them(monkeypatch):
@@ -110,11 +111,11 @@ def test_a_java_process_that_dies_is_named_not_counted_as_zero(monkeypatch, name
 
 
 def test_spice_scores_are_matched_to_videos_by_id(monkeypatch):
-    """SPICE returns its scores in the order of the sorted ids, the others in the order of the references."""
+    """SPICE returns its scores in the order of its sorted ids."""
     from pycocoevalcap.spice.spice import Spice
 
     def by_sorted_id(_, references, __):
-        return 0.5, [{"All": {"f": int(video[5:]) / 10}} for video in sorted(references)]
+        return 0.5, [{"All": {"f": len(references[video]) / 10}} for video in sorted(references)]
 
     monkeypatch.setattr(metrics.shutil, "which", lambda _: "/usr/bin/java")
     monkeypatch.setattr(metrics, "spice_models_present", lambda: True)
@@ -122,9 +123,9 @@ def test_spice_scores_are_matched_to_videos_by_id(monkeypatch):
     monkeypatch.setattr(Spice, "compute_score", by_sorted_id)
     result = caption_metrics(REFERENCES, CAPTIONS, ["SPICE"])
     assert {video: values["SPICE"] for video, values in result.per_video.items()} == {
-        "video9": 0.9,
-        "video1": 0.1,
-        "video5": 0.5,
+        "video9": 0.3,
+        "video1": 0.2,
+        "video5": 0.2,
     }
 
 

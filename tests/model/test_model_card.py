@@ -38,7 +38,7 @@ def folder(tiny_model, tokenizers, tmp_path):
 
 def test_says_where_it_came_from_and_what_it_scored(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
-    told = ["# scst-greedy", "0b857ef6", "models:/m-1", "51824ebd00c8", "step 125", "| CIDEr | 0.5000 |"]
+    told = ["# scst-greedy", "0b857ef6", "models:/m-1", "51824ebd00c8", "step 125", "| CIDEr | 50.0 |"]
     told += ["openai/clip-vit-large-patch14", "google/flan-t5-base", "blip2.pth", "1e-05", "seed 3", "## Limits"]
     assert [text for text in told if text not in card] == []
 
@@ -61,7 +61,7 @@ def test_sizes_are_the_networks(folder, tiny_model):
 def test_follows_new_scores_and_says_when_merged(folder, tiny_config, tokenizers):
     (folder / "metrics.json").write_text(json.dumps({"CIDEr": 0.75, "step": 4.0}))
     card = write_card(folder).read_text(encoding="utf-8")
-    assert "| CIDEr | 0.7500 |" in card and "| step |" not in card and "apart from its weights" in card
+    assert "| CIDEr | 75.0 |" in card and "| step |" not in card and "apart from its weights" in card
     tiny_config.lora_merged = True
     merged = save_checkpoint(folder.parent / "merged", Checkpoint(VideoBlip2(tiny_config), tokenizers))
     card = (merged / "README.md").read_text(encoding="utf-8")

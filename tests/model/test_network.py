@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, T5Config, T5ForConditionalGeneration
 
-from videoblip2.config import InputError, ModelConfig
+from videoblip2.config import Decoding, InputError, ModelConfig
 from videoblip2.model import decode
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2, separate_lm_head
@@ -231,8 +231,8 @@ def items():
 def test_padding_and_batch_mates_never_change_a_caption(tiny_model, tokenizers, items, num_beams):
     """Also where there is no audio: in a batch its row is all padding, alone it has no row at all."""
     captioner = Captioner(tiny_model, tokenizers)
-    together = captioner.caption(items, num_beams=num_beams, max_new_tokens=12)
-    alone = [captioner.caption([item], num_beams=num_beams, max_new_tokens=12)[0] for item in items]
+    together = captioner.caption(items, decoding=Decoding(num_beams, max_new_tokens=12))
+    alone = [captioner.caption([item], decoding=Decoding(num_beams, max_new_tokens=12))[0] for item in items]
     assert [caption.text for caption in together] == [caption.text for caption in alone]
     assert [caption.score for caption in together] == pytest.approx([caption.score for caption in alone], abs=1e-4)
     assert len({caption.text for caption in together}) > 1, "captions that do not depend on the video prove nothing"

@@ -9,7 +9,7 @@ from conftest import CAPTIONS
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from videoblip2.config import parse_config
+from videoblip2.config import Decoding, parse_config
 from videoblip2.features.store import write_features
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -103,7 +103,7 @@ def test_saving_again_and_serving(folder, stages, tmp_path):
     for checkpoint in (stages[-1], again):
         captioner = load_captioner(checkpoint, device="cpu")
         assert apart_and_equal(captioner.model.language_model, folder)
-        texts.append(captioner.caption([item], max_new_tokens=6)[0].text)
+        texts.append(captioner.caption([item], decoding=Decoding(max_new_tokens=6))[0].text)
     assert texts[0] == texts[1]
 
 

@@ -3,15 +3,16 @@
 import pytest
 from gate_world import FAIR, GOOD, REFERENCES
 
+from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import InputError
-from videoblip2.evaluate import FAST_METRICS, evaluate
+from videoblip2.evaluate import evaluate
 from videoblip2.registry.gate import Gate, judge, load_gate
 
 LOOSE = {"max_meteor_loss": None, "resamples": 500}
 
 
 def scored(captions):
-    return evaluate(captions, REFERENCES, FAST_METRICS)
+    return evaluate(captions, REFERENCES, default_metrics(fast=True))
 
 
 def failed(gate, new, old, **more):
@@ -43,11 +44,11 @@ def test_the_least_gain_holds_back_a_sure_but_small_one():
     [((0.30, 0.30), []), ((0.296, 0.30), []), ((0.294, 0.30), ["METEOR, mean of videos"]), ("no java", ["METEOR"])],
 )
 def test_meteor_may_lose_half_a_point_and_must_be_measured(meteor, expected):
-    assert failed(Gate(max_meteor_loss=0.005, resamples=500), GOOD, FAIR, meteor=meteor) == expected
+    assert failed(Gate(max_meteor_loss=0.005, resamples=500), GOOD, FAIR, means={"METEOR": meteor}) == expected
 
 
-def test_meteor_is_not_looked_at_where_the_gate_says_so():
-    assert failed(Gate(**LOOSE), GOOD, FAIR, meteor="no java") == []
+def test_meteor_is_not_compared_where_the_gate_says_so():
+    assert failed(Gate(**LOOSE), GOOD, FAIR, means={"METEOR": "no java"}) == []
 
 
 def test_captions_that_are_much_longer_or_shorter_are_held_back():
@@ -59,7 +60,7 @@ def test_captions_that_are_much_longer_or_shorter_are_held_back():
 
 def test_bad_endings_may_rise_a_little_above_the_worse_of_champion_and_references():
     cut = {video: f"{text} of a" if n < 3 else text for n, (video, text) in enumerate(GOOD.items())}
-    assert failed(Gate(**LOOSE, max_bad_endings_rise=0.2, length=(0, 9)), cut, FAIR) == ["bad endings, %"]
+    assert failed(Gate(**LOOSE, max_bad_endings_rise=0.2, length=(0, 9)), cut, FAIR) == ["bad endings (%)"]
     assert failed(Gate(**LOOSE, max_bad_endings_rise=0.26, length=(0, 9)), cut, FAIR) == []
 
 
@@ -83,7 +84,7 @@ def test_a_gate_file_is_read_and_its_mistakes_are_named(tmp_path):
     assert load_gate(file).digest != Gate().digest == Gate().digest
     file.write_text("minimum_gian: 0.05\nconfidence: 2\n")
     with pytest.raises(
-        InputError, match=r"gate\.yaml: confidence=2: .*; minimum_gian=0\.05: .*known keys: minimum_gain"
+        InputError, match=r"gate\.yaml: confidence=2: .*; minimum_gian=0\.05: .*known keys: metric, minimum_gain"
     ):
         load_gate(file)
     with pytest.raises(InputError, match=r"gate .*none\.yaml: no such file; .*--gate FILE"):

@@ -247,13 +247,13 @@ def test_both_sides_share_one_java_process_for_meteor(monkeypatch):
     def metrics(references, captions, names):
         calls.append(names)
         each = {key: {"METEOR": 0.1 if key.startswith("0/") else 0.3} for key in captions}
-        return CaptionMetrics({}, each, {})
+        return CaptionMetrics({"METEOR": 0.2}, each, {})
 
     monkeypatch.setattr(contenders, "caption_metrics", metrics)
-    assert contenders.mean_meteor([GOOD, FAIR], REFERENCES) == pytest.approx((0.1, 0.3))
+    assert contenders.mean_scores(["METEOR"], [GOOD, FAIR], REFERENCES)["METEOR"] == pytest.approx((0.1, 0.3))
     assert calls == [["METEOR"]]
     monkeypatch.setattr(contenders, "caption_metrics", lambda *_: CaptionMetrics({}, {}, {"METEOR": "java not found"}))
-    assert contenders.mean_meteor([GOOD, FAIR], REFERENCES) == "java not found"
+    assert contenders.mean_scores(["METEOR"], [GOOD, FAIR], REFERENCES) == {"METEOR": "java not found"}
 
 
 def test_latency_is_taken_in_turn_after_a_warm_up():

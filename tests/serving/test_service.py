@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from serving_app import ROOT, Registry, counted, features, npy
 from serving_fakes import BUG_TEXT, NAN, POISON, FakeCaptioner, eventually, item
 
+from videoblip2.config import Decoding
 from videoblip2.predict import FoundModel
 
 pytest_plugins = ["serving_app"]
@@ -47,13 +48,13 @@ def test_every_kind_of_input_gets_a_caption_with_version_and_timings(http, files
 
 def test_options_reach_the_model(running):
     registry, http = running
-    options = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5, "prompt": "a film of"}
-    assert http.post("/caption", files=features(), data=options).status_code == 200
-    said = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5, "temperature": 1.0}
-    assert registry.captioner.calls[-1] == {"prompt": ["a film of"], "seeds": None, **said}
+    options = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5}
+    assert http.post("/caption", files=features(), data={**options, "prompt": "a film of"}).status_code == 200
+    called = {"prompt": ["a film of"], "seeds": None, "decoding": Decoding(**options)}
+    assert registry.captioner.calls[-1] == called
     http.post("/caption", files=features(), data={"seed": 7, "temperature": 0.5})
     assert registry.captioner.calls[-1]["seeds"] == [7]
-    assert registry.captioner.calls[-1]["temperature"] == 0.5
+    assert registry.captioner.calls[-1]["decoding"] == Decoding(temperature=0.5, sampled=True)
     http.post("/ask", files=features(), data={"question": " who sings? "})
     assert registry.captioner.calls[-1]["prompt"] == ["question: who sings? answer:"]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from serving_fakes import BUG_TEXT, NAN, POISON, eventually_async, item, served
 
-from serving.batching import Batcher, Decoding, Full, Job, NotFinite, length_group
+from serving.batching import Batcher, Full, Job, NotFinite, length_group
+from videoblip2.config import Decoding
 
 
 def run(scenario, **options):

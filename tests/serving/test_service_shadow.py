@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from serving_fakes import POISON, eventually_async, item, served
 
-from serving.batching import Batcher, Decoding, Job
+from serving.batching import Batcher, Job
 from serving.following import Follower
 from serving.shadow import Shadow, overlap
+from videoblip2.config import Decoding
 
 
 def run(scenario, challenger, path=None, **options):
@@ -40,7 +41,7 @@ async def answered(batcher, shadow, jobs, request_id="r1"):
 
 def test_both_captions_are_logged_and_compared(tmp_path, caplog):
     champion, challenger = served(), served(version="videoblip2/2")
-    challenger.captioner.caption = lambda items, **options: [
+    challenger.captioner.caption = lambda items, *args, **options: [
         SimpleNamespace(text="5 frames", score=-0.5) for _ in items
     ]
 
@@ -76,7 +77,7 @@ def test_the_challenger_is_asked_exactly_what_the_champion_was():
 
 def test_a_failing_challenger_is_counted_and_no_more():
     champion, challenger = served(), served()
-    challenger.captioner.caption = lambda items, **options: 1 / 0
+    challenger.captioner.caption = lambda items, *args, **options: 1 / 0
 
     async def scenario(batcher, shadow):
         await answered(batcher, shadow, [Job(item(), champion)])

@@ -7,6 +7,7 @@ import pytest
 from made_runs import made_captions, made_evaluation, made_references
 
 from videoblip2.captions import paired_bootstrap
+from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Side, compare_sides
 from videoblip2.tracking.mlflow.run_records import Prediction
@@ -28,7 +29,7 @@ def side(name, *rights, references=None):
 
 
 def scores(comparison):
-    return {score.metric: score for score in comparison.scores}
+    return {score.metric.name: score for score in comparison.scores}
 
 
 def compare(*sides):
@@ -44,7 +45,7 @@ def test_scores_are_those_of_the_evaluation_and_the_difference_that_of_the_paire
         np.testing.assert_allclose(values, [first.corpus[metric], second.corpus[metric]], rtol=1e-6)
     cider = [[r.per_video[video]["CIDEr"] for video in r.captions] for r in (second, first)]
     np.testing.assert_allclose(found["CIDEr"].differences[0], paired_bootstrap(*cider, RESAMPLES), rtol=1e-9)
-    assert found["words"].values[1].value == second.corpus["mean_length"]
+    assert found["mean_length"].values[1].value == second.corpus["mean_length"]
 
 
 def test_a_run_against_itself_differs_by_nothing():
@@ -102,10 +103,10 @@ def test_videos_that_only_one_run_has_fall_out_with_a_warning_and_scores_are_com
     assert "1 of 24 videos are not in every run, 1 have other references" in warning
     assert "the 22 that are left" in warning
     common = {video: texts for video, texts in fewer.items() if video != "video6"}
-    from videoblip2.evaluate import FAST_METRICS, evaluate
+    from videoblip2.evaluate import evaluate
 
     captions = made_captions(references, lambda n: n % 2)
-    wanted = evaluate({video: captions[video] for video in common}, common, FAST_METRICS).corpus
+    wanted = evaluate({video: captions[video] for video in common}, common, default_metrics(fast=True)).corpus
     found = scores(comparison)
     for metric in ("CIDEr", "Bleu_4", "ROUGE_L"):
         assert found[metric].values[0].value == pytest.approx(wanted[metric], rel=1e-6)

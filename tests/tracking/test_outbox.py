@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sqlite3
 import time
 
@@ -89,9 +90,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(box, store, monkeypatch,
     box.put(record(1))
     box.write()
     box.put(record(2))
-    monkeypatch.setattr(
-        outbox.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
-    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     assert not box.write()
     assert [json.loads(line) for line in box.file.read_text().splitlines()] == [record(1)]
     assert "No space left); points 2, tags 2 will be lost" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import pytest
 from small_stage import stages
 
+from videoblip2.config import GREEDY, Decoding
 from videoblip2.predict import caption_each, load_captioner
 
 IDS = ("video0", "video1", "video2")
@@ -26,9 +27,9 @@ def rows(root, ids=IDS):
     ]
 
 
-def captions(made, **options):
+def captions(made, prompt=None, num_beams=1):
     captioner = load_captioner("models:/videoblip2/1", "cpu")
-    return [row["caption"] for row in caption_each(captioner, IDS, made.root / "features", **options)]
+    return [row["caption"] for row in caption_each(captioner, IDS, made.root / "features", prompt, Decoding(num_beams))]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt": "the square"}])
@@ -56,10 +57,10 @@ def test_the_scoring_server_gives_the_same(made, model):
 def test_media_and_feature_files_come_back_in_order(made, model, monkeypatch):
     captioner = model.unwrap_python_model().captioner
     given = []
-    monkeypatch.setattr(captioner, "caption_media", lambda paths, **options: given.extend(paths) or ["m"] * len(paths))
-    monkeypatch.setattr(captioner, "caption", lambda items, **options: [f"f{len(i.get('audio', ()))}" for i in items])
+    monkeypatch.setattr(captioner, "caption_media", lambda paths, *options: given.extend(paths) or ["m"] * len(paths))
+    monkeypatch.setattr(captioner, "caption", lambda items, *options: [f"f{len(i.get('audio', ()))}" for i in items])
     python_model = model.unwrap_python_model()
     silent = {"video": rows(made.root)[1]["video"], "audio": None}
     mixed = [{"video": "a.mp4"}, rows(made.root)[0], {"video": "b.webm"}, silent]
-    assert python_model._caption(mixed, {}) == ["m", "f2", "m", "f0"]
+    assert python_model._caption(mixed, None, GREEDY) == ["m", "f2", "m", "f0"]
     assert [path.name for path in given] == ["a.mp4", "b.webm"]

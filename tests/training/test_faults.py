@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_a_full_disk_ends_a_training_with_the_way_on(tmp_path):
 
 def test_a_failed_save_leaves_no_draft_that_keeps_the_disk_full(tmp_path, monkeypatch):
     def half(tensors, path, metadata):
-        path.write_bytes(b"half a file")
+        Path(path).write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr("videoblip2.training.state.save_file", half)

@@ -22,6 +22,7 @@ def rollout():
         greedy_reward=torch.tensor([1.0, 2.0]),
         advantage=torch.tensor([[0.0, 2.0], [-2.0, 0.0]]),
         sampled=SimpleNamespace(ended=ended, mask=mask),
+        terms={"cider": 1.25},
     )
 
 
@@ -30,6 +31,7 @@ def test_metrics_by_hand(rollout):
     assert metrics == pytest.approx(
         {
             "reward": 1.5,
+            "reward/cider": 1.25,
             "reward_spread": 1.0,
             "greedy_reward": 1.5,
             "sample_minus_greedy": 0.0,  # (2 - 1) and (1 - 2)

@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from videoblip2.captions.bootstrap import paired_bootstrap
+from videoblip2.captions import paired_bootstrap
 from videoblip2.tune.verdict import chosen_again, judge
 
 

@@ -1,20 +1,21 @@
-"""Text in, numbers out: tokenisation, CIDEr-D with frozen document frequencies, metrics, confidence. No torch."""
+"""Text in, numbers out: tokenisation, CIDEr-D with frozen document frequencies, the tables of metrics and rewards."""
 
-from videoblip2.captions.bootstrap import BootstrapResult, paired_bootstrap
-from videoblip2.captions.cider import CiderD
-from videoblip2.captions.consensus import leave_one_out, typical_caption
+from videoblip2.captions.cider import CiderD, leave_one_out, typical_caption
 from videoblip2.captions.frequencies import DocumentFrequencies
-from videoblip2.captions.metrics import CaptionMetrics, caption_metrics, diversity
-from videoblip2.captions.rewards import MixedReward, RewardWeights
+from videoblip2.captions.intervals import BootstrapResult, paired_bootstrap
+from videoblip2.captions.metrics import METRICS, CaptionMetrics, Metric, caption_metrics, diversity
+from videoblip2.captions.rewards import REWARDS, MixedReward
 from videoblip2.captions.tokenizer import tokenize
 
 __all__ = [
+    "METRICS",
+    "REWARDS",
     "BootstrapResult",
     "CaptionMetrics",
     "CiderD",
     "DocumentFrequencies",
+    "Metric",
     "MixedReward",
-    "RewardWeights",
     "caption_metrics",
     "diversity",
     "leave_one_out",

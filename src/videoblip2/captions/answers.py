@@ -33,6 +33,14 @@ def question_type(question: str) -> str:
     return first[1] if first and first[1] in QUESTION_TYPES else "other"
 
 
+def exact_match(answers: Sequence[str], expected: Sequence[Sequence[str]]) -> list[float]:
+    """1 where an answer equals one of its expected answers, both normalised; else 0."""
+    return [
+        float(normalise_answer(given) in map(normalise_answer, true))
+        for given, true in zip(answers, expected, strict=True)
+    ]
+
+
 def answer_accuracy(
     questions: Sequence[str], answers: Sequence[str], expected: Sequence[str], answer_map: Collection[str] | None = None
 ) -> dict[str, float]:
@@ -41,7 +49,7 @@ def answer_accuracy(
     With an answer map also `accuracy_in_map` (over the questions whose answer the map holds, which some papers report),
     `expected_in_map` (their share: the most that a classifier can reach) and `given_in_map` (of the answers given).
     """
-    right = [normalise_answer(given) == normalise_answer(true) for given, true in zip(answers, expected, strict=True)]
+    right = exact_match(answers, [[answer] for answer in expected])
     kinds = [question_type(question) for question in questions]
     scores = {"accuracy": _mean(right)}
     for kind in (*QUESTION_TYPES, "other"):
@@ -80,5 +88,5 @@ def typed_answer(common: Mapping[str, str], question: str) -> str:
     return common.get(question_type(question), common.get("", ""))
 
 
-def _mean(hits: Sequence[bool]) -> float:
+def _mean(hits: Sequence[float]) -> float:
     return sum(hits) / len(hits) if hits else 0.0

@@ -7,7 +7,6 @@ last words) with their counts, each array in the smallest integer type that hold
 """
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from videoblip2.captions.ngrams import (
 )
 from videoblip2.captions.tokenizer import words
 from videoblip2.config import InputError
+from videoblip2.files import atomic
 
 END_TOKEN = "<eos>"
 _FORMAT = "videoblip2-document-frequencies-1"
@@ -99,7 +99,8 @@ class DocumentFrequencies:
             arrays[f"rows{order}"], arrays[f"last{order}"] = _smallest(rows), _smallest(last)
         arrays |= {f"counts{order}": _smallest(counts) for order, counts in enumerate(self.table.counts, start=1)}
         head = {"format": _FORMAT, "num_documents": str(self.num_documents), "end_token": str(int(self.end_token))}
-        _write_atomically(Path(path), save(arrays, metadata=head))
+        with atomic(Path(path)) as file:
+            file.write(save(arrays, metadata=head))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":
@@ -132,15 +133,3 @@ def _read_table(arrays: dict[str, np.ndarray]) -> NgramTable:
 
 def _smallest(values: Int64s) -> np.ndarray:
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -1,26 +1,21 @@
-"""How sure corpus scores and their differences are: one set of resampled videos for every system and every score.
+"""Confidence intervals of corpus scores and their differences, by resampling videos.
 
-1. Videos are drawn with replacement (Koehn 2004), the same draws for all columns, so that differences are paired. The
-   draws are those of `paired_bootstrap`: for a mean both give the same interval and p-value.
-2. A score that is no mean over videos (corpus BLEU) is computed again in each resample from its sums.
-3. Where a system was trained with several seeds, each resample draws seeds, too. With few seeds that is still too
-   narrow, by a factor of about √((S - 1) / S).
+1. Videos are drawn with replacement (Koehn 2004), with the same draws for all columns, so that differences are paired.
+2. A score that is not a mean over videos (corpus BLEU) is computed again in each resample from its sums.
+3. Where a system was trained with several seeds, each resample draws seeds as well. With few seeds the interval is
+   still too narrow, by a factor of about √((S - 1) / S).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from videoblip2.captions.bootstrap import BootstrapResult
-from videoblip2.captions.tokenizer import tokenize
+from videoblip2.captions.functions import Floats
+from videoblip2.config import InputError
 
-Floats = NDArray[np.float64]
-
-BLEU_COLUMNS = 10  # words of the caption, of its nearest reference, possible n-grams 1 to 4, correct ones 1 to 4
 _CHUNK = 250  # resamples at once
-_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against division by zero
 
 
 class Interval(NamedTuple):
@@ -29,6 +24,44 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class BootstrapResult(NamedTuple):
+    """Mean difference challenger - champion, its percentile interval and a two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_bootstrap(
+    challenger: ArrayLike,
+    champion: ArrayLike,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> BootstrapResult:
+    """Difference between two systems on the same videos; each resample keeps both scores of a video together.
+
+    Args:
+        challenger, champion: [N] scores of the same videos in the same order.
+        confidence: probability mass of the interval (low, high).
+
+    Raises InputError for scores that do not pair.
+    """
+    new, old = np.asarray(challenger, np.float64), np.asarray(champion, np.float64)
+    if new.ndim != 1 or new.shape != old.shape or not len(new):
+        raise InputError(f"paired bootstrap of scores shaped {new.shape} and {old.shape}: give two lists of one length")
+    if not (np.isfinite(new).all() and np.isfinite(old).all()):
+        raise InputError(
+            "paired bootstrap of scores that are not finite: leave out the videos without a score, in both"
+        )
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise InputError(f"confidence={confidence}, resamples={resamples}: give 0 < confidence < 1 and resamples >= 1")
+    gains = new - old
+    means = resampled_means(gains[:, None], resamples, seed)[:, 0]
+    return difference(float(gains.mean()), means, confidence)
 
 
 def resampled_means(table: Floats, resamples: int = 10_000, seed: int = 0) -> Floats:
@@ -44,7 +77,7 @@ def resampled_means(table: Floats, resamples: int = 10_000, seed: int = 0) -> Fl
 
 
 def over_seeds(samples: Floats, seed: int = 1) -> Floats:
-    """Resamples of each seed [S,R] → resamples of their mean [R], with seeds drawn with replacement."""
+    """Resamples of each seed [S,R] → resamples of their mean [R], drawing seeds with replacement."""
     seeds, resamples = samples.shape
     drawn = np.random.default_rng(seed).integers(0, seeds, (seeds, resamples))
     mean: Floats = np.take_along_axis(samples, drawn, axis=0).mean(axis=0)
@@ -58,7 +91,11 @@ def interval(value: float, samples: Floats, confidence: float = 0.95) -> Interva
 
 
 def difference(value: float, samples: Floats, confidence: float = 0.95) -> BootstrapResult:
-    """Interval and two-sided p-value of resampled differences [R]; see `paired_bootstrap`."""
+    """Interval and two-sided p-value of resampled differences [R].
+
+    The p-value is twice the smaller share of resampled differences on the far side of zero, (count + 1) / (resamples
+    + 1) so that it is never 0, at most 1 (Davison & Hinkley 1997, section 4.2).
+    """
     _, low, high = interval(value, samples, confidence)
     tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
     return BootstrapResult(float(value), low, high, min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
@@ -73,33 +110,3 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     reach = float(stats.t.ppf((1 + confidence) / 2, len(scores) - 1) * error)
     mean = float(scores.mean())
     return Interval(mean, mean - reach, mean + reach)
-
-
-def bleu_tables(references: Mapping[str, Sequence[str]], systems: Sequence[Mapping[str, str]]) -> list[Floats]:
-    """For each system's captions the counts [N,10] that corpus BLEU is made of, in the order of `references`."""
-    from pycocoevalcap.bleu.bleu_scorer import cook_refs
-
-    cooked = {video: cook_refs([" ".join(tokenize(text)) for text in texts]) for video, texts in references.items()}
-    return [
-        np.array([_bleu_row(captions[video], known) for video, known in cooked.items()], np.float64)
-        for captions in systems
-    ]
-
-
-def _bleu_row(caption: str, cooked: Any) -> list[int]:
-    from pycocoevalcap.bleu.bleu_scorer import cook_test
-
-    counts = cook_test(" ".join(tokenize(caption)), cooked)
-    words = counts["testlen"]
-    nearest = min((abs(length - words), length) for length in counts["reflen"])[1]
-    return [words, nearest, *counts["guess"], *counts["correct"]]
-
-
-def bleu(sums: Floats) -> Floats:
-    """Corpus BLEU-1 to BLEU-4 of summed (or averaged) counts [...,10] → [...,4], as pycocoevalcap computes it."""
-    words, nearest = sums[..., :1], sums[..., 1:2]
-    precision = (sums[..., 6:] + _TINY) / (sums[..., 2:6] + _SMALL)
-    ratio = (words + _TINY) / (nearest + _SMALL)
-    brevity = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
-    scores: Floats = np.cumprod(precision, axis=-1) ** (1.0 / np.arange(1, 5)) * brevity
-    return scores

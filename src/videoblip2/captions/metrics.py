@@ -1,97 +1,224 @@
-"""The field's caption metrics through pycocoevalcap, corpus-wide and per video, and the diversity of a set of captions.
+"""The table of metrics: how each is computed, shown and compared. To add a metric, add an entry.
 
-Deviations from `COCOEvalCap.evaluate`, none of which changes a number: captions are tokenised in Python (same
-tokens), METEOR and SPICE (Java) run beside the others, and a metric that cannot run is named with the reason where
-COCOEvalCap would crash.
+`vb2 evaluate`, the predictions file, `vb2 runs compare`, the gate, MLflow runs, figures and the model card read this
+table and list no metric themselves (docs/how-to/add-a-metric.md).
+
+Deviations from `COCOEvalCap.evaluate`, none of which changes a number: captions are tokenised in Python (same tokens),
+METEOR and SPICE (Java) run beside the others, and a metric that cannot run is named with the reason where COCOEvalCap
+would crash.
 """
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from videoblip2.captions import functions
+from videoblip2.captions.answers import exact_match
 from videoblip2.captions.frequencies import check_references
-from videoblip2.captions.rewards import bad_ending
-from videoblip2.captions.tokenizer import tokenize
+from videoblip2.captions.functions import Floats, Groups, OwnCorpusScore, Texts
+from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 
-BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+#: What a function of captions and references may return: see `Metric.function`.
+Outcome = Sequence[float] | Floats | OwnCorpusScore | float
+Function = Callable[[Texts, Groups], Outcome]
+#: The metric that chooses checkpoints, ranks videos and must rise at the gate.
+PRIMARY = "CIDEr"
 NO_JAVA = "java not found"
 NO_SPICE_MODELS = (
     "SPICE's model files are absent; fetch them once with network access: "
     "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
 )
 
-Tokenised = dict[str, list[str]]  # video id → captions, tokens joined by single spaces
-Scores = dict[str, tuple[float, dict[str, float]]]  # metric → corpus value, value by video id
+
+@dataclass(frozen=True)
+class Metric:
+    """One number about captions (or answers) and their references.
+
+    function: takes N tokenised captions and N groups of tokenised references (see `captions.functions`); answers and
+    their expected answers arrive as they are. It returns one number per video, whose mean is the corpus score, unless
+    one of these is set: `per_video` False, it returns the corpus score only; `pool`, it returns counts [N,k], and
+    `pool` turns their sum [...,k] into the score [...].
+    """
+
+    name: str  # in files, runs and JSON
+    function: Function
+    label: str = ""  # in tables and figures; empty = `name`
+    scale: float = 100.0  # factor that the value is shown with
+    per_video: bool = True
+    pool: Callable[[Floats], Floats] | None = None
+    higher_is_better: bool | None = True  # None = neither
+    needs: Literal["", "java", "spice"] = ""
+    default: bool = True  # computed by `vb2 evaluate`
+    summary: bool = True  # shown where only a few metrics fit
+    of: Literal["captions", "answers"] = "captions"
+    mean_label: str = ""  # label of the mean over videos where that is not the corpus score
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "mean_label", self.mean_label or self.label)
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot run here; empty where it can."""
+        if self.needs and shutil.which("java") is None:
+            return NO_JAVA
+        return NO_SPICE_MODELS if self.needs == "spice" and not spice_models_present() else ""
+
+    def rows(self, outcome: Outcome, count: int) -> Floats:
+        """What the function returned for each of `count` videos: scores [N], or counts [N,k]."""
+        rows = np.asarray(outcome.each if isinstance(outcome, OwnCorpusScore) else outcome, np.float64)
+        if rows.shape[:1] != (count,):
+            raise InputError(f"metric {self.name!r} returned scores of shape {rows.shape} for {count} captions")
+        return rows
+
+    def scores(self, outcome: Outcome, count: int) -> tuple[float, Floats | None]:
+        """The corpus score, and the score of each of `count` videos where the metric has one."""
+        if not self.per_video:
+            return float(outcome), None  # type: ignore[arg-type]
+        rows = self.rows(outcome, count)
+        if isinstance(outcome, OwnCorpusScore):
+            return outcome.corpus, rows
+        if self.pool is not None:
+            return float(self.pool(rows.sum(axis=0))), self.pool(rows)
+        return float(rows.mean()) if count else 0.0, rows
+
+
+_ENTRIES = (
+    Metric("CIDEr", functions.cider),
+    *(
+        Metric(
+            f"Bleu_{order}",
+            functions.bleu_counts,
+            f"BLEU-{order}",
+            pool=partial(functions.bleu, order=order),
+            summary=order == 4,
+        )
+        for order in (1, 2, 3, 4)
+    ),
+    Metric("ROUGE_L", functions.rouge, "ROUGE-L"),
+    Metric("METEOR", functions.meteor, needs="java", mean_label="METEOR, mean of videos"),
+    Metric("SPICE", functions.spice, needs="spice", default=False),
+    Metric("distinct_1", partial(functions.distinct, order=1), "distinct words (%)", per_video=False, summary=False),
+    Metric("distinct_2", partial(functions.distinct, order=2), "distinct bigrams (%)", per_video=False, summary=False),
+    Metric("vocabulary", functions.vocabulary, scale=1.0, per_video=False, summary=False),
+    Metric("mean_length", functions.length, "words a caption", 1.0, higher_is_better=None, summary=False),
+    Metric("bad_endings", functions.bad_ending, "bad endings (%)", higher_is_better=False, summary=False),
+    Metric("accuracy", exact_match, of="answers"),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ENTRIES}
+DIVERSITY = ("distinct_1", "distinct_2", "vocabulary", "mean_length", "bad_endings")
 
 
 class CaptionMetrics(NamedTuple):
-    """Scores of a set of captions, in pycocoevalcap's own scales."""
+    """Scores of a set of captions, in the scale of each metric's function."""
 
     corpus: dict[str, float]  # metric → value
     per_video: dict[str, dict[str, float]]  # video id → metric → value
     unavailable: dict[str, str]  # metric → why it could not be computed
 
 
+def default_metrics(fast: bool = False) -> list[str]:
+    """Names of the caption metrics that are computed unless others are named; `fast`: those that need no Java."""
+    metrics = [metric for metric in METRICS.values() if metric.of == "captions" and metric.default]
+    return [metric.name for metric in metrics if not (fast and metric.needs)]
+
+
+def summary_metrics(names: Container[str]) -> list[str]:
+    """Those of `names` to show where only a few metrics fit, in the order of the table."""
+    return [name for name, metric in METRICS.items() if metric.summary and name in names]
+
+
+def shown(name: str, value: float, sign: str = "") -> str:
+    """A value as people read it: CIDEr 0.613 → "61.3". Names outside the table are shares, shown ×100."""
+    return f"{scale_of(name) * value:{sign}.1f}"
+
+
+def shown_interval(name: str, interval: Sequence[float], sign: str = "") -> str:
+    """(value, low, high, …) → "61.3 [60.1, 62.5]"."""
+    value, low, high = (shown(name, number, sign) for number in interval[:3])
+    return f"{value} [{low}, {high}]"
+
+
+def scale_of(name: str) -> float:
+    """The factor that a metric is shown with."""
+    return METRICS[name].scale if name in METRICS else 100.0
+
+
+def label_of(name: str, scale: bool = False) -> str:
+    """What a metric is called in tables and figures; with `scale`, such as "CIDEr ×100"."""
+    label, factor = METRICS[name].label if name in METRICS else name, scale_of(name)
+    return f"{label} ×{factor:g}" if scale and factor != 1.0 else label
+
+
 def caption_metrics(
     references: Mapping[str, Sequence[str]], captions: Mapping[str, str], metrics: Sequence[str] | None = None
 ) -> CaptionMetrics:
-    """Scores one caption a video as `COCOEvalCap` does.
+    """Score one caption per video, as `COCOEvalCap` does for the metrics it knows.
 
     Args:
         references: raw reference captions by video id.
         captions: one raw caption for each of the same videos. CIDEr takes its document frequencies from these
             references.
-        metrics: some of METRICS; None for all. METEOR and SPICE need Java.
+        metrics: names in METRICS; None for all that score captions. METEOR and SPICE need Java.
 
     Raises InputError for an unknown metric, a video without references, and a video on one side only.
     """
-    wanted = METRICS if metrics is None else tuple(metrics)
-    _check(references, captions, wanted)
-    refs = {video: [" ".join(tokenize(text)) for text in references[video]] for video in references}
-    hyps = {video: [" ".join(tokenize(captions[video]))] for video in references}
-    if not any(text for group in refs.values() for text in group):
-        raise InputError(f"references of video {next(iter(refs))!r} and the others hold no word: give real captions")
-    missing = _missing(wanted)
-    jobs = [job for names, job in _JOBS if set(names) & set(wanted) - set(missing)]
-    with ThreadPoolExecutor(max_workers=len(_JOBS)) as pool:
-        outcomes = list(pool.map(lambda job: job(refs, hyps), jobs))
-    scores: Scores = {}
-    for scored, failed in outcomes:
-        scores |= scored
-        missing |= failed
-    return _table(wanted, list(references), scores, missing)
+    names = [metric.name for metric in METRICS.values() if metric.of == "captions"] if metrics is None else metrics
+    wanted = [caption_metric(name) for name in names]
+    _check(references, captions)
+    texts = [joined(captions[video]) for video in references]
+    groups = [[joined(text) for text in references[video]] for video in references]
+    if not any(text for group in groups for text in group):
+        raise InputError(f"references of video {next(iter(references))!r} and the others hold no word: use captions")
+    unavailable = {metric.name: why for metric in wanted if (why := metric.unavailable)}
+    outcomes = _outcomes([metric for metric in wanted if metric.name not in unavailable], texts, groups)
+    corpus: dict[str, float] = {}
+    per_video: dict[str, dict[str, float]] = {video: {} for video in references}
+    for metric in wanted:
+        outcome = unavailable.get(metric.name) or outcomes[metric.function]
+        if isinstance(outcome, str):
+            unavailable[metric.name] = outcome
+            continue
+        corpus[metric.name], each = metric.scores(outcome, len(texts))
+        if each is not None:
+            for scores, score in zip(per_video.values(), each.tolist(), strict=True):
+                scores[metric.name] = score
+    return CaptionMetrics(corpus, per_video, unavailable)
 
 
 def diversity(captions: Mapping[str, str] | Sequence[str]) -> dict[str, float]:
-    """How varied a set of captions is.
-
-    Returns distinct_1 and distinct_2 (distinct n-grams over all n-grams; Li et al. 2016), vocabulary (distinct
-    words), mean_length (words) and bad_endings (share of captions that stop on a word such as "a" or "with"); all 0
-    for no captions.
-    """
-    texts = list(captions.values()) if isinstance(captions, Mapping) else list(captions)
-    tokens = [tokenize(text) for text in texts]
-    words = [word for caption in tokens for word in caption]
-    pairs = [pair for caption in tokens for pair in pairwise(caption)]
-    return {
-        "distinct_1": len(set(words)) / max(1, len(words)),
-        "distinct_2": len(set(pairs)) / max(1, len(pairs)),
-        "vocabulary": float(len(set(words))),
-        "mean_length": len(words) / max(1, len(tokens)),
-        "bad_endings": sum(map(bad_ending, tokens)) / max(1, len(tokens)),
-    }
+    """How varied a set of captions is: the metrics DIVERSITY, all 0 for no captions."""
+    texts = [joined(text) for text in (captions.values() if isinstance(captions, Mapping) else captions)]
+    outcomes = _outcomes([METRICS[name] for name in DIVERSITY], texts, [()] * len(texts))
+    return {name: METRICS[name].scores(outcomes[METRICS[name].function], len(texts))[0] for name in DIVERSITY}
 
 
-def _check(references: Mapping[str, Sequence[str]], captions: Mapping[str, str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+def caption_metric(name: str) -> Metric:
+    """An entry by its name. Raises InputError for a name that scores no captions."""
+    known = [metric.name for metric in METRICS.values() if metric.of == "captions"]
+    if name not in known:
+        raise InputError(f"unknown metric {name!r}: choose from {', '.join(known)}")
+    return METRICS[name]
+
+
+def spice_models_present() -> bool:
+    """Whether the Stanford files that SPICE needs (pycocoevalcap downloads them on first use) are in its folder."""
+    spec = importlib.util.find_spec("pycocoevalcap.spice")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+    return any(all((Path(folder) / "lib" / name).is_file() for name in names) for folder in folders)
+
+
+def _check(references: Mapping[str, Sequence[str]], captions: Mapping[str, str]) -> None:
     for video in captions:
         if video not in references:
             raise InputError(f"video {video!r} has a caption but no references: add them or leave the caption out")
@@ -101,76 +228,18 @@ def _check(references: Mapping[str, Sequence[str]], captions: Mapping[str, str],
             raise InputError(f"video {video!r} has references but no caption: add it or leave the references out")
 
 
-def _missing(wanted: Sequence[str]) -> dict[str, str]:
-    """Metrics that cannot run here, with the reason."""
-    missing = {}
-    if shutil.which("java") is None:
-        missing = {name: NO_JAVA for name in ("METEOR", "SPICE") if name in wanted}
-    elif "SPICE" in wanted and not spice_models_present():
-        missing = {"SPICE": NO_SPICE_MODELS}
-    return missing
+def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:
+    """What each function returned, once where metrics share it; a failed Java process gives the reason."""
+    first = {metric.function: metric for metric in reversed(list(metrics))}
+    java = [metric for metric in first.values() if metric.needs]
+    with ThreadPoolExecutor(max_workers=max(1, len(java))) as pool:
+        waiting = {metric.function: pool.submit(_run_java, metric, texts, groups) for metric in java}
+        done = {function: function(texts, groups) for function, metric in first.items() if not metric.needs}
+        return {**done, **{function: future.result() for function, future in waiting.items()}}
 
 
-def spice_models_present() -> bool:
-    """Whether the Stanford files that SPICE needs (pycocoevalcap downloads them on first use) lie in its folder."""
-    spec = importlib.util.find_spec("pycocoevalcap.spice")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-    return any(all((Path(folder) / "lib" / name).is_file() for name in names) for folder in folders)
-
-
-def _table(
-    wanted: Sequence[str], videos: Sequence[str], scores: Scores, unavailable: Mapping[str, str]
-) -> CaptionMetrics:
-    names = [name for name in wanted if name in scores]
-    return CaptionMetrics(
-        {name: scores[name][0] for name in names},
-        {video: {name: scores[name][1][video] for name in names} for video in videos},
-        {name: unavailable[name] for name in wanted if name in unavailable},
-    )
-
-
-def _in_python(refs: Tokenised, hyps: Tokenised) -> tuple[Scores, dict[str, str]]:
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    values, each = Bleu(4).compute_score(refs, hyps, verbose=0)
-    scores = {name: _named(value, list(refs), one) for name, value, one in zip(BLEU, values, each, strict=True)}
-    for name, metric in (("ROUGE_L", Rouge()), ("CIDEr", Cider())):
-        value, per_video = metric.compute_score(refs, hyps)
-        scores[name] = _named(value, list(refs), per_video)
-    return scores, {}
-
-
-def _meteor(refs: Tokenised, hyps: Tokenised) -> tuple[Scores, dict[str, str]]:
-    from pycocoevalcap.meteor.meteor import Meteor
-
+def _run_java(metric: Metric, texts: Texts, groups: Groups) -> Outcome | str:
     try:
-        value, per_video = Meteor().compute_score(refs, hyps)
-    except (OSError, ValueError) as error:  # the process did not start, died, or answered something else than numbers
-        return {}, {"METEOR": f"its Java process failed: {error}"}
-    return {"METEOR": _named(value, list(refs), per_video)}, {}
-
-
-def _spice(refs: Tokenised, hyps: Tokenised) -> tuple[Scores, dict[str, str]]:
-    import subprocess
-
-    from pycocoevalcap.spice.spice import Spice
-
-    try:
-        value, per_video = Spice().compute_score(refs, hyps)
+        return metric.function(texts, groups)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        return {}, {"SPICE": f"its Java process failed: {error}"}
-    return {"SPICE": _named(value, sorted(refs), [score["All"]["f"] for score in per_video])}, {}
-
-
-def _named(value: Any, videos: Sequence[str], per_video: Sequence[Any]) -> tuple[float, dict[str, float]]:
-    return float(value), {video: float(score) for video, score in zip(videos, per_video, strict=True)}
-
-
-_JOBS: tuple[tuple[tuple[str, ...], Callable[[Tokenised, Tokenised], tuple[Scores, dict[str, str]]]], ...] = (
-    (("METEOR",), _meteor),
-    (("SPICE",), _spice),
-    ((*BLEU, "ROUGE_L", "CIDEr"), _in_python),
-)
+        return f"its Java process failed: {error}"  # it did not start, it died, or its answer was not a number

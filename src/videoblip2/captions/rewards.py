@@ -1,118 +1,141 @@
-"""Mixed rewards for SCST: CIDEr-D and, off until given a weight, BLEU-4, a repetition and a bad-ending penalty.
+"""The table of rewards for self-critical training, and their weighted sum. To add a reward, add an entry.
 
-reward = w_cider CIDEr-D + w_bleu BLEU-4 - w_repetition repetition - w_bad_ending bad_ending
+An entry makes a scorer from the training references and their document frequencies. Most rewards are a plain function
+
+    def reward(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]
+
+of tokenised texts (see `captions.functions`), which a configuration may also name as `package.module:function`
+(docs/how-to/add-a-reward.md).
 """
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import NamedTuple
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from videoblip2.captions import functions
 from videoblip2.captions.cider import CiderD
 from videoblip2.captions.frequencies import DocumentFrequencies
-from videoblip2.captions.tokenizer import words
+from videoblip2.captions.functions import Floats, Groups, Texts
+from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 
-# Words on which no English caption ends well: words that wait for what they belong
-# to. They are what a caption model stops on when its reward forgets the end token (Rennie et al. 2017, appendix E).
-_ARTICLES = frozenset({"a", "an", "the"})
-_PREPOSITIONS = frozenset({"in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "and"})
-_AUXILIARIES = frozenset({"is", "are", "am"})
-BAD_ENDINGS = _ARTICLES | _PREPOSITIONS | _AUXILIARIES
-
-Ngram = tuple[str, ...]
+References = Mapping[str, Sequence[str]]  # raw reference captions by video id
+Function = Callable[[Texts, Groups], Sequence[float] | Floats]
 
 
-class RewardWeights(NamedTuple):
-    """Weights of the terms; a term with weight 0 is not computed."""
+class Scorer(Protocol):
+    """Made once; then scores batches."""
 
-    cider: float = 1.0
-    bleu: float = 0.0
-    repetition: float = 0.0
-    bad_ending: float = 0.0
+    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
+        """One reward per caption, [M]; see `CiderD.score`."""
+
+
+class FunctionReward:
+    """A plain function of captions and references as a scorer."""
+
+    def __init__(self, name: str, function: Function, references: References) -> None:
+        self._name, self._function, self._references = name, function, references
+        self._tokenised: dict[str, list[str]] = {}
+
+    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
+        texts = [joined(caption) for caption in captions]
+        scores = np.asarray(self._function(texts, [self._group(video) for video in video_ids]), np.float64)
+        if scores.shape != (len(texts),) or not np.isfinite(scores).all():
+            raise InputError(
+                f"reward {self._name!r} returned scores of shape {scores.shape} for {len(texts)} captions, "
+                f"{int((~np.isfinite(scores)).sum())} of them not finite: return one finite number per caption"
+            )
+        return scores
+
+    def _group(self, video: str) -> list[str]:
+        if video not in self._tokenised:
+            self._tokenised[video] = [joined(text) for text in self._references[video]]
+        return self._tokenised[video]
+
+
+class Bleu4Reward:
+    """BLEU-4 of each caption, 0 to 1; references are counted once."""
+
+    def __init__(self, references: References, df: DocumentFrequencies) -> None:
+        self._cooked = {v: functions.cook_references([joined(t) for t in texts]) for v, texts in references.items()}
+
+    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
+        pairs = zip(video_ids, captions, strict=True)
+        rows = [functions.bleu_row(joined(caption), self._cooked[video]) for video, caption in pairs]
+        return functions.bleu(np.array(rows, np.float64).reshape(-1, 10), order=4)
+
+
+def penalty(function: Callable[[Texts, Groups], Floats]) -> Function:
+    """What should be low as a reward: its negative."""
+    return lambda captions, references: -function(captions, references)
+
+
+def _plain(name: str, function: Function) -> Callable[[References, DocumentFrequencies], Scorer]:
+    return lambda references, df: FunctionReward(name, function, references)
+
+
+REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
+    "cider": CiderD,
+    "bleu": Bleu4Reward,
+    "repetition": _plain("repetition", penalty(functions.repetition)),
+    "bad_ending": _plain("bad_ending", penalty(functions.bad_ending)),
+}
 
 
 class MixedReward:
-    """The weighted sum, with the signature of `CiderD`: made once, then scores batches."""
+    """The weighted sum of several rewards.
+
+    Args:
+        weights: name of a reward (of REWARDS, or `package.module:function`) → weight; weight 0 leaves it out.
+
+    Raises InputError for a name that is no reward.
+    """
 
     def __init__(
-        self,
-        references: Mapping[str, Sequence[str]],
-        df: DocumentFrequencies,
-        weights: RewardWeights = RewardWeights(),
+        self, references: References, df: DocumentFrequencies, weights: Mapping[str, float] | None = None
     ) -> None:
-        self._cider = CiderD(references, df)
-        self._weights = weights
-        self._references = {}
-        if weights.bleu:
-            self._references = {
-                video: cook_bleu_references([words(text) for text in group]) for video, group in references.items()
-            }
+        self.weights = {name: weight for name, weight in (weights or {"cider": 1.0}).items() if weight}
+        self._scorers = {name: find_reward(name)(references, df) for name in self.weights}
 
-    def score(
-        self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None
-    ) -> NDArray[np.float64]:
+    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """Reward of each caption: [M]. Arguments and errors as of `CiderD.score`."""
-        weights = self._weights
-        rewards = weights.cider * self._cider.score(video_ids, captions, ended)
-        if weights.bleu or weights.repetition or weights.bad_ending:
-            for place, (video, caption) in enumerate(zip(video_ids, captions, strict=True)):
-                rewards[place] += self._beside_cider(video, words(caption))
-        return rewards
+        return self.total(self.terms(video_ids, captions, ended), len(captions))
 
-    def _beside_cider(self, video: str, tokens: Sequence[str]) -> float:
-        weights, value = self._weights, 0.0
-        if weights.bleu:
-            value += weights.bleu * bleu4(tokens, self._references[video])
-        if weights.repetition:
-            value -= weights.repetition * repetition(tokens)
-        if weights.bad_ending:
-            value -= weights.bad_ending * bad_ending(tokens)
-        return value
+    def terms(
+        self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None
+    ) -> dict[str, Floats]:
+        """Each reward before its weight: name → [M]."""
+        return {name: scorer.score(video_ids, captions, ended) for name, scorer in self._scorers.items()}
+
+    def total(self, terms: Mapping[str, Floats], count: int) -> Floats:
+        """The weighted sum of the terms of `count` captions: [M]."""
+        return sum((self.weights[name] * values for name, values in terms.items()), np.zeros(count))
 
 
-class BleuReferences(NamedTuple):
-    """What BLEU needs of a video's references."""
-
-    lengths: tuple[int, ...]
-    counts: dict[Ngram, int]  # the largest count of each n-gram in one reference
-
-
-def cook_bleu_references(references: Sequence[Sequence[str]]) -> BleuReferences:
-    """Prepares tokenised references for `bleu4`."""
-    if not references:
-        raise InputError("BLEU-4 of a video without references: give at least one")
-    largest: Counter[Ngram] = Counter()
-    for tokens in references:
-        largest |= _ngram_counts(tokens)
-    return BleuReferences(tuple(len(tokens) for tokens in references), dict(largest))
+def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer]:
+    """The entry of REWARDS, or the user's own `package.module:function`. Raises InputError for any other name."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if ":" not in name:
+        raise InputError(
+            f"scst.reward: unknown reward {name!r}; choose from {', '.join(REWARDS)}, or name a function of your own "
+            "as package.module:function"
+        )
+    return _plain(name, _imported(name))
 
 
-def bleu4(tokens: Sequence[str], references: BleuReferences) -> float:
-    """BLEU-4 of one caption in 0 to 1, with pycocoevalcap's smoothing (1e-15 / 1e-9) and closest reference length."""
-    correct, guessed = [0.0] * 4, [max(0, len(tokens) - order) for order in range(4)]
-    for gram, count in _ngram_counts(tokens).items():
-        correct[len(gram) - 1] += min(count, references.counts.get(gram, 0))
-    precision = math.prod((right + 1e-15) / (all_ + 1e-9) for right, all_ in zip(correct, guessed, strict=True))
-    closest = min((abs(length - len(tokens)), length) for length in references.lengths)[1]
-    ratio = (len(tokens) + 1e-15) / (closest + 1e-9)
-    return precision**0.25 * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
-
-
-def repetition(tokens: Sequence[str]) -> float:
-    """Share of the caption's bigrams that it has said before: 0 (none) to almost 1."""
-    pairs = list(pairwise(tokens))
-    return 1.0 - len(set(pairs)) / len(pairs) if pairs else 0.0
-
-
-def bad_ending(tokens: Sequence[str]) -> float:
-    """1.0 where the last token is one of BAD_ENDINGS, else 0.0."""
-    return float(bool(tokens) and tokens[-1] in BAD_ENDINGS)
-
-
-def _ngram_counts(tokens: Sequence[str]) -> Counter[Ngram]:
-    return Counter(tuple(tokens[at : at + order]) for order in range(1, 5) for at in range(len(tokens) - order + 1))
+def _imported(name: str) -> Function:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:  # the user's module may raise anything
+        raise InputError(
+            f"scst.reward: module {module!r} of {name!r} cannot be imported ({error}); install it, or add its folder "
+            "to PYTHONPATH"
+        ) from error
+    function = getattr(found, attribute, None)
+    if not callable(function):
+        raise InputError(f"scst.reward: module {module!r} ({found.__file__}) has no function {attribute!r}; define it")
+    return function  # type: ignore[no-any-return]

@@ -32,6 +32,11 @@ def words(text: str) -> list[str]:
     return " ".join(tokenize(text)).split()
 
 
+def joined(text: str) -> str:
+    """The words of `text` separated by single spaces: "A man's dog." → "a man 's dog"."""
+    return " ".join(words(text))
+
+
 def lex(text: str) -> list[str]:
     """All tokens of a caption: punctuation, too, and empty ones for entities that stand for a space."""
     text = text.replace("\n", " ") + "  "  # the rules look two characters ahead

@@ -22,10 +22,11 @@ def ask(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")] = False,
 ) -> None:
     """Answer questions on one video; train for it with `vb2 ce experiments/toy_qa.yaml` or data.task=mixed."""
+    from videoblip2.config import Decoding
     from videoblip2.predict import ask_video, load_captioner
 
     captioner = load_captioner(model)
-    answers = ask_video(captioner, video, questions, features, num_beams=beams)
+    answers = ask_video(captioner, video, questions, features, Decoding(beams))
     rows = [
         {"question": question, "answer": answer.text, "score": round(answer.score, 4)}
         for question, answer in zip(questions, answers, strict=True)

@@ -9,8 +9,7 @@ import typer
 from videoblip2.cli.output import emit, table
 
 if TYPE_CHECKING:
-    from videoblip2.captions.bootstrap import BootstrapResult
-    from videoblip2.captions.intervals import Interval
+    from videoblip2.captions import BootstrapResult
     from videoblip2.tracking.compare import Comparison, Duel, Side, VideoPair
 
 SHOWN_REFERENCES = 3
@@ -66,7 +65,7 @@ def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> d
         "warnings": list(comparison.warnings),
         "differs": {key: list(values) for key, values in comparison.differs},
         "metrics": {
-            score.metric: {
+            score.metric.name: {
                 "values": [value._asdict() for value in score.values],
                 "differences": [found._asdict() for found in score.differences],
             }
@@ -86,15 +85,13 @@ def _differs(comparison: "Comparison", letters: list[str]) -> str:
 
 def _scores(comparison: "Comparison", letters: list[str]) -> str:
     """One table for two sides; for more, the scores and below them the differences to the first."""
+    from videoblip2.captions.metrics import shown_interval
+
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"
     title = f"Scores ×100 with 95 % intervals, by resampling {resampled}"
-    names = [LABELS.get(score.metric, score.metric) for score in comparison.scores]
-    factors = [1.0 if score.metric == "words" else 100.0 for score in comparison.scores]
-    each = list(zip(comparison.scores, factors, strict=True))
-    values = [[_interval(value, factor) for value in score.values] for score, factor in each]
-    gaps = [
-        [text for found in s.differences for text in (_difference(found, f), p_text(found.p_value))] for s, f in each
-    ]
+    names = [score.metric.mean_label for score in comparison.scores]
+    values = [[shown_interval(score.metric.name, value) for value in score.values] for score in comparison.scores]
+    gaps = [[text for found in s.differences for text in _difference(s.metric.name, found)] for s in comparison.scores]
     heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
     if len(letters) == 2:
         rows = [[name, *value, *gap] for name, value, gap in zip(names, values, gaps, strict=True)]
@@ -104,45 +101,37 @@ def _scores(comparison: "Comparison", letters: list[str]) -> str:
     return f"{first}\n\n{second}"
 
 
-LABELS = {
-    "Bleu_1": "BLEU-1",
-    "Bleu_2": "BLEU-2",
-    "Bleu_3": "BLEU-3",
-    "Bleu_4": "BLEU-4",
-    "ROUGE_L": "ROUGE-L",
-    "METEOR": "METEOR, mean of videos",
-    "words": "words a caption",
-}
-
-
 def p_text(p_value: float) -> str:
     """A p-value with as many digits as ten thousand resamples carry."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _interval(value: "Interval", factor: float) -> str:
-    middle, low, high = (factor * number for number in value)
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+def _difference(metric: str, found: "BootstrapResult") -> tuple[str, str]:
+    """A difference with its interval, and its p-value."""
+    from videoblip2.captions.metrics import shown_interval
 
-
-def _difference(found: "BootstrapResult", factor: float) -> str:
-    middle, low, high = (factor * number for number in found[:3])
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return shown_interval(metric, found, "+"), p_text(found.p_value)
 
 
 def _duel(duel: "Duel", letters: list[str], top: int) -> list[str]:
-    first, second = letters[0], letters[duel.side]
-    parts = [f"{second} has the higher CIDEr on {duel.better} videos, {first} on {duel.worse}, equal on {duel.equal}."]
+    from videoblip2.captions.metrics import PRIMARY, label_of
+
+    first, second, label = letters[0], letters[duel.side], label_of(PRIMARY)
+    parts = [
+        f"{second} has the higher {label} on {duel.better} videos, {first} on {duel.worse}, equal on {duel.equal}."
+    ]
     for title, pairs in (("wins", duel.wins(top)), ("losses", duel.losses(top))):
         if pairs:
-            parts.append(f"Largest {title} of {second} over {first} (CIDEr ×100)")
+            parts.append(f"Largest {title} of {second} over {first} ({label_of(PRIMARY, scale=True)})")
             parts += [_video(pair, (first, second)) for pair in pairs]
     return parts
 
 
 def _video(pair: "VideoPair", letters: Sequence[str]) -> str:
-    before, after = (100 * score for score in pair.scores)
-    lines = [f"{pair.video_id}  {before:.1f} → {after:.1f}  ({after - before:+.1f})"]
+    from videoblip2.captions.metrics import PRIMARY, shown
+
+    before, after = (shown(PRIMARY, score) for score in pair.scores)
+    lines = [f"{pair.video_id}  {before} → {after}  ({shown(PRIMARY, pair.gain, '+')})"]
     for letter, captions in zip(letters, pair.captions, strict=True):
         lines += [f"  {letter}  {caption}" for caption, _ in captions]
     lines += [f"  =  {text}" for text in pair.references[:SHOWN_REFERENCES]]

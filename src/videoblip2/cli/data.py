@@ -119,8 +119,9 @@ def top5(
     """Select the five best, most detailed, distinct captions of each video, with scores and reasons."""
     from dataclasses import asdict
 
-    from videoblip2.data.annotations import read_annotations, write_json
+    from videoblip2.data.annotations import read_annotations
     from videoblip2.data.top5 import select_with_statistics
+    from videoblip2.files import write_json
 
     videos = [asdict(video) for video in read_annotations(train)]
     selection = select_with_statistics(videos, keep=keep, progress=progress)

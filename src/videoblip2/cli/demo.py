@@ -89,9 +89,10 @@ def _one_thread() -> None:
 
 
 def write_annotations(demo: Demo) -> None:
-    from videoblip2.data.annotations import read_annotations, write_json
+    from videoblip2.data.annotations import read_annotations
     from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
+    from videoblip2.files import write_json
     from videoblip2.toy.world import write_toy_annotations
 
     prepare_captions(list(write_toy_annotations(demo.out / "toy", VIDEOS, SEED)), demo.data)
@@ -163,11 +164,12 @@ def load(demo: Demo, stage: str, *overrides: str) -> "Config":
 
 
 def crown(demo: Demo) -> None:
-    """Hold the gate over the winner by validation CIDEr; an earlier champion that is no worse stays."""
+    """Hold the gate over the winner by validation score; an earlier champion that is no worse stays."""
+    from videoblip2.captions.metrics import PRIMARY, label_of, shown
     from videoblip2.config import InputError
     from videoblip2.registry.promote import Request, promote
 
-    best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics["CIDEr"])
+    best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics[PRIMARY])
     gate = promote(Request(best.model, REGISTERED, EXPERIMENTS / "toy_gate.yaml"), progress)
     failed = "; ".join(gate.verdict.failed)
     if not gate.promoted and gate.previous is None:
@@ -175,7 +177,7 @@ def crown(demo: Demo) -> None:
             f"the gate holds {best.name} back ({failed}), and there is no champion to serve; see {best.run_id}"
         )
     demo.version = gate.version if gate.promoted else int(gate.previous or 0)
-    gain = f"CIDEr {100 * gate.verdict.gain.difference:+.1f} beside {gate.opponent}"
+    gain = f"{label_of(PRIMARY)} {shown(PRIMARY, gate.verdict.gain.difference, '+')} beside {gate.opponent}"
     demo.say(
         f"7/8 the gate: {best.name}, {gain}{f'; held back: {failed}' if failed else ''}\n"
         f"         champion: models:/{REGISTERED}/{demo.version}\n"
@@ -185,18 +187,19 @@ def crown(demo: Demo) -> None:
 
 def test(demo: Demo) -> None:
     from videoblip2.captions import typical_caption
+    from videoblip2.captions.metrics import PRIMARY, default_metrics
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.evaluate import FAST_METRICS, evaluate
+    from videoblip2.evaluate import evaluate
     from videoblip2.training.evaluation import evaluate_model
 
     for name, stage in demo.stages.items():
-        metrics = FAST_METRICS if name.endswith("_only") else (*FAST_METRICS, "METEOR")
+        metrics = default_metrics(fast=name.endswith("_only"))
         path = demo.out / f"test-{name}.jsonl"
         demo.tests[name] = evaluate_model(str(stage.run_id), "test", out=path, metrics=metrics)
     train = {video.video_id: video.captions for video in read_annotations(demo.data / "train.json")}
     references = {video.video_id: video.captions for video in read_annotations(demo.data / "test.json")}
     same = typical_caption(train)
-    demo.trivial = evaluate(dict.fromkeys(references, same), references, ("CIDEr",)).corpus["CIDEr"]
+    demo.trivial = evaluate(dict.fromkeys(references, same), references, [PRIMARY]).corpus[PRIMARY]
 
 
 def example_ids(demo: Demo) -> list[str]:
@@ -207,9 +210,11 @@ def example_ids(demo: Demo) -> list[str]:
 
 
 def report(demo: Demo, served: dict[str, Any], json: bool) -> None:
+    from videoblip2.captions.metrics import PRIMARY
+
     seconds = time.perf_counter() - demo.started
     result: dict[str, Any] = {
-        name: {"cider": test.metrics["CIDEr"], "run_id": demo.stages[name].run_id} for name, test in demo.tests.items()
+        name: {"cider": test.metrics[PRIMARY], "run_id": demo.stages[name].run_id} for name, test in demo.tests.items()
     }
     result["trivial"] = {"cider": demo.trivial, "run_id": None}
     result["seconds"] = round(seconds, 1)
@@ -226,15 +231,17 @@ LABELS = {
 
 
 def results_table(demo: Demo) -> str:
-    columns = ["model", "CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "run id"]
+    from videoblip2.captions.metrics import PRIMARY, label_of, shown, summary_metrics
+
+    names = summary_metrics(demo.tests["ce"].metrics)
+    columns = ["model", *map(label_of, names), "run id"]
     rows = []
     for name in LABELS:
         scores = demo.tests[name].metrics
-        shown = [
-            f"{100 * scores[key]:.1f}" if key in scores else "" for key in ("CIDEr", "Bleu_4", "ROUGE_L", "METEOR")
-        ]
-        rows.append([LABELS[name], *shown, str(demo.stages[name].run_id)])
-    rows.append(["most typical training caption", f"{100 * demo.trivial:.1f}", "", "", "", ""])
+        values = [shown(key, scores[key]) if key in scores else "" for key in names]
+        rows.append([LABELS[name], *values, str(demo.stages[name].run_id)])
+    trivial = [shown(PRIMARY, demo.trivial) if key == PRIMARY else "" for key in names]
+    rows.append(["most typical training caption", *trivial, ""])
     size = demo.tests["ce"].videos
     return table(f"Toy world, test split ({size} videos, none seen in training)", columns, rows)
 

@@ -129,12 +129,14 @@ def _ancestor_text(ancestor: "Ancestor", how: str) -> str:
     if ancestor.missing:
         return f"{how}{ancestor.model}\n  missing      {ancestor.missing}"
     commit = ancestor.commit + (", with changes that were not committed" if ancestor.dirty else "")
-    scores = {key: value for key, value in ancestor.scores.items() if key in ("CIDEr", "Bleu_4", "ROUGE_L")}
+    from videoblip2.captions.metrics import label_of, shown, summary_metrics
+
+    scores = ancestor.scores
     facts = {
         "stage": f"{ancestor.stage}, best at step {ancestor.step}",
         "run": f"{ancestor.run_id or 'not tracked'} ({ancestor.name})",
         "version": ancestor.version,
-        "scores": ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items()),
+        "scores": ", ".join(f"{label_of(key)} {shown(key, scores[key])}" for key in summary_metrics(scores)),
         "data": _pairs(ancestor.data),
         "encoders": _pairs(ancestor.encoders),
         "weights": _pairs(ancestor.first_weights),

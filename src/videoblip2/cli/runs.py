@@ -46,8 +46,11 @@ def gc(
 
 
 def _table(title: str, runs: "list[RunRow]") -> str:
-    columns = ["run id", "name", "stage", "status", "started", "CIDEr val", "CIDEr test"]
-    rows = [[run.run_id, run.name, run.stage, run.status, _time(run.started), *_cider(run)] for run in runs]
+    from videoblip2.captions.metrics import PRIMARY, label_of
+
+    scores = [f"{label_of(PRIMARY)} {split}" for split in ("val", "test")]
+    columns = ["run id", "name", "stage", "status", "started", *scores]
+    rows = [[run.run_id, run.name, run.stage, run.status, _time(run.started), *_scores(run)] for run in runs]
     return table(title, columns, rows, fold=("name",))
 
 
@@ -55,7 +58,8 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
-def _cider(run: "RunRow") -> list[str]:
-    """CIDEr ×100, as it is printed everywhere."""
-    values = [run.metrics.get(key) for key in ("best/val/CIDEr", "test/CIDEr")]
-    return ["" if value is None else f"{100 * value:.1f}" for value in values]
+def _scores(run: "RunRow") -> list[str]:
+    from videoblip2.captions.metrics import PRIMARY, shown
+
+    values = [run.metrics.get(key) for key in (f"best/val/{PRIMARY}", f"test/{PRIMARY}")]
+    return ["" if value is None else shown(PRIMARY, value) for value in values]

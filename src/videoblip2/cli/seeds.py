@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from videoblip2.config import Config
     from videoblip2.training.seeds import SeedsResult
 
-SHOWN = ("CIDEr", "Bleu_4", "ROUGE_L")
-
 
 def train_seeds(stage: str, config: "Config", seeds: int, usual: "Config", json: bool) -> None:
     """Train the seeds and print each one's scores, their mean and its interval."""
@@ -28,15 +26,15 @@ def train_seeds(stage: str, config: "Config", seeds: int, usual: "Config", json:
 
 
 def _text(result: "SeedsResult") -> str:
+    from videoblip2.captions.metrics import label_of, shown, shown_interval, summary_metrics
+
+    names = summary_metrics(result.metrics)
     rows = [
-        [str(seed), *(f"{100 * run.metrics[name]:.1f}" for name in SHOWN), str(run.best_step), run.run_id or ""]
+        [str(seed), *(shown(name, run.metrics[name]) for name in names), str(run.best_step), run.run_id or ""]
         for seed, run in zip(result.numbers, result.seeds, strict=True)
     ]
-    rows.append(["mean", *(_interval(result, name) for name in SHOWN), "", result.run_id or "not tracked"])
+    rows.append(
+        ["mean", *(shown_interval(name, result.metrics[name]) for name in names), "", result.run_id or "not tracked"]
+    )
     title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
-    return f"{result.name}\n{table(title, ['seed', *SHOWN, 'best step', 'run'], rows)}"
-
-
-def _interval(result: "SeedsResult", name: str) -> str:
-    middle, low, high = (100 * number for number in result.metrics[name])
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{result.name}\n{table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"

@@ -64,11 +64,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """All metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
+    from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
 
     go_to(folder)
     result = evaluate_model(model, split, overrides_from(overrides), out, progress)
-    rows = [[name, _shown(name, value)] for name, value in result.metrics.items()]
+    rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[name, f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
     text = table(f"{model} on {split} ({result.videos} videos)", ["metric", "score"], rows)
     lines = [text, f"predictions: {result.predictions}", f"run: {result.run_id or 'not tracked'}"]
@@ -91,10 +92,11 @@ def caption(
     json: Json = False,
 ) -> None:
     """Caption media files, or stored features."""
+    from videoblip2.config import Decoding
     from videoblip2.predict import caption_each, load_captioner
 
     captioner = load_captioner(model)
-    results = list(caption_each(captioner, videos, features, prompt=prompt, num_beams=beams))
+    results = list(caption_each(captioner, videos, features, prompt, Decoding(beams)))
     good = [row for row in results if "error" not in row]
     lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in results]
     emit({"model_version": captioner.version, "captions": results}, json, "\n".join(lines))
@@ -194,7 +196,10 @@ def describe(result: "StageResult") -> dict[str, Any]:
 
 
 def _summary(result: "StageResult") -> str:
-    scores = "  ".join(f"{name} {_shown(name, value)}" for name, value in result.metrics.items() if name != "step")
+    from videoblip2.captions.metrics import label_of, shown
+
+    metrics = result.metrics.items()
+    scores = "  ".join(f"{label_of(name)} {shown(name, value)}" for name, value in metrics if name != "step")
     return "\n".join(
         [
             f"{result.name}: best at step {result.best_step}: {scores}",
@@ -203,9 +208,3 @@ def _summary(result: "StageResult") -> str:
             f"model: {result.model}",
         ]
     )
-
-
-def _shown(name: str, value: float) -> str:
-    """Metrics are printed times 100; counts and lengths as they are."""
-    plain = name in ("vocabulary", "mean_length")
-    return f"{value:.1f}" if plain else f"{100 * value:.1f}"

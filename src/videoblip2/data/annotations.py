@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
+from videoblip2.files import write_json
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,7 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
 
 def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> None:
     """Write the list form that `read_annotations` reads, atomically."""
-    write_json(path, [asdict(video) for video in videos])
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write JSON through a temporary file, so that a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-        try:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-            file.close()
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    write_json(Path(path), [asdict(video) for video in videos])
 
 
 def load_json(path: Path) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates, some, write_annotations, write_json
+from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates, some, write_annotations
 from videoblip2.data.caption_sources import Captions, SplitList, read_captions
 from videoblip2.data.documents import Document, read_documents
+from videoblip2.files import write_json
 
 SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
 UNCAPTIONED, UNASSIGNED = "uncaptioned.json", "unassigned.json"

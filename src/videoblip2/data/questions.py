@@ -10,9 +10,10 @@ from typing import Any
 
 from videoblip2.captions.answers import MAP_SIZE, question_type
 from videoblip2.config import InputError
-from videoblip2.data.annotations import load_json, refuse_duplicates, write_json
+from videoblip2.data.annotations import load_json, refuse_duplicates
 from videoblip2.data.documents import Document, media_id, read_documents, rows_of, value_of
 from videoblip2.data.prepare import flaws_of
+from videoblip2.files import write_json
 
 QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
 ANSWER_MAP = "ans2label.json"

@@ -5,15 +5,13 @@ This module is the package's only door to PyAV. Whatever FFmpeg cannot read beco
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import av
 import numpy as np
@@ -21,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
+from videoblip2.files import atomic
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
@@ -126,14 +125,8 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise InputError(f"{path}: frames of {width}x{height} cannot be written; give an even width and height")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".mp4")
-    os.close(handle)
-    try:
-        _mux(temporary, frames, Fraction(fps).limit_denominator(1000), audio, rate)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic(path) as file:
+        _mux(file, frames, Fraction(fps).limit_denominator(1000), audio, rate)
 
 
 def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:
@@ -251,8 +244,8 @@ def _open(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
         yield container
 
 
-def _mux(path: str, frames: NDArray[np.uint8], fps: Fraction, audio: Audio | None, rate: int) -> None:
-    with av.open(path, "w", format="mp4") as container:
+def _mux(file: IO[bytes], frames: NDArray[np.uint8], fps: Fraction, audio: Audio | None, rate: int) -> None:
+    with av.open(file, "w", format="mp4") as container:
         video = _add_video(container, fps, frames.shape[2], frames.shape[1])
         sound = None if audio is None else container.add_stream("aac", rate=rate, layout="mono")
         for pixels in frames:

@@ -4,7 +4,6 @@ Nothing in it is typed by hand: sizes are read off the tensors, scores, data and
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -13,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from videoblip2.captions.metrics import label_of, shown
+from videoblip2.files import write_text
 from videoblip2.modality import MODALITIES, modality_names
 from videoblip2.provenance import Provenance
 
@@ -32,9 +33,7 @@ def write_card(folder: Path) -> Path:
     network, metrics = (_json(folder / f"{name}.json") for name in ("config", "metrics"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     text = model_card(network, config, metrics, Provenance.read(folder), tensor_sizes(folder))
-    draft = folder / f".{CARD}.tmp"
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, folder / CARD)
+    write_text(folder / CARD, text)
     return folder / CARD
 
 
@@ -158,12 +157,13 @@ def _first(qformer: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, float], provenance: Provenance) -> str:
-    rows = [f"| {name.removeprefix('val/')} | {value:.4f} |" for name, value in metrics.items() if name != "step"]
+    scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}
+    rows = [f"| {label_of(name)} | {shown(name, value)} |" for name, value in scores.items()]
     if not rows:
         return "None recorded."
     digest = provenance.data.get("val")
     split = f"validation split (digest `{digest}`)" if digest else "validation split"
-    return "\n".join([f"On the {split}, in pycocoevalcap's own scale.", "", "| metric | score |", "|---|---:|", *rows])
+    return "\n".join([f"On the {split}, ×100.", "", "| metric | score |", "|---|---:|", *rows])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.captions import caption_metrics, typical_caption
+from videoblip2.captions.metrics import PRIMARY, default_metrics
 from videoblip2.config import Config, parse_config
 from videoblip2.data.annotations import read_annotations
-from videoblip2.evaluate import FAST_METRICS, Evaluation, evaluate
+from videoblip2.evaluate import Evaluation, evaluate
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
@@ -123,28 +124,29 @@ def _time_pair(one: Contender, other: Contender, video_id: str, swap: bool) -> t
     return seconds[one.label], seconds[other.label]
 
 
-def score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Evaluation:
-    """CIDEr, BLEU and ROUGE-L, by video and in all."""
-    return evaluate(captions, references, FAST_METRICS)
+def score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metric: str = PRIMARY) -> Evaluation:
+    """The default metrics that need no Java, and `metric`, by video and for the split."""
+    return evaluate(captions, references, list(dict.fromkeys([*default_metrics(fast=True), metric])))
 
 
-def mean_meteor(
-    sides: Sequence[Mapping[str, str]], references: Mapping[str, Sequence[str]]
-) -> tuple[float, float] | str:
-    """The mean of the videos' METEOR for each side, or why it could not be measured.
+def mean_scores(
+    metrics: Sequence[str], sides: Sequence[Mapping[str, str]], references: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[float, float] | str]:
+    """Metric → the mean of the videos' scores for each of two sides, or why it could not be measured.
 
-    Both sides go through one Java process, whose start takes longer than its work; so this is the mean over videos,
-    which differs from METEOR's own corpus score.
+    Both sides go through one Java process, whose start takes longer than its work; so METEOR is the mean over videos,
+    which differs from its corpus score.
     """
+    if not metrics:
+        return {}
     captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.items()}
     own = {key: references[key.partition("/")[2]] for key in captions}
-    result = caption_metrics(own, captions, ["METEOR"])
-    if result.unavailable:
-        return result.unavailable["METEOR"]
-    one, other = (
-        sum(result.per_video[f"{n}/{video}"]["METEOR"] for video in side) / len(side) for n, side in enumerate(sides)
-    )
-    return one, other
+    result = caption_metrics(own, captions, metrics)
+    means: dict[str, tuple[float, float] | str] = dict(result.unavailable)
+    for name in result.corpus:
+        one, other = (sum(result.per_video[f"{n}/{video}"][name] for video in s) / len(s) for n, s in enumerate(sides))
+        means[name] = one, other
+    return means
 
 
 def trivial_captions(contender: Contender) -> dict[str, str]:

@@ -1,22 +1,24 @@
 """The gate: what a challenger must show beside the champion. Pure: settings and scores in, a verdict out.
 
-1. The gain: mean difference of per-video CIDEr-D on the same videos, by a paired bootstrap (Koehn 2004) with its
-   percentile interval. The gain must reach the minimum and the interval lie above zero.
-2. What must not be lost for it: METEOR (mean over videos), the length of captions, whole endings, latency.
-3. While there is no champion, the opponent is the trivial baseline, the most typical training caption, said every time:
-   METEOR and latency are not compared with it, and length and endings are held against the references.
+1. The gain: mean difference of a per-video metric (CIDEr) on the same videos, by a paired bootstrap (Koehn 2004) with
+   its percentile interval. The gain must reach the minimum and the interval must be above zero.
+2. What must not be lost for it: other metrics (mean over videos), the length of captions, whole endings, latency.
+3. While there is no champion, the opponent is the trivial baseline, the most typical training caption for every video:
+   the other metrics and latency are not compared with it, and length and endings are compared with the references.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from videoblip2.captions import BootstrapResult, diversity, paired_bootstrap
+from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
+from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
 from videoblip2.config import InputError, Section, read_yaml
 from videoblip2.evaluate import Evaluation
 
@@ -24,18 +26,34 @@ DEFAULT_FILE = Path("experiments/gate.yaml")
 
 
 class Gate(Section):
-    """The conditions, in pycocoevalcap's scale: 0.01 is 1.0 as CIDEr is printed."""
+    """The conditions, in the scale that metrics are stored in: 0.01 is 1.0 as CIDEr is printed."""
 
-    minimum_gain: float = Field(0.01, ge=0, description="least gain in mean per-video CIDEr-D")
+    metric: str = Field(PRIMARY, description="per-video metric that must rise, by its name in the table of metrics")
+    minimum_gain: float = Field(0.01, ge=0, description="smallest gain in the mean of `metric`")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must lie above zero")
     resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
-    max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not looked at")
+    max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not measured")
+    max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
     length: tuple[float, float] = Field((0.8, 1.25), description="words a caption, times the champion's or references'")
     max_bad_endings_rise: float = Field(0.02, ge=0, description="above the champion's share, or the references'")
     max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
     latency_videos: int = Field(20, ge=3, description="videos captioned one by one, by both in turn, for the latency")
     same_features: bool = Field(True, description="no: each model reads features of its own encoders, same videos")
+
+    @field_validator("metric", "max_losses")
+    @classmethod
+    def _known(cls, names: str | dict[str, float]) -> str | dict[str, float]:
+        for name in [names] if isinstance(names, str) else names:
+            if not caption_metric(name).per_video:
+                raise ValueError(f"{name} has no value per video; choose a metric that has one")
+        return names
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Metric → largest loss of its mean over videos."""
+        meteor = {} if self.max_meteor_loss is None else {"METEOR": self.max_meteor_loss}
+        return {**meteor, **self.max_losses}
 
     @property
     def digest(self) -> str:
@@ -88,7 +106,7 @@ def judge(
     gate: Gate,
     challenger: Evaluation,
     champion: Evaluation,
-    meteor: tuple[float, float] | str | None = None,
+    means: Mapping[str, tuple[float, float] | str] = MappingProxyType({}),
     seconds: Sequence[tuple[float, float]] = (),
     extra: Sequence[Condition] = (),
     trivial: bool = False,
@@ -96,16 +114,16 @@ def judge(
     """Hold the challenger's captions of the same videos against the champion's.
 
     Args:
-        meteor: (challenger, champion), means over videos; or why it could not be measured.
+        means: metric of `gate.losses` → (challenger, champion), means over videos; or why it could not be measured.
         seconds: (challenger, champion) of each video captioned alone; none where there is no champion.
         trivial: `champion` is the trivial baseline, one caption, whose length says nothing: the references' does.
         extra: conditions that were decided elsewhere, such as another manifest.
     """
     videos = list(challenger.captions)
-    new, old = ([side.per_video[video]["CIDEr"] for video in videos] for side in (challenger, champion))
+    new, old = ([side.per_video[video][gate.metric] for video in videos] for side in (challenger, champion))
     gain = paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence)
     conditions = [*extra, *_gain(gate, gain, float(np.mean(new)), float(np.mean(old)))]
-    conditions += _meteor(gate, meteor)
+    conditions += [_loss(name, limit, means[name]) for name, limit in gate.losses.items() if name in means]
     human = diversity([text for group in challenger.references.values() for text in group])
     length = human["mean_length"] if trivial else champion.corpus["mean_length"]
     conditions += [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
@@ -115,20 +133,19 @@ def judge(
 
 
 def _gain(gate: Gate, gain: BootstrapResult, new: float, old: float) -> list[Condition]:
-    """The minimum and the interval; CIDEr ×100 as everywhere it is printed."""
-    least, share = 100 * gate.minimum_gain, 100 * gate.confidence
-    means = f"{100 * new:.1f}", f"{100 * old:.1f}"
+    """The minimum and the interval."""
+    name = gate.metric
     return [
         Condition(
-            "CIDEr gain",
-            f"{means[0]} ({100 * gain.difference:+.1f})",
-            means[1],
-            f"at least {least:+.1f}",
+            f"{label_of(name)} gain",
+            f"{shown(name, new)} ({shown(name, gain.difference, '+')})",
+            shown(name, old),
+            f"at least {shown(name, gate.minimum_gain, '+')}",
             gain.difference >= gate.minimum_gain,
         ),
         Condition(
-            f"{share:g} % interval of the gain",
-            f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+            f"{100 * gate.confidence:g} % interval of the gain",
+            f"{shown(name, gain.low, '+')} to {shown(name, gain.high, '+')}",
             "",
             "above 0",
             gain.low > 0,
@@ -136,26 +153,27 @@ def _gain(gate: Gate, gain: BootstrapResult, new: float, old: float) -> list[Con
     ]
 
 
-def _meteor(gate: Gate, meteor: tuple[float, float] | str | None) -> list[Condition]:
-    if gate.max_meteor_loss is None or meteor is None:
-        return []
-    if isinstance(meteor, str):
-        return [Condition("METEOR", f"not measured: {meteor}", "", "a number, or max_meteor_loss: null", False)]
-    wanted = f"a loss of at most {100 * gate.max_meteor_loss:.1f}"
-    passed = meteor[0] >= meteor[1] - gate.max_meteor_loss
-    return [_condition("METEOR, mean of videos", 100 * meteor[0], 100 * meteor[1], wanted, passed)]
+def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Condition:
+    """A metric whose mean over videos must not get much worse."""
+    if isinstance(means, str):
+        key = "max_meteor_loss: null" if name == "METEOR" else f"no {name} in max_losses"
+        return Condition(name, f"not measured: {means}", "", f"a number, or {key}", False)
+    new, old = means
+    loss = new - old if METRICS[name].higher_is_better is False else old - new
+    wanted = f"a loss of at most {shown(name, limit)}"
+    return Condition(METRICS[name].mean_label, shown(name, new), shown(name, old), wanted, loss <= limit)
 
 
 def _length(gate: Gate, challenger: Evaluation, old: float) -> Condition:
     new, (low, high) = challenger.corpus["mean_length"], (factor * old for factor in gate.length)
-    return _condition("words a caption", new, old, f"{low:.1f} to {high:.1f}", low <= new <= high)
+    return _compared("mean_length", new, old, f"{low:.1f} to {high:.1f}", low <= new <= high)
 
 
 def _endings(gate: Gate, challenger: Evaluation, champion: Evaluation, human: float) -> Condition:
-    """References end on such words, too, now and then: what is human is no fault."""
+    """References end on such words now and then, so their share is allowed."""
     new, old = challenger.corpus["bad_endings"], champion.corpus["bad_endings"]
     limit = max(old, human) + gate.max_bad_endings_rise
-    return _condition("bad endings, %", 100 * new, 100 * old, f"at most {100 * limit:.1f}", new <= limit)
+    return _compared("bad_endings", new, old, f"at most {shown('bad_endings', limit)}", new <= limit)
 
 
 def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Condition]:
@@ -169,5 +187,5 @@ def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Conditi
     return [Condition("latency, ms", f"{1000 * new:.0f} ({ratio:.2f} times)", f"{1000 * old:.0f}", wanted, passed)]
 
 
-def _condition(name: str, new: float, old: float, wanted: str, passed: bool) -> Condition:
-    return Condition(name, f"{new:.1f}", f"{old:.1f}", wanted, passed)
+def _compared(name: str, new: float, old: float, wanted: str, passed: bool) -> Condition:
+    return Condition(label_of(name), shown(name, new), shown(name, old), wanted, passed)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
 from videoblip2.evaluate import Evaluation
 from videoblip2.provenance import Provenance
@@ -140,18 +141,20 @@ def _same_ground(
 def _try(
     gate: Gate, challenger: Contender, rival: Contender | None, problems: list[Condition], progress: Progress
 ) -> Trial:
-    """Captions, scores, METEOR, latency, verdict."""
+    """Captions, scores, latency, verdict."""
     references = challenger.references
     if rival is None:
         (own,) = contenders.caption_in_turn([challenger], progress)
-        one, other = (contenders.score(each, references) for each in (own, contenders.trivial_captions(challenger)))
+        one, other = (
+            contenders.score(each, references, gate.metric) for each in (own, contenders.trivial_captions(challenger))
+        )
         return Trial(challenger, TRIVIAL, (one, other), judge(gate, one, other, extra=problems, trivial=True))
     captions = contenders.caption_in_turn([challenger, rival], progress)
-    one, other = (contenders.score(each, references) for each in captions)
-    meteor = contenders.mean_meteor(captions, references) if gate.max_meteor_loss is not None else None
+    one, other = (contenders.score(each, references, gate.metric) for each in captions)
+    means = contenders.mean_scores(list(gate.losses), captions, references)
     timed = gate.max_latency_ratio is not None
     seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress) if timed else ()
-    return Trial(challenger, rival.label, (one, other), judge(gate, one, other, meteor, seconds, problems))
+    return Trial(challenger, rival.label, (one, other), judge(gate, one, other, means, seconds, problems))
 
 
 def _conclude(
@@ -170,7 +173,11 @@ def _conclude(
     facts = _facts(request, gate, trial, before, tracker, version)
     keep_verdict(client, tracker, name, version, model_id, gate, trial, facts)
     if verdict.passed or forced:
-        why = request.reason if forced else f"passed the gate: {100 * verdict.gain.difference:+.1f} CIDEr"
+        why = (
+            request.reason
+            if forced
+            else f"passed the gate: {shown(gate.metric, verdict.gain.difference, '+')} {label_of(gate.metric)}"
+        )
         _crown(lock, Move("force" if forced else "promote", version, before, why))
     outcome = "promoted" if verdict.passed else "forced" if forced else "held back"
     for tags in (tracker.set_tags, lambda tags: _tag(client, name, version, tags)):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videoblip2.captions.metrics import label_of, scale_of, shown
 from videoblip2.evaluate import Evaluation
 from videoblip2.registry.gate import Gate, Verdict
 
@@ -44,40 +45,41 @@ def write_verdict(
         "corpus": {"challenger": sides[0].corpus, "champion": sides[1].corpus},
     }
     (folder / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_videos(folder / "videos.csv", verdict, sides)
+    _write_videos(folder / "videos.csv", verdict, sides, gate.metric)
     plot(folder / "verdict.png", verdict, gate)
 
 
-def _write_videos(path: Path, verdict: Verdict, sides: tuple[Evaluation, Evaluation]) -> None:
+def _write_videos(path: Path, verdict: Verdict, sides: tuple[Evaluation, Evaluation], metric: str) -> None:
     challenger, champion = sides
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["video_id", "difference", "challenger", "champion", "challenger_caption", "champion_caption"])
         for video, difference in sorted(verdict.differences.items(), key=lambda pair: pair[1]):
-            scores = [side.per_video[video]["CIDEr"] for side in sides]
+            scores = [side.per_video[video][metric] for side in sides]
             numbers = [f"{number:.6f}" for number in (difference, *scores)]
             writer.writerow([video, *numbers, challenger.captions[video], champion.captions[video]])
 
 
 def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
-    """The differences of the videos with the mean, its interval, zero and the least gain; CIDEr ×100."""
+    """The differences of the videos with the mean, its interval, zero and the smallest gain, as they are printed."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
     from matplotlib.ticker import MaxNLocator
 
-    gain, differences = verdict.gain, 100 * np.sort(list(verdict.differences.values()))
+    gain, factor, colour = verdict.gain, scale_of(gate.metric), "#2c7a4b" if verdict.passed else "#b3392f"
+    differences = factor * np.sort(list(verdict.differences.values()))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(differences, bins=min(40, max(10, len(differences) // 10)), color="#b8c4d6")
-    axes.axvspan(100 * gain.low, 100 * gain.high, color="#2c7a4b" if verdict.passed else "#b3392f", alpha=0.3)
-    axes.axvline(100 * gain.difference, color="#2c7a4b" if verdict.passed else "#b3392f", linewidth=2)
+    axes.axvspan(factor * gain.low, factor * gain.high, color=colour, alpha=0.3)
+    axes.axvline(factor * gain.difference, color=colour, linewidth=2)
     axes.axvline(0, color="black", linewidth=1)
-    axes.axvline(100 * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
-    axes.set_xlabel("CIDEr-D of a video, challenger - opponent, times 100")
+    axes.axvline(factor * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
+    axes.set_xlabel(f"{label_of(gate.metric, scale=True)} of a video, challenger - opponent")
     axes.set_ylabel("videos")
-    interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    title = f"mean {100 * gain.difference:+.1f}, {100 * gate.confidence:g} % interval {interval}"
+    value, low, high = (shown(gate.metric, number, "+") for number in gain[:3])
+    title = f"mean {value}, {100 * gate.confidence:g} % interval {low} to {high}"
     words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
     axes.set_title(f"{title}\ngate {words}", fontsize="medium")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(["interval of the mean", "mean", "no difference", "least gain"], frameon=False, fontsize="small")
+    axes.legend(["interval of the mean", "mean", "no difference", "smallest gain"], frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import write_json
+from videoblip2.files import write_json
 from videoblip2.toy.captions import make_captions
 from videoblip2.toy.questions import question_entries
 from videoblip2.toy.render import FPS, RATE, render_audio, render_frames

@@ -8,27 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videoblip2.captions import BootstrapResult, caption_metrics
-from videoblip2.captions.intervals import (
-    BLEU_COLUMNS,
-    Floats,
-    Interval,
-    bleu,
-    bleu_tables,
-    difference,
-    interval,
-    over_seeds,
-    resampled_means,
-)
-from videoblip2.captions.tokenizer import tokenize
+from videoblip2.captions import METRICS, BootstrapResult, Metric, caption_metrics
+from videoblip2.captions.functions import Floats
+from videoblip2.captions.intervals import Interval, difference, interval, over_seeds, resampled_means
+from videoblip2.captions.metrics import PRIMARY
+from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 from videoblip2.tracking.mlflow.run_records import Prediction, RunRecord
 
-#: Scores whose corpus value is the mean over videos. METEOR's is not quite; its row says so.
-MEANS = ("CIDEr", "ROUGE_L", "METEOR", "SPICE")
-BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-ORDER = ("CIDEr", *BLEU, "ROUGE_L", "METEOR", "SPICE", "words")
-RANKED_BY = "CIDEr"
 TIE = 1e-9
 
 Predictions = Mapping[str, Prediction]
@@ -52,14 +39,14 @@ class Side:
 class Score:
     """One metric. values: of each side; differences: of each further side minus the first."""
 
-    metric: str
+    metric: Metric
     values: tuple[Interval, ...]
     differences: tuple[BootstrapResult, ...]
 
 
 @dataclass(frozen=True)
 class VideoPair:
-    """A video under two sides. captions: (caption, CIDEr) of each run of each side; scores: the sides' CIDEr."""
+    """A video under two sides. captions: (caption, PRIMARY's score) of each side's runs; scores: the sides' means."""
 
     video_id: str
     category: int | None
@@ -159,7 +146,9 @@ def _only(side: Side, videos: Sequence[str], same: bool) -> Side:
 def _scored(predictions: Predictions) -> Predictions:
     references = {video: prediction.references for video, prediction in predictions.items()}
     captions = {video: prediction.caption for video, prediction in predictions.items()}
-    scores = caption_metrics(references, captions, ["CIDEr", "ROUGE_L"]).per_video
+    stored = next(iter(predictions.values())).scores
+    names = [name for name in stored if name in METRICS and not METRICS[name].needs]
+    scores = caption_metrics(references, captions, names).per_video
     return {
         video: Prediction(one.caption, scores[video], one.references, one.category)
         for video, one in predictions.items()
@@ -169,42 +158,57 @@ def _scored(predictions: Predictions) -> Predictions:
 def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: int) -> list[Score]:
     """All metrics of all sides from one set of resamples."""
     every = [predictions for side in sides for predictions in side.predictions]
-    means = [name for name in MEANS if all(name in p[video].scores for p in every for video in videos)]
-    table = np.concatenate(_blocks(every, videos, means), axis=1)  # [N, runs · (means + 1 + BLEU's)]
-    points, samples = table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)
-    values, drawn = _of_runs(points, means, len(every)), _of_runs(samples, means, len(every))
+    columns = _columns(every, videos)
+    table = np.concatenate([block.reshape(len(videos), -1) for block in columns.values()], axis=1)
+    means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)])
+    blocks = np.split(means, np.cumsum([block[0].size for block in columns.values()])[:-1], axis=1)
     ends = np.cumsum([len(side.runs) for side in sides]).tolist()
     places = [slice(end - len(side.runs), end) for side, end in zip(sides, ends, strict=True)]
-    return [_score(name, values[name], drawn[name], places) for name in ORDER if name in values]
+    found = {
+        name: block.reshape(len(means), len(every), -1) for name, block in zip(columns, blocks, strict=True)
+    }  # [1 + R, runs, k]
+    scores = []
+    for metric in METRICS.values():
+        if (block := found.get(_key(metric))) is not None:
+            values = block[..., 0] if metric.pool is None else metric.pool(block)
+            scores.append(_score(metric, values[0], values[1:].T, places))
+    return scores
 
 
-def _blocks(every: Sequence[Predictions], videos: Sequence[str], means: Sequence[str]) -> list[Floats]:
-    """For each run [N, means + 1 + BLEU's]: scores of each video, its number of words, its BLEU counts."""
-    references = {video: every[0][video].references for video in videos}
-    counts = bleu_tables(references, [{video: p[video].caption for video in videos} for p in every])
-    blocks = []
-    for predictions, count in zip(every, counts, strict=True):
-        rows = [[predictions[video].scores[name] for name in means] for video in videos]
-        words = [[float(len(tokenize(predictions[video].caption)))] for video in videos]
-        blocks.append(np.concatenate([np.array(rows).reshape(len(videos), -1), words, count], axis=1))
-    return blocks
+def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object, Floats]:
+    """What each metric is a mean or a pool of, for each video and run: [N, runs, k].
+
+    Scores come from the predictions; where these lack a metric that needs no Java, it is computed from the captions.
+    """
+    texts = [joined(p[video].caption) for video in videos for p in every]
+    groups = [group for video in videos for group in [[joined(t) for t in every[0][video].references]] * len(every)]
+    columns: dict[object, Floats] = {}
+    for metric in METRICS.values():
+        if metric.of != "captions" or not metric.per_video or _key(metric) in columns:
+            continue
+        stored = [p[video].scores.get(metric.name) for video in videos for p in every]
+        if metric.pool is None and None not in stored:
+            values = np.array(stored, np.float64)
+        elif metric.default and not metric.needs:
+            values = metric.rows(metric.function(texts, groups), len(texts))
+        else:
+            continue
+        columns[_key(metric)] = values.reshape(len(videos), len(every), -1)
+    return columns
 
 
-def _of_runs(means: Floats, names: Sequence[str], runs: int) -> dict[str, Floats]:
-    """Column means [R, runs · width] → metric → its value in each run [runs, R]."""
-    blocks = np.split(means, runs, axis=1)
-    found = {name: np.stack([block[:, place] for block in blocks]) for place, name in enumerate([*names, "words"])}
-    for order, name in enumerate(BLEU):
-        found[name] = np.stack([bleu(block[:, -BLEU_COLUMNS:])[:, order] for block in blocks])
-    return found
+def _key(metric: Metric) -> object:
+    """Metrics that pool the same counts share their columns."""
+    return metric.name if metric.pool is None else metric.function
 
 
-def _score(name: str, points: Floats, samples: Floats, places: Sequence[slice]) -> Score:
+def _score(metric: Metric, points: Floats, samples: Floats, places: Sequence[slice]) -> Score:
+    """points [runs], samples [runs, R] → the sides' values and differences."""
     values = [float(points[place].mean()) for place in places]
     drawn = [over_seeds(samples[place], seed=number + 1) for number, place in enumerate(places)]
     pairs = list(zip(values, drawn, strict=True))
     return Score(
-        metric=name,
+        metric=metric,
         values=tuple(interval(value, sample) for value, sample in pairs),
         differences=tuple(difference(value - values[0], sample - drawn[0]) for value, sample in pairs[1:]),
     )
@@ -219,8 +223,7 @@ def _duel(sides: Sequence[Side], place: int, videos: Sequence[str]) -> Duel:
 
 def _pair(first: Side, second: Side, video: str) -> VideoPair:
     captions = tuple(
-        tuple((p[video].caption, float(p[video].scores[RANKED_BY])) for p in side.predictions)
-        for side in (first, second)
+        tuple((p[video].caption, float(p[video].scores[PRIMARY])) for p in side.predictions) for side in (first, second)
     )
     scores = [sum(score for _, score in runs) / len(runs) for runs in captions]
     known = first.predictions[0][video]

@@ -1,6 +1,5 @@
 """A comparison as one HTML file: styles and drawings inside, no network, light and dark."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import Any
 
 from videoblip2.captions import tokenize
 from videoblip2.captions.intervals import Interval
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown
+from videoblip2.files import write_text
 from videoblip2.tracking.compare import Comparison, Duel, Score, VideoPair, letter
 from videoblip2.tracking.mlflow.run_records import curve
 
 TEMPLATE = "compare.html.j2"
-LABELS = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
 WIDTH, HEIGHT, MARGIN = 640, 220, 34
 BINS = 41
 
@@ -27,11 +27,8 @@ class Bar:
 
 
 def write_page(path: Path, comparison: Comparison, top: int = 5) -> None:
-    """Write the page through a temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(render(comparison, top), encoding="utf-8")
-    os.replace(draft, path)
+    """Write the page."""
+    write_text(path, render(comparison, top))
 
 
 def render(comparison: Comparison, top: int = 5) -> str:
@@ -40,9 +37,11 @@ def render(comparison: Comparison, top: int = 5) -> str:
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals.update(letter=letter, words=marked_words, bars=bars, label=lambda name: LABELS.get(name, name))
+    environment.globals.update(letter=letter, words=marked_words, bars=bars, shown=shown)
     return environment.get_template(TEMPLATE).render(
         c=comparison,
+        primary=PRIMARY,
+        label=label_of(PRIMARY),
         top=top,
         histograms=[histogram(duel) for duel in comparison.duels],
         categories=[categories(duel) for duel in comparison.duels],
@@ -73,7 +72,7 @@ def marked_words(caption: str, references: Sequence[str]) -> list[tuple[str, boo
 
 
 def histogram(duel: Duel) -> dict[str, Any]:
-    """Gains in CIDEr over all videos as bars: an odd number of equal bins about 0, the outer ones open."""
+    """Gains over all videos as bars: an odd number of equal bins about 0, the outer ones open."""
     gains = sorted(pair.gain for pair in duel.pairs)
     reach = max(abs(gains[int(0.01 * len(gains))]), abs(gains[int(0.99 * (len(gains) - 1))])) or 1.0
     counts = [0] * BINS
@@ -90,11 +89,11 @@ def histogram(duel: Duel) -> dict[str, Any]:
         }
         for n, count in enumerate(counts)
     ]
-    return {"bars": drawn, "wide": wide - 2, "reach": 100 * reach, "width": WIDTH, "height": HEIGHT}
+    return {"bars": drawn, "wide": wide - 2, "reach": scale_of(PRIMARY) * reach, "width": WIDTH, "height": HEIGHT}
 
 
 def categories(duel: Duel) -> list[dict[str, Any]]:
-    """Mean CIDEr of both sides for each category, the largest gain first; none where videos have no category."""
+    """Mean score of both sides for each category, the largest gain first; none where videos have no category."""
     groups: dict[int, list[VideoPair]] = {}
     for pair in duel.pairs:
         if pair.category is not None:
@@ -112,7 +111,7 @@ def _means(pairs: Sequence[VideoPair]) -> list[float]:
     return [sum(pair.scores[side] for pair in pairs) / len(pairs) for side in (0, 1)]
 
 
-def curves(comparison: Comparison, metric: str = "val/CIDEr") -> dict[str, Any]:
+def curves(comparison: Comparison, metric: str = f"val/{PRIMARY}") -> dict[str, Any]:
     """Validation curves as lines of one drawing; nothing where no run has two points."""
     found = [(n, curve(run.run_id, metric)) for n, side in enumerate(comparison.sides) for run in side.runs]
     lines = [(n, points) for n, points in found if len(points) > 1]
@@ -128,4 +127,11 @@ def curves(comparison: Comparison, metric: str = "val/CIDEr") -> dict[str, Any]:
         return f"{x:.1f},{8 + (HEIGHT - 24) * (high - value) / span:.1f}"
 
     drawn = [{"side": n, "points": " ".join(place(*point) for point in points)} for n, points in lines]
-    return {"lines": drawn, "low": 100 * low, "high": 100 * high, "steps": steps, "width": WIDTH, "height": HEIGHT}
+    return {
+        "lines": drawn,
+        "low": scale_of(PRIMARY) * low,
+        "high": scale_of(PRIMARY) * high,
+        "steps": steps,
+        "width": WIDTH,
+        "height": HEIGHT,
+    }

@@ -5,7 +5,6 @@ long, at most five minutes. What is left at the end goes to a file that the same
 """
 
 import json
-import os
 import re
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from videoblip2.files import write_text
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
 #: One message as plain data; its keys say what it is: points, tags, params, table, file or data.
@@ -62,13 +63,9 @@ class Outbox:
         """Put what waits into the file, so that it survives the process; return whether that was possible."""
         if self.file is None or not self.waiting:
             return not self.waiting
-        draft = self.file.with_name(f".{self.file.name}.tmp")
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text("".join(json.dumps(record) + "\n" for record in self.waiting), encoding="utf-8")
-            os.replace(draft, self.file)
+            write_text(self.file, "".join(json.dumps(record) + "\n" for record in self.waiting))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             say(f"{self.file}: cannot be written ({error.strerror}); {describe(self.waiting)} will be lost")
             return False
         return True

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 from videoblip2.config import Config, InputError, flatten, parse_config
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.dataset import CachedFeatures
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
-from videoblip2.evaluate import ALL_METRICS, NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
@@ -17,7 +18,7 @@ from videoblip2.tracking import find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.progress import Progress, no_progress
-from videoblip2.training.record import cider_interval, data_digest, interval_scores, log_captions
+from videoblip2.training.record import data_digest, interval_scores, log_captions, primary_interval
 from videoblip2.training.workspace import with_features
 
 SPLITS = ("val", "test")
@@ -41,7 +42,7 @@ def evaluate_model(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     progress: Progress = no_progress,
-    metrics: Sequence[str] = ALL_METRICS,
+    metrics: Sequence[str] | None = None,
 ) -> EvaluationResult:
     """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
 
@@ -50,6 +51,7 @@ def evaluate_model(
     Args:
         model: MODEL; its run, where it has one, is named in the tags.
         overrides: `key=value` on the configuration that the checkpoint carries.
+        metrics: names in METRICS; None = the default ones.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
@@ -82,7 +84,12 @@ def evaluate_model(
 
 
 def _captions(
-    captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress, metrics: Sequence[str]
+    captioner: Captioner,
+    config: Config,
+    store: FeatureStore,
+    split: str,
+    progress: Progress,
+    metrics: Sequence[str] | None,
 ) -> Evaluation:
     videos = read_annotations(Path(config.data.annotations) / f"{split}.json")
     references = {video.video_id: video.captions for video in with_features(videos, store, f"{split}.json")}
@@ -111,14 +118,14 @@ def _inputs(result: Evaluation, split: str) -> list[tuple[str, list[str]]]:
 
 
 def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
-    """The split's scores, CIDEr with its interval, and a line at the head of the run's page."""
+    """The split's scores, the primary one with its interval, and a line at the head of the run's page."""
     scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
-    names = [name for name in (*ALL_METRICS, "accuracy") if name in result.corpus]
-    text = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in names)
-    if result.per_video and "CIDEr" in result.corpus:
-        sure = cider_interval(result)
+    names = summary_metrics(result.corpus)
+    text = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in names)
+    if PRIMARY in result.corpus:
         scores |= interval_scores(split, result)
-        text += f"; CIDEr's 95 % interval over videos is [{100 * sure.low:.1f}, {100 * sure.high:.1f}]"
+        text += f"; {label_of(PRIMARY)} with its 95 % interval over videos: "
+        text += shown_interval(PRIMARY, primary_interval(result))
     tracker.log_metrics(scores, step=0)
     judged = f"{len(result.captions)} videos" if result.captions else f"{len(result.answers)} answers"
     tracker.note(f"**{split}**, {judged}: {text}")

@@ -1,8 +1,10 @@
-"""Figures of a run, drawn once at its end: learning curves, and CIDEr of each category."""
+"""Figures of a run, drawn once at its end: learning curves, and the primary metric of each category."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,11 +12,12 @@ if TYPE_CHECKING:
 Curve = Sequence[tuple[int, float]]
 BLUE, RED, GREY = "#2563eb", "#dc2626", "#6b7280"
 
+VALIDATION = f"val/{PRIMARY}"
 #: Panels: title → the metrics drawn in it, and the factor that they are shown with.
 PANELS: Mapping[str, tuple[tuple[str, ...], float]] = {
     "training loss": (("train/loss",), 1.0),
-    "reward in training, CIDEr-D ×100": (("train/reward", "train/greedy_reward"), 100.0),
-    "validation CIDEr ×100": (("val/CIDEr",), 100.0),
+    "reward in training ×100": (("train/reward", "train/greedy_reward"), 100.0),
+    f"validation {label_of(PRIMARY, scale=True)}": ((VALIDATION,), scale_of(PRIMARY)),
 }
 METRICS = tuple(name for names, _ in PANELS.values() for name in names)
 
@@ -37,23 +40,24 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
 
 
 def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping[str, int], title: str) -> Path | None:
-    """Draw the mean CIDEr of each category as bars, best first, as PNG; None where all videos are of one category.
+    """Draw the mean score of each category as bars, best first, as PNG; None where all videos are of one category.
 
     Args:
-        scores: CIDEr by video. categories: each video's.
+        scores: the primary metric by video. categories: each video's.
     """
     means = category_means(scores, categories)
     if len(means) < 2:
         return None
     figure, (axis,) = _figure(1, title, height=1.2 + 0.28 * len(means))
     names = [f"category {category}  ({count})" for category, (_, count) in means.items()]
-    bars = axis.barh(names, [100 * mean for mean, _ in means.values()], color=BLUE)
+    factor = scale_of(PRIMARY)
+    bars = axis.barh(names, [factor * mean for mean, _ in means.values()], color=BLUE)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    whole = 100 * sum(scores.values()) / len(scores)
+    whole = factor * sum(scores.values()) / len(scores)
     axis.axvline(whole, color=GREY, linestyle="--", linewidth=1, label=f"all videos {whole:.1f}")
     axis.invert_yaxis()
     axis.margins(x=0.1)
-    axis.set_xlabel("CIDEr ×100")
+    axis.set_xlabel(label_of(PRIMARY, scale=True))
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     return _save(figure, path)
 
@@ -76,8 +80,8 @@ def _panel(axis: "Axes", name: str, runs: Mapping[str, Mapping[str, Curve]]) -> 
                 [label] * (len(runs) > 1) + [metric.partition("/")[2].replace("_", " ")] * (len(metrics) > 1)
             )
             axis.plot([s for s, _ in points], [factor * v for _, v in points], linewidth=1.5, label=said or None)
-    if len(runs) == 1 and metrics == ("val/CIDEr",):
-        _mark_best(axis, next(iter(runs.values()))["val/CIDEr"], factor)
+    if len(runs) == 1 and metrics == (VALIDATION,):
+        _mark_best(axis, next(iter(runs.values()))[VALIDATION], factor)
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("step")
     axis.locator_params(axis="x", integer=True)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from videoblip2.captions import diversity, tokenize
-from videoblip2.captions.rewards import repetition
+from videoblip2.captions import diversity
+from videoblip2.captions.functions import repetition
+from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, WatchConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def check_same_policy(gap: Tensor, config: Config) -> None:
 def rollout_metrics(rollout: "Rollout") -> dict[str, float | Tensor]:
     """Rewards and words of B·K samples: lengths in words and tokens, shares from 0 to 1, rewards in CIDEr scale."""
     words = diversity(rollout.captions)
-    repeated = [repetition(tokenize(caption)) for caption in rollout.captions]
+    repeated = repetition([joined(caption) for caption in rollout.captions], ())
     return {
         "reward": rollout.reward.mean(),
         "reward_spread": rollout.reward.std(dim=1, correction=0).mean(),
@@ -51,7 +52,8 @@ def rollout_metrics(rollout: "Rollout") -> dict[str, float | Tensor]:
         "bad_endings": words["bad_endings"],
         "distinct_1": words["distinct_1"],
         "distinct_2": words["distinct_2"],
-        "repetition": sum(repeated) / max(1, len(repeated)),
+        "repetition": float(repeated.mean()),
+        **{f"reward/{name}": mean for name, mean in rollout.terms.items()},
     }
 
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
+from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 from videoblip2.config import flatten, to_yaml
 from videoblip2.evaluate import Evaluation, write_predictions
 from videoblip2.features.store import FeatureStore, digest
+from videoblip2.files import write_text
 from videoblip2.modality import modality_label
 from videoblip2.model.build import reports_as_json
 from videoblip2.model.qformer.weight_report import WeightReport
@@ -88,31 +89,31 @@ def log_captions(
 
 
 def log_figures(name: str, folder: Path, result: Evaluation, categories: Mapping[str, int], tracker: Tracker) -> None:
-    """Log learning curves and the CIDEr of each category as images; an untracked run has no curves to draw."""
+    """Log learning curves and the mean score of each category as images; an untracked run has no curves to draw."""
     if tracker.run_id is None:
         return
     tracker.flush()
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
-    scores = {video: values["CIDEr"] for video, values in result.per_video.items()}
+    scores = {video: values[PRIMARY] for video, values in result.per_video.items()}
     for path in (
         draw_curves(folder / "learning_curves.png", {name: curves}, name),
-        draw_categories(folder / "categories.png", scores, categories, f"{name}\nCIDEr by category"),
+        draw_categories(folder / "categories.png", scores, categories, f"{name}\n{label_of(PRIMARY)} by category"),
     ):
         if path is not None:
             tracker.log_file(path, "figures")
 
 
 def interval_scores(split: str, result: Evaluation) -> dict[str, float]:
-    """The ends of CIDEr's interval, as metrics; none where no captions were judged."""
+    """The ends of the primary metric's interval, as metrics; none where no captions were judged."""
     if not result.per_video:
         return {}
-    sure = cider_interval(result)
-    return {f"{split}/CIDEr_ci_low": sure.low, f"{split}/CIDEr_ci_high": sure.high}
+    sure = primary_interval(result)
+    return {f"{split}/{PRIMARY}_ci_low": sure.low, f"{split}/{PRIMARY}_ci_high": sure.high}
 
 
-def cider_interval(result: Evaluation) -> Interval:
-    """CIDEr with its 95 % interval over videos."""
-    scores = np.array([[values["CIDEr"]] for values in result.per_video.values()])
+def primary_interval(result: Evaluation) -> Interval:
+    """The primary metric with its 95 % interval over videos."""
+    scores = np.array([[values[PRIMARY]] for values in result.per_video.values()])
     return interval(float(scores.mean()), resampled_means(scores)[:, 0])
 
 
@@ -120,11 +121,11 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
     """The markdown at the head of the run's page."""
     scores = []
     if result.per_video:
-        sure = cider_interval(result)
+        value, interval_text = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
         count = f"on {len(result.captions)} validation videos"
-        scores.append(f"**CIDEr {100 * sure.value:.1f}** [{100 * sure.low:.1f}, {100 * sure.high:.1f}] {count}")
+        scores.append(f"**{label_of(PRIMARY)} {value}** {interval_text} {count}")
     if result.answers:
-        scores.append(f"**accuracy {100 * result.corpus['accuracy']:.1f}** of {len(result.answers)} answers")
+        scores.append(f"**accuracy {shown('accuracy', result.corpus['accuracy'])}** of {len(result.answers)} answers")
     head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
     rows = {"command": f"`{command_line()}`"}
     if work.parent:
@@ -132,23 +133,20 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
         if {"lineage.parent_run", "lineage.parent_name"} <= made.keys():
             rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
             if "lineage.parent_cider" in made:
-                rows["started from"] += f", CIDEr {100 * float(made['lineage.parent_cider']):.1f}"
+                rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
         else:
             rows["started from"] = f"`{work.parent}`"
-    names = [name for name in result.corpus if name.startswith(("Bleu_4", "ROUGE", "METEOR"))]
-    if names:
-        rows["also"] = ", ".join(f"{name} {100 * result.corpus[name]:.1f}" for name in names)
-        rows["words a caption"] = f"{result.corpus['mean_length']:.1f}"
+    if result.per_video:
+        others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
+        rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
+        rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
     return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
 
 def _log_text(path: Path, text: str, tracker: Tracker) -> None:
     """Write a text beside the checkpoint and log it; an empty one leaves no file, also not an older run's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not text:
         path.unlink(missing_ok=True)
         return
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, text)
     tracker.log_file(path)

@@ -1,7 +1,15 @@
 """The reward of a stage, made once from its configuration and data."""
 
-from videoblip2.captions import MixedReward, RewardWeights
+from videoblip2.captions import MixedReward
+from videoblip2.captions.rewards import find_reward
+from videoblip2.config import Config
 from videoblip2.training.workspace import Workspace
+
+
+def check_reward(config: Config) -> None:
+    """Raise InputError for a term of `scst.reward` that is no reward, before anything is loaded."""
+    for name in config.scst.reward.weights:
+        find_reward(name)
 
 
 def build_reward(work: Workspace) -> MixedReward:
@@ -9,9 +17,7 @@ def build_reward(work: Workspace) -> MixedReward:
 
     Document frequencies are those of the complete training references, whichever references score.
     """
-    config = work.config.scst
-    weights = RewardWeights(**config.reward.model_dump())
-    return MixedReward(reward_references(work), work.document_frequencies, weights)
+    return MixedReward(reward_references(work), work.document_frequencies, work.config.scst.reward.weights)
 
 
 def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videoblip2.captions import CiderD, MixedReward
+from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.config import Config, ScstConfig
 from videoblip2.data.dataset import Batch
 from videoblip2.model.decode import Decoded, greedy_and_sample
@@ -41,14 +41,12 @@ from videoblip2.training.parts import Part, cut, take
 from videoblip2.training.policy import clipped_loss, k3, token_entropy, token_log_probs
 from videoblip2.training.workspace import Workspace
 
-Scorer = CiderD | MixedReward
-
 
 @dataclass(frozen=True)
 class Rollout:
     """B videos, K samples each: rewards and advantages [B,K], the greedy captions and their reward [B].
 
-    mask: [B·K,T], the tokens that the loss counts.
+    mask: [B·K,T], the tokens that the loss counts. terms: of a mixed reward, the mean of each over the samples.
     """
 
     sampled: Decoded
@@ -58,6 +56,7 @@ class Rollout:
     greedy_reward: Tensor
     advantage: Tensor
     mask: Tensor
+    terms: dict[str, float]
 
 
 def scst_step(
@@ -113,11 +112,12 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, states: Tensor, mask
         )
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
     repeated = [video_id for video_id in batch.video_ids for _ in range(config.samples)]
-    reward = _reward(scorer, repeated, captions, sampled).view(-1, config.samples)  # [B,K]
-    greedy_reward = _reward(scorer, batch.video_ids, greedy_captions, greedy)  # [B]
+    rewards, terms = _reward(scorer, repeated, captions, sampled)
+    reward = rewards.view(-1, config.samples)  # [B,K]
+    greedy_reward, _ = _reward(scorer, batch.video_ids, greedy_captions, greedy)  # [B]
     advantage = (reward - baseline(reward, greedy_reward, config)).to(states.device)
     live = sampled.mask * sampled.ended[:, None] if config.mask_unended else sampled.mask
-    return Rollout(sampled, captions, greedy_captions, reward, greedy_reward, advantage, live)
+    return Rollout(sampled, captions, greedy_captions, reward, greedy_reward, advantage, live, terms)
 
 
 def _check_finite(video_ids: Sequence[str], states: Tensor) -> None:
@@ -129,9 +129,15 @@ def _check_finite(video_ids: Sequence[str], states: Tensor) -> None:
         )
 
 
-def _reward(scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], decoded: Decoded) -> Tensor:
-    scores = scorer.score(list(video_ids), list(captions), ended=decoded.ended.tolist())
-    return torch.from_numpy(np.asarray(scores, dtype=np.float32))
+def _reward(
+    scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], decoded: Decoded
+) -> tuple[Tensor, dict[str, float]]:
+    """The reward of each caption [M], and the means of several terms before their weights."""
+    asked = list(video_ids), list(captions), decoded.ended.tolist()
+    terms = scorer.terms(*asked) if isinstance(scorer, MixedReward) else {}
+    scores = scorer.total(terms, len(captions)) if isinstance(scorer, MixedReward) else scorer.score(*asked)
+    means = {name: float(values.mean()) for name, values in terms.items()} if len(terms) > 1 else {}
+    return torch.from_numpy(np.asarray(scores, dtype=np.float32)), means
 
 
 def _of(rollout: Rollout, videos: slice) -> Rollout:

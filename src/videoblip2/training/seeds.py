@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.captions.intervals import Interval, seed_interval
+from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.modality import modality_label
 from videoblip2.tracking.mlflow.run_records import curve, run_link
@@ -131,7 +132,7 @@ def _log(
 ) -> None:
     """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
     best = {f"val/{name}": value.value for name, value in metrics.items()}
-    best |= {"val/CIDEr_ci_low": metrics["CIDEr"].low, "val/CIDEr_ci_high": metrics["CIDEr"].high}
+    best |= {f"val/{PRIMARY}_ci_low": metrics[PRIMARY].low, f"val/{PRIMARY}_ci_high": metrics[PRIMARY].high}
     seeds = [config.seed + number for number in range(len(results))]
     curves = {
         f"seed {n}": {metric: curve(r.run_id, metric) for metric in METRICS}
@@ -145,19 +146,19 @@ def _log(
     if figure is not None:
         group.log_file(figure, "figures")
     modalities = modality_label(config.model.modalities)
-    group.set_tags({"mlflow.note.content": _summary(results, metrics["CIDEr"]), "modalities": modalities})
+    group.set_tags({"mlflow.note.content": _summary(results, metrics[PRIMARY]), "modalities": modalities})
 
 
 def probe_rows(results: Sequence[StageResult], count: int) -> list[dict[str, object]]:
     """The first videos with the caption of the middle seed, by CIDEr, and each video's CIDEr as the mean over seeds."""
     tables = [_predictions(result) for result in results]
-    order = sorted(range(len(results)), key=lambda place: results[place].metrics["CIDEr"])
+    order = sorted(range(len(results)), key=lambda place: results[place].metrics[PRIMARY])
     middle = tables[order[len(order) // 2]]
     return [
         {
             "video_id": video,
             "caption": row["caption"],
-            "CIDEr": round(sum(table[video]["scores"]["CIDEr"] for table in tables) / len(tables), 4),
+            PRIMARY: round(sum(table[video]["scores"][PRIMARY] for table in tables) / len(tables), 4),
             "reference": row["references"][0],
         }
         for video, row in list(middle.items())[:count]
@@ -172,13 +173,11 @@ def _predictions(result: StageResult) -> dict[str, dict[str, Any]]:
 
 
 def _summary(results: Sequence[StageResult], cider: Interval) -> str:
-    head = (
-        f"**CIDEr {100 * cider.value:.1f}** [{100 * cider.low:.1f}, {100 * cider.high:.1f}] "
-        f"on validation videos: mean of {len(results)} seeds with Student's 95 % interval"
-    )
+    label, (value, ends) = label_of(PRIMARY), shown_interval(PRIMARY, cider).split(" ", 1)
+    head = f"**{label} {value}** {ends} on validation videos: mean of {len(results)} seeds with Student's 95 % interval"
     rows = [
         f"| {run_link(result.run_id, result.name) if result.run_id else result.name} "
-        f"| {100 * result.metrics['CIDEr']:.1f} | {result.best_step} |"
+        f"| {shown(PRIMARY, result.metrics[PRIMARY])} | {result.best_step} |"
         for result in results
     ]
-    return "\n".join([head, "", "| seed | CIDEr | best step |", "|---|---|---|", *rows])
+    return "\n".join([head, "", f"| seed | {label} | best step |", "|---|---|---|", *rows])

@@ -1,14 +1,14 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import Config, InputError
-from videoblip2.evaluate import FAST_METRICS, NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import write_card
@@ -27,7 +27,7 @@ from videoblip2.training.origin import origin
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.record import log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, plain, resumed_config
-from videoblip2.training.rewards import build_reward, reward_references
+from videoblip2.training.rewards import build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, StateFile
 from videoblip2.training.workspace import Workspace, inherit_model, open_workspace, start_copy
@@ -67,6 +67,8 @@ def run_stage(
         observer: see `training.observer`.
     """
     _check_task(stage, config)
+    if stage == "scst":
+        check_reward(config)
     said = what_differs(stage, config, usual) if usual else []
     config = inherit_model(resumed_config(config, stage))
     name, run = config.run.name or run_name(stage, config, said), config.run
@@ -151,15 +153,13 @@ def _keep(folder: Path, work: Workspace, provenance: Provenance, best: Best) -> 
 
 
 def _keep_metrics(folder: Path, metrics: dict[str, float]) -> None:
-    draft = folder / ".metrics.json.tmp"
-    draft.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, folder / "metrics.json")
+    write_json(folder / "metrics.json", metrics)
     write_card(folder)
 
 
 def _judge(work: Workspace, best: Best) -> Evaluation:
     references = {video.video_id: video.captions for video in work.val_videos}
-    result = evaluate(best.captions, references, FAST_METRICS) if references else NOTHING
+    result = evaluate(best.captions, references, default_metrics(fast=True)) if references else NOTHING
     if work.val_questions:
         result = with_answers(result, best.answers, work.val_questions, work.train_questions)
     return result

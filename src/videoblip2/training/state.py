@@ -7,7 +7,6 @@ Batches and samples need no state: both are functions of (seed, step).
 """
 
 import json
-import os
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videoblip2.files import atomic, write_json
 from videoblip2.training.monitors import Watch
 from videoblip2.training.validation import Best
 from videoblip2.training.window import Window
@@ -59,13 +59,8 @@ class StateFile:
         random_tensors, random_record = capture_random()
         tensors = {**capture(trainable, optimizer), **random_tensors}
         record = {"format": FORMAT, **self.identity, **_course_record(course), "random": random_record}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{FILE}.tmp"
-        try:
-            save_file(tensors, draft, metadata={"state": json.dumps(record)})
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)  # half a file would keep a full disk full
+        with atomic(self.path) as file:
+            save_file(tensors, file.name, metadata={"state": json.dumps(record)})
 
     def restore(self, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, course: Course) -> None:
         """Put weights, moments, random states and the course back."""
@@ -81,15 +76,12 @@ class StateFile:
 
     def clear(self) -> None:
         """Forget an earlier run in this folder."""
-        for name in (FILE, FINISHED, f".{FILE}.tmp"):
+        for name in (FILE, FINISHED):
             (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, **facts: object) -> None:
         """The run is over: say so, and give the room of the state back."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{FINISHED}.tmp"
-        draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, self.folder / FINISHED)
+        write_json(self.folder / FINISHED, facts)
         self.path.unlink(missing_ok=True)
 
 

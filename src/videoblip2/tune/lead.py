@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError, parse_config
+from videoblip2.files import write_text
 from videoblip2.tracking import Tracker, open_run
 from videoblip2.training.progress import Progress, no_progress
 from videoblip2.tune.plan import Plan, load_plan
-from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows, write_text
+from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
 from videoblip2.tune.study import best_of, counted, distributions, name_of, open_study
 from videoblip2.tune.verdict import Verdict, judge

@@ -1,7 +1,5 @@
 """What a study tells a person, and keeps beside its trials: a line a trial, a table, plots."""
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from videoblip2.files import atomic, write_json
 from videoblip2.tune.study import best_of, counted, finished, name_of, quiet
 
 Say = Callable[[str], None]
@@ -52,7 +51,7 @@ def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
 def write_rows(study: optuna.Study, folder: Path) -> Path:
     """All trials as `trials.json`."""
     path = folder / "trials.json"
-    write_text(path, json.dumps(rows_of(study), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, rows_of(study))
     return path
 
 
@@ -93,18 +92,10 @@ def _save(axes: Any, path: Path) -> Path:
 
     figure = axes.figure
     figure.set_size_inches(10, 5)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=120, bbox_inches="tight")
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
-    os.replace(draft, path)
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _value(trial: FrozenTrial | None) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from videoblip2.captions.bootstrap import paired_bootstrap
+from videoblip2.captions import paired_bootstrap
 from videoblip2.tune.study import best_of, name_of
 
 ALPHA = 0.05

@@ -1,10 +1,10 @@
 """What was fetched, and the checksums that show it is still what it was."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from videoblip2.files import write_text
 from videoblip2.model.qformer.http_download import Progress, unhurried
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
@@ -35,9 +35,7 @@ def digests(path: Path, progress: Progress = unhurried) -> tuple[str, str]:
 
 def write_checksums(path: Path, files: dict[str, str]) -> None:
     """Write name → sha256 in the form that `sha256sum --check` reads, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in files.items()), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in files.items()))
 
 
 def read_checksums(path: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ Beside FILE.part lies FILE.part.json with what the server said of the file. A br
 
 import base64
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from videoblip2.config import InputError
+from videoblip2.files import write_json
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
 _TIMEOUT = 60  # seconds without a byte
@@ -152,9 +152,7 @@ def _state_file(part: Path) -> Path:
 
 
 def _save_state(part: Path, remote: _Remote) -> None:
-    temporary = _state_file(part).with_name(f"{part.name}.tmp")
-    temporary.write_text(json.dumps(asdict(remote)), encoding="utf-8")
-    os.replace(temporary, _state_file(part))
+    write_json(_state_file(part), asdict(remote))
 
 
 def _unreachable(url: str, part: Path, target: Path, reason: object) -> str:

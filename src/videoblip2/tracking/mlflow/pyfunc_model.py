@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
+from videoblip2.config import Decoding
 from videoblip2.modality import MODALITIES, Features
 
 SUFFIX = ".npy"  # of feature files
@@ -29,23 +30,23 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row with `caption` and `score` for each row of the input."""
         given = params or {}
-        options = {"prompt": given.get("prompt") or None, "num_beams": int(given.get("num_beams") or 1)}
+        options = given.get("prompt") or None, Decoding(int(given.get("num_beams") or 1))
         rows = model_input.to_dict("records")
         batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        captions = [caption for batch in batches for caption in self._caption(batch, options)]
+        captions = [caption for batch in batches for caption in self._caption(batch, *options)]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
 
-    def _caption(self, rows: list[dict[str, Any]], options: dict[str, Any]) -> list[Any]:
+    def _caption(self, rows: list[dict[str, Any]], prompt: str | None, decoding: Decoding) -> list[Any]:
         """A caption a row, in order; feature files and media files are decoded as one batch each."""
         stored = [n for n, row in enumerate(rows) if str(row["video"]).endswith(SUFFIX)]
         media = [n for n in range(len(rows)) if n not in stored]
         captions: dict[int, Any] = {}
         if stored:
             items = [_read(rows[n]) for n in stored]
-            captions |= zip(stored, self.captioner.caption(items, **options), strict=True)
+            captions |= zip(stored, self.captioner.caption(items, prompt, decoding), strict=True)
         if media:
             paths = [Path(rows[n]["video"]) for n in media]
-            captions |= zip(media, self.captioner.caption_media(paths, **options), strict=True)
+            captions |= zip(media, self.captioner.caption_media(paths, prompt, decoding), strict=True)
         return [captions[n] for n in range(len(rows))]
 
 

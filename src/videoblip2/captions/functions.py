@@ -1,0 +1,131 @@
+"""The functions behind the tables of metrics and rewards: captions and their references in, numbers out.
+
+`captions` are N texts and `references` N groups of texts, one group per caption. All texts are tokenised: lower-case
+words separated by single spaces (`tokenizer.joined`). A function returns one number per caption, [N]; `bleu_counts`,
+`meteor`, `distinct` and `vocabulary` say what they return instead.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Texts = Sequence[str]
+Groups = Sequence[Sequence[str]]
+Floats = NDArray[np.float64]
+
+# Words that no English caption ends well on, because another word must follow. Captions end on them when the reward
+# leaves out the end token (Rennie et al. 2017, appendix E).
+_ARTICLES = frozenset({"a", "an", "the"})
+_PREPOSITIONS = frozenset({"in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "and"})
+_AUXILIARIES = frozenset({"is", "are", "am"})
+BAD_ENDINGS = _ARTICLES | _PREPOSITIONS | _AUXILIARIES
+
+_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
+
+
+class OwnCorpusScore(NamedTuple):
+    """Scores per caption, and a score of the whole set that is not their mean."""
+
+    corpus: float
+    each: Sequence[float]
+
+
+def length(captions: Texts, references: Groups) -> Floats:
+    """Words in each caption."""
+    return np.array([len(caption.split()) for caption in captions], np.float64)
+
+
+def bad_ending(captions: Texts, references: Groups) -> Floats:
+    """1 where the last word is one of BAD_ENDINGS, else 0."""
+    return np.array([caption.rpartition(" ")[2] in BAD_ENDINGS for caption in captions], np.float64)
+
+
+def repetition(captions: Texts, references: Groups) -> Floats:
+    """Share of a caption's bigrams that occur earlier in it: 0 (none) to almost 1."""
+    pairs = [list(pairwise(caption.split())) for caption in captions]
+    return np.array([1.0 - len(set(own)) / len(own) if own else 0.0 for own in pairs], np.float64)
+
+
+def distinct(captions: Texts, references: Groups, order: int) -> float:
+    """Distinct n-grams over all n-grams of the whole set (Li et al. 2016)."""
+    words = [caption.split() for caption in captions]
+    grams = [tuple(own[at : at + order]) for own in words for at in range(len(own) - order + 1)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def vocabulary(captions: Texts, references: Groups) -> float:
+    """Distinct words of the whole set."""
+    return float(len({word for caption in captions for word in caption.split()}))
+
+
+def bleu_counts(captions: Texts, references: Groups) -> Floats:
+    """The counts that BLEU is made of: [N,10], see `bleu_row`. Neighbours that share one group share its counting."""
+    group, cooked, rows = None, None, []
+    for caption, own in zip(captions, references, strict=True):
+        if own is not group:
+            group, cooked = own, cook_references(own)
+        rows.append(bleu_row(caption, cooked))
+    return np.array(rows, np.float64).reshape(-1, 10)
+
+
+def cook_references(references: Texts) -> Any:
+    """What `bleu_row` needs of a video's references."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs
+
+    return cook_refs(references)
+
+
+def bleu_row(caption: str, cooked: Any) -> list[int]:
+    """Words in the caption and in its nearest reference, then possible and correct n-grams of orders 1 to 4."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_test
+
+    counts = cook_test(caption, cooked)
+    words = counts["testlen"]
+    nearest = min((abs(other - words), other) for other in counts["reflen"])[1]
+    return [words, nearest, *counts["guess"], *counts["correct"]]
+
+
+def bleu(counts: Floats, order: int) -> Floats:
+    """BLEU of summed (or averaged) counts [...,10] → [...], as pycocoevalcap computes it."""
+    words, nearest = counts[..., 0], counts[..., 1]
+    precision = (counts[..., 6 : 6 + order] + _TINY) / (counts[..., 2 : 2 + order] + _SMALL)
+    ratio = (words + _TINY) / (nearest + _SMALL)
+    brevity = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
+    return np.asarray(precision.prod(axis=-1) ** (1.0 / order) * brevity)
+
+
+def cider(captions: Texts, references: Groups) -> Floats:
+    """pycocoevalcap's CIDEr-D, with document frequencies from these references."""
+    from pycocoevalcap.cider.cider import Cider
+
+    return np.asarray(Cider().compute_score(*_coco(captions, references))[1])
+
+
+def rouge(captions: Texts, references: Groups) -> Floats:
+    """pycocoevalcap's ROUGE-L."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    return np.asarray(Rouge().compute_score(*_coco(captions, references))[1])
+
+
+def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
+    """METEOR 1.5 by its Java process. The corpus score is computed from summed statistics."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    corpus, each = Meteor().compute_score(*_coco(captions, references))
+    return OwnCorpusScore(float(corpus), each)
+
+
+def spice(captions: Texts, references: Groups) -> list[float]:
+    """SPICE's F-score by its Java process."""
+    from pycocoevalcap.spice.spice import Spice
+
+    return [score["All"]["f"] for score in Spice().compute_score(*_coco(captions, references))[1]]
+
+
+def _coco(captions: Texts, references: Groups) -> tuple[Mapping[int, Texts], Mapping[int, Texts]]:
+    """References and captions by number, the form that pycocoevalcap takes; its scores keep the order."""
+    return dict(enumerate(references)), {number: [caption] for number, caption in enumerate(captions)}
