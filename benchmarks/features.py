@@ -38,7 +38,7 @@ from transformers import InstructBlipQFormerConfig, T5Config
 
 from videoblip2.config import Config, parse_config
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.dataset import Batch
+from videoblip2.data.batches import Batch, Prefetcher
 from videoblip2.features.pack import pack_features
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.configuration import VideoBlip2Config
@@ -47,7 +47,6 @@ from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.toy.language_model import train_bert_tokenizer, train_t5_tokenizer
 from videoblip2.training.ce import ce_step
 from videoblip2.training.optimizer import build_optimizer, clip_gradients
-from videoblip2.training.prefetch import Prefetcher
 from videoblip2.training.workspace import Workspace
 
 FRAMES, WINDOWS, BATCH = 20, 10, 32

@@ -28,12 +28,11 @@ from transformers import InstructBlipQFormerConfig, T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.captions import CiderD, DocumentFrequencies
-from videoblip2.data.dataset import Batch
+from videoblip2.data.batches import Batch
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.decode import greedy, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
-from videoblip2.training.policy import token_log_probs
-from videoblip2.training.scst import policy_loss
+from videoblip2.training.scst import policy_loss, token_log_probs
 
 WORDS = tuple("a man woman dog is the running playing with ball on in stage singing song car driving red".split(" "))  # noqa: SIM905
 #: Random weights seldom end a caption, so both sides decode this many tokens: more than MSR-VTT's mean of about twelve.

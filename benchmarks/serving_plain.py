@@ -14,7 +14,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import Decoding
-from videoblip2.data.dataset import collate
+from videoblip2.data.batches import collate
 from videoblip2.modality import Features
 from videoblip2.predict import Captioner, load_captioner
 

@@ -49,7 +49,7 @@ def measure(step_ms: float) -> dict[str, Any]:
     import torch
 
     from videoblip2.tracking import open_run
-    from videoblip2.training.system import SystemMeter
+    from videoblip2.training.meters import SystemMeter
 
     cpu: dict[str, list[float]] = {}
     wall: dict[str, list[float]] = {}
@@ -76,14 +76,14 @@ def measure(step_ms: float) -> dict[str, Any]:
 
 def buffered(tracker: Any, meter: Any) -> Callable[[int], None]:
     """What the training loop does: means over an interval, readings of the machine, points into the buffer."""
-    from videoblip2.training.window import Window
+    from videoblip2.training.meters import RunningMeans
 
     def run(first: int) -> None:
-        window = Window()
+        window = RunningMeans()
         for step in range(first, first + STEPS):
-            window.add(METRICS)
+            window.add(METRICS, 16)
             if step % LOG_EVERY == 0:
-                tracker.log_metrics({**window.flush(16), **meter.read()}, step)
+                tracker.log_metrics({**window.flush(), **meter.read()}, step)
         tracker.flush()
 
     return run

@@ -94,7 +94,7 @@ def make_batch(tokenizers):
     """(lengths of video, lengths of audio) → a Batch of seeded features; labels where captions are given."""
     import numpy as np
 
-    from videoblip2.data.dataset import collate
+    from videoblip2.data.batches import collate
 
     def make(frames=(3, 5), windows=(2, 0), captions=None, seed=0):
         rng = np.random.default_rng(seed)

@@ -101,7 +101,7 @@ class Captioner:
         """
         import torch
 
-        from videoblip2.data.dataset import collate
+        from videoblip2.data.batches import collate
 
         items = self._checked_items(items)
         given = [prompt] * len(items) if isinstance(prompt, str | None) else prompt
@@ -151,7 +151,7 @@ class Captioner:
 
     def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
         """N items and a question on each → N answers, decoded as one batch."""
-        from videoblip2.data.question_batches import question_prompt
+        from videoblip2.data.batches import question_prompt
 
         return self.caption(items, [question_prompt(question) for question in questions], decoding)
 
@@ -159,7 +159,7 @@ class Captioner:
         self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
         """(question id, answer) for every question, batch by batch; features come from `source`."""
-        from videoblip2.data.question_batches import question_prompt
+        from videoblip2.data.batches import question_prompt
 
         for start in range(0, len(questions), decode.batch_size):
             asked = questions[start : start + decode.batch_size]
@@ -174,7 +174,7 @@ class Captioner:
         See `model.attention.cross_attention`. Longer features than the model's positions are thinned evenly, as when
         they are captioned; a modality that the video lacks has no rows.
         """
-        from videoblip2.data.dataset import collate
+        from videoblip2.data.batches import collate
         from videoblip2.model.attention import cross_attention
 
         text = self.model.config.prompt if prompt is None else prompt
@@ -266,7 +266,7 @@ class Captioner:
 
     def cut(self, item: Features) -> Features:
         """The rows of an item that the model will read: `max_positions` at most, evenly, in arrays of their own."""
-        from videoblip2.data.dataset import thin
+        from videoblip2.data.batches import thin
 
         return {name: thin(array, self.model.config.max_positions) for name, array in item.items()}
 

@@ -7,7 +7,7 @@ import torch
 from tiny_training import Features
 
 from videoblip2.config import DataConfig, InputError
-from videoblip2.data.question_batches import QuestionBatches, mixed, question_prompt
+from videoblip2.data.batches import BatchMaker, mixed, question_batches, question_prompt
 from videoblip2.data.questions import Question
 
 QUESTIONS = [
@@ -16,7 +16,7 @@ QUESTIONS = [
 
 
 def batches(tokenizers, questions=QUESTIONS, seed=0):
-    return QuestionBatches(questions, Features(), tokenizers, DataConfig(), 3, seed, max_positions=10)
+    return question_batches(questions, BatchMaker(Features(), tokenizers, DataConfig(), 3, seed, max_positions=10))
 
 
 def test_a_batch_is_questions_as_prompts_and_answers_as_labels(tokenizers):

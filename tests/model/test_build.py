@@ -6,7 +6,7 @@ from reference_qformer import CROSS, HEADS, QUERIES, WIDTH, bert_state, lavis_st
 from torch import nn
 
 from videoblip2.config import InputError, ModelConfig
-from videoblip2.data.dataset import collate
+from videoblip2.data.batches import collate
 from videoblip2.model.build import build_model, describe_first_weights, reports_as_json
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from videoblip2.config import InputError
-from videoblip2.data.dataset import collate
+from videoblip2.data.batches import collate
 from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import FORMAT, UPGRADES, EncoderIdentity, FeatureOrigin, Provenance

@@ -9,13 +9,13 @@ import torch
 from tiny_training import Remember, teach, workspace
 
 from videoblip2.training.ce import ce_step
-from videoblip2.training.loop import train
-from videoblip2.training.monitors import Watch
-from videoblip2.training.parts import Part
-from videoblip2.training.rewards import build_reward
+from videoblip2.training.interruptions import signals_wait
+from videoblip2.training.loop import Training, train
+from videoblip2.training.microbatch import MicroBatch
+from videoblip2.training.monitors import BandMonitor
+from videoblip2.training.rollout import build_reward
 from videoblip2.training.scst import scst_step
-from videoblip2.training.signals import signals_wait
-from videoblip2.training.state import StateFile, read_record
+from videoblip2.training.state import StateFile, read_saved
 from videoblip2.training.workspace import start_copy
 
 SCST = ("scst.kl_weight=0.1", "scst.reuse=2", "train.accumulate=2", "scst.reward.repetition=0.1")
@@ -31,12 +31,12 @@ def model(tiny_model, tokenizers):
 
 
 def training(stage, model, tokenizers, *options):
-    """A workspace, its step function and its watch; CE trains with dropout."""
+    """A workspace, its step function and its bands; CE trains with dropout."""
     work = workspace(model, tokenizers, *options)
     if stage == "ce":
         return work, partial(ce_step, work), None
-    watch = Watch(work.config.scst.watch, work.all_references)
-    return work, partial(scst_step, work, build_reward(work), start=start_copy(work)), watch
+    bands = BandMonitor(work.config.scst.watch, work.all_references)
+    return work, partial(scst_step, work, build_reward(work), start=start_copy(work)), bands
 
 
 def stopping(take_step, stop, error=Stop):
@@ -59,19 +59,20 @@ def weights(work):
 
 
 def run(stage, model, tokenizers, tracker, state=None, resume=False, stop=None, error=Stop, options=()):
-    work, take_step, watch = training(stage, model, tokenizers, *options_of(stage), *options)
+    work, take_step, bands = training(stage, model, tokenizers, *options_of(stage), *options)
     step_function = take_step if stop is None else stopping(take_step, stop, error)
     kept = []
-    best = train(
+    setting = Training(
         work,
         step_function,
         kept.append,
         tracker,
         validate_first=stage == "scst",
-        state=state,
+        state_file=state,
         resume=resume,
-        watch=watch,
+        bands=bands,
     )
+    best = train(setting)
     return weights(work), best, kept
 
 
@@ -84,7 +85,7 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(stage,
         state, parts = StateFile(tmp_path / f"{stage}{stop}"), Remember()
         with pytest.raises(Stop):
             run(stage, model, tokenizers, parts, state, stop=stop)
-        assert read_record(state.folder)["step"] == stop // 2 * 2
+        assert read_saved(state.folder).step == stop // 2 * 2
         torch.manual_seed(99)  # a new process has other random states
         found, again, _ = run(stage, model, tokenizers, parts, state, resume=True)
         assert again == best
@@ -112,9 +113,9 @@ def test_an_interruption_saves_the_last_whole_step(error, model, tokenizers, tmp
 
     before = signal.getsignal(number)
     with pytest.raises(error):
-        train(work, signalled, lambda best: None, Remember(), state=state)
+        train(Training(work, signalled, lambda best: None, Remember(), state_file=state))
     assert signal.getsignal(number) is before
-    assert read_record(tmp_path)["step"] == 4
+    assert read_saved(tmp_path).step == 4
     found, _, _ = run("ce", model, tokenizers, Remember(), state, resume=True, options=("train.save_every=100",))
     for name, parameter in expected.items():
         assert torch.equal(found[name], parameter), name
@@ -139,9 +140,9 @@ def test_a_validation_that_was_cut_off_is_made_up_for(model, tokenizers, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(work, take_step, cut_off, tracker, state=state)
-    record = read_record(tmp_path)
-    assert (record["step"], record["validated"]) == (3, -1)
+        train(Training(work, take_step, cut_off, tracker, state_file=state))
+    saved = read_saved(tmp_path)
+    assert (saved.step, saved.validated) == (3, -1)
     _, best, kept = run("ce", model, tokenizers, tracker, state, resume=True)
     assert kept[0].step == 3
     assert best == run("ce", model, tokenizers, Remember())[1]
@@ -160,10 +161,10 @@ def test_what_is_not_finite_stops_the_run_names_videos_and_keeps_the_last_good(w
             at_step_4.update(weights(work))
             spoil = float("nan") if where == "loss" else SpoiledGradient.apply(part.loss)
             loss = part.loss * spoil if where == "loss" else spoil
-            yield Part(loss, part.metrics, part.video_ids)
+            yield MicroBatch(loss, part.metrics, part.video_ids)
 
     with pytest.raises(FloatingPointError, match=f"step 4: the {where}.* on videos {', '.join(ids)};"):
-        train(work, spoiled, kept.append, Remember())
+        train(Training(work, spoiled, kept.append, Remember()))
     assert [best.step for best in kept] == [3]
     for name, parameter in weights(work).items():
         assert torch.equal(parameter, at_step_4[name]), name

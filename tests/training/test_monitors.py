@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from videoblip2.config import WatchConfig, parse_config
-from videoblip2.training.monitors import Watch, check_same_policy, rollout_metrics, sample_rows, warn
+from videoblip2.training.monitors import BandMonitor, check_same_policy, rollout_metrics, sample_rows, warn
 
 CAPTIONS = ["a red circle", "a dog is", "the dog and the dog and", "a star"]
 
@@ -68,7 +68,7 @@ GOOD = {
 @pytest.fixture
 def watch():
     """References of three words, none of which ends badly."""
-    found = Watch(WatchConfig(), {"v0": ("a red circle", "a dog barks")})
+    found = BandMonitor(WatchConfig(), {"v0": ("a red circle", "a dog barks")})
     assert found.look(GOOD, 10) == []
     return found
 
@@ -100,14 +100,6 @@ def test_a_monitor_is_warned_of_when_it_leaves_and_again_after_it_was_back(watch
 
 def test_what_is_not_a_number_is_outside(watch):
     assert len(watch.look({**GOOD, "length": float("nan")}, 20)) == 1
-
-
-def test_a_watch_goes_on_from_its_state(watch):
-    watch.look({**GOOD, "length": 9.0}, 20)
-    other = Watch(WatchConfig(), {"v0": ("a red circle", "a dog barks")})
-    other.restore(**watch.state())
-    assert other.bands() == watch.bands()
-    assert other.look({**GOOD, "length": 9.0}, 30) == []
 
 
 def test_warnings_reach_standard_error_where_logging_is_not_set_up():

@@ -9,9 +9,9 @@ from torch import nn
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.config import parse_config
 from videoblip2.model import decode
-from videoblip2.training import monitors, policy, scst
+from videoblip2.training import monitors, scst
 from videoblip2.training.optimizer import clip_gradients
-from videoblip2.training.rewards import build_reward
+from videoblip2.training.rollout import build_reward
 from videoblip2.training.workspace import start_copy
 
 
@@ -39,7 +39,7 @@ def test_policy_loss_is_the_policy_gradient():
     ids = torch.tensor([[2, 1, 0], [3, 4, 1]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     advantage = torch.tensor([2.0, -0.5])
-    scst.policy_loss(policy.token_log_probs(logits, ids), mask, advantage).backward()
+    scst.policy_loss(scst.token_log_probs(logits, ids), mask, advantage).backward()
     one_hot = nn.functional.one_hot(ids, 5)
     expected = (torch.softmax(logits.detach(), -1) - one_hot) * advantage[:, None, None] * mask[..., None] / 5
     assert torch.allclose(logits.grad, expected, atol=1e-6)
@@ -69,7 +69,7 @@ def test_rewards_are_cider_of_each_videos_own_samples(work, make_batch):
     batch = make_batch()
     with torch.no_grad():
         states, mask = work.model.encode(**batch.inputs)
-    rollout = scst.roll_out(work, scorer(), batch, states, mask, 0)
+    rollout = scst.roll_out(work, scorer(), batch, (states, mask), 0)
     texts = work.tokenizers.texts(rollout.sampled.ids)
     ids = ["video0"] * 3 + ["video1"] * 3
     expected = scorer().score(ids, texts, ended=rollout.sampled.ended.tolist())
@@ -84,7 +84,7 @@ def test_samples_are_a_function_of_seed_and_step(work, make_batch):
     batch = make_batch()
     with torch.no_grad():
         states, mask = work.model.encode(**batch.inputs)
-    first, again, later = (scst.roll_out(work, scorer(), batch, states, mask, step).captions for step in (3, 3, 4))
+    first, again, later = (scst.roll_out(work, scorer(), batch, (states, mask), step).captions for step in (3, 3, 4))
     assert first == again != later
 
 
@@ -186,10 +186,10 @@ def test_k3_is_zero_at_home_and_estimates_the_divergence():
     torch.manual_seed(0)
     here, there = torch.randn(6), torch.randn(6)
     p, q = torch.log_softmax(here, 0), torch.log_softmax(there, 0)
-    assert policy.k3(p, p).abs().max() == 0
-    assert policy.k3(p, q).min() > 0
+    assert scst.k3(p, p).abs().max() == 0
+    assert scst.k3(p, q).min() > 0
     expected = (p.exp() * (p - q)).sum()
-    assert torch.allclose((p.exp() * policy.k3(p, q)).sum(), expected, atol=1e-6)
+    assert torch.allclose((p.exp() * scst.k3(p, q)).sum(), expected, atol=1e-6)
 
 
 def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
@@ -219,8 +219,8 @@ def test_no_copy_of_the_start_without_a_kl_term(work):
 def test_entropy_is_that_of_the_distribution_in_nats():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]]]))
     expected = torch.tensor([[1.5 * np.log(2), np.log(3)]], dtype=torch.float32)
-    assert torch.allclose(policy.token_entropy(logits), expected)
-    assert torch.allclose(policy.token_entropy(logits * 2, temperature=2.0), expected)
+    assert torch.allclose(scst.token_entropy(logits), expected)
+    assert torch.allclose(scst.token_entropy(logits * 2, temperature=2.0), expected)
 
 
 def test_weights_and_signs_of_the_terms():
@@ -236,7 +236,7 @@ def test_samples_used_once_give_the_plain_policy_gradient_exactly():
     mask, advantage, tokens = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([2.0, -0.5]), torch.tensor(5)
     log_probs = torch.randn(2, 3, requires_grad=True)
     (plain,) = torch.autograd.grad(scst.policy_loss(log_probs, mask, advantage, tokens), log_probs)
-    clipped = policy.clipped_loss(log_probs, log_probs.detach(), mask, advantage, 0.2, tokens)
+    clipped = scst.clipped_loss(log_probs, log_probs.detach(), mask, advantage, 0.2, tokens)
     assert torch.equal(torch.autograd.grad(clipped, log_probs)[0], plain)
 
 
@@ -246,7 +246,7 @@ def test_samples_used_once_give_the_plain_policy_gradient_exactly():
 def test_clipping_stops_what_has_gone_far_enough(advantage, ratio, moves):
     log_probs = torch.log(torch.tensor([[ratio]])).requires_grad_()
     arguments = torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([float(advantage)]), 0.2, torch.tensor(1)
-    policy.clipped_loss(log_probs, *arguments).backward()
+    scst.clipped_loss(log_probs, *arguments).backward()
     assert (log_probs.grad.abs().item() > 0) == moves
 
 
@@ -276,7 +276,7 @@ def test_unended_samples_are_counted_and_can_be_left_out(model, tokenizers, make
     batch = make_batch()
     with torch.no_grad():
         encoded = kept.model.encode(**batch.inputs)
-    one, other = (scst.roll_out(work, scorer(), batch, *encoded, 0) for work in (kept, masked))
+    one, other = (scst.roll_out(work, scorer(), batch, encoded, 0) for work in (kept, masked))
     ended = one.sampled.ended
     assert 0 < ended.sum() < len(ended)
     assert torch.equal(one.mask, one.sampled.mask)

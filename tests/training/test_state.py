@@ -1,18 +1,22 @@
 """The training state on disk, and which training `train.resume` means."""
 
 import json
+import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from videoblip2.config import InputError, parse_config
+from videoblip2.config import InputError, WatchConfig, parse_config
 from videoblip2.training import state as states
+from videoblip2.training.monitors import NAMES, BandMonitor
 from videoblip2.training.resume import find_saved, plain, resumed_config
-from videoblip2.training.state import FOLDER, Course, StateFile, read_record
-from videoblip2.training.validation import Best
+from videoblip2.training.state import FOLDER, Finished, Identity, StateFile, TrainState, read_finished, read_saved
+from videoblip2.training.validation import Validation
 
 
 def made(seed=0):
@@ -25,18 +29,26 @@ def made(seed=0):
     return trainable, optimizer
 
 
+MONITORS = dict.fromkeys(NAMES, 0.0)
+
+
+def bands():
+    return BandMonitor(WatchConfig(), {"v0": ("a red circle",)})
+
+
 def test_everything_comes_back(tmp_path):
     trainable, optimizer = made()
-    course = Course(step=7, validated=6, best=Best(0.1 + 0.2, 6, {"v1": "é a"}))
-    course.window.add({"loss": 1 / 3})
-    file = StateFile(tmp_path / "state", {"stage": "ce", "run_id": "r1"})
+    state = TrainState(step=7, validated=6, best=Validation(6, {"CIDEr": 0.1 + 0.2}, {"v1": "é a"}), bands=bands())
+    state.bands.look(MONITORS, 2)
+    state.means.add({"loss": 1 / 3})
+    file = StateFile(tmp_path / "state", Identity(stage="ce", run_id="r1"))
     random.gauss(0, 1)
     np.random.standard_normal()  # leaves a second number waiting in the generator
-    file.save(trainable, optimizer, course)
+    file.save(trainable, optimizer, state)
     drawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
 
     other, fresh = made(seed=1)
-    again = Course()
+    again = TrainState(bands=bands())
     file.restore(other, fresh, again)
     assert all(torch.equal(other[name], trainable[name]) for name in trainable)
     for name in trainable:
@@ -44,43 +56,71 @@ def test_everything_comes_back(tmp_path):
         assert one.keys() == two.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert [group["lr"] for group in fresh.param_groups] == [0.001, 0.5]
-    assert (again.step, again.validated, again.best) == (7, 6, course.best)
-    assert (again.window.sums, again.window.steps) == ({"loss": 1 / 3}, 1)
+    assert (again.step, again.validated, again.best) == (7, 6, state.best)
+    assert (again.means.sums, again.means.steps) == ({"loss": 1 / 3}, 1)
+    assert (again.bands.bands(), again.bands.outside) == (state.bands.bands(), {"length"})
     redrawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
     assert torch.equal(drawn[0], redrawn[0])
     assert (drawn[1] == redrawn[1]).all()
     assert drawn[2:] == redrawn[2:]
-    assert read_record(tmp_path / "state")["run_id"] == "r1"
+    assert read_saved(tmp_path / "state").identity.run_id == "r1"
+
+
+@pytest.mark.parametrize("accuracy", [-math.inf, 0.5])
+def test_a_state_of_format_1_is_read(tmp_path, accuracy):
+    trainable, optimizer = made()
+    tensors, randoms = states.capture_random()
+    header = {
+        "format": 1,
+        "stage": "ce",
+        "name": "n",
+        "run_id": "r1",
+        "config": {"seed": 0},
+        "step": 7,
+        "validated": 6,
+        "best": {"cider": 0.3, "step": 6, "captions": {"v1": "a"}, "accuracy": accuracy, "answers": {}},
+        "window": {"sums": {"loss": 1.5}, "steps": 1},
+        "watch": {"start": {"length": 3.0}, "outside": ["length"]},
+        "random": randoms.model_dump(mode="json"),
+    }
+    file = StateFile(tmp_path)
+    save_file({**states.capture(trainable, optimizer), **tensors}, file.path, metadata={"state": json.dumps(header)})
+    state = TrainState(bands=bands())
+    file.restore(*made(seed=1), state)
+    metrics = {"CIDEr": 0.3} if accuracy < 0 else {"CIDEr": 0.3, "accuracy": 0.5}
+    assert (state.step, state.validated, state.best) == (7, 6, Validation(6, metrics, {"v1": "a"}))
+    assert (state.means.sums, state.bands.start, state.bands.outside) == ({"loss": 1.5}, {"length": 3.0}, {"length"})
+    assert read_saved(tmp_path).identity == Identity(stage="ce", name="n", run_id="r1", config={"seed": 0})
 
 
 def test_a_state_before_the_first_step_has_no_moments(tmp_path):
     trainable = {"a": nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(trainable.values())
-    StateFile(tmp_path).save(trainable, optimizer, Course())
-    StateFile(tmp_path).restore(trainable, optimizer, Course())
+    StateFile(tmp_path).save(trainable, optimizer, TrainState())
+    StateFile(tmp_path).restore(trainable, optimizer, TrainState())
     assert not optimizer.state
 
 
 def test_an_older_state_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
     trainable, optimizer = made()
     file = StateFile(tmp_path)
-    file.save(trainable, optimizer, Course(step=1))
+    file.save(trainable, optimizer, TrainState(step=1))
 
     def half(tensors, path, metadata):
-        path.write_bytes(b"half a file")
+        Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(states, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
-        file.save(trainable, optimizer, Course(step=2))
-    assert read_record(tmp_path)["step"] == 1
+        file.save(trainable, optimizer, TrainState(step=2))
+    assert read_saved(tmp_path).step == 1
 
 
 def saved(folder, stage="ce", config=None, step=3):
     trainable, optimizer = made()
-    identity = {"stage": stage, "name": "n", "run_id": "r1", "config": plain(config or parse_config({}))}
+    identity = Identity(stage=stage, name="n", run_id="r1", config=plain(config or parse_config({})))
     file = StateFile(folder / FOLDER, identity)
-    file.save(trainable, optimizer, Course(step=step))
+    file.save(trainable, optimizer, TrainState(step=step))
     return file
 
 
@@ -96,7 +136,7 @@ def test_without_resume_nothing_is_looked_for(tmp_path):
 def test_auto_goes_on_or_begins(tmp_path):
     assert find_saved("ce", tmp_path, resuming()) is None
     saved(tmp_path)
-    assert find_saved("ce", tmp_path, resuming("train.save_every=7", "run.out=elsewhere"))["run_id"] == "r1"
+    assert find_saved("ce", tmp_path, resuming("train.save_every=7", "run.out=elsewhere")).identity.run_id == "r1"
 
 
 def test_a_named_folder_is_the_runs_own_place(tmp_path):
@@ -110,7 +150,7 @@ def test_a_named_folder_is_the_runs_own_place(tmp_path):
 
 def test_another_configuration_is_refused_by_the_key_that_differs(tmp_path):
     saved(tmp_path)
-    with pytest.raises(InputError, match=r"optim.lr=0.5: .* began with 0.0001, .*set train.start_from="):
+    with pytest.raises(InputError, match=r"optim.lr=0.5: .* started with 0.0001, .*set train.start_from="):
         find_saved("ce", tmp_path, resuming("optim.lr=0.5"))
 
 
@@ -122,9 +162,9 @@ def test_another_stage_is_refused(tmp_path):
 
 def test_a_finished_run_is_not_gone_on_with_and_its_state_is_gone(tmp_path):
     file = saved(tmp_path)
-    file.finish(model="models:/m-1")
+    file.finish(Finished(model="models:/m-1"))
     assert not file.path.exists()
-    assert json.loads((tmp_path / FOLDER / "finished.json").read_text()) == {"model": "models:/m-1"}
+    assert read_finished(tmp_path / FOLDER) == Finished(model="models:/m-1")
     with pytest.raises(InputError, match="has finished; to start another training from its weights"):
         find_saved("ce", tmp_path, resuming())
     file.clear()
@@ -133,7 +173,7 @@ def test_a_finished_run_is_not_gone_on_with_and_its_state_is_gone(tmp_path):
 
 def test_a_spoiled_file_and_a_newer_format_are_refused(tmp_path, monkeypatch):
     file = saved(tmp_path)
-    monkeypatch.setattr("videoblip2.training.resume.FORMAT", 0)
+    monkeypatch.setattr(states, "FORMAT", 1)
     with pytest.raises(InputError, match="update videoblip2"):
         find_saved("ce", tmp_path, resuming())
     file.path.write_bytes(file.path.read_bytes()[:40])

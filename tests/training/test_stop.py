@@ -17,7 +17,7 @@ from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
 from videoblip2.training.stage import run_stage
-from videoblip2.training.state import read_record
+from videoblip2.training.state import read_saved
 
 SAVED = PAUSE // 2 * 2  # the last step with a regular save before the pause
 
@@ -72,12 +72,12 @@ def stop(processes, world, store, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, processes, world, store, whole):
     code, run = stop(processes, world, store, number)
-    record = read_record(store / "stopped" / "state")
+    saved = read_saved(store / "stopped" / "state")
     if number == signal.SIGKILL:
-        assert (code, run.status, record["step"]) == (-number, "RUNNING", SAVED)
+        assert (code, run.status, saved.step) == (-number, "RUNNING", SAVED)
         assert [(row.run_id, row.status) for row in close_dead_runs()] == [(run.run_id, "KILLED")]
     else:
-        assert (code, run.status, record["step"]) == ({signal.SIGTERM: 143}.get(number, 1), "KILLED", PAUSE)
+        assert (code, run.status, saved.step) == ({signal.SIGTERM: 143}.get(number, 1), "KILLED", PAUSE)
         assert max(step for key, step, _ in points(run.run_id) if key == "train/loss") == PAUSE
     result = run_stage("ce", tiny_config(world, store, f"resume={run.run_id}"))
     assert (result.run_id, result.name) == (run.run_id, "stopped")

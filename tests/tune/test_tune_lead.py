@@ -16,10 +16,10 @@ from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
+from videoblip2.progress import no_progress
 from videoblip2.tracking import NullTracker, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.training import loop
-from videoblip2.training.progress import no_progress
 from videoblip2.training.stage import run_stage
 from videoblip2.tune import lead
 from videoblip2.tune.lead import join, tune

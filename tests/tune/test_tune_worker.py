@@ -9,8 +9,8 @@ from optuna.trial import TrialState, create_trial
 from tiny_study import peak_at, tiny_plan
 
 from videoblip2.config import InputError
+from videoblip2.progress import no_progress
 from videoblip2.tracking import NullTracker, Stopped
-from videoblip2.training.progress import no_progress
 from videoblip2.tune.lead import begin
 from videoblip2.tune.rescue import give_back
 from videoblip2.tune.storage import open_storage

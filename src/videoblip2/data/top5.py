@@ -6,13 +6,14 @@ they add to the ones taken before, and near-repetitions are passed over.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
 from videoblip2.config import InputError
+from videoblip2.progress import Progress, no_progress
 
 # Jaccard overlap of two captions' words above which the second says nothing new, and above which it says the same.
 TOO_ALIKE, THE_SAME = 0.7, 0.999
@@ -23,8 +24,6 @@ REPETITION = "repetition"  # the video has too few different captions
 
 BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
 OUTLIER = 0.1  # a consensus below it, in pycocoevalcap's scale, is an outlier's
-
-Progress = Callable[[Iterable[int], int, str], Iterable[int]]
 
 
 @dataclass
@@ -62,7 +61,7 @@ def select_with_statistics(
     videos: Sequence[Mapping[str, Any]],
     df: DocumentFrequencies | None = None,
     keep: int = 5,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Selection:
     """`select_top5` with statistics of what it chose from what."""
     if keep < 1:
@@ -72,7 +71,7 @@ def select_with_statistics(
     selection = Selection()
     whole, part = Counter[str](), Counter[str]()
     blocks = range(0, len(videos), BLOCK)
-    for start in progress(blocks, len(blocks), "top 5") if progress else blocks:
+    for start in progress(blocks, len(blocks), "top 5"):
         block = videos[start : start + BLOCK]
         names = [str(video["video_id"]) for video in block]
         consensus = leave_one_out({name: references[name] for name in names}, df)

@@ -16,8 +16,8 @@ from videoblip2.evaluate import Evaluation, evaluate
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
+from videoblip2.progress import Progress
 from videoblip2.tracking import find_model
-from videoblip2.training.progress import Progress
 from videoblip2.training.workspace import with_features
 
 SPLIT = "val.json"  # promotion reads the validation split; the test split is for the final number only

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
 from videoblip2.evaluate import Evaluation
+from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files
 from videoblip2.registry.contenders import Contender, Manifest
@@ -24,7 +25,6 @@ from videoblip2.registry.trail import Move, move_champion
 from videoblip2.registry.versions import NAME, champion, register, store_in_words, version_of
 from videoblip2.tracking import open_run
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,11 +12,11 @@ from videoblip2.config import Config, InputError, parse_config, read_yaml, to_ya
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.questions import read_questions
 from videoblip2.features.store import FeatureStore
+from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry.lineage import parent_of, read_json
 from videoblip2.tracking import find_model
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, revision_tags
-from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.record import data_digest
 from videoblip2.training.stage import StageResult, run_stage
 

@@ -8,16 +8,16 @@ from typing import Any
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 from videoblip2.config import Config, InputError, flatten, parse_config
 from videoblip2.data.annotations import read_annotations
-from videoblip2.data.dataset import CachedFeatures
+from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import Captioner, pick_device
+from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.record import data_digest, interval_scores, log_captions, primary_interval
 from videoblip2.training.workspace import with_features
 

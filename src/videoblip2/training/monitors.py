@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,9 +9,7 @@ from videoblip2.captions import diversity
 from videoblip2.captions.functions import repetition
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, WatchConfig
-
-if TYPE_CHECKING:
-    from videoblip2.training.scst import Rollout
+from videoblip2.training.rollout import Rollout
 
 #: Where `scst.log_prob_tolerance` is left out. In bf16 a logit of 20 is known to 0.06 only.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
@@ -36,7 +33,7 @@ def check_same_policy(gap: Tensor, config: Config) -> None:
         )
 
 
-def rollout_metrics(rollout: "Rollout") -> dict[str, float | Tensor]:
+def rollout_metrics(rollout: Rollout) -> dict[str, float | Tensor]:
     """Rewards and words of B·K samples: lengths in words and tokens, shares from 0 to 1, rewards in CIDEr scale."""
     words = diversity(rollout.captions)
     repeated = repetition([joined(caption) for caption in rollout.captions], ())
@@ -57,7 +54,7 @@ def rollout_metrics(rollout: "Rollout") -> dict[str, float | Tensor]:
     }
 
 
-def sample_rows(video_ids: Sequence[str], rollout: "Rollout") -> list[dict[str, object]]:
+def sample_rows(video_ids: Sequence[str], rollout: Rollout) -> list[dict[str, object]]:
     """The first sample of the first few videos beside their greedy captions, with rewards."""
     return [
         {
@@ -71,7 +68,7 @@ def sample_rows(video_ids: Sequence[str], rollout: "Rollout") -> list[dict[str, 
     ]
 
 
-class Watch:
+class BandMonitor:
     """Compares each interval's means with their bands and warns once when one is left.
 
     Args:
@@ -116,14 +113,6 @@ class Watch:
             "zero_advantage": (0.0, config.zero_advantage),
             "sample_minus_greedy": (behind, float("inf")),
         }
-
-    def state(self) -> dict[str, object]:
-        """What `restore` takes, as plain data."""
-        return {"start": self.start, "outside": sorted(self.outside)}
-
-    def restore(self, start: Mapping[str, float], outside: Sequence[str]) -> None:
-        """Go on from a saved `state`."""
-        self.start, self.outside = dict(start), set(outside)
 
 
 NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_advantage", "sample_minus_greedy")

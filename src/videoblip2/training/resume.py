@@ -1,7 +1,7 @@
-"""Which training `train.resume` means, and whether this configuration may go on with it.
+"""Which training `train.resume` means, and whether this configuration may resume it.
 
 It is an MLflow run id, a run's folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
-in this OUT/NAME, and at last in the store, which has a copy where the run was stopped and the store is a server.
+in this OUT/NAME, and last in the store, which has a copy where the run was stopped and the store is a server.
 """
 
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.tracking.mlflow.saved_state import StoppedRun, fetch_state, find_stopped_run
-from videoblip2.training.state import FINISHED, FOLDER, FORMAT, Record, read_record
+from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
 
-#: What may change when a training goes on: it moves no weight.
+#: What may change when a training resumes: it moves no weight.
 FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -30,8 +30,8 @@ def resumed_config(config: Config, stage: str = "") -> Config:
     return config.model_copy(update={"run": run})
 
 
-def find_saved(stage: str, folder: Path, config: Config) -> Record | None:
-    """The record of the state that training goes on from; None = from the start.
+def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
+    """The state that training resumes from; None = from the start.
 
     Args:
         folder: OUT/NAME of this run.
@@ -41,18 +41,18 @@ def find_saved(stage: str, folder: Path, config: Config) -> Record | None:
     wanted = config.train.resume
     if wanted is None:
         return None
-    if (folder / FOLDER / FINISHED).is_file():
+    if read_finished(folder / FOLDER) is not None:
         raise InputError(f"train.resume={wanted}: {folder} has finished; {REMEDY.format(folder)}")
     try:
-        record = read_record(folder / FOLDER)
+        saved = read_saved(folder / FOLDER)
     except ValueError as error:
         raise InputError(f"train.resume={wanted}: {folder / FOLDER}: {error}; leave train.resume out") from error
-    if record is None:
+    if saved is None:
         if wanted == "auto":
             return None
         raise InputError(f"train.resume={wanted}: no training state in {folder / FOLDER}; leave train.resume out")
-    _check(stage, folder, config, record)
-    return record
+    _check(stage, folder, config, saved)
+    return saved
 
 
 def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
@@ -66,7 +66,7 @@ def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
     if not run.logged:
         raise InputError(
             f"resume={run.run_id}: no training state in {run.folder or here} (the run was on {run.host}), and none "
-            f"logged with the run; bring that folder to {here}, or start anew without resume"
+            f"logged with the run; copy that folder to {here}, or start again without resume"
         )
     if _run_in(here) is not None:
         raise InputError(f"resume={run.run_id}: {here} belongs to another run; set run.out to a folder without it")
@@ -76,34 +76,32 @@ def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
 
 def _run_in(folder: Path) -> str | None:
     """The id of the run whose training state, or mark of its end, is in a run's folder."""
-    finished = folder / FOLDER / FINISHED
-    if finished.is_file():
-        return str(json.loads(finished.read_text(encoding="utf-8")).get("run_id"))
+    finished = read_finished(folder / FOLDER)
+    if finished is not None:
+        return finished.run_id
     try:
-        record = read_record(folder / FOLDER)
+        saved = read_saved(folder / FOLDER)
     except ValueError:
         return None
-    return str(record["run_id"]) if record else None
+    return saved.identity.run_id if saved else None
 
 
-def _check(stage: str, folder: Path, config: Config, record: Record) -> None:
-    if record["format"] > FORMAT:
-        raise InputError(f"{folder}: a training state of format {record['format']}; update videoblip2")
-    if record["stage"] != stage:
-        raise InputError(f"train.resume: {folder} is a run of `vb2 {record['stage']}`, not of `vb2 {stage}`")
-    now, then = plain(config), record["config"]
+def _check(stage: str, folder: Path, config: Config, saved: SavedState) -> None:
+    if saved.identity.stage != stage:
+        raise InputError(f"train.resume: {folder} is a run of `vb2 {saved.identity.stage}`, not of `vb2 {stage}`")
+    now, then = plain(config), saved.identity.config
     other = [
         key for key in sorted(now.keys() | then.keys()) if not key.startswith(FREE) and now.get(key) != then.get(key)
     ]
     if other:
         key, words = other[0], " ".join(f"{key}={json.dumps(then.get(key))}" for key in other)
         raise InputError(
-            f"{key}={now.get(key)!r}: {folder} began with {then.get(key)!r}, and going on would not be the same "
-            f"training; to go on, add {words}; {REMEDY.format(folder)}"
+            f"{key}={now.get(key)!r}: {folder} started with {then.get(key)!r}, and would not be the same training; "
+            f"to resume it, add {words}; {REMEDY.format(folder)}"
         )
 
 
-def plain(config: Config) -> Record:
+def plain(config: Config) -> dict[str, object]:
     """The flat configuration as JSON gives it back."""
-    record: Record = json.loads(json.dumps(flatten(config)))
+    record: dict[str, object] = json.loads(json.dumps(flatten(config)))
     return record

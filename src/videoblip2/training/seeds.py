@@ -10,14 +10,14 @@ from videoblip2.captions.intervals import Interval, seed_interval
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.modality import modality_label
+from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking.mlflow.run_records import curve, run_link
 from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.figures import METRICS, Curve, draw_curves
 from videoblip2.training.naming import group_name, run_name, what_differs
-from videoblip2.training.progress import Progress, no_progress
 from videoblip2.training.stage import ShowWeights, StageResult, run_stage
-from videoblip2.training.state import FINISHED, FOLDER
+from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.training.workspace import inherit_model
 
 
@@ -47,7 +47,7 @@ class Member:
     def opened(self, tracker: Tracker) -> None:
         self.group.join(tracker.run_id)
 
-    def validated(self, step: int, cider: float) -> None:
+    def validated(self, step: int, score: float) -> None:
         """Nothing ends a seed early."""
 
 
@@ -110,8 +110,8 @@ def _one(
 ) -> StageResult:
     """Train one seed, or take it as it is where resuming finds it finished."""
     folder = Path(config.run.out) / str(config.run.name)
-    if config.train.resume and (folder / FOLDER / FINISHED).is_file():
-        earlier = finished(stage, folder)
+    earlier = finished(stage, folder) if config.train.resume else None
+    if earlier is not None:
         group.join(earlier.run_id)
         return earlier
     run = config.run.model_copy(update={"experiment": group.experiment})
@@ -119,12 +119,14 @@ def _one(
     return run_stage(stage, there, progress, show_weights, observer=Member(group))
 
 
-def finished(stage: str, folder: Path) -> StageResult:
-    """The result of a run that ended earlier, from its folder OUT/NAME."""
-    said = json.loads((folder / FOLDER / FINISHED).read_text(encoding="utf-8"))
+def finished(stage: str, folder: Path) -> StageResult | None:
+    """The result of a run that ended earlier, from its folder OUT/NAME; None where none did."""
+    ended = read_finished(folder / FOLDER)
+    if ended is None:
+        return None
     metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
     step = int(metrics.pop("step"))
-    return StageResult(stage, folder.name, said["run_id"], said["model"], folder / "best", step, metrics)
+    return StageResult(stage, folder.name, ended.run_id, ended.model, folder / "best", step, metrics)
 
 
 def _log(

@@ -1,104 +1,177 @@
-"""The training state: everything with which a killed training goes on exactly as if it had not been.
+"""The training state: everything with which a killed training resumes exactly as if it had never stopped.
 
-One file, OUT/NAME/state/state.safetensors, replaced in one move. Tensors: trainable weights, the optimizer's moments,
-random states. Its header holds, as JSON: step, best so far, sums since the last log line, bands, configuration, run id.
+One file, OUT/NAME/state/state.safetensors, replaced in one move. Its tensors are the trainable weights, the optimizer's
+moments and the random states; its header is a `SavedState`. No other module knows the file.
 
 Batches and samples need no state: both are functions of (seed, step).
 """
 
 import json
+import math
 import random
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videoblip2.files import atomic, write_json
-from videoblip2.training.monitors import Watch
-from videoblip2.training.validation import Best
-from videoblip2.training.window import Window
+from videoblip2.files import atomic, write_text
+from videoblip2.training.meters import RunningMeans
+from videoblip2.training.monitors import BandMonitor
+from videoblip2.training.validation import Validation
 
-FORMAT = 1
+FORMAT = 2
 FOLDER, FILE, FINISHED = "state", "state.safetensors", "finished.json"
-Record = dict[str, Any]
+Parameters = Mapping[str, nn.Parameter]
+Tensors = dict[str, Tensor]
 
 
 @dataclass
-class Course:
-    """Where a training is, beside its weights: steps done, the last validated step, best, sums, bands."""
+class TrainState:
+    """Where a training is, beside its weights: steps done, the last validated step, the best, running means, bands."""
 
     step: int = 0
     validated: int = -1
-    best: Best = field(default_factory=Best)
-    window: Window = field(default_factory=Window)
-    watch: Watch | None = None
+    best: Validation = field(default_factory=Validation)
+    means: RunningMeans = field(default_factory=RunningMeans)
+    bands: BandMonitor | None = None
+
+
+class Record(BaseModel):
+    """Frozen; NaN and infinity are kept."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+
+class Identity(Record):
+    """Whose state it is. config: dotted keys and plain values."""
+
+    stage: str = ""
+    name: str = ""
+    run_id: str | None = None
+    config: dict[str, object] = {}
+
+
+class RandomStates(Record):
+    """The global generators of numpy and Python, but for numpy's keys, which are a tensor."""
+
+    numpy: tuple[str, int, int, float]
+    python: tuple[int, tuple[int, ...], float | None]
+
+
+class SavedState(Record):
+    """The header of a state file. means: sums since the last log line, and of how many steps."""
+
+    format: int = FORMAT
+    identity: Identity
+    step: int
+    validated: int
+    best: Validation
+    means: tuple[dict[str, float], int]
+    bands: tuple[dict[str, float], tuple[str, ...]] | None
+    random: RandomStates
+
+
+class Finished(Record):
+    """What remains of the state of a run that has ended: its run, its MODEL, its steps."""
+
+    run_id: str | None = None
+    model: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """Saves and restores the state of one run in a folder.
-
-    Args:
-        identity: what the file says of itself, such as stage, name, run id, configuration.
-    """
+    """Saves and restores the state of one run in a folder."""
 
     folder: Path
-    identity: Record = field(default_factory=dict)
+    identity: Identity = field(default_factory=Identity)
 
     @property
     def path(self) -> Path:
         return self.folder / FILE
 
-    def save(self, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, course: Course) -> None:
+    def save(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write everything; an older file stays until the new one is complete."""
-        random_tensors, random_record = capture_random()
+        random_tensors, random_states = capture_random()
+        saved = SavedState(
+            identity=self.identity,
+            step=state.step,
+            validated=state.validated,
+            best=state.best,
+            means=(state.means.sums, state.means.steps),
+            bands=(state.bands.start, tuple(sorted(state.bands.outside))) if state.bands else None,
+            random=random_states,
+        )
         tensors = {**capture(trainable, optimizer), **random_tensors}
-        record = {"format": FORMAT, **self.identity, **_course_record(course), "random": random_record}
         with atomic(self.path) as file:
-            save_file(tensors, file.name, metadata={"state": json.dumps(record)})
+            save_file(tensors, file.name, metadata={"state": saved.model_dump_json()})
 
-    def restore(self, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, course: Course) -> None:
-        """Put weights, moments, random states and the course back."""
-        record, tensors = read_record(self.folder), load_file(self.path)
-        assert record is not None
+    def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+        """Put weights, moments, random states and progress back."""
+        saved, tensors = read_saved(self.folder), load_file(self.path)
+        assert saved is not None
         put_back(trainable, optimizer, tensors)
-        put_back_random(tensors, record["random"])
-        course.step, course.validated = record["step"], record["validated"]
-        course.best = Best(**record["best"])
-        course.window.sums, course.window.steps = dict(record["window"]["sums"]), record["window"]["steps"]
-        if course.watch is not None and record["watch"]:
-            course.watch.restore(**record["watch"])
+        put_back_random(tensors, saved.random)
+        state.step, state.validated, state.best = saved.step, saved.validated, saved.best
+        state.means.sums, state.means.steps = saved.means
+        if state.bands is not None and saved.bands:
+            state.bands.start, state.bands.outside = saved.bands[0], set(saved.bands[1])
 
     def clear(self) -> None:
-        """Forget an earlier run in this folder."""
+        """Remove what an earlier run left in this folder."""
         for name in (FILE, FINISHED):
             (self.folder / name).unlink(missing_ok=True)
 
-    def finish(self, **facts: object) -> None:
-        """The run is over: say so, and give the room of the state back."""
-        write_json(self.folder / FINISHED, facts)
+    def finish(self, finished: Finished) -> None:
+        """The run is over: say so, and free the disk space of the state."""
+        write_text(self.folder / FINISHED, finished.model_dump_json(indent=2) + "\n")
         self.path.unlink(missing_ok=True)
 
 
-def read_record(folder: Path) -> Record | None:
-    """The header of a state folder's file; None where there is none. Raises ValueError for a file that is not one."""
+def read_saved(folder: Path) -> SavedState | None:
+    """What a state folder's file says; None where there is none. Raises ValueError for a file that is malformed."""
     path = folder / FILE
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            record: Record = json.loads((file.metadata() or {})["state"])
+            header = json.loads((file.metadata() or {})["state"])
+        if header["format"] > FORMAT:
+            raise ValueError(f"format {header['format']} is newer than this program; update videoblip2")
+        return SavedState.model_validate(_upgraded(header))
     except Exception as error:
         raise ValueError(f"not a training state ({' '.join(str(error).split())[:200]})") from error
-    return record
 
 
-def capture(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def read_finished(folder: Path) -> Finished | None:
+    """What a state folder says of a run that has ended; None where it has not."""
+    path = folder / FINISHED
+    return Finished.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
+    """A header in today's form. Format 1 kept CIDEr and accuracy apart, -inf for what the task had none of."""
+    if header["format"] != 1:
+        return header
+    best, window, watch = header["best"], header["window"], header["watch"]
+    metrics = {"CIDEr": best.pop("cider"), "accuracy": best.pop("accuracy", -math.inf)}
+    return {
+        **header,
+        "identity": {name: header.get(name) for name in Identity.model_fields if name in header},
+        "best": {**best, "metrics": {name: value for name, value in metrics.items() if value > -math.inf}},
+        "means": (window["sums"], window["steps"]),
+        "bands": (watch["start"], watch["outside"]) if watch else None,
+    }
+
+
+def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
     """Weights and what the optimizer remembers of each, by parameter name."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
@@ -108,7 +181,7 @@ def capture(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 
 
 @torch.no_grad()
-def put_back(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The reverse of `capture`."""
     names = {parameter: name for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
@@ -124,33 +197,23 @@ def put_back(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimize
     optimizer.load_state_dict(state)
 
 
-def capture_random() -> tuple[dict[str, Tensor], Record]:
+def capture_random() -> tuple[Tensors, RandomStates]:
     """The global generators of torch (CPU and CUDA), numpy and Python."""
     tensors = {"random.torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state(legacy=True)
     tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return tensors, {"numpy": [str(name), *rest], "python": random.getstate()}
+    return tensors, RandomStates.model_validate({"numpy": (str(name), *rest), "python": random.getstate()})
 
 
-def put_back_random(tensors: dict[str, Tensor], record: Record) -> None:
-    """The reverse of `capture_random`; a CUDA device that is not there any more is passed over."""
+def put_back_random(tensors: Tensors, states: RandomStates) -> None:
+    """The reverse of `capture_random`; a CUDA device that is gone is skipped."""
     torch.set_rng_state(tensors["random.torch"])
     for number in range(torch.cuda.device_count()):
         if f"random.cuda.{number}" in tensors:
             torch.cuda.set_rng_state(tensors[f"random.cuda.{number}"], number)
-    name, *rest = record["numpy"]
-    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), *rest))
-    version, numbers, gauss = record["python"]
-    random.setstate((version, tuple(numbers), gauss))
-
-
-def _course_record(course: Course) -> Record:
-    return {
-        "step": course.step,
-        "validated": course.validated,
-        "best": asdict(course.best),
-        "window": {"sums": course.window.sums, "steps": course.window.steps},
-        "watch": course.watch.state() if course.watch else None,
-    }
+    name, position, has_gauss, gauss = states.numpy
+    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, gauss))
+    random.setstate(states.python)

@@ -1,6 +1,7 @@
-"""Validation by generated captions and answers, and the best of a training."""
+"""Validation by generated captions and answers."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from videoblip2.captions import CiderD, DocumentFrequencies
@@ -8,21 +9,17 @@ from videoblip2.captions.answers import answer_accuracy
 from videoblip2.training.workspace import Workspace
 
 
-@dataclass
-class Best:
-    """The best validation so far. -inf stands for what `data.task` does not teach; answers go by question id."""
+@dataclass(frozen=True)
+class Validation:
+    """The network at one step: what it scores, says and answers. metrics: those of what `data.task` teaches.
 
-    cider: float = -math.inf
+    captions: by video id. answers: by question id.
+    """
+
     step: int = 0
-    captions: dict[str, str] = field(default_factory=dict)
-    accuracy: float = -math.inf
-    answers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """CIDEr, accuracy of answers, or both."""
-        both = {"CIDEr": self.cider, "accuracy": self.accuracy}
-        return {name: value for name, value in both.items() if value > -math.inf}
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -39,16 +36,16 @@ class Validator:
         if self.references:
             self._scorer = CiderD(self.references, DocumentFrequencies.from_references(self.references))
 
-    def judge(self, step: int) -> Best:
+    def judge(self, step: int) -> Validation:
         """The network as it is now, at everything that `data.task` teaches."""
-        best = Best(step=step)
+        metrics, captions, answers = {}, {}, {}
         if self.references:
-            best.captions = self.captions()
-            best.cider = self.cider(best.captions)
+            captions = self.captions()
+            metrics["CIDEr"] = float(self._scorer.score(list(captions), list(captions.values())).mean())
         if self._work.val_questions:
-            best.answers = self.answers()
-            best.accuracy = self.accuracy(best.answers)
-        return best
+            answers = self.answers()
+            metrics["accuracy"] = self.accuracy(answers)
+        return Validation(step, metrics, captions, answers)
 
     def captions(self) -> dict[str, str]:
         work = self._work
@@ -64,10 +61,7 @@ class Validator:
             stream = work.captioner.answer_questions(work.val_questions, work.features, work.config.decode)
             return {question_id: answer.text for question_id, answer in stream}
 
-    def accuracy(self, answers: dict[str, str]) -> float:
+    def accuracy(self, answers: Mapping[str, str]) -> float:
         questions = self._work.val_questions
         given = [answers[question.question_id] for question in questions]
         return answer_accuracy([q.question for q in questions], given, [q.answer for q in questions])["accuracy"]
-
-    def cider(self, captions: dict[str, str]) -> float:
-        return float(self._scorer.score(list(captions), list(captions.values())).mean())

@@ -14,8 +14,8 @@ import yaml
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.config import Config, InputError, ModelConfig
 from videoblip2.data.annotations import VideoAnnotation, read_annotations, some
-from videoblip2.data.dataset import CachedFeatures, TrainingBatches
-from videoblip2.data.question_batches import Batches, QuestionBatches, mixed
+from videoblip2.data.batches import Batches, BatchMaker, caption_batches, mixed, question_batches
+from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.data.questions import Question, read_questions
 from videoblip2.features.manifest import refuse_other_encoders, refuse_unnoted
 from videoblip2.features.store import FeatureStore, refuse_other_widths
@@ -50,17 +50,15 @@ class Workspace:
     @cached_property
     def batches(self) -> Batches:
         """What `data.task` teaches, step by step."""
-        data, seed = self.config.data, self.config.seed
-        size, positions = self.config.train.batch_size, self.model.config.max_positions
-        settings = self.features, self.tokenizers, data, size, seed, positions
-        if data.task == "caption":
-            return TrainingBatches(self.train_videos, *settings)
-        if data.task == "qa":
-            return QuestionBatches(self.train_questions, *settings)
-        captions, questions = (
-            TrainingBatches(self.train_videos, *settings),
-            QuestionBatches(self.train_questions, *settings),
+        data, positions = self.config.data, self.model.config.max_positions
+        maker = BatchMaker(
+            self.features, self.tokenizers, data, self.config.train.batch_size, self.config.seed, positions
         )
+        if data.task == "caption":
+            return caption_batches(self.train_videos, maker)
+        if data.task == "qa":
+            return question_batches(self.train_questions, maker)
+        captions, questions = caption_batches(self.train_videos, maker), question_batches(self.train_questions, maker)
         return mixed(captions, questions, data.qa_share)
 
     @property

@@ -13,11 +13,11 @@ import optuna
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.config import Config, flatten
 from videoblip2.data.annotations import read_annotations
-from videoblip2.data.dataset import CachedFeatures
+from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.features.store import FeatureStore
 from videoblip2.predict import Captioner, load_captioner
+from videoblip2.progress import Progress
 from videoblip2.tracking import Tracker, open_run
-from videoblip2.training.progress import Progress
 from videoblip2.training.workspace import with_features
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import name_of

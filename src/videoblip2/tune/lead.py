@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError, parse_config
 from videoblip2.files import write_text
+from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import Tracker, open_run
-from videoblip2.training.progress import Progress, no_progress
 from videoblip2.tune.plan import Plan, load_plan
 from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors

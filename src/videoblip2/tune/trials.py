@@ -10,10 +10,10 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from videoblip2.config import InputError
+from videoblip2.progress import Progress
 from videoblip2.tracking import NullTracker, Stopped, Tracker
-from videoblip2.training.progress import Progress
 from videoblip2.training.stage import run_stage
-from videoblip2.training.state import FINISHED, FOLDER
+from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import name_of
 
@@ -58,9 +58,9 @@ class Watcher:
             self.trial.set_user_attr("run_id", tracker.run_id)
         tracker.set_tags({"optuna.study": self.trial.study.study_name, "optuna.trial": str(self.trial.number)})
 
-    def validated(self, step: int, cider: float) -> None:
+    def validated(self, step: int, score: float) -> None:
         """Report, and stop where the pruner says so."""
-        self.report(step, cider)
+        self.report(step, score)
         self.stop_if_pruned(step)
 
     def report(self, step: int, value: float) -> None:
@@ -101,9 +101,9 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     the folder may hold another study's."""
     name, again = name_of(trial), "attempts" in trial.user_attrs
     folder = plan.folder / name
-    finish = folder / FOLDER / FINISHED
-    if again and finish.is_file():  # its worker died between the training's end and the report
-        return Score(*_score(folder), str(json.loads(finish.read_text(encoding="utf-8"))["model"]))
+    ended = read_finished(folder / FOLDER) if again else None
+    if ended is not None:  # its worker died between the training's end and the report
+        return Score(*_score(folder), ended.model)
     overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
     overrides.append(f"train.resume={'auto' if again else 'null'}")
     config = plan.config_of(trial.params, *overrides)

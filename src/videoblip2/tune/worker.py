@@ -16,8 +16,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from videoblip2.config import InputError
+from videoblip2.progress import Progress
 from videoblip2.tracking import Stopped
-from videoblip2.training.progress import Progress
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.rescue import LivenessMonitor, beating, give_back, rescue

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_training import Remember, workspace
 
+from videoblip2.data.batches import Prefetcher
 from videoblip2.training.ce import ce_step
-from videoblip2.training.loop import train
-from videoblip2.training.prefetch import Prefetcher
+from videoblip2.training.loop import Training, train
 
 DEADLINE = 20  # seconds
 
@@ -115,7 +115,7 @@ def test_training_stops_with_the_video_whose_features_failed(tiny_model, tokeniz
     work = workspace(tiny_model, tokenizers)
     work.store = Broken(work.store, last, OSError("Input/output error"))
     with pytest.raises(RuntimeError, match=rf"features of {last}: OSError: Input/output error"):
-        train(work, partial(ce_step, work), lambda best: None, Remember())
+        train(Training(work, partial(ce_step, work), lambda best: None, Remember()))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
@@ -126,7 +126,7 @@ def test_training_takes_the_batches_of_its_steps_and_says_how_long_it_waited(tin
         taken.append((step, batch))
         yield from ce_step(work, batch, step)
 
-    train(work, take_step, lambda best: None, tracker)
+    train(Training(work, take_step, lambda best: None, tracker))
     fresh = workspace(tiny_model, tokenizers).batches
     assert [step for step, _ in taken] == list(range(6))
     for step, batch in taken:

@@ -1,20 +1,20 @@
-"""A step in parts: micro-batches that fit in memory, whose gradients add up to the whole batch's."""
+"""A step in micro-batches that fit in memory; their gradients add up to the whole batch's."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from videoblip2.data.dataset import Batch
+from videoblip2.data.batches import Batch
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One micro-batch's share of an update.
 
-    loss: divided by the live tokens of the whole batch, not of the part, so that the parts' losses add up.
-    metrics: shares that add up over the parts of a step, or values that stand in one part only.
-    last: whether the optimizer moves after this part.
+    loss: divided by the live tokens of the whole batch, not of the micro-batch, so that the losses add up.
+    metrics: shares that add up over a step, or values that appear in one micro-batch only.
+    last: whether the optimizer moves after this one.
     rows: a few captions for the table of samples.
     """
 
@@ -25,12 +25,12 @@ class Part:
     rows: Sequence[Mapping[str, object]] = field(default=())
 
 
-#: (batch, step) → the parts of a step, made one after the other: the next one sees the optimizer's last move.
-StepFunction = Callable[[Batch, int], Iterator[Part]]
+#: (batch, step) → the micro-batches of a step, one after the other: the next one sees the optimizer's last move.
+StepFunction = Callable[[Batch, int], Iterator[MicroBatch]]
 
 
 def cut(videos: int, count: int) -> list[slice]:
-    """Places of at most `count` parts of almost equal size, none empty."""
+    """At most `count` slices of almost equal size, none empty."""
     count = min(videos, count)
     edges = [videos * place // count for place in range(count + 1)]
     return [slice(edges[place], edges[place + 1]) for place in range(count)]

@@ -13,9 +13,8 @@ from videoblip2.config import InputError
 from videoblip2.tracking import NullTracker, open_run
 from videoblip2.tracking.mlflow.saved_state import is_local
 from videoblip2.tracking.tracker import Terminated
-from videoblip2.training.faults import is_full, only_one_in, stop_well
-from videoblip2.training.signals import signals_wait
-from videoblip2.training.state import Course, StateFile
+from videoblip2.training.interruptions import is_full, only_one_in, signals_wait, stop_well
+from videoblip2.training.state import StateFile, TrainState
 
 
 class Kept(NullTracker):
@@ -52,7 +51,7 @@ def test_a_failed_save_leaves_no_draft_that_keeps_the_disk_full(tmp_path, monkey
     monkeypatch.setattr("videoblip2.training.state.save_file", half)
     trainable = {"a": torch.nn.Parameter(torch.ones(2))}
     with pytest.raises(OSError, match="full"):
-        StateFile(tmp_path).save(trainable, torch.optim.AdamW(trainable.values()), Course())
+        StateFile(tmp_path).save(trainable, torch.optim.AdamW(trainable.values()), TrainState())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,76 @@
+"""What the loop measures beside the loss: running means, speed, and the load of the machine."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import psutil
+import torch
+
+GIB = 2**30
+
+
+class RunningMeans:
+    """Means of metrics, and speed, over the steps since the last flush."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last step out of the speed."""
+        self._since, self._timed, self._videos, self._waited = time.perf_counter(), 0, 0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what a step waits for before it can compute, its batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def add(self, metrics: Mapping[str, float], videos: int = 0) -> None:
+        """One step's metrics, and how many videos it took."""
+        self.steps += 1
+        self._timed += 1
+        self._videos += videos
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def flush(self) -> dict[str, float]:
+        """`train/…` means and `time/…`: speed, and how long a step waited for its batch; starts anew."""
+        means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
+        seconds = time.perf_counter() - self._since
+        if self._timed:
+            means["time/step_seconds"] = seconds / self._timed
+            means["time/data_seconds"] = self._waited / self._timed
+            means["time/videos_per_second"] = self._videos / seconds
+        self.sums, self.steps = {}, 0
+        self.restart_clock()
+        return means
+
+
+# MLflow's own system metrics come from a thread that writes to the store directly: their points have another step axis,
+# and are lost while the store is away. These are points like any other.
+class SystemMeter:
+    """Readings of this process and its device, each since the one before; a reading takes well under a millisecond."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._process = device, psutil.Process()
+        self._process.cpu_percent()  # the first call only starts the clock
+
+    def read(self) -> dict[str, float]:
+        """Return `sys/memory_gib`, `sys/cpu_percent` (100 = one core) and, on a GPU, its memory and use."""
+        readings = {
+            "sys/memory_gib": self._process.memory_info().rss / GIB,
+            "sys/cpu_percent": self._process.cpu_percent(),
+        }
+        return readings | (self._gpu() if self._device.type == "cuda" else {})
+
+    def _gpu(self) -> dict[str, float]:
+        """Peak memory since the last reading; the share of time at work where NVIDIA's library tells."""
+        readings = {"sys/gpu_memory_gib": torch.cuda.max_memory_reserved(self._device) / GIB}
+        torch.cuda.reset_peak_memory_stats(self._device)
+        with suppress(ImportError, RuntimeError):  # no library, or one that knows no such figure on this device
+            readings["sys/gpu_percent"] = float(torch.cuda.utilization(self._device))
+        return readings
