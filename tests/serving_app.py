@@ -99,7 +99,7 @@ def npy(array):
 
 
 def features(*args, **options):
-    return {"video_features": npy(item(*args, **options)[0])}
+    return {"video_features": npy(item(*args, **options)["video"])}
 
 
 def counted(name, **labels):
