@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from videoblip2.config import InputError, Section
+from videoblip2.errors import validated
 
 CHAMPION = "models:/videoblip2@champion"
 PREFIX = "VB2_"
@@ -77,10 +78,4 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     if "pin" in given and not model.startswith("models:/"):
         whose = f"VB2_MODEL={model}" if "model" in given else "the model baked into this Bento"
         raise InputError(f"VB2_PIN={given['pin']}: {whose} has no versions; leave VB2_PIN out")
-    try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = names[str(first["loc"][0])]
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{name}={first['input']}: {message}; correct that environment variable") from error
+    return validated(Settings, given, name=names.__getitem__)

@@ -4,16 +4,17 @@ A configuration is a YAML file of `experiments/`; `key=value` pairs override it 
 wrong types are refused by name. Defaults are the design's full size: 32 + 32 queries, Flan-T5-base, LoRA r=16 on q, v.
 """
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from videoblip2.errors import InputError as InputError
+from videoblip2.errors import dotted_keys, validated
 from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 
 VERSION = "0.1.0"
@@ -21,10 +22,6 @@ VERSION = "0.1.0"
 SHORT = {"resume": "train.resume"}
 #: Overrides that are no number even where they look like one: a run id may be all digits, or `12e3…`.
 NAMES = ("train.resume", "train.start_from")
-
-
-class InputError(ValueError):
-    """A mistake in what the user gave: one line that names the value, the place and the remedy."""
 
 
 class Section(BaseModel):
@@ -272,10 +269,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
     """Build a Config from nested mappings and `key=value` overrides."""
-    try:
-        return Config.model_validate(overridden(content, overrides))
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from error
+    return validated(Config, overridden(content, overrides), source)
 
 
 def overridden(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -331,27 +325,6 @@ def _assign(tree: dict[str, Any], key: str, value: object, override: str) -> Non
     tree[leaf] = value
 
 
-def _explain(error: ValidationError) -> str:
-    problems = [_explain_one(problem) for problem in error.errors()]
-    return "; ".join(problems)
-
-
-def _explain_one(problem: Mapping[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_siblings(path))}"
-        return f"unknown key {key!r}; {hint}"
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r}: {reason[0].lower()}{reason[1:]}"
-
-
 def known_keys() -> list[str]:
     """Every dotted key of the configuration."""
-    return list(flatten(Config()))
-
-
-def _siblings(path: Sequence[str]) -> list[str]:
-    prefix = ".".join(path[:-1])
-    return [key for key in known_keys() if key.rpartition(".")[0] == prefix] or list(Config.model_fields)
+    return dotted_keys(Config)

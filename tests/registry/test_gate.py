@@ -84,7 +84,7 @@ def test_a_gate_file_is_read_and_its_mistakes_are_named(tmp_path):
     assert load_gate(file).digest != Gate().digest == Gate().digest
     file.write_text("minimum_gian: 0.05\nconfidence: 2\n")
     with pytest.raises(
-        InputError, match=r"gate\.yaml: confidence=2: .*; minimum_gian=0\.05: .*known keys: metric, minimum_gain"
+        InputError, match=r"gate\.yaml: confidence=2: .*; unknown key 'minimum_gian'; did you mean 'minimum_gain'"
     ):
         load_gate(file)
     with pytest.raises(InputError, match=r"gate .*none\.yaml: no such file; .*--gate FILE"):

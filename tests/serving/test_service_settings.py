@@ -31,12 +31,12 @@ def test_the_model_and_its_pin(environment, address):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"VB2_MAX_BATCH": "many"}, "VB2_MAX_BATCH=many: input should be a valid integer"),
-        ({"VB2_MAX_BATCH": "0"}, "VB2_MAX_BATCH=0: input should be greater than or equal to 1"),
-        ({"VB2_TIMEOUT_SECONDS": "nan"}, "VB2_TIMEOUT_SECONDS=nan"),
-        ({"VB2_MAX_UPLOAD_MB": "inf"}, "VB2_MAX_UPLOAD_MB=inf"),
-        ({"VB2_DECODERS": "-1"}, "VB2_DECODERS=-1"),
-        ({"VB2_LOG_LEVEL": "loud"}, "VB2_LOG_LEVEL=loud: input should be 'DEBUG', 'INFO'"),
+        ({"VB2_MAX_BATCH": "many"}, "VB2_MAX_BATCH='many': input should be a valid integer"),
+        ({"VB2_MAX_BATCH": "0"}, "VB2_MAX_BATCH='0': input should be greater than or equal to 1"),
+        ({"VB2_TIMEOUT_SECONDS": "nan"}, "VB2_TIMEOUT_SECONDS='nan'"),
+        ({"VB2_MAX_UPLOAD_MB": "inf"}, "VB2_MAX_UPLOAD_MB='inf'"),
+        ({"VB2_DECODERS": "-1"}, "VB2_DECODERS='-1'"),
+        ({"VB2_LOG_LEVEL": "loud"}, "VB2_LOG_LEVEL='loud': input should be 'DEBUG', 'INFO'"),
         ({"VB2_PIN": "3", "VB2_MODEL": "runs/ce"}, "VB2_PIN=3: VB2_MODEL=runs/ce has no versions"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.pretrained import quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,9 +47,8 @@ def _placed(model: Any, device: str) -> Any:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0][:100]
         raise InputError(
-            f"device={device}: cannot be used ({reason}); give cpu, or cuda where torch sees a GPU"
+            f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda where torch sees a GPU"
         ) from error
 
 
@@ -67,10 +67,9 @@ def load(kind: Any, name: str | Path, revision: str | None = None, **options: An
         with quiet_transformers():
             return kind.from_pretrained(str(name), **options)
     except Exception as error:  # a file of another model breaks in whichever of its readers comes first
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{name}: no {kind.__name__} could be loaded from it ({reason}); give a folder with its config, weights "
-            "and preprocessor_config.json, or a hub name while online"
+            f"{name}: no {kind.__name__} could be loaded from it ({first_line(error)}); give a folder with its "
+            "config, weights and preprocessor_config.json, or a hub name while online"
         ) from error
 
 

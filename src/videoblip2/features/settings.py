@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from videoblip2.config import InputError
+from videoblip2.errors import validated
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 
@@ -41,9 +42,4 @@ def feature_settings(**values: object) -> FeatureSettings:
     """Build `FeatureSettings`; a wrong value becomes an `InputError` that names it."""
     if values.get("frames") and values.get("max_frames"):
         raise InputError(f"frames={values['frames']}: is a fixed count, max_frames a limit; give one of the two")
-    try:
-        return FeatureSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = first["loc"][0] if first["loc"] else "settings"
-        raise InputError(f"{name}={first['input']}: {first['msg'].lower()}; change that setting") from error
+    return validated(FeatureSettings, values)

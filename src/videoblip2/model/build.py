@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, InstructBlipQFormerConfig, T5Config, T5ForConditionalGeneration
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
+from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2, branch_around, separate_lm_head
@@ -63,8 +64,7 @@ def load_language_model(source: str | Path) -> T5ForConditionalGeneration:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.language_model={source}: {reason}; {remedy}") from error
+        raise InputError(f"model.language_model={source}: {first_line(error)}; {remedy}") from error
     if info["missing_keys"]:
         first = min(info["missing_keys"])
         raise InputError(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 
 FileFormat = Literal["torch", "torch (before 1.6)", "safetensors", "sharded"]
 
@@ -88,7 +89,7 @@ def _hub_file(name: str) -> Path:
         there = {file.rfilename for file in hub.model_info(name, timeout=10).siblings or []}
         return Path(hub.hf_hub_download(name, next(file for file in _HUB_NAMES if file in there)))
     except (HTTPError, OSError, ValueError, StopIteration) as error:
-        reason = _first_line(error) if str(error) else f"it has none of {', '.join(_HUB_NAMES)}"
+        reason = first_line(error) if str(error) else f"it has none of {', '.join(_HUB_NAMES)}"
         raise InputError(f"{name}: no such file or folder, and not to be had from the hub ({reason})") from error
 
 
@@ -141,7 +142,7 @@ def _read_torch(path: Path, file_format: FileFormat) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: a torch file that is damaged or cut short ({_first_line(error)}); {_AGAIN}"
+            f"{path}: a torch file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
         ) from error
     return _tensors_of(loaded, path)
 
@@ -168,7 +169,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path}: a safetensors file cut short or damaged ({_first_line(error)}); {_AGAIN}") from error
+        raise InputError(f"{path}: a safetensors file cut short or damaged ({first_line(error)}); {_AGAIN}") from error
     if not tensors:
         raise InputError(f"{path}: a safetensors file without tensors; {_AGAIN}")
     return tensors
@@ -196,7 +197,3 @@ def _shards(index: Path) -> dict[str, str]:
         return {str(name): str(shard) for name, shard in shards.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

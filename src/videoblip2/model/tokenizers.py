@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 
 QFORMER_FOLDER = "qformer_tokenizer"
 
@@ -69,5 +70,6 @@ def _load(kind: Any, source: str | Path) -> Any:
     try:
         return kind.from_pretrained(str(source))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"tokenizer {source}: {reason}; give a folder with its files, or a hub name online") from error
+        raise InputError(
+            f"tokenizer {source}: {first_line(error)}; give a folder with its files, or a hub name online"
+        ) from error

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
 from videoblip2.config import InputError, Section, read_yaml
+from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
 
 DEFAULT_FILE = Path("experiments/gate.yaml")
@@ -95,11 +96,7 @@ def load_gate(path: Path | None = None) -> Gate:
     source = path or DEFAULT_FILE
     if not source.is_file():
         raise InputError(f"gate {source}: no such file; run in the root of the repository, or give --gate FILE")
-    try:
-        return Gate.model_validate(read_yaml(source))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise InputError(f"gate {source}: {problems}; known keys: {', '.join(Gate.model_fields)}") from error
+    return validated(Gate, read_yaml(source), f"gate {source}")
 
 
 def judge(

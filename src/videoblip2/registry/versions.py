@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.tracking.mlflow.store import connect, tracking_uri
 
 if TYPE_CHECKING:
@@ -116,8 +117,3 @@ def store_in_words() -> Iterator[None]:
         ) from error
     finally:
         noisy.setLevel(level)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, which is all a user needs."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import Metaspace
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.errors import validated
 from videoblip2.pretrained import quiet_transformers
 from videoblip2.progress import Progress, Steps, no_progress
 from videoblip2.training.optimizer import schedule
@@ -188,8 +189,4 @@ def parse_settings(words: Sequence[str]) -> LanguageModelConfig:
                 f"setting {word!r}: not one of {', '.join(LanguageModelConfig.model_fields)}, as key=value"
             )
         given[key] = value
-    try:
-        return LanguageModelConfig.model_validate(given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise InputError(f"setting {problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error
+    return validated(LanguageModelConfig, given, "setting")

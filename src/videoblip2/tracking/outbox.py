@@ -5,7 +5,6 @@ long, at most five minutes. What is left at the end goes to a file that the same
 """
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from videoblip2.errors import first_line
 from videoblip2.files import write_text
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
@@ -98,18 +98,6 @@ def describe(records: list[Record]) -> str:
     for word, key in (("tables", "table"), ("files", "file"), ("data sets", "data")):
         counts[word] = sum(key in record for record in records)
     return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
-
-
-def first_line(error: BaseException) -> str:
-    """Why it failed: the database's own words, the system's, or the first line; at most 200 characters."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if getattr(cause, "orig", None) is not None:
-            return str(cause.orig).strip().splitlines()[0][:200]  # type: ignore[attr-defined]
-        cause = cause.__cause__
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    network = re.search(r"\[Errno -?\d+\] ([\w ]+)", line)
-    return network[1] if network else line[:200]
 
 
 def say(text: str) -> None:

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from videoblip2.config import Config, InputError, Section, flatten, known_keys, overridden, parse_config, read_yaml
+from videoblip2.errors import validated
 
 Number = int | float
 Scalar = bool | int | float | str | None
@@ -129,10 +130,7 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     """Read a study and its base. Raises InputError naming the key, the range or the value that is wrong."""
     pairs = list(overrides)
     own = [pair for pair in pairs if pair.partition("=")[0].split(".")[0] in Tuning.model_fields]
-    try:
-        tuning = Tuning.model_validate(overridden(read_yaml(path), own))
-    except ValidationError as error:
-        raise InputError(f"{path}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+    tuning = validated(Tuning, overridden(read_yaml(path), own), str(path))
     on_top = [f"{key}={_text(value)}" for key, value in _leaves(tuning.config).items()]
     content = overridden(_base(tuning, str(path)), [*on_top, *(pair for pair in pairs if pair not in own)])
     plan = Plan(tuning, content, str(path))
@@ -216,13 +214,3 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _text(value: Any) -> str:
     """A value as the right side of an override; JSON is YAML."""
     return json.dumps(value) if not isinstance(value, str) or not value.startswith(("[", "{")) else value
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float"))
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Tuning.model_fields, n=1, cutoff=0.5)
-        return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else "see experiments/tune_toy_ce.yaml")
-    if problem["type"] == "missing":
-        return f"{key}: is missing; see experiments/tune_toy_ce.yaml"
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.model.qformer.checksums import Fetched, digests, read_checksums, write_checksums
 
 _TEXTS = (".json", ".txt", ".model")
@@ -54,10 +55,9 @@ def _download(repository: str, folder: Path, hub: Hub | None) -> Any:
         names = [file.rfilename for file in _wanted(info.siblings)]
         client.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=names)
     except (HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{repository}: the hub cannot be reached or refuses ({reason}); behind a proxy set HTTPS_PROXY, for a "
-            f"mirror HF_ENDPOINT, or copy the folder from another machine to {folder}"
+            f"{repository}: the hub cannot be reached or refuses ({first_line(error)}); behind a proxy set "
+            f"HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to {folder}"
         ) from error
     return info
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import find_dead_runs
-from videoblip2.tracking.outbox import first_line
 
 BUSY_SECONDS = 2.0
 MOVE_AWAY = "move it away and start again, or bring back a copy"

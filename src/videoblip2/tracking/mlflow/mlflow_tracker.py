@@ -19,11 +19,12 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, store
 from videoblip2.tracking.mlflow.delivery import ONE_RETRY, Deduplicator, Point, deliver, impatient, is_outage, is_there
 from videoblip2.tracking.mlflow.saved_state import drop_state, keep_state
-from videoblip2.tracking.outbox import Outbox, describe, first_line, say
+from videoblip2.tracking.outbox import Outbox, describe, say
 from videoblip2.tracking.source import revision_tags
 from videoblip2.tracking.tracker import Stopped, Terminated, sigterm_raises, stop_listening
 

@@ -20,6 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 
@@ -80,7 +81,7 @@ def logged_model(model: str) -> tuple[Any, str]:
             if re.fullmatch(r"models:/[^/@]+/\d+", model)
             else HOW_TO_FIND
         )
-        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({_first_line(error)}); {remedy}") from error
+        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({first_line(error)}); {remedy}") from error
 
 
 def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
@@ -176,7 +177,3 @@ def _signature() -> ModelSignature:
     outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
     options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

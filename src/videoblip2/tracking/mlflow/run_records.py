@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 
@@ -101,7 +102,7 @@ def read_predictions(run_id: str, path: str) -> dict[str, Prediction]:
             return {row["video_id"]: _prediction(row) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"caption the split again with `vb2 evaluate {run_id}`"
-            raise InputError(f"run {run_id}: {path} cannot be read ({_first_line(error)}); {remedy}") from error
+            raise InputError(f"run {run_id}: {path} cannot be read ({first_line(error)}); {remedy}") from error
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -170,10 +171,6 @@ def _data(run: Any) -> dict[str, str]:
 
 def _prediction(row: Mapping[str, Any]) -> Prediction:
     return Prediction(row["caption"], row["scores"], tuple(row["references"]), row.get("category"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from videoblip2.config import InputError
+from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, seconds_silent
-from videoblip2.tracking.outbox import first_line, say
+from videoblip2.tracking.outbox import say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from videoblip2.config import InputError
-from videoblip2.tracking.outbox import first_line
+from videoblip2.errors import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,78 @@
+"""How a mistake is told to the user: one line that says what is wrong, where, and what to do."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: one line that names the value, the place and the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """Why something failed, in at most 200 characters: the database's words, the system's, or the first line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (original := getattr(cause, "orig", None)) is not None:  # SQLAlchemy wraps the driver's own error
+            return str(original).strip().splitlines()[0][:200]
+        cause = cause.__cause__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    network = re.search(r"\[Errno -?\d+\] ([\w ]+)", line)
+    return network[1] if network else line[:200]
+
+
+def validated(model: type[Model], content: object, source: str = "", name: Callable[[str], str] = str) -> Model:
+    """Build a pydantic model. Raises InputError naming `source` and each unknown key or wrong value.
+
+    Args:
+        name: what the user calls a key, such as the environment variable that sets it.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(dict.fromkeys(_explain(model, problem, name) for problem in error.errors()))
+        raise InputError(f"{source}: {problems}" if source else problems) from error
+
+
+def dotted_keys(model: type[BaseModel]) -> list[str]:
+    """Every key of a model and of the models within it, such as `optim.lr`."""
+    keys: list[str] = []
+    for key in model.model_fields:
+        inner = _section(model, [key])
+        keys += [key] if inner is model else [f"{key}.{leaf}" for leaf in dotted_keys(inner)]
+    return keys
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], name: Callable[[str], str]) -> str:
+    path = [str(part) for part in problem["loc"] if part not in ("int", "float")]  # pydantic's names of a union's parts
+    key, message = ".".join(path), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {_hint(model, path)}"
+    if problem["type"] == "missing":
+        return f"{name(key)}: is missing"
+    given = f"{name(key)}={problem['input']!r}: " if key else ""
+    return f"{given}{message[0].lower()}{message[1:]}"
+
+
+def _hint(model: type[BaseModel], path: Sequence[str]) -> str:
+    """The key that was probably meant, else the keys of the same section."""
+    section = _section(model, path[:-1])
+    siblings = [".".join([*path[:-1], key]) for key in section.model_fields]
+    every = siblings if section is not model else dotted_keys(model)
+    near = difflib.get_close_matches(".".join(path), every, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
+
+
+def _section(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    """The model at a path; a path to a plain value leads to the last model on the way."""
+    for part in path:
+        if part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+            model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+    return model
