@@ -7,7 +7,6 @@ import pytest
 import yaml
 from conftest import ROOT
 from gate_world import FAIR, GOOD, REFERENCES, Gatehouse
-from mlflow import MlflowClient
 from tiny_world import make_world, tiny_config
 from tracking_store import place_store
 from typer.testing import CliRunner
@@ -17,6 +16,7 @@ from videoblip2.captions.metrics import default_metrics
 from videoblip2.cli.runs import app
 from videoblip2.evaluate import evaluate, write_predictions
 from videoblip2.tracking import open_run
+from videoblip2.tracking.mlflow.store import connect
 from videoblip2.training.record import log_captions
 from videoblip2.training.stage import run_stage
 
@@ -92,7 +92,7 @@ def test_a_users_reward_trains_and_its_mean_is_in_the_run_with_the_registered_me
     reward = yaml.safe_load(block("add-a-reward.md", "yaml"))["scst"]["reward"]
     keys = [f"scst.reward={json.dumps(reward)}", "train.steps=2", "scst.samples=30", "decode.max_new_tokens=10"]
     config = tiny_config(make_world(tmp_path, tokenizers), tmp_path / "runs", *keys)
-    found = MlflowClient().get_run(run_stage("scst", config).run_id).data
+    found = connect().get_run(run_stage("scst", config).run_id).data
     total, cider, own = (
         found.metrics[f"train/{name}"] for name in ("reward", "reward/cider", "reward/my_rewards:reward")
     )
