@@ -41,9 +41,9 @@ def find(model: str) -> "FoundModel":
 
 def load_warm(found: "FoundModel", model: str, device: str) -> "Captioner":
     """Load, warm up, and load the media encoders where they are on this machine."""
-    from videoblip2.predict import load_found
+    from videoblip2.predict import open_model
 
-    captioner = load_found(found, model, device)
+    captioner = open_model(model, device=device, found=found).captioner
     captioner.warm()
     try:
         captioner.load_media_encoders()

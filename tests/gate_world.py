@@ -10,9 +10,9 @@ import pytest
 from tracking_store import place_store, write_checkpoint
 
 from videoblip2.features.store import write_features
-from videoblip2.predict import Caption
+from videoblip2.predict import Caption, Captioner, OpenModel
 from videoblip2.provenance import Provenance
-from videoblip2.registry import contenders, verdict_files
+from videoblip2.registry import verdict_files
 from videoblip2.registry.promote import Promotion, Request, promote
 from videoblip2.tracking import open_run
 
@@ -27,36 +27,23 @@ POOR = dict.fromkeys(REFERENCES, "nothing can be seen here")
 GATE = {"max_meteor_loss": None, "max_latency_ratio": None, "resamples": 500}
 
 
-class SaidCaptions:
-    """A captioner that says what its checkpoint's captions.json says."""
+def made_with(clip: str) -> dict[str, object]:
+    """The manifest of a store whose features the encoder with this fingerprint made."""
+    videos = {video: {} for video in REFERENCES}
+    return {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "clap"}, "videos": videos}
 
-    def __init__(self, network, tokenizers, provenance, name, version):
-        self.provenance, self.captions = provenance, json.loads((network.folder / "captions.json").read_text())
+
+class SaidCaptions(Captioner):
+    """A captioner without a network, that says what its checkpoint's captions.json says."""
+
+    def __init__(self, opened: OpenModel) -> None:
+        config = SimpleNamespace(modality_names=("video", "audio"))
+        super().__init__(SimpleNamespace(config=config), None, Provenance.read(opened.folder), opened.name)
+        self.captions = json.loads((opened.folder / "captions.json").read_text())
 
     def caption_videos(self, video_ids, source, decode, prompt=None):
         for video_id in video_ids:
             yield video_id, Caption(self.captions[video_id], 0.0)
-
-
-class Network:
-    """Stands where a network would."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-
-def said_checkpoint(folder: Path) -> SimpleNamespace:
-    """What `load_checkpoint` would return for a folder of `Gatehouse.log`."""
-    config = json.loads((folder / "said_config.json").read_text())
-    return SimpleNamespace(
-        model=Network(folder), tokenizers=None, config=config, provenance=Provenance(name=folder.name)
-    )
 
 
 class Gatehouse:
@@ -64,8 +51,7 @@ class Gatehouse:
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch, plots: bool = False) -> None:
         self.root = place_store(root, patch)
-        patch.setattr(contenders, "load_checkpoint", said_checkpoint)
-        patch.setattr(contenders, "Captioner", SaidCaptions)
+        patch.setattr(OpenModel, "captioner", property(SaidCaptions))
         if not plots:  # drawing takes longer than all the rest
             patch.setattr(verdict_files, "plot", lambda path, verdict, gate: None)
         self.write_data("data")
@@ -84,12 +70,14 @@ class Gatehouse:
             frames = np.full((1, 768), feature, np.float32)
             write_features(folder / "features", video, {"video": frames, "audio": audio})
 
-    def log(self, name: str, captions: Mapping[str, str], data: str = "data") -> str:
-        """A run that logged a checkpoint with these captions; its run id."""
+    def log(self, name: str, captions: Mapping[str, str], data: str = "data", clip: str = "") -> str:
+        """A run that logged a checkpoint with these captions, trained on features of CLIP `clip`; its run id."""
         folder = write_checkpoint(self.root / name)
+        features = made_with(clip) if clip else None
+        Provenance.model_validate({"name": name, "features": features}).write(folder)
         (folder / "captions.json").write_text(json.dumps(captions))
         config = {"data": {"annotations": str(self.root / data), "features": str(self.root / data / "features")}}
-        (folder / "said_config.json").write_text(json.dumps(config))
+        (folder / "config.yaml").write_text(json.dumps(config))
         with open_run("ce", name, "toy") as tracker:
             tracker.log_checkpoint(folder, name, {})
         return str(tracker.run_id)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
+from videoblip2.config import GREEDY, Config, DecodeConfig, Decoding, InputError, parse_config, read_yaml
 from videoblip2.modality import MODALITIES, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 
 if TYPE_CHECKING:
+    from videoblip2.data.annotations import VideoAnnotation
     from videoblip2.data.questions import Question
     from videoblip2.features.extract import PreparedVideo as PreparedVideo
     from videoblip2.features.store import FeatureStore
@@ -30,25 +32,90 @@ class Caption:
     ended: bool = True
 
 
+@dataclass(frozen=True)
+class OpenModel:
+    """A model, and the data that its configuration names. Each part is loaded on first use.
+
+    Args:
+        name: MODEL as the user gave it.
+        version: `NAME/3`, `m-…` or the folder's name.
+        overrides: `key=value` on the configuration of its checkpoint.
+        device: None = the configuration's.
+    """
+
+    name: str
+    folder: Path
+    version: str
+    overrides: tuple[str, ...] = ()
+    device: str | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that it was trained with, overridden."""
+        content = read_yaml(self.folder / "config.yaml")
+        return parse_config(content, self.overrides, source=f"{self.name}'s config.yaml")
+
+    @cached_property
+    def captioner(self) -> "Captioner":
+        """The network in eval mode on its device."""
+        from videoblip2.model.checkpoint import load_checkpoint
+
+        device = pick_device(self.device or self.config.device)
+        checkpoint = load_checkpoint(self.folder)
+        features = checkpoint.provenance.features
+        provenance = checkpoint.provenance.model_copy(update={"features": features and features.stored_in(self.folder)})
+        network = checkpoint.model.to(device).eval()
+        if self.device is None:
+            network.compiled_decoding = self.config.decode.compile
+        return Captioner(network, checkpoint.tokenizers, provenance, self.name, self.version)
+
+    @cached_property
+    def store(self) -> "FeatureStore":
+        """The features of `data.features`. Raises InputError where other encoders made them than the model's."""
+        return self.captioner.store(Path(self.config.data.features))
+
+    def annotations(self, file: str) -> Path:
+        """A file in `data.annotations`."""
+        return Path(self.config.data.annotations) / file
+
+    def videos(self, file: str) -> "list[VideoAnnotation]":
+        """The videos of an annotation file. Raises InputError for a video without features."""
+        from videoblip2.data.annotations import read_annotations, require_features
+
+        return require_features(read_annotations(self.annotations(file)), self.store, file)
+
+    def questions(self, file: str) -> "list[Question]":
+        """The questions of an annotation file. Raises InputError for a question on a video without features."""
+        from videoblip2.data.annotations import require_features
+        from videoblip2.data.questions import read_questions
+
+        return require_features(read_questions(self.annotations(file)), self.store, file)
+
+
+def open_model(
+    model: str | Path, overrides: Sequence[str] = (), device: str | None = None, found: FoundModel | None = None
+) -> OpenModel:
+    """MODEL (a checkpoint folder, an MLflow run id, `models:/videoblip2@champion`) → the model with its data.
+
+    Raises InputError where MODEL does not exist.
+
+    Args:
+        overrides: `key=value` on the configuration of its checkpoint, such as data.features=DIR.
+        device: auto, cpu, cuda …; None = the configuration's.
+        found: what `find_model` returned for MODEL earlier: an alias may have moved since.
+    """
+    there = found or find_model(model)
+    return OpenModel(str(model), there.folder, there.version, tuple(overrides), device)
+
+
 def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
-    """MODEL (a checkpoint folder, an MLflow run id, `models:/videoblip2@champion`) → the network in eval mode."""
+    """MODEL → the network in eval mode."""
     return load_captioner(model, device).model
 
 
 def load_captioner(model: str | Path, device: str | None = None) -> "Captioner":
     """MODEL → a Captioner on `device` (default: CUDA where there is one)."""
-    return load_found(find_model(str(model)), str(model), device)
-
-
-def load_found(found: FoundModel, name: str, device: str | None = None) -> "Captioner":
-    """What `find_model` found → a Captioner; whoever follows an alias gets exactly the version that was found."""
-    from videoblip2.model.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(found.folder)
-    network = checkpoint.model.to(pick_device(device or "auto")).eval()
-    features = checkpoint.provenance.features
-    provenance = checkpoint.provenance.model_copy(update={"features": features and features.stored_in(found.folder)})
-    return Captioner(network, checkpoint.tokenizers, provenance, name, found.version)
+    return open_model(model, device=device or "auto").captioner
 
 
 def pick_device(name: str) -> Any:

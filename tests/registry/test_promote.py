@@ -7,10 +7,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse
+from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse, made_with
 
 from videoblip2 import registry
 from videoblip2.config import InputError
+from videoblip2.features.store import write_manifest
 from videoblip2.provenance import Provenance
 from videoblip2.registry import lock
 from videoblip2.registry.promote import TRIVIAL
@@ -119,6 +120,15 @@ def test_other_validation_data_than_the_champions_are_refused_or_forced(house, d
     forced = house.promote(run, reason="new data from now on")
     assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL, 2)
     assert "comparable with the champion" in tags(2)["gate.failed"]
+
+
+def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(house):
+    write_manifest(house.root / "data" / "features", made_with("c1"))
+    run = house.log("good", GOOD, clip="c9")
+    with pytest.raises(InputError, match=r"data/features: holds features of CLIP c1, .* was trained on those of c9"):
+        house.promote(run)
+    assert registry.champion() is None
+    assert house.promote(house.log("again", GOOD, clip="c1")).promoted
 
 
 def test_features_of_other_encoders_are_compared_where_the_gate_allows_it(house):

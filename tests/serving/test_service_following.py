@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from serving_fakes import FakeCaptioner, eventually
@@ -128,7 +129,7 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
         def load_media_encoders(self):
             raise InputError("clip: no such folder")
 
-    monkeypatch.setattr(predict, "load_found", lambda found, model, device: Loaded())
+    monkeypatch.setattr(predict, "open_model", lambda *args, **options: SimpleNamespace(captioner=Loaded()))
     with caplog.at_level(logging.WARNING, "videoblip2.serving"):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed

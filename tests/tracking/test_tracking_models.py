@@ -66,7 +66,7 @@ def test_the_model_captions_feature_files_through_mlflow(logged, monkeypatch):
     seen = []
 
     class Captioner:
-        def caption(self, items, **options):
+        def caption(self, items, prompt, decoding):
             seen.extend({name: array.shape for name, array in item.items()} for item in items)
             return [SimpleNamespace(text=f"caption {n}", score=-0.5) for n in range(len(items))]
 

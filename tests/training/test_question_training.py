@@ -10,13 +10,13 @@ from tiny_training import Remember, workspace
 
 from videoblip2.captions.answers import answer_accuracy, blind_answers
 from videoblip2.config import InputError, parse_config
-from videoblip2.data.annotations import VideoAnnotation, write_annotations
+from videoblip2.data.annotations import VideoAnnotation, require_features, write_annotations
 from videoblip2.data.questions import Question
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.training.ce import ce_step
 from videoblip2.training.loop import Training, train
 from videoblip2.training.stage import run_stage
-from videoblip2.training.workspace import open_workspace, with_features
+from videoblip2.training.workspace import open_workspace
 
 SEEN, HEARD = ("red", "blue"), ("beeps", "quiet")
 
@@ -126,9 +126,9 @@ def test_questions_on_videos_without_features_are_named(world):
     asked = [*questions(range(4)), *questions(range(8, 16))]
     message = "train_qa.json: 8 of 12 videos have no features in .*: video8, .*video12 and 3 more; .*`vb2 data check`"
     with pytest.raises(InputError, match=message):
-        with_features(asked, FeatureStore(world / "features"), "train_qa.json")
+        require_features(asked, FeatureStore(world / "features"), "train_qa.json")
     videos = [VideoAnnotation("video0", 0, ("a",))]
-    assert with_features(videos, FeatureStore(world / "features"), "train.json") == videos
+    assert require_features(videos, FeatureStore(world / "features"), "train.json") == videos
     write_annotations(world / "data" / "train.json", videos)
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
+from videoblip2.features.store import write_manifest
 from videoblip2.progress import no_progress
+from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.tracking import NullTracker, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.training import loop
@@ -210,6 +213,21 @@ def test_decoding_is_tuned_without_training(finished, monkeypatch):
     assert outcome.commands[0].startswith(f"vb2 evaluate {model} decode.")
     assert load_config(outcome.best_file).decode.num_beams == outcome.best.params["decode.num_beams"]
     assert yaml.safe_load(outcome.best_file.read_text())["run"].get("name") is None
+
+
+def test_decoding_is_not_tuned_on_features_of_other_encoders(finished, tmp_path):
+    best = tmp_path / "best"
+    shutil.copytree(finished.root / "runs" / "study" / "trial-000" / "best", best)
+    made = {"clip": {"fingerprint": "c1"}, "clap": {"fingerprint": "a"}, "videos": {}}
+    provenance = Provenance.read(best).model_copy(update={"features": FeatureOrigin.of_manifest(made)})
+    provenance.write(best)
+    shutil.copytree(finished.root / "features", tmp_path / "features")
+    write_manifest(tmp_path / "features", {**made, "clip": {"fingerprint": "c9"}})
+    changes = {"stage": "decode", "base": None, "search": {"decode.num_beams": {"choices": [1, 2]}}}
+    path = write_study(finished.root, name="encoders", tuned_model=str(best), **changes)
+    overrides = ["run.tracking=false", f"data.features={tmp_path / 'features'}"]
+    with pytest.raises(InputError, match=r"holds features of CLIP c9, .* was trained on those of c1"):
+        tune(str(path), overrides, say=lambda line: None)
 
 
 def test_self_critical_training_is_tuned_from_a_checkpoint(finished):

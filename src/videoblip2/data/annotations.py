@@ -6,10 +6,29 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from videoblip2.config import InputError
 from videoblip2.files import write_json
+
+
+class OfVideo(Protocol):
+    """A video, or a question on one."""
+
+    @property
+    def video_id(self) -> str: ...
+
+
+class Store(Protocol):
+    """A feature store."""
+
+    root: Path
+
+    @property
+    def ids(self) -> list[str]: ...
+
+
+Entry = TypeVar("Entry", bound=OfVideo)
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,19 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
     videos = [_video(entry, path) for entry in entries]
     refuse_duplicates((video.video_id for video in videos), path)
     return videos
+
+
+def require_features(entries: list[Entry], store: Store, file: str) -> list[Entry]:
+    """The entries of an annotation file as they are. Raises `InputError` for videos that have no features."""
+    known = set(store.ids)
+    videos = list(dict.fromkeys(entry.video_id for entry in entries))
+    missing = [video_id for video_id in videos if video_id not in known]
+    if missing:
+        raise InputError(
+            f"{file}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
+            "run `vb2 features extract` on them or take them out of the annotations; `vb2 data check` lists all"
+        )
+    return entries
 
 
 def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> None:

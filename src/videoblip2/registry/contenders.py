@@ -10,15 +10,12 @@ from typing import Any
 
 from videoblip2.captions import caption_metrics, typical_caption
 from videoblip2.captions.metrics import PRIMARY, default_metrics
-from videoblip2.config import Config, parse_config
+from videoblip2.config import Config
 from videoblip2.data.annotations import read_annotations
 from videoblip2.evaluate import Evaluation, evaluate
 from videoblip2.features.store import FeatureStore, digest
-from videoblip2.model.checkpoint import load_checkpoint
-from videoblip2.predict import Captioner, pick_device
+from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress
-from videoblip2.tracking import find_model
-from videoblip2.training.workspace import with_features
 
 SPLIT = "val.json"  # promotion reads the validation split; the test split is for the final number only
 
@@ -50,38 +47,34 @@ class Contender:
     """A model with the validation videos of its own configuration."""
 
     label: str
-    captioner: Captioner
-    config: Config
-    store: FeatureStore
+    model: OpenModel
     references: dict[str, Sequence[str]]
     manifest: Manifest
 
     @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
     def paths(self) -> str:
-        """Where its validation videos come from, as an error says it."""
+        """Where its validation videos come from, for an error."""
         return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
 
     def caption(self, video_ids: Sequence[str]) -> dict[str, str]:
         """Captions of a few videos, decoded as its own configuration says."""
-        stream = self.captioner.caption_videos(video_ids, self.store, self.config.decode)
+        stream = self.model.captioner.caption_videos(video_ids, self.model.store, self.config.decode)
         return {video_id: caption.text for video_id, caption in stream}
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
-    """Load MODEL and read its validation data. Raises InputError for a model or data that are not there.
+    """Load MODEL and read its validation data. Raises InputError where the model or its data cannot be used.
 
     Args:
-        overrides: `key=value` on the configuration that the checkpoint carries, such as data.annotations=DIR.
+        overrides: `key=value` on the configuration of its checkpoint, such as data.annotations=DIR.
     """
-    found = find_model(model)
-    checkpoint = load_checkpoint(found.folder)
-    config = parse_config(checkpoint.config, overrides, source=f"{model}'s config.yaml")
-    network = checkpoint.model.to(pick_device(config.device)).eval()
-    captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
-    store = FeatureStore(Path(config.data.features))
-    videos = with_features(read_annotations(Path(config.data.annotations) / SPLIT), store, SPLIT)
-    references: dict[str, Sequence[str]] = {video.video_id: video.captions for video in videos}
-    return Contender(label, captioner, config, store, references, freeze(references, store))
+    opened = open_model(model, overrides)
+    references: dict[str, Sequence[str]] = {video.video_id: video.captions for video in opened.videos(SPLIT)}
+    return Contender(label, opened, references, freeze(references, opened.store))
 
 
 def freeze(references: Mapping[str, Sequence[str]], store: FeatureStore) -> Manifest:

@@ -88,7 +88,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
                 raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
             challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
             rival, problems = _rival(lock.client, request, gate, before, challenger)
-            title = f"promote-{challenger.captioner.provenance.name or model_id}"
+            title = f"promote-{challenger.model.captioner.provenance.name or model_id}"
             with open_run("promote", title, challenger.config.run.experiment) as tracker:
                 trial = _try(gate, challenger, rival, problems, progress)
                 return _conclude(request, gate, lock, tracker, model_id, before, trial)

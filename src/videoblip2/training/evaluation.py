@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
-from videoblip2.config import Config, InputError, flatten, parse_config
+from videoblip2.config import InputError, flatten
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
-from videoblip2.features.store import FeatureStore
-from videoblip2.model.checkpoint import load_checkpoint
-from videoblip2.predict import Captioner, pick_device
+from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking import open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.record import data_digest, interval_scores, log_captions, primary_interval
-from videoblip2.training.workspace import with_features
 
 SPLITS = ("val", "test")
 
@@ -55,25 +52,20 @@ def evaluate_model(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
-    found = find_model(model)
-    checkpoint = load_checkpoint(found.folder)
-    config = parse_config(checkpoint.config, overrides, source=f"{model}'s config.yaml")
-    network = checkpoint.model.to(pick_device(config.device)).eval()
-    network.compiled_decoding = config.decode.compile
-    captioner = Captioner(network, checkpoint.tokenizers, checkpoint.provenance, model, found.version)
-    name = checkpoint.provenance.name or found.version
-    store = captioner.store(Path(config.data.features))
+    opened = open_model(model, overrides)
+    config, provenance, store = opened.config, opened.captioner.provenance, opened.store
+    name = provenance.name or opened.version
     with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
-        tracker.set_tags({"model": model, "split": split, "trained_by": str(checkpoint.provenance.run_id)})
-        tracker.set_tags({"command": command_line(), **lineage_tags(found.folder)})
+        tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
+        tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
         tracker.log_config(flatten(config))
         result, annotations = NOTHING, Path(config.data.annotations)
         categories: dict[str, int] = {}
         if config.data.task != "qa":
             categories = {video.video_id: video.category for video in read_annotations(annotations / f"{split}.json")}
-            result = _captions(captioner, config, store, split, progress, metrics)
+            result = _captions(opened, split, progress, metrics)
         if config.data.task != "caption":
-            result = _answers(result, captioner, config, store, split, progress)
+            result = _answers(result, opened, split, progress)
         for file, videos in _inputs(result, split):
             tracker.log_data(f"{annotations.name}/{file}", data_digest(annotations / file, store, videos), split)
         _log_scores(result, split, tracker)
@@ -83,30 +75,20 @@ def evaluate_model(
         return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, judged, result)
 
 
-def _captions(
-    captioner: Captioner,
-    config: Config,
-    store: FeatureStore,
-    split: str,
-    progress: Progress,
-    metrics: Sequence[str] | None,
-) -> Evaluation:
-    videos = read_annotations(Path(config.data.annotations) / f"{split}.json")
-    references = {video.video_id: video.captions for video in with_features(videos, store, f"{split}.json")}
-    stream: Any = captioner.caption_videos(list(references), store, config.decode)
+def _captions(opened: OpenModel, split: str, progress: Progress, metrics: Sequence[str] | None) -> Evaluation:
+    references = {video.video_id: video.captions for video in opened.videos(f"{split}.json")}
+    stream: Any = opened.captioner.caption_videos(list(references), opened.store, opened.config.decode)
     captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), f"caption {split}")}
     return evaluate(captions, references, metrics)
 
 
-def _answers(
-    result: Evaluation, captioner: Captioner, config: Config, store: FeatureStore, split: str, progress: Progress
-) -> Evaluation:
-    folder, file = Path(config.data.annotations), f"{split}_qa.json"
-    questions = with_features(read_questions(folder / file), store, file)
-    stream: Any = captioner.answer_questions(questions, CachedFeatures(store), config.decode)
+def _answers(result: Evaluation, opened: OpenModel, split: str, progress: Progress) -> Evaluation:
+    questions = opened.questions(f"{split}_qa.json")
+    stream: Any = opened.captioner.answer_questions(questions, CachedFeatures(opened.store), opened.config.decode)
     answers = {asked: answer.text for asked, answer in progress(stream, len(questions), f"answer {split}")}
-    train: list[Question] = read_questions(path) if (path := folder / config.data.train_qa).exists() else []
-    answer_map = read_answer_map(path) if (path := folder / ANSWER_MAP).exists() else None
+    taught, known = opened.annotations(opened.config.data.train_qa), opened.annotations(ANSWER_MAP)
+    train: list[Question] = read_questions(taught) if taught.exists() else []
+    answer_map = read_answer_map(known) if known.exists() else None
     return with_answers(result, answers, questions, train, answer_map)
 
 

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
 
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.config import Config, InputError, ModelConfig
-from videoblip2.data.annotations import VideoAnnotation, read_annotations, some
+from videoblip2.data.annotations import VideoAnnotation, read_annotations, require_features
 from videoblip2.data.batches import Batches, BatchMaker, caption_batches, mixed, question_batches
 from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.data.questions import Question, read_questions
@@ -106,8 +106,8 @@ def open_workspace(config: Config) -> Workspace:
     folder = Path(config.data.annotations)
     train, val = [], []
     if config.data.task != "qa":
-        train = with_features(read_annotations(folder / config.data.train), store, config.data.train)
-        val = with_features(read_annotations(folder / "val.json"), store, "val.json")
+        train = require_features(read_annotations(folder / config.data.train), store, config.data.train)
+        val = require_features(read_annotations(folder / "val.json"), store, "val.json")
     questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
     wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
     refuse_unnoted(store.root, store.manifest, wanted)
@@ -121,8 +121,8 @@ def _questions(config: Config, folder: Path, store: FeatureStore) -> tuple[list[
     """Training and validation questions."""
     train, val = config.data.train_qa, "val_qa.json"
     return (
-        with_features(read_questions(folder / train), store, train),
-        with_features(read_questions(folder / val), store, val),
+        require_features(read_questions(folder / train), store, train),
+        require_features(read_questions(folder / val), store, val),
     )
 
 
@@ -134,22 +134,6 @@ def start_copy(work: Workspace) -> VideoBlip2 | None:
     start: VideoBlip2 = copy.deepcopy(work.model, shared)
     start.requires_grad_(False).eval()
     return start
-
-
-Entry = TypeVar("Entry", VideoAnnotation, Question)
-
-
-def with_features(entries: list[Entry], store: FeatureStore, name: str) -> list[Entry]:
-    """The videos, or the questions on videos, all of which must have features."""
-    known = set(store.ids)
-    videos = list(dict.fromkeys(entry.video_id for entry in entries))
-    missing = [video_id for video_id in videos if video_id not in known]
-    if missing:
-        raise InputError(
-            f"{name}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
-            "run `vb2 features extract` on them or take them out of the annotations; `vb2 data check` lists all"
-        )
-    return entries
 
 
 def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:

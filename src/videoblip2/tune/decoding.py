@@ -4,24 +4,24 @@ Every video's CIDEr-D is reported by the video's number, in the same shuffled or
 test pairs a trial with the best one on the videos they share, and stops it part of the way.
 """
 
+import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.config import Config, flatten
-from videoblip2.data.annotations import read_annotations
 from videoblip2.data.cached_features import CachedFeatures
-from videoblip2.features.store import FeatureStore
-from videoblip2.predict import Captioner, load_captioner
+from videoblip2.predict import Captioner, open_model
 from videoblip2.progress import Progress
 from videoblip2.tracking import Tracker, open_run
-from videoblip2.training.workspace import with_features
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import name_of
 from videoblip2.tune.trials import Runner, Score, Watcher
+
+#: Settings of the study that replace those of the tuned model's checkpoint.
+OF_STUDY = ("data.annotations", "data.features", "device", "decode.compile")
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,13 @@ class Bench:
 
 def open_bench(plan: Plan) -> Bench:
     """Load model and data, once for all trials of a process."""
-    config = plan.base
-    store = FeatureStore(Path(config.data.features))
-    videos = with_features(read_annotations(Path(config.data.annotations) / "val.json"), store, "val.json")
-    references = {video.video_id: video.captions for video in videos}
+    settings = flatten(plan.base)
+    opened = open_model(str(plan.tuning.tuned_model), [f"{key}={json.dumps(settings[key])}" for key in OF_STUDY])
+    references = {video.video_id: video.captions for video in opened.videos("val.json")}
     order = sorted(references)
     random.Random(0).shuffle(order)
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
-    captioner = load_captioner(str(plan.tuning.tuned_model), config.device)
-    return Bench(captioner, CachedFeatures(store), references, order, scorer)
+    return Bench(opened.captioner, CachedFeatures(opened.store), references, order, scorer)
 
 
 def decoding_runner(plan: Plan) -> Runner:
