@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from videoblip2.errors import InputError as InputError
 from videoblip2.errors import dotted_keys, validated
+from videoblip2.files import shipped
 from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 
+#: The version of the package; pyproject.toml reads it here.
 VERSION = "0.1.0"
 #: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
 SHORT = {"resume": "train.resume"}
@@ -252,18 +254,30 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return parse_config(read_yaml(path), overrides, source=str(path))
 
 
+def find_experiment(name: str | Path) -> Path:
+    """The file `name`; where there is none, the shipped experiment of that name.
+
+    "toy_ce", "toy_ce.yaml" and "experiments/toy_ce.yaml" all name the shipped experiment.
+    """
+    path = Path(name)
+    ships = shipped("experiments") / f"{path.name.removesuffix('.yaml')}.yaml"
+    return ships if not path.exists() and str(path.parent) in (".", "experiments") and ships.is_file() else path
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file, with errors that name the file."""
+    """A YAML mapping from a file or a shipped experiment, with errors that name the file."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(find_experiment(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"config {path}: {error.strerror}; give a YAML file such as experiments/toy_ce.yaml"
+            f"{path}: {error.strerror}; give a YAML file, or a name from `vb2 experiments list`"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: not valid YAML ({' '.join(str(error).split())}); correct the file") from error
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct the file") from error
     if not isinstance(content, dict | None):
-        raise InputError(f"config {path}: holds a {type(content).__name__}, not keys and values; see experiments/")
+        raise InputError(
+            f"{path}: holds a {type(content).__name__}, not keys and values; see `vb2 experiments show toy_ce`"
+        )
     return content or {}
 
 
@@ -321,7 +335,7 @@ def _assign(tree: dict[str, Any], key: str, value: object, override: str) -> Non
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise InputError(f"override {override!r}: {parent!r} is a value, not a section; see experiments/")
+            raise InputError(f"override {override!r}: {parent!r} is a value, not a section; see docs/config.md")
     tree[leaf] = value
 
 

@@ -1,4 +1,7 @@
-"""Atomic writes: a file is complete, or as it was before, however the process ends."""
+"""Atomic writes, and the folders that ship with the package.
+
+After an atomic write a file is complete, or as it was before, however the process ends.
+"""
 
 import json
 import os
@@ -34,3 +37,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Write JSON atomically, with a newline at the end."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def shipped(folder: str) -> Path:
+    """`experiments` or `serving`: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parents[1] / folder

@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from videoblip2.cli import app
@@ -19,7 +20,6 @@ def started(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VB2_SHADOW", "models:/videoblip2@challenger")
     monkeypatch.delenv("VB2_PIN", raising=False)
-    (tmp_path / "bentofile.yaml").touch()
     return calls
 
 
@@ -28,7 +28,9 @@ def test_options_become_settings_and_what_is_left_out_stays(started):
     assert result.exit_code == 0
     ((program, command, environment),) = started
     assert program == command[0] == sys.executable
-    assert command[1:] == ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "3100"]
+    service = "serving.service:VideoBlip2Service"
+    assert command[1:] == ["-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", "3100"]
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
     assert environment["VB2_PIN"] == "3"
     assert environment["VB2_SHADOW"] == "models:/videoblip2@challenger"
     assert environment["PATH"] == os.environ["PATH"]
@@ -52,14 +54,6 @@ def test_an_address_where_nobody_can_listen_is_named(started):
     assert str(result.exception).startswith(f"127.0.0.1:{port}: cannot be listened at (Address already in use)")
     result = CliRunner().invoke(app, ["serve", "--host", "203.0.113.1"])  # of nobody: for documents
     assert "203.0.113.1:3000: cannot be listened at" in str(result.exception)
-
-
-def test_outside_the_repository_it_says_where_to_go(started, tmp_path):
-    (tmp_path / "bentofile.yaml").unlink()
-    result = CliRunner().invoke(app, ["serve"])
-    assert isinstance(result.exception, InputError)
-    assert "holds no bentofile.yaml; run `vb2 serve` in the root" in str(result.exception)
-    assert started == []
 
 
 def test_a_version_is_a_number_from_one(started):

@@ -43,5 +43,5 @@ def test_sigterm_ends_the_work_as_ctrl_c_does(capsys):
 
 def test_an_error_of_the_system_names_the_place_and_a_remedy():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/train.json")
-    assert explain(full).startswith("out/train.json: No space left on device; make room")
+    assert explain(full).startswith("out/train.json: No space left on device; free some space")
     assert explain(OSError("odd")) == "OSError: odd (run again with --debug to see where)"

@@ -95,12 +95,6 @@ def test_without_a_manifest_there_are_no_encoders(model, tmp_path):
     assert not (tmp_path / "out" / "model" / "encoders").exists()
 
 
-def test_outside_the_repository_the_place_to_run_is_said(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="root of the repository"):
-        bento_files.find_serving(tmp_path / "site-packages" / "videoblip2")
-
-
 def test_requirements_are_exact_and_complete():
     lines = pinned(["bentoml", "transformers[torch]", "torch"])
     requirements = {Requirement(line).name: line for line in lines}

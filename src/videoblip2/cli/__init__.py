@@ -1,24 +1,44 @@
-"""The command line, `vb2`: parse, call one function, print. Nothing heavy is imported before a command runs."""
+"""The command line, `vb2`: parse, call one function, print. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
+"""
 
 import sys
+from typing import Annotated
 
 import typer
 
-from videoblip2.cli import ask, data, doctor, features, package, registry, runs, serve, stages, tune, weights
+from videoblip2.cli import (
+    ask,
+    data,
+    demo,
+    doctor,
+    experiments,
+    features,
+    package,
+    registry,
+    runs,
+    serve,
+    stages,
+    tune,
+    weights,
+)
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command takes --debug, which shows where an error came from.",
 )
 app.add_typer(data.app, name="data", help="Annotations and the toy world.")
 app.add_typer(features.app, name="features", help="Videos to features.")
-app.add_typer(weights.app, name="weights", help="Pre-trained weights: fetch and look into them.")
+app.add_typer(weights.app, name="weights", help="Pre-trained weights: fetch and inspect them.")
+app.add_typer(experiments.app, name="experiments", help="The experiment files that come with the package.")
 app.add_typer(runs.app, name="runs", help="Tracked runs.")
 stages.register(app)
+app.command()(demo.demo)
 app.command()(package.package)
 app.command()(doctor.doctor)
 registry.register(app)
@@ -27,21 +47,37 @@ tune.register(app)
 serve.register(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from videoblip2.config import VERSION
+
+        print(f"vb2 {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """VideoBLIP2: video and audio captioning, from features to a served model."""
+
+
 def main() -> None:
     """Run `vb2`; a failure is one line on standard error and exit code 1."""
-    debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        app()
+        app(words, prog_name="vb2")
     except Exception as error:
-        if debug:
+        if "--debug" in sys.argv:
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
 
 
 def explain(error: Exception) -> str:
-    """One line: a user's mistake as it is; anything else with its type and a way to see more."""
+    """One line: a user's mistake as it is; anything else with its type and how to see more."""
     from videoblip2.config import InputError
 
     text = " ".join(str(error).split())
@@ -49,5 +85,5 @@ def explain(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}; make room, or give a place that can be written (--debug shows where)"
+        return f"{place}{error.strerror}; free some space or choose a writable place (--debug shows where it failed)"
     return f"{type(error).__name__}: {text} (run again with --debug to see where)"

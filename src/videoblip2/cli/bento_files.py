@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from videoblip2.config import InputError
+from videoblip2.files import shipped
 from videoblip2.provenance import ENCODERS, Provenance
 
 #: Not the package's name: BentoML takes a tag for a module first, and would import an installed videoblip2 for good.
@@ -40,7 +41,7 @@ NEEDED = (
 )
 WANTED = ("gradio",)  # the page; the service does without it
 ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "state", ".*")
+LEFT_OUT = ("__pycache__", "*.pyc", "state", ".*")
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,16 @@ def stage(model: str, folder: Path) -> Staged:
     import videoblip2
     from videoblip2.tracking import find_model
 
-    found = find_model(model)
-    package = Path(videoblip2.__file__).parent
-    shutil.copytree(find_serving(package), folder / "serving", ignore=LEFT_OUT)
-    shutil.copytree(package, folder / "videoblip2", ignore=LEFT_OUT)
-    shutil.copytree(found.folder, folder / "model", ignore=LEFT_OUT)
+    found, ignore = find_model(model), shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(shipped("serving"), folder / "serving", ignore=ignore)
+    shutil.copytree(found.folder, folder / "model", ignore=ignore)
+    ignore = shutil.ignore_patterns(*LEFT_OUT, "serving", "experiments")  # an installed package holds both
+    shutil.copytree(Path(videoblip2.__file__).parent, folder / "videoblip2", ignore=ignore)
     (folder / "model" / "VERSION").write_text(found.version + "\n", encoding="utf-8")
     media = bake_encoders(folder / "model")
     (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED, WANTED)) + "\n", encoding="utf-8")
     (folder / "bentofile.yaml").write_text(yaml.safe_dump(bentofile(), sort_keys=False), encoding="utf-8")
     return Staged(found.version, media)
-
-
-def find_serving(package: Path) -> Path:
-    """The folder serving/ of the repository: beside this package's sources, or in the current folder."""
-    for root in (package.parents[1], Path.cwd()):
-        if (root / "serving" / "service.py").is_file():
-            return root / "serving"
-    raise InputError(f"{Path.cwd()}: no serving/service.py here; run `vb2 package` in the root of the repository")
 
 
 def bake_encoders(checkpoint: Path) -> bool:

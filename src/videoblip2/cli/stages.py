@@ -1,4 +1,4 @@
-"""ce, scst, evaluate, caption, lm, demo: the commands of the main loop."""
+"""ce, scst, evaluate, caption, lm: the commands of the main loop."""
 
 import os
 import sys
@@ -38,7 +38,6 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings=ANY_OPTION)(evaluate)
     app.command()(caption)
     app.command()(lm)
-    app.command()(demo)
 
 
 def ce(
@@ -119,16 +118,6 @@ def lm(
         read_annotations(annotations), [prompt], out, parse_settings(settings or []), progress
     )
     emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    json: Json = False,
-) -> None:
-    """The whole path on generated videos, offline, to a served champion's caption."""
-    from videoblip2.cli.demo import run_demo
-
-    run_demo(out, json)
 
 
 def overrides_from(words: list[str] | None) -> list[str]:

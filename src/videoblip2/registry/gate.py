@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
-from videoblip2.config import InputError, Section, read_yaml
+from videoblip2.config import Section, read_yaml
 from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
 
@@ -94,8 +94,6 @@ class Verdict:
 def load_gate(path: Path | None = None) -> Gate:
     """Read a gate file; None = experiments/gate.yaml. Raises InputError naming the unknown key or the wrong value."""
     source = path or DEFAULT_FILE
-    if not source.is_file():
-        raise InputError(f"gate {source}: no such file; run in the root of the repository, or give --gate FILE")
     return validated(Gate, read_yaml(source), f"gate {source}")
 
 

@@ -1,6 +1,6 @@
 """Does CIDEr-D want bad endings? What cutting and lengthening captions earns, with and without the end token.
 
-    python experiments/endings.py DATA PREDICTIONS
+    python tools/endings.py DATA PREDICTIONS
 
 DATA: a folder with train.json and val.json (`vb2 data prepare`). PREDICTIONS: a run's val_predictions.jsonl.
 

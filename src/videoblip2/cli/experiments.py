@@ -1,0 +1,79 @@
+"""`vb2 experiments`: the experiment files that come with the package."""
+
+import difflib
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videoblip2.cli.output import emit, table
+
+app = typer.Typer(help="The experiment files that come with the package.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `vb2 experiments list`, such as toy_ce.")]
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List the experiments; any command that takes CONFIG takes one of these names."""
+    purposes = {path.stem: _purpose(path) for path in _files()}
+    emit(
+        {"experiments": purposes}, json, table("Experiments", ["name", "purpose"], [[*row] for row in purposes.items()])
+    )
+
+
+@app.command()
+def show(name: Name, json: Json = False) -> None:
+    """Print an experiment file.
+
+    Example: vb2 experiments show toy_ce
+    """
+    path = _find(name)
+    text = path.read_text(encoding="utf-8")
+    emit({"name": path.stem, "text": text}, json, text.rstrip())
+
+
+@app.command()
+def copy(
+    name: Name,
+    dest: Annotated[Path, typer.Argument(metavar="[DEST]", help="File or folder to copy it to.")] = Path(),
+    json: Json = False,
+) -> None:
+    """Copy an experiment file, to change it.
+
+    Example: vb2 experiments copy msrvtt_ce my_ce.yaml
+    """
+    from videoblip2.config import InputError
+
+    path = _find(name)
+    target = dest / path.name if dest.is_dir() else dest
+    if target.exists():
+        raise InputError(f"{target}: exists already; give another DEST, or delete it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    emit({"name": path.stem, "file": str(target)}, json, str(target))
+
+
+def _files() -> list[Path]:
+    from videoblip2.files import shipped
+
+    return sorted(shipped("experiments").glob("*.yaml"))
+
+
+def _find(name: str) -> Path:
+    from videoblip2.config import InputError
+
+    files = {path.stem: path for path in _files()}
+    stem = Path(name).name.removesuffix(".yaml")
+    if stem not in files:
+        near = difflib.get_close_matches(stem, files, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`vb2 experiments list` shows their names"
+        raise InputError(f"experiment {name!r}: does not come with the package; {hint}")
+    return files[stem]
+
+
+def _purpose(path: Path) -> str:
+    """The first line of the file, a comment."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").rstrip(".")
