@@ -82,7 +82,7 @@ def make_parts(folder: Path, sizes: dict[str, Any]) -> dict[str, float]:
     import torch
     from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel, T5Config, T5ForConditionalGeneration
 
-    from videoblip2.model.network import separate_lm_head
+    from videoblip2.model.language_model import separate_lm_head
     from videoblip2.toy.language_model import train_bert_tokenizer, train_t5_tokenizer
 
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.data.batches import Batch
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.decode import greedy, greedy_and_sample
+from videoblip2.model.decode import Sampling, greedy, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.scst import policy_loss, token_log_probs
 
@@ -150,7 +150,7 @@ def ours(model: VideoBlip2, batch: Batch, size: Size, scorer: CiderD, clock: Clo
     with clock.phase("encode"):
         states, mask = model.encode(**batch.inputs)
     with clock.phase("decode"), torch.no_grad():
-        best, sampled = greedy_and_sample(model, states.detach(), mask, NEW_TOKENS, size.samples)
+        best, sampled = greedy_and_sample(model.text, states.detach(), mask, NEW_TOKENS, Sampling(size.samples))
     with clock.phase("reward"):
         ids = [f"video{row // size.samples}" for row in range(len(sampled.ids))]
         reward = torch.from_numpy(scorer.score(ids, texts(sampled.ids), sampled.ended.tolist()))
@@ -304,7 +304,7 @@ def greedy_ratio(size: Size, device: torch.device, repeats: int) -> dict[str, fl
         encoded = BaseModelOutput(last_hidden_state=states)
         for _ in range(repeats + 1):
             with clock.phase("ours"):
-                greedy(model, states, mask, NEW_TOKENS)
+                greedy(model.text, states, mask, NEW_TOKENS)
             with clock.phase("generate"):
                 model.language_model.generate(
                     encoder_outputs=encoded, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False

@@ -58,7 +58,7 @@ def small_model(tokenizers: Tokenizers, seed: int) -> VideoBlip2:
         encoder_hidden_size=768,
     ).to_dict()
     text = T5Config(
-        vocab_size=len(tokenizers.t5),
+        vocab_size=len(tokenizers.text),
         d_model=WIDTH,
         d_kv=WIDTH // HEADS,
         d_ff=2 * WIDTH,

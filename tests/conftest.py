@@ -48,7 +48,7 @@ def tiny_config(tokenizers):
         "encoder_hidden_size": 24,
     }
     text = T5Config(
-        vocab_size=len(tokenizers.t5),
+        vocab_size=len(tokenizers.text),
         d_model=32,
         d_kv=8,
         d_ff=48,

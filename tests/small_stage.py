@@ -61,8 +61,8 @@ def write_world(root: Path) -> None:
     """Three videos with features and captions, a T5, word pieces."""
     golden = ROOT / "tests" / "golden" / "tokenizers"
     tokenizers = load_tokenizers(golden, golden / QFORMER_FOLDER)
-    build_t5(len(tokenizers.t5), SIZES).save_pretrained(root / "t5")
-    tokenizers.t5.save_pretrained(root / "t5")
+    build_t5(len(tokenizers.text), SIZES).save_pretrained(root / "t5")
+    tokenizers.text.save_pretrained(root / "t5")
     tokenizers.bert.save_pretrained(root / "bert")
     rng = np.random.default_rng(0)
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(3)]

@@ -17,8 +17,8 @@ QFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, 
 
 def write_world(root, tokenizers):
     """Data, features and a language model in a folder."""
-    build_t5(len(tokenizers.t5), SIZES).save_pretrained(root / "t5")
-    tokenizers.t5.save_pretrained(root / "t5")
+    build_t5(len(tokenizers.text), SIZES).save_pretrained(root / "t5")
+    tokenizers.text.save_pretrained(root / "t5")
     tokenizers.bert.save_pretrained(root / "bert")
     rng = np.random.default_rng(0)
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(3)]

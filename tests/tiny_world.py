@@ -20,8 +20,8 @@ STEPS, PAUSE = 8, 5
 
 def make_world(root: Path, tokenizers) -> Path:
     """Two videos with features and captions, an untied T5, word pieces."""
-    build_t5(len(tokenizers.t5), SIZES).save_pretrained(root / "t5")
-    tokenizers.t5.save_pretrained(root / "t5")
+    build_t5(len(tokenizers.text), SIZES).save_pretrained(root / "t5")
+    tokenizers.text.save_pretrained(root / "t5")
     tokenizers.bert.save_pretrained(root / "bert")
     rng = np.random.default_rng(0)
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(2)]

@@ -189,7 +189,7 @@ class Captioner:
         from videoblip2.model import decode
 
         return decode.beam(
-            self.model, states, mask, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty
+            self.model.text, states, mask, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty
         )
 
     def _roll(self, states: Any, mask: Any, decoding: Decoding, seeds: Sequence[int] | None, watch: Any) -> Any:
@@ -200,11 +200,10 @@ class Captioner:
 
         seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
         if not decoding.sampled:
-            return decode.greedy(self.model, states, mask, decoding.max_new_tokens, seen)
+            return decode.greedy(self.model.text, states, mask, decoding.max_new_tokens, seen)
         generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        return decode.sample(
-            self.model, states, mask, decoding.max_new_tokens, 1, decoding.temperature, generators, seen
-        )
+        sampling = decode.Sampling(1, decoding.temperature, generators)
+        return decode.sample(self.model.text, states, mask, decoding.max_new_tokens, sampling, seen)
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig, prompt: str | None = None

@@ -15,8 +15,8 @@ FEATURES = 24
 
 @pytest.fixture
 def folders(tmp_path, tokenizers):
-    tokenizers.t5.save_pretrained(tmp_path / "t5")
-    build_t5(len(tokenizers.t5), LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)).save_pretrained(
+    tokenizers.text.save_pretrained(tmp_path / "t5")
+    build_t5(len(tokenizers.text), LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)).save_pretrained(
         tmp_path / "t5"
     )
     tokenizers.bert.save_pretrained(tmp_path / "bert")

@@ -5,7 +5,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.model import decode
-from videoblip2.model.decode import cpu_kernels, sampling, t5_engine
+from videoblip2.model.decode import cpu_kernels, sampling, t5_stepper
 
 
 @pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
@@ -27,6 +27,10 @@ def generate(model, states, mask, **options):
     return sequences[:, 1:]
 
 
+def drawn(seed, samples=3):
+    return decode.Sampling(samples, generator=torch.Generator().manual_seed(seed))
+
+
 def same_tokens(ours, theirs):
     width = max(ours.shape[1], theirs.shape[1])
     pad = torch.nn.functional.pad
@@ -34,7 +38,7 @@ def same_tokens(ours, theirs):
 
 
 def test_greedy_equals_generate(tiny_model, encoded):
-    ours = decode.greedy(tiny_model, *encoded, 12)
+    ours = decode.greedy(tiny_model.text, *encoded, 12)
     assert same_tokens(ours.ids, generate(tiny_model, *encoded, do_sample=False))
 
 
@@ -61,7 +65,7 @@ def test_attention_on_states_is_that_on_keys_and_values():
 
 
 def test_beam_equals_generate(tiny_model, encoded):
-    ours, scores = decode.beam(tiny_model, *encoded, 12, 3, 0.8)
+    ours, scores = decode.beam(tiny_model.text, *encoded, 12, 3, 0.8)
     theirs = generate(tiny_model, *encoded, do_sample=False, num_beams=3, length_penalty=0.8, early_stopping=True)
     after_end = (theirs == 1).long().cumsum(dim=1) - (theirs == 1).long() > 0
     assert same_tokens(ours.ids, theirs.masked_fill(after_end, 0))  # theirs fills up with the end token
@@ -76,8 +80,8 @@ def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monk
 
 def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
     """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
-    graph = torch.compile(t5_engine.T5Decoder._logits, fullgraph=True, backend="eager")
-    monkeypatch.setattr(t5_engine, "_graph", lambda: graph)
+    graph = torch.compile(t5_stepper.T5Decoder.logits, fullgraph=True, backend="eager")
+    monkeypatch.setattr(t5_stepper, "_graph", lambda: graph)
     monkeypatch.setattr(tiny_model, "compiled_decoding", True)
     test_greedy_equals_generate(tiny_model, encoded)
     test_beam_equals_generate(tiny_model, encoded)
@@ -85,8 +89,8 @@ def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monk
 
 
 def test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded):
-    alone = decode.greedy(tiny_model, *encoded, 12)
-    beside, sampled = decode.greedy_and_sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(0))
+    alone = decode.greedy(tiny_model.text, *encoded, 12)
+    beside, sampled = decode.greedy_and_sample(tiny_model.text, *encoded, 12, drawn(0))
     assert same_tokens(beside.ids, alone.ids)
     assert len(sampled.ids) == 36
 
@@ -100,7 +104,7 @@ def test_samples_follow_the_whole_distribution(tiny_model, encoded):
             encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, decoder_input_ids=start
         )
     exact = torch.softmax(out.logits[0, 0], dim=-1)
-    sampled = decode.sample(tiny_model, states, mask, 1, 20_000, generator=torch.Generator().manual_seed(3))
+    sampled = decode.sample(tiny_model.text, states, mask, 1, drawn(3, 20_000))
     seen = torch.bincount(sampled.ids[:, 0], minlength=len(exact)) / 20_000
     spread = (exact * (1 - exact) / 20_000).sqrt()
     assert ((seen - exact).abs() <= 5 * spread + 1e-9).all()
@@ -108,10 +112,9 @@ def test_samples_follow_the_whole_distribution(tiny_model, encoded):
 
 @pytest.mark.parametrize("encoded", [1.5], indirect=True)
 def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_model, encoded, monkeypatch):
-    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
-    dropping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[0])
+    dropping = decode.sample(tiny_model.text, *encoded, 12, drawn(1))
     monkeypatch.setattr(sampling, "WORTH_DROPPING", 0.0)
-    keeping = decode.sample(tiny_model, *encoded, 12, 3, generator=generators[1])
+    keeping = decode.sample(tiny_model.text, *encoded, 12, drawn(1))
     assert same_tokens(dropping.ids, keeping.ids)
     assert torch.allclose(dropping.log_probs, keeping.log_probs, atol=1e-5)
     lengths = dropping.mask.sum(dim=1)
@@ -123,13 +126,13 @@ def test_captions_end_at_many_lengths_and_dropping_them_changes_nothing(tiny_mod
 @pytest.mark.parametrize("videos", [1, 99], ids=["on states", "on keys and values"])
 def test_greedy_captions_that_end_leave_the_batch(tiny_model, encoded, monkeypatch, videos):
     monkeypatch.setattr(cpu_kernels, "VIDEOS", videos)
-    lengths = decode.greedy(tiny_model, *encoded, 12).mask.sum(dim=1).tolist()
+    lengths = decode.greedy(tiny_model.text, *encoded, 12).mask.sum(dim=1).tolist()
     assert max(lengths) < 12 and len(set(lengths)) > 1
     test_greedy_equals_generate(tiny_model, encoded)
 
 
 def test_log_probs_are_those_of_a_teacher_forced_pass(tiny_model, encoded):
-    sampled = decode.sample(tiny_model, *encoded, 12, 3, generator=torch.Generator().manual_seed(1))
+    sampled = decode.sample(tiny_model.text, *encoded, 12, drawn(1))
     with torch.no_grad():
         logits = tiny_model.decode(*encoded, sampled.ids)
     exact = torch.log_softmax(logits, dim=-1).gather(2, sampled.ids[..., None])[..., 0] * sampled.mask

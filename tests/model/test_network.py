@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModel, T5Config, T5ForConditionalGenera
 from videoblip2.config import Decoding, InputError, ModelConfig
 from videoblip2.model import decode
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.network import VideoBlip2, separate_lm_head
+from videoblip2.model.language_model import separate_lm_head
+from videoblip2.model.network import VideoBlip2
 from videoblip2.predict import Captioner
 
 LENGTHS = ((3, 2), (9, 4), (1, 0), (6, 1))  # frames and audio windows; the third video has no audio
@@ -258,10 +259,10 @@ def test_generate_is_decodes_with_the_start_token_in_front(tiny_model, make_batc
     batch = make_batch(frames=(3, 5, 7), windows=(2, 0, 1))
     states, mask = tiny_model.encode(**batch.inputs)
     draw = torch.Generator().manual_seed(1)
-    drawn = decode.sample(tiny_model, states, mask, 6, 2, temperature=2.0, generator=torch.Generator().manual_seed(1))
+    drawn = decode.sample(tiny_model.text, states, mask, 6, decode.Sampling(2, 2.0, torch.Generator().manual_seed(1)))
     expected = {
-        "greedy": decode.greedy(tiny_model, states, mask, 6).ids,
-        "beam": decode.beam(tiny_model, states, mask, 6, 3, 2.0)[0].ids,
+        "greedy": decode.greedy(tiny_model.text, states, mask, 6).ids,
+        "beam": decode.beam(tiny_model.text, states, mask, 6, 3, 2.0)[0].ids,
         "sample": drawn.ids,
     }
     sampling = {"do_sample": True, "num_return_sequences": 2, "temperature": 2.0, "generator": draw}

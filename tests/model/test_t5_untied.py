@@ -24,8 +24,8 @@ SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)
 def folder(tmp_path_factory, tokenizers):
     """Two videos with features and captions, an untied T5, word pieces."""
     root = tmp_path_factory.mktemp("untied")
-    build_t5(len(tokenizers.t5), SIZES).save_pretrained(root / "t5")
-    tokenizers.t5.save_pretrained(root / "t5")
+    build_t5(len(tokenizers.text), SIZES).save_pretrained(root / "t5")
+    tokenizers.text.save_pretrained(root / "t5")
     tokenizers.bert.save_pretrained(root / "bert")
     rng = np.random.default_rng(0)
     videos = [{"video_id": f"video{n}", "category": 0, "captions": CAPTIONS[n : n + 2]} for n in range(2)]
@@ -109,10 +109,10 @@ def test_saving_again_and_serving(folder, stages, tmp_path):
 
 def test_a_tied_t5_stays_tied(folder, tokenizers, tmp_path):
     """T5 1.0 has one matrix for both: its checkpoint holds it once and loads whole."""
-    tied = T5ForConditionalGeneration(build_t5(len(tokenizers.t5), SIZES).config)
+    tied = T5ForConditionalGeneration(build_t5(len(tokenizers.text), SIZES).config)
     assert tied.lm_head.weight is tied.shared.weight
     tied.save_pretrained(tmp_path / "t5")
-    tokenizers.t5.save_pretrained(tmp_path / "t5")
+    tokenizers.text.save_pretrained(tmp_path / "t5")
     settings = config(folder, "x").model.model_copy(update={"language_model": str(tmp_path / "t5")})
     model, tokens, _ = build_model(settings, "a video of")
     assert not model.config.separate_lm_head

@@ -1,5 +1,7 @@
 """Self-critical training: each quantity against its definition, and the end token in reward and log-probability."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_rewards_are_cider_of_each_videos_own_samples(work, make_batch):
     ids = ["video0"] * 3 + ["video1"] * 3
     expected = scorer().score(ids, texts, ended=rollout.sampled.ended.tolist())
     assert np.allclose(rollout.reward.flatten().numpy(), expected, atol=1e-6)
-    greedy = decode.greedy(work.model, states, mask, 10)
+    greedy = decode.greedy(work.model.text, states, mask, 10)
     expected = scorer().score(["video0", "video1"], work.tokenizers.texts(greedy.ids), ended=greedy.ended.tolist())
     assert np.allclose(rollout.greedy_reward.numpy(), expected, atol=1e-6)
     assert torch.allclose(rollout.advantage, rollout.reward - rollout.greedy_reward[:, None])
@@ -128,7 +130,7 @@ def test_both_passes_are_one_policy_and_gradient_reaches_only_the_bridge(work, m
 def test_passes_that_are_not_one_policy_are_refused(work, make_batch, monkeypatch):
     """Sampling at another temperature than the loss believes."""
     honest = scst.greedy_and_sample
-    monkeypatch.setattr(scst, "greedy_and_sample", lambda *a: honest(*a[:5], 0.7, a[6]))
+    monkeypatch.setattr(scst, "greedy_and_sample", lambda *a: honest(*a[:4], replace(a[4], temperature=0.7)))
     with pytest.raises(AssertionError, match="nats at a token, more than"):
         list(scst.scst_step(work, scorer(), make_batch(), 0))
 

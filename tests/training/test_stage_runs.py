@@ -29,8 +29,8 @@ DIFF = "diff --git a/x.py b/x.py"
 
 def write_world(root, tokenizers):
     """Four videos of two categories, a T5 of one layer, and an experiment file."""
-    build_t5(len(tokenizers.t5), SIZES).save_pretrained(root / "t5")
-    tokenizers.t5.save_pretrained(root / "t5")
+    build_t5(len(tokenizers.text), SIZES).save_pretrained(root / "t5")
+    tokenizers.text.save_pretrained(root / "t5")
     tokenizers.bert.save_pretrained(root / "bert")
     rng = np.random.default_rng(0)
     videos = [{"video_id": f"video{n}", "category": n % 2, "captions": CAPTIONS[n % 3 : n % 3 + 2]} for n in range(4)]

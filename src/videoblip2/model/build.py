@@ -1,21 +1,18 @@
 """Build the network for training: language model, the Q-Formers' first weights, tokenizers, and an account of them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, InstructBlipQFormerConfig, T5Config, T5ForConditionalGeneration
+from transformers import InstructBlipQFormerConfig
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
-from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.network import VideoBlip2, branch_around, separate_lm_head
+from videoblip2.model.language_model import has_own_head, load_language_model
+from videoblip2.model.network import VideoBlip2, branch_around
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
-from videoblip2.pretrained import quiet_transformers
 
 
 def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
@@ -32,7 +29,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
         modalities=config.modalities,
         temporal_embedding=config.temporal_embedding,
         max_positions=config.max_positions,
-        separate_lm_head=language_model.lm_head.weight is not language_model.shared.weight,
+        separate_lm_head=has_own_head(language_model),
         finetune=config.finetune,
         lora_r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -43,37 +40,6 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     branches = {n: branch_around(network, n, qformer, queries) for n, (qformer, queries, _) in qformers.items()}
     model = VideoBlip2(network, language_model, branches)
     return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
-
-
-def load_language_model(source: str | Path) -> T5ForConditionalGeneration:
-    """T5 by its one safe road, `from_pretrained`: `shared` and `lm_head` stay apart where the files keep them apart.
-
-    Raises InputError for what is no T5, and for files that lack some of its tensors.
-    """
-    remedy = "give a folder that holds a T5, or a hub name online"
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(str(source))
-            if not isinstance(config, T5Config):
-                raise InputError(
-                    f"model.language_model={source}: its config.json is of a {config.model_type}; {remedy}"
-                )
-            model, info = T5ForConditionalGeneration.from_pretrained(
-                str(source), config=config, output_loading_info=True
-            )
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model.language_model={source}: {first_line(error)}; {remedy}") from error
-    if info["missing_keys"]:
-        first = min(info["missing_keys"])
-        raise InputError(
-            f"model.language_model={source}: {len(info['missing_keys'])} tensors are not in its files, first {first}; "
-            "copy or download it again"
-        )
-    if model.lm_head.weight is not model.shared.weight:
-        separate_lm_head(model)
-    return model
 
 
 def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple[Any, nn.Parameter, Any]:

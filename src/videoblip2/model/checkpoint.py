@@ -157,14 +157,17 @@ def load_network(folder: Path) -> VideoBlip2:
     for module in model.modules():
         if (ids := module._buffers.get("position_ids")) is not None:  # counted, not stored
             module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # A language model that computes tensors it does not store: transformers knows how.
+        model = VideoBlip2.from_pretrained(folder, local_files_only=True)
     network: VideoBlip2 = model.eval()
     return network
 
 
 def _assign(model: VideoBlip2, tensors: Mapping[str, Tensor]) -> None:
-    """Put `tensors` where the parameters are; names that share a parameter go on sharing one."""
+    """Put `tensors` where parameters and stored buffers are; names that share one keep sharing it."""
     places: dict[int, list[str]] = {}
-    wanted = dict(model.named_parameters(remove_duplicate=False))
+    wanted = model.state_dict(keep_vars=True)
     for name, parameter in wanted.items():
         places.setdefault(id(parameter), []).append(name)
     given: dict[str, Tensor] = {}
@@ -174,7 +177,9 @@ def _assign(model: VideoBlip2, tensors: Mapping[str, Tensor]) -> None:
         if found is None or tensors[found].shape != wanted[found].shape:
             missing.append(names[0])
             continue
-        given |= dict.fromkeys(names, nn.Parameter(tensors[found], requires_grad=wanted[found].requires_grad))
+        tensor, old = tensors[found], wanted[found]
+        is_parameter = isinstance(old, nn.Parameter)
+        given |= dict.fromkeys(names, nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor)
     if wrong := [*missing, *sorted(strange)]:
         raise InputError(
             f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}; the folder mixes two models"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig, T5Config
+from transformers import CONFIG_MAPPING, AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
 
 from videoblip2.modality import BOTH, MODALITIES, modality_names
 
@@ -11,19 +11,19 @@ class VideoBlip2Config(PreTrainedConfig):
     """Everything needed to rebuild the network with no other file than its weights.
 
     Args:
-        text_config: the frozen T5.
+        text_config: the language model; a dictionary without `model_type` is a T5's.
         NAME_qformer_config, NAME_dim: of each modality its Q-Former, whose `encoder_hidden_size` is the width that its
             cross-attention reads, and the width of its features. Those of a further modality are keyword arguments.
         modalities: as `model.modalities` of the configuration.
         upscaled_dim: width of the features that pass through an upscaler.
-        separate_lm_head: T5 v1.1 and Flan-T5 keep `lm_head` apart from `shared`.
-        finetune: "lora" (T5 frozen) or "full" (all of T5 trains, no LoRA).
-        lora_merged: LoRA is folded into T5's weights, so a rebuilt network has no LoRA of its own.
+        separate_lm_head: `lm_head` is apart from the input embeddings, as in T5 v1.1 and Flan-T5.
+        finetune: "lora" (language model frozen) or "full" (all of it trains, no LoRA).
+        lora_merged: LoRA is folded into the language model's weights, as earlier versions could, so there is none.
     """
 
     model_type = "videoblip2"
     sub_configs = {  # noqa: RUF012
-        "text_config": T5Config,
+        "text_config": AutoConfig,
         "video_qformer_config": InstructBlipQFormerConfig,
         "audio_qformer_config": InstructBlipQFormerConfig,
     }
@@ -48,7 +48,7 @@ class VideoBlip2Config(PreTrainedConfig):
     prompt: str = "a video of"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.text_config = _as(T5Config, self.text_config)
+        self.text_config = _text_config(self.text_config)
         for name in modality_names((*modality_names(BOTH), *self.modality_names)):
             key = f"{name}_qformer_config"
             setattr(self, key, _as(InstructBlipQFormerConfig, kwargs.pop(key, getattr(self, key, None))))
@@ -67,6 +67,11 @@ class VideoBlip2Config(PreTrainedConfig):
     def branch_width(self, modality: str) -> int:
         """Width of the features that reach the modality's branch."""
         return self.upscaled_dim if MODALITIES[modality].upscaled else self.widths[modality]
+
+
+def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    kind = "t5" if value is None or isinstance(value, PreTrainedConfig) else value.get("model_type", "t5")
+    return _as(CONFIG_MAPPING[kind], value)
 
 
 def _as(kind: type[PreTrainedConfig], value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -15,6 +15,7 @@ import yaml
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.files import write_text
 from videoblip2.modality import MODALITIES, modality_names
+from videoblip2.model.language_model import LANGUAGE_MODELS
 from videoblip2.provenance import Provenance
 
 CARD = "README.md"
@@ -75,7 +76,7 @@ def model_card(
 
 def _head(network: Mapping[str, Any]) -> str:
     adapted = () if network.get("finetune") == "full" else ("lora",)
-    tags = "\n".join(f"- {tag}" for tag in ("video-captioning", "blip-2", "q-former", "t5", *adapted))
+    tags = "\n".join(f"- {tag}" for tag in ("video-captioning", "blip-2", "q-former", _kind(network).lower(), *adapted))
     return f"---\nlibrary_name: videoblip2\npipeline_tag: video-text-to-text\ntags:\n{tags}\n---\n"
 
 
@@ -96,12 +97,17 @@ def _width(network: Mapping[str, Any], modality: str) -> int:
 
 
 def _language_model(network: Mapping[str, Any]) -> str:
-    width = network["text_config"]["d_model"]
+    name = f"{_kind(network)} of width {network['text_config']['d_model']}"
     if network.get("finetune") == "full":
-        return f"a T5 of width {width}, all of which was trained"
+        return f"a {name}, all of which was trained"
     lora = f"r={network['lora_r']}, alpha={network['lora_alpha']:g}, on {' and '.join(network['lora_target_modules'])}"
     merged = "folded into its weights" if network.get("lora_merged") else "apart from its weights"
-    return f"a frozen T5 of width {width} with LoRA ({lora}, {merged})"
+    return f"a frozen {name} with LoRA ({lora}, {merged})"
+
+
+def _kind(network: Mapping[str, Any]) -> str:
+    kind = network["text_config"].get("model_type", "t5")
+    return LANGUAGE_MODELS[kind].label if kind in LANGUAGE_MODELS else str(kind)
 
 
 def _use(network: Mapping[str, Any]) -> str:
@@ -127,11 +133,11 @@ def _sizes(sizes: Mapping[str, int]) -> str:
 
 def _part(name: str) -> str:
     if name.startswith("proj_"):
-        return "projections to T5"
+        return "projections to the language model"
     for modality, entry in MODALITIES.items():
         if name.startswith((f"{modality}_branch.", f"{modality}_upscaler.")):
             return f"{modality} Q-Former and upscaler" if entry.upscaled else f"{modality} Q-Former"
-    return "LoRA" if "lora_" in name else "T5"
+    return "LoRA" if "lora_" in name else "language model"
 
 
 def _training(config: Mapping[str, Any], provenance: Provenance) -> str:
@@ -146,7 +152,8 @@ def _training(config: Mapping[str, Any], provenance: Provenance) -> str:
         lines.append(f"- {kind.upper()}: {encoder.name}, fingerprint `{encoder.fingerprint or '?'}`")
     model, optim = config.get("model", {}), config.get("optim", {})
     if model:
-        lines.append(f"- first weights: T5 {model.get('language_model')}, Q-Formers {_first(model.get('qformer', {}))}")
+        first = _first(model.get("qformer", {}))
+        lines.append(f"- first weights: language model {model.get('language_model')}, Q-Formers {first}")
     if optim:
         lines.append(f"- learning rate {optim.get('lr'):g}, seed {config.get('seed')}; all else in config.yaml")
     return "\n".join(lines)

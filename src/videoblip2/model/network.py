@@ -1,7 +1,7 @@
-"""VideoBlip2: a Q-Former a modality in front of a frozen T5 with LoRA (BLIP-2, Li et al. 2023; LoRA, Hu et al. 2021).
+"""VideoBlip2: a Q-Former a modality in front of a frozen language model (BLIP-2, Li et al. 2023) with LoRA.
 
 Letters: B videos · N captions a video · M modalities · L rows of one, C their width · Q queries · D Q-Former width ·
-E T5 width · P prompt pieces · T caption tokens · V vocabulary.
+E language-model width · P prompt pieces · T caption tokens · V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel, T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel
 
 from videoblip2.config import InputError
 from videoblip2.modality import MODALITIES
+from videoblip2.model import decode
 from videoblip2.model.branch import FeatureAdapter, ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
+from videoblip2.model.language_model import LanguageModel, fresh_language_model, separate_lm_head
 
 
 class VideoBlip2(PreTrainedModel):
-    """Encoder input `[queries of each modality, prompt]`; T5 frozen, LoRA on its attention's q and v.
+    """The language model reads `[queries of each modality, prompt]`. It is frozen, with LoRA on its attention.
 
-    With `finetune="full"` all of T5 trains instead, without LoRA.
+    With `finetune="full"` all of it trains instead, without LoRA.
 
     Modules handed in are used as they are; those left out are built from the configuration with fresh weights.
     """
@@ -32,28 +33,29 @@ class VideoBlip2(PreTrainedModel):
     main_input_name = "features"
     compiled_decoding = False  # decode with torch.compile: worth its long first call on a GPU
     _supports_sdpa = True
-    _no_split_modules = ["T5Block", "InstructBlipQFormerLayer"]  # noqa: RUF012
+    _no_split_modules = ["InstructBlipQFormerLayer"]  # noqa: RUF012
 
     def __init__(
         self,
         config: VideoBlip2Config,
-        language_model: T5ForConditionalGeneration | None = None,
+        language_model: PreTrainedModel | None = None,
         branches: Mapping[str, ModalityBranch] | None = None,
     ) -> None:
         super().__init__(config)
-        width: int = config.text_config.d_model  # type: ignore[union-attr]
+        width: int = config.text_config.hidden_size  # type: ignore[union-attr]
         for name in config.modality_names:
             if MODALITIES[name].upscaled:
                 self.add_module(f"{name}_upscaler", nn.Linear(config.widths[name], config.upscaled_dim))
             branch = (branches or {}).get(name) or fresh_branch(config, name)
             self.add_module(f"{name}_branch", branch)
             self.add_module(f"proj_{name}", nn.Linear(branch.qformer.config.hidden_size, width))
-        self.language_model = language_model or T5ForConditionalGeneration(config.text_config)
+        self.language_model = language_model or fresh_language_model(config.text_config)  # type: ignore[arg-type]
         if config.separate_lm_head:
             separate_lm_head(self.language_model)
-        if config.finetune == "lora" and not config.lora_merged:
-            _inject_lora(self.language_model, config)
-        _freeze(self.language_model, config)
+        lora = config.finetune == "lora"
+        if lora and not config.lora_merged:
+            self.text.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
+        self.text.freeze(but_lora=lora)
         if next(self.parameters()).device.type != "meta":
             # Everything has its weights by now: transformers must not draw them again (it would undo pre-trained ones).
             for module in self.modules():
@@ -65,11 +67,16 @@ class VideoBlip2(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """transformers' own, and T5 frozen again: loading puts new, trainable parameters in place of ours."""
+        """transformers' own, then the language model frozen again: loading makes every parameter trainable."""
         loaded = super().from_pretrained(*args, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _freeze(model.language_model, model.config)
+        model.text.freeze(but_lora=model.config.finetune == "lora")
         return loaded
+
+    @property
+    def text(self) -> LanguageModel:
+        """The language model through its interface."""
+        return LanguageModel(self.language_model, self.compiled_decoding)
 
     def encode(
         self,
@@ -80,15 +87,15 @@ class VideoBlip2(PreTrainedModel):
         prompt_ids: Tensor,
         prompt_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Run every Q-Former and T5's encoder.
+        """Run every Q-Former and the language model's encoder.
 
         Args:
             features, masks: [B,L,C] and [B,L] by modality; 1 where a row is real, all 0 where a video lacks it.
             qformer_ids, qformer_mask: the prompt in BERT word pieces, [B,P].
-            prompt_ids, prompt_mask: the same prompt in T5's pieces, [B,P'].
+            prompt_ids, prompt_mask: the same prompt in the language model's pieces, [B,P'].
 
         Returns:
-            T5 encoder states [B,S,E] and their mask [B,S], with S = M·Q + P'.
+            Encoder states [B,S,E] and their mask [B,S], with S = M·Q + P'.
         """
         parts = []
         for name in self.config.modality_names:
@@ -96,11 +103,10 @@ class VideoBlip2(PreTrainedModel):
             states = self.branch(name)(rows, masks[name], qformer_ids, qformer_mask)  # [B,Q,D]
             parts.append(self.get_submodule(f"proj_{name}")(states))
         queries = torch.cat(parts, dim=1)  # [B,M·Q,E]
-        prompt = self.language_model.shared(prompt_ids)  # [B,P',E]
+        prompt = self.text.embed(prompt_ids)  # [B,P',E]
         mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,S]
         inputs = torch.cat([queries, prompt.to(queries.dtype)], dim=1)
-        states = self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
-        return states, mask
+        return self.text.encode(inputs, mask), mask
 
     def branch(self, modality: str) -> ModalityBranch:
         """The part of the network that reads one modality."""
@@ -118,15 +124,7 @@ class VideoBlip2(PreTrainedModel):
 
         Labels hold N captions a video, one video after the other; the states of a video serve all of them.
         """
-        repeats = len(labels) // len(states)
-        output = self.language_model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
-            attention_mask=mask.repeat_interleave(repeats, dim=0),
-            decoder_input_ids=self.language_model._shift_right(labels),
-            use_cache=False,
-        )
-        logits: Tensor = output.logits
-        return logits
+        return self.text.decode(states, mask, labels)
 
     def forward(self, labels: Tensor, **inputs: Any) -> Tensor:
         """`encode` and `decode` in one: logits [B·N,T,V]."""
@@ -156,21 +154,19 @@ class VideoBlip2(PreTrainedModel):
         Returns:
             [B·num_return_sequences, T+1]: the start token first, padding after the end; video by video.
         """
-        from videoblip2.model import decode
-
         _check_strategy(num_beams, do_sample, num_return_sequences)
-        states, mask = self.encode(**inputs)
+        encoded = self.encode(**inputs)
         if do_sample:
-            out = decode.sample(self, states, mask, max_new_tokens, num_return_sequences, temperature, generator)
+            sampling = decode.Sampling(num_return_sequences, temperature, generator)
+            out = decode.sample(self.text, *encoded, max_new_tokens, sampling)
         elif num_beams > 1:
-            out, _ = decode.beam(self, states, mask, max_new_tokens, num_beams, length_penalty)
+            out, _ = decode.beam(self.text, *encoded, max_new_tokens, num_beams, length_penalty)
         else:
-            out = decode.greedy(self, states, mask, max_new_tokens)
-        start = self.config.text_config.decoder_start_token_id  # type: ignore[union-attr]
-        return torch.cat([out.ids.new_full((len(out.ids), 1), start), out.ids], dim=1)
+            out = decode.greedy(self.text, *encoded, max_new_tokens)
+        return torch.cat([out.ids.new_full((len(out.ids), 1), self.text.tokens.start), out.ids], dim=1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or all of T5."""
+        """What training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or language model."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -204,37 +200,6 @@ def branch_around(
     adapter = FeatureAdapter(width, reads) if reads != width else None
     positions = config.max_positions if config.temporal_embedding else 0
     return ModalityBranch(qformer, query_tokens, width, positions, adapter)
-
-
-def separate_lm_head(language_model: T5ForConditionalGeneration) -> None:
-    """Keep `lm_head` apart from `shared`, for good.
-
-    transformers 5 declares every T5 as tied: loading a state dict would write `lm_head` over `shared`, and any
-    `tie_weights` would join them again.
-    """
-    tied = {k: v for k, v in type(language_model)._tied_weights_keys.items() if k != "lm_head.weight"}
-    language_model._tied_weights_keys = tied
-    language_model.all_tied_weights_keys = dict(tied)
-    if language_model.lm_head.weight is language_model.shared.weight:
-        language_model.lm_head.weight = nn.Parameter(language_model.shared.weight.detach().clone())
-
-
-def _freeze(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:
-    """All of T5 but LoRA, or with `finetune="full"` nothing."""
-    for name, parameter in language_model.named_parameters():
-        parameter.requires_grad_(config.finetune == "full" or "lora_" in name)
-
-
-def _inject_lora(language_model: T5ForConditionalGeneration, config: VideoBlip2Config) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_target_modules),
-    )
-    inject_adapter_in_model(lora, language_model)
 
 
 AutoModel.register(VideoBlip2Config, VideoBlip2, exist_ok=True)

@@ -102,7 +102,7 @@ def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizer
 
 def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGeneration:
     """A fresh T5 v1.1, as Flan-T5 is one: gated GELU, unscaled output, `lm_head` apart from `shared`."""
-    from videoblip2.model.network import separate_lm_head
+    from videoblip2.model.language_model import separate_lm_head
 
     torch.manual_seed(config.seed)
     model = T5ForConditionalGeneration(

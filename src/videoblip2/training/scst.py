@@ -33,7 +33,7 @@ from torch import Tensor
 from videoblip2.captions.rewards import Scorer
 from videoblip2.config import Config, ScstConfig
 from videoblip2.data.batches import Batch
-from videoblip2.model.decode.sampling import greedy_and_sample
+from videoblip2.model.decode import Sampling, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.ce import cross_entropy, live_tokens
 from videoblip2.training.microbatch import MicroBatch, cut, take
@@ -89,9 +89,8 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
     generator = torch.Generator(states.device).manual_seed(work.config.seed * 1_000_003 + step)
     longest = work.config.decode.max_new_tokens
     with work.autocast():
-        greedy, sampled = greedy_and_sample(
-            work.model, states.detach(), attended, longest, config.samples, config.temperature, generator
-        )
+        sampling = Sampling(config.samples, config.temperature, generator)
+        greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
     repeated = [video_id for video_id in batch.video_ids for _ in range(config.samples)]
     scores, terms = rewards(scorer, repeated, captions, sampled)

@@ -1,8 +1,8 @@
-"""Beam search over `t5_engine`, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
+"""Beam search, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
 
 Each video has W running beams and the W best finished ones. A step looks at the 2·W likeliest continuations: those
-among the first W that end join the finished ones, with score log p / length^penalty; the W best that go on are the
-next running beams. A video is done when it has W finished beams, or none of the running ones can beat the worst.
+among the first W that end join the finished ones, with score log p / length^penalty; the W best that do not end are
+the next running beams. A video is done when it has W finished beams, or none of the running ones can beat the worst.
 
 Letters: B videos · W beams · T tokens · V vocabulary.
 """
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from videoblip2.model.decode.decoded import Decoded
-from videoblip2.model.decode.sampling import end_token
-from videoblip2.model.decode.t5_engine import T5Decoder
-from videoblip2.model.network import VideoBlip2
+from videoblip2.model.decode.stepper import start
+from videoblip2.model.language_model import LanguageModel
 
 NEVER = -1e9
 
@@ -32,42 +31,55 @@ class Beams:
 
 @torch.no_grad()
 def beam(
-    model: VideoBlip2, states: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int, length_penalty: float
+    language_model: LanguageModel,
+    states: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    num_beams: int,
+    length_penalty: float = 1.0,
 ) -> tuple[Decoded, Tensor]:
     """Beam search with early stopping: B captions and their length-normalised scores [B]."""
-    text, device, videos = model.config.text_config, states.device, len(states)
-    end, pad = end_token(model), text.pad_token_id  # type: ignore[union-attr]
-    decoder = T5Decoder(model.language_model, len(states) * num_beams, model.compiled_decoding)
-    caches = decoder.start(states, mask, max_new_tokens)
-    running, done = (_empty(videos, num_beams, max_new_tokens, pad, device) for _ in range(2))
+    special, device, videos = language_model.tokens, states.device, len(states)
+    stepper = start(language_model, states, mask, max_new_tokens, num_beams)
+    running, done = (_empty(videos, num_beams, max_new_tokens, special.pad, device) for _ in range(2))
     running.scores[:, 0] = 0.0  # at first all beams are one
-    token = torch.full((videos,), text.decoder_start_token_id, device=device)  # type: ignore[union-attr]
+    token = torch.full((videos,), special.start, device=device)
     open_video = torch.ones(videos, 1, dtype=torch.bool, device=device)
     for at in range(max_new_tokens):
-        log_probs = torch.log_softmax(decoder.step(token, caches), dim=-1)
+        log_probs = _imposed(torch.log_softmax(stepper.step(token), dim=-1), special.imposed(at, max_new_tokens))
         if at == 0:
             log_probs = log_probs.repeat_interleave(num_beams, dim=0)
-            caches.repeat(num_beams)
+            stepper.repeat(num_beams)
         summed = log_probs.view(videos, num_beams, -1) + running.scores[:, :, None]  # [B,W,V]
         scores, place = summed.flatten(1).topk(2 * num_beams)  # [B,2W]
         parent, token = place // summed.shape[2], place % summed.shape[2]
         ids = running.ids.gather(1, parent[:, :, None].expand(-1, -1, max_new_tokens))
         ids[:, :, at] = token
-        stops = (token == end) | (at + 1 == max_new_tokens)
+        stops = (token == special.end) | (at + 1 == max_new_tokens)
         new = Beams(ids, scores, stops, torch.full_like(token, at + 1))
         done = _finish(done, new, open_video, num_beams, (at + 1) ** length_penalty)
         going, kept = (scores + stops * NEVER).topk(num_beams)  # [B,W]
         running = _gather(Beams(ids, scores + stops * NEVER, stops, new.lengths), kept)
         token = token.gather(1, kept).flatten()
         rows = parent.gather(1, kept) + torch.arange(videos, device=device)[:, None] * num_beams
-        caches.reorder(rows.flatten())
+        stepper.reorder(rows.flatten())
         worst = torch.where(done.finished, done.scores.amin(dim=1, keepdim=True), NEVER)
         open_video = open_video & (going[:, :1] / (at + 1) ** length_penalty > worst).any(dim=1, keepdim=True)
         if not open_video.any() or done.finished.all() or stops.all():
             break
     length = int(done.lengths[:, 0].max())
     best = done.ids[:, 0, :length]
-    return Decoded(best, (best == end).any(dim=1), torch.zeros(best.shape, device=device), end), done.scores[:, 0]
+    ended = (best == special.end).any(dim=1)
+    return Decoded(best, ended, torch.zeros(best.shape, device=device), special.end), done.scores[:, 0]
+
+
+def _imposed(log_probs: Tensor, token: int | None) -> Tensor:
+    """[n,V] → the same, or where a token is imposed: 0 for it, and no other is possible."""
+    if token is None:
+        return log_probs
+    only = torch.full_like(log_probs, -torch.inf)
+    only[:, token] = 0.0
+    return only
 
 
 def _empty(videos: int, num_beams: int, max_tokens: int, pad: int, device: torch.device) -> Beams:

@@ -5,7 +5,7 @@ What makes it quicker than `generate`, with the same numbers:
 2. The first token of all captions of a video is one computation: they begin alike.
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
 4. On a CPU, weights are laid out for few rows at a time (`cpu_kernels`).
-5. Rows whose caption has ended can be dropped (`Caches.select`).
+5. Rows whose caption has ended can be dropped (`T5Stepper.select`).
 6. One caption a video on a CPU needs no cross-attention keys and values at all (`cpu_kernels.attend`).
 7. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
 
@@ -24,42 +24,10 @@ from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 
 from videoblip2.model.decode.cpu_kernels import Product, attend, attention_pays, product
+from videoblip2.model.language_model import LanguageModel
 
 _Pair = tuple[Tensor, Tensor]
 _Pairs = list[_Pair]
-
-
-@dataclass
-class Caches:
-    """Keys and values, one entry a layer. cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
-
-    states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).
-    """
-
-    cross: _Pairs
-    own: _Pairs
-    cross_bias: Tensor  # [B,1,1,S]: 0 where an encoder place is real, else the most negative number
-    length: int = 0
-    states: Tensor | None = None
-
-    @property
-    def videos(self) -> int:
-        return len(self.cross_bias)
-
-    def repeat(self, rows: int) -> None:
-        """One row a video becomes `rows` equal ones."""
-        self.own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self.own]
-
-    def select(self, videos: Tensor, rows: Tensor) -> None:
-        """Keep some videos [B'] and of their rows those numbered `rows` [B'·R'], video by video."""
-        self.cross = [(k[videos], v[videos]) for k, v in self.cross]
-        self.cross_bias = self.cross_bias[videos]
-        self.states = None if self.states is None else self.states[videos]
-        self.reorder(rows)
-
-    def reorder(self, rows: Tensor) -> None:
-        """New row i is old row `rows[i]`."""
-        self.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.own]
 
 
 @dataclass(frozen=True)
@@ -105,7 +73,7 @@ class T5Decoder:
         self._lm_head = self._product(language_model.lm_head)
         self._layers = [self._layer(block.layer) for block in decoder.block]
 
-    def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> Caches:
+    def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> "T5Stepper":
         """Caches for one row a video: states [B,S,E], mask [B,S]."""
         states = states.to(self.dtype)
         direct = not self.compiled and attention_pays(states, self.rows, max_tokens)
@@ -117,27 +85,17 @@ class T5Decoder:
         bias = self._position.compute_bias(max_tokens, max_tokens, device=self.device)  # [1,H,T,T]
         unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self.device).triu(diagonal=1)
         self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)
-        self._places = torch.arange(max_tokens, device=self.device)
-        return Caches(cross, own, cross_bias[:, None, None], states=states if direct else None)
+        self.places = torch.arange(max_tokens, device=self.device)
+        return T5Stepper(self, cross, own, cross_bias[:, None, None], states=states if direct else None)
 
     def _keys_and_values(self, states: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
         key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
         return self._split(key).contiguous(), self._split(value).contiguous()
 
-    def step(self, tokens: Tensor, caches: Caches) -> Tensor:
-        """Next token's logits: tokens [B·R] → [B·R,V] float32; the caches grow by one place."""
-        with torch.autocast(self.device.type, enabled=False):
-            at = caches.length
-            caches.length += 1
-            if self.compiled:
-                place = self._places[at : at + 1]
-                return _graph()(self, tokens, place, caches.own, caches.cross, caches.cross_bias)
-            seen = caches.cross if caches.states is None else [caches.states] * len(self._layers)
-            return self._logits(tokens, at, caches.own, seen, caches.cross_bias)
-
-    def _logits(
+    def logits(
         self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: Sequence[_Pair | Tensor], cross_bias: Tensor
     ) -> Tensor:
+        """Tokens [B·R] at place `at` → [B·R,V] float32."""
         hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
         for layer, own_cache, cross_cache in zip(self._layers, own, cross, strict=True):
             hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
@@ -216,11 +174,64 @@ class T5Decoder:
         return weight.detach().to(self.dtype)
 
 
+@dataclass
+class T5Stepper:
+    """Captions in the making, with keys and values: one entry a layer.
+
+    cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
+    states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).
+    """
+
+    decoder: T5Decoder
+    cross: _Pairs
+    own: _Pairs
+    cross_bias: Tensor  # [B,1,1,S]: 0 where an encoder place is real, else the most negative number
+    length: int = 0
+    states: Tensor | None = None
+
+    @property
+    def fixed_shape(self) -> bool:
+        """Whether each step is one compiled graph."""
+        return self.decoder.compiled
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32; the caches grow by one place."""
+        decoder, at = self.decoder, self.length
+        self.length += 1
+        with torch.autocast(decoder.device.type, enabled=False):
+            if decoder.compiled:
+                place = decoder.places[at : at + 1]
+                return _graph()(decoder, tokens, place, self.own, self.cross, self.cross_bias)
+            seen = self.cross if self.states is None else [self.states] * len(self.own)
+            return decoder.logits(tokens, at, self.own, seen, self.cross_bias)
+
+    def repeat(self, rows: int) -> None:
+        """One row a video becomes `rows` equal ones."""
+        self.own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self.own]
+
+    def select(self, videos: Tensor, rows: Tensor) -> None:
+        """Keep some videos [B'] and of their rows those numbered `rows` [B'·R'], video by video."""
+        self.cross = [(k[videos], v[videos]) for k, v in self.cross]
+        self.cross_bias = self.cross_bias[videos]
+        self.states = None if self.states is None else self.states[videos]
+        self.reorder(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        """New row i is old row `rows[i]`."""
+        self.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.own]
+
+
 @cache
 def _graph() -> Callable[..., Tensor]:
     """The step as a compiled graph; shapes that change from call to call become symbols of it."""
-    compiled: Callable[..., Tensor] = torch.compile(T5Decoder._logits, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(T5Decoder.logits, fullgraph=True)
     return compiled
+
+
+def start_t5(language_model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> T5Stepper:
+    """See `stepper.start`."""
+    decoder = T5Decoder(language_model.network, len(states) * rows, language_model.compiled)
+    return decoder.start(states, mask, max_tokens)
 
 
 def folded(module: Any) -> Tensor:
@@ -229,8 +240,6 @@ def folded(module: Any) -> Tensor:
         weight: Tensor = module.weight
         return weight
     total: Tensor = module.base_layer.weight
-    if module.merged:
-        return total
     for adapter in module.active_adapters:
         total = total + module.get_delta_weight(adapter)
     return total

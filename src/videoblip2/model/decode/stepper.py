@@ -1,0 +1,101 @@
+"""One token of every caption at a time: what each decoding strategy asks of a language model.
+
+Letters: B videos · R rows (captions) a video · S encoder places · E width · V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.model.decode.t5_stepper import start_t5
+from videoblip2.model.language_model import LanguageModel
+
+
+class Stepper(Protocol):
+    """Captions in the making. They start as one row a video; rows are kept video by video."""
+
+    @property
+    def fixed_shape(self) -> bool:
+        """Whether a step is compiled, so that dropping rows would compile it anew."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32."""
+
+    def repeat(self, rows: int) -> None:
+        """One row a video becomes `rows` equal ones."""
+
+    def select(self, videos: Tensor, rows: Tensor) -> None:
+        """Keep some videos [B'] and of their rows those numbered `rows` [B'·R']."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """New row i is old row `rows[i]` of the same video."""
+
+
+class CacheStepper:
+    """Any encoder-decoder, through transformers' own cache of keys and values (`past_key_values`)."""
+
+    fixed_shape = False
+
+    def __init__(self, language_model: LanguageModel, states: Tensor, mask: Tensor) -> None:
+        self._network, self._states, self._mask = language_model.network, states, mask
+        self._cache: Any = None
+
+    def step(self, tokens: Tensor) -> Tensor:
+        with _without_dropout(self._network):
+            output = self._network(
+                encoder_outputs=BaseModelOutput(last_hidden_state=self._states),
+                attention_mask=self._mask,
+                decoder_input_ids=tokens[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def repeat(self, rows: int) -> None:
+        self._cache.batch_repeat_interleave(rows)
+        self._states, self._mask = (part.repeat_interleave(rows, dim=0) for part in (self._states, self._mask))
+
+    def select(self, videos: Tensor, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._states, self._mask = self._states[rows], self._mask[rows]
+
+    def reorder(self, rows: Tensor) -> None:
+        self._cache.self_attention_cache.batch_select_indices(rows)
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    training = network.training
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        if training:
+            network.train()
+
+
+Start = Callable[[LanguageModel, Tensor, Tensor, int, int], Stepper]
+
+#: Quicker steppers than `CacheStepper`, by the `model_type` of the language model's config.json.
+STEPPERS: dict[str, Start] = {"t5": start_t5}
+
+
+@torch.no_grad()
+def start(language_model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> Stepper:
+    """The stepper for encoder states [B,S,E], mask [B,S].
+
+    Args:
+        max_tokens: at most this many steps follow.
+        rows: about this many captions a video.
+    """
+    special = STEPPERS.get(language_model.network.config.model_type)
+    if special is not None:
+        return special(language_model, states, mask, max_tokens, rows)
+    return CacheStepper(language_model, states, mask)

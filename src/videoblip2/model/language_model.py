@@ -1,0 +1,183 @@
+"""The language model behind the Q-Formers: any encoder-decoder of transformers, seen through one small interface.
+
+To add another, add its entry to `LANGUAGE_MODELS`. Its captions are decoded through transformers' own cache until a
+quicker stepper is registered in `decode.stepper.STEPPERS`.
+
+Letters: B videos · N captions a video · S encoder places · E width · P prompt pieces · T caption tokens · V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as CLASSES
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.config import InputError
+from videoblip2.errors import first_line
+from videoblip2.pretrained import quiet_transformers
+
+
+@dataclass(frozen=True)
+class Family:
+    """What transformers' common interface does not say about one kind of language model.
+
+    projections: its names for the attention's q, k, v and o, which `model.lora.target_modules` may name; those that it
+        leaves out are called so already.
+    """
+
+    label: str
+    projections: Mapping[str, str] = field(default_factory=dict)
+
+
+#: By the `model_type` of config.json.
+LANGUAGE_MODELS = {
+    "t5": Family("T5"),
+    "bart": Family("BART", {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}),
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The entry of a kind of language model. Raises InputError for one that is not in the table."""
+    if model_type not in LANGUAGE_MODELS:
+        known = " or ".join(LANGUAGE_MODELS)
+        raise InputError(
+            f"its config.json is of a {model_type}; give a folder that holds a {known}, or a hub name online"
+        )
+    return LANGUAGE_MODELS[model_type]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Where captions start, end and are padded; `first` and `last`, if any, are imposed on the best caption."""
+
+    start: int
+    pad: int
+    end: int
+    first: int | None = None
+    last: int | None = None
+
+    def imposed(self, at: int, max_new_tokens: int) -> int | None:
+        """The token that `generate` imposes at place `at`, as it does where a model's configuration asks for one."""
+        return self.first if at == 0 and self.first is not None else self.last if at + 1 == max_new_tokens else None
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """An encoder-decoder of transformers as the network uses it.
+
+    compiled: decode with torch.compile, where the model's stepper can: worth its long first call on a GPU.
+    """
+
+    network: Any
+    compiled: bool = False
+
+    @property
+    def tokens(self) -> SpecialTokens:
+        """The special tokens of its configuration."""
+        config = self.network.config
+        start, pad, end = (_first(getattr(config, f"{name}_token_id")) for name in ("decoder_start", "pad", "eos"))
+        imposed = (_first(getattr(config, f"forced_{name}_token_id", None)) for name in ("bos", "eos"))
+        return SpecialTokens(int(start or 0), int(pad or 0), int(end or 0), *imposed)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B,P] → the encoder's input embeddings [B,P,E]."""
+        embeddings: Tensor = self.network.get_encoder().get_input_embeddings()(ids)
+        return embeddings
+
+    def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Input embeddings [B,S,E], mask [B,S] → encoder states [B,S,E]."""
+        states: Tensor = self.network.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return states
+
+    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
+
+        Labels hold N captions a video, one video after the other; the states of a video serve all of them.
+        """
+        repeats = len(labels) // len(states)
+        output = self.network(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
+            attention_mask=mask.repeat_interleave(repeats, dim=0),
+            decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def freeze(self, but_lora: bool = True) -> None:
+        """Freeze all of it but LoRA; with `but_lora=False` nothing is frozen."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not but_lora or "lora_" in name)
+
+    def add_lora(self, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+        """Put LoRA beside every linear layer named by `targets`, q, k, v and o being its attention's projections."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = family_of(self.network.config.model_type).projections
+        modules = [names.get(target, target) for target in targets]
+        lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
+        try:
+            inject_adapter_in_model(lora, self.network)
+        except ValueError as error:
+            raise InputError(f"model.lora.target_modules={','.join(targets)}: {error}") from error
+
+
+def _first(token: int | list[int] | None) -> int | None:
+    return token[0] if isinstance(token, list) else token
+
+
+def fresh_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A language model with the sizes of its configuration and fresh weights."""
+    family_of(config.model_type)
+    model: PreTrainedModel = CLASSES[type(config)](config)
+    return model
+
+
+def load_language_model(source: str | Path) -> PreTrainedModel:
+    """From a folder or hub name, by `from_pretrained`; `lm_head` stays apart from the embeddings if files have both.
+
+    Raises InputError for what is in no entry of the table, and for files that lack some of its tensors.
+    """
+    remedy = "give a folder that holds a language model, or a hub name online"
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(str(source))
+            family_of(config.model_type)
+            model, info = CLASSES[type(config)].from_pretrained(str(source), config=config, output_loading_info=True)
+    except InputError as error:
+        raise InputError(f"model.language_model={source}: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model.language_model={source}: {first_line(error)}; {remedy}") from error
+    if missing := info["missing_keys"]:
+        raise InputError(
+            f"model.language_model={source}: {len(missing)} tensors are not in its files, first {min(missing)}; "
+            "copy or download it again"
+        )
+    if has_own_head(model):
+        separate_lm_head(model)
+    return model
+
+
+def has_own_head(model: PreTrainedModel) -> bool:
+    """Whether `lm_head` is a matrix of its own, as in T5 v1.1 and Flan-T5, or the input embeddings once more."""
+    head: Any = model.get_output_embeddings()
+    return head.weight is not model.get_input_embeddings().weight
+
+
+def separate_lm_head(model: PreTrainedModel) -> None:
+    """Keep `lm_head` apart from the input embeddings, for good.
+
+    transformers 5 declares every T5 as tied: loading a state dict would write `lm_head` over `shared`, and any
+    `tie_weights` would join them again.
+    """
+    tied = {k: v for k, v in (type(model)._tied_weights_keys or {}).items() if k != "lm_head.weight"}
+    model._tied_weights_keys = tied
+    model.all_tied_weights_keys = dict(tied)
+    if not has_own_head(model):
+        embeddings = model.get_input_embeddings().weight
+        model.get_output_embeddings().weight = nn.Parameter(embeddings.detach().clone())

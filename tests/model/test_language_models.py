@@ -1,0 +1,172 @@
+"""Language models other than T5, through the ordinary configuration: built, trained, saved, loaded and decoded."""
+
+import json
+
+import pytest
+import torch
+from small_stage import config, write_world
+from tokenizers import Tokenizer, processors
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from videoblip2.config import InputError
+from videoblip2.model import decode, language_model
+from videoblip2.model.checkpoint import load_checkpoint
+from videoblip2.model.decode import stepper
+from videoblip2.training.stage import run_stage
+from videoblip2.training.workspace import open_workspace
+
+SIZES = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tokenizers):
+    """Videos with features and captions, and in `bart/` a BART with word pieces `<s> … </s>`."""
+    root = tmp_path_factory.mktemp("bart")
+    write_world(root)
+    pieces = Tokenizer.from_str(tokenizers.text.backend_tokenizer.to_str())
+    pieces.add_special_tokens(["<s>"])
+    start = pieces.token_to_id("<s>")
+    pieces.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", 1)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **special).save_pretrained(root / "bart")
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": start, "decoder_start_token_id": 1}
+    sizes = BartConfig(vocab_size=start + 1, forced_eos_token_id=1, init_std=0.5, **ids, **SIZES)
+    bart = BartForConditionalGeneration(sizes)
+    bart.final_logits_bias[0, 1] = -3.0  # it would end at once
+    bart.save_pretrained(root / "bart")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """The checkpoint of two cross-entropy steps and of two self-critical ones from it."""
+    steps = ("train.steps=2", "train.batch_size=3", "train.validate_every=2", "optim.lr=0.01", "run.tracking=false")
+    ce = run_stage("ce", config(world, "ce", f"model.language_model={world / 'bart'}", *steps))
+    return ce, run_stage("scst", config(world, "scst", f"train.start_from={ce.checkpoint}", *steps))
+
+
+@pytest.fixture(scope="module")
+def encoded(trained, world):
+    """The network and encoder states of twelve videos, no two alike."""
+    work = open_workspace(config(world, "scst", f"train.start_from={trained[0].checkpoint}", "train.batch_size=12"))
+    model = work.model.eval()
+    model.language_model.final_logits_bias[0, 1] = 4.5  # captions of many lengths
+    with torch.no_grad():
+        states, mask = model.encode(**work.batches(0).inputs)
+    return model, states + torch.randn(states.shape, generator=torch.Generator().manual_seed(0)), mask
+
+
+def generate(model, states, mask, **options):
+    return model.language_model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, max_new_tokens=8, **options
+    )[:, 1:]
+
+
+def test_bart_trains_only_its_lora(trained, world):
+    model = load_checkpoint(trained[1].checkpoint).model
+    assert isinstance(model.language_model, BartForConditionalGeneration)
+    moved = {name for name in model.trainable() if name.startswith("language_model.")}
+    assert {name.split(".")[-4] for name in moved} == {"q_proj", "v_proj"} and all("lora_" in name for name in moved)
+    first = BartForConditionalGeneration.from_pretrained(world / "bart").model.shared.weight
+    assert torch.equal(model.language_model.model.shared.weight, first)
+    assert model.language_model.lm_head.weight is model.language_model.model.shared.weight
+    weights = load_checkpoint(trained[0].checkpoint).model.trainable()
+    assert all(weights[name].any() for name in moved if "lora_B" in name)  # zero before the first step
+    card = (trained[1].checkpoint / "README.md").read_text(encoding="utf-8")
+    assert "a frozen BART of width 16 with LoRA" in card and "T5" not in card
+
+
+def test_bart_decodes_as_its_own_generate(encoded):
+    model, states, mask = encoded
+    greedy = decode.greedy(model.text, states, mask, 8)
+    assert torch.equal(greedy.ids, generate(model, states, mask, do_sample=False, num_beams=1))
+    beams, scores = decode.beam(model.text, states, mask, 8, 3, 0.8)
+    options = {"num_beams": 3, "early_stopping": True, "length_penalty": 0.8, "do_sample": False}
+    assert torch.equal(beams.ids, generate(model, states, mask, **options) * beams.mask)  # theirs pads with the end
+    assert scores.isfinite().all() and len(set(greedy.mask.sum(dim=1).tolist())) > 1
+    assert greedy.ended.all()  # BART imposes its end token on the last place
+
+
+def test_bart_samples_as_a_teacher_forced_pass_says(encoded):
+    model, states, mask = encoded
+    drawn = decode.Sampling(5, generator=torch.Generator().manual_seed(0))
+    greedy, sampled = decode.greedy_and_sample(model.text, states, mask, 8, drawn)
+    with torch.no_grad():
+        logits = model.decode(states, mask, sampled.ids)
+    exact = torch.log_softmax(logits, dim=-1).gather(2, sampled.ids[..., None])[..., 0] * sampled.mask
+    assert torch.allclose(exact, sampled.log_probs, atol=1e-4)
+    assert len(greedy.ids) == 12 and len(set(sampled.mask.sum(dim=1).tolist())) > 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_t5_by_the_common_stepper_says_the_same(tiny_model, make_batch, monkeypatch, training):
+    """Dropout off in the common stepper too, and rows that end are dropped alike."""
+    with torch.no_grad():
+        encoded = tiny_model.encode(**make_batch(frames=(3, 5, 2, 4) * 3, windows=(2, 0, 3, 1) * 3).inputs)
+        tiny_model.language_model.lm_head.weight[1].normal_(std=0.6)
+    tiny_model.train(training)
+
+    def captions():
+        drawn = decode.Sampling(2, generator=torch.Generator().manual_seed(0))
+        greedy, sampled = decode.greedy_and_sample(tiny_model.text, *encoded, 12, drawn)
+        return (
+            greedy,
+            sampled,
+            decode.greedy(tiny_model.text, *encoded, 12),
+            decode.beam(tiny_model.text, *encoded, 12, 3)[0],
+        )
+
+    ours = captions()
+    assert len(set(ours[1].mask.sum(dim=1).tolist())) > 3
+    monkeypatch.setattr(stepper, "STEPPERS", {})
+    for quick, common in zip(ours, captions(), strict=True):
+        assert torch.equal(quick.ids, common.ids)
+        assert torch.allclose(quick.log_probs, common.log_probs, atol=1e-4)
+    assert tiny_model.language_model.training is training
+    drawn_alone = decode.greedy(tiny_model.text, *encoded, 12)
+    assert torch.equal(drawn_alone.ids, ours[2].ids)
+
+
+def test_another_language_model_is_one_entry(world, tmp_path, monkeypatch):
+    """Registered from outside the package: refused before, usable after."""
+    source = world / "pegasus"
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    PegasusForConditionalGeneration(PegasusConfig(vocab_size=81, **ids, **SIZES)).save_pretrained(source)
+    for file in (world / "bart").glob("tokenizer*"):
+        (source / file.name).write_bytes(file.read_bytes())
+    settings = config(world, "pegasus", f"model.language_model={source}", "run.tracking=false", "train.steps=2")
+    with pytest.raises(InputError, match=r"language_model=.*is of a pegasus; give a folder that holds a t5 or bart"):
+        open_workspace(settings)
+    names = language_model.LANGUAGE_MODELS["bart"].projections
+    monkeypatch.setitem(language_model.LANGUAGE_MODELS, "pegasus", language_model.Family("Pegasus", names))
+    result = run_stage("ce", settings)
+    model = load_checkpoint(result.checkpoint).model
+    assert json.loads((result.checkpoint / "config.json").read_text())["text_config"]["model_type"] == "pegasus"
+    with torch.no_grad():
+        states, mask = model.encode(**open_workspace(settings).batches(0).inputs)
+    assert torch.equal(decode.greedy(model.text, states, mask, 8).ids, generate(model, states, mask, num_beams=1))
+
+
+def test_lora_targets_that_the_model_does_not_have(world):
+    settings = config(world, "x", f"model.language_model={world / 'bart'}", "model.lora.target_modules=[query]")
+    with pytest.raises(InputError, match=r"model\.lora\.target_modules=query: "):
+        open_workspace(settings)
