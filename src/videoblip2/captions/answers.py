@@ -1,9 +1,9 @@
-"""Answers to open-ended questions: normalisation and accuracy by question type, as the field reports them. No torch.
+"""Answers to open-ended questions: normalisation, and accuracy by question type as the field reports it.
 
-An answer is right if it equals the one expected answer exactly, both normalised as the VQA v2 evaluation does it
-(Antol et al. 2015, `vqaEval.py`): lower case, punctuation and articles away, number words as digits. Its list of
-contractions is left out, and so is the habit of judging a longer answer by its first word alone.
-Question types are the first words that MSRVTT-QA knows (Xu et al. 2017); any other first word is "other".
+An answer is correct if it equals the expected answer exactly, both normalised as in the VQA v2 evaluation (Antol et
+al. 2015, `vqaEval.py`): lower case, no punctuation, no articles, number words as digits. Its list of contractions is
+left out, and a longer answer is not judged by its first word alone.
+Question types are the first words used in MSRVTT-QA (Xu et al. 2017); any other first word is "other".
 """
 
 import re
@@ -21,7 +21,7 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
 def normalise_answer(text: str) -> str:
-    """ "The  man." → "man", "Two" → "2". An answer of articles alone stays as it is."""
+    """ "The  man." → "man", "Two" → "2". An answer made only of articles is kept."""
     words = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower())).split()
     kept = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_DIGITS.get(word, word) for word in kept)
@@ -46,8 +46,8 @@ def answer_accuracy(
 ) -> dict[str, float]:
     """Shares between 0 and 1: `accuracy`, and `accuracy_TYPE` for each type that occurs.
 
-    With an answer map also `accuracy_in_map` (over the questions whose answer the map holds, which some papers report),
-    `expected_in_map` (their share: the most that a classifier can reach) and `given_in_map` (of the answers given).
+    With an answer map also `accuracy_in_map` (over the questions whose answer is in the map, which some papers report),
+    `expected_in_map` (their share, an upper bound for a classifier) and `given_in_map` (share of the answers given).
     """
     right = exact_match(answers, [[answer] for answer in expected])
     kinds = [question_type(question) for question in questions]
@@ -65,7 +65,7 @@ def answer_accuracy(
 
 
 def common_answers(questions: Sequence[str], expected: Sequence[str]) -> dict[str, str]:
-    """The most frequent answer to each question type, and under "" to all; of equals the first."""
+    """The most frequent answer to each question type, and to all questions under ""; ties go to the first."""
     counts: dict[str, Counter[str]] = {}
     for question, answer in zip(questions, expected, strict=True):
         for kind in (question_type(question), ""):
@@ -74,7 +74,7 @@ def common_answers(questions: Sequence[str], expected: Sequence[str]) -> dict[st
 
 
 def blind_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
-    """What questions alone tell: the most frequent training answer to the same words, else to the question's type."""
+    """A baseline without video: the most frequent training answer to the same question, else to its type."""
     counts: dict[str, Counter[str]] = {}
     for question, answer in zip(train_questions, train_answers, strict=True):
         counts.setdefault(normalise_answer(question), Counter())[answer] += 1
@@ -84,7 +84,7 @@ def blind_answers(questions: Sequence[str], train_questions: Sequence[str], trai
 
 
 def typed_answer(common: Mapping[str, str], question: str) -> str:
-    """The common answer to a question's type; to any question where training has none of this type."""
+    """The common answer to a question's type, or to all questions where training has none of this type."""
     return common.get(question_type(question), common.get("", ""))
 
 

@@ -1,13 +1,13 @@
-"""Which characters the Penn Treebank tokeniser of the caption metrics takes for letters, digits and symbols.
+"""Which characters the Penn Treebank tokeniser of the caption metrics treats as letters, digits and symbols.
 
-The tool knows the Basic Multilingual Plane as of Unicode 6.0 (2010). What is in none of these sets, emoji and newer
-letters among it, separates words and vanishes. All strings are made for use inside a regular expression's brackets.
+The tool knows the Basic Multilingual Plane as of Unicode 6.0 (2010). Any other character, such as an emoji or a newer
+letter, separates words and is dropped. All strings are meant for use inside a regular expression's brackets.
 """
 
 import unicodedata
 from functools import cache
 
-# Letters and digits that came after Unicode 6.0.
+# Letters and digits added after Unicode 6.0.
 _LATER = (
     "037f 0528-052f 0560 0588 05ef 0860-086a 0870-088f 08a1 08ad-08c9 0978 0980 09fc 0af9 0c34 0c5a 0c5c-0c5d "
     "0c80 0cdc-0cdd 0d04 0d54-0d56 0d5f 0de6-0def 0e86 0e89 0e8c 0e8e-0e93 0e98 0ea0 0ea8-0ea9 0eac 13f5 "
@@ -16,7 +16,7 @@ _LATER = (
     "aa7e-aa7f ab30-ab69 ab70-abbf"
 )
 
-# Accents, vowel signs and the like, which stand in words as letters do; the soft hyphen is one of them.
+# Accents, vowel signs and similar marks, which occur in words like letters; the soft hyphen is one of them.
 _MARKS = (
     "00ad 02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f "
     "0591-05bd 05bf 05c1-05c2 05c4-05c5 05c7 0615-061a 064b-065e 0670 06d6-06e4 06e7-06ed 06fd-06fe 070f 0711 "
@@ -26,7 +26,7 @@ _MARKS = (
     "0ec8-0ecd"
 )
 
-# Characters that are tokens by themselves, one by one.
+# Characters that are each a token of their own.
 _SYMBOLS = (
     "0025-0026 002b 003b 003d 005c 005e 007c 007e 00a1 00a5-00a9 00ac 00ae-00b1 00b4 00b6-00b8 00bf 00d7 00f7 "
     "037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614 061b 061e-061f 066a 066d 06d4 "
@@ -70,7 +70,7 @@ def plain_letters() -> str:
 
 @cache
 def letters() -> str:
-    """Letters and the marks that stand in words with them."""
+    """Letters and the marks that occur in words."""
     return plain_letters() + _brackets(_ranges(_MARKS))
 
 
@@ -87,5 +87,5 @@ def uppercase() -> str:
 
 
 def symbols() -> str:
-    """Symbols and marks of punctuation that are one token each."""
+    """Symbols and punctuation marks that are one token each."""
     return _brackets(_ranges(_SYMBOLS))

@@ -1,11 +1,10 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
-What pycocoevalcap's `Cider` computes, in its scale (its 0.613 is printed as 61.3), n-gram orders 1 to 4, sigma 6. Two
-things differ, neither of them a number:
+Computes what pycocoevalcap's `Cider` computes, in its scale (0.613 is printed as 61.3), for n-gram orders 1 to 4 and
+sigma 6. Two things differ, and neither changes a number:
 1. document frequencies are given, not taken from the batch that is scored;
-2. references are turned into one inverted index when the scorer is made: for each (video, n-gram) the references that
-   hold it and their tf-idf weights. A batch is then scored by a few numpy calls over the n-grams that it shares with
-   its references.
+2. the scorer builds one inverted index of the references when it is made: for each (video, n-gram) the references that
+   contain it and their tf-idf weights. A few numpy calls over the shared n-grams then score a batch.
 """
 
 import math
@@ -35,22 +34,22 @@ Floats = NDArray[np.float64]
 
 
 class Vectors(NamedTuple):
-    """Tf-idf vectors of captions, sparse: one entry for each distinct n-gram of each caption."""
+    """Sparse tf-idf vectors of captions: one entry for each distinct n-gram of each caption."""
 
     caption: Int64s  # [E]
     gram: Int64s  # [E] id over all orders
     order: Int64s  # [E] 0 to ORDERS - 1
     weight: Floats  # [E] term frequency × inverse document frequency
     norm: Floats  # [M, ORDERS] Euclidean length of each caption's vector
-    length: Int64s  # [M] bigrams in the caption: what CIDEr-D calls its length
+    length: Int64s  # [M] bigrams in the caption, which CIDEr-D calls its length
 
 
 class Index(NamedTuple):
     """Postings of all references, sorted by (video, n-gram)."""
 
     pair: Int64s  # [P] video × number of n-grams + n-gram
-    first: Int64s  # [P + 1] where the postings of each pair start
-    reference: Int64s  # [N] place of the reference in its video
+    first: Int64s  # [P + 1] start of each pair's postings
+    reference: Int64s  # [N] index of the reference in its video
     weight: Floats  # [N]
 
 
@@ -59,7 +58,7 @@ class CiderD:
 
     Args:
         references: raw reference captions by video id; tokenised and indexed here, once.
-        df: document frequencies. Where they were counted with the end token, references end with it, too.
+        df: document frequencies. If they were counted with the end token, references also end with it.
 
     Raises InputError where a video has no references.
     """
@@ -72,8 +71,8 @@ class CiderD:
         captions = [caption for group in references.values() for caption in group]
         self._table, runs, grams = extend_table(df.table, cook(captions, df.end_token))
         self._sizes = [len(counts) for counts in self._table.counts]
-        self._stranger_idf = float(np.log(float(df.num_documents)))
-        self._idf = _inverse_document_frequencies(self._table, self._stranger_idf)
+        self._unknown_idf = float(np.log(float(df.num_documents)))
+        self._idf = _inverse_document_frequencies(self._table, self._unknown_idf)
         vectors = self._vectors(runs, grams, self._sizes, len(captions))
         self._first = np.concatenate([[0], np.cumsum(self._count)])
         self._index = _build_index(vectors, self._first, len(self._idf))
@@ -82,8 +81,8 @@ class CiderD:
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
 
-        `ended[i]` False says that the model stopped caption i without its end token, so none is added to it; it
-        matters only where the document frequencies hold end tokens, and None means that all have ended.
+        `ended[i]` False means that the model cut caption i off before its end token, so none is added; this matters
+        only where the document frequencies contain end tokens. None means that all captions ended.
         Raises InputError for an unknown video id or for lists of different lengths.
         """
         similar = self.similarities(video_ids, captions, ended)
@@ -95,13 +94,13 @@ class CiderD:
     ) -> Floats:
         """Similarity of each caption to each reference of its video: [M, R], R the largest number of references.
 
-        Columns past a video's own references hold 0. `score` is 10 times the mean over the references.
+        Columns past a video's own references are 0. `score` is 10 times the mean over the references.
         """
         rows = self._rows(video_ids)
         if len(captions) != len(rows) or (ended is not None and len(ended) != len(rows)):
             raise InputError(
                 f"{len(rows)} video ids, {len(captions)} captions and "
-                f"{'no' if ended is None else len(ended)} end marks: give as many of each"
+                f"{'no' if ended is None else len(ended)} end marks: give the same number of each"
             )
         parts = [np.zeros((0, int(self._count.max())))]
         for at in range(0, len(rows), _CHUNK):
@@ -128,7 +127,7 @@ class CiderD:
             raise InputError(f"video {error.args[0]!r} has no references here: give its captions to CiderD") from None
 
     def _similarities(self, rows: Int64s, tokens: Sequence[Sequence[str]]) -> Floats:
-        runs = lay_out(tokens, _Strangers(self._table.words))
+        runs = lay_out(tokens, _Extended(self._table.words))
         grams, sizes = look_up(self._table, runs)
         hyp = self._vectors(runs, grams, sizes, len(tokens))
         num_references = int(self._count.max())
@@ -155,19 +154,19 @@ class CiderD:
         return np.bincount(cell, products, minlength=math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
 
     def _vectors(self, runs: TokenRuns, grams: Sequence[Int64s], sizes: Sequence[int], num_captions: int) -> Vectors:
-        """Vectors of captions from the ids of their n-grams; ids past the table get ids past all orders' together."""
+        """Vectors of captions from the ids of their n-grams; unknown n-grams get ids after those of all orders."""
         offsets = np.cumsum([0, *self._sizes])
-        strangers = np.cumsum([0] + [given - own for given, own in zip(sizes, self._sizes, strict=True)])
-        total = int(offsets[-1] + strangers[-1])
+        unknown = np.cumsum([0] + [given - own for given, own in zip(sizes, self._sizes, strict=True)])
+        total = int(offsets[-1] + unknown[-1])
         flat = []
         for order, ids in enumerate(grams):
             own = self._sizes[order]
-            gram = np.where(ids < own, ids + offsets[order], ids - own + offsets[-1] + strangers[order])
+            gram = np.where(ids < own, ids + offsets[order], ids - own + offsets[-1] + unknown[order])
             flat.append((runs.caption[starts(runs, order + 1)] * ORDERS + order) * total + gram)
         distinct, frequency = np.unique(np.concatenate(flat), return_counts=True)
         slot, gram = np.divmod(distinct, total) if total else (distinct, distinct)
         caption, order_of = np.divmod(slot, ORDERS)
-        idf = np.full(len(gram), self._stranger_idf)
+        idf = np.full(len(gram), self._unknown_idf)
         known = gram < offsets[-1]
         idf[known] = self._idf[gram[known]]
         weight = frequency * idf
@@ -179,7 +178,7 @@ class CiderD:
 def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> dict[str, NDArray[np.float64]]:
     """CIDEr-D of each reference against the other references of its video, in pycocoevalcap's scale: video id → [R].
 
-    A video with a single reference gets 0: nothing agrees with it. Raises InputError for a video without references.
+    A video with a single reference gets 0. Raises InputError for a video without references.
     """
     scorer = CiderD(references, df)
     consensus = {}
@@ -196,11 +195,11 @@ def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequenci
 
 
 def typical_caption(references: Mapping[str, Sequence[str]]) -> str:
-    """The reference caption that agrees best with all the corpus: the trivial baseline that says it for every video.
+    """The reference caption that agrees best with the whole corpus: the trivial baseline gives it to every video.
 
-    It is the one with the largest mean cosine to every reference of every video, over tf-idf n-gram vectors averaged
-    over orders 1 to 4: CIDEr without the -D, whose mean over a corpus is one product with the corpus's mean vector.
-    The first of equals wins.
+    It has the largest mean cosine to every reference of every video, over tf-idf n-gram vectors averaged over orders 1
+    to 4: CIDEr without the -D, whose mean over a corpus is one product with the corpus's mean vector. The first of
+    equals wins.
     """
     captions = [caption for group in references.values() for caption in group]
     return captions[int(CiderD(references, DocumentFrequencies.from_references(references)).centrality().argmax())]
@@ -210,8 +209,8 @@ def _blocks(videos: Sequence[str], size: int = 128) -> list[Sequence[str]]:
     return [videos[at : at + size] for at in range(0, len(videos), size)]
 
 
-class _Strangers(dict[str, int]):
-    """A fixed vocabulary, with ids past its own for the strangers of one call; the vocabulary itself stays as it is."""
+class _Extended(dict[str, int]):
+    """A fixed vocabulary that gives new ids to the unknown words of one call without growing."""
 
     def __init__(self, words: Mapping[str, int]) -> None:
         self._words = words

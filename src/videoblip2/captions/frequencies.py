@@ -1,9 +1,9 @@
 """Document frequencies: in how many videos' references each n-gram occurs (Vedantam et al. 2015), frozen and saved.
 
-CIDEr-D is only comparable between runs when these counts come from the training references once and for all: taken
-from each batch, as pycocoevalcap does, they change with the batch. The file is safetensors: the words as UTF-8 lines
-and, per order, the keys of `captions.ngrams` in compressed rows (where the n-grams of each prefix start, and their
-last words) with their counts, each array in the smallest integer type that holds it.
+CIDEr-D is comparable between runs only if these counts are computed once from the training references: pycocoevalcap
+takes them from each batch, so they change with it. The file is safetensors: the words as UTF-8 lines and, per order,
+the keys of `captions.ngrams` in compressed rows (where the n-grams of each prefix start, and their last words) with
+their counts, each array in the smallest integer type that fits.
 """
 
 import os
@@ -34,7 +34,7 @@ _FORMAT = "videoblip2-document-frequencies-1"
 
 
 def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
-    """Tokens of each caption, and after them the end token where `end_token` holds and the caption has ended."""
+    """Tokens of each caption, followed by the end token if `end_token` is set and the caption ended."""
     if not end_token:
         return [words(caption) for caption in captions]
     tail = [END_TOKEN]
@@ -44,7 +44,7 @@ def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None 
 
 
 def check_references(references: Mapping[str, Sequence[str]]) -> None:
-    """Raises InputError for a mapping without videos, or a video without references or with a string in their place."""
+    """Raise InputError for no videos, or for a video with no references or with a string instead of a list."""
     if not references:
         raise InputError("no references: the mapping of video ids to captions is empty; give at least one video")
     for video, captions in references.items():
@@ -60,15 +60,15 @@ class DocumentFrequencies:
 
     table: NgramTable
     num_documents: int  # videos
-    end_token: bool  # whether every reference was counted with the end token after it
+    end_token: bool  # whether references were counted with an end token
 
     @classmethod
     def from_references(
         cls, references: Mapping[str, Sequence[str]], *, end_token: bool = False
     ) -> "DocumentFrequencies":
-        """Counts the videos (not captions) that hold each n-gram; `references` is raw text by video id.
+        """Count the videos (not captions) that contain each n-gram; `references` is raw text by video id.
 
-        Raises InputError where a video has no references.
+        Raises InputError for a video without references.
         """
         check_references(references)
         captions = [caption for group in references.values() for caption in group]
@@ -91,7 +91,7 @@ class DocumentFrequencies:
         return int(self.table.counts[len(ngram) - 1][here]) if here >= 0 else 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file atomically."""
         arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}
         for order in range(2, ORDERS + 1):
             prefix, last = split_key(self.table.keys[order - 2])
@@ -104,7 +104,7 @@ class DocumentFrequencies:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":
-        """Reads what `save` wrote. Raises InputError where the file is absent or is something else."""
+        """Read what `save` wrote. Raises InputError if the file is absent or of another kind."""
         try:
             with safe_open(path, framework="numpy") as file:
                 head = file.metadata() or {}

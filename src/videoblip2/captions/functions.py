@@ -1,13 +1,13 @@
 """The functions behind the tables of metrics and rewards: captions and their references in, numbers out.
 
 `captions` are N texts and `references` N groups of texts, one group per caption. All texts are tokenised: lower-case
-words separated by single spaces (`tokenizer.joined`). A function returns one number per caption, [N]; `bleu_counts`,
-`meteor`, `distinct` and `vocabulary` say what they return instead.
+words separated by single spaces (`tokenizer.joined`). A function returns one number per caption, [N], unless its
+docstring says otherwise.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,42 +50,33 @@ def repetition(captions: Texts, references: Groups) -> Floats:
 
 
 def distinct(captions: Texts, references: Groups, order: int) -> float:
-    """Distinct n-grams over all n-grams of the whole set (Li et al. 2016)."""
+    """One number: distinct n-grams over all n-grams of the whole set (Li et al. 2016)."""
     words = [caption.split() for caption in captions]
     grams = [tuple(own[at : at + order]) for own in words for at in range(len(own) - order + 1)]
     return len(set(grams)) / max(1, len(grams))
 
 
 def vocabulary(captions: Texts, references: Groups) -> float:
-    """Distinct words of the whole set."""
+    """One number: distinct words of the whole set."""
     return float(len({word for caption in captions for word in caption.split()}))
 
 
 def bleu_counts(captions: Texts, references: Groups) -> Floats:
-    """The counts that BLEU is made of: [N,10], see `bleu_row`. Neighbours that share one group share its counting."""
+    """Per caption [N,10]: its words, those of the nearest reference, possible and correct n-grams of orders 1 to 4.
+
+    Neighbours that share one group object share the counting of its references.
+    """
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
     group, cooked, rows = None, None, []
     for caption, own in zip(captions, references, strict=True):
         if own is not group:
-            group, cooked = own, cook_references(own)
-        rows.append(bleu_row(caption, cooked))
+            group, cooked = own, cook_refs(own)
+        counts = cook_test(caption, cooked)
+        words = counts["testlen"]
+        nearest = min((abs(other - words), other) for other in counts["reflen"])[1]
+        rows.append([words, nearest, *counts["guess"], *counts["correct"]])
     return np.array(rows, np.float64).reshape(-1, 10)
-
-
-def cook_references(references: Texts) -> Any:
-    """What `bleu_row` needs of a video's references."""
-    from pycocoevalcap.bleu.bleu_scorer import cook_refs
-
-    return cook_refs(references)
-
-
-def bleu_row(caption: str, cooked: Any) -> list[int]:
-    """Words in the caption and in its nearest reference, then possible and correct n-grams of orders 1 to 4."""
-    from pycocoevalcap.bleu.bleu_scorer import cook_test
-
-    counts = cook_test(caption, cooked)
-    words = counts["testlen"]
-    nearest = min((abs(other - words), other) for other in counts["reflen"])[1]
-    return [words, nearest, *counts["guess"], *counts["correct"]]
 
 
 def bleu(counts: Floats, order: int) -> Floats:
@@ -95,6 +86,11 @@ def bleu(counts: Floats, order: int) -> Floats:
     ratio = (words + _TINY) / (nearest + _SMALL)
     brevity = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
     return np.asarray(precision.prod(axis=-1) ** (1.0 / order) * brevity)
+
+
+def bleu4(captions: Texts, references: Groups) -> Floats:
+    """BLEU-4 of each caption by itself, 0 to 1."""
+    return bleu(bleu_counts(captions, references), order=4)
 
 
 def cider(captions: Texts, references: Groups) -> Floats:
@@ -112,7 +108,7 @@ def rouge(captions: Texts, references: Groups) -> Floats:
 
 
 def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
-    """METEOR 1.5 by its Java process. The corpus score is computed from summed statistics."""
+    """METEOR 1.5 by its Java process, which computes the corpus score from summed statistics."""
     from pycocoevalcap.meteor.meteor import Meteor
 
     corpus, each = Meteor().compute_score(*_coco(captions, references))

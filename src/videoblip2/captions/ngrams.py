@@ -1,6 +1,6 @@
-"""N-grams of words as integers: a trie of sorted arrays, so that counting and looking up are a few numpy calls.
+"""N-grams of words as integers: a trie of sorted arrays, so that counting and lookup take a few numpy calls.
 
-The id of a word is its place in `words`; the id of a longer n-gram is the place of `(id of its first n-1 words, id of
+The id of a word is its index in `words`; the id of a longer n-gram is the index of `(id of its first n-1 words, id of
 its last word)` among the sorted keys of its order. Ids are exact (no hashing), and all arrays are int64.
 """
 
@@ -20,12 +20,12 @@ class TokenRuns(NamedTuple):
     """Tokens of several captions laid end to end."""
 
     words: Int64s  # [T] word ids
-    caption: Int64s  # [T] which caption the token belongs to
-    room: Int64s  # [T] tokens from here to the end of its caption, this one included
+    caption: Int64s  # [T] index of the token's caption
+    room: Int64s  # [T] tokens from here to the end of the caption, inclusive
 
 
 def lay_out(captions: Sequence[Sequence[str]], words: dict[str, int]) -> TokenRuns:
-    """Lays tokenised captions end to end; a word unknown to `words` is added to it."""
+    """Lay tokenised captions end to end; unknown words are added to `words`."""
     lengths = np.fromiter((len(caption) for caption in captions), np.int64, len(captions))
     total = int(lengths.sum())
     ids = np.fromiter((words.setdefault(word, len(words)) for caption in captions for word in caption), np.int64, total)
@@ -44,7 +44,7 @@ def split_key(keys: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
-    """Places of `keys` in the sorted `among`, and whether each is there (its place means nothing where it is not)."""
+    """Indices of `keys` in the sorted `among`, and whether each was found (if not, its index is meaningless)."""
     if not len(among):
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     places = np.minimum(np.searchsorted(among, keys), len(among) - 1)
@@ -55,7 +55,7 @@ def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
 class NgramTable:
     """Every n-gram of a corpus with its document frequency.
 
-    `keys[k]` are the sorted keys of the (k+2)-grams, `counts[k]` the number of documents that hold each (k+1)-gram.
+    `keys[k]` are the sorted keys of the (k+2)-grams, `counts[k]` the number of documents that contain each (k+1)-gram.
     """
 
     words: Mapping[str, int]
@@ -75,10 +75,9 @@ def empty_table() -> NgramTable:
 
 
 def extend_table(table: NgramTable, captions: Sequence[Sequence[str]]) -> tuple[NgramTable, TokenRuns, list[Int64s]]:
-    """Adds the n-grams of tokenised captions (with count 0 where new); the counts of the others stay.
+    """Add the n-grams of tokenised captions, with count 0 if new; existing counts are kept.
 
-    Returns the larger table, the captions laid end to end, and per order the id of the n-gram that starts at each
-    token with enough room (see `starts`).
+    Returns the larger table, the captions laid end to end and, per order, the id of the n-gram at each of its `starts`.
     """
     words = dict(table.words)
     runs = lay_out(captions, words)
@@ -113,17 +112,17 @@ def _place(values: Int64s, at: Int64s, size: int) -> Int64s:
 def look_up(table: NgramTable, runs: TokenRuns) -> tuple[list[Int64s], list[int]]:
     """Ids of the n-grams of `runs`, order by order, without changing the table.
 
-    An n-gram outside the table gets an id from the table's size upwards, equal n-grams equal ids. Returns the ids
-    and, per order, one more than the largest id given out.
+    N-grams outside the table get ids from the table's size upwards; equal n-grams get equal ids. Returns the ids and,
+    per order, one more than the largest id.
     """
     here = runs.words
     grams, sizes = [here], [max(len(table.words), int(here.max(initial=-1)) + 1)]
     for order in range(2, ORDERS + 1):
         keys = join_key(here[runs.room[runs.room >= order - 1] >= order], runs.words[starts(runs, order) + order - 1])
         here, known = find(keys, table.keys[order - 2])
-        strangers, inverse = np.unique(keys[~known], return_inverse=True)
+        unknown, inverse = np.unique(keys[~known], return_inverse=True)
         size = len(table.keys[order - 2])
         here[~known] = size + inverse
         grams.append(here)
-        sizes.append(size + len(strangers))
+        sizes.append(size + len(unknown))
     return grams, sizes

@@ -1,10 +1,10 @@
-"""The rules of the Penn Treebank tokenisation on which caption scores are computed: Stanford's PTBTokenizer 3.4.1 with
-its default options.
+"""The rules of the Penn Treebank tokenisation that caption metrics use: Stanford's PTBTokenizer 3.4.1 with its default
+options.
 
-At each place of the text the rule with the longest match wins, the earlier of equals; where no rule matches, one
-character is skipped. A rule's first group, where it has one, is the token, and what it matches after that is only
-looked at. `(?i:…)` matches in any case, everything else as written. The rules were found by probing the tool, and
-tests/test_tokenizer.py compares them with it.
+At each position the rule with the longest match wins, the earlier of equals; if no rule matches, one character is
+skipped. A rule's first group, if it has one, is the token, and the rest of the match is lookahead. `(?i:…)` matches in
+any case, everything else as written. The rules were found by probing the tool, and tests/captions/test_tokenizer.py
+compares them with it.
 """
 
 import re
@@ -18,29 +18,29 @@ class Rule(NamedTuple):
     """One kind of token."""
 
     pattern: re.Pattern[str]
-    spell: Callable[[str], str] | None = None  # how the token is written; None: as it is
+    spell: Callable[[str], str] | None = None  # how the token is written; None: as it is in the text
 
 
-# Titles and the like, which stand before a name and keep their period.
+# Titles and similar words before a name, which keep their period.
 _TITLES = (
     "mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|"
     "lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc|alex|wm|jos|"
     "cie|treas|invt|elec|natl|m(?-i:[ft])g|dept|vs|cf|ph"
 )
-# Months, days, states, companies and the rest keep their period, too, even before one more letter: "inc. s".
+# Months, days, states, companies and others also keep their period, even before one more letter: "inc. s".
 _ABBREVIATIONS = (
     "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|ala|ariz|calif|colo|conn|ct|dak|"
     "fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|inc|cos?|corp|pp?t(?-i:[ye])s?|"
     "ltd|plc|rt|bancorp|bhd|assn|univ|intl|sys|jr|sr|bros|blvd|bldg|rd|esq|ed\\.d|ph\\.d|etc|al|seq|est|ext|sq|"
     "tel"
 )
-# States only with a capital, for in lower case they are words: "wash. the dishes".
+# States only if capitalised, because in lower case they are words: "wash. the dishes".
 _CAPITAL_ABBREVIATIONS = (
     "A(?i:z)|A(?i:rk)|D(?i:el)|I(?i:ll)|L(?i:a)|M(?i:ass)|M(?i:iss)|O(?i:re)|P(?i:a)|T(?i:ex)|W(?i:ash)"
 )
-# Abbreviations only before a number: "no. 5", but "no . thanks".
+# Abbreviations only if a number follows: "no. 5", but "no . thanks".
 _NUMBER_ABBREVIATIONS = "ca|figs?|prop|nos?|art|pp|op"
-# After an initial these words begin a sentence: "and K. The" ends one with "K".
+# Words that start a sentence after an initial: "and K. The" ends a sentence with "K".
 _SENTENCE_STARTS = (
     "A|An|As|At|He|If|In|It|So|We|But|Her|Now|One|Our|She|The|Yet|You|Here|Last|Many|More|Once|Some|Such|That|"
     "Then|They|This|What|When|About|According|Additionally|After|Earlier|However|Other|Since|Their|There|These|"
@@ -92,7 +92,7 @@ def _ampersands(token: str) -> str:
 
 
 def _unbroken(token: str) -> str:
-    """A token with spaces in it holds no-break spaces."""
+    """Spaces inside a token become no-break spaces."""
     return token.replace(" ", "\u00a0")
 
 
@@ -108,9 +108,9 @@ Patterns = list[tuple[str, str, Callable[[str], str] | None]]  # where the rule 
 
 
 def rules() -> dict[str, list[Rule]]:
-    """Rules by what the first character of their token is: "a" a letter, "1" a digit, "." anything else.
+    """Rules by the first character of their token: "a" a letter, "1" a digit, "." anything else.
 
-    Each list is in the order that decides between matches of one length.
+    The order of a list decides between matches of equal length.
     """
     plain = f"[{characters.plain_letters()}]"
     entity = "&[aeiouAEIOU](?i:acute|grave|uml);"
@@ -130,7 +130,7 @@ def rules() -> dict[str, list[Rule]]:
 
 
 def _words(word: str, plain: str) -> Patterns:
-    """Words, words that are written in one and are two, and apostrophes inside words."""
+    """Words, words written as one that are two, and apostrophes inside words."""
     return [
         ("a", "(?i:(can)not)", None),
         ("a", "(?i:(gon|wan)na)", None),
@@ -152,7 +152,7 @@ def _words(word: str, plain: str) -> Patterns:
 
 
 def _names(letter: str) -> Patterns:
-    """Markup, addresses, and what begins with @ or #."""
+    """Markup, addresses, and words that begin with @ or #."""
     url_end = '[^ \t\n\f\r"<>|.!?(){},-]'
     path = f'(?:/[^ \t\n\f\r"<>|()]+{url_end})?'
     label = "[^ \t\n\f\r\"`'<>|.!?(){},-_$]"

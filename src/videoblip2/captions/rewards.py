@@ -55,32 +55,15 @@ class FunctionReward:
         return self._tokenised[video]
 
 
-class Bleu4Reward:
-    """BLEU-4 of each caption, 0 to 1; references are counted once."""
-
-    def __init__(self, references: References, df: DocumentFrequencies) -> None:
-        self._cooked = {v: functions.cook_references([joined(t) for t in texts]) for v, texts in references.items()}
-
-    def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
-        pairs = zip(video_ids, captions, strict=True)
-        rows = [functions.bleu_row(joined(caption), self._cooked[video]) for video, caption in pairs]
-        return functions.bleu(np.array(rows, np.float64).reshape(-1, 10), order=4)
-
-
-def penalty(function: Callable[[Texts, Groups], Floats]) -> Function:
-    """What should be low as a reward: its negative."""
-    return lambda captions, references: -function(captions, references)
-
-
 def _plain(name: str, function: Function) -> Callable[[References, DocumentFrequencies], Scorer]:
     return lambda references, df: FunctionReward(name, function, references)
 
 
 REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
     "cider": CiderD,
-    "bleu": Bleu4Reward,
-    "repetition": _plain("repetition", penalty(functions.repetition)),
-    "bad_ending": _plain("bad_ending", penalty(functions.bad_ending)),
+    "bleu": _plain("bleu", functions.bleu4),
+    "repetition": _plain("repetition", lambda captions, references: -functions.repetition(captions, references)),
+    "bad_ending": _plain("bad_ending", lambda captions, references: -functions.bad_ending(captions, references)),
 }
 
 

@@ -1,16 +1,16 @@
-"""Penn Treebank tokenisation of captions, token for token what pycocoevalcap's Java `PTBTokenizer` makes of them."""
+"""Penn Treebank tokenisation of captions, token for token as pycocoevalcap's Java `PTBTokenizer` does it."""
 
 import re
 from functools import cache, lru_cache
 
 from videoblip2.captions.ptb import BLANKS, Rule, rules
 
-# What pycocoevalcap removes. Brackets stay in captions: the list has them in capitals, and tokens are in lower case.
+# Tokens that pycocoevalcap removes. Brackets are never removed: the list has them in capitals, tokens are lower case.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 _GAP = re.compile(f"[ \t][{BLANKS}]*")
-# A word of plain letters between spaces is one token whatever stands around it, but for six that are two.
+# A word of plain letters between spaces is one token in any context, except for six that are two.
 _PLAIN = re.compile(f"([A-Za-z]+(?:-[A-Za-z]+)*),?[ \t][{BLANKS}]*")
 _TWO_WORDS = frozenset(["cannot", "gonna", "gotta", "wanna", "lemme", "gimme"])
 
@@ -18,17 +18,16 @@ _TWO_WORDS = frozenset(["cannot", "gonna", "gotta", "wanna", "lemme", "gimme"])
 def tokenize(text: str) -> list[str]:
     """Tokens of a caption, in lower case, without punctuation: "A man's dog." → ["a", "man", "'s", "dog"].
 
-    A line break counts as a space. A token that spans a space ("1 1/2") holds a no-break space, as the original does.
+    A line break counts as a space. A token that spans a space ("1 1/2") contains a no-break space, as in the original.
 
-    The original reads all captions as one text, so a caption that ends in an initial ("vitamin C.") loses its period
-    there when the next caption begins with "A", "The" or the like; here each caption stands alone, and the initial
-    keeps it.
+    The original reads all captions as one text, so an initial at the end of a caption ("vitamin C.") loses its period
+    if the next caption begins with "A", "The" or a similar word. Here captions are independent and it keeps the period.
     """
     return [token for token in lex(text) if token and token not in PUNCTUATION]
 
 
 def words(text: str) -> list[str]:
-    """Tokens as the metrics count them: pycocoevalcap splits the joined tokens at every kind of space."""
+    """Tokens as the metrics count them: pycocoevalcap splits the joined tokens at any whitespace."""
     return " ".join(tokenize(text)).split()
 
 
@@ -38,7 +37,7 @@ def joined(text: str) -> str:
 
 
 def lex(text: str) -> list[str]:
-    """All tokens of a caption: punctuation, too, and empty ones for entities that stand for a space."""
+    """All tokens of a caption, including punctuation and empty ones for entities that mean a space."""
     text = text.replace("\n", " ") + "  "  # the rules look two characters ahead
     tokens: list[str] = []
     at, end = 0, len(text)
@@ -53,7 +52,7 @@ def lex(text: str) -> list[str]:
 
 
 def _step(text: str, at: int, tokens: list[str]) -> int:
-    """Appends the token that starts here, if one does; returns where to go on."""
+    """Append the token that starts here, if any; return the next position."""
     if gap := _GAP.match(text, at):
         return gap.end()
     best, reach, end = None, at, at + 1
