@@ -30,6 +30,7 @@ import torch
 
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
 from videoblip2.features.extract import extract_features
+from videoblip2.features.media_features import Encoders
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
 from videoblip2.features.store import FeatureStore
 
@@ -60,7 +61,7 @@ def main() -> None:
 def compare(paths: list[Path], encoders: tuple[ClipEncoder, ClapEncoder], root: Path, rounds: int) -> dict[str, Any]:
     """Both arms by turns, after one round to warm up, in which the features are compared."""
     expected = simple_loop(paths, *encoders)
-    extract_features(paths, root / "warm", *encoders, SETTINGS)
+    extract_features(paths, root / "warm", Encoders(*encoders, SETTINGS))
     error = difference(FeatureStore(root / "warm"), expected)
     seconds: dict[str, list[float]] = {"simple": [], "ours": []}
     busy: dict[str, list[float]] = {"simple": [], "ours": []}
@@ -70,7 +71,7 @@ def compare(paths: list[Path], encoders: tuple[ClipEncoder, ClapEncoder], root: 
             if arm == "simple":
                 simple_loop(paths, *encoders)
             else:
-                extract_features(paths, root / f"out{number}", *encoders, SETTINGS)
+                extract_features(paths, root / f"out{number}", Encoders(*encoders, SETTINGS))
             seconds[arm].append(time.perf_counter() - start)
             busy[arm].append(time.process_time() - used)
     ratios = [simple / ours for simple, ours in zip(seconds["simple"], seconds["ours"], strict=True)]
@@ -159,7 +160,7 @@ def small_clap(folder: Path) -> ClapEncoder:
 
 
 def toy_videos(folder: Path) -> list[Path]:
-    from videoblip2.features.media import write_video
+    from videoblip2.features.codecs import write_video
     from videoblip2.toy.world import write_toy_world
 
     return sorted(write_toy_world(folder, 24, 0, write_video).videos.glob("*.mp4"))

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from transformers import InstructBlipQFormerConfig, T5Config
 
+from videoblip2.features.codecs import write_video
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
-from videoblip2.features.media import write_video
+from videoblip2.features.media_features import Encoders
 from videoblip2.features.settings import FeatureSettings
-from videoblip2.features.store import read_manifest
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
+from videoblip2.provenance import Provenance
 from videoblip2.registry import register, set_champion
 from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
@@ -31,14 +32,13 @@ def make_world(out: Path, versions: int = 2) -> None:
     write_toy_world(out, VIDEOS, 0, write_video)
     build_toy_clip(out / "clip", 0)
     build_toy_clap(out / "clap", 0)
-    clip, clap = load_clip(out / "clip"), load_clap(out / "clap")
     settings = FeatureSettings(fps=4, window_seconds=1)
-    extract_features(sorted((out / "videos").glob("*.mp4")), out / "features", clip, clap, settings)
-    manifest = {key: value for key, value in (read_manifest(out / "features") or {}).items() if key != "videos"}
+    encoders = Encoders(load_clip(out / "clip"), load_clap(out / "clap"), settings)
+    extract_features(sorted((out / "videos").glob("*.mp4")), out / "features", encoders)
     folder = ROOT / "tests" / "golden" / "tokenizers"
     tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
     for seed in range(versions):
-        checkpoint = Checkpoint(small_model(tokenizers, seed), tokenizers, {}, {}, {"features": manifest})
+        checkpoint = Checkpoint(small_model(tokenizers, seed), tokenizers, {}, {}, Provenance(features=encoders.origin))
         save_checkpoint(out / f"model{seed}", checkpoint)
         with open_run("ce", f"model{seed}", "serving") as tracker:
             register(tracker.log_checkpoint(out / f"model{seed}", f"model{seed}", {}))

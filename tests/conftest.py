@@ -109,5 +109,17 @@ def make_batch(tokenizers):
     return make
 
 
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    """CLIP and CLAP of the toy world, with random weights."""
+    from videoblip2.features.encoders import load_clap, load_clip
+    from videoblip2.features.media_features import Encoders
+    from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+
+    root = tmp_path_factory.mktemp("encoders")
+    clip, clap = build_toy_clip(root / "clip", 0), build_toy_clap(root / "clap", 0)
+    return Encoders(load_clip(clip), load_clap(clap), TOY_SETTINGS)
+
+
 def pytest_addoption(parser):
     parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/curves.json anew")

@@ -17,7 +17,8 @@ from videoblip2.tracking import find_model as find_model
 if TYPE_CHECKING:
     from videoblip2.data.annotations import VideoAnnotation
     from videoblip2.data.questions import Question
-    from videoblip2.features.extract import PreparedVideo as PreparedVideo
+    from videoblip2.features.media_features import Encoders
+    from videoblip2.features.media_features import PreparedVideo as PreparedVideo
     from videoblip2.features.store import FeatureStore
     from videoblip2.model.network import VideoBlip2
     from videoblip2.model.tokenizers import Tokenizers
@@ -149,7 +150,7 @@ class Captioner:
         self.provenance = provenance or Provenance()
         self.model_name = name
         self.version = version
-        self._encoders: Any = None
+        self._encoders: Encoders | None = None
 
     def caption(
         self,
@@ -270,10 +271,7 @@ class Captioner:
 
     def media_features(self, path: Path) -> Features:
         """One media file → its features, through the encoders that made the training features."""
-        from videoblip2.features.extract import encode_video
-
-        clip, clap, settings = self._media_encoders()
-        return encode_video(Path(path), clip, clap, settings)
+        return self._media_encoders().encode_file(path)
 
     @property
     def encoders_name(self) -> str:
@@ -294,7 +292,7 @@ class Captioner:
     @property
     def media_fps(self) -> float:
         """Frames a second that this model's encoders want; see `decode_media`."""
-        return float(self._media_encoders()[2].fps)
+        return self._media_encoders().settings.fps
 
     def prepare_media(
         self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]
@@ -305,29 +303,27 @@ class Captioner:
             frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one, so that a film is never in memory.
             sound_after: called once they are taken; mono float32 [N] at 48 kHz, or None for a video without audio.
         """
-        from videoblip2.features.extract import prepare_video
-
-        clip, clap, settings = self._media_encoders()
-        return prepare_video(frames, sound_after, clip, clap, settings)
+        return self._media_encoders().prepare(frames, sound_after)
 
     def encode_prepared(self, videos: Sequence["PreparedVideo"]) -> list[Features]:
         """N prepared videos → their features, as `media_features` makes them of the same files, in one pass."""
-        from videoblip2.features.extract import encode_videos
+        return self._media_encoders().encode(videos)
 
-        return encode_videos(videos, *self._media_encoders())
+    def _media_encoders(self) -> "Encoders":
+        from videoblip2.features.media_features import load_encoders
 
-    def _media_encoders(self) -> Any:
         if self._encoders is None:
-            self._encoders = load_encoders(self.provenance.features, str(self.model.device), self.model_name)
+            device = str(self.model.device)
+            self._encoders = load_encoders(self.provenance.features, device, f"model {self.model_name}")
         return self._encoders
 
     def store(self, root: Path) -> "FeatureStore":
         """A feature store. Raises InputError for one of other encoders than the model's: it would caption by chance."""
-        from videoblip2.features.manifest import refuse_other_encoders
+        from videoblip2.features.check import refuse_other_encoders
         from videoblip2.features.store import FeatureStore
 
         store = FeatureStore(root, self.model.config.modality_names)
-        refuse_other_encoders(root, store.manifest, self.provenance.features, self.model_name)
+        refuse_other_encoders(store, self.provenance.features, self.model_name)
         return store
 
     def cut(self, item: Features) -> Features:
@@ -365,22 +361,6 @@ def _checked(modality: str, array: np.ndarray | None, width: int) -> np.ndarray:
     return array
 
 
-def load_encoders(origin: FeatureOrigin | None, device: str, model_name: str) -> tuple[Any, Any, Any]:
-    """(CLIP, CLAP, settings) that made a model's features."""
-    from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.settings import FeatureSettings
-
-    if origin is None:
-        raise InputError(
-            f"model {model_name}: its features carry no manifest, so its encoders are unknown; "
-            "caption stored features instead, or train on a store made by `vb2 features extract`"
-        )
-    settings = FeatureSettings.model_validate(origin.settings.model_dump(exclude_none=True))
-    form = {"output": settings.output, "tokens": settings.tokens}
-    clip, clap = (origin.encoders[kind] for kind in ENCODERS)
-    return load_clip(clip.name, device, clip.revision, **form), load_clap(clap.name, device, clap.revision), settings
-
-
 def read_references(path: Path) -> dict[str, tuple[str, ...]]:
     """Video id → what people said of it, from an annotation file. Raises InputError for another file."""
     from videoblip2.data.annotations import read_annotations
@@ -394,8 +374,8 @@ def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: i
     Knows no torch: it is what a decoding process of the service runs. Raises InputError for a file that cannot be
     read, that lasts longer than `max_seconds`, or whose frames have more than `max_pixels`; the header is judged first.
     """
+    from videoblip2.features.media import stream_untrusted
     from videoblip2.features.settings import SAMPLING_RATE
-    from videoblip2.features.untrusted import stream_untrusted
 
     yield from stream_untrusted(path, fps, SAMPLING_RATE, max_seconds, max_pixels)
 

@@ -74,12 +74,6 @@ class FeatureOrigin(Record):
         encoders = {kind: encoder.model_dump(exclude_none=True) for kind, encoder in self.encoders.items()}
         return {**encoders, "settings": self.settings.recorded}
 
-    @classmethod
-    def of_manifest(cls, manifest: Mapping[str, object] | None) -> Self | None:
-        """The encoders and settings that a feature store's manifest names; None where it names none."""
-        origin = cls.model_validate(manifest or {})
-        return origin if origin.encoders or origin.settings.recorded else None
-
     def fingerprint(self, kind: str) -> str | None:
         """The fingerprint of an encoder; None where it is not recorded."""
         return self.encoders[kind].fingerprint if kind in self.encoders else None

@@ -41,7 +41,7 @@ def test_audio_of_the_same_videos(given):
 
 @pytest.mark.parametrize(
     ("ids", "reason"),
-    [(["a", "b"], "not 3 different"), (["a", "b", "a"], "not 3 different"), (["a", "b", "../c"], "file's name")],
+    [(["a", "b"], "not 3 different"), (["a", "b", "a"], "not 3 different"), (["a", "b", "../c"], "file name")],
 )
 def test_ids_that_do_not_fit(given, ids, reason):
     folder, _ = given

@@ -1,33 +1,34 @@
 """CLIP and CLAP through transformers' own classes: parity, windows, refusals; toy encoders keep information."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import ClapFeatureExtractor
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import load_clap, load_clip
+from videoblip2.features.encoders import clap_inputs, load_clap, load_clip
 from videoblip2.features.settings import FeatureSettings, feature_settings
-from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import build_toy_clip
 
 RATE = 48_000
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("encoders")
-    return build_toy_clip(root / "clip", 0), build_toy_clap(root / "clap", 0)
+@pytest.fixture
+def clip(encoders):
+    return encoders.clip
 
 
-@pytest.fixture(scope="module")
-def clip(folders):
-    return load_clip(folders[0])
+@pytest.fixture
+def clap(encoders):
+    return encoders.clap
 
 
-@pytest.fixture(scope="module")
-def clap(folders):
-    return load_clap(folders[1])
+@pytest.fixture
+def folders(encoders):
+    return Path(encoders.clip.name), Path(encoders.clap.name)
 
 
 def pictures(count: int, height: int = 90, width: int = 120) -> np.ndarray:
@@ -171,7 +172,9 @@ def test_what_is_no_such_model_is_named(folders, tmp_path):
         load_clip(folders[1])
     with pytest.raises(InputError, match="nowhere"):
         load_clip(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"some/hub-model: no ClapAudioModelWithProjection.*while online") as caught:
+    with pytest.raises(
+        InputError, match=r"some/hub-model: no ClapAudioModelWithProjection.*if you are online"
+    ) as caught:
         load_clap("some/hub-model")  # tests are offline
     assert "\n" not in str(caught.value)
 
@@ -179,7 +182,7 @@ def test_what_is_no_such_model_is_named(folders, tmp_path):
 @pytest.mark.parametrize("name", ["clip", "/no/such/folder", "models/clip/large", "../clip"])
 def test_a_folder_that_is_not_there_is_not_asked_for_at_the_hub(name):
     for load in (load_clip, load_clap):
-        with pytest.raises(InputError, match=f"{name}: no such folder, and no name at the hub"):
+        with pytest.raises(InputError, match=f"{name}: no such folder, and not a hub name"):
             load(name)
 
 
@@ -245,3 +248,30 @@ def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
     assert accuracy(visual.reshape(240, -1), [scene.motion for scene in scenes], 180) > 0.8
     assert accuracy(heard, [scene.sound for scene in scenes], 180) > 0.95
     assert accuracy(heard, [f"{scene.loud} {scene.sound}" for scene in scenes], 180) > 0.9
+
+
+def both(extractor: ClapFeatureExtractor, windows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    expected = extractor(windows, sampling_rate=RATE, return_tensors="np")["input_features"]
+    return clap_inputs(extractor, windows).numpy(), expected
+
+
+def noise(*lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(length).astype(np.float32) * 0.1 for length in lengths]
+
+
+@pytest.mark.parametrize("truncation", ["rand_trunc", "fusion"])
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+def test_inputs_are_those_of_transformers(truncation, padding):
+    extractor = ClapFeatureExtractor(max_length_s=2, truncation=truncation, padding=padding)
+    got, expected = both(extractor, [*noise(96_000, 48_000, 30_001), np.zeros(RATE, np.float32)])
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 2e-3  # decibels, of a range of some 100
+
+
+def test_power_of_any_sound_agrees_to_float32():
+    extractor = ClapFeatureExtractor(max_length_s=2, truncation="rand_trunc", padding="repeatpad")
+    tone = np.sin(2 * np.pi * 440 * np.arange(96_000) / RATE).astype(np.float32)
+    got, expected = (10 ** (mels.astype(np.float64) / 10) for mels in both(extractor, [tone, *noise(1, 7, 500)]))
+    loudest = expected.max(axis=(1, 2, 3), keepdims=True)
+    assert (np.abs(got - expected) / loudest).max() < 1e-6

@@ -1,6 +1,7 @@
 """Extraction: complete, resumable, and not stopped by a bad file."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -9,21 +10,19 @@ import pytest
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import load_clap, load_clip
-from videoblip2.features.extract import encode_video, extract_features, find_videos
-from videoblip2.features.media import write_video
+from videoblip2.features.codecs import write_video
+from videoblip2.features.encoders import load_clip
+from videoblip2.features.extract import extract_features, find_videos
 from videoblip2.features.settings import FeatureSettings
 from videoblip2.features.store import FeatureStore
-from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import build_toy_clip
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("encoders")
-    return load_clip(build_toy_clip(root / "clip", 0)), load_clap(build_toy_clap(root / "clap", 0))
+def with_settings(encoders, **changed):
+    return replace(encoders, settings=encoders.settings.model_copy(update=changed))
 
 
 @pytest.fixture
@@ -38,23 +37,24 @@ def videos(tmp_path):
 
 
 def test_every_video_becomes_two_arrays_and_a_note(encoders, videos, tmp_path):
-    report = extract_features(find_videos([videos]), tmp_path / "out", *encoders, TOY_SETTINGS)
+    report = extract_features(find_videos([videos]), tmp_path / "out", encoders)
     assert report.done == ["absent", "present", "silent"] and not report.failed and not report.skipped
     store = FeatureStore(tmp_path / "out")
     assert {name: (len(store.array("video", name)), len(store.array("audio", name))) for name in store.ids} == {
         "absent": (8, 0), "present": (8, 2), "silent": (8, 2),
     }  # fmt: skip
     manifest = store.manifest
-    assert {name: note["audio"] for name, note in manifest["videos"].items()} == {n: n for n in store.ids}
-    clip = {"name": encoders[0].name, "revision": None, "fingerprint": encoders[0].fingerprint}
-    assert manifest["clip"] == clip and manifest["dtype"] == "float32"
-    assert FeatureSettings.model_validate(manifest["settings"]) == TOY_SETTINGS
-    assert manifest["sampling_rate"] == 48_000 and manifest["versions"]["av"]
+    assert {name: note.audio for name, note in manifest.videos.items()} == {n: n for n in store.ids}
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert content["clip"] == {"name": encoders.clip.name, "fingerprint": encoders.clip.fingerprint}
+    assert manifest.origin == store.origin == encoders.origin and content["settings"]["window_seconds"] == 1.0
+    assert (manifest.dtype, manifest.sampling_rate) == ("float32", 48_000) and manifest.versions["av"]
+    assert manifest.widths == {"video": 768, "audio": 512}
 
 
 def test_one_video_alone_gives_what_the_batch_gave(encoders, videos, tmp_path):
-    extract_features(find_videos([videos]), tmp_path / "out", *encoders, TOY_SETTINGS)
-    video, audio = encode_video(videos / "present.mp4", *encoders, TOY_SETTINGS).values()
+    extract_features(find_videos([videos]), tmp_path / "out", encoders)
+    video, audio = encoders.encode_file(videos / "present.mp4").values()
     store = FeatureStore(tmp_path / "out")
     np.testing.assert_allclose(video, store.array("video", "present"), atol=1e-4)
     np.testing.assert_allclose(audio, store.array("audio", "present"), atol=1e-4)
@@ -62,20 +62,20 @@ def test_one_video_alone_gives_what_the_batch_gave(encoders, videos, tmp_path):
 
 
 def test_max_frames_and_fps_are_heeded(encoders, videos):
-    video = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8))["video"]
-    few = encode_video(videos / "absent.mp4", *encoders, FeatureSettings(fps=8, max_frames=3))["video"]
+    video = replace(encoders, settings=FeatureSettings(fps=8)).encode_file(videos / "absent.mp4")["video"]
+    few = replace(encoders, settings=FeatureSettings(fps=8, max_frames=3)).encode_file(videos / "absent.mp4")["video"]
     assert len(video) == 16 and len(few) == 3
     np.testing.assert_allclose(few[0], video[0], atol=1e-4)
 
 
 def test_what_is_there_is_kept_and_what_changed_is_done_again(encoders, videos, tmp_path):
     paths, out = find_videos([videos]), tmp_path / "out"
-    extract_features(paths, out, *encoders, TOY_SETTINGS)
+    extract_features(paths, out, encoders)
     (out / "audio" / "silent.npy").unlink()
     (videos / "absent.mp4").write_bytes((videos / "present.mp4").read_bytes())
-    report = extract_features(paths, out, *encoders, TOY_SETTINGS)
+    report = extract_features(paths, out, encoders)
     assert report.skipped == ["present"] and report.done == ["absent", "silent"]
-    assert FeatureStore(out).manifest["videos"]["absent"]["audio"] == "present"
+    assert FeatureStore(out).manifest.videos["absent"].audio == "present"
 
 
 def test_a_bad_file_is_reported_and_the_rest_goes_on(encoders, videos, tmp_path):
@@ -83,14 +83,14 @@ def test_a_bad_file_is_reported_and_the_rest_goes_on(encoders, videos, tmp_path)
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (videos / "text.mp4").write_text("no video")
     paths = [*find_videos([videos]), tmp_path / "none.mp4"]
-    report = extract_features(paths, tmp_path / "out", *encoders, TOY_SETTINGS)
+    report = extract_features(paths, tmp_path / "out", encoders)
     assert report.done == ["absent", "present", "silent"] and sorted(report.failed) == ["cut", "none", "text"]
     assert all(f"{name}.mp4" in reason for name, reason in report.failed.items())
     store = FeatureStore(tmp_path / "out")
-    assert store.ids == ["absent", "silent", "present"] and sorted(store.manifest["failed"]) == ["cut", "none", "text"]
+    assert store.ids == ["absent", "silent", "present"] and sorted(store.manifest.failed) == ["cut", "none", "text"]
     (videos / "cut.mp4").write_bytes(whole)
-    report = extract_features([videos / "cut.mp4"], tmp_path / "out", *encoders, TOY_SETTINGS)
-    assert report.done == ["cut"] and "cut" not in FeatureStore(tmp_path / "out").manifest["failed"]
+    report = extract_features([videos / "cut.mp4"], tmp_path / "out", encoders)
+    assert report.done == ["cut"] and "cut" not in FeatureStore(tmp_path / "out").manifest.failed
 
 
 def test_an_interruption_loses_nothing_that_was_written(encoders, videos, tmp_path):
@@ -99,32 +99,32 @@ def test_an_interruption_loses_nothing_that_was_written(encoders, videos, tmp_pa
         yield from islice(paths, 2)
         raise KeyboardInterrupt
 
-    one_at_a_time = TOY_SETTINGS.model_copy(update={"batch_frames": 1})
+    one_at_a_time = with_settings(encoders, batch_frames=1)
     with pytest.raises(KeyboardInterrupt):
-        extract_features(find_videos([videos]), tmp_path / "out", *encoders, one_at_a_time, interrupted)
-    report = extract_features(find_videos([videos]), tmp_path / "out", *encoders, one_at_a_time)
+        extract_features(find_videos([videos]), tmp_path / "out", one_at_a_time, progress=interrupted)
+    report = extract_features(find_videos([videos]), tmp_path / "out", one_at_a_time)
     assert len(report.skipped) == 2 and sorted(report.skipped + report.done) == ["absent", "present", "silent"]
 
 
 def test_encoders_and_settings_are_not_mixed_in_one_store(encoders, videos, tmp_path):
     paths, out = find_videos([videos]), tmp_path / "out"
-    extract_features(paths, out, *encoders, TOY_SETTINGS)
+    extract_features(paths, out, encoders)
     before = (out / "manifest.json").read_bytes()
     other = load_clip(build_toy_clip(tmp_path / "other", 1))
     with pytest.raises(InputError, match="a clip of fingerprint"):
-        extract_features(paths, out, other, encoders[1], TOY_SETTINGS)
+        extract_features(paths, out, replace(encoders, clip=other))
     with pytest.raises(InputError, match=r"with fps 4\.0, not 2\.0"):
-        extract_features(paths, out, *encoders, TOY_SETTINGS.model_copy(update={"fps": 2.0}))
+        extract_features(paths, out, with_settings(encoders, fps=2.0))
     assert (out / "manifest.json").read_bytes() == before
     (out / "manifest.json").unlink()
     with pytest.raises(InputError, match="without a manifest"):
-        extract_features(paths, out, *encoders, TOY_SETTINGS)
+        extract_features(paths, out, encoders)
 
 
 def test_names_are_ids_and_must_differ(encoders, videos, tmp_path):
     (tmp_path / "present.avi").write_bytes(b"")
     with pytest.raises(InputError, match="same name"):
-        extract_features([videos / "present.mp4", tmp_path / "present.avi"], tmp_path / "out", *encoders, TOY_SETTINGS)
+        extract_features([videos / "present.mp4", tmp_path / "present.avi"], tmp_path / "out", encoders)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no video"):
         find_videos([tmp_path / "empty"])
@@ -141,7 +141,7 @@ def test_commands_make_prepare_extract_and_check(encoders, tmp_path):
     assert code == 0 and world["counts"] == {"train": 7, "validate": 1, "test": 2}
     code, prepared = call(data.app, "prepare", *world["annotations"], "--out", tmp_path / "data")
     assert code == 0 and prepared["captions"] == {"train": 140, "validate": 20, "test": 40}
-    models = ["--clip", encoders[0].name, "--clap", encoders[1].name, "--fps", 2]
+    models = ["--clip", encoders.clip.name, "--clap", encoders.clap.name, "--fps", 2]
     code, extracted = call(features.app, "extract", world["videos"], "--out", tmp_path / "features", *models)
     assert code == 0 and len(extracted["done"]) == 10
     code, checked = call(features.app, "check", tmp_path / "features", "--annotations", prepared["files"]["train"])
@@ -157,10 +157,12 @@ def test_commands_make_prepare_extract_and_check(encoders, tmp_path):
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real videos (../shared/data/msrvtt/videos) are not here")
 def test_real_videos(encoders, tmp_path):
-    report = extract_features(find_videos([SHARED]), tmp_path / "out", *encoders, FeatureSettings(fps=1.0))
+    report = extract_features(
+        find_videos([SHARED]), tmp_path / "out", replace(encoders, settings=FeatureSettings(fps=1.0))
+    )
     assert len(report.done) == 12 and not report.failed
     store = FeatureStore(tmp_path / "out")
-    audio = {name: note["audio"] for name, note in store.manifest["videos"].items()}
+    audio = {name: note.audio for name, note in store.manifest.videos.items()}
     assert {name for name, kind in audio.items() if kind == "absent"} == {"video7013", "video9771"}
     assert {name for name, kind in audio.items() if kind == "silent"} == {"video7010"}
     assert all(10 <= len(store.array("video", name)) <= 25 for name in store.ids)

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -10,24 +11,31 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features import pipeline
-from videoblip2.features.check import check_features
-from videoblip2.features.encoders import ClipEncoder, load_clap, load_clip
-from videoblip2.features.extract import encode_video, extract_features, find_videos, parse_shard, passed_over, shard_of
-from videoblip2.features.manifest import read_manifest, refuse_other_encoders, refuse_unnoted
-from videoblip2.features.media import decode_audio, write_video
-from videoblip2.features.ray_engine import RayEngine, require_ray
+from videoblip2.features.check import check_features, refuse_unnoted
+from videoblip2.features.codecs import write_video
+from videoblip2.features.encoders import ClipEncoder, load_clip
+from videoblip2.features.extract import (
+    Run,
+    extract_features,
+    find_videos,
+    ignored_entries,
+    parse_shard,
+    shard_of,
+)
+from videoblip2.features.manifest import Manifest
+from videoblip2.features.media import decode_audio
+from videoblip2.features.media_features import Encoders, load_encoders
+from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
 from videoblip2.features.settings import FeatureSettings, feature_settings
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
-from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import TOY_SETTINGS
 
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("encoders")
-    return load_clip(build_toy_clip(root / "clip", 0)), load_clap(build_toy_clap(root / "clap", 0))
+def with_settings(encoders, **changed):
+    return replace(encoders, settings=encoders.settings.model_copy(update=changed))
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +59,43 @@ def test_shards_split_by_id_and_make_one_store(encoders, videos, tmp_path):
     parts = [{p.stem for p in paths if shard_of(p.stem, 2) == part} for part in (1, 2)]
     assert parts[0] and parts[1] and not parts[0] & parts[1]
     for part in (1, 2):
-        report = extract_features(paths, tmp_path / "out", *encoders, TOY_SETTINGS, shard=(part, 2))
+        report = extract_features(paths, tmp_path / "out", encoders, Run(shard=(part, 2)))
         assert set(report.done) == parts[part - 1]
     store = FeatureStore(tmp_path / "out")
-    assert set(store.manifest["videos"]) == set(store.ids) == {f"v{i}" for i in range(6)}
-    again = extract_features(paths, tmp_path / "out", *encoders, TOY_SETTINGS)
+    assert set(store.manifest.videos) == set(store.ids) == {f"v{i}" for i in range(6)}
+    again = extract_features(paths, tmp_path / "out", encoders)
     assert not again.done and len(again.skipped) == 6, "a run without shards knows what shards did"
-    anew = extract_features(paths[:1], tmp_path / "out", *encoders, TOY_SETTINGS, resume=False)
+    anew = extract_features(paths[:1], tmp_path / "out", encoders, Run(resume=False))
     assert anew.done == ["v0"]
 
 
 def test_two_runs_of_one_shard_are_refused_and_two_shards_are_not(encoders, videos, tmp_path):
     def meanwhile(paths, known):
         with pytest.raises(InputError, match="another extraction is writing"):
-            extract_features([], tmp_path, *encoders, TOY_SETTINGS, shard=(1, 2))
-        extract_features(find_videos([videos]), tmp_path, *encoders, TOY_SETTINGS, shard=(2, 2))
-        yield from pipeline.encode_all(paths, known, tmp_path, *encoders, TOY_SETTINGS, 1)
+            extract_features([], tmp_path, encoders, Run(shard=(1, 2)))
+        extract_features(find_videos([videos]), tmp_path, encoders, Run(shard=(2, 2)))
+        yield from pipeline.encode_all(paths, known, tmp_path, encoders, 1)
 
-    extract_features(find_videos([videos]), tmp_path, *encoders, TOY_SETTINGS, shard=(1, 2), engine=meanwhile)
-    assert len(read_manifest(tmp_path)["videos"]) == 6
+    extract_features(find_videos([videos]), tmp_path, encoders, Run(shard=(1, 2)), engine=meanwhile)
+    assert len(Manifest.read(tmp_path).videos) == 6
 
 
 def test_a_store_of_two_encoders_is_refused_by_its_readers(encoders, videos, tmp_path):
-    extract_features([videos / "v0.mp4"], tmp_path, *encoders, TOY_SETTINGS)
+    extract_features([videos / "v0.mp4"], tmp_path, encoders)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["clip"]["fingerprint"] = "of another"
     (tmp_path / "manifest.1-of-2.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"two kinds, a clip of fingerprint .* and of another in manifest\.1-of-2"):
         FeatureStore(tmp_path).manifest  # noqa: B018
     (tmp_path / "manifest.1-of-2.json").unlink()
-    manifest = FeatureStore(tmp_path).manifest
-    refuse_unnoted(tmp_path, manifest, ["v0"])
-    with pytest.raises(InputError, match="does not note v1"):
-        refuse_unnoted(tmp_path, manifest, ["v0", "v1"])
+    store = FeatureStore(tmp_path)
+    refuse_unnoted(store, ["v0"])
+    with pytest.raises(InputError, match="lacks v1"):
+        refuse_unnoted(store, ["v0", "v1"])
 
 
 def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_path, monkeypatch):
-    one = TOY_SETTINGS.model_copy(update={"batch_frames": 1})
+    one = with_settings(encoders, batch_frames=1)
     whole, write = [], pipeline.write_features
 
     def full(out, video_id, features):
@@ -98,10 +106,10 @@ def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_pat
 
     monkeypatch.setattr(pipeline, "write_features", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\).*what is stored is kept"):
-        extract_features(find_videos([videos]), tmp_path, *encoders, one, workers=1)
-    assert sorted(read_manifest(tmp_path)["videos"]) == sorted(whole)
+        extract_features(find_videos([videos]), tmp_path, one, Run(workers=1))
+    assert sorted(Manifest.read(tmp_path).videos) == sorted(whole)
     monkeypatch.undo()
-    report = extract_features(find_videos([videos]), tmp_path, *encoders, one)
+    report = extract_features(find_videos([videos]), tmp_path, one)
     assert sorted(report.skipped) == sorted(whole) and len(report.done) == 4
 
 
@@ -126,9 +134,11 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
     monkeypatch.setattr(pipeline, "stream_audio", lambda path, rate: (np.zeros(48_000, np.float32) for _ in range(20)))
     (tmp_path / "film.mp4").write_bytes(b"film")
     settings = FeatureSettings(fps=1 / 20, window_seconds=1.0)
-    report = extract_features([tmp_path / "film.mp4"], tmp_path / "out", *encoders, settings, workers=1)
-    note = FeatureStore(tmp_path / "out").manifest["videos"]["film"]
-    assert report.done == ["film"] and (note["frames"], note["audio_windows"], note["audio"]) == (540, 20, "silent")
+    report = extract_features(
+        [tmp_path / "film.mp4"], tmp_path / "out", replace(encoders, settings=settings), Run(workers=1)
+    )
+    note = FeatureStore(tmp_path / "out").manifest.videos["film"]
+    assert report.done == ["film"] and (note.frames, note.audio_windows, note.audio) == (540, 20, "silent")
     assert most <= 64 + 6 * pipeline.PIECE["video"], "a batch, the queue, and what is in the two threads' hands"
 
 
@@ -143,7 +153,7 @@ def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoder
             raise MemoryError("too large")
 
     monkeypatch.setattr(pipeline, "stream_frames", broken)
-    report = extract_features(find_videos([videos]), tmp_path, *encoders, TOY_SETTINGS)
+    report = extract_features(find_videos([videos]), tmp_path, encoders)
     assert report.done == ["v0", "v3", "v4", "v5"] and list(report.failed) == ["v1", "v2"]
     assert "MemoryError: too large" in report.failed["v2"] and FeatureStore(tmp_path).ids == report.done
 
@@ -155,9 +165,9 @@ def test_a_wrong_suffix_is_seen_through(encoders, videos, tmp_path):
     (tmp_path / "notes.txt").write_text("no video")
     found = find_videos([tmp_path])
     assert [path.name for path in found] == ["a.avi", "b.dat"]
-    expected = encode_video(videos / "v1.mp4", *encoders, TOY_SETTINGS).values()
+    expected = encoders.encode_file(videos / "v1.mp4").values()
     for path in found:
-        for one, other in zip(encode_video(path, *encoders, TOY_SETTINGS).values(), expected, strict=True):
+        for one, other in zip(encoders.encode_file(path).values(), expected, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -175,8 +185,8 @@ def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path, 
     with av.open(str(path)) as container:
         assert len(container.streams.audio) == 1
     assert decode_audio(path).shape == (0,)
-    extract_features([path], tmp_path / "out", *encoders, TOY_SETTINGS)
-    assert FeatureStore(tmp_path / "out").manifest["videos"]["empty"]["audio"] == "empty"
+    extract_features([path], tmp_path / "out", encoders)
+    assert FeatureStore(tmp_path / "out").manifest.videos["empty"].audio == "empty"
     report = check_features(tmp_path / "out")
     assert report.ok and report.empty == ["empty"] and not report.absent and not report.silent
 
@@ -186,14 +196,14 @@ def test_what_a_folder_holds_besides_is_named(videos, tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "more.mp4").mkdir()
     assert [path.name for path in find_videos([tmp_path])] == ["clip.wmv"]
-    found = passed_over([tmp_path, videos / "v1.mp4"])
+    found = ignored_entries([tmp_path, videos / "v1.mp4"])
     assert [path.name for path in found] == ["more.mp4", "notes.txt", "still.jpg"]
 
 
 def test_a_fixed_count_of_frames(encoders, videos):
     for count in (1, 3, 7):
         settings = feature_settings(fps=4, frames=count)
-        assert encode_video(videos / "v0.mp4", *encoders, settings)["video"].shape == (count, 768)
+        assert replace(encoders, settings=settings).encode_file(videos / "v0.mp4")["video"].shape == (count, 768)
     with pytest.raises(InputError, match="frames=3"):
         feature_settings(frames=3, max_frames=3)
 
@@ -202,7 +212,7 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    assert (encoders[0].width, load_clip(encoders[0].name, output="hidden").width) == (768, 256)
+    assert (encoders.clip.width, load_clip(encoders.clip.name, output="hidden").width) == (768, 256)
     config = CLIPVisionConfig(
         hidden_size=768, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
         patch_size=16, projection_dim=512,
@@ -222,28 +232,27 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
 
 
 def test_patch_tokens_of_a_whole_store(encoders, videos, tmp_path):
-    clip = load_clip(encoders[0].name, tokens="patch")
-    settings = TOY_SETTINGS.model_copy(update={"tokens": "patch"})
+    clip = load_clip(encoders.clip.name, tokens="patch")
     with pytest.raises(InputError, match="was loaded for pooled"):
-        extract_features([videos / "v0.mp4"], tmp_path, *encoders, settings)
-    extract_features([videos / "v0.mp4"], tmp_path, clip, encoders[1], settings)
+        with_settings(encoders, tokens="patch")
+    patches = Encoders(clip, encoders.clap, TOY_SETTINGS.model_copy(update={"tokens": "patch"}))
+    extract_features([videos / "v0.mp4"], tmp_path, patches)
     store = FeatureStore(tmp_path)
-    assert store.manifest["videos"]["v0"]["frames"] == 4 and store.array("video", "v0").shape == (4 * 16, 768)
-    assert store.manifest["settings"]["tokens"] == "patch"
+    assert store.manifest.videos["v0"].frames == 4 and store.array("video", "v0").shape == (4 * 16, 768)
+    assert store.origin.settings.tokens == "patch"
 
 
 def test_bfloat16_is_near_and_not_mixed_in(encoders, videos, tmp_path):
-    half = (load_clip(encoders[0].name, dtype="bfloat16"), load_clap(encoders[1].name, dtype="bfloat16"))
-    assert half[0].fingerprint == encoders[0].fingerprint
-    extract_features([videos / "v1.mp4"], tmp_path, *half, TOY_SETTINGS)
-    for one, other in zip(
-        arrays(tmp_path)["v1"], encode_video(videos / "v1.mp4", *encoders, TOY_SETTINGS).values(), strict=True
-    ):
-        assert one.dtype == np.float32 and np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99
+    half = load_encoders(encoders.origin, "cpu", "a test", dtype="bfloat16")
+    assert half.origin == encoders.origin and half.dtype == "bfloat16"
+    extract_features([videos / "v1.mp4"], tmp_path, half)
+    expected = encoders.encode_file(videos / "v1.mp4")
+    for name, array in FeatureStore(tmp_path).features("v1").items():
+        assert array.dtype == np.float32 and np.corrcoef(array.ravel(), expected[name].ravel())[0, 1] > 0.99
     with pytest.raises(InputError, match="made with dtype bfloat16, not float32"):
-        extract_features([videos / "v1.mp4"], tmp_path, *encoders, TOY_SETTINGS)
+        extract_features([videos / "v1.mp4"], tmp_path, encoders)
     with pytest.raises(InputError, match="dtype=int8"):
-        load_clip(encoders[0].name, dtype="int8")
+        load_clip(encoders.clip.name, dtype="int8")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/2", "1/2/3", "-1/2"])
@@ -261,23 +270,24 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
-    from videoblip2.features.ray_engine import Actor
-
-    def by_actor(paths, known):
-        engine = RayEngine(*encoders, tmp_path / "ray", TOY_SETTINGS)
-        batch = {"path": [str(p) for p in paths], "known": [known.get(p.stem, "") for p in paths]}
-        from videoblip2.features.ledger import Outcome
-
-        yield from (Outcome(**json.loads(text)) for text in Actor(engine._task())(batch)["outcome"])
-
-    paths = find_videos([videos])
-    report = extract_features(paths, tmp_path / "ray", *encoders, TOY_SETTINGS, engine=by_actor)
-    assert len(report.done) == 6
-    extract_features(paths, tmp_path / "local", *encoders, TOY_SETTINGS)
+    paths, job = find_videos([videos]), RayEngine(encoders, tmp_path / "ray").job
+    outcomes = Actor(job)({"path": [str(path) for path in paths], "known": [""] * len(paths)})["outcome"]
+    extract_features(paths, tmp_path / "local", encoders)
     here, there = arrays(tmp_path / "local"), arrays(tmp_path / "ray")
     for name, pair in here.items():
         for one, other in zip(pair, there[name], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
+    notes = {video_id: note for video_id, note, failure in map(json.loads, outcomes) if failure is None}
+    local = FeatureStore(tmp_path / "local").manifest.videos
+    assert notes == {video_id: note.model_dump(exclude={"at"}) for video_id, note in local.items()}
+    clap = job.origin.model_dump()["clap"]
+    with pytest.raises(InputError, match="other weights on this machine"):
+        Actor(
+            replace(
+                job,
+                origin=FeatureOrigin.model_validate(job.origin.model_dump() | {"clap": {**clap, "fingerprint": "b"}}),
+            )
+        )
 
 
 def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):
@@ -290,19 +300,6 @@ def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):
     for number in range(4):
         (bad / f"v{number}.mp4").write_bytes(b"no video")
     assert 0 < sum(shard_of(f"v{number}", 2) == 1 for number in range(4)) < 4
-    models = ["--clip", encoders[0].name, "--clap", encoders[1].name, "--shard", "1/2"]
+    models = ["--clip", encoders.clip.name, "--clap", encoders.clap.name, "--shard", "1/2"]
     words = ["extract", str(bad), "--out", str(tmp_path / "out"), *models]
     assert CliRunner().invoke(features.app, words).exit_code == 1
-
-
-def test_a_store_of_other_encoders_than_the_checkpoint_was_trained_on(tmp_path):
-    def made_with(clip: str = "a", **settings: str) -> dict[str, object]:
-        return {"clip": {"fingerprint": clip}, "clap": {"fingerprint": "b"}, "settings": settings, "videos": {}}
-
-    trained_on = FeatureOrigin.of_manifest(made_with())
-    for same in (made_with(fps=2), made_with(output="projected"), None, {"imported_from": "x.npy", "videos": {}}):
-        refuse_other_encoders(tmp_path, same, trained_on, "runs/ce/best")
-        refuse_other_encoders(tmp_path, made_with(), FeatureOrigin.of_manifest(same), "runs/ce/best")
-    for other in (made_with("c"), made_with(output="hidden"), made_with(tokens="patch")):
-        with pytest.raises(InputError, match="runs/ce/best was trained on those of"):
-            refuse_other_encoders(tmp_path, other, trained_on, "runs/ce/best")

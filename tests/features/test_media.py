@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.features.media import decode_audio, decode_frames, thin, write_video
+from videoblip2.features.codecs import write_video
+from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted
+from videoblip2.features.settings import thin
+from videoblip2.predict import decode_media
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
@@ -18,6 +21,10 @@ RATE = 16_000
 def grey_ramp(count: int) -> np.ndarray:
     """Frame k has the grey level 10 k, so a decoded frame tells its number."""
     return np.broadcast_to((np.arange(count) * 10).astype(np.uint8)[:, None, None, None], (count, 64, 48, 3))
+
+
+def frames_of(path: Path, fps: float) -> np.ndarray:
+    return np.stack(list(stream_frames(path, fps)))
 
 
 def numbers(frames: np.ndarray) -> list[int]:
@@ -52,15 +59,15 @@ def mux(path: Path, times: list[float], *, seconds: float = 0, **container_optio
 
 def test_frames_come_at_the_asked_rate(tmp_path):
     write_video(tmp_path / "v.mp4", grey_ramp(16), 8, None, RATE)
-    frames = decode_frames(tmp_path / "v.mp4", 4)
+    frames = frames_of(tmp_path / "v.mp4", 4)
     assert frames.shape == (8, 64, 48, 3) and frames.dtype == np.uint8
     assert numbers(frames) == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert numbers(decode_frames(tmp_path / "v.mp4", 16)) == sorted([*range(16), *range(15)]), "frames are repeated"
+    assert numbers(frames_of(tmp_path / "v.mp4", 16)) == sorted([*range(16), *range(15)]), "frames are repeated"
 
 
 def test_frames_are_nearest_in_time_not_in_number(tmp_path):
     path = mux(tmp_path / "vfr.mp4", [0, 0.1, 0.2, 0.9, 1.1, 2.4])
-    assert numbers(decode_frames(path, 1)) == [0, 3, 5]  # 0 s; 1 s lies between 0.9 and 1.1; 2 s is nearer to 2.4
+    assert numbers(frames_of(path, 1)) == [0, 3, 5]  # 0 s; 1 s lies between 0.9 and 1.1; 2 s is nearer to 2.4
 
 
 def test_rotated_video_comes_out_upright(tmp_path):
@@ -71,14 +78,14 @@ def test_rotated_video_comes_out_upright(tmp_path):
     header = content.index(b"tkhd") + 4 + 40  # the display matrix of a version-0 track header
     quarter_clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
     (tmp_path / "turned.mp4").write_bytes(content[:header] + quarter_clockwise + content[header + 36 :])
-    frame = decode_frames(tmp_path / "turned.mp4", 1)[0]
+    frame = frames_of(tmp_path / "turned.mp4", 1)[0]
     assert frame.shape == (48, 64, 3)
     assert frame[:18, -18:].mean() > 200 and frame[:18, :18].mean() < 50, "the corner is at the top right now"
 
 
 def test_max_frames_thins_over_the_whole_video(tmp_path):
     write_video(tmp_path / "v.mp4", grey_ramp(24), 8, None, RATE)
-    kept = numbers(decode_frames(tmp_path / "v.mp4", 8, max_frames=5))
+    kept = numbers(thin(stream_frames(tmp_path / "v.mp4", 8), 5))
     assert len(kept) == 5 and kept[0] == 0 and kept[-1] >= 20 and kept == sorted(kept)
     assert [len(thin(range(n), 4)) for n in (1, 4, 5, 9, 100)] == [1, 4, 4, 4, 4]
 
@@ -123,12 +130,12 @@ def test_mpeg4_stands_in_where_x264_is_not_built_in(tmp_path, monkeypatch):
     write_video(tmp_path / "v.mp4", grey_ramp(8), 8, None, RATE)
     with av.open(str(tmp_path / "v.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
-    assert numbers(decode_frames(tmp_path / "v.mp4", 8)) == list(range(8))
+    assert numbers(frames_of(tmp_path / "v.mp4", 8)) == list(range(8))
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path):
     (tmp_path / "text.mp4").write_text("no video at all\n" * 50)
-    for decode in (lambda path: decode_frames(path, 1), decode_audio):
+    for decode in (lambda path: frames_of(path, 1), decode_audio):
         with pytest.raises(InputError, match=r"text\.mp4: not a readable video"):
             decode(tmp_path / "text.mp4")
         with pytest.raises(InputError, match=r"none\.mp4: no such file"):
@@ -144,7 +151,7 @@ def test_a_file_without_pictures_is_named(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(InputError, match=r"sound\.mp4: has no video stream"):
-        decode_frames(path, 1)
+        frames_of(path, 1)
     assert decode_audio(path) is not None
 
 
@@ -154,10 +161,10 @@ def test_a_truncated_file_is_an_error_that_says_how_far_it_got(tmp_path, part, l
     path = tmp_path / ("v.mkv" if layout == "matroska" else "v.mp4")
     options = {"options": {"movflags": "faststart"}} if layout == "faststart" else {}
     whole = mux(path, [k / 10 for k in range(40)], seconds=4.0, **options).read_bytes()
-    decode_frames(path, 1)
+    frames_of(path, 1)
     path.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(InputError, match=r"v\.m(p4|kv): (.* s|not a readable video).*fetch it again"):
-        decode_frames(path, 1)
+        frames_of(path, 1)
 
 
 @pytest.mark.shared_data
@@ -167,5 +174,70 @@ def test_real_videos():
     assert len(audio) == 12
     assert {name for name, sound in audio.items() if sound is None} == {"video7013", "video9771"}
     assert {name for name, sound in audio.items() if sound is not None and not sound.any()} == {"video7010"}
-    frames = decode_frames(SHARED / "video7010.mp4", 1)
+    frames = frames_of(SHARED / "video7010.mp4", 1)
     assert frames.shape == (18, 240, 320, 3) and frames.std() > 10
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("v") / "v.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (16, 64, 48, 3), dtype=np.uint8)
+    write_video(path, frames, 8, np.sin(np.arange(2 * 48_000) / 20).astype(np.float32), 48_000)
+    return path
+
+
+def test_frames_then_sound(video):
+    *frames, sound = decode_media(video, 4.0, 10, 10**6)
+    assert np.array_equal(np.stack(frames), frames_of(video, 4.0))
+    assert np.array_equal(sound, decode_audio(video, 48_000))
+
+
+def test_the_header_is_read(video):
+    header = read_header(video)
+    assert (header.width, header.height) == (48, 64)
+    assert header.seconds == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pixels", "message"), [(1.0, 10**6, "longer than 1 s"), (10, 3071, r"48x64, more than 3071 pixels")]
+)
+def test_too_long_and_too_large_are_refused_by_the_header_alone(video, monkeypatch, seconds, pixels, message):
+    monkeypatch.setattr("videoblip2.features.media.stream_frames", lambda *given: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=message):
+        next(stream_untrusted(video, 4.0, 48_000, seconds, pixels))
+
+
+def test_a_header_that_tells_no_length_helps_nobody(tmp_path):
+    """Two frames, an hour apart, in a container without a duration: at 4 a second that would be 14,400 frames."""
+    path = tmp_path / "live.mkv"
+    with av.open(str(path), "w", format="matroska", options={"live": "1"}) as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1)
+        for second in (0, 3600):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 48, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = second, Fraction(1, 1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert read_header(path).seconds < 100
+    taken = 0
+    with pytest.raises(InputError, match="longer than 100 s"):
+        for _ in stream_untrusted(path, 4.0, 48_000, 100, 10**6):
+            taken += 1
+    assert taken == 401
+
+
+def test_sound_without_end_is_refused(video, monkeypatch):
+    monkeypatch.setattr("videoblip2.features.media.decode_audio", lambda *given: np.zeros(48_000 * 12, np.float32))
+    with pytest.raises(InputError, match="longer than"):
+        list(stream_untrusted(video, 4.0, 48_000, 10, 10**6))
+
+
+@pytest.mark.parametrize(
+    "text", ["#EXTM3U\n#EXTINF:10,\n{path}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{name}'\n"]
+)
+def test_a_play_list_is_no_video(video, text):
+    sneaky = video.with_name("list.mp4")
+    sneaky.write_text(text.format(path=video, name=video.name))
+    with pytest.raises(InputError, match="not a readable video"):
+        list(stream_untrusted(sneaky, 4.0, 48_000, 10, 10**6))

@@ -21,8 +21,9 @@ from videoblip2.cli import main
 from videoblip2.config import InputError
 from videoblip2.features import packed
 from videoblip2.features.check import check_features
+from videoblip2.features.manifest import Manifest
 from videoblip2.features.pack import pack_features
-from videoblip2.features.store import FeatureStore, digest, read_manifest, write_features, write_manifest
+from videoblip2.features.store import FeatureStore, digest, write_features
 
 MANIFEST = {"clip": {"name": "c"}, "videos": {"video2": {"audio": "present"}, "video9": {"audio": "silent"}}}
 LENGTHS = {"video2": (4, 3), "video9": (7, 1), "video10": (1, 0)}
@@ -33,7 +34,7 @@ def fill(root, kind=np.float32, seed=0):
     for video_id, (frames, windows) in LENGTHS.items():
         video, audio = rng.normal(size=(frames, 768)), rng.normal(size=(windows, 512))
         write_features(root, video_id, {"video": video.astype(kind), "audio": audio.astype(kind)})
-    write_manifest(root, MANIFEST)
+    Manifest.model_validate(MANIFEST).write(root)
     return root
 
 
@@ -54,7 +55,9 @@ def test_both_forms_give_the_same(tmp_path, kind):
     store = FeatureStore(report.out)
     assert (report.videos, report.absent) == (3, 1)
     assert report.kinds == {"video": np.dtype(kind).name, "audio": np.dtype(kind).name}
-    assert store.ids == folder.ids == list(LENGTHS) and store.manifest == folder.manifest == MANIFEST
+    assert store.ids == folder.ids == list(LENGTHS) and store.manifest == folder.manifest == Manifest.model_validate(
+        MANIFEST
+    )
     for video_id, (frames, windows) in LENGTHS.items():
         for found, expected, length in (
             (store.array("video", video_id), folder.array("video", video_id), frames),
@@ -221,11 +224,11 @@ def as_bytes(value):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shortened, "cut off"),
-        (lengthened, "cut off"),
-        (cut_in_the_header, "cut off"),
-        (emptied, "cut off"),
-        (of_another_kind, "no packed features"),
+        (shortened, "truncated"),
+        (lengthened, "truncated"),
+        (cut_in_the_header, "truncated"),
+        (emptied, "truncated"),
+        (of_another_kind, "not packed features"),
         (of_a_later_format, "format 7; update videoblip2"),
         (with_an_index(video_rows=[4, 7, 2]), "12 rows, where the videos have 13"),
         (with_an_index(video_rows=[13, 0, -1]), "not one count"),
@@ -260,13 +263,13 @@ def test_a_damaged_manifest_or_array_is_refused_when_it_is_read(file):
 
 def test_a_header_that_lies_about_its_own_length(file):
     file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
-    with pytest.raises(InputError, match="cut off"):
+    with pytest.raises(InputError, match="truncated"):
         FeatureStore(file)
 
 
 def test_a_packed_file_is_no_place_to_extract_into(file):
     with pytest.raises(InputError, match="extract into a folder"):
-        read_manifest(file)
+        Manifest.read(file)
 
 
 @pytest.fixture
@@ -360,7 +363,7 @@ def test_the_commands_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsy
         ((tmp_path / "empty", tmp_path / "out"), "holds no video"),
         ((folder, folder), "is a folder; name a file"),
         ((folder, tmp_path / "text" / "out"), "cannot be written"),
-        ((tmp_path / "text", tmp_path / "out"), "no packed features"),
+        ((tmp_path / "text", tmp_path / "out"), "not packed features"),
     ):
         code, printed = vb2(monkeypatch, capsys, "pack", *words)
         assert code == 1 and len(printed.err.splitlines()) == 1 and message in printed.err

@@ -11,7 +11,7 @@ import pytest
 from serving.encoding import Clip, EncodingQueue
 from serving.following import Served
 from videoblip2.features.encoders import load_clap, load_clip
-from videoblip2.features.extract import encode_videos, prepare_video
+from videoblip2.features.media_features import Encoders as MediaEncoders
 from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
 POISON = "poison"
@@ -158,19 +158,19 @@ def test_encoders_that_were_idle_take_the_next_clip(served):
 def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
     clip_encoder = load_clip(build_toy_clip(tmp_path / "clip", 0))
     clap_encoder = load_clap(build_toy_clap(tmp_path / "clap", 0))
-    encoders = clip_encoder, clap_encoder, TOY_SETTINGS
+    encoders = MediaEncoders(clip_encoder, clap_encoder, TOY_SETTINGS)
     rng = np.random.default_rng(0)
 
     def prepared(frames, seconds):
         sound = rng.normal(size=int(seconds * 48_000)).astype("float32") if seconds else None
         pictures = rng.integers(0, 256, (frames, 72, 64, 3), dtype=np.uint8)
-        return prepare_video(pictures, lambda: sound, *encoders)
+        return encoders.prepare(pictures, lambda: sound)
 
     videos = [prepared(*size) for size in ((5, 1.4), (1, 0), (9, 2))]
     captioner = Encoders()
     captioner.encode_prepared = lambda many: (
         captioner.started.set()
-        or ((captioner.go_on.wait(BOUND) and captioner.passes.append(len(many))) or encode_videos(many, *encoders))
+        or ((captioner.go_on.wait(BOUND) and captioner.passes.append(len(many))) or encoders.encode(many))
     )
     served = Served(captioner)
 
@@ -189,6 +189,6 @@ def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
     together = run(scenario())
     assert captioner.passes == [1, 3]
     for video, features in zip(videos, together, strict=True):
-        for name, alone in encode_videos([video], *encoders)[0].items():
+        for name, alone in encoders.encode([video])[0].items():
             assert features[name].shape == alone.shape
             np.testing.assert_allclose(features[name], alone, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,8 @@ from serving.decoder import LENGTH
 from serving.media import Busy, Decoders
 from serving.service_settings import Settings
 from videoblip2.config import InputError
-from videoblip2.features.media import decode_audio, decode_frames, write_video
+from videoblip2.features.codecs import write_video
+from videoblip2.features.media import decode_audio, stream_frames
 
 RATE = 48_000
 
@@ -60,7 +61,7 @@ def gone(pid, seconds=10):
 
 def test_what_comes_out_is_what_decoding_here_gives(decoders, video, tmp_path):
     frames, sound = read(decoders, video)
-    assert np.array_equal(np.stack(frames), decode_frames(video, 4.0))
+    assert np.array_equal(np.stack(frames), list(stream_frames(video, 4.0)))
     assert np.array_equal(sound, decode_audio(video, RATE))
     write_video(tmp_path / "mute.mp4", np.zeros((8, 64, 48, 3), np.uint8), 8, None, RATE)
     frames, sound = read(decoders, tmp_path / "mute.mp4")

@@ -25,7 +25,7 @@ def toy(
     json: Json = False,
 ) -> None:
     """Render short videos with sound, their captions in MSR-VTT's JSON form and questions in MSRVTT-QA's."""
-    from videoblip2.features.media import write_video
+    from videoblip2.features.codecs import write_video
     from videoblip2.toy.world import write_toy_world
 
     world = write_toy_world(out, videos, seed, write_video, progress)

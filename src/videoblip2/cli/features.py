@@ -48,10 +48,11 @@ def extract(
 ) -> None:
     """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import extract_features, find_videos, parse_shard, passed_over
+    from videoblip2.features.extract import Run, extract_features, find_videos, ignored_entries, parse_shard
+    from videoblip2.features.media_features import Encoders
     from videoblip2.features.settings import feature_settings
 
-    paths, part = find_videos(videos), parse_shard(shard)
+    paths, run = find_videos(videos), Run(workers, parse_shard(shard), resume)
     settings = feature_settings(
         fps=(4.0 if frames else 1.0) if fps is None else fps,
         frames=frames,
@@ -62,14 +63,15 @@ def extract(
         batch_frames=batch_frames,
     )
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    models = (
+    encoders = Encoders(
         load_clip(clip, device, clip_revision, kind, output, tokens),
         load_clap(clap, device, clap_revision, kind),
+        settings,
     )
-    run = _ray_engine(*models, out, settings, device, actors, workers) if engine is Engine.ray else None
+    ray = _ray_engine(encoders, out, device, actors, workers) if engine is Engine.ray else None
     with interruptible(f"{out}: what is extracted is kept; run the same command to go on"):
-        report = extract_features(paths, out, *models, settings, progress, workers, part, resume, run)
-    others = [str(path) for path in passed_over(videos)]
+        report = extract_features(paths, out, encoders, run, progress, ray)
+    others = [str(path) for path in ignored_entries(videos)]
     lines = [f"no video by suffix or content, passed over: {_some(others)}"] if others else []
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
@@ -80,11 +82,11 @@ def extract(
         raise typer.Exit(1)
 
 
-def _ray_engine(clip: Any, clap: Any, out: Path, settings: Any, device: str, actors: int, workers: int | None) -> Any:
+def _ray_engine(encoders: Any, out: Path, device: str, actors: int, workers: int | None) -> Any:
     from videoblip2.features.ray_engine import RayEngine, require_ray
 
     require_ray()
-    return RayEngine(clip, clap, out, settings, device, actors, workers or 1)
+    return RayEngine(encoders, out, device, actors, workers or 1)
 
 
 @app.command("import")

@@ -1,4 +1,4 @@
-"""Features that someone has in one array already, into a feature store."""
+"""Features that a user already has in one array, into a feature store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from videoblip2.config import InputError
-from videoblip2.features.store import write_features, write_manifest
+from videoblip2.features.manifest import Manifest, VideoNote
+from videoblip2.features.store import write_features
 from videoblip2.modality import MODALITIES
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -21,8 +22,8 @@ def import_arrays(
 ) -> int:
     """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
 
-    A row narrower than the modality's usual width is filled up with zeros, which a linear layer ignores. Returns N.
-    Raises InputError for other shapes, more than one row an id, and ids that no file can be named after.
+    Rows narrower than the modality's usual width are padded with zeros, which a linear layer ignores. Returns N.
+    Raises InputError for other shapes, a different number of ids, and ids that are not file names.
     """
     frames = _open(video, "video")
     names = _names(ids, len(frames), video)
@@ -33,7 +34,9 @@ def import_arrays(
     for row in progress(range(len(names)), len(names), "features"):
         sound = silence if windows is None else _filled(windows[row], "audio")
         write_features(out, names[row], {"video": _filled(frames[row], "video"), "audio": sound})
-    write_manifest(out, _manifest(video, names, frames.shape[1], 0 if windows is None else windows.shape[1]))
+    count = 0 if windows is None else windows.shape[1]
+    note = VideoNote(frames=frames.shape[1], audio_windows=count, audio="present" if count else "absent")
+    Manifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
     return len(names)
 
 
@@ -53,12 +56,14 @@ def _names(path: Path, count: int, array: Path) -> Sequence[str]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one id a row of {array}") from error
+        raise InputError(
+            f"{path}: not a JSON list of video ids ({error}); give one id for each row of {array}"
+        ) from error
     if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
         raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
     wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
     if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} cannot be a file's name; give plain video ids such as video0")
+        raise InputError(f"{path}: {wrong[0]!r} cannot be a file name; give plain video ids such as video0")
     return names
 
 
@@ -66,9 +71,3 @@ def _filled(rows: Any, modality: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     wide = np.zeros((len(rows), max(rows.shape[1], MODALITIES[modality].width)), np.float32)
     wide[:, : rows.shape[1]] = rows
     return wide
-
-
-def _manifest(video: Path, names: Sequence[str], frames: int, windows: int) -> dict[str, Any]:
-    audio = "present" if windows else "absent"
-    row = {"frames": frames, "audio_windows": windows, "audio": audio}
-    return {"imported_from": video.name, "videos": {name: dict(row) for name in names}, "failed": {}}

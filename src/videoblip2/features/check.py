@@ -1,24 +1,25 @@
-"""Is a feature store fit to train on? Every file of every video, and what is missing or silent."""
+"""Is a feature store fit to use? A report on every file of every video, and what training and captioning refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from videoblip2.config import InputError
+from videoblip2.config import InputError, ModelConfig
 from videoblip2.features.store import FeatureStore
+from videoblip2.provenance import FeatureOrigin
 
 
 @dataclass
 class CheckReport:
-    """Counts, and video ids by finding; `ok` where each video that was asked for can be read."""
+    """Counts, and video ids by finding; `ok` if every video asked for can be read."""
 
     videos: int = 0
-    frames: tuple[int, int] = (0, 0)  # least and most to a video
+    frames: tuple[int, int] = (0, 0)  # fewest and most per video
     audio_windows: tuple[int, int] = (0, 0)
     silent: list[str] = field(default_factory=list)  # known from the manifest alone
-    empty: list[str] = field(default_factory=list)  # an audio stream without a sample; from the manifest as well
+    empty: list[str] = field(default_factory=list)  # an audio stream without a sample; also from the manifest
     absent: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)  # wrong width, NaN, wrong type; with the reason
@@ -32,11 +33,12 @@ class CheckReport:
 def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> CheckReport:
     """Read the features of `video_ids` (None: of every video in the store) and report on them.
 
-    Raises `InputError` only where `root` is no feature store at all.
+    Raises `InputError` only if `root` is not a feature store.
     """
     store = FeatureStore(root)
     present = set(store.ids)
     wanted = list(store.ids if video_ids is None else video_ids)
+    noted = {video_id: note.audio for video_id, note in store.manifest.videos.items()} if store.manifest else {}
     report = CheckReport(unannotated=[i for i in store.ids if video_ids is not None and i not in set(wanted)])
     frames, windows = [], []
     for video_id in wanted:
@@ -50,18 +52,57 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
             continue
         frames.append(len(features["video"]))
         windows.append(len(features["audio"]))
-        if not len(features["audio"]) and _noted(store, video_id) != "empty":
+        if not len(features["audio"]) and noted.get(video_id) != "empty":
             report.absent.append(video_id)
-    report.silent, report.empty = ([i for i in wanted if _noted(store, i) == kind] for kind in ("silent", "empty"))
+    report.silent, report.empty = ([i for i in wanted if noted.get(i) == kind] for kind in ("silent", "empty"))
     report.videos = len(frames)
     report.frames, report.audio_windows = _range(frames), _range(windows)
     return report
 
 
-def _noted(store: FeatureStore, video_id: str) -> str | None:
-    audio: str | None = (store.manifest or {}).get("videos", {}).get(video_id, {}).get("audio")
-    return audio
-
-
 def _range(counts: list[int]) -> tuple[int, int]:
     return (min(counts), max(counts)) if counts else (0, 0)
+
+
+def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
+    """Raise `InputError` if an extracted store holds a video that its manifest does not: which encoder made it?"""
+    manifest = store.manifest
+    if manifest is None or not manifest.known:
+        return  # a user's own arrays: nothing is known of any
+    if strange := [video_id for video_id in video_ids if video_id not in manifest.videos]:
+        raise InputError(
+            f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features may be of another "
+            "encoder; run `vb2 features extract` on them, or remove them"
+        )
+
+
+def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
+    """Raise `InputError` if the features are not as wide as the configuration says."""
+    for name in model.modality_names:
+        if (found := store.widths[name]) != model.width(name):
+            key = model.width_key(name)
+            raise InputError(
+                f"{store.root}: {name} features are {found} wide, {key}={model.width(name)}; "
+                f"set {key}={found}, or give the features of another encoder"
+            )
+
+
+def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None, by: str) -> None:
+    """Raise `InputError` if checkpoint `by` was trained on features of other encoders than the store's.
+
+    Nothing is refused if either does not know its encoders; frame rate and window length may differ.
+    """
+    stored = store.manifest.origin if store.manifest else None
+    if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
+        return
+    for (name, has), (_, had) in zip(_identity(stored), _identity(trained_on), strict=True):
+        if has != had:
+            raise InputError(
+                f"{store.root}: holds features of {name} {has}, {by} was trained on those of {had}; "
+                "extract with the same encoders, or use another checkpoint"
+            )
+
+
+def _identity(origin: FeatureOrigin) -> Iterator[tuple[str, str | None]]:
+    yield from (("CLIP", origin.fingerprint("clip")), ("CLAP", origin.fingerprint("clap")))
+    yield from (("output", origin.settings.output), ("tokens", origin.settings.tokens))

@@ -1,4 +1,4 @@
-"""From an encoder's files, a folder in the standard form or a name at the hub, to a frozen model of transformers."""
+"""Loads an encoder, from a folder in the standard form or by hub name, as a frozen transformers model."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def name_of(name: str | Path) -> str:
-    """A folder's full path, so that it is found from another working directory; a hub name as it is."""
+    """A folder's full path, so that it is found from any working directory; a hub name unchanged."""
     return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
 
 
 def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -> tuple[Any, str | None]:
-    """The model and its commit; no weight is left at random: that would give plausible vectors without meaning."""
+    """The model and its commit. Refuses missing weights: random ones would give plausible vectors without meaning."""
     _refuse_no_folder(name)
     model, info = load(kind, name, revision=revision, output_loading_info=True, dtype=torch.float32)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise InputError(
-            f"{name}: holds no weights for {missing[0]} ({len(missing)} such); give a folder of {kind.__name__}"
+            f"{name}: holds no weights for {missing[0]} ({len(missing)} in all); give a folder of {kind.__name__}"
         )
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None) or revision
     return _placed(model, device).eval().requires_grad_(False), commit
 
 
 def _refuse_no_folder(name: str | Path) -> None:
-    """A name at the hub is OWNER/MODEL; anything else is a folder, for which nobody should ask the hub."""
+    """A hub name is OWNER/MODEL; anything else is a folder, and the hub is not asked for it."""
     if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise InputError(f"{name}: no such folder, and no name at the hub (OWNER/MODEL); give the encoder's folder")
+        raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
 
 
 def _placed(model: Any, device: str) -> Any:
@@ -48,7 +48,7 @@ def _placed(model: Any, device: str) -> Any:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda where torch sees a GPU"
+            f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda if torch sees a GPU"
         ) from error
 
 
@@ -60,16 +60,16 @@ def cast(model: Any, dtype: str) -> Any:
 
 
 def load(kind: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """What `kind.from_pretrained` gives. Raises `InputError`, whatever went wrong, with the remedy."""
+    """`kind.from_pretrained`. Raises `InputError`, whatever went wrong, with the remedy."""
     if revision:
         options["revision"] = revision
     try:
         with quiet_transformers():
             return kind.from_pretrained(str(name), **options)
-    except Exception as error:  # a file of another model breaks in whichever of its readers comes first
+    except Exception as error:  # a file of another model can fail in any of its readers
         raise InputError(
             f"{name}: no {kind.__name__} could be loaded from it ({first_line(error)}); give a folder with its "
-            "config, weights and preprocessor_config.json, or a hub name while online"
+            "config, weights and preprocessor_config.json, or a hub name if you are online"
         ) from error
 
 

@@ -1,111 +1,117 @@
-"""Videos to a feature store: decode, encode, save; resumable, and one bad file does not stop the rest.
+"""Videos to a feature store: resumable, and one bad file does not stop the rest.
 
-1. `read_video` and `encode_videos` are the one road from a media file to features; serving takes it, too.
-2. `extract_features` takes many files the same road, decoding some while it encodes others (`features.pipeline`).
-3. A video is skipped where the store has it already from the same bytes, encoders and settings.
+1. Every run writes its own manifest while it works, so an interruption loses nothing that was stored.
+2. A video is skipped if the store already has it from the same bytes, encoders and settings.
+3. `features.pipeline` decodes some files while it encodes others; `features.ray_engine` runs that on many machines.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from functools import partial
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import ClapEncoder, ClipEncoder
-from videoblip2.features.ledger import ExtractionReport as ExtractionReport
-from videoblip2.features.ledger import Ledger, Outcome, open_ledger
-from videoblip2.features.media import decode_audio, stream_frames
-from videoblip2.features.pipeline import encode_all
-from videoblip2.features.prepare import PreparedVideo as PreparedVideo
-from videoblip2.features.prepare import prepare_video as prepare_video
-from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
-from videoblip2.modality import Features
+from videoblip2.features.manifest import MAIN, Manifest, VideoNote
+from videoblip2.features.media_features import Encoders
+from videoblip2.features.pipeline import Outcome, encode_all
+from videoblip2.features.settings import SAMPLING_RATE
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
-#: (files, sha256 of what is known by id) -> what became of each, in any order.
+#: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
 Engine = Callable[[Sequence[Path], dict[str, str]], Generator[Outcome, None, None]]
 
 MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
     *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv"),
 }
-#: How files of these kinds begin, whatever their names are: (place, bytes).
+#: How media files begin, whatever their names: (position, bytes).
 SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
+SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write
+PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 
 
-def encode_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> Features:
-    """One media file -> its features. Raises `InputError` for one that cannot be read."""
-    return encode_videos([read_video(path, clip, clap, settings)], clip, clap, settings)[0]
+@dataclass(frozen=True)
+class Run:
+    """Options of one extraction.
+
+    workers: decoding threads; None: one per core, at most 8. shard: (i, n), 1 <= i <= n: only the i-th of n parts,
+    which depends on each video id alone; parts can run in parallel, into one store. resume: False encodes again what
+    the store has.
+    """
+
+    workers: int | None = None
+    shard: tuple[int, int] | None = None
+    resume: bool = True
+
+    @property
+    def manifest_name(self) -> str:
+        """The file that this run alone writes."""
+        return f"manifest.{self.shard[0]}-of-{self.shard[1]}.json" if self.shard else MAIN
+
+    def takes(self, path: Path) -> bool:
+        """Whether the video belongs to this run's shard."""
+        return self.shard is None or shard_of(path.stem, self.shard[1]) == self.shard[0]
 
 
-def read_video(path: str | Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> PreparedVideo:
-    """Decode one media file and prepare its frames and audio windows."""
-    frames = stream_frames(path, settings.fps)
-    return prepare_video(frames, lambda: decode_audio(path, SAMPLING_RATE), clip, clap, settings)
+@dataclass
+class ExtractionReport:
+    """Ids of videos that were encoded, that were already in the store, and that failed, with the reason."""
 
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
-def encode_videos(
-    videos: Sequence[PreparedVideo], clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
-) -> list[Features]:
-    """Prepared videos -> features of each; with patch tokens F * P rows of video."""
-    frames = clip.encode_pixels([p for video in videos for p in video.pixels], settings.batch_frames)
-    windows = clap.encode_windows([w for video in videos for w in video.windows])
-    visual = np.split(frames, np.cumsum([len(video.pixels) * clip.rows for video in videos])[:-1])
-    audio = np.split(windows, np.cumsum([len(video.windows) for video in videos])[:-1])
-    return [{"video": rows, "audio": sound} for rows, sound in zip(visual, audio, strict=True)]
+    def sort(self, ids: Sequence[str]) -> None:
+        """Into the order of `ids`: videos end in any order."""
+        place = {video_id: number for number, video_id in enumerate(ids)}
+        self.done.sort(key=place.__getitem__)
+        self.skipped.sort(key=place.__getitem__)
+        self.failed = {name: self.failed[name] for name in sorted(self.failed, key=place.__getitem__)}
 
 
 def extract_features(
     videos: Iterable[str | Path],
     out: str | Path,
-    clip: ClipEncoder,
-    clap: ClapEncoder,
-    settings: FeatureSettings,
+    encoders: Encoders,
+    run: Run = Run(),
     progress: Progress | None = None,
-    workers: int | None = None,
-    shard: tuple[int, int] | None = None,
-    resume: bool = True,
     engine: Engine | None = None,
 ) -> ExtractionReport:
-    """Encode `videos` into the store `out` and note everything in its manifest.
+    """Encode `videos` into the store `out` and record everything in its manifest.
 
     Args:
-        workers: threads that decode; default: one a core, 8 at most.
-        shard: (i, n), 1 <= i <= n: take the i-th part of `videos`, which depends on each id alone; parts can go on at
-            the same time, into one store.
-        resume: False encodes anew what the store has.
         engine: what runs the files through the encoders; default: this process.
 
-    Raises `InputError` for two files of one name, for a store made with other encoders or settings, and where the
-    store cannot be written; a file that cannot be read is reported as failed.
+    Raises `InputError` for two files of one name, for a store made with other encoders or settings, and if the store
+    cannot be written; a file that cannot be read is reported as failed.
     """
-    paths = [path for path in _by_id(videos) if shard is None or shard_of(path.stem, shard[1]) == shard[0]]
-    _refuse_settings(clip, clap, settings)
-    here = partial(encode_all, out=Path(out), clip=clip, clap=clap, settings=settings, workers=workers or _cores())
-    with (
-        open_ledger(Path(out), clip, clap, settings, shard) as ledger,
-        closing((engine or here)(paths, ledger.known if resume else {})) as outcomes,
-    ):
-        ended = _noted(outcomes, ledger)
-        for _ in progress(ended, len(paths), "features") if progress else ended:
-            pass
+    out, paths = Path(out), [path for path in _by_id(videos) if run.takes(path)]
+    with _open_ledger(out, encoders, run) as ledger:
+        known = ledger.known if run.resume else {}
+        outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.workers or _cores())
+        with closing(outcomes):
+            ended = _noted(outcomes, ledger)
+            for _ in progress(ended, len(paths), "features") if progress else ended:
+                pass
     ledger.report.sort([path.stem for path in paths])
     return ledger.report
 
 
 def shard_of(video_id: str, count: int) -> int:
-    """Which of `count` shards, from 1, has this video: the same on every machine, whatever other videos there are."""
+    """Which of `count` shards, from 1, has this video: the same on every machine and whatever other videos exist."""
     return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % count + 1
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "2/4" -> (2, 4). Raises `InputError` for anything else than I/N with 1 <= I <= N."""
+    """ "2/4" -> (2, 4). Raises `InputError` for anything but I/N with 1 <= I <= N."""
     if text is None:
         return None
     numbers = [int(number) if number.isdecimal() else 0 for number in text.split("/")]
@@ -115,9 +121,9 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as given, and the media files of each folder, sorted. Raises `InputError` where there is none.
+    """Files as given, and the media files of each folder, sorted. Raises `InputError` for a folder without any.
 
-    In a folder, a file counts by its suffix or, whatever that is, by how it begins.
+    In a folder, a file counts by its suffix or else by how it begins.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -128,8 +134,8 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def passed_over(paths: Iterable[str | Path]) -> list[Path]:
-    """What lies in these folders and is no video to `find_videos`: other files, and folders, where it does not look."""
+def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
+    """What `find_videos` ignores in these folders: files that are not media, and folders inside."""
     folders = [path for path in map(Path, paths) if path.is_dir()]
     inside = [path for folder in folders for path in sorted(folder.glob("*"))]
     return [path for path in inside if not path.name.startswith(".") and not _is_media(path)]
@@ -145,28 +151,111 @@ def _is_media(path: Path) -> bool:
     return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
 
 
-def _noted(outcomes: Iterator[Outcome], ledger: Ledger) -> Iterator[Path]:
-    for outcome in outcomes:
-        ledger.note(outcome)
-        yield Path(outcome.video_id)
-
-
-def _refuse_settings(clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> None:
-    clap.windows(np.zeros(0, np.float32), settings.window_seconds)
-    for name, made, wanted in (("output", clip.output, settings.output), ("tokens", clip.tokens, settings.tokens)):
-        if made != wanted:
-            raise InputError(f"{name}={wanted}: {clip.name} was loaded for {made}; load it with the settings' {name}")
-
-
 def _cores() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _by_id(videos: Iterable[str | Path]) -> list[Path]:
-    """The paths, once it is sure that their names without suffix, which become the ids, differ."""
+    """The paths, whose names without suffix become the ids and must differ."""
     seen: dict[str, Path] = {}
     for path in map(Path, videos):
         if path.stem in seen:
             raise InputError(f"{path}: has the same name as {seen[path.stem]}; rename one, names become video ids")
         seen[path.stem] = path
     return list(seen.values())
+
+
+@dataclass
+class _Ledger:
+    """The manifest that a run writes as it goes, and `known`: sha256 of every source noted in the store, by id."""
+
+    path: Path
+    start: Manifest
+    known: dict[str, str]
+    videos: dict[str, VideoNote]
+    failed: dict[str, str]
+    report: ExtractionReport = field(default_factory=ExtractionReport)
+    due: float = 0.0
+
+    def note(self, outcome: Outcome) -> None:
+        """Record one outcome, and save all of them if the last save was a while ago."""
+        video_id = outcome.video_id
+        if outcome.failure is not None:
+            self.report.failed[video_id] = self.failed[video_id] = outcome.failure
+        elif outcome.note is None:
+            self.report.skipped.append(video_id)
+        else:
+            stamped = {**outcome.note.model_dump(exclude_unset=True), "at": round(time.time(), 3)}
+            self.videos[video_id] = VideoNote(**stamped)
+            self.failed.pop(video_id, None)
+            self.report.done.append(video_id)
+        if time.monotonic() >= self.due:
+            self.save()
+
+    def save(self) -> None:
+        """Write the manifest."""
+        begin = time.monotonic()
+        manifest = self.start.model_copy(update={"videos": self.videos, "failed": self.failed})
+        manifest.write(self.path.parent, self.path.name)
+        self.due = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - begin))
+
+
+def _noted(outcomes: Iterator[Outcome], ledger: _Ledger) -> Iterator[Path]:
+    for outcome in outcomes:
+        ledger.note(outcome)
+        yield Path(outcome.video_id)
+
+
+@contextmanager
+def _open_ledger(out: Path, encoders: Encoders, run: Run) -> Iterator[_Ledger]:
+    """The run's ledger, saved however the block ends. A store holds one pair of encoders and one setting.
+
+    Raises `InputError` for a store made otherwise, and for one that another run of this shard is writing.
+    """
+    fresh, path = _new_manifest(encoders), out / run.manifest_name
+    whole = _refuse_other(out, fresh)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / f".{path.name}.lock", timeout=0):
+            start = Manifest.read_file(path) if path.is_file() else fresh
+            known = {video_id: note.sha256 for video_id, note in whole.videos.items()}
+            yield from _saved(_Ledger(path, start, known, dict(start.videos), dict(start.failed)))
+    except Timeout as error:
+        raise InputError(f"{path}: another extraction is writing it; wait for it, or use --shard") from error
+
+
+def _saved(ledger: _Ledger) -> Iterator[_Ledger]:
+    try:
+        ledger.save()
+        yield ledger
+    except BaseException:
+        with suppress(OSError):  # a full disk: the first error is the one to report, and the last manifest stays
+            ledger.save()
+        raise
+    ledger.save()
+
+
+def _new_manifest(encoders: Encoders) -> Manifest:
+    """A manifest without videos."""
+    return Manifest(
+        origin=encoders.origin,
+        widths=encoders.widths,
+        dtype=encoders.dtype,
+        sampling_rate=SAMPLING_RATE,
+        versions={package: importlib.metadata.version(package) for package in PACKAGES},
+        videos={},
+        failed={},
+    )
+
+
+def _refuse_other(out: Path, fresh: Manifest) -> Manifest:
+    """Everything that the store's manifests hold, if this run may add to it."""
+    manifest = Manifest.read(out)
+    if manifest is None:
+        if any((out / "video").glob("*.npy")):
+            raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
+        return fresh
+    if found := manifest.difference(fresh):
+        what, old, new = found
+        raise InputError(f"{out}: was made with {what} {old}, not {new}; give another --out folder")
+    return manifest

@@ -1,6 +1,6 @@
-"""Media files in and out, through PyAV: RGB frames at a set rate, mono audio, and a small mp4 writer.
+"""Media files decoded by PyAV: RGB frames at a set rate and mono audio, from one's own files and from a stranger's.
 
-This module is the package's only door to PyAV. Whatever FFmpeg cannot read becomes an `InputError` that names the file.
+Anything that FFmpeg cannot read becomes an `InputError` that names the file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 import av
 import numpy as np
@@ -19,15 +18,19 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
-from videoblip2.files import atomic
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
-T = TypeVar("T")
 
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, a cut file is short by more
 FRAME_TOLERANCE = 2  # the same for video, in frames
 SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
+#: FFmpeg options for a stranger's file: containers that hold their media themselves. A play list (HLS, concat) named
+#: `.mp4` would make FFmpeg open the files and addresses that it lists.
+UNTRUSTED = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg",
+    "protocol_whitelist": "file",
+}
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,15 @@ def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> M
         return MediaHeader(max(seconds, whole), stream.codec_context.width, stream.codec_context.height)
 
 
-def decode_frames(path: str | Path, fps: float, max_frames: int | None = None) -> NDArray[np.uint8]:
-    """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds -> uint8 [F, H, W, 3], upright.
-
-    With `max_frames`, a longer video is thinned evenly over its whole length. Raises `InputError` for an unreadable or
-    truncated file and for one without a video stream.
-    """
-    frames = stream_frames(path, fps)
-    return np.stack(list(frames) if max_frames is None else thin(frames, max_frames))
-
-
 def stream_frames(
     path: str | Path, fps: float, options: Mapping[str, str] | None = None, threads: int = 0
 ) -> Iterator[Frame]:
-    """Like `decode_frames`, one frame [H, W, 3] at a time: a film is never in memory as a whole.
+    """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds: uint8 [H, W, 3], upright, one at a time.
 
     Args:
-        threads: of the codec; 0 lets FFmpeg choose, 1 is best where several files are decoded at the same time.
+        threads: of the codec; 0 lets FFmpeg choose, 1 is best if several files are decoded in parallel.
+
+    Raises `InputError` for an unreadable or truncated file and for one without a video stream.
     """
     size: tuple[int, int] | None = None
     converter = VideoReformatter()  # a frame's own would be built anew for each, with a thread a core
@@ -72,21 +67,6 @@ def stream_frames(
         size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
         pixels = converter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
         yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-
-
-def thin(frames: Iterable[T], max_frames: int) -> list[T]:
-    """At most `max_frames` of `frames`, evenly spaced, first and last included; holds 2 * max_frames at most."""
-    kept: list[T] = []
-    stride = 1
-    for index, frame in enumerate(frames):
-        if index % stride:
-            continue
-        kept.append(frame)
-        if len(kept) > 2 * max_frames:
-            kept, stride = kept[::2], stride * 2
-    if len(kept) <= max_frames:
-        return kept
-    return [kept[i] for i in np.linspace(0, len(kept) - 1, max_frames).round().astype(int)]
 
 
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
@@ -115,18 +95,25 @@ def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
         _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
 
 
-def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
-    """Write uint8 `frames` [F, H, W, 3] and mono float32 `audio` [N] (None: no audio stream) as an mp4, atomically.
+def stream_untrusted(
+    path: str | Path, fps: float, rate: int, max_seconds: float, max_pixels: int
+) -> Iterator[Frame | Audio | None]:
+    """A stranger's file -> its frames [H, W, 3] as `stream_frames` gives them, then its audio as `decode_audio` does.
 
-    H.264 (MPEG-4 part 2 where FFmpeg was built without x264) and AAC. One encoder thread and fixed settings, so that
-    the same input gives the same file. H and W must be even, as 4:2:0 colour asks for.
+    Length and size are judged by the header before anything is decoded, and again while decoding: headers lie. Raises
+    `InputError` that names what is too much.
     """
-    path = Path(path)
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise InputError(f"{path}: frames of {width}x{height} cannot be written; give an even width and height")
-    with atomic(path) as file:
-        _mux(file, frames, Fraction(fps).limit_denominator(1000), audio, rate)
+    header = read_header(path, UNTRUSTED)
+    if header.width * header.height > max_pixels:
+        limit = f"more than {max_pixels} pixels a frame; scale it down"
+        raise InputError(f"{path}: {header.width}x{header.height}, {limit}")
+    _refuse_long(path, header.seconds, max_seconds)
+    for number, frame in enumerate(stream_frames(path, fps, UNTRUSTED)):
+        _refuse_long(path, number / fps, max_seconds)
+        yield frame
+    audio = decode_audio(path, rate, UNTRUSTED)
+    _refuse_long(path, 0 if audio is None else len(audio) / rate, max_seconds + AUDIO_TOLERANCE)
+    yield audio
 
 
 def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:
@@ -244,25 +231,6 @@ def _open(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
         yield container
 
 
-def _mux(file: IO[bytes], frames: NDArray[np.uint8], fps: Fraction, audio: Audio | None, rate: int) -> None:
-    with av.open(file, "w", format="mp4") as container:
-        video = _add_video(container, fps, frames.shape[2], frames.shape[1])
-        sound = None if audio is None else container.add_stream("aac", rate=rate, layout="mono")
-        for pixels in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        container.mux(video.encode(None))
-        if sound is not None:
-            frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
-            frame.sample_rate = rate
-            container.mux(sound.encode(frame))
-            container.mux(sound.encode(None))
-
-
-def _add_video(container: Any, fps: Fraction, width: int, height: int) -> Any:
-    if "libx264" in av.codecs_available:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
-    else:
-        stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "2"})
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    stream.codec_context.thread_count = 1
-    return stream
+def _refuse_long(path: str | Path, seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise InputError(f"{path}: lasts longer than {max_seconds:g} s; cut it")

@@ -1,8 +1,8 @@
-"""From a feature store to a packed one: every video is read and checked, and the new file appears in one move.
+"""From a feature store to a packed one: every video is read and checked, and the new file appears in one rename.
 
 1. Rows are written as they are read, one video at a time: a store may be larger than memory.
-2. The type is kept. Where a store mixes types, the widest holds them all: every number stays what it was.
-3. Until everything is on the disk the file has another name, so whatever stops the packing, an older store stays whole.
+2. The type is kept. A store that mixes types gets the widest, so that every number stays the same.
+3. The file has another name until everything is on disk, so an older store survives whatever stops the packing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.files import atomic
 
 Progress = Callable[[Iterable[str], int, str], Iterable[str]]
-Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, where its bytes end
+Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, end of its bytes
 
 HEADER = 4096  # bytes kept free at the start; the entries of a modality need about 150
 NAMES = {np.dtype(kind): name for name, kind in KINDS.items()}
@@ -46,12 +46,14 @@ class PackReport:
 def pack_features(source: str | Path, out: str | Path, progress: Progress | None = None) -> PackReport:
     """Write all videos of the store `source` into one packed file `out`, with the manifest.
 
-    Raises `InputError` for the first video that cannot be used, and where `out` cannot be written; `out` is then
-    what it was before.
+    Raises `InputError` for the first video that cannot be used, and if `out` cannot be written; `out` is then
+    unchanged.
     """
     store, out = FeatureStore(source), Path(out)
     if out.is_dir():
-        raise InputError(f"{out}: is a folder; name a file for the packed features, {out / 'features.safetensors'} say")
+        raise InputError(
+            f"{out}: is a folder; name a file for the packed features, such as {out / 'features.safetensors'}"
+        )
     if not store.ids:
         raise InputError(f"{source}: holds no video; make features with `vb2 features extract`")
     try:
@@ -59,14 +61,14 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress | None
             rows, tensors = _write(file, store, progress)
     except OSError as error:
         raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or give another place, nothing is changed"
+            f"{out}: cannot be written ({error.strerror or error}); make room or give another place; nothing is changed"
         ) from error
     kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in store.modalities}
     return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))
 
 
 def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> tuple[dict[str, list[int]], Tensors]:
-    """The whole file; what it cannot know beforehand, the header, comes last."""
+    """The whole file; the header comes last, when all sizes are known."""
     file.write(b" " * HEADER)
     rows: dict[str, list[int]] = {}
     tensors: Tensors = {}
@@ -76,7 +78,8 @@ def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> t
     for modality, counts in rows.items():
         file.write(np.asarray(counts, dtype=np.int64).tobytes())
         tensors[f"{modality}_rows"] = "I64", [len(counts)], file.tell()
-    for name, content in (("ids", store.ids), ("manifest", store.manifest)):
+    manifest = None if store.manifest is None else store.manifest.model_dump()
+    for name, content in (("ids", store.ids), ("manifest", manifest)):
         size = file.write(json.dumps(content, ensure_ascii=False).encode())
         tensors[name] = "U8", [size], file.tell()
     file.seek(0)
@@ -87,7 +90,7 @@ def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> t
 def _write_rows(
     file: IO[bytes], store: FeatureStore, modality: str, progress: Progress | None
 ) -> tuple[list[int], np.dtype[Any]]:
-    """One modality of all videos → how many rows are whose, and the type; written anew where a wider type turns up."""
+    """One modality of all videos → rows per video, and the type; starts again when a wider type turns up."""
     first = store.stored(modality, store.ids[0]).dtype
     start, kind = file.tell(), _common(first, first)
     while True:
@@ -102,7 +105,7 @@ def _write_rows(
 def _append(
     file: IO[bytes], store: FeatureStore, modality: str, kind: np.dtype[Any], progress: Progress | None
 ) -> tuple[list[int], np.dtype[Any]]:
-    """All videos' rows as `kind`; stops at the first that does not fit into it and says which type does."""
+    """All videos' rows as `kind`; stops at the first that does not fit, and returns the type that does."""
     counts: list[int] = []
     ids = progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids
     for video_id in ids:
@@ -116,7 +119,7 @@ def _append(
 
 
 def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
-    """The smallest type that holds both, in this machine's byte order; at most 64 bits, as the file can hold."""
+    """The smallest type that holds both, in this machine's byte order; at most 64 bits, the file's limit."""
     return min(np.promote_types(one, other), np.dtype(np.float64))
 
 
@@ -133,9 +136,9 @@ def _header(tensors: Tensors) -> bytes:
 
 @contextmanager
 def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
-    """A draft of `out` that reaches the disk and opens as a packed store before it takes that name.
+    """A draft of `out` that is on disk and opens as a packed store before it takes that name.
 
-    It is locked while it is written, so that one without a lock is known to be left over from a killed process.
+    It is locked while it is written, so that an unlocked one is known to be left over from a killed process.
     """
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         _remove_unless_locked(left)

@@ -1,12 +1,12 @@
 """The packed form of a feature store: one safetensors file, memory-mapped.
 
-    video, audio … [rows, width]    the rows of all N videos, one after the other, in the type that they came in
+    video, audio … [rows, width]    the rows of all N videos, one after the other, in their own type
     video_rows, audio_rows … [N]    int64, how many rows each video has; 0 where it lacks the modality
     ids, manifest [bytes]           JSON: the N video ids in that order; what extraction noted, or null
 
-1. One file holds everything, so that one move replaces a store by the next one.
-2. safetensors checks the header against the file's length; what it cannot know is checked here, on opening.
-3. Nothing is kept in memory but ids and row counts: pages come and go as the operating system sees fit.
+1. One file holds everything, so that one rename replaces a store.
+2. safetensors checks the header against the file's length; the index is checked here, on opening.
+3. Only ids and row counts are kept in memory: the operating system caches the pages.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from videoblip2.config import InputError
+from videoblip2.features.manifest import Manifest
 from videoblip2.modality import MODALITIES
 
 FORMAT = "1"
@@ -36,7 +37,7 @@ KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 @dataclass(frozen=True)
 class Place:
-    """Of one tensor in the file: bytes `start` to `end`."""
+    """A tensor of the file: bytes `start` to `end`."""
 
     dtype: str
     shape: list[int]
@@ -45,15 +46,13 @@ class Place:
 
 
 class PackedFile:
-    """Reads a packed store. Raises `InputError` for a file that is none, is cut off, or whose index does not fit."""
+    """Reads a packed store. Raises `InputError` for another file, a truncated one, and one whose index does not fit."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = _open(path)
         self._check_header()
-        self._ids = self._json("ids")
-        if not isinstance(self._ids, list) or not all(isinstance(video_id, str) for video_id in self._ids):
-            raise self._unfit("its list of videos is none")
+        self._ids = self._read_ids()
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
@@ -72,11 +71,18 @@ class PackedFile:
     def ids(self) -> list[str]:
         return list(self._ids)
 
-    def manifest(self) -> dict[str, Any] | None:
-        manifest = self._json("manifest")
-        if manifest is not None and (not isinstance(manifest, dict) or "videos" not in manifest):
-            raise self._unfit('its manifest has no "videos"')
-        return manifest
+    def _read_ids(self) -> list[str]:
+        try:
+            ids = json.loads(self._bytes("ids"))
+        except ValueError as error:
+            raise self._unfit("ids is not JSON") from error
+        if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
+            raise self._unfit("ids is not a list of videos")
+        return ids
+
+    def manifest(self) -> Manifest | None:
+        text = self._bytes("manifest")
+        return None if text == b"null" else Manifest.parse(text, str(self._path), "pack the features again")
 
     def where(self, modality: str, video_id: str) -> str:
         return f"{self._path} ({modality} features of {video_id})"
@@ -99,12 +105,12 @@ class PackedFile:
     def _check_header(self) -> None:
         made = (self._file.metadata() or {}).get("format")
         if made is None or not set(TENSORS) <= set(self._file.keys()):
-            raise InputError(f"{self._path}: a safetensors file, but no packed features; give a feature store")
+            raise InputError(f"{self._path}: a safetensors file, but not packed features; give a feature store")
         if made != FORMAT:
             raise InputError(f"{self._path}: packed features of format {made}; update videoblip2 or pack them again")
 
     def _row_edges(self, modality: str) -> list[int]:
-        """Where each video's rows begin, and the end of the last: N+1 places."""
+        """Where each video's rows begin, and where the last ones end: N+1 places."""
         counts, rows = self._file.get_tensor(f"{modality}_rows"), self._rows[modality]
         if counts.shape != (len(self._ids),) or counts.dtype != np.int64 or (counts < 0).any():
             raise self._unfit(f"{modality}_rows is not one count for each of {len(self._ids)} videos")
@@ -120,26 +126,23 @@ class PackedFile:
         within = memoryview(pages)[place.start : place.end]
         return np.frombuffer(within, KINDS[place.dtype]).reshape(place.shape)
 
-    def _json(self, name: str) -> Any:
-        try:
-            return json.loads(self._file.get_tensor(name).tobytes())
-        except ValueError as error:
-            raise self._unfit(f"{name} is not JSON") from error
+    def _bytes(self, name: str) -> bytes:
+        return bytes(self._file.get_tensor(name).tobytes())
 
     def _unfit(self, reason: str) -> InputError:
         return InputError(f"{self._path}: {reason}; pack the features again")
 
 
 class ReadAhead:
-    """Brings bytes `start` to `end` of a mapped file into memory in as few and as large requests as will do.
+    """Brings bytes `start` to `end` of a mapped file into memory in few large requests.
 
-    Left alone, the kernel reads megabytes around each page that is missing, and a random reader waits for them every
-    time. Here each read asks for just its rows; once reading goes on, a thread asks for everything, front to back,
-    which a disk does much faster. What fills more than half of the memory is never asked for as a whole.
+    By default the kernel reads megabytes around each missing page, and a random reader waits for them every time. Here
+    each read requests just its rows; after `FIRST` reads a thread requests everything, front to back, which is much
+    faster on a disk. A tensor larger than half of the memory is never requested as a whole.
     """
 
     PIECE = 2 * 2**20
-    FIRST = 64  # reads that might be all there are
+    FIRST = 64  # a reader that stops before needs little of the file
 
     def __init__(self, path: Path, pages: mmap.mmap, start: int, end: int) -> None:
         self._path, self._pages, self._start, self._end, self._reads = path, pages, start, end, 0
@@ -148,7 +151,7 @@ class ReadAhead:
         self._advise("MADV_RANDOM", start, end)
 
     def advance(self, start: int, end: int) -> None:
-        """Of those, bytes `start` to `end` are read next."""
+        """Bytes `start` to `end` of the tensor are read next."""
         if self._done:
             return
         self._advise("MADV_WILLNEED", self._start + start, self._start + end)
@@ -158,14 +161,14 @@ class ReadAhead:
             threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
 
     def _everything(self) -> None:
-        with suppress(OSError), self._path.open("rb") as file:  # a hint that is not taken costs time, and no row
+        with suppress(OSError), self._path.open("rb") as file:  # a hint: if it fails, reading is slower and still right
             for place in range(self._start, self._end, self.PIECE):
                 os.posix_fadvise(file.fileno(), place, self.PIECE, os.POSIX_FADV_WILLNEED)
         self._advise("MADV_NORMAL", self._start, self._end)
         self._done = True
 
     def _advise(self, advice: str, start: int, end: int) -> None:
-        """Advice counts from whole pages, and for more than nothing."""
+        """Advice must start at a whole page and cover at least one byte."""
         start -= start % mmap.PAGESIZE
         if not self._done and end > start:
             self._pages.madvise(getattr(mmap, advice), start, end - start)
@@ -192,4 +195,4 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: no packed features, or cut off ({error}); pack them again") from error
+        raise InputError(f"{path}: not packed features, or truncated ({error}); pack them again") from error

@@ -1,9 +1,8 @@
 """Videos through the encoders, decoding and encoding at the same time.
 
-Threads decode (FFmpeg, Pillow and NumPy free the interpreter's lock) and hand over pieces of a few frames or windows
-through a queue of bounded length; the calling thread puts pieces of several videos into one batch, encodes it, and
-writes a video down once it has all of its rows. Pieces, not videos, so that a film of three hours takes no more memory
-than a clip of ten seconds.
+Threads decode (FFmpeg, Pillow and NumPy release the interpreter's lock) and hand over pieces of a few frames or windows
+through a bounded queue; the calling thread collects pieces of several videos into one batch, encodes it, and writes a
+video once all of its rows are there. Pieces, not videos, so that a three-hour film takes no more memory than a clip.
 """
 
 from __future__ import annotations
@@ -23,20 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import BATCH_WINDOWS, ClapEncoder, ClipEncoder
-from videoblip2.features.ledger import Outcome
+from videoblip2.features.encoders import BATCH_WINDOWS
+from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import stream_audio, stream_frames
-from videoblip2.features.prepare import Loudness, choose_frames
-from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+from videoblip2.features.media_features import Encoders
+from videoblip2.features.settings import SAMPLING_RATE, Loudness, choose_frames
 from videoblip2.features.store import write_features
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
-POLL = 0.1  # seconds after which a thread looks whether it shall stop
+POLL = 0.1  # seconds between two looks at whether to stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one video: its note for the manifest, or the reason why it failed; neither if it was skipped."""
+
+    video_id: str
+    note: VideoNote | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some frames or windows of one video; or its end, with what is noted of it; or its failure."""
+    """Some frames or windows of one video; or its end."""
 
     video_id: str
     modality: str = ""
@@ -46,30 +54,28 @@ class Piece:
 
 @dataclass
 class Partial:
-    """A video on its way: rows that are encoded, how many are not yet, and its note once it has ended."""
+    """A video in progress: its encoded rows, the number of rows to come, and its note once decoding has ended."""
 
     rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=lambda: {"video": [], "audio": []})
     waiting: int = 0
-    note: dict[str, Any] | None = None
+    note: VideoNote | None = None
 
 
 def encode_all(
     paths: Iterable[Path],
     known: Mapping[str, str],
     out: Path,
-    clip: ClipEncoder,
-    clap: ClapEncoder,
-    settings: FeatureSettings,
+    encoders: Encoders,
     workers: int,
 ) -> Generator[Outcome, None, None]:
-    """Each video's features into `out`; its outcome as soon as it is written, in the order in which videos end.
+    """Write each video's features to `out`; yields its outcome once it is written, in the order in which videos end.
 
     Args:
-        known: sha256 of the source by video id; a video is skipped where its file still has that and `out` its arrays.
-        workers: threads that decode.
+        known: sha256 of sources by video id; a video is skipped if its file is unchanged and `out` has its arrays.
+        workers: decoding threads.
     """
-    batches = Batches(out, clip, clap, settings)
-    read = partial(_read, known=known, out=out, clip=clip, clap=clap, settings=settings)
+    batches = Batches(out, encoders)
+    read = partial(_read, known=known, out=out, encoders=encoders)
     with _pieces(paths, read, workers) as pieces:
         for piece in pieces:
             yield from batches.add(piece)
@@ -78,16 +84,17 @@ def encode_all(
 
 
 class Batches:
-    """Pieces of many videos to full batches, and rows back to their videos."""
+    """Collects pieces of many videos into full batches, and returns rows to their videos."""
 
-    def __init__(self, out: Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings) -> None:
-        self._out, self._clip, self._clap, self._frames = out, clip, clap, settings.batch_frames
-        self._full = {"video": settings.batch_frames, "audio": max(1, min(BATCH_WINDOWS, settings.batch_frames // 4))}
+    def __init__(self, out: Path, encoders: Encoders) -> None:
+        self._out, self._encoders = out, encoders
+        frames = encoders.settings.batch_frames
+        self._full = {"video": frames, "audio": max(1, min(BATCH_WINDOWS, frames // 4))}
         self._videos: dict[str, Partial] = {}
         self._queued: dict[str, list[tuple[str, NDArray[np.float32]]]] = {"video": [], "audio": []}
 
     def add(self, piece: Piece) -> Iterator[Outcome]:
-        """Take a piece; encode and write what that completes."""
+        """Take a piece; encode and write whatever it completes."""
         if piece.outcome is not None:
             yield from self._end(piece.outcome)
             return
@@ -97,14 +104,14 @@ class Batches:
         yield from self.flush(piece.modality, self._full[piece.modality])
 
     def flush(self, modality: str, full: int) -> Iterator[Outcome]:
-        """Encode what is queued, batch by batch, as long as at least `full` is."""
+        """Encode the queue, batch by batch, while it holds at least `full`."""
         while len(self._queued[modality]) >= full:
             size = self._full[modality]
             batch, self._queued[modality] = self._queued[modality][:size], self._queued[modality][size:]
             for video_id, rows in zip((name for name, _ in batch), self._encode(modality, batch), strict=True):
                 partial = self._videos.get(video_id)
                 if partial is None:
-                    continue  # the file broke off meanwhile
+                    continue  # decoding of that file has failed since
                 partial.rows[modality].append(rows)
                 partial.waiting -= 1
                 yield from self._write(video_id)
@@ -112,8 +119,8 @@ class Batches:
     def _encode(self, modality: str, batch: list[tuple[str, NDArray[np.float32]]]) -> Iterable[NDArray[np.float32]]:
         arrays = [array for _, array in batch]
         if modality == "audio":
-            return self._clap.encode_windows(arrays)[:, None]
-        return np.split(self._clip.encode_pixels(arrays, self._frames), len(arrays))
+            return self._encoders.clap.encode_windows(arrays)[:, None]
+        return np.split(self._encoders.clip.encode_pixels(arrays, self._full["video"]), len(arrays))
 
     def _end(self, outcome: Outcome) -> Iterator[Outcome]:
         if outcome.note is None:
@@ -124,32 +131,32 @@ class Batches:
         yield from self._write(outcome.video_id)
 
     def _write(self, video_id: str) -> Iterator[Outcome]:
-        """Write a video that is complete."""
+        """Write a video if it is complete."""
         partial = self._videos[video_id]
         if partial.note is None or partial.waiting:
             return
         del self._videos[video_id]
         features = {
             name: np.concatenate([np.zeros((0, width), np.float32), *partial.rows[name]])
-            for name, width in (("video", self._clip.width), ("audio", self._clap.width))
+            for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            yield Outcome(video_id, failure=f"{partial.note['source']}: an encoder gave NaN; use another --dtype")
+            yield Outcome(video_id, failure=f"{partial.note.source}: an encoder gave NaN; use another --dtype")
             return
         try:
             write_features(self._out, video_id, features)
         except OSError as error:
             raise InputError(
-                f"{self._out}: {video_id} cannot be written ({error.strerror or error}); mend that and run the same "
-                "command again, what is stored is kept"
+                f"{self._out}: {video_id} cannot be written ({error.strerror or error}); fix that and run the same "
+                "command again; what is stored is kept"
             ) from error
-        counts = {"frames": len(features["video"]) // self._clip.rows, "audio_windows": len(features["audio"])}
-        yield Outcome(video_id, note=counts | partial.note)
+        frames, windows = len(features["video"]) // self._encoders.clip.rows, len(features["audio"])
+        yield Outcome(video_id, partial.note.model_copy(update={"frames": frames, "audio_windows": windows}))
 
 
 @contextmanager
 def _pieces(paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], workers: int) -> Iterator[Iterator[Piece]]:
-    """What the decoding threads make of `read(path)`; they are gone when the block is left, however it is."""
+    """The pieces of `read(path)` from decoding threads, which have ended when the block ends, however it does."""
     todo: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for path in paths:
         todo.put(path)
@@ -163,7 +170,7 @@ def _pieces(paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], work
                     _put(ready, piece, stop)
         except queue.Empty:
             _put(ready, None, stop)
-        except BaseException as error:  # a bug: told where it is heard
+        except BaseException as error:  # a bug: raised in the calling thread
             _put(ready, error, stop)
 
     threads = [threading.Thread(target=work, name=f"decode-{i}", daemon=True) for i in range(workers)]
@@ -198,25 +205,24 @@ def _taken(ready: queue.Queue[Any], workers: int) -> Iterator[Piece]:
             yield item
 
 
-def _read(
-    path: Path, known: Mapping[str, str], out: Path, clip: ClipEncoder, clap: ClapEncoder, settings: FeatureSettings
-) -> Iterator[Piece]:
-    """One file's pieces, and then what became of it."""
-    video_id = path.stem
+def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece]:
+    """One file's pieces, and then its outcome."""
+    video_id, settings = path.stem, encoders.settings
     try:
-        source = {"source": path.name, "sha256": sha256(path)}
-        if known.get(video_id) == source["sha256"] and _stored(out, video_id):
+        digest = sha256(path)
+        if known.get(video_id) == digest and _stored(out, video_id):
             yield Piece(video_id, outcome=Outcome(video_id))
             return
-        frames = choose_frames(stream_frames(path, settings.fps, threads=1), clip, settings)
-        yield from _cut(video_id, "video", frames)
-        level = Loudness()
-        sound = level.heard(stream_audio(path, SAMPLING_RATE))
-        yield from _cut(video_id, "audio", clap.stream_windows(sound, settings.window_seconds))
-        yield Piece(video_id, outcome=Outcome(video_id, note={"audio": level.audio, **source}))
+        pixels = map(encoders.clip.pixels, stream_frames(path, settings.fps, threads=1))
+        yield from _cut(video_id, "video", choose_frames(pixels, settings))
+        loudness = Loudness()
+        sound = loudness.heard(stream_audio(path, SAMPLING_RATE))
+        yield from _cut(video_id, "audio", encoders.clap.stream_windows(sound, settings.window_seconds))
+        note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
+        yield Piece(video_id, outcome=Outcome(video_id, note))
     except InputError as error:
         yield Piece(video_id, outcome=Outcome(video_id, failure=str(error)))
-    except Exception as error:  # whatever one file among ten thousand brings up, the others go on
+    except Exception as error:  # one strange file among ten thousand must not stop the others
         reason = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; check that it plays"
         yield Piece(video_id, outcome=Outcome(video_id, failure=reason))
 
@@ -232,7 +238,7 @@ def _stored(out: Path, video_id: str) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content. Raises `InputError` where there is none."""
+    """Hex digest of a file. Raises `InputError` if it does not exist."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a video")
     with path.open("rb") as file:

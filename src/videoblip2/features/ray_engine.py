@@ -1,7 +1,7 @@
-"""Extraction on Ray Data: the same files through the same code, on as many machines as the Ray cluster has.
+"""Extraction on Ray Data: the same files through the same code, on all machines of a Ray cluster.
 
 Each actor loads the encoders once and takes paths in batches; it writes features to the store itself, so videos and
-store lie on a disk that all machines see under one path. Only the notes come back: one process writes the manifest.
+store are on a disk that all machines see under one path. Only the notes come back: one process writes the manifest.
 """
 
 from __future__ import annotations
@@ -10,40 +10,38 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
-from videoblip2.features.ledger import Outcome
-from videoblip2.features.pipeline import encode_all
+from videoblip2.features.manifest import VideoNote
+from videoblip2.features.media_features import Encoders, load_encoders
+from videoblip2.features.pipeline import Outcome, encode_all
 from videoblip2.features.settings import FeatureSettings
+from videoblip2.provenance import FeatureOrigin
 
-VIDEOS_AT_ONCE = 32  # to an actor: enough to fill batches, and few to do again if it dies
-Rows = dict[str, Any]
+VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """An engine of `extract_features`; start Ray before, or a local one is started.
+    """An engine of `extract_features`; uses a running Ray, or starts a local one.
 
     Args:
-        actors: encoders that work at the same time; a GPU each on "cuda", else one core.
+        actors: encoders that work in parallel; a GPU each on "cuda", otherwise one core.
         workers: decoding threads of each.
     """
 
-    clip: ClipEncoder
-    clap: ClapEncoder
+    encoders: Encoders
     out: Path
-    settings: FeatureSettings
     device: str = "cpu"
     actors: int = 1
     workers: int = 1
 
     def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[Outcome, None, None]:
-        """What became of each file, as Ray gives it back."""
+        """The outcome of each file, as Ray returns it."""
         if not paths:
             return
         require_ray()
@@ -51,48 +49,65 @@ class RayEngine:
 
         _start(ray)
         rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
-        parts = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
-        notes = parts.map_batches(
+        batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
+        notes = batches.map_batches(
             Actor,
-            fn_constructor_args=(self._task(),),
+            fn_constructor_args=(self.job,),
             batch_size=VIDEOS_AT_ONCE,
             compute=ray.data.ActorPoolStrategy(size=self.actors),
             num_gpus=1 if self.device.startswith("cuda") else 0,
         )
         for row in notes.iter_rows():
-            yield Outcome(**json.loads(row["outcome"]))
+            video_id, note, failure = json.loads(row["outcome"])
+            yield Outcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
 
-    def _task(self) -> Rows:
-        dtype = str(self.clip.model.dtype).removeprefix("torch.")
-        clip = (self.clip.name, self.device, self.clip.revision, dtype, self.clip.output, self.clip.tokens)
-        clap = (self.clap.name, self.device, self.clap.revision, dtype)
-        marks = (self.clip.fingerprint, self.clap.fingerprint)
-        settings = self.settings.model_dump()
-        out = str(self.out.resolve())
-        return {"clip": clip, "clap": clap, "marks": marks, "settings": settings, "out": out, "workers": self.workers}
+    @property
+    def job(self) -> ActorJob:
+        """What every actor needs to know."""
+        models = self.encoders
+        return ActorJob(
+            models.origin, models.settings, models.dtype, self.device, str(self.out.resolve()), self.workers
+        )
+
+
+@dataclass(frozen=True)
+class ActorJob:
+    """How an actor rebuilds the encoders, and where it writes."""
+
+    origin: FeatureOrigin
+    settings: FeatureSettings
+    dtype: str
+    device: str
+    out: str
+    workers: int
 
 
 class Actor:
     """Encoders in a process of Ray."""
 
-    def __init__(self, task: Rows) -> None:
-        self.task = task
-        self.clip, self.clap = load_clip(*task["clip"]), load_clap(*task["clap"])
-        if (self.clip.fingerprint, self.clap.fingerprint) != tuple(task["marks"]):
-            raise InputError(f"{self.clip.name}, {self.clap.name}: other weights on this machine; copy them there")
+    def __init__(self, job: ActorJob) -> None:
+        self.job = job
+        encoders = load_encoders(job.origin, job.device, f"extraction into {job.out}", job.dtype)
+        for kind, wanted in job.origin.encoders.items():
+            if encoders.origin.fingerprint(kind) != wanted.fingerprint:
+                raise InputError(f"{wanted.name}: other weights on this machine; copy them there")
+        self.encoders = replace(encoders, settings=job.settings)
 
-    def __call__(self, batch: Rows) -> Rows:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Paths and known digests -> outcomes as JSON."""
         paths = [Path(path) for path in batch["path"]]
-        known = {path.stem: str(mark) for path, mark in zip(paths, batch["known"], strict=True)}
-        settings = FeatureSettings.model_validate(self.task["settings"])
-        out, workers = Path(self.task["out"]), self.task["workers"]
-        outcomes = encode_all(paths, known, out, self.clip, self.clap, settings, workers)
-        return {"outcome": [json.dumps(asdict(outcome)) for outcome in outcomes]}
+        known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
+        outcomes = encode_all(paths, known, Path(self.job.out), self.encoders, self.job.workers)
+        return {"outcome": [_as_json(outcome) for outcome in outcomes]}
+
+
+def _as_json(outcome: Outcome) -> str:
+    note = None if outcome.note is None else outcome.note.model_dump(exclude_unset=True)
+    return json.dumps([outcome.video_id, note, outcome.failure])
 
 
 def _start(ray: Any) -> None:
-    """A local Ray unless one runs or RAY_ADDRESS names one; it says what went wrong and nothing else."""
+    """Start a local Ray unless one runs or RAY_ADDRESS names one; it logs errors only."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -100,7 +115,7 @@ def _start(ray: Any) -> None:
 
 
 def require_ray() -> None:
-    """Raise `InputError` where Ray Data is not installed."""
+    """Raise `InputError` if Ray Data is not installed."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise InputError("--engine ray: Ray is not installed; `pip install 'videoblip2[ray]'`, or leave --engine out")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -15,21 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError, ModelConfig
-from videoblip2.features.manifest import noted_widths
-from videoblip2.features.manifest import read_manifest as read_manifest
-from videoblip2.features.manifest import write_manifest as write_manifest
+from videoblip2.config import InputError
+from videoblip2.features.manifest import Manifest
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
+from videoblip2.provenance import FeatureOrigin
 
 
 class FeatureStore:
-    """Read the features in `root`, a folder or a packed file. A folder of a user's own .npy files will do: `manifest`
-    is None there. Can be pickled: the copy opens the store again.
+    """The features in `root`, a folder or a packed file. A folder of a user's own .npy files will do: its `manifest` is
+    None. Can be pickled: the copy opens the store again.
 
     Args:
-        modalities: what to read; by default what the package extracts, and whatever else the store has.
+        modalities: what to read; by default what the package extracts, and any other that the store has.
     """
 
     def __init__(self, root: str | Path, modalities: Sequence[str] | None = None) -> None:
@@ -52,7 +51,7 @@ class FeatureStore:
 
     @property
     def packed(self) -> bool:
-        """Whether this is one memory-mapped file, which the operating system caches better than anyone."""
+        """Whether this is one memory-mapped file, which is best left to the operating system's cache."""
         return isinstance(self._files, PackedFile)
 
     @cached_property
@@ -61,13 +60,19 @@ class FeatureStore:
         return self._files.ids()
 
     @cached_property
-    def manifest(self) -> dict[str, Any] | None:
-        """What `vb2 features extract` noted, or None where there is no manifest."""
+    def manifest(self) -> Manifest | None:
+        """What `vb2 features extract` recorded; None if there is no manifest."""
         return self._files.manifest()
+
+    @property
+    def origin(self) -> FeatureOrigin | None:
+        """What the features were made with; None if that is not recorded."""
+        origin = self.manifest.origin if self.manifest else None
+        return origin if origin and (origin.encoders or origin.settings.recorded) else None
 
     @cached_property
     def widths(self) -> dict[str, int]:
-        """Width of each modality: as the manifest says, or as the first video has it."""
+        """Width of each modality, from the manifest or else from the first video."""
         return {name: self._files.width(name) or MODALITIES[name].width for name in self.modalities}
 
     def features(self, video_id: str) -> Features:
@@ -75,7 +80,7 @@ class FeatureStore:
         return {name: self.array(name, video_id) for name in self.modalities}
 
     def array(self, modality: str, video_id: str) -> NDArray[np.float32]:
-        """float32 [rows, width]; 0 rows where the video lacks the modality.
+        """float32 [rows, width]; 0 rows if the video lacks the modality.
 
         Raises `InputError` for features that are missing or cannot be used.
         """
@@ -89,12 +94,12 @@ class FeatureStore:
         return array
 
     def content(self, modality: str, video_id: str) -> bytes:
-        """One array as a .npy file: the same bytes whichever form the store has."""
+        """One array as a .npy file: the same bytes from either form of the store."""
         return self._files.content(modality, video_id)
 
 
 def _problem(array: NDArray[Any], modality: str, width: int) -> str | None:
-    """What makes an array unfit to be features [rows, width], with the remedy; None where nothing does."""
+    """Why an array cannot be used as features [rows, width], with the remedy; None if it can."""
     if array.dtype.kind != "f":
         return f"holds {array.dtype}, not floating-point numbers; extract it again"
     if array.ndim != 2 or array.shape[1] != width:
@@ -116,8 +121,9 @@ class _Folder:
         return (self._root / modality).is_dir()
 
     def width(self, modality: str) -> int | None:
-        if width := noted_widths(self.manifest()).get(modality):
-            return width
+        manifest = self.manifest()
+        if manifest and modality in manifest.widths:
+            return manifest.widths[modality]
         first = next(iter(sorted((self._root / modality).glob("*.npy"))), None)
         shape = () if first is None else self.array(modality, first.stem).shape
         return shape[1] if len(shape) == 2 else None
@@ -125,8 +131,8 @@ class _Folder:
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
 
-    def manifest(self) -> dict[str, Any] | None:
-        return read_manifest(self._root)
+    def manifest(self) -> Manifest | None:
+        return Manifest.read(self._root)
 
     def where(self, modality: str, video_id: str) -> str:
         return str(self._root / modality / f"{video_id}.npy")
@@ -165,17 +171,6 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
             if modality.encoder or name in store.modalities:
                 state.update(store.content(name, video_id))
     return state.hexdigest()[:12]
-
-
-def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
-    """Raise `InputError` where a store's features have another width than the configuration says."""
-    for name in model.modality_names:
-        if (found := store.widths[name]) != model.width(name):
-            key = model.width_key(name)
-            raise InputError(
-                f"{store.root}: {name} features are {found} wide, {key}={model.width(name)}; "
-                f"set {key}={found}, or give the features of another encoder"
-            )
 
 
 def write_features(root: Path, video_id: str, features: Features) -> None:

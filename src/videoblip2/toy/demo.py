@@ -129,7 +129,7 @@ def write_annotations(demo: Demo) -> None:
 
 
 def render(demo: Demo) -> None:
-    from videoblip2.features.media import write_video
+    from videoblip2.features.codecs import write_video
     from videoblip2.toy.world import write_toy_world
 
     demo.say(f"1/8 toy world: {demo.size.videos} videos with sound, 20 captions each → {demo.out / 'toy'}")
@@ -139,14 +139,14 @@ def render(demo: Demo) -> None:
 def extract(demo: Demo) -> None:
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import extract_features
+    from videoblip2.features.media_features import Encoders
     from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, by small random-weight encoders")
-    encoders = demo.out / "encoders"
-    build_toy_clip(encoders / "clip", SEED)
-    build_toy_clap(encoders / "clap", SEED)
-    clip, clap = load_clip(encoders / "clip"), load_clap(encoders / "clap")
-    extract_features(sorted(demo.videos.glob("*.mp4")), demo.out / "features", clip, clap, TOY_SETTINGS, demo.progress)
+    clip = load_clip(build_toy_clip(demo.out / "encoders" / "clip", SEED))
+    clap = load_clap(build_toy_clap(demo.out / "encoders" / "clap", SEED))
+    videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, TOY_SETTINGS)
+    extract_features(videos, demo.out / "features", encoders, progress=demo.progress)
 
 
 def train_language_model(data: Path, out: Path, steps: int) -> None:

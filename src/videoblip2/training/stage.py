@@ -14,7 +14,7 @@ from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.model_card import write_card
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.progress import Progress, no_progress
-from videoblip2.provenance import FeatureOrigin, Provenance
+from videoblip2.provenance import Provenance
 from videoblip2.tracking import open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, write_environment
 from videoblip2.tracking.tracker import Tracker
@@ -207,6 +207,6 @@ def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Pr
             "name": stage.name,
             "run_id": run_id,
             "data": digests,
-            "features": FeatureOrigin.of_manifest(stage.work.store.manifest),
+            "features": stage.work.store.origin,
         }
     )

@@ -17,8 +17,8 @@ from videoblip2.data.annotations import VideoAnnotation, read_annotations, requi
 from videoblip2.data.batches import Batches, BatchMaker, caption_batches, mixed, question_batches
 from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.data.questions import Question, read_questions
-from videoblip2.features.manifest import refuse_other_encoders, refuse_unnoted
-from videoblip2.features.store import FeatureStore, refuse_other_widths
+from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
+from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
@@ -110,7 +110,7 @@ def open_workspace(config: Config) -> Workspace:
         val = require_features(read_annotations(folder / "val.json"), store, "val.json")
     questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
     wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
-    refuse_unnoted(store.root, store.manifest, wanted)
+    refuse_unnoted(store, wanted)
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
     model, parent = model.to(device), config.train.start_from
@@ -146,7 +146,7 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
             f"train.start_from={config.train.start_from}: its LoRA is folded in, nothing of T5 could be trained; "
             "start from the checkpoint that was merged"
         )
-    refuse_other_encoders(store.root, store.manifest, checkpoint.provenance.features, config.train.start_from)
+    refuse_other_encoders(store, checkpoint.provenance.features, config.train.start_from)
     _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}
