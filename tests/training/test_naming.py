@@ -32,6 +32,7 @@ def name(stage, *overrides, usual=()):
         ("scst", ["train.start_from=" + "1d748ebb" * 4], "scst-greedy-from_1d748e-lr0.0001-seed0"),
         ("scst", ["train.start_from=runs/ce-a/best"], "scst-greedy-from_ce_a-lr0.0001-seed0"),
         ("scst", ["train.start_from=models:/videoblip2@champion"], "scst-greedy-from_champion-lr0.0001-seed0"),
+        ("scst", ['scst.reward.terms={"my.rewards:own": 0.5}'], "scst-greedy-rewards_own0.5-lr0.0001-seed0"),
         ("ce", ["run.out=elsewhere", "device=cpu", "train.resume=auto", "data.features=f"], "ce-lr0.0001-seed0"),
     ],
 )

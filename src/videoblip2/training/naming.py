@@ -58,7 +58,7 @@ def _part(key: str, value: object, changed: dict[str, object]) -> str:
         return f"from_{_model(str(value))}"
     section, last = key.split(".")[-2:] if "." in key else ("", key)
     alike = sum(other.rpartition(".")[2] == last for other in changed)
-    word = last if alike == 1 else f"{section}_{last}"
+    word = re.sub(r"[^\w.]+", "_", last if alike == 1 else f"{section}_{last}")
     joint = "" if type(value) in (int, float) and not word[-1].isdigit() else "_"
     return f"{word}{joint}{_value(value)}"
 
