@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from tiny_world import make_world, tiny_config
 
 from videoblip2 import modality
@@ -26,7 +27,9 @@ def world(tokenizers, tmp_path):
 @pytest.fixture
 def flow(monkeypatch, world):
     """A store that has optical flow beside frames and sound; the second video has none."""
-    monkeypatch.setitem(modality.MODALITIES, "flow", Modality("flow", 256))
+    page = (ROOT / "docs" / "how-to" / "add-a-modality.md").read_text()
+    monkeypatch.setitem(modality.MODALITIES, "flow", None)  # takes the page's entry away after the test
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
     (world / "features" / "flow").mkdir()
     rows = np.random.default_rng(7).normal(size=(4, 256)).astype("float32")
     for name, array in (("video0", rows), ("video1", rows[:0])):
