@@ -163,3 +163,30 @@ def test_diversity_of_a_set_of_captions():
 def test_diversity_takes_captions_by_video_and_none_at_all():
     assert diversity({"video0": "a man", "video1": "a man"}) == diversity(["a man", "a man"])
     assert set(diversity([]).values()) == {0.0} == set(diversity(["", "..."]).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "label"),
+    [
+        ("CIDEr", "61.3 [60.0, 62.5]", "CIDEr ×100"),
+        ("bad_endings", "61.3 [60.0, 62.5]", "bad endings (%)"),
+        ("mean_length", "0.6 [0.6, 0.6]", "words a caption"),
+        ("accuracy_what", "61.3 [60.0, 62.5]", "accuracy_what ×100"),
+    ],
+)
+def test_values_are_shown_by_the_table_and_other_names_as_shares(name, text, label):
+    assert metrics.shown_interval(name, (0.613, 0.6, 0.625, 0.01)) == text
+    assert metrics.label_of(name, scale=True) == label
+    assert metrics.shown(name, 0.613, "+") == f"+{text.partition(' ')[0]}"
+
+
+def test_a_function_that_misses_a_video_is_named(monkeypatch):
+    monkeypatch.setitem(metrics.METRICS, "Short", metrics.Metric("Short", lambda captions, references: [1.0]))
+    with pytest.raises(InputError, match=r"metric 'Short' returned scores of shape \(1,\) for 3 captions"):
+        caption_metrics(REFERENCES, CAPTIONS, ["Short"])
+
+
+def test_summaries_show_few_metrics_in_the_order_of_the_table():
+    names = ["mean_length", "accuracy", "Bleu_4", "Bleu_1", "CIDEr", "unknown"]
+    assert metrics.summary_metrics(names) == ["CIDEr", "Bleu_4", "accuracy"]
+    assert set(metrics.default_metrics()) - set(metrics.default_metrics(fast=True)) == {"METEOR"}

@@ -156,7 +156,7 @@ def scale_of(name: str) -> float:
 def label_of(name: str, scale: bool = False) -> str:
     """What a metric is called in tables and figures; with `scale`, such as "CIDEr ×100"."""
     label, factor = METRICS[name].label if name in METRICS else name, scale_of(name)
-    return f"{label} ×{factor:g}" if scale and factor != 1.0 else label
+    return f"{label} ×{factor:g}" if scale and factor != 1.0 and "%" not in label else label
 
 
 def caption_metrics(
