@@ -20,7 +20,7 @@ from videoblip2.provenance import Provenance
 from videoblip2.registry import register, set_champion
 from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, LAYERS, HEADS = 128, 2, 4
@@ -40,7 +40,7 @@ def make_world(out: Path, versions: int = 2) -> None:
     for seed in range(versions):
         checkpoint = Checkpoint(small_model(tokenizers, seed), tokenizers, {}, {}, Provenance(features=encoders.origin))
         save_checkpoint(out / f"model{seed}", checkpoint)
-        with open_run("ce", f"model{seed}", "serving") as tracker:
+        with open_run(RunSpec("ce", f"model{seed}", "serving")) as tracker:
             register(tracker.log_checkpoint(out / f"model{seed}", f"model{seed}", {}))
     set_champion("videoblip2", 1)
 

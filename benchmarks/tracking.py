@@ -48,12 +48,12 @@ def measure(step_ms: float) -> dict[str, Any]:
     """
     import torch
 
-    from videoblip2.tracking import open_run
+    from videoblip2.tracking import RunSpec, open_run
     from videoblip2.training.meters import SystemMeter
 
     cpu: dict[str, list[float]] = {}
     wall: dict[str, list[float]] = {}
-    with open_run("ce", "benchmark", "benchmark") as tracker:
+    with open_run(RunSpec("ce", "benchmark", "benchmark")) as tracker:
         meter = SystemMeter(torch.device("cpu"))
         arms = {"buffered (this project)": buffered(tracker, meter), "a call a log line": direct(tracker, LOG_EVERY)}
         arms["a call a step"] = direct(tracker, 1)

@@ -14,7 +14,7 @@ from videoblip2.predict import Caption, Captioner, OpenModel
 from videoblip2.provenance import Provenance
 from videoblip2.registry import verdict_files
 from videoblip2.registry.promote import Promotion, Request, promote
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 
 NOUNS = ("dog", "cat", "car", "star", "ball", "bird", "man", "girl", "boat", "horse", "train", "drum")
 REFERENCES = {
@@ -78,7 +78,7 @@ class Gatehouse:
         (folder / "captions.json").write_text(json.dumps(captions))
         config = {"data": {"annotations": str(self.root / data), "features": str(self.root / data / "features")}}
         (folder / "config.yaml").write_text(json.dumps(config))
-        with open_run("ce", name, "toy") as tracker:
+        with open_run(RunSpec("ce", name, "toy")) as tracker:
             tracker.log_checkpoint(folder, name, {})
         return str(tracker.run_id)
 

@@ -3,7 +3,7 @@
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import flatten, parse_config
 from videoblip2.evaluate import evaluate
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.training.record import log_captions
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
@@ -40,7 +40,7 @@ def made_evaluation(right, references=None):
 def make_run(folder, name, right, *overrides, stage="ce", references=None, tags=None, split="val", curve=()):
     """Log a run with configuration, scores and captions; return its id."""
     result = made_evaluation(right, references)
-    with open_run(stage, name, "toy") as tracker:
+    with open_run(RunSpec(stage, name, "toy")) as tracker:
         tracker.log_config(flatten(parse_config({}, overrides)))
         tracker.set_tags({"seed": "0", **(tags or {})})
         tracker.log_data(f"toy/{split}.json", "ab" * 6, split)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from folders import process_folder
 
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow import store
 
 
@@ -47,14 +47,14 @@ def first_run(folder: str) -> None:
     """Open a run in a folder that may have no store yet."""
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    with open_run("ce", "first", "toy") as tracker:
+    with open_run(RunSpec("ce", "first", "toy")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, step=1)
 
 
 def run_until_killed(uri: str, sender: Connection) -> None:
     """Open a run, buffer a point, tell the run id, and wait for a signal."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    with open_run("ce", "killed", "toy") as tracker:
+    with open_run(RunSpec("ce", "killed", "toy")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, step=7)
         sender.send(tracker.run_id)
         signal.pause()

@@ -15,7 +15,7 @@ from videoblip2.captions import METRICS
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.cli.runs import app
 from videoblip2.evaluate import evaluate, write_predictions
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.training.record import log_captions
 from videoblip2.training.stage import run_stage
@@ -50,7 +50,7 @@ def test_a_registered_metric_is_in_evaluation_predictions_and_tables(brevity, tm
 def logged(folder, name, captions):
     """A run with these captions, evaluated by the default metrics."""
     result = evaluate(captions, REFERENCES, default_metrics(fast=True))
-    with open_run("ce", name, "toy") as tracker:
+    with open_run(RunSpec("ce", name, "toy")) as tracker:
         log_captions(folder / f"{name}.jsonl", "val", result, 200, dict.fromkeys(captions, 0), tracker)
     return tracker.run_id
 

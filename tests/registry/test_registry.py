@@ -5,14 +5,14 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2 import registry
 from videoblip2.config import InputError
-from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 
 
 @pytest.fixture
 def uri(tmp_path, monkeypatch):
     """The address of a logged checkpoint."""
     place_store(tmp_path, monkeypatch)
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         return tracker.log_checkpoint(write_checkpoint(tmp_path / "checkpoint"), "ce", {})
 
 

@@ -8,7 +8,7 @@ from tracking_store import place_store, write_checkpoint
 from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.registry.trail import Move, move_champion, read_trail, reign, rollback
-from videoblip2.tracking import local_model, open_run
+from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
@@ -19,7 +19,7 @@ def versions(tmp_path, monkeypatch):
     """Three versions, made champion one after the other."""
     place_store(tmp_path, monkeypatch)
     for number in (1, 2, 3):
-        with open_run("ce", str(number), "toy") as tracker:
+        with open_run(RunSpec("ce", str(number), "toy")) as tracker:
             registry.register(tracker.log_checkpoint(write_checkpoint(tmp_path / str(number)), "ce", {}))
         move_champion(connect(), NAME, Move("promote", number, number - 1 or None, "better"))
     return tmp_path

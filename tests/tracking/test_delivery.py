@@ -4,8 +4,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from videoblip2.tracking.mlflow.delivery import deliver
+from videoblip2.tracking.outbox import DataSet
 
-DATA = {"data": "world/train.json", "digest": "abc", "source": "{}", "context": "train"}
+DATA = DataSet(data="world/train.json", digest="abc", source="{}", context="train")
 
 
 class Store:

@@ -1,7 +1,6 @@
 """A store that does not answer: nothing stops, messages wait in order, survive the process, and arrive once."""
 
 import errno
-import json
 import os
 import sqlite3
 import time
@@ -12,11 +11,11 @@ from sqlalchemy.exc import OperationalError
 from tracking_store import place_store
 
 from videoblip2.config import InputError
-from videoblip2.tracking import open_run, outbox
+from videoblip2.tracking import RunSpec, open_run, outbox
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.delivery import is_outage
 from videoblip2.tracking.mlflow.run_records import list_runs
-from videoblip2.tracking.outbox import Outbox, describe
+from videoblip2.tracking.outbox import Batch, DataSet, File, Outbox, Table, describe
 
 GONE = MlflowException("API request failed with exception: connection refused")
 
@@ -50,7 +49,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def record(step):
-    return {"points": [["train/loss", 0.1 * step, 1000, step]], "tags": {"heartbeat": "é"}}
+    return Batch(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é"})
 
 
 def test_what_cannot_be_sent_waits_in_order_and_attempts_grow_rare(box, store, monkeypatch, capsys):
@@ -92,7 +91,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(box, store, monkeypatch,
     box.put(record(2))
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     assert not box.write()
-    assert [json.loads(line) for line in box.file.read_text().splitlines()] == [record(1)]
+    assert box.file.read_text() == record(1).model_dump_json() + "\n"
     assert "No space left); points 2, tags 2 will be lost" in capsys.readouterr().err
     assert [path.name for path in box.file.parent.iterdir()] == [box.file.name]
 
@@ -124,12 +123,13 @@ def test_what_counts_as_an_outage(error, outage):
 
 
 def test_a_description_counts():
-    records = [record(1), {"table": "t.json", "rows": []}, {"file": "f"}, {"file": "g"}, {"data": "d"}]
+    data = DataSet(data="d", digest="1", source="{}", context="val")
+    records = [record(1), Table(table="t.json", rows=[]), File(file="f"), File(file="g"), data]
     assert describe(records) == "points 1, tags 1, tables 1, files 2, data sets 1"
 
 
 def test_a_locked_store_holds_points_back_and_gets_them_once(runs, capsys):
-    with open_run("ce", "n", "toy", folder=runs / "ce") as tracker:
+    with open_run(RunSpec("ce", "n", "toy", folder=runs / "ce")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, 1)
         tracker.flush()
         other = sqlite3.connect(runs / "mlflow.db", isolation_level=None)
@@ -158,7 +158,7 @@ def test_points_left_behind_are_sent_when_the_run_goes_on(runs, monkeypatch, cap
 
     send = mlflow.MlflowClient.log_batch
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fail_when_gone)
-    with open_run("ce", "n", "toy", folder=runs / "ce") as tracker:
+    with open_run(RunSpec("ce", "n", "toy", folder=runs / "ce")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, 1)
         tracker.flush()
         gone["now"] = True
@@ -166,7 +166,7 @@ def test_points_left_behind_are_sent_when_the_run_goes_on(runs, monkeypatch, cap
             tracker.log_metrics({"train/loss": float(step)}, step)
     assert "not sent: points 2" in capsys.readouterr().err
     gone["now"] = False
-    with open_run("ce", "n", "toy", resume_run_id=tracker.run_id, folder=runs / "ce") as again:
+    with open_run(RunSpec("ce", "n", "toy", resume_run_id=tracker.run_id, folder=runs / "ce")) as again:
         for step in (3, 4):
             again.log_metrics({"train/loss": float(step)}, step)
     history = stores.connect().get_metric_history(tracker.run_id, "train/loss")
@@ -176,7 +176,7 @@ def test_points_left_behind_are_sent_when_the_run_goes_on(runs, monkeypatch, cap
 def test_a_run_without_a_folder_says_what_is_lost(runs, monkeypatch, capsys):
     import mlflow
 
-    with open_run("evaluate", "n", "toy") as tracker:
+    with open_run(RunSpec("evaluate", "n", "toy")) as tracker:
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(GONE))
         tracker.log_metrics({"test/CIDEr": 1.0}, 0)
     assert f"run {tracker.run_id}: lost, since the tracking store does not answer" in capsys.readouterr().err
@@ -200,7 +200,7 @@ def test_a_checkpoint_is_not_tried_for_minutes_while_the_store_is_away(runs, mon
 
     tried = []
     monkeypatch.setattr("videoblip2.tracking.mlflow.models.log_checkpoint", lambda *_: tried.append("model"))
-    with open_run("ce", "n", "toy", folder=runs / "ce") as tracker:
+    with open_run(RunSpec("ce", "n", "toy", folder=runs / "ce")) as tracker:
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(GONE))
         tracker.log_best({"val/CIDEr": 0.6})
         with pytest.raises(InputError, match=f"not logged as a model.*resume={tracker.run_id} logs it"):

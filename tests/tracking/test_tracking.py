@@ -15,7 +15,7 @@ from tracking_store import first_run, place_store, run_until_killed
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.tracking import NullTracker, local_model, open_run
+from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
 
@@ -54,20 +54,14 @@ def test_the_package_imports_without_mlflow():
 
 def test_a_disabled_run_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with open_run("ce", "name", "toy", enabled=False) as tracker:
+    with open_run(RunSpec("ce", "name", "toy", enabled=False)) as tracker:
         assert tracker.run_id is None
         assert tracker.log_checkpoint(Path("there"), "ce", {}) == "there"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_null_tracker_has_the_whole_surface():
-    from videoblip2.tracking.mlflow.mlflow_tracker import MlflowTracker
-
-    assert {n for n in vars(MlflowTracker) if n[0] != "_"} == {n for n in vars(NullTracker) if n[0] != "_"} - {"run_id"}
-
-
 def test_a_run_gets_its_name_experiment_and_tags(store):
-    with open_run("ce", "ce-lr1e-4", "toy") as tracker:
+    with open_run(RunSpec("ce", "ce-lr1e-4", "toy")) as tracker:
         pass
     run = run_of(tracker)
     assert run.info.run_name == "ce-lr1e-4"
@@ -94,7 +88,7 @@ def test_the_git_commit_and_its_state_are_tags(monkeypatch):
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")]
 )
 def test_an_error_ends_the_run_with_its_points_sent(store, error, status):
-    with pytest.raises(error), open_run("ce", "name", "toy") as tracker:
+    with pytest.raises(error), open_run(RunSpec("ce", "name", "toy")) as tracker:
         tracker.log_metrics({"train/loss": 2.0}, step=3)
         raise error
     assert run_of(tracker).info.status == status
@@ -117,7 +111,7 @@ def test_sigterm_ends_the_run_killed_with_its_points_sent(store, processes):
 def test_under_mlflow_run_the_given_run_is_used_and_only_that(store, monkeypatch):
     given = client().create_run(client().create_experiment("given"), run_name="given")
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
-    with open_run("ce", "other", "toy") as tracker:
+    with open_run(RunSpec("ce", "other", "toy")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, step=1)
     assert tracker.run_id == given.info.run_id
     assert [(row.run_id, row.name, row.experiment) for row in list_runs()] == [(given.info.run_id, "given", "given")]
@@ -129,7 +123,7 @@ def test_a_parameter_in_another_spelling_stays_and_another_value_becomes_a_tag(s
     for key, value in logged.items():
         client().log_param(given.info.run_id, key, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
-    with open_run("ce", "other", "toy") as tracker:
+    with open_run(RunSpec("ce", "other", "toy")) as tracker:
         tracker.log_config({"optim.lr": 0.0001, "flag": True, "empty": "", "data.workers": 3, "model.lora.r": 16})
     run = run_of(tracker)
     assert run.data.params == {**logged, "model.lora.r": "16"}
@@ -138,7 +132,7 @@ def test_a_parameter_in_another_spelling_stays_and_another_value_becomes_a_tag(s
 
 def test_points_leave_in_one_batch(store, monkeypatch):
     batches = []
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         send = tracker._client.log_batch
         spy = SimpleNamespace(log_batch=lambda run, points, *more: (batches.append(points), send(run, points, *more)))
         monkeypatch.setattr(tracker, "_client", spy)
@@ -154,7 +148,7 @@ def test_points_leave_in_one_batch(store, monkeypatch):
 
 
 def test_a_full_buffer_is_sent(store):
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         for step in range(600):
             tracker.log_metrics({"train/loss": 1.0}, step)
         assert len(client().get_metric_history(tracker.run_id, "train/loss")) == 500
@@ -162,7 +156,7 @@ def test_a_full_buffer_is_sent(store):
 
 def test_the_table_has_video_id_first_and_200_rows(store):
     rows = [{"caption": f"c{n}", "video_id": f"video{n}"} for n in range(250)]
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         tracker.log_table("predictions", [{**rows[0], "cider": 1.5}, *rows[1:]])
     table = json.loads((store / client().download_artifacts(tracker.run_id, "predictions.json")).read_text())
     assert table["columns"] == ["video_id", "caption", "cider"]
@@ -175,7 +169,7 @@ def test_the_table_has_video_id_first_and_200_rows(store):
 
 def test_data_files_and_notes_are_on_the_run(store):
     (store / "report.txt").write_text("hello")
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         tracker.log_data("toy-train", "ab" * 32, "train")
         tracker.log_file(store / "report.txt", "reports")
         tracker.note("**note**")
@@ -223,7 +217,7 @@ def test_reading_makes_no_store(tmp_path, monkeypatch):
 
 def test_a_deleted_experiment_is_named(store):
     client().delete_experiment(client().create_experiment("toy"))
-    with pytest.raises(InputError, match="experiment 'toy' was deleted"), open_run("ce", "name", "toy"):
+    with pytest.raises(InputError, match="experiment 'toy' was deleted"), open_run(RunSpec("ce", "name", "toy")):
         pass
 
 
@@ -256,7 +250,7 @@ def test_gc_closes_the_runs_of_dead_processes_only(store):
 def test_the_commands_print_runs_and_what_was_closed(store):
     from videoblip2.cli.runs import app
 
-    with open_run("ce", "ce-1", "toy") as tracker:
+    with open_run(RunSpec("ce", "ce-1", "toy")) as tracker:
         tracker.log_best({"val/CIDEr": 0.613})
     listed = CliRunner().invoke(app, ["list", "--json"])
     assert "61.3" in listed.stdout

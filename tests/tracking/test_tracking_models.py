@@ -9,7 +9,7 @@ import pytest
 from tracking_store import place_store, write_checkpoint
 
 from videoblip2.config import InputError
-from videoblip2.tracking import find_model, local_model, open_run
+from videoblip2.tracking import RunSpec, find_model, local_model, open_run
 from videoblip2.tracking.mlflow.store import connect as client
 
 
@@ -21,7 +21,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def logged(store):
     """A run with two logged checkpoints; the address of the second."""
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         tracker.log_checkpoint(write_checkpoint(store / "old"), "ce", {})
         newest = write_checkpoint(store / "new")
         (newest / "metrics.json").write_text('{"CIDEr": 0.6}')
@@ -107,7 +107,7 @@ def test_an_unknown_model_is_one_line_with_a_remedy(store, model, message):
 
 
 def test_a_run_without_a_checkpoint_is_named(store):
-    with open_run("ce", "name", "toy") as tracker:
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
         pass
     with pytest.raises(InputError, match=r"\(FINISHED\) logged no checkpoint"):
         local_model(tracker.run_id)

@@ -10,7 +10,7 @@ from servers import Wire, mlflow_server, postgres, postgres_program
 from tiny_world import STEPS, make_world, tiny_config, train_to_the_end, train_until_stopped
 
 from videoblip2.model.checkpoint import load_checkpoint
-from videoblip2.tracking import find_model, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.health import store_findings
 from videoblip2.tracking.mlflow.run_records import list_runs
@@ -87,7 +87,7 @@ def test_two_trainings_at_once_one_of_them_stopped_and_gone_on_with_elsewhere(wi
 
 
 def test_points_of_an_outage_arrive_when_the_server_is_back(wire, uri, tmp_path, capsys):
-    with open_run("ce", "outage", "faults", folder=tmp_path / "outage") as tracker:
+    with open_run(RunSpec("ce", "outage", "faults", folder=tmp_path / "outage")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, 1)
         tracker.flush()
         wire.cut()

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from videoblip2.config import InputError
-from videoblip2.tracking import NullTracker, open_run
+from videoblip2.tracking import NullTracker, RunSpec, open_run
 from videoblip2.tracking.mlflow.saved_state import is_local
 from videoblip2.tracking.tracker import Terminated
 from videoblip2.training.interruptions import is_full, only_one_in, signals_wait, stop_well
@@ -77,7 +77,7 @@ def test_one_training_a_folder(tmp_path):
 def test_sigterm_is_an_exception_once_also_without_tracking():
     before = signal.getsignal(signal.SIGTERM)
     after = []
-    with pytest.raises(Terminated) as caught, open_run("ce", "n", "toy", enabled=False):
+    with pytest.raises(Terminated) as caught, open_run(RunSpec("ce", "n", "toy", enabled=False)):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -90,7 +90,7 @@ def test_sigterm_is_an_exception_once_also_without_tracking():
 def test_a_sigterm_after_ctrl_c_waits_for_the_step_as_well():
     """As `mlflow run` sends them on one Ctrl-C."""
     done = []
-    with pytest.raises(KeyboardInterrupt), open_run("ce", "n", "toy", enabled=False), signals_wait():
+    with pytest.raises(KeyboardInterrupt), open_run(RunSpec("ce", "n", "toy", enabled=False)), signals_wait():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

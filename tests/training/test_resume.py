@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tracking_store import place_store
 
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow import store
 
 CHILD = """
 import os, signal, sys
-from videoblip2.tracking import open_run
-with open_run("ce", "n", "toy") as tracker:
+from videoblip2.tracking import RunSpec, open_run
+with open_run(RunSpec("ce", "n", "toy")) as tracker:
     print(tracker.run_id, flush=True)
     for step in range(1, 4):
         tracker.log_metrics({"train/loss": float(step)}, step)
@@ -38,7 +38,7 @@ def test_a_killed_run_is_opened_again_and_has_each_point_once(store_folder):
     run_id = done.stdout.strip()
     client = store.connect()
     assert client.get_run(run_id).info.status == "RUNNING"
-    with open_run("ce", "n", "toy", resume_run_id=run_id) as tracker:
+    with open_run(RunSpec("ce", "n", "toy", resume_run_id=run_id)) as tracker:
         assert tracker.run_id == run_id
         for step in range(2, 6):
             tracker.log_metrics({"train/loss": float(step), "val/CIDEr": 0.5}, step)
@@ -53,7 +53,7 @@ def test_a_killed_run_is_opened_again_and_has_each_point_once(store_folder):
 
 
 def test_a_run_that_is_gone_is_followed_by_a_new_one(store_folder):
-    with open_run("ce", "n", "toy", resume_run_id="0" * 32) as tracker:
+    with open_run(RunSpec("ce", "n", "toy", resume_run_id="0" * 32)) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, 1)
     run = store.connect().get_run(tracker.run_id)
     assert run.info.run_id != "0" * 32

@@ -20,7 +20,7 @@ from videoblip2.config import InputError, load_config
 from videoblip2.features.store import write_manifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import FeatureOrigin, Provenance
-from videoblip2.tracking import NullTracker, open_run
+from videoblip2.tracking import NullTracker, RunSpec, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.training import loop
 from videoblip2.training.stage import run_stage
@@ -122,7 +122,7 @@ def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypa
     )
     study.add_trial(first)
     study.enqueue_trial({"optim.lr": 1e-9})
-    with open_run("tune", "pruning", "elsewhere") as parent:
+    with open_run(RunSpec("tune", "pruning", "elsewhere")) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
         run_trial(
             WorkerContext(study, plan, parent.run_id, no_progress, print),

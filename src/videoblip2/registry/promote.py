@@ -23,7 +23,7 @@ from videoblip2.registry.gate import Condition, Gate, Verdict, judge, load_gate
 from videoblip2.registry.lock import PromotionLock, promotion_lock, user
 from videoblip2.registry.trail import Move, move_champion
 from videoblip2.registry.versions import NAME, champion, register, store_in_words, version_of
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
             challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
             rival, problems = _rival(lock.client, request, gate, before, challenger)
             title = f"promote-{challenger.model.captioner.provenance.name or model_id}"
-            with open_run("promote", title, challenger.config.run.experiment) as tracker:
+            with open_run(RunSpec("promote", title, challenger.config.run.experiment)) as tracker:
                 trial = _try(gate, challenger, rival, problems, progress)
                 return _conclude(request, gate, lock, tracker, model_id, before, trial)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.tracking.tracker import NullTracker, Stopped, Tracker, sigterm_raises
+from videoblip2.tracking.tracker import NullTracker, RunSpec, Stopped, Tracker, sigterm_raises
 
-__all__ = ["FoundModel", "NullTracker", "Stopped", "Tracker", "find_model", "local_model", "open_run"]
+__all__ = ["FoundModel", "NullTracker", "RunSpec", "Stopped", "Tracker", "find_model", "local_model", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -20,32 +20,20 @@ class FoundModel:
 
 
 @contextmanager
-def open_run(
-    stage: str,
-    name: str,
-    experiment: str,
-    enabled: bool = True,
-    resume_run_id: str | None = None,
-    folder: Path | None = None,
-    parent_run_id: str | None = None,
-) -> Iterator[Tracker]:
-    """Open the one run of a stage, however it was started; `enabled=False` gives a tracker that keeps nothing.
+def open_run(spec: RunSpec) -> Iterator[Tracker]:
+    """Open the one run of a stage, however the stage was started.
 
-    Under `mlflow run` (MLFLOW_RUN_ID is set) the run that MLflow opened is used and `name` and `experiment` are not.
-    The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C, Stopped, and SIGTERM, which raises `Terminated`.
-
-    Args:
-        resume_run_id: that run is opened again, and points at or before its last logged step are not logged twice.
-        folder: the run's own folder on this machine: the run names it, and what cannot be sent is kept there.
-        parent_run_id: the run is a child of that one, in its experiment, and MLFLOW_RUN_ID is the parent's affair.
+    Under `mlflow run` (MLFLOW_RUN_ID is set) MLflow has opened the run already; the spec's name and experiment are
+    then ignored. The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C, Stopped, and SIGTERM, which raises
+    `Terminated`.
     """
-    if not enabled:
+    if not spec.enabled:
         with sigterm_raises():
             yield NullTracker()
         return
     from videoblip2.tracking.mlflow.mlflow_tracker import mlflow_run
 
-    with mlflow_run(stage, name, experiment, resume_run_id, folder, parent_run_id) as tracker:
+    with mlflow_run(spec) as tracker:
         yield tracker
 
 
@@ -57,16 +45,16 @@ def local_model(model: str | Path) -> Path:
 def find_model(model: str | Path) -> FoundModel:
     """Find the checkpoint folder and the version behind MODEL.
 
-    MODEL is a checkpoint folder, an MLflow run id (its newest model), `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
+    MODEL is a checkpoint folder, an MLflow run id (its latest model), `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
     `models:/m-…`. A local artifact store is read in place. Raises InputError for anything else.
     """
     folder = Path(model)
     if folder.exists():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise InputError(
-                f"{model}: no checkpoint (config.json and *.safetensors); give the folder that training printed"
+                f"{model}: not a checkpoint (no config.json or *.safetensors); give the folder that training printed"
             )
-        named = folder / "VERSION"  # in a package, a checkpoint keeps the version that it was registered as
+        named = folder / "VERSION"  # a packaged checkpoint keeps its registered version in this file
         return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
     from videoblip2.tracking.mlflow.models import find_checkpoint
 

@@ -4,25 +4,52 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 
 class Stopped(Exception):
     """Ends a run early and on purpose: its status becomes KILLED, and what it has logged stays."""
 
 
-class Tracker(Protocol):
-    """One run. Metric names are grouped by what stands before the last slash: `train/loss`, `val/CIDEr`."""
+class Terminated(SystemExit):
+    """SIGTERM, raised in the main thread as an exception; the process exits 143 as the shell expects."""
 
-    run_id: str | None
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Which run to open.
+
+    Args:
+        enabled: False gives a tracker that keeps nothing.
+        resume_run_id: reopen this run; points up to its last logged step are not logged twice.
+        folder: the run's own folder on this machine: named in the run's tags, and used for what cannot be sent.
+        parent_run_id: make the run a child of this one, in its experiment; MLFLOW_RUN_ID is then ignored.
+    """
+
+    stage: str
+    name: str
+    experiment: str
+    enabled: bool = True
+    resume_run_id: str | None = None
+    folder: Path | None = None
+    parent_run_id: str | None = None
+
+
+class Tracker:
+    """One run. Metrics are grouped by the part of their name before the last slash: `train/loss`, `val/CIDEr`.
+
+    This class is the interface and keeps nothing; `NullTracker` is its name where nothing should be kept.
+    """
+
+    run_id: str | None = None
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log flat, dotted keys (`optim.lr`) as parameters; a key that the run already has is left as it is."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Buffer one point a metric; points leave together in one batch."""
+        """Buffer one point per metric; points are sent together in one batch."""
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
         """Log the values of the chosen checkpoint under `best/`; the runs table shows the last value otherwise."""
@@ -37,77 +64,35 @@ class Tracker(Protocol):
         """Record a data set as an input of the run; context is `train`, `val` or `test`."""
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
-        """Log a checkpoint folder as a model with these metrics; return its MODEL name, `models:/m-…` with MLflow."""
+        """Log a checkpoint folder as a model with these metrics; return MODEL: `models:/m-…` or the folder."""
+        return str(folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
 
     def note(self, markdown: str) -> None:
-        """Set the text at the head of the run's page."""
+        """Set the text at the top of the run's page."""
 
     def flush(self) -> None:
-        """Send what is buffered; what cannot be sent is safe afterwards."""
+        """Send what is buffered; what cannot be sent is written to a file."""
 
     def keep_state(self) -> None:
-        """The run is being stopped: let another machine go on with its folder, where that is possible."""
+        """The run is being stopped: let another machine resume it from its folder, where that is possible."""
 
     def drop_state(self) -> None:
-        """The run is over: take back what `keep_state` logged."""
+        """The run is over: delete what `keep_state` logged."""
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Keeps nothing: for tests, and for machines without MLflow."""
-
-    run_id: str | None = None
-
-    def log_config(self, config: Mapping[str, object]) -> None:
-        """Do nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def log_best(self, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Do nothing."""
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Do nothing."""
-
-    def log_data(self, name: str, digest: str, context: str) -> None:
-        """Do nothing."""
-
-    def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
-        """Return the folder itself, which is a MODEL as well."""
-        return str(folder)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def note(self, markdown: str) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def keep_state(self) -> None:
-        """Do nothing."""
-
-    def drop_state(self) -> None:
-        """Do nothing."""
-
-
-class Terminated(SystemExit):
-    """SIGTERM, raised in the main thread as an exception; the process exits 143 as the shell expects."""
 
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Raise Terminated on the first SIGTERM; those that follow, or follow Ctrl-C, change nothing until the block ends.
+    """Raise Terminated on the first SIGTERM; any later one, or one after Ctrl-C, is ignored until the block ends.
 
-    On Ctrl-C `mlflow run` sends a SIGTERM after it, which must not cut off what Ctrl-C began. Outside the main thread,
-    where Python allows no handler, nothing changes.
+    On Ctrl-C `mlflow run` sends SIGTERM as well, which must not interrupt the shutdown that Ctrl-C began. Python allows
+    signal handlers in the main thread only; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -120,7 +105,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def stop_listening() -> None:
-    """The process is ending already: ignore SIGTERM from here on, to the end of the `sigterm_raises` block."""
+    """The process is already shutting down: ignore SIGTERM until the `sigterm_raises` block ends."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -13,7 +13,7 @@ from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, rea
 from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.record import data_digest, interval_scores, log_captions, primary_interval
@@ -55,7 +55,9 @@ def evaluate_model(
     opened = open_model(model, overrides)
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
     name = provenance.name or opened.version
-    with open_run("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking) as tracker:
+    with open_run(
+        RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking)
+    ) as tracker:
         tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
         tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
         tracker.log_config(flatten(config))

@@ -15,7 +15,7 @@ from videoblip2.model.model_card import write_card
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
-from videoblip2.tracking import open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
@@ -105,7 +105,7 @@ def run_stage(
     parent = None
     if observer is not None:
         earlier, parent = earlier or observer.run_id, observer.parent_run_id
-    opened = open_run(stage, ready.name, run.experiment, run.tracking, earlier, folder, parent)
+    opened = open_run(RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, parent))
     with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
         if observer is not None:
             observer.opened(tracker)

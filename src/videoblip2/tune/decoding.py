@@ -15,7 +15,7 @@ from videoblip2.config import Config, flatten
 from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.predict import Captioner, open_model
 from videoblip2.progress import Progress
-from videoblip2.tracking import Tracker, open_run
+from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import name_of
 from videoblip2.tune.trials import Runner, Score, Watcher
@@ -54,7 +54,7 @@ def decoding_runner(plan: Plan) -> Runner:
         config = plan.config_of(trial.params)
         enabled, experiment = config.run.tracking, config.run.experiment
         name, parent = name_of(trial), watcher.parent_run_id
-        with open_run("decode", name, experiment, enabled, watcher.run_id, parent_run_id=parent) as tracker:
+        with open_run(RunSpec("decode", name, experiment, enabled, watcher.run_id, parent_run_id=parent)) as tracker:
             watcher.opened(tracker)
             return decode_trial(bench, config, watcher, tracker, str(plan.tuning.tuned_model), progress)
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from videoblip2.config import InputError, parse_config
 from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking import Tracker, open_run
+from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan, load_plan
 from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
@@ -51,7 +51,7 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
     with _alone(plan), storage_errors(place):
         study = open_study(plan, open_storage(place))
         earlier, run = study.user_attrs.get("run_id"), plan.base.run
-        with open_run("tune", plan.tuning.study, run.experiment, run.tracking, earlier) as tracker:
+        with open_run(RunSpec("tune", plan.tuning.study, run.experiment, run.tracking, earlier)) as tracker:
             begin(study, plan, tracker)
             made, total = len(counted(study.get_trials(deepcopy=False))), plan.tuning.n_trials
             say(f"study {study.study_name}: {made} of {total} trials in {hidden(place)}")

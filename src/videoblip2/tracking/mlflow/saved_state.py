@@ -16,7 +16,7 @@ from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, seconds_silent
-from videoblip2.tracking.outbox import say
+from videoblip2.tracking.outbox import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -88,7 +88,9 @@ def keep_state(client: "MlflowClient", run_id: str, folder: Path) -> None:
                 client.log_artifacts(run_id, str(folder / part), f"{ARTIFACTS}/{part}")
         client.set_tag(run_id, TAG, "true")
     except Exception as error:
-        say(f"run {run_id}: its state could not be logged ({first_line(error)}); only this machine can go on, {folder}")
+        warn(
+            f"run {run_id}: its state could not be logged ({first_line(error)}); only this machine can go on, {folder}"
+        )
 
 
 def fetch_state(run_id: str, folder: Path) -> None:
@@ -114,7 +116,7 @@ def drop_state(client: "MlflowClient", run_id: str) -> None:
         get_artifact_repository(run.info.artifact_uri).delete_artifacts(ARTIFACTS)
         client.delete_tag(run_id, TAG)
     except Exception as error:
-        say(f"run {run_id}: the state of its stop stays in the store ({first_line(error)})")
+        warn(f"run {run_id}: the state of its stop stays in the store ({first_line(error)})")
 
 
 def is_local(address: str) -> bool:

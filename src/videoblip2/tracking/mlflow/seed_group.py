@@ -1,4 +1,4 @@
-"""The parent run of several seeds: children under it, and on it what they have in common."""
+"""The parent run of several seeds: the seeds are its children, and it holds what they have in common."""
 
 import os
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS
+from videoblip2.tracking.outbox import Batch
 from videoblip2.tracking.source import revision_tags
 
 Points = Mapping[str, Sequence[tuple[int, float]]]
@@ -17,9 +18,9 @@ Points = Mapping[str, Sequence[tuple[int, float]]]
 
 @dataclass
 class SeedGroup:
-    """The parent of a configuration's seeds. Its run is made when its first child joins: a wrong input leaves none.
+    """The parent of a configuration's seeds. Its run is created when the first child joins, so wrong input leaves none.
 
-    Children get the parent's id as a tag. MLflow's own nesting follows the thread, and loses the parent in others.
+    Children get the parent's id as a tag. MLflow's own nesting follows the thread and loses the parent in any other.
     """
 
     stage: str
@@ -28,7 +29,7 @@ class SeedGroup:
     run_id: str | None = None
 
     def join(self, child: str | None) -> None:
-        """Put a run under the parent: the one that it has already, or a new one. An untracked run has none."""
+        """Put a run under the parent: the one it already has, or a new one. An untracked run has no parent."""
         if child is None:
             return
         client = store.connect()
@@ -39,7 +40,7 @@ class SeedGroup:
         client.set_tag(child, PARENT, self.run_id)
 
     def adopt(self, run_id: str) -> None:
-        """Under `mlflow run` its run is the parent; its name and experiment stay, and the children go there, too."""
+        """Under `mlflow run` MLflow's run is the parent: it keeps its name and experiment, and the children follow."""
         client = store.connect(create=True)
         experiment = client.get_run(run_id).info.experiment_id
         self.experiment = str(client.get_experiment(experiment).name)
@@ -48,27 +49,27 @@ class SeedGroup:
     def log(
         self, config: Mapping[str, object], seeds: Sequence[int], best: Mapping[str, float], points: Points
     ) -> None:
-        """Log what the seeds share: configuration, the list of seeds, values under `best/`, mean curves."""
+        """Log what the seeds share: configuration, list of seeds, values under `best/`, mean curves."""
         if self.run_id is None:
             return
-        from mlflow.entities import Metric, Param, RunTag
+        from videoblip2.tracking.mlflow.delivery import Deduplicator, deliver
 
         client, now = store.connect(), int(time.time() * 1000)
         logged = client.get_run(self.run_id).data.params
-        params = [Param(key, str(value)) for key, value in config.items() if key not in logged]
-        metrics = [Metric(f"best/{key}", value, now, 0) for key, value in best.items()]
-        metrics += [Metric(key, value, now, step) for key, curve in points.items() for step, value in curve]
-        tags = [RunTag(SEEDS, ", ".join(map(str, seeds)))]
-        for start in range(0, len(metrics), 1000):  # MLflow takes no more in one batch
-            client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-        client.log_batch(self.run_id, params=params, tags=tags)
+        batch = Batch(
+            points=tuple((key, value, now, step) for key, curve in points.items() for step, value in curve),
+            best=tuple((f"best/{key}", value, now) for key, value in best.items()),
+            params={key: str(value) for key, value in config.items() if key not in logged},
+            tags={SEEDS: ", ".join(map(str, seeds))},
+        )
+        deliver(client, self.run_id, Deduplicator(client, self.run_id), batch)
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Log rows with equal keys as NAME.json, in place of an earlier table of that name."""
+        """Log rows with equal keys as NAME.json, replacing an earlier table of that name."""
         if self.run_id is None or not rows:
             return
         client, file = store.connect(), f"{name}.json"
-        if file in [artifact.path for artifact in client.list_artifacts(self.run_id)]:
+        if store.has_artifact(client, self.run_id, file):
             table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
             client.log_dict(self.run_id, table, file)
         else:
@@ -90,7 +91,7 @@ class SeedGroup:
             store.connect().set_terminated(self.run_id, status)
 
     def _take(self, run_id: str, name: str | None = None) -> None:
-        """Make a run the parent; it runs from now on, in this process."""
+        """Make a run the parent, RUNNING in this process from now on."""
         self.run_id = str(run_id)
         store.connect().update_run(self.run_id, status="RUNNING", name=name)
         self.set_tags({"stage": self.stage, **ProcessRecord.current().fields(), **revision_tags()})
@@ -100,7 +101,7 @@ class SeedGroup:
 def seed_group(stage: str, name: str, experiment: str) -> Iterator[SeedGroup]:
     """Open a group and end it FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM."""
     group, status = SeedGroup(stage, name, experiment), "FAILED"
-    if given := os.environ.pop("MLFLOW_RUN_ID", None):  # the children would all write into that run
+    if given := os.environ.pop("MLFLOW_RUN_ID", None):  # or every child would write to that run
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         group.adopt(given)
     try:

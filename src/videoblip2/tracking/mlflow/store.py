@@ -66,6 +66,11 @@ def connect(create: bool = False) -> "MlflowClient":
     return mlflow.MlflowClient()
 
 
+def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
+    """Whether a run has an artifact of this name at its root."""
+    return path in [artifact.path for artifact in client.list_artifacts(run_id)]
+
+
 def check_reachable(uri: str) -> None:
     """Ask a tracking server for a sign of life. Raises InputError, within seconds, where there is none."""
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
