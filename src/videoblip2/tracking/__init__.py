@@ -52,7 +52,7 @@ def find_model(model: str | Path) -> FoundModel:
     if folder.exists():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise InputError(
-                f"{model}: not a checkpoint (no config.json or *.safetensors); give the folder that training printed"
+                f"{model}: no checkpoint (config.json and *.safetensors) there; give the folder that training printed"
             )
         named = folder / "VERSION"  # a packaged checkpoint keeps its registered version in this file
         return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
