@@ -14,8 +14,11 @@ from videoblip2.model.network import VideoBlip2, branch_around
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
 
+#: A Q-Former, its query tokens [1,Q,D], and the report of what was loaded, if anything was.
+First = tuple[Any, nn.Parameter, WeightReport | None]
 
-def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
+
+def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, WeightReport]]:
     """The network with its first weights, its tokenizers, and what was loaded where (a report a Q-Former)."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
@@ -42,7 +45,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
 
 
-def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple[Any, nn.Parameter, Any]:
+def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> First:
     """(Q-Former, query tokens [1,Q,D], report); an upscaled modality reaches it in the width of the frame features."""
     width = config.video_dim if MODALITIES[modality].upscaled else config.width(modality)
     if config.qformer.weights is None:
@@ -57,7 +60,7 @@ def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> tuple
     return qformer, queries, report
 
 
-def _loaded_qformer(config: ModelConfig, weights: str, width: int) -> tuple[Any, nn.Parameter, Any]:
+def _loaded_qformer(config: ModelConfig, weights: str, width: int) -> First:
     from videoblip2.model.qformer.load_weights import load_qformer
 
     bert = config.qformer.bert if config.qformer.bert_weights else None
@@ -117,7 +120,7 @@ def describe_first_weights(
     return {**lines, "training": _training(model)}
 
 
-def reports_as_json(lines: Mapping[str, str], reports: Mapping[str, WeightReport]) -> dict[str, Any]:
+def reports_as_json(lines: Mapping[str, str], reports: Mapping[str, WeightReport]) -> dict[str, object]:
     """The lines, and for each loaded Q-Former every tensor of it."""
     return {"summary": dict(lines), "qformers": {name: report.to_json() for name, report in reports.items()}}
 

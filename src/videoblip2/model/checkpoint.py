@@ -114,12 +114,12 @@ def _load_network(folder: Path) -> VideoBlip2:
         ) from error
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, float]:
     path = folder / name
     if not path.is_file():
         raise InputError(f"checkpoint {folder}: no {name}; give a folder that `vb2 ce` or `vb2 scst` wrote")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"checkpoint {folder}: {name} is damaged ({error}); train or copy it again") from error
     return content

@@ -1,10 +1,12 @@
 """The network's sizes, as a transformers configuration that a checkpoint carries (`config.json`)."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import CONFIG_MAPPING, AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
 
 from videoblip2.modality import BOTH, MODALITIES, modality_names
+
+Part: TypeAlias = dict[str, Any] | PreTrainedConfig | None  # as JSON, as a configuration, or its defaults
 
 
 class VideoBlip2Config(PreTrainedConfig):
@@ -28,9 +30,9 @@ class VideoBlip2Config(PreTrainedConfig):
         "audio_qformer_config": InstructBlipQFormerConfig,
     }
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    video_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    audio_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Part = None
+    video_qformer_config: Part = None
+    audio_qformer_config: Part = None
     num_queries: int = 32
     video_dim: int = 768
     audio_dim: int = 512
@@ -69,12 +71,12 @@ class VideoBlip2Config(PreTrainedConfig):
         return self.upscaled_dim if MODALITIES[modality].upscaled else self.widths[modality]
 
 
-def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+def _text_config(value: Part) -> PreTrainedConfig:
     kind = "t5" if value is None or isinstance(value, PreTrainedConfig) else value.get("model_type", "t5")
     return _as(CONFIG_MAPPING[kind], value)
 
 
-def _as(kind: type[PreTrainedConfig], value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+def _as(kind: type[PreTrainedConfig], value: Part) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     return kind(**(value or {}))

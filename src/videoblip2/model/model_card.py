@@ -173,6 +173,5 @@ def _scores(metrics: Mapping[str, float], provenance: Provenance) -> str:
     return "\n".join([f"On the {split}, ×100.", "", "| metric | score |", "|---|---:|", *rows])
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

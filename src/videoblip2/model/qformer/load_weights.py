@@ -1,16 +1,16 @@
-"""A Q-Former from somebody else's checkpoint, with an account of every tensor.
+"""A Q-Former from another project's checkpoint, with an account of every tensor.
 
-1. Names and sizes come from the file alone; LAVIS and transformers name the same tensors differently (`weight_names`).
+1. Names and sizes come from the file alone; LAVIS and transformers name the same tensors differently (`weight_source`).
 2. Self-attention and the embedding LayerNorm are shared by queries and text, so they always stay BLIP-2's. BERT gives
    only what text alone passes through: word and position embeddings and the text feed-forward (BLIP-2, Li et al. 2023,
    section 3.1: one BERT-base whose self-attention both branches share). A text branch in the checkpoint itself was
-   trained together with the rest and goes before BERT's.
-3. Everything is planned from names and shapes before any weight is read (`qformer_plan`), so a file that does not fit
+   trained together with the rest and takes precedence over BERT's.
+3. Everything is planned from names and shapes before any weight is read (`weight_plan`), so a file that does not fit
    leaves nothing behind.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -33,15 +33,21 @@ if TYPE_CHECKING:
 _STD = 0.02  # of every fresh weight, as in BERT and BLIP-2
 
 
+class MoreOptions(TypedDict, total=False):
+    """What few callers of `load_qformer` need."""
+
+    num_queries: int | None
+    vocab_size: int | None
+    prefix: str | None
+
+
 def load_qformer(
     path: Path | str,
     feature_dim: int = 768,
     cross_attention: CrossAttention = "reinit",
     num_attention_heads: int = 12,
     bert: Path | str | None = None,
-    num_queries: int | None = None,
-    vocab_size: int | None = None,
-    prefix: str | None = None,
+    **more: Unpack[MoreOptions],
 ) -> tuple["InstructBlipQFormerModel", nn.Parameter, WeightReport]:
     """Load a Q-Former (in float32, eval mode) and its query tokens [1, Q, D] from a LAVIS or transformers checkpoint.
 
@@ -49,12 +55,12 @@ def load_qformer(
     file's cross-attention has another width W, "reinit" gives fresh key and value weights [D, feature_dim], and "adapt"
     keeps them and expects `FeatureAdapter(feature_dim, W)` in front (W is `qformer.config.encoder_hidden_size`).
     bert: a bert-base-uncased file or folder (or a stage 1 checkpoint) for the text side of a file that has none.
-    num_queries, vocab_size: None takes the file's own; fewer keeps the first rows, more adds fresh ones.
+    num_queries, vocab_size: left out or None takes the file's own; fewer keeps the first rows, more adds fresh ones.
     prefix: which Q-Former, for a file with several. Fresh weights are N(0, 0.02²) from torch's global generator.
 
     Raises InputError, one line, for every file or value that does not fit; there is never a half-loaded model.
     """
-    options = QFormerOptions(feature_dim, cross_attention, num_attention_heads, num_queries, vocab_size, prefix)
+    options = QFormerOptions(feature_dim, cross_attention, num_attention_heads, **more)
     text_tensors = read_tensors(bert) if bert is not None else None
     text_file = str(bert) if bert is not None else None
     plan = plan_qformer(read_tensors(path), str(path), options, text_tensors, text_file)

@@ -1,19 +1,28 @@
-"""Downloads of the published weights: checked, resumable, and clear about what a checksum here can and cannot show.
+"""The published weights by name: a file of LAVIS, or a model folder from the Hugging Face hub.
 
-LAVIS publishes no sha256. What is checked: a sha256 that the user gives; the MD5 that Google's storage sends with the
-file, where it does; and, on every later run, the sha256 recorded beside the file when it was first fetched. The hub
-publishes a sha256 for each large file, and that one is checked (`hub_fetch`).
+LAVIS publishes no sha256 (`weight_download` says what is checked). The hub publishes one for each large file; a folder
+is fetched at one commit, only the files that are read here, and its checksums are recorded.
 """
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from videoblip2.config import InputError
-from videoblip2.model.qformer.checksums import Fetched, digests, read_checksums, write_checksums
-from videoblip2.model.qformer.http_download import Progress, receive, unhurried
-from videoblip2.model.qformer.hub_fetch import fetch_repository
+from videoblip2.errors import InputError, first_line
+from videoblip2.model.qformer.weight_download import (
+    Fetched,
+    Progress,
+    digests,
+    fetch_file,
+    quiet_hub,
+    read_checksums,
+    unhurried,
+    write_checksums,
+)
 
+_TEXTS = (".json", ".txt", ".model")
+_SUMS = "SHA256SUMS"
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 
 
@@ -62,73 +71,66 @@ def fetch_weights(name: str, out: Path, sha256: str | None = None, progress: Pro
     return fetch_repository(name, known.repository, out / name.rpartition("/")[2])
 
 
-def fetch_file(name: str, url: str, target: Path, sha256: str | None = None, progress: Progress = unhurried) -> Fetched:
-    """Download `url` to `target`, through `target.part`; only one process at a time. See `fetch_weights`."""
-    from filelock import FileLock, Timeout
+class Hub(Protocol):
+    """The two calls of huggingface_hub.HfApi that are used here."""
 
-    wanted = _checked_digest(sha256)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    def model_info(self, repo_id: str, *, files_metadata: bool) -> Any:
+        """`.sha` and `.siblings`, each with `rfilename` and, for a large file, `lfs.sha256`."""
+
+    def snapshot_download(self, repo_id: str, *, revision: str, local_dir: Path, allow_patterns: list[str]) -> object:
+        """Download the files named by `allow_patterns` into `local_dir`."""
+
+
+def fetch_repository(name: str, repository: str, folder: Path, hub: Hub | None = None) -> Fetched:
+    """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
+
+    Safetensors are preferred; pytorch_model.bin is taken where there are none. The hub's client resumes and honours
+    HTTPS_PROXY and HF_ENDPOINT. Raises InputError where the hub cannot be reached or a checksum differs.
+    """
+    recorded = read_checksums(folder / _SUMS)
+    if recorded:
+        _compare(folder, recorded, "recorded when it was fetched")
+        return Fetched(name, folder, recorded, "the sha256 recorded when it was fetched", downloaded=False)
+    info = _download(repository, folder, hub)
+    published = {file.rfilename: file.lfs.sha256 for file in _wanted(info.siblings) if file.lfs is not None}
+    _compare(folder, published, "published by the hub")
+    files = {file.rfilename: digests(folder / file.rfilename)[0] for file in _wanted(info.siblings)}
+    write_checksums(folder / _SUMS, files)
+    checked = f"the sha256 published by the hub ({len(published)} of {len(files)} files have one)"
+    return Fetched(name, folder, files, checked, downloaded=True, revision=info.sha)
+
+
+def _download(repository: str, folder: Path, hub: Hub | None) -> Any:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    quiet_hub()
+    client: Any = hub or HfApi()
     try:
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            if target.exists():
-                return _verified(name, target, wanted, progress)
-            return _downloaded(name, url, target, wanted, progress)
-    except Timeout as error:
-        raise InputError(f"{target}: another process is fetching it; wait for that one to end") from error
+        info = client.model_info(repository, files_metadata=True)
+        names = [file.rfilename for file in _wanted(info.siblings)]
+        client.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=names)
+    except (HTTPError, OSError) as error:
+        raise InputError(
+            f"{repository}: the hub cannot be reached or refuses ({first_line(error)}); behind a proxy set "
+            f"HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to {folder}"
+        ) from error
+    return info
 
 
-def _downloaded(name: str, url: str, target: Path, wanted: str | None, progress: Progress) -> Fetched:
-    from videoblip2.model.tensor_files import sniff
-
-    part = target.with_name(target.name + ".part")
-    published_md5 = receive(url, part, target, progress)
-    sha256, md5 = digests(part, progress)
-    checked = "nothing: no sha256 given and none published; it is recorded for later runs"
-    try:
-        sniff(part)
-        sent = (md5, published_md5, "the MD5 that the server sent")
-        for found, value, what in (sent, (sha256, wanted, "the sha256 given")):
-            if value:
-                _compare(part, found, value, what, "it was discarded: fetch it again")
-                checked = what
-    except InputError:
-        part.unlink()  # complete and wrong: going on from it could never end well
-        raise
-    os.replace(part, target)
-    _record(target, sha256)
-    return Fetched(name, target, {target.name: sha256}, checked, downloaded=True)
+def _wanted(siblings: Iterable[Any]) -> list[Any]:
+    """The files at the top of the repository that are read here."""
+    files = [file for file in siblings if "/" not in file.rfilename]
+    safetensors = [file for file in files if file.rfilename.endswith(".safetensors")]
+    weights = safetensors or [file for file in files if file.rfilename.startswith("pytorch_model")]
+    return [file for file in files if file.rfilename.endswith(_TEXTS) and file not in weights] + weights
 
 
-def _verified(name: str, target: Path, wanted: str | None, progress: Progress) -> Fetched:
-    sha256, _ = digests(target, progress)
-    recorded = _recorded(target)
-    checked = "nothing: no sha256 given and none recorded; it is recorded now"
-    for value, what in ((recorded, "the sha256 recorded when it was fetched"), (wanted, "the sha256 given")):
-        if value:
-            _compare(target, sha256, value, what, "delete it and fetch it again")
-            checked = what
-    if not recorded:
-        _record(target, sha256)
-    return Fetched(name, target, {target.name: sha256}, checked, downloaded=False)
-
-
-def _record(target: Path, sha256: str) -> None:
-    write_checksums(target.with_name(target.name + ".sha256"), {target.name: sha256})
-
-
-def _recorded(target: Path) -> str | None:
-    return read_checksums(target.with_name(target.name + ".sha256")).get(target.name)
-
-
-def _compare(path: Path, found: str, wanted: str, what: str, remedy: str) -> None:
-    if found != wanted:
-        raise InputError(f"{path}: its checksum {found} is not {what} ({wanted}); {remedy}")
-
-
-def _checked_digest(sha256: str | None) -> str | None:
-    if sha256 is None:
-        return None
-    digest = sha256.strip().lower()
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise InputError(f"--sha256 {sha256}: must be 64 hexadecimal digits")
-    return digest
+def _compare(folder: Path, wanted: dict[str, str], whose: str) -> None:
+    for name, digest in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing; delete {folder} and fetch it again")
+        found, _ = digests(path)
+        if found != digest:
+            raise InputError(f"{path}: its sha256 {found} is not the one {whose} ({digest}); delete it and fetch again")
