@@ -96,7 +96,7 @@ def simple_loop(paths: list[Path], clip: ClipEncoder, clap: ClapEncoder) -> Arra
             decoded = [frame for frame in container.decode(video=0)]
         frames = [frame.to_ndarray(format="rgb24") for frame in nearest(decoded, SETTINGS.fps)]
         pixels = clip.processor(images=frames, return_tensors="pt")["pixel_values"]
-        windows = clap.windows(sound(path))
+        windows = list(clap.windows([sound(path)]))
         with torch.inference_mode():
             visual = clip.model(pixel_values=pixels).image_embeds.numpy()
             heard = np.zeros((0, 512), np.float32)

@@ -14,7 +14,7 @@ from tracking_store import empty_store
 
 from videoblip2 import registry
 from videoblip2.config import parse_config
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import write_features
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
 from videoblip2.toy.language_model import LanguageModelConfig, build_t5
@@ -71,7 +71,7 @@ def write_world(root: Path) -> None:
         frames, windows = rng.normal(size=(3, 768)), rng.normal(size=(2, 512))
         arrays = {"video": frames.astype("float32"), "audio": windows.astype("float32")}
         write_features(root / "features", video["video_id"], arrays)
-    Manifest.model_validate(MANIFEST).write(root / "features")
+    FeatureManifest.model_validate(MANIFEST).write(root / "features")
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(json.dumps(videos))
 

@@ -1,7 +1,11 @@
 """Other features than CLIP's and CLAP's, from outside the package: a third modality, and frames of another width."""
 
+import json
+import re
+
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 from tiny_world import make_world, tiny_config
 
@@ -19,6 +23,13 @@ UNTRACKED = ("run.tracking=false", "run.name=run", "train.steps=2", "train.valid
 FLOW = "model.modalities=[video, audio, flow]"
 
 
+def block(language):
+    """The only block of a language in the page on adding a modality."""
+    page = (ROOT / "docs" / "how-to" / "add-a-modality.md").read_text()
+    (found,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    return found
+
+
 @pytest.fixture
 def world(tokenizers, tmp_path):
     return make_world(tmp_path, tokenizers)
@@ -27,9 +38,8 @@ def world(tokenizers, tmp_path):
 @pytest.fixture
 def flow(monkeypatch, world):
     """A store that has optical flow beside frames and sound; the second video has none."""
-    page = (ROOT / "docs" / "how-to" / "add-a-modality.md").read_text()
-    monkeypatch.setitem(modality.MODALITIES, "flow", None)  # takes the page's entry away after the test
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    monkeypatch.setitem(modality.MODALITIES, "flow", None)  # to be undone
+    exec(block("python"), {})
     (world / "features" / "flow").mkdir()
     rows = np.random.default_rng(7).normal(size=(4, 256)).astype("float32")
     for name, array in (("video0", rows), ("video1", rows[:0])):
@@ -51,7 +61,8 @@ def test_a_third_modality_is_one_entry_of_the_table(flow, packed):
         assert len({digest(FeatureStore(root), ["video0", "video1"]) for root in (store, report.out)}) == 1
         store = report.out
     assert check_features(store).ok
-    train(flow, store, FLOW)
+    model = yaml.safe_load(block("yaml"))["model"]
+    train(flow, store, *(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
     captioner = load_captioner(flow / "runs" / "run" / "best", "cpu")
     assert captioner.model.config.widths == {"video": 768, "audio": 512, "flow": 256}
     item = captioner.store(store).features("video0")

@@ -10,7 +10,7 @@ from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
 from videoblip2.evaluate import NOTHING, with_answers, write_predictions
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
@@ -94,7 +94,7 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
 
 def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
     manifest = {"clip": {"fingerprint": "c1"}, "clap": {"fingerprint": "c2"}, "videos": {}}
-    Manifest.model_validate(manifest).write(world / "features")
+    FeatureManifest.model_validate(manifest).write(world / "features")
     other = Provenance.model_validate({"features": {**manifest, "clip": {"fingerprint": "c9"}}})
     captioner = Captioner(tiny_model, tokenizers, other, "tiny", "1")
     with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):

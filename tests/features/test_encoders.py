@@ -16,6 +16,10 @@ from videoblip2.toy.encoders import build_toy_clip
 RATE = 48_000
 
 
+def encoded(clip, frames):
+    return clip.encode_pixels([clip.pixels(frame) for frame in frames])
+
+
 @pytest.fixture
 def clip(encoders):
     return encoders.clip
@@ -47,7 +51,7 @@ def test_frames_are_encoded_as_transformers_would(clip, folders):
     inputs = CLIPImageProcessorPil.from_pretrained(folders[0])(images=list(frames), return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).image_embeds.numpy()
-    features = clip.encode(frames)
+    features = encoded(clip, frames)
     assert features.shape == (3, 768) and features.dtype == np.float32
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
@@ -88,7 +92,7 @@ def test_audio_is_encoded_as_transformers_would(clap, folders):
     mels = extractor([audio[:RATE], audio[RATE:]], sampling_rate=RATE, return_tensors="pt")["input_features"].float()
     with torch.no_grad():
         expected = ClapAudioModelWithProjection.from_pretrained(folders[1]).eval()(mels).audio_embeds.numpy()
-    features = clap.encode(audio, window_seconds=1.0)
+    features = clap.encode_windows(list(clap.windows([audio], 1.0)))
     assert features.shape == (2, 512) and features.dtype == np.float32
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
@@ -105,18 +109,18 @@ def test_audio_is_encoded_as_transformers_would(clap, folders):
     ],
 )
 def test_windows(clap, seconds, window, lengths):
-    assert [len(w) / RATE for w in clap.windows(np.zeros(round(seconds * RATE), np.float32), window)] == lengths
+    assert [len(w) / RATE for w in clap.windows([np.zeros(round(seconds * RATE), np.float32)], window)] == lengths
 
 
 def test_no_audio_gives_no_rows_and_silence_gives_finite_ones(clap):
-    assert clap.encode(np.zeros(0, np.float32)).shape == (0, 512)
-    silent = clap.encode(np.zeros(2 * RATE, np.float32))
+    assert clap.encode_windows(list(clap.windows([np.zeros(0, np.float32)]))).shape == (0, 512)
+    silent = clap.encode_windows(list(clap.windows([np.zeros(2 * RATE, np.float32)])))
     assert silent.shape == (2, 512) and np.isfinite(silent).all()
 
 
 def test_a_window_longer_than_the_models_is_refused(clap):
     with pytest.raises(InputError, match="window_seconds=10"):
-        clap.windows(sound(1.0), 10.0)
+        list(clap.windows([sound(1.0)], 10.0))
 
 
 def test_a_fused_clap_is_deterministic_and_ignores_its_neighbours(tmp_path):
@@ -152,7 +156,7 @@ def test_a_whole_clip_model_gives_its_vision_tower(tmp_path):
     pixels = torch.from_numpy(np.stack([clip.pixels(frame) for frame in pictures(2)]))
     with torch.no_grad():
         expected = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
-    np.testing.assert_allclose(clip.encode(pictures(2)), expected, atol=1e-5)
+    np.testing.assert_allclose(encoded(clip, pictures(2)), expected, atol=1e-5)
 
 
 def test_a_model_without_its_weights_is_refused(folders, tmp_path):
@@ -240,7 +244,7 @@ def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
         for i, s in enumerate(scenes)
     ]
     frames = np.stack([render_frames(scene)[::3] for scene in scenes])  # [240, 6, 64, 64, 3]
-    visual = clip.encode(frames.reshape(-1, 64, 64, 3)).reshape(240, -1, 768)
+    visual = encoded(clip, frames.reshape(-1, 64, 64, 3)).reshape(240, -1, 768)
     audio = [np.repeat(render_audio(scene)[:16_000], 3) for scene in scenes]  # to 48 kHz, crudely
     heard = clap.encode_windows(audio)
     assert accuracy(visual.mean(1), [scene.colour for scene in scenes], 180) > 0.9

@@ -15,14 +15,14 @@ from videoblip2.features.check import check_features, refuse_unnoted
 from videoblip2.features.codecs import write_video
 from videoblip2.features.encoders import ClipEncoder, load_clip
 from videoblip2.features.extract import (
-    Run,
+    ExtractionRun,
     extract_features,
     find_videos,
     ignored_entries,
     parse_shard,
     shard_of,
 )
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio
 from videoblip2.features.media_features import Encoders, load_encoders
 from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
@@ -32,6 +32,10 @@ from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS
 
 RATE = 16_000
+
+
+def encoded(clip, frames):
+    return clip.encode_pixels([clip.pixels(frame) for frame in frames])
 
 
 def with_settings(encoders, **changed):
@@ -59,25 +63,25 @@ def test_shards_split_by_id_and_make_one_store(encoders, videos, tmp_path):
     parts = [{p.stem for p in paths if shard_of(p.stem, 2) == part} for part in (1, 2)]
     assert parts[0] and parts[1] and not parts[0] & parts[1]
     for part in (1, 2):
-        report = extract_features(paths, tmp_path / "out", encoders, Run(shard=(part, 2)))
+        report = extract_features(paths, tmp_path / "out", encoders, ExtractionRun(shard=(part, 2)))
         assert set(report.done) == parts[part - 1]
     store = FeatureStore(tmp_path / "out")
     assert set(store.manifest.videos) == set(store.ids) == {f"v{i}" for i in range(6)}
     again = extract_features(paths, tmp_path / "out", encoders)
     assert not again.done and len(again.skipped) == 6, "a run without shards knows what shards did"
-    anew = extract_features(paths[:1], tmp_path / "out", encoders, Run(resume=False))
+    anew = extract_features(paths[:1], tmp_path / "out", encoders, ExtractionRun(resume=False))
     assert anew.done == ["v0"]
 
 
 def test_two_runs_of_one_shard_are_refused_and_two_shards_are_not(encoders, videos, tmp_path):
     def meanwhile(paths, known):
         with pytest.raises(InputError, match="another extraction is writing"):
-            extract_features([], tmp_path, encoders, Run(shard=(1, 2)))
-        extract_features(find_videos([videos]), tmp_path, encoders, Run(shard=(2, 2)))
+            extract_features([], tmp_path, encoders, ExtractionRun(shard=(1, 2)))
+        extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(2, 2)))
         yield from pipeline.encode_all(paths, known, tmp_path, encoders, 1)
 
-    extract_features(find_videos([videos]), tmp_path, encoders, Run(shard=(1, 2)), engine=meanwhile)
-    assert len(Manifest.read(tmp_path).videos) == 6
+    extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(1, 2)), engine=meanwhile)
+    assert len(FeatureManifest.read(tmp_path).videos) == 6
 
 
 def test_a_store_of_two_encoders_is_refused_by_its_readers(encoders, videos, tmp_path):
@@ -106,8 +110,8 @@ def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_pat
 
     monkeypatch.setattr(pipeline, "write_features", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\).*what is stored is kept"):
-        extract_features(find_videos([videos]), tmp_path, one, Run(workers=1))
-    assert sorted(Manifest.read(tmp_path).videos) == sorted(whole)
+        extract_features(find_videos([videos]), tmp_path, one, ExtractionRun(workers=1))
+    assert sorted(FeatureManifest.read(tmp_path).videos) == sorted(whole)
     monkeypatch.undo()
     report = extract_features(find_videos([videos]), tmp_path, one)
     assert sorted(report.skipped) == sorted(whole) and len(report.done) == 4
@@ -135,7 +139,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
     (tmp_path / "film.mp4").write_bytes(b"film")
     settings = FeatureSettings(fps=1 / 20, window_seconds=1.0)
     report = extract_features(
-        [tmp_path / "film.mp4"], tmp_path / "out", replace(encoders, settings=settings), Run(workers=1)
+        [tmp_path / "film.mp4"], tmp_path / "out", replace(encoders, settings=settings), ExtractionRun(workers=1)
     )
     note = FeatureStore(tmp_path / "out").manifest.videos["film"]
     assert report.done == ["film"] and (note.frames, note.audio_windows, note.audio) == (540, 20, "silent")
@@ -225,10 +229,10 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
     inputs = torch.from_numpy(np.stack([pooled.pixels(frame) for frame in frames]))
     with torch.no_grad():
         seen = model.vision_model(inputs)
-    np.testing.assert_allclose(pooled.encode(frames), seen.pooler_output, atol=1e-5)
+    np.testing.assert_allclose(encoded(pooled, frames), seen.pooler_output, atol=1e-5)
     patches = load_clip(tmp_path, output="hidden", tokens="patch")
     assert patches.rows == 4
-    np.testing.assert_allclose(patches.encode(frames), seen.last_hidden_state[:, 1:].reshape(12, 768), atol=1e-5)
+    np.testing.assert_allclose(encoded(patches, frames), seen.last_hidden_state[:, 1:].reshape(12, 768), atol=1e-5)
 
 
 def test_patch_tokens_of_a_whole_store(encoders, videos, tmp_path):

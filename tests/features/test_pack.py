@@ -21,7 +21,7 @@ from videoblip2.cli import main
 from videoblip2.config import InputError
 from videoblip2.features import packed
 from videoblip2.features.check import check_features
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.pack import pack_features
 from videoblip2.features.store import FeatureStore, digest, write_features
 
@@ -34,7 +34,7 @@ def fill(root, kind=np.float32, seed=0):
     for video_id, (frames, windows) in LENGTHS.items():
         video, audio = rng.normal(size=(frames, 768)), rng.normal(size=(windows, 512))
         write_features(root, video_id, {"video": video.astype(kind), "audio": audio.astype(kind)})
-    Manifest.model_validate(MANIFEST).write(root)
+    FeatureManifest.model_validate(MANIFEST).write(root)
     return root
 
 
@@ -55,9 +55,9 @@ def test_both_forms_give_the_same(tmp_path, kind):
     store = FeatureStore(report.out)
     assert (report.videos, report.absent) == (3, 1)
     assert report.kinds == {"video": np.dtype(kind).name, "audio": np.dtype(kind).name}
-    assert store.ids == folder.ids == list(LENGTHS) and store.manifest == folder.manifest == Manifest.model_validate(
-        MANIFEST
-    )
+    assert store.ids == folder.ids == list(
+        LENGTHS
+    ) and store.manifest == folder.manifest == FeatureManifest.model_validate(MANIFEST)
     for video_id, (frames, windows) in LENGTHS.items():
         for found, expected, length in (
             (store.array("video", video_id), folder.array("video", video_id), frames),
@@ -269,7 +269,7 @@ def test_a_header_that_lies_about_its_own_length(file):
 
 def test_a_packed_file_is_no_place_to_extract_into(file):
     with pytest.raises(InputError, match="extract into a folder"):
-        Manifest.read(file)
+        FeatureManifest.read(file)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features.check import check_features, refuse_other_encoders
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, digest, write_features
 
 
@@ -34,7 +34,7 @@ def test_features_come_back(root):
 
 def test_the_manifest_is_optional(root):
     assert FeatureStore(root).manifest is None
-    Manifest.model_validate({"videos": {"video2": {"audio": "present"}}}).write(root)
+    FeatureManifest.model_validate({"videos": {"video2": {"audio": "present"}}}).write(root)
     assert FeatureStore(root).manifest.videos["video2"].audio == "present"
     for content in ("{", "[]", "{}"):
         (root / "manifest.json").write_text(content)
@@ -98,7 +98,9 @@ def test_check_sorts_videos_by_what_is_wrong(root):
         root, "video11", {"video": np.full((4, 768), np.nan, np.float32), "audio": np.zeros((0, 512), np.float32)}
     )
     write_features(root, "video12", {"video": np.ones((7, 768), np.float32), "audio": np.ones((5, 512), np.float32)})
-    Manifest.model_validate({"videos": {"video2": {"audio": "silent"}, "video12": {"audio": "silent"}}}).write(root)
+    FeatureManifest.model_validate({"videos": {"video2": {"audio": "silent"}, "video12": {"audio": "silent"}}}).write(
+        root
+    )
     report = check_features(root, ["video2", "video3", "video10", "video11"])
     assert not report.ok and report.videos == 2 and report.frames == (4, 4) and report.audio_windows == (0, 3)
     assert report.missing == ["video3"] and list(report.unusable) == ["video11"] and "NaN" in report.unusable["video11"]
@@ -126,7 +128,7 @@ IMPORTED = {"imported_from": "x.npy", "videos": {}}
 
 @pytest.mark.parametrize("same", [made_with(fps=2), made_with(output="projected"), None, IMPORTED])
 def test_a_store_of_the_encoders_that_a_checkpoint_was_trained_on(root, same):
-    refuse_other_encoders(store_of(root, same), Manifest.model_validate(made_with()).origin, "runs/ce/best")
+    refuse_other_encoders(store_of(root, same), FeatureManifest.model_validate(made_with()).origin, "runs/ce/best")
 
 
 @pytest.mark.parametrize("other", [made_with("c"), made_with(output="hidden"), made_with(tokens="patch")])
@@ -134,4 +136,4 @@ def test_a_store_of_other_encoders_than_the_checkpoint_was_trained_on(root, othe
     store = store_of(root, other)
     refuse_other_encoders(store, None, "runs/ce/best")
     with pytest.raises(InputError, match="runs/ce/best was trained on those of"):
-        refuse_other_encoders(store, Manifest.model_validate(made_with()).origin, "runs/ce/best")
+        refuse_other_encoders(store, FeatureManifest.model_validate(made_with()).origin, "runs/ce/best")

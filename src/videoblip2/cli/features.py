@@ -48,11 +48,11 @@ def extract(
 ) -> None:
     """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import Run, extract_features, find_videos, ignored_entries, parse_shard
+    from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
     from videoblip2.features.media_features import Encoders
     from videoblip2.features.settings import feature_settings
 
-    paths, run = find_videos(videos), Run(workers, parse_shard(shard), resume)
+    paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume)
     settings = feature_settings(
         fps=(4.0 if frames else 1.0) if fps is None else fps,
         frames=frames,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from videoblip2.config import InputError
-from videoblip2.features.manifest import Manifest, VideoNote
+from videoblip2.errors import InputError
+from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.store import write_features
 from videoblip2.modality import MODALITIES
 
@@ -36,7 +36,7 @@ def import_arrays(
         write_features(out, names[row], {"video": _filled(frames[row], "video"), "audio": sound})
     count = 0 if windows is None else windows.shape[1]
     note = VideoNote(frames=frames.shape[1], audio_windows=count, audio="present" if count else "absent")
-    Manifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
+    FeatureManifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
     return len(names)
 
 

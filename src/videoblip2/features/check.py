@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from videoblip2.config import InputError, ModelConfig
+from videoblip2.config import ModelConfig
+from videoblip2.errors import InputError
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
 

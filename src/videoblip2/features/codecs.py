@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.media import Audio
 from videoblip2.files import atomic
 

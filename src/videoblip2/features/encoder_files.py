@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import InputError, first_line
 from videoblip2.pretrained import quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of
 from videoblip2.features.settings import SAMPLING_RATE
 
@@ -77,21 +77,17 @@ class ClipEncoder:
     def encode_pixels(self, pixels: Sequence[NDArray[np.float32]], batch: int = 64) -> NDArray[np.float32]:
         """F prepared frames [3, S, S] -> float32 [F * rows, width].
 
-        Pooled, that is CLIP's `image_embeds`, or hidden, its `pooler_output`. Patch tokens come without the class
-        token: hidden, the last layer's; projected, these through the last norm and the projection.
+        Pooled: CLIP's `image_embeds`, or its `pooler_output` if hidden. Patch tokens exclude the class token: the last
+        layer's if hidden, otherwise these through the last norm and the projection.
         """
         chunks = (np.stack(pixels[i : i + batch]) for i in range(0, len(pixels), batch))
         batches = ({"pixel_values": torch.from_numpy(c)} for c in chunks)
         return _forward(self.model, batches, lambda inputs: _image_vectors(self, inputs), self.width)
 
-    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [F, H, W, 3] -> float32 [F * rows, width]."""
-        return self.encode_pixels([self.pixels(frame) for frame in frames])
-
 
 @dataclass(frozen=True)
 class ClapEncoder:
-    """CLAP's audio tower: mono audio to one embedding a window."""
+    """CLAP's audio tower: mono audio to one embedding per window."""
 
     name: str
     fingerprint: str
@@ -109,20 +105,23 @@ class ClapEncoder:
         """The longest window that the model takes: 10 s for every published CLAP."""
         return float(self.extractor.nb_max_samples / self.extractor.sampling_rate)
 
-    def windows(self, audio: NDArray[np.float32], window_seconds: float | None = None) -> list[NDArray[np.float32]]:
-        """Cut audio [N] at 48 kHz into consecutive windows; the last may be shorter, and a mere sliver is dropped."""
-        return list(self.stream_windows([audio], window_seconds))
-
-    def stream_windows(
-        self, chunks: Iterable[NDArray[np.float32]], window_seconds: float | None = None
-    ) -> Iterator[NDArray[np.float32]]:
-        """The windows of `chunks` [n] in turn, with one window and one chunk in memory at a time."""
+    def samples(self, window_seconds: float | None) -> int:
+        """Samples in a full window; None: the model's longest. Raises `InputError` for more than the model takes."""
         seconds = self.max_window_seconds if window_seconds is None else window_seconds
         if seconds > self.max_window_seconds:
             raise InputError(
                 f"window_seconds={seconds}: {self.name} takes {self.max_window_seconds:g} s; give that or less"
             )
-        size, count, waiting = round(seconds * SAMPLING_RATE), 0, np.zeros(0, np.float32)
+        return round(seconds * SAMPLING_RATE)
+
+    def windows(
+        self, chunks: Iterable[NDArray[np.float32]], window_seconds: float | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Consecutive windows of the audio in `chunks` [n], at 48 kHz; holds one window and one chunk at a time.
+
+        The last window may be shorter; a mere sliver is dropped.
+        """
+        size, count, waiting = self.samples(window_seconds), 0, np.zeros(0, np.float32)
         for chunk in chunks:
             waiting = np.concatenate([waiting, chunk]) if len(waiting) else chunk
             while len(waiting) >= size:
@@ -131,12 +130,8 @@ class ClapEncoder:
         if len(waiting) > round(MIN_TAIL * size) or (len(waiting) and not count):
             yield waiting
 
-    def encode(self, audio: NDArray[np.float32], window_seconds: float | None = None) -> NDArray[np.float32]:
-        """float32 [N] mono at 48 kHz -> float32 [A, width]: `audio_embeds`; A = 0 for N = 0."""
-        return self.encode_windows(self.windows(audio, window_seconds))
-
     def encode_windows(self, windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """A windows of at most `max_window_seconds` -> float32 [A, width]."""
+        """A windows of at most `max_window_seconds` -> float32 [A, width]: CLAP's `audio_embeds`."""
         chunks = (list(windows[i : i + BATCH_WINDOWS]) for i in range(0, len(windows), BATCH_WINDOWS))
         return _forward(self.model, map(self._inputs, chunks), self._vectors, self.width)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from videoblip2.config import InputError
-from videoblip2.features.manifest import MAIN, Manifest, VideoNote
+from videoblip2.errors import InputError
+from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
-from videoblip2.features.pipeline import Outcome, encode_all
+from videoblip2.features.pipeline import VideoOutcome, encode_all
 from videoblip2.features.settings import SAMPLING_RATE
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
-Engine = Callable[[Sequence[Path], dict[str, str]], Generator[Outcome, None, None]]
+Engine = Callable[[Sequence[Path], dict[str, str]], Generator[VideoOutcome, None, None]]
 
 MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
@@ -39,7 +39,7 @@ PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 
 
 @dataclass(frozen=True)
-class Run:
+class ExtractionRun:
     """Options of one extraction.
 
     workers: decoding threads; None: one per core, at most 8. shard: (i, n), 1 <= i <= n: only the i-th of n parts,
@@ -81,7 +81,7 @@ def extract_features(
     videos: Iterable[str | Path],
     out: str | Path,
     encoders: Encoders,
-    run: Run = Run(),
+    run: ExtractionRun = ExtractionRun(),
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> ExtractionReport:
@@ -170,14 +170,14 @@ class _Ledger:
     """The manifest that a run writes as it goes, and `known`: sha256 of every source noted in the store, by id."""
 
     path: Path
-    start: Manifest
+    start: FeatureManifest
     known: dict[str, str]
     videos: dict[str, VideoNote]
     failed: dict[str, str]
     report: ExtractionReport = field(default_factory=ExtractionReport)
     due: float = 0.0
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: VideoOutcome) -> None:
         """Record one outcome, and save all of them if the last save was a while ago."""
         video_id = outcome.video_id
         if outcome.failure is not None:
@@ -200,14 +200,14 @@ class _Ledger:
         self.due = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - begin))
 
 
-def _noted(outcomes: Iterator[Outcome], ledger: _Ledger) -> Iterator[Path]:
+def _noted(outcomes: Iterator[VideoOutcome], ledger: _Ledger) -> Iterator[Path]:
     for outcome in outcomes:
         ledger.note(outcome)
         yield Path(outcome.video_id)
 
 
 @contextmanager
-def _open_ledger(out: Path, encoders: Encoders, run: Run) -> Iterator[_Ledger]:
+def _open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[_Ledger]:
     """The run's ledger, saved however the block ends. A store holds one pair of encoders and one setting.
 
     Raises `InputError` for a store made otherwise, and for one that another run of this shard is writing.
@@ -217,7 +217,7 @@ def _open_ledger(out: Path, encoders: Encoders, run: Run) -> Iterator[_Ledger]:
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / f".{path.name}.lock", timeout=0):
-            start = Manifest.read_file(path) if path.is_file() else fresh
+            start = FeatureManifest.read_file(path) if path.is_file() else fresh
             known = {video_id: note.sha256 for video_id, note in whole.videos.items()}
             yield from _saved(_Ledger(path, start, known, dict(start.videos), dict(start.failed)))
     except Timeout as error:
@@ -235,9 +235,9 @@ def _saved(ledger: _Ledger) -> Iterator[_Ledger]:
     ledger.save()
 
 
-def _new_manifest(encoders: Encoders) -> Manifest:
+def _new_manifest(encoders: Encoders) -> FeatureManifest:
     """A manifest without videos."""
-    return Manifest(
+    return FeatureManifest(
         origin=encoders.origin,
         widths=encoders.widths,
         dtype=encoders.dtype,
@@ -248,9 +248,9 @@ def _new_manifest(encoders: Encoders) -> Manifest:
     )
 
 
-def _refuse_other(out: Path, fresh: Manifest) -> Manifest:
+def _refuse_other(out: Path, fresh: FeatureManifest) -> FeatureManifest:
     """Everything that the store's manifests hold, if this run may add to it."""
-    manifest = Manifest.read(out)
+    manifest = FeatureManifest.read(out)
     if manifest is None:
         if any((out / "video").glob("*.npy")):
             raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")

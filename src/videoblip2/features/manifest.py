@@ -19,7 +19,7 @@ from videoblip2.files import write_json
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Record
 
 MAIN = "manifest.json"
-M = TypeVar("M", bound="Manifest")
+M = TypeVar("M", bound="FeatureManifest")
 OLDER_WIDTHS = {"video": 768, "audio": 512}  # of manifests that do not record widths
 
 
@@ -34,7 +34,7 @@ class VideoNote(Record):
     at: float = 0
 
 
-class Manifest(Record):
+class FeatureManifest(Record):
     """The manifest of a store. origin: encoders and settings. failed: video id → reason.
 
     In the file, the encoders and `settings` are keys of the top level.
@@ -105,7 +105,7 @@ class Manifest(Record):
         """Write the manifest to a store, atomically."""
         write_json(root / name, self.model_dump(), indent=1)
 
-    def difference(self, other: Manifest) -> tuple[str, object, object] | None:
+    def difference(self, other: FeatureManifest) -> tuple[str, object, object] | None:
         """(name, own value, the other's) of something that must be the same in one store and is not."""
         for (name, one), (_, two) in zip(self._choices(), other._choices(), strict=True):
             if one != two:
@@ -119,7 +119,7 @@ class Manifest(Record):
         yield "dtype", self.dtype
 
 
-def _refuse_two_kinds(root: Path, first: tuple[Path, Manifest], second: tuple[Path, Manifest]) -> None:
+def _refuse_two_kinds(root: Path, first: tuple[Path, FeatureManifest], second: tuple[Path, FeatureManifest]) -> None:
     if found := first[1].difference(second[1]):
         what, one, two = found
         raise InputError(

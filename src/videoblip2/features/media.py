@@ -1,4 +1,4 @@
-"""Media files decoded by PyAV: RGB frames at a set rate and mono audio, from one's own files and from a stranger's.
+"""Media files decoded by PyAV: RGB frames at a set rate and mono audio, from trusted and untrusted files.
 
 Anything that FFmpeg cannot read becomes an `InputError` that names the file.
 """
@@ -17,16 +17,16 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
 
-AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, a cut file is short by more
+AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
 FRAME_TOLERANCE = 2  # the same for video, in frames
 SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
-#: FFmpeg options for a stranger's file: containers that hold their media themselves. A play list (HLS, concat) named
-#: `.mp4` would make FFmpeg open the files and addresses that it lists.
+#: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
+#: would make FFmpeg open the files and addresses that it lists.
 UNTRUSTED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg",
     "protocol_whitelist": "file",
@@ -35,7 +35,7 @@ UNTRUSTED = {
 
 @dataclass(frozen=True)
 class MediaHeader:
-    """What a container says of itself: seconds (0 where it does not say), and the first video stream's pixels."""
+    """What a container declares: seconds (0 if unknown), and the size of its first video stream in pixels."""
 
     seconds: float
     width: int
@@ -62,17 +62,17 @@ def stream_frames(
     Raises `InputError` for an unreadable or truncated file and for one without a video stream.
     """
     size: tuple[int, int] | None = None
-    converter = VideoReformatter()  # a frame's own would be built anew for each, with a thread a core
+    converter = VideoReformatter()  # a frame's own would be rebuilt for each frame, with a thread per core
     for frame in _nearest(_video_frames(Path(path), options, threads), fps):
-        size = size or (frame.width, frame.height)  # a stream that changes its size is scaled back to its first
+        size = size or (frame.width, frame.height)  # a stream that changes size is scaled to its first size
         pixels = converter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
         yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
-    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None where the file has no audio.
+    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None if the file has no audio.
 
-    A digitally silent stream gives zeros and one without a sample [0], so that these and none can be told apart. Raises
+    A digitally silent stream gives zeros, and a stream without a sample [0], so the three can be told apart. Raises
     `InputError` for an unreadable or truncated file.
     """
     chunks = list(stream_audio(path, rate, options))
@@ -80,7 +80,7 @@ def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
 
 
 def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Iterator[Audio]:
-    """Like `decode_audio`, some 0.3 s at a time; nothing where the file has no audio, one [0] for an empty stream."""
+    """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream."""
     path = Path(path)
     with _open(path, options) as container:
         if not container.streams.audio:
@@ -98,14 +98,14 @@ def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
 def stream_untrusted(
     path: str | Path, fps: float, rate: int, max_seconds: float, max_pixels: int
 ) -> Iterator[Frame | Audio | None]:
-    """A stranger's file -> its frames [H, W, 3] as `stream_frames` gives them, then its audio as `decode_audio` does.
+    """An untrusted file -> its frames [H, W, 3] as from `stream_frames`, then its audio as from `decode_audio`.
 
-    Length and size are judged by the header before anything is decoded, and again while decoding: headers lie. Raises
-    `InputError` that names what is too much.
+    Raises `InputError` for a file that is too long or too large: by its header before anything is decoded, and again
+    while decoding, since headers lie.
     """
     header = read_header(path, UNTRUSTED)
     if header.width * header.height > max_pixels:
-        limit = f"more than {max_pixels} pixels a frame; scale it down"
+        limit = f"more than {max_pixels} pixels per frame; scale it down"
         raise InputError(f"{path}: {header.width}x{header.height}, {limit}")
     _refuse_long(path, header.seconds, max_seconds)
     for number, frame in enumerate(stream_frames(path, fps, UNTRUSTED)):
@@ -117,7 +117,7 @@ def stream_untrusted(
 
 
 def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:
-    """Decoded video frames in presentation order; each bears its `time` in seconds."""
+    """Decoded video frames in presentation order; each has its `time` in seconds."""
     with _open(path, options) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "NONE" if threads == 1 else "AUTO"
@@ -155,7 +155,7 @@ def _nearest(frames: Iterable[Any], fps: float) -> Iterator[Any]:
 
 
 def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    """Frames of one stream, with FFmpeg's errors in our words."""
+    """Frames of one stream. Raises `InputError` for what FFmpeg cannot decode."""
     seconds = 0.0
     try:
         for packet in container.demux(stream):
@@ -169,16 +169,16 @@ def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
 
 
 def _refuse_truncated(path: Path, stream: Any, end: float, tolerance: float) -> None:
-    """A file cut short may decode without an error; its header still tells how long it should be."""
+    """A truncated file may decode without an error; its header still says how long it should be."""
     declared = _declared_seconds(stream)
     if end + tolerance < declared:
         raise InputError(f"{path}: truncated, its {stream.type} ends at {end:.1f} of {declared:.1f} s; fetch it again")
 
 
 def _declared_seconds(stream: Any) -> float:
-    """Where the header says that the stream ends (0 where it does not say): Matroska in a tag, mp4 in the track.
+    """The end of the stream by its header (0 if unknown): in a tag for Matroska, in the track for mp4.
 
-    The tag comes first: of a Matroska stream without a packet it says 0, where FFmpeg's duration is that of the file.
+    The tag comes first: for a Matroska stream without a packet it says 0, but FFmpeg reports the file's duration.
     """
     if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
@@ -187,21 +187,21 @@ def _declared_seconds(stream: Any) -> float:
 
 @dataclass(frozen=True)
 class _Sound:
-    """Some successive codec frames as one, and the second at which they end."""
+    """Successive codec frames joined into one, and the second at which they end."""
 
     samples: Any
     end: float
 
 
 def _gathered(frames: Iterable[Any]) -> Iterator[_Sound]:
-    """Audio frames put together to `SAMPLES_AT_ONCE`; a new one begins where the format changes on the way."""
+    """Audio frames joined up to `SAMPLES_AT_ONCE`, and cut where the format changes."""
     fifo, form, end = av.AudioFifo(), None, 0.0
     for frame in frames:
         if form not in (None, here := (frame.format.name, frame.layout.name, frame.sample_rate)):
             yield from _rest(fifo, end)
             fifo = av.AudioFifo()
         form, end = here, (frame.time or end) + frame.samples / frame.sample_rate
-        frame.pts = None  # gaps are not filled, and the queue would refuse them
+        frame.pts = None  # the queue refuses gaps, which are not filled
         fifo.write(frame)
         if fifo.samples >= SAMPLES_AT_ONCE:
             yield from _rest(fifo, end)
@@ -214,7 +214,7 @@ def _rest(fifo: Any, end: float) -> Iterator[_Sound]:
 
 
 def _mono(resampler: Any, frame: Any) -> list[Audio]:
-    """Mean over the channels, as librosa mixes down for CLAP; FFmpeg's own float mix is 3 dB louder."""
+    """Mean over the channels, as librosa mixes for CLAP; FFmpeg's own float mix is 3 dB louder."""
     return [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in resampler.resample(frame)]
 
 

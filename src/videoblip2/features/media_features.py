@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
 from videoblip2.features.media import Audio, Frame, decode_audio, stream_frames
 from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings, Loudness, choose_frames
@@ -35,7 +35,7 @@ class Encoders:
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
-        self.clap.windows(np.zeros(0, np.float32), self.settings.window_seconds)
+        self.clap.samples(self.settings.window_seconds)
         for name in ("output", "tokens"):
             made, wanted = getattr(self.clip, name), getattr(self.settings, name)
             if made != wanted:
@@ -69,7 +69,7 @@ class Encoders:
         chosen = list(choose_frames(map(self.clip.pixels, frames), self.settings))
         sound, loudness = sound_after(), Loudness()
         chunks = loudness.heard(() if sound is None else (sound,))
-        windows = list(self.clap.stream_windows(chunks, self.settings.window_seconds))
+        windows = list(self.clap.windows(chunks, self.settings.window_seconds))
         return PreparedVideo(chosen, windows, loudness.level)
 
     def encode(self, videos: Sequence[PreparedVideo]) -> list[Features]:

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.packed import FORMAT, KINDS, PackedFile
 from videoblip2.features.store import FeatureStore
 from videoblip2.files import atomic

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from videoblip2.config import InputError
-from videoblip2.features.manifest import Manifest
+from videoblip2.errors import InputError
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.modality import MODALITIES
 
 FORMAT = "1"
@@ -80,9 +80,9 @@ class PackedFile:
             raise self._unfit("ids is not a list of videos")
         return ids
 
-    def manifest(self) -> Manifest | None:
+    def manifest(self) -> FeatureManifest | None:
         text = self._bytes("manifest")
-        return None if text == b"null" else Manifest.parse(text, str(self._path), "pack the features again")
+        return None if text == b"null" else FeatureManifest.parse(text, str(self._path), "pack the features again")
 
     def where(self, modality: str, video_id: str) -> str:
         return f"{self._path} ({modality} features of {video_id})"

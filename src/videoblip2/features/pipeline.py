@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.encoders import BATCH_WINDOWS
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import stream_audio, stream_frames
@@ -34,7 +34,7 @@ POLL = 0.1  # seconds between two looks at whether to stop
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VideoOutcome:
     """The end of one video: its note for the manifest, or the reason why it failed; neither if it was skipped."""
 
     video_id: str
@@ -49,7 +49,7 @@ class Piece:
     video_id: str
     modality: str = ""
     arrays: Sequence[NDArray[np.float32]] = ()
-    outcome: Outcome | None = None
+    outcome: VideoOutcome | None = None
 
 
 @dataclass
@@ -67,14 +67,14 @@ def encode_all(
     out: Path,
     encoders: Encoders,
     workers: int,
-) -> Generator[Outcome, None, None]:
+) -> Generator[VideoOutcome, None, None]:
     """Write each video's features to `out`; yields its outcome once it is written, in the order in which videos end.
 
     Args:
         known: sha256 of sources by video id; a video is skipped if its file is unchanged and `out` has its arrays.
         workers: decoding threads.
     """
-    batches = Batches(out, encoders)
+    batches = RowBatches(out, encoders)
     read = partial(_read, known=known, out=out, encoders=encoders)
     with _pieces(paths, read, workers) as pieces:
         for piece in pieces:
@@ -83,7 +83,7 @@ def encode_all(
         yield from batches.flush("audio", 1)
 
 
-class Batches:
+class RowBatches:
     """Collects pieces of many videos into full batches, and returns rows to their videos."""
 
     def __init__(self, out: Path, encoders: Encoders) -> None:
@@ -93,7 +93,7 @@ class Batches:
         self._videos: dict[str, Partial] = {}
         self._queued: dict[str, list[tuple[str, NDArray[np.float32]]]] = {"video": [], "audio": []}
 
-    def add(self, piece: Piece) -> Iterator[Outcome]:
+    def add(self, piece: Piece) -> Iterator[VideoOutcome]:
         """Take a piece; encode and write whatever it completes."""
         if piece.outcome is not None:
             yield from self._end(piece.outcome)
@@ -103,7 +103,7 @@ class Batches:
         self._queued[piece.modality] += [(piece.video_id, array) for array in piece.arrays]
         yield from self.flush(piece.modality, self._full[piece.modality])
 
-    def flush(self, modality: str, full: int) -> Iterator[Outcome]:
+    def flush(self, modality: str, full: int) -> Iterator[VideoOutcome]:
         """Encode the queue, batch by batch, while it holds at least `full`."""
         while len(self._queued[modality]) >= full:
             size = self._full[modality]
@@ -122,7 +122,7 @@ class Batches:
             return self._encoders.clap.encode_windows(arrays)[:, None]
         return np.split(self._encoders.clip.encode_pixels(arrays, self._full["video"]), len(arrays))
 
-    def _end(self, outcome: Outcome) -> Iterator[Outcome]:
+    def _end(self, outcome: VideoOutcome) -> Iterator[VideoOutcome]:
         if outcome.note is None:
             self._videos.pop(outcome.video_id, None)
             yield outcome
@@ -130,7 +130,7 @@ class Batches:
         self._videos.setdefault(outcome.video_id, Partial()).note = outcome.note
         yield from self._write(outcome.video_id)
 
-    def _write(self, video_id: str) -> Iterator[Outcome]:
+    def _write(self, video_id: str) -> Iterator[VideoOutcome]:
         """Write a video if it is complete."""
         partial = self._videos[video_id]
         if partial.note is None or partial.waiting:
@@ -141,7 +141,7 @@ class Batches:
             for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            yield Outcome(video_id, failure=f"{partial.note.source}: an encoder gave NaN; use another --dtype")
+            yield VideoOutcome(video_id, failure=f"{partial.note.source}: an encoder gave NaN; use another --dtype")
             return
         try:
             write_features(self._out, video_id, features)
@@ -151,7 +151,7 @@ class Batches:
                 "command again; what is stored is kept"
             ) from error
         frames, windows = len(features["video"]) // self._encoders.clip.rows, len(features["audio"])
-        yield Outcome(video_id, partial.note.model_copy(update={"frames": frames, "audio_windows": windows}))
+        yield VideoOutcome(video_id, partial.note.model_copy(update={"frames": frames, "audio_windows": windows}))
 
 
 @contextmanager
@@ -211,20 +211,20 @@ def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -
     try:
         digest = sha256(path)
         if known.get(video_id) == digest and _stored(out, video_id):
-            yield Piece(video_id, outcome=Outcome(video_id))
+            yield Piece(video_id, outcome=VideoOutcome(video_id))
             return
         pixels = map(encoders.clip.pixels, stream_frames(path, settings.fps, threads=1))
         yield from _cut(video_id, "video", choose_frames(pixels, settings))
         loudness = Loudness()
         sound = loudness.heard(stream_audio(path, SAMPLING_RATE))
-        yield from _cut(video_id, "audio", encoders.clap.stream_windows(sound, settings.window_seconds))
+        yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
         note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
-        yield Piece(video_id, outcome=Outcome(video_id, note))
+        yield Piece(video_id, outcome=VideoOutcome(video_id, note))
     except InputError as error:
-        yield Piece(video_id, outcome=Outcome(video_id, failure=str(error)))
+        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=str(error)))
     except Exception as error:  # one strange file among ten thousand must not stop the others
         reason = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; check that it plays"
-        yield Piece(video_id, outcome=Outcome(video_id, failure=reason))
+        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=reason))
 
 
 def _cut(video_id: str, modality: str, arrays: Iterable[NDArray[np.float32]]) -> Iterator[Piece]:

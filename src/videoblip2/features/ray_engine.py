@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media_features import Encoders, load_encoders
-from videoblip2.features.pipeline import Outcome, encode_all
+from videoblip2.features.pipeline import VideoOutcome, encode_all
 from videoblip2.features.settings import FeatureSettings
 from videoblip2.provenance import FeatureOrigin
 
@@ -40,7 +40,7 @@ class RayEngine:
     actors: int = 1
     workers: int = 1
 
-    def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[Outcome, None, None]:
+    def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[VideoOutcome, None, None]:
         """The outcome of each file, as Ray returns it."""
         if not paths:
             return
@@ -59,7 +59,7 @@ class RayEngine:
         )
         for row in notes.iter_rows():
             video_id, note, failure = json.loads(row["outcome"])
-            yield Outcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
+            yield VideoOutcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
 
     @property
     def job(self) -> ActorJob:
@@ -101,7 +101,7 @@ class Actor:
         return {"outcome": [_as_json(outcome) for outcome in outcomes]}
 
 
-def _as_json(outcome: Outcome) -> str:
+def _as_json(outcome: VideoOutcome) -> str:
     note = None if outcome.note is None else outcome.note.model_dump(exclude_unset=True)
     return json.dumps([outcome.video_id, note, outcome.failure])
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from videoblip2.config import InputError
-from videoblip2.errors import validated
+from videoblip2.errors import InputError, validated
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 LEVELS = ("absent", "empty", "silent", "present")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.config import InputError
-from videoblip2.features.manifest import Manifest
+from videoblip2.errors import InputError
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
@@ -60,7 +60,7 @@ class FeatureStore:
         return self._files.ids()
 
     @cached_property
-    def manifest(self) -> Manifest | None:
+    def manifest(self) -> FeatureManifest | None:
         """What `vb2 features extract` recorded; None if there is no manifest."""
         return self._files.manifest()
 
@@ -131,8 +131,8 @@ class _Folder:
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
 
-    def manifest(self) -> Manifest | None:
-        return Manifest.read(self._root)
+    def manifest(self) -> FeatureManifest | None:
+        return FeatureManifest.read(self._root)
 
     def where(self, modality: str, video_id: str) -> str:
         return str(self._root / modality / f"{video_id}.npy")
