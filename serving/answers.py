@@ -31,6 +31,44 @@ class Answer(BaseModel):
     seconds: float = Field(description="from the first byte understood to the answer")
     timings: Timings
     batch: int = Field(description="how many captions the model made at once")
+    clip: str = Field(
+        "",
+        description="of an uploaded media file: send it as `clip` in place of the file to ask again without an upload",
+    )
+
+
+class Moment(BaseModel):
+    """A frame or an audio window, and its share of the attention."""
+
+    start: float
+    end: float
+    weight: float = Field(description="all moments of a modality sum to 1")
+
+
+class Attention(BaseModel):
+    """The Q-Formers' cross-attention over time: the mean over their layers, heads and queries."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_version: str
+    seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
+    video: list[Moment] | None = Field(description="null if this model does not use pictures")
+    audio: list[Moment] | None = Field(description="empty if the clip is silent, null if this model does not use sound")
+
+
+class References(BaseModel):
+    """What people said of a known video."""
+
+    captions: list[str]
+
+
+class ChallengerCaption(BaseModel):
+    """The caption of a challenger that runs in shadow."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    caption: str | None = Field(description="null if it failed, was too late or had no room in the queue")
+    model_version: str
 
 
 class Problem(BaseModel):
@@ -81,6 +119,7 @@ class ModelState(BaseModel):
     waiting: int = Field(description="captions in the queue")
     trouble: str = Field(description="why the model is not followed at this moment; empty where all is well")
     shadow: Comparison | None = None
+    max_upload_mb: float = Field(0, description="largest upload that is accepted")
 
 
 KINDS = {413: "too_large", 429: "overloaded", 500: "internal", 503: "not_ready", 504: "timeout"}

@@ -18,11 +18,23 @@ from videoblip2.config import Decoding
 from videoblip2.modality import Features
 
 from . import observe
-from .answers import Answer, Answers, ItemProblem, ModelState, Problem, Refusal
+from .answers import (
+    Answer,
+    Answers,
+    Attention,
+    ChallengerCaption,
+    ItemProblem,
+    ModelState,
+    Problem,
+    References,
+    Refusal,
+)
 from .batching import Job
 from .engine import Ask, Engine, answer_of, problem_of
-from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_upload
+from .page import add_page
+from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_source, one_upload
 
+SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
 MAX_TEXT = 300  # characters of a prompt or question
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The request or the file in it is no use; the reason says what to change"},
@@ -33,7 +45,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: `text` with the caption so far, then `caption` with the answer, or `error`",
+        "description": "Server-sent events: `text` with the caption so far, then `caption` with the answer, or "
+        "`error`; last `challenger`, if it was asked for and one runs in shadow",
         "content": {"text/event-stream": {"example": 'event: text\ndata: {"text": "a man is"}\n\n'}},
     }
 }
@@ -91,12 +104,16 @@ def _fields(dependant: Dependant, many: bool = False) -> set[str]:
 
 
 Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
-One = Annotated[Uploads, Depends(one_upload)]
+One = Annotated[Uploads, Depends(one_source)]
 Many = Annotated[Uploads, Depends(many_uploads)]
 Prompt = Annotated[str | None, Form(max_length=MAX_TEXT, description="none = the model's own", examples=["a video of"])]
 Question = Annotated[
     str, Form(min_length=1, max_length=MAX_TEXT, description="in plain words", examples=["what is the man playing?"])
 ]
+AttentionQuestion = Annotated[
+    str | None, Form(max_length=MAX_TEXT, description="attention while answering it; without it, while captioning")
+]
+Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]
 
 
 def create_app() -> FastAPI:
@@ -114,7 +131,11 @@ def create_app() -> FastAPI:
     app.add_api_route("/ask", ask, response_model=Answer, **post)
     stream = {**post, "responses": {**REFUSALS, **STREAM}}
     app.add_api_route("/caption_stream", caption_stream, response_class=StreamingResponse, **stream)
-    app.add_api_route("/model", model, response_model=ModelState, methods=["GET"], tags=["Captions"])
+    app.add_api_route("/attention", attention, response_model=Attention, **post)
+    get: dict[str, Any] = {"methods": ["GET"], "tags": ["Captions"]}
+    app.add_api_route("/references/{video_id}", references, response_model=References, **get)
+    app.add_api_route("/model", model, response_model=ModelState, **get)
+    add_page(app)
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
@@ -129,7 +150,21 @@ async def caption(request: Request, uploads: One, options: Options, prompt: Prom
 
 async def ask(request: Request, uploads: One, options: Options, question: Question) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
-    return await _one(request, uploads, options, f"question: {question.strip()} answer:")
+    return await _one(request, uploads, options, _question_prompt(question))
+
+
+async def attention(request: Request, uploads: One, question: AttentionQuestion = None) -> Attention:
+    """Say how the model divides its attention over the frames and the sound of one video."""
+    engine = engine_of(request)
+    async with engine.deadline():
+        served = engine.served()
+        item, _ = await one_item(uploads, served, intake_of(request))
+        return await engine.attention(item, served, None if question is None else _question_prompt(question))
+
+
+async def references(request: Request, video_id: str) -> References:
+    """Say how people described a video of VB2_REFERENCES; an unknown one has no captions."""
+    return References(captions=list(request.app.state.references.get(video_id, ())))
 
 
 async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
@@ -144,12 +179,14 @@ async def captions(request: Request, uploads: Many, options: Options, prompt: Pr
     return Answers(results=results)
 
 
-async def caption_stream(request: Request, uploads: One, options: Options, prompt: Prompt = None) -> StreamingResponse:
-    """Caption one video, the caption told word by word while it is made."""
+async def caption_stream(
+    request: Request, uploads: One, options: Options, prompt: Prompt = None, challenger: Challenger = False
+) -> StreamingResponse:
+    """Caption one video, and send the caption word by word while it is made."""
     engine, asking = engine_of(request), _ask(options, prompt)
     async with engine.deadline():
         served = engine.served()
-        item = await one_item(uploads, served, intake_of(request))
+        item, asking.clip = await one_item(uploads, served, intake_of(request))
     asking.features_seconds = time.perf_counter() - asking.began
     job = engine.job(item, served, asking)
     if isinstance(job, Refusal):
@@ -158,7 +195,7 @@ async def caption_stream(request: Request, uploads: One, options: Options, promp
     job.listener = texts.put_nowait
     job.future.add_done_callback(lambda _: texts.put_nowait(None))
     engine.submit([job])
-    return StreamingResponse(_events(engine, job, texts, asking), media_type="text/event-stream")
+    return StreamingResponse(_events(engine, job, texts, asking, challenger), media_type="text/event-stream")
 
 
 async def model(request: Request) -> ModelState:
@@ -170,7 +207,7 @@ async def _one(request: Request, uploads: Uploads, options: Options, prompt: str
     engine, asking = engine_of(request), _ask(options, prompt)
     async with engine.deadline():
         served = engine.served()
-        item = await one_item(uploads, served, intake_of(request))
+        item, asking.clip = await one_item(uploads, served, intake_of(request))
         asking.features_seconds = time.perf_counter() - asking.began
         (result,) = await engine.answer([item], served, asking)
     if isinstance(result, ItemProblem):
@@ -178,7 +215,9 @@ async def _one(request: Request, uploads: Uploads, options: Options, prompt: str
     return result
 
 
-async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", asking: Ask) -> AsyncIterator[str]:
+async def _events(
+    engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", asking: Ask, challenger: bool
+) -> AsyncIterator[str]:
     """Server-sent events; a client that goes away takes its caption out of the queue."""
     said = ""
     try:
@@ -189,13 +228,27 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
                     said = text
             done = job.future.result()
             yield _event("caption", answer_of(job, done, asking).model_dump_json())
-            engine.compare([job], [done], asking)
+        compared = engine.compare([job], [done], asking)
+        if challenger and engine.shadow and (contender := engine.shadow.follower.current):
+            caption = await _within(SHADOW_SECONDS, compared[0]) if compared else None
+            contended = ChallengerCaption(caption=caption, model_version=contender.version)
+            yield _event("challenger", contended.model_dump_json())
     except Refusal as refusal:
         yield _failure(ItemProblem(error=refusal.reason, status=refusal.status))
     except Exception as error:
         yield _failure(problem_of(error))
     finally:
         job.future.cancel()
+
+
+async def _within(seconds: float, task: "asyncio.Task[str | None]") -> str | None:
+    """The task's result, or None when it takes longer; the task is not cancelled."""
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    return task.result() if done else None
+
+
+def _question_prompt(question: str) -> str:
+    return f"question: {question.strip()} answer:"
 
 
 def _count_failures(items: Sequence[Features | Refusal], results: Sequence[Answer | ItemProblem]) -> None:

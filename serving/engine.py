@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from anyio import to_thread
+
 from videoblip2.config import Decoding, InputError
 from videoblip2.modality import Features
 
 from . import observe
-from .answers import Answer, ItemProblem, ModelState, Refusal, Timings
+from .answers import Answer, Attention, ItemProblem, ModelState, Refusal, Timings
+from .attention import attention_over_time
 from .batching import Batcher, Done, Full, Job, NotFinite
 from .following import Follower, Poller, Served
 from .service_settings import Settings, baked_model
@@ -32,6 +35,7 @@ class Ask:
     request_id: str = ""
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
+    clip: str = ""
 
 
 class Engine:
@@ -42,6 +46,7 @@ class Engine:
         self.follower = Follower(settings.address, settings.device, observe.serving)
         self.batcher = Batcher(settings.max_batch, settings.max_waiting)
         self.shadow: Shadow | None = None
+        self._attending = asyncio.Lock()
         followers = [self.follower]
         if settings.shadow:
             self.shadow = Shadow(Follower(settings.shadow, settings.device), self.batcher, settings.shadow_log)
@@ -81,6 +86,7 @@ class Engine:
             waiting=len(self.batcher.waiting),
             trouble=self.follower.trouble,
             shadow=self.shadow.comparison if self.shadow else None,
+            max_upload_mb=self.settings.max_upload_mb,
         )
 
     @asynccontextmanager
@@ -108,10 +114,20 @@ class Engine:
         self.compare(sound, list(results.values()), ask)
         return [_said(job, results.get(id(job)), ask) for job in jobs]
 
-    def compare(self, jobs: Sequence[Job], results: Sequence["Done | BaseException"], ask: Ask) -> None:
-        """Let the challenger, where there is one, caption what was answered."""
-        if self.shadow:
-            self.shadow.offer(jobs, results, ask.request_id)
+    def compare(
+        self, jobs: Sequence[Job], results: Sequence["Done | BaseException"], ask: Ask
+    ) -> "list[asyncio.Task[str | None]]":
+        """Let the challenger, if there is one, caption what was answered; its captions, None where it has none."""
+        return self.shadow.offer(jobs, results, ask.request_id) if self.shadow else []
+
+    async def attention(self, item: "Features", served: Served, prompt: str | None) -> Attention:
+        """Attention over time for one item. Raises Refusal 400 for features that the model cannot take."""
+        try:
+            served.captioner.check(item)
+        except InputError as error:
+            raise Refusal(400, str(error)) from error
+        async with self._attending:  # one at a time: captions come first
+            return await to_thread.run_sync(attention_over_time, served.captioner, item, prompt)
 
     def job(self, item: "Features | Refusal", served: Served, ask: Ask) -> "Job | Refusal":
         """Check one item against the model that will caption it."""
@@ -161,6 +177,7 @@ def answer_of(job: Job, done: Done, ask: Ask) -> Answer:
             model=round(done.model_seconds, 4),
         ),
         batch=done.batch,
+        clip=ask.clip,
     )
 
 

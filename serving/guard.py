@@ -23,10 +23,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import observe
 from .forms import FormError, FormWatch
-from .page_gate import same_origin
 from .service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
@@ -67,6 +67,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if self.settings.trust_proxy and scope["type"] != "lifespan":
+            scope = as_client_sent_it(scope)
         if scope["type"] == "websocket" and not self._authorised(scope):
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http" or scope["path"] in PROBES:
@@ -111,7 +113,7 @@ class Guard:
             raise Refusal(400, "malformed", "a header that may stand once stands twice")
         if not self._authorised(scope):
             reason = "this service asks for a key: send `Authorization: Bearer KEY`"
-            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": _wanted(scope)})
+            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": _challenge(scope)})
         if _header(scope, b"content-length").isdigit():
             self._check_size(int(_header(scope, b"content-length")))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
@@ -192,6 +194,32 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": content})
 
 
+def same_origin(scope: Scope) -> bool:
+    """False for a request that another site's page sends; one without an Origin is not a browser's POST."""
+    origin = urlsplit(_header(scope, b"origin"))
+    if origin == urlsplit(""):
+        return True
+    return origin.netloc == _header(scope, b"host") and origin.scheme == scope.get("public_scheme", origin.scheme)
+
+
+def as_client_sent_it(scope: Scope) -> Scope:
+    """Undo what a proxy in front changed, by its X-Forwarded-Host, -Proto and -Prefix headers.
+
+    A prefix that the proxy left in the path is removed. Nothing in the service answers with an absolute address.
+    """
+    host, scheme, prefix = (
+        _header(scope, b"x-forwarded-" + name).partition(",")[0].strip() for name in (b"host", b"proto", b"prefix")
+    )
+    changed = dict(scope)
+    if host:
+        changed["headers"] = [*((k, v) for k, v in scope["headers"] if k != b"host"), (b"host", host.encode("latin-1"))]
+    if scheme:
+        changed["public_scheme"] = scheme
+    if (prefix := prefix.rstrip("/")) and f"{scope['path']}/".startswith(f"{prefix}/"):
+        changed["path"] = scope["path"].removeprefix(prefix) or "/"
+    return changed
+
+
 def _given_key(scope: Scope) -> bytes:
     """The key that a client sent; empty, which no key is, where it sent none."""
     scheme, _, given = _header(scope, b"authorization").partition(" ")
@@ -203,9 +231,10 @@ def _given_key(scope: Scope) -> bytes:
     return b""
 
 
-def _wanted(scope: Scope) -> str:
-    """A browser asks its user for what it is told to; a program is told of the key only."""
-    return 'Basic realm="VideoBLIP2", charset="UTF-8"' if "text/html" in _header(scope, b"accept") else "Bearer"
+def _challenge(scope: Scope) -> str:
+    """Make a browser ask its user for the key; a program is told of the header only."""
+    in_browser = "text/html" in _header(scope, b"accept") or _header(scope, b"sec-fetch-site") == "same-origin"
+    return 'Basic realm="VideoBLIP2", charset="UTF-8"' if in_browser else "Bearer"
 
 
 def _check_content_type(value: str) -> None:

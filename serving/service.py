@@ -7,8 +7,7 @@ guard     before every request      forms     what a form may hold      observe 
 api       HTTP                      answers   what is said              shadow     the challenger beside the champion
 uploads   files to items            arrays    features without trust    media      decoding processes (decoder)
 encoding  clips to features         engine    items in, answers out     batching   the queue
-following the model of the moment   page      Gradio, where it is       page_gate  what may reach Gradio
-page_desk what the page asks for    page_view what it shows
+following the model of the moment   page      the page and /docs        attention  weights over time
 """
 
 import bentoml
@@ -23,13 +22,10 @@ from .engine import Engine
 from .following import find
 from .guard import Guard
 from .media import Decoders
-from .page import Page, create_page
-from .page_desk import Desk
 from .service_settings import Settings, read_settings
 from .uploads import MediaIntake
 
 API = create_app()
-PAGE = Page()
 
 
 @bentoml.service(
@@ -39,7 +35,6 @@ PAGE = Page()
     logging={"access": {"enabled": False}},  # serving.observe writes a line a request
     endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
-@bentoml.asgi_app(create_page(PAGE), path="/", name="page")
 @bentoml.asgi_app(API, path="/", name="api")
 class VideoBlip2Service:
     """Videos or features in, captions out, by the champion."""
@@ -50,7 +45,7 @@ class VideoBlip2Service:
         self.engine = Engine(settings)
         self.decoders = Decoders(settings)
         API.state.engine, API.state.intake = self.engine, MediaIntake(self.decoders)
-        self.settings = settings
+        API.state.references = references(settings)
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -69,11 +64,9 @@ class VideoBlip2Service:
         """Begin to load the model beside the event loop, which answers probes meanwhile."""
         self.decoders.start()
         self.engine.start()
-        PAGE.open(Desk(self.engine, API.state.intake, references(self.settings)), self.settings)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
-        PAGE.close()
         await API.state.intake.encoding.stop()
         await self.engine.stop()
         self.decoders.stop()

@@ -38,7 +38,8 @@ class Settings(Section):
     decode_memory_mb: int = Field(2048, ge=1, description="address space of a decoder")
     max_video_seconds: float = Field(600, gt=0, allow_inf_nan=False, description="length of a video")
     max_pixels: int = Field(4096 * 2304, ge=1, description="of one frame")
-    page: bool = Field(True, description="a page at /, where gradio is installed")
+    page: bool = Field(True, description="the page at /; without it, / describes the API")
+    trust_proxy: bool = Field(False, description="believe X-Forwarded-Host, -Proto and -Prefix: only behind a proxy")
     references: Path | None = Field(
         None, description="annotation file whose captions the page shows beside the model's"
     )

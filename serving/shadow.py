@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from .answers import Comparison
 from .batching import Batcher, Done, Full, Job
@@ -23,43 +22,43 @@ class Shadow:
     def __init__(self, follower: Follower, batcher: Batcher, path: Path | None = None) -> None:
         self.follower, self._batcher, self._path = follower, batcher, path
         self.comparison = Comparison(model=follower.model)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._expected: WeakValueDictionary[str, asyncio.Future[str | None]] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[str | None]] = set()
 
-    def expect(self, request_id: str) -> "asyncio.Future[str | None]":
-        """What the challenger will say to a request that is not answered yet; None where it sees no such request."""
-        future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._expected[request_id] = future
-        return future
+    def offer(
+        self, jobs: Sequence[Job], answers: Sequence["Done | BaseException"], request_id: str
+    ) -> list["asyncio.Task[str | None]"]:
+        """Caption again what was captioned; never raises, never waits.
 
-    def offer(self, jobs: Sequence[Job], answers: Sequence["Done | BaseException"], request_id: str) -> None:
-        """Caption again what was captioned; never raises, never waits."""
+        Returns a task for each accepted job; its result is the caption, or None if the challenger failed.
+        """
         challenger = self.follower.current
+        tasks: list[asyncio.Task[str | None]] = []
         for job, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, BaseException):
                 continue
             self._start_over_if_new(job.served, challenger)
             if challenger is None or not _same_input(job.served, challenger):
-                self._drop(request_id)
+                self.comparison.dropped += 1
                 continue
             shadow = Job(job.item, challenger, job.decoding, job.prompt, job.seed)
             try:
                 self._batcher.submit([shadow], background=True)
             except Full:
-                self._drop(request_id)
+                self.comparison.dropped += 1
                 continue
             task = asyncio.create_task(self._compare(job, answer, shadow, request_id))
             self._tasks.add(task)  # the loop itself keeps only a weak reference
             task.add_done_callback(self._tasks.discard)
+            tasks.append(task)
+        return tasks
 
-    async def _compare(self, job: Job, answer: Done, shadow: Job, request_id: str) -> None:
+    async def _compare(self, job: Job, answer: Done, shadow: Job, request_id: str) -> str | None:
         try:
             done = await shadow.future
         except Exception as error:
             self.comparison.failed += 1
-            self._tell(request_id, None)
             log.warning("challenger %s failed: %s", shadow.served.version, error)
-            return
+            return None
         row = {
             "request": request_id,
             "champion": job.served.version,
@@ -73,22 +72,12 @@ class Shadow:
             "challenger_seconds": round(done.model_seconds, 4),
         }
         log.info("shadow", extra={"fields": row})
-        self._tell(request_id, done.caption.text)
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if (row["champion"], row["challenger"]) == (self.comparison.champion, self.comparison.challenger):
             self._count(row)
-
-    def _drop(self, request_id: str) -> None:
-        self.comparison.dropped += 1
-        self._tell(request_id, None)
-
-    def _tell(self, request_id: str, caption: str | None) -> None:
-        """Whoever shows both captions to a user waits for this one."""
-        expected = self._expected.get(request_id)
-        if expected and not expected.done():
-            expected.set_result(caption)
+        return done.caption.text
 
     def _count(self, row: dict[str, object]) -> None:
         """Running means over what was compared."""

@@ -1,16 +1,18 @@
 """From the files of a request to items: features as .npy or safetensors, or media that become features here."""
 
 import asyncio
+import secrets
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 from anyio import to_thread
-from fastapi import File, UploadFile
+from fastapi import Depends, File, Form, UploadFile
 
 from videoblip2.config import InputError
 from videoblip2.modality import Features
@@ -25,6 +27,7 @@ from .media import Busy, Decoders
 if TYPE_CHECKING:
     from videoblip2.predict import PreparedVideo
 
+KEPT_CLIPS = 32
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 ONE_OF = (
     "send a media file as `video`, an .npy as `video_features` (and `audio_features`), or safetensors as `features`"
@@ -36,6 +39,9 @@ AudioNpy = Annotated[
     UploadFile | None, File(description=".npy, floats [windows, 512]; leave out where there is no sound")
 ]
 Tensors = Annotated[UploadFile | None, File(description="safetensors with `video` and, with sound, `audio`")]
+ClipToken = Annotated[
+    str | None, Form(max_length=64, description="`clip` of an earlier answer, in place of the file; 410 when too old")
+]
 VideoFiles = Annotated[list[UploadFile], File(description="media files")]
 VideoNpys = Annotated[list[UploadFile], File(description=".npy files, floats [frames, 768]")]
 AudioNpys = Annotated[list[UploadFile], File(description=".npy files, as many as `video_features`, or none")]
@@ -50,6 +56,7 @@ class Uploads:
     video_features: Sequence[UploadFile] = ()
     audio_features: Sequence[UploadFile] = ()
     features: Sequence[UploadFile] = ()
+    clip: str = ""
 
 
 def one_upload(
@@ -59,8 +66,15 @@ def one_upload(
     features: Tensors = None,
 ) -> Uploads:
     """The files of a request for one item."""
-    given = (video, video_features, audio_features, features)
-    return Uploads(*([file] if file else [] for file in given))
+    videos, video_npys, audio_npys, tensors = (
+        [file] if file else [] for file in (video, video_features, audio_features, features)
+    )
+    return Uploads(videos, video_npys, audio_npys, tensors)
+
+
+def one_source(uploads: Annotated[Uploads, Depends(one_upload)], clip: ClipToken = None) -> Uploads:
+    """The files of a request for one item, or the clip of an earlier answer."""
+    return replace(uploads, clip=clip or "")
 
 
 def many_uploads(
@@ -92,17 +106,46 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
     return items
 
 
-async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> Features:
-    """The one item of a request. Raises Refusal where there is none, more than one, or no use in it."""
-    kinds = [kind for kind in (uploads.video, uploads.video_features, uploads.features) if kind]
+async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> tuple[Features, str]:
+    """The one item of a request, and for a media file the token that stands for it from now on.
+
+    Raises Refusal if there is no item, more than one, or one that cannot be used.
+    """
+    kinds = [kind for kind in (uploads.video, uploads.video_features, uploads.features, uploads.clip) if kind]
     if len(kinds) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
+    if uploads.clip:
+        return intake.clips.find(uploads.clip, served), uploads.clip
     items = await items_of(uploads, served, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     if isinstance(items[0], Refusal):
         raise items[0]
-    return items[0]
+    return items[0], intake.clips.keep(items[0], served) if uploads.video else ""
+
+
+class Clips:
+    """The features of the clips that were uploaded last, so that they can be asked about without another upload."""
+
+    def __init__(self, most: int = KEPT_CLIPS) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, tuple[Features, str]] = OrderedDict()
+
+    def keep(self, item: Features, served: Served) -> str:
+        """Keep features made for `served`; returns a token that nobody can guess."""
+        token = secrets.token_urlsafe(16)
+        self._kept[token] = item, served.captioner.encoders_name
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return token
+
+    def find(self, token: str, served: Served) -> Features:
+        """Raises Refusal 410 if the clip is no longer kept, or if `served` reads features of other encoders."""
+        item, encoders = self._kept.get(token, (None, ""))
+        if item is None or encoders != served.captioner.encoders_name:
+            raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
+        self._kept.move_to_end(token)
+        return item
 
 
 class MediaIntake:
@@ -115,6 +158,7 @@ class MediaIntake:
     def __init__(self, decoders: Decoders) -> None:
         self.decoders = decoders
         self.encoding = EncodingQueue()
+        self.clips = Clips()
         self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 

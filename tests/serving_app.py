@@ -69,7 +69,7 @@ def start(service):
         patch.setattr(sys.modules["serving.service"], "Decoders", FakeDecoders)
         for name in (name for name in os.environ if name.startswith("VB2_") and name != "VB2_POLL_SECONDS"):
             patch.delenv(name)
-        for name, value in {"PAGE": "false", **environment}.items():  # Gradio takes seconds to import
+        for name, value in environment.items():
             patch.setenv(f"VB2_{name}", value)
         app = ServiceAppFactory(service, is_main=True, enable_metrics=False)()  # metrics can be made once a process
         return TestClient(app, raise_server_exceptions=False)

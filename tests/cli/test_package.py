@@ -112,7 +112,7 @@ def test_what_serving_imports_is_among_the_requirements():
     known = {"yaml": "pyyaml", "python_multipart": "python-multipart", "opentelemetry": "opentelemetry-api"}
     for path in (ROOT / "serving").glob("*.py"):
         for name in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
-            if name in sys.stdlib_module_names or name in ("serving", "videoblip2", "gradio"):
+            if name in sys.stdlib_module_names or name in ("serving", "videoblip2"):
                 continue
             assert known.get(name, name.replace("_", "-")) in there, f"{path.name} imports {name}"
 

@@ -140,10 +140,65 @@ def test_a_browser_sends_the_key_as_password_and_for_our_own_page_only(login, or
     assert run(guard(api_key="right"), headers=headers)[0] == status
 
 
-def test_a_browser_is_told_to_ask_for_a_password_and_a_program_is_not():
-    for accept, scheme in ((b"text/html,*/*", "Basic"), (b"*/*", "Bearer")):
-        _, headers, _ = run(guard(api_key="right"), headers=[(b"accept", accept)])
-        assert headers["www-authenticate"].partition(" ")[0] == scheme
+@pytest.mark.parametrize(
+    ("trusted", "origin", "status"),
+    [
+        (True, "https://outer.example", 200),
+        (True, "http://outer.example", 401),  # X-Forwarded-Proto says https
+        (True, "http://inner:1", 401),
+        (False, "https://outer.example", 401),
+        (False, "http://inner:1", 200),
+    ],
+)
+def test_behind_a_proxy_the_own_page_is_the_one_the_client_sees(trusted, origin, status):
+    headers = [(b"authorization", b"Basic " + base64.b64encode(b":right")), (b"host", b"inner:1")]
+    headers += [(b"origin", origin.encode()), (b"x-forwarded-host", b"outer.example, inner")]
+    headers += [(b"x-forwarded-proto", b"https")]
+    assert run(guard(api_key="right", trust_proxy=trusted), headers=headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("trusted", "path", "seen"),
+    [
+        (True, "/videos/caption", "/caption"),
+        (True, "/videos", "/"),
+        (True, "/caption", "/caption"),
+        (True, "/videoson", "/videoson"),
+        (False, "/videos/caption", "/videos/caption"),
+    ],
+)
+def test_a_prefix_that_a_trusted_proxy_leaves_in_the_path_is_removed(trusted, path, seen):
+    paths = []
+
+    async def inner(scope, receive, send):
+        paths.append(scope["path"])
+        await Inner()(scope, receive, send)
+
+    run(guard(inner, trust_proxy=trusted), path=path, headers=[(b"x-forwarded-prefix", b"/videos/")])
+    assert paths == [seen]
+
+
+def test_a_lifespan_event_has_no_headers_and_passes():
+    passed = []
+
+    async def inner(scope, receive, send):
+        passed.append(scope["type"])
+
+    asyncio.run(guard(inner, trust_proxy=True)({"type": "lifespan"}, None, None))
+    assert passed == ["lifespan"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "scheme"),
+    [
+        ([(b"accept", b"text/html,*/*")], "Basic"),
+        ([(b"accept", b"*/*"), (b"sec-fetch-site", b"same-origin")], "Basic"),  # the page's own script
+        ([(b"accept", b"*/*"), (b"sec-fetch-site", b"cross-site")], "Bearer"),
+        ([(b"accept", b"*/*")], "Bearer"),
+    ],
+)
+def test_a_browser_is_told_to_ask_for_a_password_and_a_program_is_not(headers, scheme):
+    assert run(guard(api_key="right"), headers=headers)[1]["www-authenticate"].partition(" ")[0] == scheme
 
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 200), ("/healthz", 200), ("/metrics", 401)])

@@ -1,189 +1,182 @@
-"""The page as Gradio serves it, spoken to as a browser does, and its desk without it."""
+"""The page's files, and the routes of the API that it uses beside those of every client."""
 
-import asyncio
 import json
-import socket
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from serving_app import Registry, counted
-from serving_fakes import BUG_TEXT, FakeCaptioner, FakeDecoders, eventually
+from serving_app import ROOT, Registry, features, npy
+from serving_fakes import FakeCaptioner, eventually
 
-from serving.answers import Refusal
-from serving.engine import Engine
-from serving.page_desk import Desk
-from serving.service_settings import Settings
-from serving.uploads import MediaIntake
+from serving.attention import attention_over_time
+from serving.page import HEADERS, MEDIA_TYPES
 from videoblip2.predict import FoundModel
 
-pytest.importorskip("gradio", reason="gradio is not installed (extra ui)")
 pytest_plugins = ["serving_app"]
 
-CAPTION, ASK = 0, 2  # the page's events, in the order in which it names them
+CLIP = {"video": ("video7.mp4", b"video")}
+STATIC = ROOT / "serving" / "static"
 
 
 @pytest.fixture(scope="module")
-def page(start, tmp_path_factory):
+def both(start, tmp_path_factory):
+    """A registry and a client of a service with a challenger and with references."""
     references = tmp_path_factory.mktemp("page") / "test.json"
     references.write_text(json.dumps([{"video_id": "video7", "category": 0, "captions": ["a dog barks", "a dog"]}]))
     registry = Registry()
-    champion = registry.find
-    challenger = FakeCaptioner("videoblip2/9")
+    champion, challenger = registry.find, FakeCaptioner("videoblip2/9")
     registry.find = lambda model: FoundModel(Path("9"), "videoblip2/9") if "challenger" in model else champion(model)
     registry.load = lambda found, model, device: challenger if "challenger" in model else registry.captioner
-    with start(registry, PAGE="true", REFERENCES=str(references), SHADOW="models:/videoblip2@challenger") as client:
-        eventually(lambda: (client.get("/model").json().get("shadow") or {}).get("model"))
-        eventually(lambda: sys.modules["serving.service"].API.state.engine.shadow.follower.current)
-        yield client
-        folder = folder_of()
-        assert list(folder.glob("*/*.mp4"))
-    assert not folder.exists()  # with the service every upload goes
+    with start(registry, REFERENCES=str(references), SHADOW="models:/videoblip2@challenger") as client:
+        engine = sys.modules["serving.service"].API.state.engine
+        eventually(lambda: engine.ready() and engine.shadow.follower.current)
+        yield registry, client
 
 
-def folder_of():
-    return sys.modules["serving.service"].PAGE._folder
+@pytest.fixture
+def http(both):
+    return both[1]
 
 
-def upload(client, content, name="video7.mp4"):
-    answer = client.post("/gradio_api/upload", files={"files": (name, content)})
-    assert answer.status_code == 200
-    (path,) = answer.json()
-    return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+def events(answer):
+    blocks = [block.split("\n", 1) for block in answer.text.strip().split("\n\n")]
+    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in blocks]
 
 
-def event(client, number, *data):
-    """What an event ends with: the outputs' values."""
-    body = {"data": data, "fn_index": number, "session_hash": "s1"}
-    joined = client.post("/gradio_api/queue/join", json=body)
-    assert joined.status_code == 200, joined.text
-    told = client.get("/gradio_api/queue/data", params={"session_hash": "s1"}).text
-    messages = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line.startswith("data: ")]
-    (done,) = [message for message in messages if message["msg"] == "process_completed"]
-    steps = [message["output"]["data"] for message in messages if message["msg"] == "process_generating"]
-    assert done["success"], done
-    return steps[0], steps  # the first step holds whole values, later ones what changed
+def test_the_page_needs_nothing_from_elsewhere_and_works_under_any_prefix(http):
+    page = http.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+    wanted = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"static/page.css", "static/page.js", "docs"} <= set(wanted)
+    for address in wanted:
+        assert address.startswith("data:") or http.get(f"/{address}").status_code == 200
+    for name, kind in MEDIA_TYPES.items():
+        answer = http.get(f"/static/{name}")
+        assert answer.headers["content-type"].startswith(kind)
+        assert answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|innerHTML|eval\(", answer.text)
+    assert {file.name for file in STATIC.iterdir()} == {"index.html", *MEDIA_TYPES}
+    assert http.get("/static/index.html").status_code == 404
 
 
-def whole(steps, place):
-    """Everything that an output was told, changes included."""
-    return json.dumps([step[place] for step in steps], ensure_ascii=False)
+def test_the_description_of_the_api_is_without_its_tracker(http):
+    described = http.get("/docs").text
+    assert "swagger-ui" in described
+    assert "googletagmanager" not in described
 
 
-def test_a_clip_gets_caption_challenger_strip_and_references(page):
-    before = counted("vb2_requests_total", path="/page/caption", status="200")
-    first, steps = event(page, CAPTION, upload(page, b"video"))
-    assert "Watching" in first[0]
-    said, look, known = (whole(steps, place) for place in (0, 1, 3))
-    assert "3 frames" in said
-    assert "videoblip2/1" in said
-    assert "videoblip2/9" in said
-    assert "What mattered for the caption" in look
-    assert "a dog barks" in known
-    assert counted("vb2_requests_total", path="/page/caption", status="200") == before + 1
-    _, steps = event(page, CAPTION, upload(page, b"video", "unknown.mp4"))
-    assert "What people said" not in whole(steps, 3)
+def test_without_the_page_the_description_of_the_api_is_at_the_root(http, monkeypatch):
+    engine = sys.modules["serving.service"].API.state.engine
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"page": False}))
+    assert "swagger-ui" in http.get("/").text
 
 
-def test_a_question_is_answered_and_moves_the_strip(page):
-    _, steps = event(page, ASK, upload(page, b"video"), " what <b>barks</b>? ")
-    assert "3 frames" in whole(steps, 0)
-    assert "what &lt;b&gt;barks&lt;/b&gt;?" in whole(steps, 0)
-    assert "What mattered for “what &lt;b&gt;barks" in whole(steps, 1)
+def test_a_stream_ends_with_the_challengers_caption_if_it_is_asked_for(http):
+    told = events(http.post("/caption_stream", files=CLIP, data={"challenger": True}))
+    assert [kind for kind, _ in told] == ["text", "text", "caption", "challenger"]
+    assert told[-1][1] == {"caption": "3 frames", "model_version": "videoblip2/9"}
+    told = events(http.post("/caption_stream", files=CLIP))
+    assert [kind for kind, _ in told] == ["text", "text", "caption"]
+
+
+def test_a_challenger_that_fails_has_no_caption(http, monkeypatch):
+    challenger = sys.modules["serving.service"].API.state.engine.shadow.follower.current.captioner
+    monkeypatch.setattr(challenger, "caption", lambda *args, **options: 1 / 0)
+    told = events(http.post("/caption_stream", files=CLIP, data={"challenger": True}))
+    assert told[-1] == ("challenger", {"caption": None, "model_version": "videoblip2/9"})
+
+
+def test_a_clip_is_uploaded_and_decoded_once_however_often_it_is_asked_about(both, monkeypatch):
+    registry, http = both
+    decoders = sys.modules["serving.service"].API.state.intake.decoders
+    decoded, decode = [], decoders.decode
+    monkeypatch.setattr(decoders, "decode", lambda path, fps: decoded.append(path) or decode(path, fps))
+    clip = http.post("/caption", files=CLIP).json()["clip"]
+    for question in ("what?", "who?"):
+        answer = http.post("/ask", files={"clip": (None, clip)}, data={"question": question}).json()
+        assert (answer["caption"], answer["clip"]) == ("3 frames", clip)
+    assert registry.captioner.calls[-1]["prompt"] == ["question: who? answer:"]
+    assert http.post("/attention", files={"clip": (None, clip)}).status_code == 200
+    assert len(decoded) == 1
+    assert http.post("/caption", files={**CLIP, "clip": (None, clip)}).status_code == 400
+
+
+def test_a_clip_that_is_no_longer_held_is_410(both, monkeypatch):
+    registry, http = both
+    first, *_ = [http.post("/caption", files=CLIP).json()["clip"] for _ in range(33)]
+    for token in ("made-up", first):
+        answer = http.post("/ask", files={"clip": (None, token)}, data={"question": "what?"})
+        assert (answer.status_code, answer.json()["error"]) == (410, "this clip is no longer held; send the file again")
+    last = http.post("/caption", files=CLIP).json()["clip"]
+    monkeypatch.setattr(registry.captioner, "encoders_name", "other")
+    assert http.post("/attention", files={"clip": (None, last)}).status_code == 410
+
+
+def test_attention_is_told_for_the_caption_and_for_a_question(both, monkeypatch):
+    registry, http = both
+    told = http.post("/attention", files=features(4)).json()
+    assert told["model_version"] == "videoblip2/1"
+    assert told["seconds"] == 4.0
+    assert told["video"][3] == {"start": 3.0, "end": 4.0, "weight": 0.4}
+    assert told["audio"] == []
+    prompts = []
+    weigh = registry.captioner.attention
+    monkeypatch.setattr(registry.captioner, "attention", lambda i, prompt: prompts.append(prompt) or weigh(i, prompt))
+    http.post("/attention", files=features(4), data={"question": " who? "})
+    http.post("/attention", files=features(4))
+    assert prompts == ["question: who? answer:", None]
 
 
 @pytest.mark.parametrize(
-    ("number", "content", "question", "reason"),
+    ("files", "reason"),
     [
-        (CAPTION, b"text", (), "the uploaded file: no video in it; send an mp4, avi or webm file"),
-        (CAPTION, b"busy", (), "every decoder is at work"),
-        (CAPTION, b"bug", (), "an unexpected error; the server&#x27;s log says more"),
-        (ASK, b"text", ("what?",), "no video in it"),
-        (ASK, b"video", ("  ",), "a question has 1 to 300 characters"),
-        (ASK, b"video", ("x" * 301,), "a question has 1 to 300 characters"),
-        (ASK, None, ("what?",), "there is no clip yet"),
+        ({"video": ("a.mp4", b"text")}, "the uploaded file: no video in it"),
+        ({"video_features": npy(np.ones((2, 25)))}, "video features of shape [2, 25]"),
+        ({"video_features": npy(np.full((2, 24), np.nan))}, "video features hold NaN"),
     ],
 )
-def test_what_goes_wrong_is_told_in_words(page, number, content, question, reason):
-    _, steps = event(page, number, content and upload(page, content), *question)
-    assert "That did not work" in whole(steps, 0)
-    assert reason in whole(steps, 0)
-    for secret in (BUG_TEXT, "Traceback", str(folder_of()), "vb2-upload"):
-        assert secret not in whole(steps, 0)
+def test_no_attention_to_what_cannot_be_captioned(http, files, reason):
+    answer = http.post("/attention", files=files)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(reason)
 
 
-def test_no_address_and_no_path_of_a_client_is_opened(page, tmp_path):
-    (tmp_path / "secret.mp4").write_bytes(b"video")
-    asked = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.2)
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v.mp4"
-        for path in (address, str(tmp_path / "secret.mp4"), "/etc/passwd"):
-            file = {"path": path, "url": address, "meta": {"_type": "gradio.FileData"}}
-            for number, data in ((CAPTION, [file]), (ASK, [file, "what?"])):
-                body = {"data": data, "fn_index": number, "session_hash": "s2"}
-                assert page.post("/gradio_api/queue/join", json=body).status_code == 400
-            assert page.get(f"/gradio_api/file={path}").status_code == 403
-        ours = {**upload(page, b"video"), "url": address}
-        event(page, CAPTION, ours)
-        with pytest.raises(TimeoutError):
-            asked.append(listener.accept())
+def test_what_people_said_of_a_known_video(http):
+    assert http.get("/references/video7").json() == {"captions": ["a dog barks", "a dog"]}
+    assert http.get("/references/unknown").json() == {"captions": []}
 
 
-DOORS = (
-    "info openapi.json proxy=http://127.0.0.1:9/ call/watch run/predict api/predict component_server runs heartbeat/s"
+def test_references_that_cannot_be_read_end_the_start_with_one_line(service, monkeypatch, tmp_path):
+    monkeypatch.setenv("VB2_REFERENCES", str(tmp_path / "gone.json"))
+    with pytest.raises(Exception, match=r"gone.json: no such file"):
+        service.inner.check_model()
+
+
+@pytest.mark.parametrize(
+    ("timeline", "video", "audio", "ends"),
+    [
+        (
+            (4.0, 2.5),
+            [0.1, 0.2, 0.4, 0.3],
+            [0.75, 0.25],
+            ([1, 2, 3, 4], [2.5, 4]),
+        ),  # ends with the clip
+        ((10.0, 1.0), [0.5, 0.5], [0.5, 0.5], ([5, 10], [5, 10])),  # windows that were thinned are spaced evenly
+        ((None, None), [0.5, 0.5], [1.0], ([0.5, 1], [1])),  # unknown length: parts of the whole
+        ((3.0, 1.0), [1.0], [], ([3], [])),
+        ((3.0, 1.0), [1.0], None, ([3], None)),  # a model without sound
+    ],
 )
-DOORS += " process_recording vibe-edit stream/a/b/c/playlist.m3u8 startup-events"
-
-
-@pytest.mark.parametrize("path", DOORS.split())
-def test_gradios_other_doors_are_shut(page, path):
-    assert page.get(f"/gradio_api/{path}").status_code == 404
-    assert page.post(f"/gradio_api/{path}", json={"data": []}).status_code == 404
-
-
-def test_the_page_asks_nobody_else_for_anything(page):
-    answer = page.get("/")
-    assert "VideoBLIP2" in answer.text
-    assert "default-src 'self'" in answer.headers["content-security-policy"]
-    config = page.get("/config").json()
-    assert config["analytics_enabled"] is False
-    assert not config["footer_links"]
-    described = page.get("/docs").text
-    assert "swagger-ui" in described
-    assert "googletagmanager" not in described + answer.text
-    assert page.get("/docs.json").status_code == 200
-
-
-def test_a_clip_is_decoded_once_however_often_it_is_asked_about(tmp_path):
-    """Until other encoders are in service; a clip that is gone then is told to be."""
-    clip = tmp_path / "clip.mp4"
-    clip.write_bytes(b"video")
-    decoders = FakeDecoders(Settings())
-    decoded, decode = [], decoders.decode
-    decoders.decode = lambda path, fps: decoded.append(path) or decode(path, fps)
-
-    async def ask_all():
-        engine = Engine(Settings())
-        desk = Desk(engine, MediaIntake(decoders), {})
-        engine.batcher.start()
-        engine.follower.current = served_by(FakeCaptioner())
-        for question in (None, "what?", "who?"):
-            watched, _ = await desk.watch(clip, question)
-        assert watched.prompt == "question: who? answer:"
-        assert (watched.expected, await desk.challenger(watched)) == (None, None)
-        clip.unlink()
-        await desk.watch(clip, "why?")
-        engine.follower.current = served_by(FakeCaptioner("videoblip2/2", encoders="other"))
-        with pytest.raises(Refusal, match="no longer here"):
-            await desk.watch(clip, "how?")
-        await engine.stop()
-
-    asyncio.run(ask_all())
-    assert len(decoded) == 1
-
-
-def served_by(captioner):
-    from serving.following import Served
-
-    return Served(captioner)
+def test_every_moment_is_in_its_place_on_the_clips_own_time(timeline, video, audio, ends):
+    weights = {"video": np.array(video)} | ({} if audio is None else {"audio": np.array(audio)})
+    captioner = SimpleNamespace(attention=lambda *_: weights, timeline=lambda _: timeline, version="v")
+    told = attention_over_time(captioner, None, None)
+    for moments, given, expected in ((told.video, video, ends[0]), (told.audio, audio, ends[1])):
+        assert (moments and [moment.end for moment in moments]) == expected
+        assert (moments and [moment.weight for moment in moments]) == given
+        if moments:
+            assert [moment.start for moment in moments] == [0, *expected[:-1]]

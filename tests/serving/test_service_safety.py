@@ -20,7 +20,7 @@ def test_file_fields_of_each_route(service):
     """What the guard knows is what the description says: text in none of these fields is passed on."""
     api = sys.modules["serving.api"]
     fields = api.file_fields(sys.modules["serving.service"].API)
-    assert set(fields) == {"/caption", "/captions", "/ask", "/caption_stream"}
+    assert set(fields) == {"/caption", "/captions", "/ask", "/caption_stream", "/attention"}
     assert fields == described_file_fields(service.openapi_spec.asdict())
     assert [(kind.__name__, options) for kind, options in service.middlewares] == [("Guard", {"endpoints": fields})]
 
@@ -137,9 +137,12 @@ def test_a_key_closes_every_route_but_the_probes(start):
     with start(Registry(), API_KEY="k") as client:
         eventually(lambda: client.get("/readyz").status_code == 200)
         assert client.get("/livez").status_code == 200
-        paths = {"/caption", "/captions", "/ask", "/caption_stream"}
+        paths = {"/caption", "/captions", "/ask", "/caption_stream", "/attention"}
         assert {client.post(path, files=features()).status_code for path in paths} == {401}
-        assert {client.get(path).status_code for path in ("/model", "/docs.json", "/")} == {401}
+        assert {
+            client.get(path).status_code
+            for path in ("/model", "/docs.json", "/", "/static/page.js", "/references/video7")
+        } == {401}
         assert client.get("/model", headers={"Authorization": "Bearer k"}).status_code == 200
 
 

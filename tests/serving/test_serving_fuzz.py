@@ -89,7 +89,7 @@ def good(url):
 def test_the_endpoints_and_their_fields_are_found(url):
     found = {target.path: (set(target.files), target.texts) for target in serving_fuzz.endpoints(url)}
     files = {"video", "video_features", "audio_features", "features"}
-    texts = {"/caption": (), "/captions": (), "/ask": ("question",), "/caption_stream": ()}
+    texts = {"/caption": (), "/captions": (), "/ask": ("question",), "/caption_stream": (), "/attention": ()}
     assert found == {path: (files, text) for path, text in texts.items()}
 
 

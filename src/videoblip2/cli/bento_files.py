@@ -39,8 +39,7 @@ NEEDED = (
     "torch",
     "transformers",
 )
-WANTED = ("gradio",)  # the page; the service does without it
-ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
 LEFT_OUT = ("__pycache__", "*.pyc", "state", ".*")
 
 
@@ -64,7 +63,7 @@ def stage(model: str, folder: Path) -> Staged:
     shutil.copytree(Path(videoblip2.__file__).parent, folder / "videoblip2", ignore=ignore)
     (folder / "model" / "VERSION").write_text(found.version + "\n", encoding="utf-8")
     media = bake_encoders(folder / "model")
-    (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED, WANTED)) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED)) + "\n", encoding="utf-8")
     (folder / "bentofile.yaml").write_text(yaml.safe_dump(bentofile(), sort_keys=False), encoding="utf-8")
     return Staged(found.version, media)
 

@@ -1,0 +1,373 @@
+// The page: sends a clip to the API of this service and shows what comes back. No address here is absolute.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const player = $("player");
+const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] };
+const SHOWN_REFERENCES = 5;
+let clip = null; // { file, token, version }: the clip on the page
+let model = {}; // the last answer of /model
+let drawn = 0; // seconds on the time axis, 0 if unknown
+
+// ---------------------------------------------------------------- talking to the service
+
+class Failure extends Error {
+  constructor(status, body) {
+    super(explain(status, body));
+    this.status = status;
+  }
+}
+
+function explain(status, body) {
+  if (status === 401) return "This service requires an API key. Reload the page and enter the key as the password.";
+  if (!status) return "No answer from the service. Check your connection and try again.";
+  const reason = body?.error ?? `The service answered with status ${status}.`;
+  return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
+}
+
+function address(path) {
+  const url = new URL(path, location.href);
+  url.username = url.password = ""; // a browser refuses requests to addresses that hold a password
+  return url.href;
+}
+
+async function get(path) {
+  const answer = await fetch(address(path)).catch(() => ({ status: 0 }));
+  const body = answer.status ? await answer.json().catch(() => null) : null;
+  if (!answer.ok) throw new Failure(answer.status, body);
+  return body;
+}
+
+// XMLHttpRequest, because fetch tells nothing about the progress of an upload.
+function post(path, fields, { uploaded = () => {}, event = () => {} } = {}) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  const request = new XMLHttpRequest();
+  const streams = () => request.getResponseHeader("Content-Type")?.startsWith("text/event-stream");
+  let read = 0, failure = null;
+  const readEvents = () => {
+    for (let end; (end = request.responseText.indexOf("\n\n", read)) >= 0; read = end + 2) {
+      const [, kind, data] = request.responseText.slice(read, end).match(/^event: (\w+)\ndata: (.*)$/);
+      if (kind === "error") failure = new Failure(JSON.parse(data).status, JSON.parse(data));
+      else event(kind, JSON.parse(data));
+    }
+  };
+  return new Promise((resolve, reject) => {
+    request.open("POST", address(path));
+    request.upload.onprogress = ({ loaded, total }) => uploaded(total ? loaded / total : 0);
+    request.onprogress = () => streams() && readEvents();
+    request.onerror = () => reject(new Failure(0));
+    request.onload = () => {
+      if (streams()) return failure ? reject(failure) : resolve();
+      let body = null;
+      try { body = JSON.parse(request.responseText); } catch { /* not from the service: the status says enough */ }
+      return request.status === 200 ? resolve(body) : reject(new Failure(request.status, body));
+    };
+    request.send(form);
+  });
+}
+
+// Ask about `about`: by its token, which saves an upload, or with the file if the service no longer holds the clip.
+async function postClip(path, about, fields, listeners) {
+  try {
+    return await post(path, about.token ? { clip: about.token, ...fields } : { video: about.file, ...fields }, listeners);
+  } catch (failure) {
+    if (failure.status !== 410) throw failure;
+    about.token = "";
+    return post(path, { video: about.file, ...fields }, listeners);
+  }
+}
+
+// ---------------------------------------------------------------- the model in service
+
+async function showModel() {
+  try {
+    model = await get("model");
+    showVersion(model.model_version);
+  } catch (failure) {
+    if (failure.status !== 503) return;
+    $("model").textContent = "The model is loading …";
+    setTimeout(showModel, 3000);
+  }
+}
+
+function showVersion(version) {
+  $("model").replaceChildren("Model ", element("b", version));
+}
+
+// ---------------------------------------------------------------- a clip and its caption
+
+function choose(file) {
+  if (!file) return;
+  const hadFocus = document.activeElement === $("file");
+  clip = { file, token: "", version: "" };
+  reset();
+  if (model.max_upload_mb && file.size > model.max_upload_mb * 2 ** 20) {
+    showProblem(`This file has ${Math.ceil(file.size / 2 ** 20)} MB; the service takes at most ${model.max_upload_mb} MB. Cut the clip or scale it down.`);
+    return;
+  }
+  URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(file);
+  $("name").textContent = $("name").title = file.name;
+  $("drop").classList.add("filled");
+  $("stage").hidden = false;
+  if (hadFocus) $("another").focus();
+  caption(clip);
+  showReferences(clip);
+}
+
+function reset() {
+  for (const id of ["attention", "challenger", "problem", "references", "stage", "unplayable"]) $(id).hidden = true;
+  player.hidden = false;
+  $("drop").classList.remove("filled");
+  $("answers").replaceChildren();
+  say("The caption will appear here.", "empty");
+  mayAsk(false);
+}
+
+function mayAsk(may) {
+  $("question").disabled = $("send").disabled = !may;
+  $("ask-note").hidden = may;
+}
+
+async function caption(about) {
+  const current = () => about === clip;
+  const bar = $("caption").querySelector("progress");
+  $("problem").hidden = true;
+  $("captions").setAttribute("aria-busy", "true");
+  say("Uploading …", "working");
+  mayAsk(true);
+  const uploaded = (part) => {
+    if (!current()) return;
+    bar.hidden = part >= 1;
+    bar.value = part;
+    if (part >= 1) say("Reading the clip …", "working");
+  };
+  const event = (kind, data) => {
+    if (!current()) return;
+    if (kind === "text") say(data.text, "");
+    if (kind === "caption") captioned(about, data);
+    if (kind === "challenger") showChallenger(data);
+  };
+  try {
+    await postClip("caption_stream", about, { challenger: Boolean(model.shadow) }, { uploaded, event });
+    if (current() && $("challenger").querySelector(".working")) $("challenger").hidden = true; // none is loaded
+  } catch (failure) {
+    if (current()) refused(about, failure);
+  } finally {
+    if (current()) {
+      bar.hidden = true;
+      $("captions").setAttribute("aria-busy", "false");
+    }
+  }
+}
+
+function captioned(about, answer) {
+  about.token = answer.clip;
+  about.version = answer.model_version;
+  say(answer.caption, "", describe(answer));
+  $("captions").setAttribute("aria-busy", "false");
+  showVersion(answer.model_version);
+  if (model.shadow) {
+    $("caption-title").textContent = "Champion";
+    $("challenger").hidden = false;
+    fill($("challenger"), "Captioning …", "working", "runs in shadow, not in service");
+  }
+  showAttention(about, null);
+}
+
+function refused(about, failure) {
+  say("The caption will appear here.", "empty");
+  const hopeless = [400, 413, 415].includes(failure.status);
+  if (hopeless) mayAsk(false);
+  if (hopeless && !$("unplayable").hidden) {
+    $("stage").hidden = true;
+    $("drop").classList.remove("filled");
+  }
+  showProblem(failure.message, hopeless ? null : failure.status === 401 ? () => location.reload() : () => caption(about));
+}
+
+function showChallenger(said) {
+  fill($("challenger"), said.caption ?? "No answer before the timeout.", said.caption === null ? "empty" : "",
+    `${said.model_version} · runs in shadow, not in service`);
+}
+
+function showProblem(text, retry = null) {
+  $("problem").querySelector("p").textContent = text;
+  $("retry").hidden = !retry;
+  $("retry").onclick = retry;
+  $("problem").hidden = false;
+}
+
+function say(text, kind, note = "") {
+  fill($("caption"), text, kind, note);
+}
+
+function fill(card, text, kind, note) {
+  const said = card.querySelector(".said");
+  said.textContent = text;
+  said.className = `said ${kind}`;
+  card.querySelector("small").textContent = note;
+}
+
+function describe({ model_version, seconds, timings }) {
+  const s = (value) => `${value.toFixed(2)} s`;
+  return `${model_version} · ${s(seconds)}: clip ${s(timings.features)}, queue ${s(timings.queue)}, model ${s(timings.model)}`;
+}
+
+// ---------------------------------------------------------------- questions
+
+async function ask(event) {
+  event.preventDefault();
+  const about = clip, question = $("question").value.trim();
+  if (!question || !about) return $("question").focus();
+  const said = element("p", "Answering …", "said working"), note = element("small", "");
+  $("answers").prepend(element("li", [element("p", question, "question"), said, note]));
+  $("question").value = "";
+  try {
+    const answer = await postClip("ask", about, { question });
+    about.token = answer.clip;
+    said.textContent = answer.caption;
+    said.className = "said";
+    note.textContent = describe(answer);
+    showVersion(about.version = answer.model_version);
+    if (about === clip) showAttention(about, question);
+  } catch (failure) {
+    said.textContent = failure.message;
+    said.className = "";
+  }
+}
+
+// ---------------------------------------------------------------- what people said
+
+async function showReferences(about) {
+  const name = about.file.name.replace(/\.[^.]+$/, "");
+  const { captions } = await get(`references/${encodeURIComponent(name)}`).catch(() => ({ captions: [] }));
+  if (about !== clip || !captions.length) return;
+  const list = $("references").querySelector("ul"), more = $("references").querySelector("button");
+  const show = (count) => list.replaceChildren(...captions.slice(0, count).map((text) => element("li", text)));
+  show(SHOWN_REFERENCES);
+  more.hidden = captions.length <= SHOWN_REFERENCES;
+  more.textContent = `Show all ${captions.length}`;
+  more.onclick = () => { show(captions.length); more.hidden = true; };
+  $("references").hidden = false;
+}
+
+// ---------------------------------------------------------------- attention over time
+
+async function showAttention(about, question) {
+  let told;
+  try {
+    told = await postClip("attention", about, question === null ? {} : { question });
+  } catch { return; } // the caption is there all the same
+  if (about !== clip) return;
+  drawn = told.seconds ?? 0;
+  const other = told.model_version === about.version ? "" : ` (by ${told.model_version})`;
+  $("attention-about").textContent = (question === null ? "While captioning" : `While answering “${question}”`) + other;
+  $("rows").replaceChildren(...["video", "audio"].map((kind) => row(kind, told[kind])));
+  const marks = drawn ? [0, 1, 2, 3, 4].map((part) => clock((drawn * part) / 4)) : ["start", "end"];
+  $("axis").replaceChildren(...marks.map((mark) => element("span", mark)));
+  $("attention").hidden = false;
+  follow();
+}
+
+function row(kind, moments) {
+  const [name, used] = NAMES[kind];
+  const title = element("div", [element("i", ""), name], "row-name");
+  if (!moments?.length) {
+    const why = moments ? `This clip has no ${used}.` : `This model does not use ${used}.`;
+    return element("div", [title, element("p", why)], `row ${kind}`);
+  }
+  return element("div", [title, bars(name, moments)], `row ${kind}`);
+}
+
+function bars(name, moments) {
+  const whole = drawn || 1, top = Math.max(...moments.map((moment) => moment.weight)), even = 1 / moments.length;
+  const x = (seconds) => (1000 * seconds) / whole, gap = Math.min(6, 0.1 * x(moments[0].end));
+  const chart = drawing("svg", { viewBox: "0 -6 1000 106", preserveAspectRatio: "none", tabindex: 0, role: "slider",
+    "aria-label": `${name}: attention over time`, "aria-valuemin": 0, "aria-valuemax": moments.length - 1 });
+  for (const { start, end, weight } of moments) {
+    const height = (100 * weight) / top;
+    chart.append(drawing("rect", { x: x(start) + gap / 2, y: 100 - height, width: Math.max(1, x(end) - x(start) - gap), height }));
+  }
+  const y = 100 - (100 * even) / top;
+  chart.append(drawing("line", { x1: 0, x2: 1000, y1: y, y2: y }));
+  steer(chart, moments, even);
+  return chart;
+}
+
+// Pointer: show a moment, click to jump to it. Keyboard: arrows, Home and End do both.
+function steer(chart, moments, even) {
+  let at = moments.indexOf(moments.reduce((best, moment) => (moment.weight > best.weight ? moment : best)));
+  const percent = (part) => `${(100 * part).toFixed(1)} %`;
+  const text = ({ start, end, weight }) =>
+    `${drawn ? `${clock(start)} to ${clock(end)}: ` : ""}${percent(weight)} of the attention; an equal share is ${percent(even)}`;
+  const mark = (place, visible = true) => {
+    chart.querySelectorAll("rect").forEach((bar, number) => bar.classList.toggle("on", visible && number === place));
+    chart.setAttribute("aria-valuenow", at = place);
+    chart.setAttribute("aria-valuetext", text(moments[place]));
+    const tip = $("tip"), box = chart.getBoundingClientRect(), frame = $("strips").getBoundingClientRect();
+    tip.hidden = !visible;
+    tip.textContent = text(moments[place]);
+    const middle = (box.width * (moments[place].start + moments[place].end)) / 2 / (drawn || 1), half = tip.offsetWidth / 2;
+    tip.style.left = `${Math.min(Math.max(middle, half), box.width - half)}px`;
+    tip.style.top = `${box.top - frame.top - 6}px`;
+  };
+  const under = ({ clientX }) => {
+    const box = chart.getBoundingClientRect(), seconds = ((clientX - box.left) / box.width) * (drawn || 1);
+    return Math.max(0, moments.findLastIndex((moment) => moment.start <= seconds));
+  };
+  const jump = (place) => { player.currentTime = moments[place].start * (drawn ? 1 : player.duration || 0) + 0.001; };
+  chart.addEventListener("pointermove", (event) => mark(under(event)));
+  chart.addEventListener("pointerleave", () => mark(at, false));
+  chart.addEventListener("focus", () => chart.matches(":focus-visible") && mark(at));
+  chart.addEventListener("blur", () => mark(at, false));
+  chart.addEventListener("click", (event) => jump(under(event)));
+  chart.addEventListener("keydown", (event) => {
+    const last = moments.length - 1;
+    const next = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: 0, End: last }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    mark(Math.min(Math.max(next, 0), last));
+    jump(at);
+  });
+  mark(at, false);
+}
+
+function follow() {
+  const length = drawn || player.duration;
+  $("now").hidden = !player.currentTime;
+  $("now").style.left = `${length ? 100 * Math.min(1, player.currentTime / length) : 0}%`;
+}
+
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  return minutes ? `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}` : `${seconds.toFixed(1)} s`;
+}
+
+// ---------------------------------------------------------------- elements and events
+
+// Text from a model, a file name or the service only ever becomes a text node.
+function element(tag, content, kind = "") {
+  const made = document.createElement(tag);
+  made.append(...[content].flat());
+  if (kind) made.className = kind;
+  return made;
+}
+
+function drawing(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+$("file").addEventListener("change", ({ target }) => { const [file] = target.files; choose(file); target.value = ""; });
+$("another").addEventListener("click", () => $("file").click());
+$("ask").addEventListener("submit", ask);
+for (const name of ["timeupdate", "seeking"]) player.addEventListener(name, follow);
+player.addEventListener("error", () => { player.hidden = true; $("unplayable").hidden = false; });
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+$("drop").addEventListener("dragover", () => $("drop").classList.add("over"));
+for (const name of ["dragleave", "drop"]) $("drop").addEventListener(name, () => $("drop").classList.remove("over"));
+$("drop").addEventListener("drop", (event) => choose(event.dataTransfer.files[0]));
+showModel();
