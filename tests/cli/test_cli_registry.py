@@ -64,7 +64,7 @@ def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch,
 
     monkeypatch.setattr(room, "reproduce", again)
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")
-    assert got == code and "not as it was: numpy 1 -> 2" in out
+    assert got == code and "changed: numpy 1 -> 2" in out
     assert json.loads(out.splitlines()[-1])["reproduced"] is (code == 0)
     assert ("not reproduced within 0.05" in err) is (code == 1)
 
@@ -73,5 +73,5 @@ def test_a_parent_that_is_gone_is_shown():
     from videoblip2.registry.lineage import Ancestor
 
     text = registry.lineage_text([Ancestor("a", seed=3, dirty=True, commit="abc"), Ancestor("b", missing="no such")])
-    assert "abc, with changes that were not committed" in text
+    assert "abc, with uncommitted changes" in text
     assert text.endswith("started from b\n  missing      no such")

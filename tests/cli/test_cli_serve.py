@@ -51,9 +51,9 @@ def test_an_address_where_nobody_can_listen_is_named(started):
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, ["serve", "--port", port])
     assert isinstance(result.exception, InputError) and started == []
-    assert str(result.exception).startswith(f"127.0.0.1:{port}: cannot be listened at (Address already in use)")
+    assert str(result.exception).startswith(f"127.0.0.1:{port}: cannot listen there (Address already in use)")
     result = CliRunner().invoke(app, ["serve", "--host", "203.0.113.1"])  # of nobody: for documents
-    assert "203.0.113.1:3000: cannot be listened at" in str(result.exception)
+    assert "203.0.113.1:3000: cannot listen there" in str(result.exception)
 
 
 def test_a_version_is_a_number_from_one(started):

@@ -39,11 +39,11 @@ def test_the_command_prints_remedies_and_one_json_object(monkeypatch):
         "ok    Java: 17",
         "fail  disk (here): 0.1 GB free in /",
         "      → make room",
-        "1 faults, 0 warnings",
+        "faults: 1, warnings: 0",
     ]
     assert json.loads(last)["counts"] == {"ok": 1, "note": 0, "warn": 0, "fail": 1}
     assert json.loads(last)["findings"][1]["remedy"] == "make room"
-    assert run.exit_code == 1
+    assert run.exit_code == 3
     monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("Java", "warn", "not found", "install it")],))
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
@@ -94,7 +94,7 @@ def test_environment_managers(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("gigabytes", "status"), [(0.5, "fail"), (5, "warn"), (500, "ok")])
 def test_disk(monkeypatch, tmp_path, gigabytes, status):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=gigabytes * 1e9))
-    assert doctor._room("disk", tmp_path).status == status
+    assert doctor._free_space("disk", tmp_path).status == status
 
 
 def test_versions_against_the_ranges_of_the_package(monkeypatch):
@@ -102,7 +102,7 @@ def test_versions_against_the_ranges_of_the_package(monkeypatch):
     asked = ["numpy>=99", "no-such-package>=1", "torch>=2.6", 'ray>=99; extra == "ray"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
     finding = only(doctor.versions())
-    wanted = f"numpy {metadata.version('numpy')}, wanted >=99; no-such-package is not installed"
+    wanted = f"numpy {metadata.version('numpy')}, needs >=99; no-such-package is not installed"
     assert (finding.status, finding.found) == ("fail", wanted)
 
 

@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from videoblip2.cli import (
-    ask,
     data,
     demo,
     doctor,
     experiments,
     features,
     package,
+    predict,
     registry,
     runs,
     serve,
-    stages,
+    train,
     tune,
     weights,
 )
@@ -32,19 +32,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command takes --debug, which shows where an error came from.",
 )
-app.add_typer(data.app, name="data", help="Annotations and the toy world.")
-app.add_typer(features.app, name="features", help="Videos to features.")
-app.add_typer(weights.app, name="weights", help="Pre-trained weights: fetch and inspect them.")
-app.add_typer(experiments.app, name="experiments", help="The experiment files that come with the package.")
-app.add_typer(runs.app, name="runs", help="Tracked runs.")
-stages.register(app)
-app.command()(demo.demo)
-app.command()(package.package)
-app.command()(doctor.doctor)
-registry.register(app)
-ask.register(app)
-tune.register(app)
-serve.register(app)
+for room in (train, predict, tune, registry):
+    room.register(app)
+for command in (serve.serve, package.package, demo.demo, doctor.doctor):
+    app.command()(command)
+for name, group in (
+    ("data", data),
+    ("features", features),
+    ("weights", weights),
+    ("experiments", experiments),
+    ("runs", runs),
+):
+    app.add_typer(group.app, name=name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,7 +77,7 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """One line: a user's mistake as it is; anything else with its type and how to see more."""
-    from videoblip2.config import InputError
+    from videoblip2.errors import InputError
 
     text = " ".join(str(error).split())
     if isinstance(error, InputError | FloatingPointError):

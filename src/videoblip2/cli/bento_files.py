@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError
 from videoblip2.files import shipped
 from videoblip2.provenance import ENCODERS, Provenance
 
-#: Not the package's name: BentoML takes a tag for a module first, and would import an installed videoblip2 for good.
+#: Not the package's name: BentoML first tries a tag as a module, and would import an installed videoblip2.
 NAME = "videoblip2-service"
-#: What serving imports; what those need in turn is found in their metadata.
+#: What serving imports; their own requirements are found in their metadata.
 NEEDED = (
     "av",
     "bentoml",
@@ -45,14 +44,14 @@ LEFT_OUT = ("__pycache__", "*.pyc", "state", ".*")
 
 @dataclass(frozen=True)
 class Staged:
-    """What was laid into the folder: the model's version, and whether its encoders came along."""
+    """What the folder contains: the model's version, and whether its encoders are included."""
 
     version: str
     media: bool
 
 
 def stage(model: str, folder: Path) -> Staged:
-    """Lay everything that a Bento of MODEL holds into `folder`. Raises InputError where something is missing."""
+    """Copy everything a Bento of MODEL needs into `folder`. Raises InputError if something is missing."""
     import videoblip2
     from videoblip2.tracking import find_model
 
@@ -71,7 +70,7 @@ def stage(model: str, folder: Path) -> Staged:
 def bake_encoders(checkpoint: Path) -> bool:
     """Copy the CLIP and CLAP that made the model's features to `checkpoint`/encoders; False where none are named.
 
-    Raises InputError if one cannot be had, or is another one than made the features.
+    Raises InputError if one is not available, or is not the one that made the features.
     """
     features = Provenance.read(checkpoint).features
     if features is None or not all(kind in features.encoders and features.encoders[kind].name for kind in ENCODERS):
@@ -87,15 +86,15 @@ def bake_encoders(checkpoint: Path) -> bool:
         if encoder.fingerprint not in (None, found):
             raise InputError(
                 f"{encoder.name}: fingerprint {found}, but the model's features were made with "
-                f"{encoder.fingerprint}; put that encoder back"
+                f"{encoder.fingerprint}; restore that encoder"
             )
     return True
 
 
 def pinned(needed: Iterable[str], wanted: Iterable[str] = ()) -> list[str]:
-    """`name==version`, as installed here, of these distributions and of all that they need.
+    """`name==version`, as installed here, of these distributions and everything they require.
 
-    A local label such as `+cpu` is left out, as no index knows it: on a GPU machine pip takes the CUDA build.
+    A local label such as `+cpu` is left out, since no index has it: on a GPU machine pip installs the CUDA build.
     """
     from packaging.requirements import Requirement
 
@@ -124,8 +123,8 @@ def pinned(needed: Iterable[str], wanted: Iterable[str] = ()) -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
-def bentofile() -> dict[str, Any]:
-    """The build options: everything in the folder, exact requirements, a slim image with a user that is not root."""
+def bentofile() -> dict[str, object]:
+    """The build options: everything in the folder, exact requirements, a slim image that does not run as root."""
     return {
         "service": "serving.service:VideoBlip2Service",
         "name": NAME,
@@ -137,7 +136,7 @@ def bentofile() -> dict[str, Any]:
 
 
 def _encoder_folder(name: str, revision: str | None = None) -> Path:
-    """A folder as it is; a hub name through the local cache, which is filled if need be."""
+    """A folder as it is; a hub name through the local cache, downloading it if necessary."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -147,6 +146,6 @@ def _encoder_folder(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise InputError(
-            f"{name}: the encoder of this model is neither a folder nor to be had from the hub "
-            f"({type(error).__name__}); put the folder back, or package where it can be downloaded"
+            f"{name}: this model's encoder is neither a folder nor available from the hub "
+            f"({type(error).__name__}); restore the folder, or package on a machine that can download it"
         ) from error

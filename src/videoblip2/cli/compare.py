@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.output import emit, table
+from videoblip2.cli.options import Json
+from videoblip2.cli.output import Record, emit, table
 
 if TYPE_CHECKING:
     from videoblip2.captions import BootstrapResult
@@ -16,15 +17,19 @@ SHOWN_REFERENCES = 3
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run ids, their beginnings, or names.")],
-    split: Annotated[str | None, typer.Option(help="val or test; left out, val where every run has it.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many of the largest wins and losses.")] = 5,
-    html: Annotated[Path | None, typer.Option(help="Also write a page that needs no network.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")],
+    split: Annotated[str | None, typer.Option(help="val or test; by default val, if every run has it.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Number of largest wins and losses to show.")] = 5,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page that works offline.")] = None,
+    json: Json = False,
 ) -> None:
     """Compare runs: what differs, scores with 95 % intervals and p-values, the largest wins and losses.
 
-    The first run is the one that the others are compared with. Seeds of one configuration are taken together.
+    The first run is the baseline. Seeds of one configuration count as one side.
+
+    \b
+    Example:
+      vb2 runs compare ce scst --html compare.html
     """
     from videoblip2.tracking.sides import compare_runs
 
@@ -38,7 +43,7 @@ def compare(
 
 
 def text_of(comparison: "Comparison", top: int) -> list[str]:
-    """The parts of what the terminal shows. Sides are called by letters, since names of runs are long."""
+    """The parts of the terminal's text. Letters stand for the sides, since names of runs are long."""
     from videoblip2.tracking.compare import letter
 
     title = f"{comparison.videos} videos of {comparison.split}"
@@ -56,7 +61,7 @@ def _called(side: "Side") -> str:
     return f"{side.name}  {len(side.runs)} seeds"
 
 
-def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> dict[str, Any]:
+def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> Record:
     """The comparison as plain data; scores in pycocoevalcap's scale."""
     return {
         "split": comparison.split,
@@ -139,7 +144,7 @@ def _video(pair: "VideoPair", letters: Sequence[str]) -> str:
     return "\n".join([*lines, *([f"     … {more} more references with --json or --html"] if more > 0 else [])])
 
 
-def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> dict[str, Any]:
+def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> Record:
     return {
         "baseline": comparison.sides[0].name,
         "challenger": comparison.sides[duel.side].name,
@@ -151,7 +156,7 @@ def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> dict[str, 
     }
 
 
-def _pair_record(pair: "VideoPair") -> dict[str, Any]:
+def _pair_record(pair: "VideoPair") -> Record:
     return {
         "video_id": pair.video_id,
         "category": pair.category,

@@ -1,4 +1,4 @@
-"""`vb2 data`: the toy world, annotations and questions, the top-5-detail selection, a check against features."""
+"""`vb2 data`: the toy world, annotations and questions, the top-5 selection, a check against features."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,25 +6,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.output import emit, progress, table
+from videoblip2.cli.options import Json
+from videoblip2.cli.output import SOME_FAILED, emit, progress, some, table
 
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport
     from videoblip2.data.questions import QuestionReport
 
-app = typer.Typer(help="Make or prepare annotations.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on the last line")]
+app = typer.Typer(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
 
 
 @app.command()
 def toy(
-    out: Annotated[Path, typer.Argument(help="folder for videos/, annotations and questions")],
-    videos: Annotated[int, typer.Option(min=10, help="how many videos")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same world")] = 0,
+    out: Annotated[Path, typer.Argument(help="Folder for videos/, annotations and questions.")],
+    videos: Annotated[int, typer.Option(min=10, help="Number of videos.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same videos.")] = 0,
     json: Json = False,
 ) -> None:
-    """Render short videos with sound, their captions in MSR-VTT's JSON form and questions in MSRVTT-QA's."""
+    """Render short videos with sound, with captions in MSR-VTT's JSON form and questions in MSRVTT-QA's.
+
+    \b
+    Example:
+      vb2 data toy toy/ --videos 200 --seed 1
+    """
     from videoblip2.features.codecs import write_video
     from videoblip2.toy.world import write_toy_world
 
@@ -48,19 +52,25 @@ class Task(StrEnum):
 @app.command()
 def prepare(
     annotations: Annotated[
-        list[Path], typer.Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once")
+        list[Path], typer.Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")
     ],
-    out: Annotated[Path, typer.Option(help="folder for train.json, val.json, test.json, or train_qa.json …")],
-    task: Annotated[Task, typer.Option(help="captions, or questions with answers")] = Task.caption,
-    split: Annotated[str | None, typer.Option(help="where the files do not say: train, val, test, random")] = None,
-    captions: Annotated[int | None, typer.Option(min=1, help="keep only the first so many of each video")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
+    task: Annotated[Task, typer.Option(help="Captions, or questions with answers.")] = Task.caption,
+    split: Annotated[
+        str | None, typer.Option(help="Split of files that do not name one: train, val, test, random.")
+    ] = None,
+    captions: Annotated[int | None, typer.Option(min=1, help="Keep only the first N captions of each video.")] = None,
     json: Json = False,
 ) -> None:
-    """Turn annotations into the project's own lists; counts and flaws are reported, nothing is dropped.
+    """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
 
     Captions: MSR-VTT's JSON or zips (2016, 2017); MSVD's AllVideoDescriptions.txt or CSV with train_list.txt,
-    val_list.txt, test_list.txt (or youtube_mapping.txt); tables with the columns video_id, caption and perhaps split.
+    val_list.txt, test_list.txt (or youtube_mapping.txt); tables with the columns video_id, caption, optionally split.
     With --task qa: MSRVTT-QA's JSON, or tables with the columns video_id, question, answer.
+
+    \b
+    Example:
+      vb2 data prepare train_val_annotation.zip test_videodatainfo.json.zip --out data/msrvtt
     """
     from dataclasses import asdict
 
@@ -79,15 +89,15 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
     lines = [f"{file}: {report.videos[s]} videos, {report.captions[s]} captions" for s, file in report.files.items()]
     lines += [f"uncaptioned.json: {number} {s} videos without captions" for s, number in report.uncaptioned.items()]
     if report.unassigned:
-        lines.append(f"unassigned.json: {report.unassigned} videos that none of the lists names")
+        lines.append(f"unassigned.json: {report.unassigned} videos that no list names")
     if report.listed_only:
-        lines.append(f"in the lists, but without captions: {len(report.listed_only)} ({_first(report.listed_only)})")
+        lines.append(f"in the lists, but without captions: {len(report.listed_only)} ({some(report.listed_only)})")
     if report.other_language_captions:
         lines.append(f"not English, left out: {report.other_language_captions} captions")
     if report.left_alone:
-        lines.append(f"from before, left as they are: {', '.join(report.left_alone)}; remove what is of other data")
+        lines.append(f"already there, left unchanged: {', '.join(report.left_alone)}; delete those of other data")
     lines.append(
-        f"captions kept as they are, among them: {report.duplicate_captions} that repeat one of their video, "
+        f"captions are kept as they are, including {report.duplicate_captions} that repeat another of the same video, "
         f"{report.empty_captions} empty, {report.control_character_captions} with control characters"
     )
     return lines + [f"  {flaw}, for example {example}" for flaw, example in report.examples.items()]
@@ -101,7 +111,7 @@ def _question_lines(report: "QuestionReport") -> list[str]:
         lines.append(f"{file}: {report.questions[split]} questions on {report.videos[split]} videos ({types}){inside}")
     lines.append(f"answer map: {report.map_from}")
     lines.append(
-        f"questions kept as they are, among them: {report.repeated} that repeat one of their video, "
+        f"questions are kept as they are, including {report.repeated} that repeat another of the same video, "
         f"{report.empty} empty, {report.control_character} with control characters"
     )
     if report.shared_videos:
@@ -111,12 +121,17 @@ def _question_lines(report: "QuestionReport") -> list[str]:
 
 @app.command()
 def top5(
-    train: Annotated[Path, typer.Argument(help="train.json, as `vb2 data prepare` writes it")],
-    out: Annotated[Path, typer.Option(help="file to write, such as train_top5_detail.json")],
-    keep: Annotated[int, typer.Option(min=1, help="captions a video")] = 5,
+    train: Annotated[Path, typer.Argument(help="train.json, as `vb2 data prepare` writes it.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as train_top5_detail.json.")],
+    keep: Annotated[int, typer.Option(min=1, help="Captions to keep for each video.")] = 5,
     json: Json = False,
 ) -> None:
-    """Select the five best, most detailed, distinct captions of each video, with scores and reasons."""
+    """Select the five best, most detailed, distinct captions of each video, with scores and reasons.
+
+    \b
+    Example:
+      vb2 data top5 data/msrvtt/train.json --out data/msrvtt/train_top5_detail.json
+    """
     from dataclasses import asdict
 
     from videoblip2.data.annotations import read_annotations
@@ -132,7 +147,7 @@ def top5(
     text = table(f"{out}: {len(videos)} videos, {captions} captions", ["mean over videos", *sides], rows)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.reasons.items())
     result = {"file": str(out), "videos": len(videos), "captions": captions, "reasons": selection.reasons, **sides}
-    emit(result, json, f"{text}\nchosen for: {reasons}")
+    emit(result, json, f"{text}\nchosen because: {reasons}")
 
 
 LABELS = {
@@ -147,8 +162,8 @@ LABELS = {
 
 @app.command()
 def check(
-    annotations: Annotated[Path, typer.Argument(help="folder with train.json …, train_qa.json …, or one such file")],
-    features: Annotated[Path, typer.Option(help="feature store")],
+    annotations: Annotated[Path, typer.Argument(help="Folder with train.json …, train_qa.json …, or one such file.")],
+    features: Annotated[Path, typer.Option(help="Feature store.")],
     json: Json = False,
 ) -> None:
     """Compare annotations with features: which videos lack features, and the reverse; --json names each."""
@@ -158,10 +173,10 @@ def check(
     report = compare_with_features(annotations, FeatureStore(features).ids)
     lines = [
         f"{file}: {number - len(report.missing[file])} of {number} videos have features"
-        + (f"; missing: {_first(report.missing[file])}" if report.missing[file] else "")
+        + (f"; missing: {some(report.missing[file])}" if report.missing[file] else "")
         for file, number in report.videos.items()
     ]
-    spare = f": {_first(report.unannotated)}" if report.unannotated else ""
+    spare = f": {some(report.unannotated)}" if report.unannotated else ""
     lines.append(f"{features}: {len(report.unannotated)} videos with features and without annotations{spare}")
     emit(
         {"ok": report.ok, "videos": report.videos, "missing": report.missing, "unannotated": report.unannotated},
@@ -169,15 +184,11 @@ def check(
         "\n".join(lines),
     )
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _number(name: str, value: float) -> str:
     return f"{100 * value:.1f}" if name in ("consensus", "outliers", "overlap") else f"{value:.1f}"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _counts(counts: dict[str, int]) -> str:

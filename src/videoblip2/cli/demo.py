@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from videoblip2.cli.options import Json
 from videoblip2.cli.output import emit, progress, table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ LABELS = {
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Half a minute, to check that everything works.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Run the whole path on generated videos, offline: data, features, training, promotion, serving."""
     from videoblip2.captions.metrics import PRIMARY

@@ -1,4 +1,4 @@
-"""`vb2 doctor`: what this machine has and lacks, each with its remedy."""
+"""`vb2 doctor`: what this machine has and what it lacks, with remedies."""
 
 import os
 import shutil
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from videoblip2.cli.output import emit, progress
+from videoblip2.cli.options import Json
+from videoblip2.cli.output import SOME_FAILED, emit, progress
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from videoblip2.tracking.mlflow.health import Finding
 
 PACKAGE = "videoblip2"
-LITTLE_ROOM, NO_ROOM = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
+LITTLE_SPACE, NO_SPACE = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
 MANAGERS = {
     "uv": "`pip install uv`; then `mlflow run . -e ce --env-manager uv`",
     "conda": "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce` makes the environment",
@@ -27,14 +28,14 @@ MANAGERS = {
 }
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False) -> None:
-    """Look at Java, video decoding, GPU, tracking store, environment managers, disk and versions; exit 1 on a fault."""
-    findings = [finding for check in progress(CHECKS, len(CHECKS), "examine") for finding in check()]
+def doctor(json: Json = False) -> None:
+    """Check Java, video decoding, GPU, tracking store, environment managers, disk, versions; exit with 3 on a fault."""
+    findings = [finding for check in progress(CHECKS, len(CHECKS), "check") for finding in check()]
     counts = {status: sum(f.status == status for f in findings) for status in ("ok", "note", "warn", "fail")}
     lines = [line for finding in findings for line in _lines(finding)]
     emit({"findings": [asdict(f) for f in findings], "counts": counts}, json, "\n".join([*lines, _verdict(counts)]))
     if counts["fail"]:
-        raise typer.Exit(1)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _lines(finding: "Finding") -> list[str]:
@@ -44,11 +45,11 @@ def _lines(finding: "Finding") -> list[str]:
 
 def _verdict(counts: dict[str, int]) -> str:
     if counts["fail"]:
-        return f"{counts['fail']} faults, {counts['warn']} warnings"
-    return f"no faults, {counts['warn']} warnings"
+        return f"faults: {counts['fail']}, warnings: {counts['warn']}"
+    return f"no faults, warnings: {counts['warn']}"
 
 
-def _made(name: str, status: str, found: str, remedy: str = "") -> "Finding":
+def _finding(name: str, status: str, found: str, remedy: str = "") -> "Finding":
     from videoblip2.tracking.mlflow.health import Finding
 
     return Finding(name, status, found, "" if status == "ok" else remedy)
@@ -59,14 +60,16 @@ def java() -> list["Finding"]:
 
     remedy = "`apt-get install default-jre-headless`; without it METEOR and SPICE are left out"
     if shutil.which("java") is None:
-        return [_made("Java", "warn", "not found", remedy)]
+        return [_finding("Java", "warn", "not found", remedy)]
     done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60)
     if done.returncode:
-        return [_made("Java", "warn", f"does not start ({(done.stderr or done.stdout).strip()[:100]})", remedy)]
+        return [_finding("Java", "warn", f"does not start ({(done.stderr or done.stdout).strip()[:100]})", remedy)]
     spice = spice_models_present()
     fetch = "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them; only SPICE needs them"
-    models = _made("SPICE's model files", "ok" if spice else "note", "there" if spice else "not there", fetch)
-    return [_made("Java", "ok", done.stderr.splitlines()[0]), models]
+    models = _finding(
+        "SPICE's model files", "ok" if spice else "note", "installed" if spice else "not installed", fetch
+    )
+    return [_finding("Java", "ok", done.stderr.splitlines()[0]), models]
 
 
 def video() -> list["Finding"]:
@@ -77,8 +80,8 @@ def video() -> list["Finding"]:
     found = pyav_version() + (f", without {', '.join(missing)}" if missing else "")
     ffmpeg = shutil.which("ffmpeg")
     return [
-        _made("video decoding (PyAV)", "warn" if missing else "ok", found, remedy),
-        _made("ffmpeg", "ok" if ffmpeg else "note", ffmpeg or "not on PATH", "nothing here needs it: PyAV has its own"),
+        _finding("video decoding (PyAV)", "warn" if missing else "ok", found, remedy),
+        _finding("ffmpeg", "ok" if ffmpeg else "note", ffmpeg or "not on PATH", "optional: PyAV has its own"),
     ]
 
 
@@ -87,11 +90,13 @@ def gpu() -> list["Finding"]:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return [_made("GPU", "ok", f"{', '.join(names)}, torch {torch.__version__}")]
+        return [_finding("GPU", "ok", f"{', '.join(names)}, torch {torch.__version__}")]
     if shutil.which("nvidia-smi"):
         remedy = "install torch's CUDA build: see https://pytorch.org/get-started/locally"
-        return [_made("GPU", "warn", f"this machine has one, but torch {torch.__version__} cannot use it", remedy)]
-    return [_made("GPU", "note", f"none, torch {torch.__version__}", "the toy world needs none; MSR-VTT wants 24 GB")]
+        return [_finding("GPU", "warn", f"present, but torch {torch.__version__} cannot use it", remedy)]
+    return [
+        _finding("GPU", "note", f"none, torch {torch.__version__}", "the toy world needs none; MSR-VTT needs 24 GB")
+    ]
 
 
 def tracking() -> list["Finding"]:
@@ -101,11 +106,11 @@ def tracking() -> list["Finding"]:
 
 
 def managers() -> list["Finding"]:
-    """Without any of them `mlflow run` still works inside this environment, with `--env-manager local`."""
+    """None is required: `mlflow run --env-manager local` works in this environment."""
     found = {name: shutil.which(name) for name in MANAGERS}
     found["conda"] = found["conda"] or _conda_of_mlflow()
     return [
-        _made(f"environment manager {name}", "ok" if path else "note", path or "not found", MANAGERS[name])
+        _finding(f"environment manager {name}", "ok" if path else "note", path or "not found", MANAGERS[name])
         for name, path in found.items()
     ]
 
@@ -122,30 +127,32 @@ def disk() -> list["Finding"]:
     database = store.sqlite_file(store.tracking_uri())
     if database and database.parent.is_dir() and database.parent != Path.cwd():
         places["disk (store)"] = database.parent
-    return [_room(name, folder) for name, folder in places.items()]
+    return [_free_space(name, folder) for name, folder in places.items()]
 
 
-def _room(name: str, folder: Path) -> "Finding":
+def _free_space(name: str, folder: Path) -> "Finding":
     free = shutil.disk_usage(folder).free / 1e9
-    status = "fail" if free < NO_ROOM else "warn" if free < LITTLE_ROOM else "ok"
-    return _made(name, status, f"{free:.1f} GB free in {folder}", "make room; a full-size run takes about 6 GB")
+    status = "fail" if free < NO_SPACE else "warn" if free < LITTLE_SPACE else "ok"
+    return _finding(
+        name, status, f"{free:.1f} GB free in {folder}", "free some space; a full-size run takes about 6 GB"
+    )
 
 
 def versions() -> list["Finding"]:
-    """The installed packages against the ranges of pyproject.toml."""
+    """Compare the installed packages with the ranges of pyproject.toml."""
     from packaging.requirements import Requirement
 
     try:
         asked = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
     except metadata.PackageNotFoundError:
-        return [_made("versions", "fail", f"{PACKAGE} is not installed", "`make setup`, or `pip install -e .`")]
+        return [_finding("versions", "fail", f"{PACKAGE} is not installed", "`make setup`, or `pip install -e .`")]
     wanted = [
         requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate({"extra": ""})
     ]
     wrong = [text for text in map(_shortfall, wanted) if text]
     remedy = "`pip install -e . -c constraints.txt` installs versions that were tested together"
     found = "; ".join(wrong) or f"{len(wanted)} packages within their ranges"
-    return [_made("versions", "fail" if wrong else "ok", found, remedy)]
+    return [_finding("versions", "fail" if wrong else "ok", found, remedy)]
 
 
 def _shortfall(requirement: "Requirement") -> str:
@@ -154,7 +161,7 @@ def _shortfall(requirement: "Requirement") -> str:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return f"{name} is not installed"
-    return "" if specifier.contains(version, prereleases=True) else f"{name} {version}, wanted {specifier}"
+    return "" if specifier.contains(version, prereleases=True) else f"{name} {version}, needs {specifier}"
 
 
 CHECKS: tuple[Callable[[], list["Finding"]], ...] = (versions, java, video, gpu, tracking, managers, disk)

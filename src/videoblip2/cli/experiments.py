@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
+from videoblip2.cli.options import Json
 from videoblip2.cli.output import emit, table
 
 app = typer.Typer(help="The experiment files that come with the package.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `vb2 experiments list`, such as toy_ce.")]
 
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """List the experiments; any command that takes CONFIG takes one of these names."""
+    """List the experiments. Commands that take CONFIG also take these names."""
     purposes = {path.stem: _purpose(path) for path in _files()}
     emit(
         {"experiments": purposes}, json, table("Experiments", ["name", "purpose"], [[*row] for row in purposes.items()])
@@ -28,7 +28,9 @@ def list_(json: Json = False) -> None:
 def show(name: Name, json: Json = False) -> None:
     """Print an experiment file.
 
-    Example: vb2 experiments show toy_ce
+    \b
+    Example:
+      vb2 experiments show toy_ce
     """
     path = _find(name)
     text = path.read_text(encoding="utf-8")
@@ -38,14 +40,16 @@ def show(name: Name, json: Json = False) -> None:
 @app.command()
 def copy(
     name: Name,
-    dest: Annotated[Path, typer.Argument(metavar="[DEST]", help="File or folder to copy it to.")] = Path(),
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to copy it to.")] = Path(),
     json: Json = False,
 ) -> None:
-    """Copy an experiment file, to change it.
+    """Copy an experiment file, to edit it.
 
-    Example: vb2 experiments copy msrvtt_ce my_ce.yaml
+    \b
+    Example:
+      vb2 experiments copy msrvtt_ce my_ce.yaml
     """
-    from videoblip2.config import InputError
+    from videoblip2.errors import InputError
 
     path = _find(name)
     target = dest / path.name if dest.is_dir() else dest
@@ -63,7 +67,7 @@ def _files() -> list[Path]:
 
 
 def _find(name: str) -> Path:
-    from videoblip2.config import InputError
+    from videoblip2.errors import InputError
 
     files = {path.stem: path for path in _files()}
     stem = Path(name).name.removesuffix(".yaml")

@@ -1,20 +1,23 @@
-"""`vb2 features`: videos to features, a look at what came out, and all of it in one file."""
+"""`vb2 features`: extract features from videos, import, check and pack them."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.output import emit, interruptible, progress
+from videoblip2.cli.options import Json
+from videoblip2.cli.output import SOME_FAILED, emit, exit_if_failed, interruptible, progress, some
+
+if TYPE_CHECKING:
+    from videoblip2.features.media_features import Encoders
+    from videoblip2.features.ray_engine import RayEngine
 
 app = typer.Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on the last line")]
-
 
 class Engine(StrEnum):
-    """What runs the files through the encoders."""
+    """Where the encoders run."""
 
     local = "local"
     ray = "ray"
@@ -22,31 +25,43 @@ class Engine(StrEnum):
 
 @app.command()
 def extract(
-    videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
-    out: Annotated[Path, typer.Option(help="the feature store: video/ID.npy, audio/ID.npy, manifest.json")],
-    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub name")] = "openai/clip-vit-large-patch14",
-    clap: Annotated[str, typer.Option(help="CLAP model: folder or hub name")] = "laion/clap-htsat-unfused",
-    clip_revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the hub")] = None,
-    clap_revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the hub")] = None,
-    fps: Annotated[float | None, typer.Option(help="frames a second; default: 1, with --frames 4")] = None,
-    frames: Annotated[int | None, typer.Option(help="exactly so many a video, evenly, out of those at --fps")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="thin longer videos evenly to this many frames")] = None,
-    output: Annotated[str, typer.Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B)")] = "projected",
-    tokens: Annotated[str, typer.Option(help="pooled: one vector a frame; patch: one for each patch")] = "pooled",
-    window_seconds: Annotated[float | None, typer.Option(help="audio to one vector; default: the model's own")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: bfloat16 on cuda")] = None,
-    batch_frames: Annotated[int, typer.Option(help="frames in one forward pass")] = 64,
-    workers: Annotated[int | None, typer.Option(min=1, help="threads that decode; default: one a core")] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="the I-th of N parts, which can run together")
+    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
+    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub name.")] = "openai/clip-vit-large-patch14",
+    clap: Annotated[str, typer.Option(help="CLAP model: folder or hub name.")] = "laion/clap-htsat-unfused",
+    clip_revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
+    clap_revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; default: 1, with --frames 4.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Exact number of frames a video, evenly spaced, out of those at --fps.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="keep what the store has of the same bytes")] = True,
-    engine: Annotated[Engine, typer.Option(help="ray: Ray Data, on one machine or many")] = Engine.local,
-    actors: Annotated[int, typer.Option(min=1, help="with ray: encoders at the same time")] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Largest number of frames; longer videos are thinned evenly.")
+    ] = None,
+    output: Annotated[str, typer.Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
+    tokens: Annotated[str, typer.Option(help="pooled: one vector a frame; patch: one for each patch.")] = "pooled",
+    window_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of audio in one vector; default: the model's own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: bfloat16 on cuda.")] = None,
+    batch_frames: Annotated[int, typer.Option(help="Frames in one forward pass.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads; default: one a core.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Process part I of N; the parts can run at the same time.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Skip videos already extracted and unchanged.")] = True,
+    engine: Annotated[Engine, typer.Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
+    actors: Annotated[int, typer.Option(min=1, help="Number of encoders, with ray.")] = 1,
     json: Json = False,
 ) -> None:
-    """Run videos through CLIP and CLAP; resumable, and a bad file does not stop the rest."""
+    """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest.
+
+    \b
+    Examples:
+      vb2 features extract videos/ --out features/mine
+      vb2 features extract videos/ --out features/mine --device cuda --shard 1/4
+    """
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
     from videoblip2.features.media_features import Encoders
@@ -69,20 +84,19 @@ def extract(
         settings,
     )
     ray = _ray_engine(encoders, out, device, actors, workers) if engine is Engine.ray else None
-    with interruptible(f"{out}: what is extracted is kept; run the same command to go on"):
+    with interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
         report = extract_features(paths, out, encoders, run, progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
-    lines = [f"no video by suffix or content, passed over: {_some(others)}"] if others else []
+    lines = [f"not a video by suffix or content, ignored: {_counted(others)}"] if others else []
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
     result["passed_over"] = others
     emit(result, json, "\n".join(lines))
-    if report.failed and not (report.done or report.skipped):
-        raise typer.Exit(1)
+    exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
 
 
-def _ray_engine(encoders: Any, out: Path, device: str, actors: int, workers: int | None) -> Any:
+def _ray_engine(encoders: "Encoders", out: Path, device: str, actors: int, workers: int | None) -> "RayEngine":
     from videoblip2.features.ray_engine import RayEngine, require_ray
 
     require_ray()
@@ -91,15 +105,15 @@ def _ray_engine(encoders: Any, out: Path, device: str, actors: int, workers: int
 
 @app.command("import")
 def import_(
-    video: Annotated[Path, typer.Argument(help=".npy of frame features [videos, frames, width up to 768]")],
-    ids: Annotated[Path, typer.Argument(help="JSON list of video ids, one a row")],
-    out: Annotated[Path, typer.Option(help="the feature store to write")],
+    video: Annotated[Path, typer.Argument(help=".npy of frame features [videos, frames, width up to 768].")],
+    ids: Annotated[Path, typer.Argument(help="JSON list of video ids, one for each row.")],
+    out: Annotated[Path, typer.Option(help="The feature store to write.")],
     audio: Annotated[
-        Path | None, typer.Option(help=".npy of audio features [videos, windows, width up to 512]")
+        Path | None, typer.Option(help=".npy of audio features [videos, windows, width up to 512].")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a feature store of features that lie in one array already."""
+    """Make a feature store from features that are already in one array."""
     from videoblip2.features.arrays import import_arrays
 
     videos = import_arrays(video, ids, out, audio, progress)
@@ -108,11 +122,11 @@ def import_(
 
 @app.command()
 def pack(
-    store: Annotated[Path, typer.Argument(metavar="DIR", help="a folder with video/ID.npy and audio/ID.npy")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="the file to write, such as msrvtt.safetensors")],
+    store: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
     json: Json = False,
 ) -> None:
-    """All features in one memory-mapped file, to be given wherever their folder can be."""
+    """Pack a feature store into one memory-mapped file, which every command takes in place of the folder."""
     from dataclasses import asdict
 
     from videoblip2.features.pack import pack_features
@@ -125,11 +139,11 @@ def pack(
 
 @app.command()
 def check(
-    store: Annotated[Path, typer.Argument(help="a folder with video/ID.npy and audio/ID.npy, or a packed file")],
-    annotations: Annotated[Path | None, typer.Option(help="check the videos of this file; default: all")] = None,
+    store: Annotated[Path, typer.Argument(help="A folder with video/ID.npy and audio/ID.npy, or a packed file.")],
+    annotations: Annotated[Path | None, typer.Option(help="Check the videos of this file; default: all.")] = None,
     json: Json = False,
 ) -> None:
-    """Shapes, types, NaN, missing files, silent, empty and absent audio; exit 1 where a video cannot be used."""
+    """Check shapes, types, NaN, missing files, silent, empty and absent audio; exit with 3 if a video is unusable."""
     from dataclasses import asdict
 
     from videoblip2.data.annotations import read_annotations
@@ -139,15 +153,17 @@ def check(
     report = check_features(store, wanted)
     lines = [f"unusable: {reason}" for reason in report.unusable.values()]
     lines += [
-        f"{name}: {_some(ids)}" for name in ("missing", "silent", "empty", "absent") if (ids := getattr(report, name))
+        f"{name}: {_counted(ids)}"
+        for name in ("missing", "silent", "empty", "absent")
+        if (ids := getattr(report, name))
     ]
-    lines += [f"not in the annotations: {_some(report.unannotated)}"] if report.unannotated else []
+    lines += [f"not in the annotations: {_counted(report.unannotated)}"] if report.unannotated else []
     (least, most), (few, many) = report.frames, report.audio_windows
     lines.append(f"{store}: {report.videos} videos usable, {least}-{most} frames, {few}-{many} audio windows")
     emit({"ok": report.ok, **asdict(report)}, json, "\n".join(lines))
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(SOME_FAILED)
 
 
-def _some(ids: list[str]) -> str:
-    return f"{len(ids)} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+def _counted(ids: list[str]) -> str:
+    return f"{len(ids)} ({some(ids)})"

@@ -1,30 +1,55 @@
-"""What every command prints: progress bars, one JSON object, one line for an error."""
+"""What every command prints: progress bars, tables, one JSON object."""
 
 import json as json_module
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+import typer
+
 T = TypeVar("T")
-TOLD_SECONDS = 60  # between lines of progress where no terminal shows a bar
+Record = Mapping[str, object]  # what --json prints
+
+REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar
+SOME_FAILED = 3  # exit code
 
 
-def emit(result: Mapping[str, object], json: bool, text: str) -> None:
-    """Print `text` for a person; with `json`, `result` as one JSON object on the last line of standard output."""
+def emit(record: Record, json: bool, text: str) -> None:
+    """Print `text` for a person; with `json`, also `record` as one JSON object on the last line of standard output."""
     if text:
         print(text)
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, default=str))
+        print(json_module.dumps(record, ensure_ascii=False, default=str))
     sys.stdout.flush()
+
+
+def exit_if_failed(failed: int, done: int) -> None:
+    """Exit with 3 if some items failed. Raises InputError if all did."""
+    from videoblip2.errors import InputError
+
+    if failed and not done:
+        raise InputError(f"all {failed} items failed; fix what the lines above name")
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, such as "a, b, c, d, e, …"."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def progress(items: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
     """Yield `items` behind a progress bar (speed, time left) on a terminal; elsewhere a line a minute says the same."""
     if not sys.stderr.isatty():
-        yield from _told(items, total, description)
+        yield from _reported(items, total, description)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,11 +72,11 @@ def progress(items: Iterable[T], total: int | None = None, description: str = ""
             bar.update(task, advance=1, speed=f"{speed:.1f}/s" if speed else "", note=note)
 
 
-def _told(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
+def _reported(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if (now := time.monotonic()) - last >= TOLD_SECONDS:
+        if (now := time.monotonic()) - last >= REPORT_SECONDS:
             last, speed = now, done / (now - start)
             of = f" of {total}, {(total - done) / speed / 60:.0f} min left" if total else ""
             print(f"{description}: {done}{of}, {speed:.1f}/s", file=sys.stderr, flush=True)
@@ -59,7 +84,7 @@ def _told(items: Iterable[T], total: int | None, description: str) -> Iterator[T
 
 @contextmanager
 def interruptible(remains: str) -> Iterator[None]:
-    """Within, SIGTERM ends the work as Ctrl-C does: what is on its way is noted, and a line says what remains."""
+    """Inside the block SIGTERM ends the work as Ctrl-C does; `remains` says what is kept."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -70,11 +95,11 @@ def interruptible(remains: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], fold: tuple[str, ...] = ()) -> str:
-    """A table as text, drawn by rich at the terminal's width (at least 120 columns); as wide as need be in a file.
+def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], fold: tuple[str, ...] = ()) -> str:
+    """A table as text, drawn by rich: as wide as the terminal (at least 120 columns), or as needed in a file.
 
     Args:
-        fold: columns whose text goes on in the next line where the width is short; the others stay whole.
+        fold: columns whose text wraps where the width is short; the others are never broken.
     """
     from io import StringIO
 
@@ -85,8 +110,8 @@ def table(title: str, columns: list[str], rows: list[list[str]], fold: tuple[str
     for name in columns:
         drawn.add_column(name, no_wrap=name not in fold, overflow="fold" if name in fold else "ellipsis")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(str, row))
     width = max(120, Console().width) if sys.stdout.isatty() else 1000
-    console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(drawn)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+    text = StringIO()
+    Console(file=text, width=width, color_system=None).print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

@@ -10,20 +10,29 @@ from typing import Annotated
 
 import typer
 
+from videoblip2.cli.options import Json
 from videoblip2.cli.output import emit, progress
 
 CHAMPION = "models:/videoblip2@champion"
 
 
 def package(
-    model: Annotated[str, typer.Option(metavar="MODEL", help="What is baked in.")] = CHAMPION,
-    export: Annotated[Path | None, typer.Option(help="Also write the Bento to this file, to carry it away.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")] = False,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the Bento to this file, to move it to another machine.")
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Build a Bento that serves MODEL with no MLflow store and no network."""
+    """Build a Bento that serves MODEL with no MLflow store and no network.
+
+    \b
+    Examples:
+      vb2 package
+      vb2 package --model runs/demo/runs/scst/best --export videoblip2.bento
+    """
     from videoblip2.cli.bento_files import stage
 
-    target = _file_to_be(export) if export else None
+    target = _checked(export) if export else None
     with tempfile.TemporaryDirectory(prefix="vb2-package-") as folder:
         steps = progress(["collect", "build"], description="package")
         next(steps)
@@ -40,9 +49,9 @@ def package(
     emit(record, json, _text(built, staged.version, staged.media, export))
 
 
-def _file_to_be(export: Path) -> Path:
-    """Where to export to, once it is sure that a file can lie there: building takes minutes."""
-    from videoblip2.config import InputError
+def _checked(export: Path) -> Path:
+    """The absolute path to export to. Raises InputError, before the minutes of building, if no file can be there."""
+    from videoblip2.errors import InputError
 
     if export.is_dir() or not export.absolute().parent.is_dir():
         reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
@@ -52,7 +61,7 @@ def _file_to_be(export: Path) -> Path:
 
 def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:
     """Build a Bento from a staged folder, offline → its `tag` and `path`. Raises InputError with what BentoML says."""
-    from videoblip2.config import InputError
+    from videoblip2.errors import InputError
 
     words = [version] + ([str(export)] if export else [])
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
@@ -67,16 +76,18 @@ def build(folder: Path, version: str, export: Path | None = None) -> dict[str, s
 
 
 def _text(built: dict[str, str], version: str, media: bool, export: Path | None) -> str:
+    from videoblip2.files import shipped
+
     tag = built["tag"]
     lines = [f"Bento: {tag}   model: {version}", built["path"]]
     if not media:
-        lines.append("Its encoders are unknown (no manifest came with its features): it serves features, no media.")
+        lines.append("Its encoders are unknown (its features have no manifest): it takes features, but no media files.")
     if export:
-        lines.append(f"exported: {export}   (there: bentoml import {export.name})")
+        lines.append(f"exported: {export}   (on the other machine: bentoml import {export.name})")
     lines += [
         "Next:",
-        f"  bentoml serve {tag}            # from any folder, without a store or a network",
+        f"  bentoml serve {tag}            # from any folder, with no store and no network",
         f"  bentoml containerize {tag} -t videoblip2:latest",
-        "  kubectl apply -k serving/k8s",
+        f"  kubectl apply -k {shipped('serving') / 'k8s'}",
     ]
     return "\n".join(lines)

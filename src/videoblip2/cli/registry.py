@@ -1,25 +1,30 @@
-"""promote, rollback, lineage, reproduce: the gate, the way back, and where a model came from."""
+"""`vb2 promote`, `vb2 rollback`, `vb2 lineage`, `vb2 reproduce`: the registry's commands."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.output import emit, progress, table
-from videoblip2.cli.stages import ANY_OPTION, ModelName, Overrides, overrides_from
+from videoblip2.cli.options import (
+    ANY_OPTION,
+    Json,
+    ModelName,
+    Overrides,
+    RegisteredName,
+    overrides_from,
+)
+from videoblip2.cli.output import Record, emit, progress, say, table
 
 if TYPE_CHECKING:
     from videoblip2.registry.lineage import Ancestor
     from videoblip2.registry.promote import Promotion
     from videoblip2.registry.reproduce import Recipe
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, models:/NAME/VERSION or models:/m-….")]
-Name = Annotated[str, typer.Option(help="Registered model.")]
 
-#: What of a verdict a line of descent shows.
+#: The parts of a verdict that a lineage shows.
 GATE = ("verdict", "outcome", "when", "who", "reason")
 
 
@@ -34,25 +39,32 @@ def register(app: typer.Typer) -> None:
 def promote(
     run: Run,
     overrides: Overrides = None,
-    gate: Annotated[Path | None, typer.Option(help="Gate file; default experiments/gate.yaml.")] = None,
-    name: Name = "videoblip2",
-    force: Annotated[bool, typer.Option("--force", help="Overrule the verdict; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(help="Why the verdict is overruled; kept with the version.")] = "",
+    gate: Annotated[Path | None, typer.Option(help="Gate file; by default the shipped experiments/gate.yaml.")] = None,
+    name: RegisteredName = "videoblip2",
+    force: Annotated[bool, typer.Option("--force", help="Promote whatever the verdict; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(help="Why the verdict is overruled; stored with the version.")] = "",
     new_manifest: Annotated[
-        bool, typer.Option("--new-manifest", help="Judge both on validation data changed since the last promotion.")
+        bool, typer.Option("--new-manifest", help="Accept validation data that changed since the last promotion.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Hold a run's model against the champion; make it champion if the gate passes, else exit 1."""
-    from videoblip2.config import InputError
+    """Compare a run's model with the champion; make it the champion if it passes the gate, else exit with 1.
+
+    \b
+    Examples:
+      vb2 promote RUN
+      vb2 promote RUN --gate toy_gate
+      vb2 promote RUN --force --reason 'the champion was trained on the wrong data'
+    """
+    from videoblip2.errors import InputError
     from videoblip2.registry.promote import Request
-    from videoblip2.registry.promote import promote as hold_gate
+    from videoblip2.registry.promote import promote as run_gate
 
     if force != bool(reason.strip()):
         raise typer.BadParameter("--force and --reason go together: say why the verdict is overruled")
     overridden = tuple(overrides_from(overrides))
     request = Request(run, name, gate, overridden, reason.strip(), new_manifest)
-    result = hold_gate(request, progress)
+    result = run_gate(request, progress)
     emit(promotion_record(result), json, promotion_text(result))
     if not result.promoted:
         keeps = f"champion stays version {result.previous}" if result.previous else "there is still no champion"
@@ -60,11 +72,16 @@ def promote(
 
 
 def rollback(
-    name: Name = "videoblip2",
-    reason: Annotated[str, typer.Option(help="Why; kept in the trail.")] = "",
+    name: RegisteredName = "videoblip2",
+    reason: Annotated[str, typer.Option(help="Why; stored in the history of champions.")] = "",
     json: Json = False,
 ) -> None:
-    """Put the champion before the present one back."""
+    """Restore the previous champion.
+
+    \b
+    Example:
+      vb2 rollback --reason 'captions became too long'
+    """
     from videoblip2.registry.trail import rollback as go_back
 
     move = go_back(name, reason)
@@ -73,7 +90,7 @@ def rollback(
 
 
 def lineage(model: ModelName, json: Json = False) -> None:
-    """Where a model came from: data, encoders, parent, commit, lock, seed, of it and of what it started from."""
+    """Show where a model came from: data, encoders, parent, commit, lock and seed, back to its first ancestor."""
     from videoblip2.registry.lineage import lineage as trace
 
     line = trace(model)
@@ -82,12 +99,12 @@ def lineage(model: ModelName, json: Json = False) -> None:
 
 def reproduce(
     run: ModelName,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of CIDEr, as printed.")] = 0.0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new run; default the first one's.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference in CIDEr ×100.")] = 0.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the new run; by default that of the original.")] = None,
     json: Json = False,
 ) -> None:
-    """Train a run again from what it kept, and compare validation CIDEr; exit 1 where it differs."""
-    from videoblip2.config import InputError
+    """Train a run again from its stored configuration and compare validation CIDEr; exit with 1 if it differs."""
+    from videoblip2.errors import InputError
     from videoblip2.registry.reproduce import reproduce as train_again
 
     result = train_again(run, tolerance / 100, out, progress, say_recipe)
@@ -107,30 +124,30 @@ def reproduce(
 
 
 def say_recipe(recipe: "Recipe") -> None:
-    """The command, and what is not as it was."""
-    print(recipe.command, flush=True)
+    """Print the command, and what has changed since the original."""
+    say(recipe.command)
     for difference in recipe.differs:
-        print(f"  not as it was: {difference}", flush=True)
+        say(f"  changed: {difference}")
 
 
 def why_it_differs(recipe: "Recipe") -> str:
     """The remedy in a few words."""
     if recipe.differs:
-        return f"{len(recipe.differs)} things are not as they were, first {recipe.differs[0]}: put them back"
-    return "a GPU adds in no fixed order: give --tolerance"
+        return f"{len(recipe.differs)} things have changed, first {recipe.differs[0]}: restore them"
+    return "a GPU sums in no fixed order: give --tolerance"
 
 
 def lineage_text(line: "list[Ancestor]") -> str:
-    """A block for each model, from the youngest."""
+    """A block for each model, the newest first."""
     return "\n\n".join(_ancestor_text(ancestor, "started from " if n else "") for n, ancestor in enumerate(line))
 
 
 def _ancestor_text(ancestor: "Ancestor", how: str) -> str:
     if ancestor.missing:
         return f"{how}{ancestor.model}\n  missing      {ancestor.missing}"
-    commit = ancestor.commit + (", with changes that were not committed" if ancestor.dirty else "")
     from videoblip2.captions.metrics import label_of, shown, summary_metrics
 
+    commit = ancestor.commit + (", with uncommitted changes" if ancestor.dirty else "")
     scores = ancestor.scores
     facts = {
         "stage": f"{ancestor.stage}, best at step {ancestor.step}",
@@ -153,7 +170,7 @@ def _pairs(facts: Mapping[str, str]) -> str:
     return "; ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def promotion_record(result: "Promotion") -> dict[str, Any]:
+def promotion_record(result: "Promotion") -> Record:
     """A promotion as plain data; scores in pycocoevalcap's scale."""
     return {
         "name": result.name,
@@ -174,10 +191,10 @@ def promotion_record(result: "Promotion") -> dict[str, Any]:
 
 
 def promotion_text(result: "Promotion") -> str:
-    """The table of conditions, and what became of it."""
+    """The table of conditions, and the outcome."""
     from videoblip2.registry.verdict_files import COLUMNS, table_rows
 
-    title = f"{result.name}/{result.version} beside {result.opponent}, {result.manifest.size} validation videos"
+    title = f"{result.name}/{result.version} compared with {result.opponent}, {result.manifest.size} validation videos"
     how = "by force" if result.forced else "passed the gate"
     lines = [
         table(title, COLUMNS, table_rows(result.verdict)),

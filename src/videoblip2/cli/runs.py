@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from videoblip2.cli.compare import compare
+from videoblip2.cli.options import Json
 from videoblip2.cli.output import emit, table
 
 if TYPE_CHECKING:
@@ -15,16 +16,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The runs of the MLflow store.", no_args_is_help=True)
 app.command()(compare)
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")]
-
 
 @app.command("list")
 def list_(
-    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 20,
+    experiment: Annotated[str | None, typer.Option(help="Show this experiment only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of most recent runs to show.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show the newest runs with the scores of their chosen checkpoint."""
+    """List the most recent runs with the scores of their best checkpoint."""
     from videoblip2.tracking.mlflow.run_records import list_runs
 
     runs = list_runs(experiment, limit)
@@ -34,11 +33,11 @@ def list_(
 @app.command()
 def gc(
     hours: Annotated[
-        float, typer.Option(min=0.0, help="Silence after which another machine's run counts as dead.")
+        float, typer.Option(min=0.0, help="Hours of silence after which another machine's run counts as dead.")
     ] = 24.0,
     json: Json = False,
 ) -> None:
-    """Close runs left RUNNING by a process that was killed."""
+    """Mark abandoned runs as failed: those left RUNNING by a process that was killed."""
     from videoblip2.tracking.mlflow.run_records import close_dead_runs
 
     closed = close_dead_runs(hours)

@@ -16,16 +16,22 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="MODEL to serve and follow; default models:/videoblip2@champion.")
+        str | None, typer.Option(help="MODEL to serve; an alias is followed. Default: models:/videoblip2@champion.")
     ] = None,
-    pin: Annotated[int | None, typer.Option(min=1, help="A fixed version, whatever is champion.")] = None,
+    pin: Annotated[int | None, typer.Option(min=1, help="Serve this version, whichever is the champion.")] = None,
     shadow: Annotated[
-        str | None, typer.Option(help="A MODEL that captions along: logged and compared, never answered.")
+        str | None, typer.Option(help="MODEL that runs in shadow: logged and compared, never returned.")
     ] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 = every network of this machine.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every network of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
-    """Serve the champion over HTTP; a promotion or rollback is followed within seconds."""
+    """Serve the champion over HTTP; promotions and rollbacks take effect within seconds.
+
+    \b
+    Examples:
+      vb2 serve
+      vb2 serve --model runs/demo/runs/scst/best --port 8080
+    """
     from videoblip2.server import server_command, server_environment
 
     refuse_port_in_use(host, port)
@@ -36,13 +42,15 @@ def serve(
 
 
 def refuse_port_in_use(host: str, port: int) -> None:
-    """Raise InputError where nobody can listen at this address."""
-    from videoblip2.config import InputError
+    """Raise InputError if the address cannot be bound."""
+    from videoblip2.errors import InputError
 
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended is no obstacle
+            listener.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a server that has just stopped does not block it
             listener.bind(found[4])
     except OSError as error:
-        raise InputError(f"{host}:{port}: cannot be listened at ({error.strerror}); give another --port") from error
+        raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from error

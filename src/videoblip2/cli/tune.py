@@ -1,11 +1,11 @@
 """`vb2 tune`: search for better values of configuration keys."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.output import emit, progress
-from videoblip2.cli.stages import ANY_OPTION, Json, Overrides, overrides_from
+from videoblip2.cli.options import ANY_OPTION, Json, Overrides, overrides_from
+from videoblip2.cli.output import Record, emit, progress, say
 
 if TYPE_CHECKING:
     from videoblip2.tune.lead import Outcome
@@ -17,33 +17,40 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A study: experiments/tune_*.yaml.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Study: a YAML file, or a name such as tune_toy_ce.")],
     overrides: Overrides = None,
-    worker: Annotated[bool, typer.Option("--worker", help="Help with a study that another process leads.")] = False,
+    worker: Annotated[bool, typer.Option("--worker", help="Run trials of a study that another process leads.")] = False,
     storage: Annotated[
         str | None, typer.Option(help="Journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT.")
     ] = None,
     serve: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Run no trial: serve the database to grpc://HOST:PORT.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Run no trial: offer the database at grpc://HOST:PORT.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Search the ranges of CONFIG for the best validation CIDEr; run it again to go on up to n_trials."""
+    """Search the ranges of CONFIG for the best validation CIDEr. Run it again to resume, up to n_trials.
+
+    \b
+    Examples:
+      vb2 tune tune_toy_ce
+      vb2 tune tune_toy_ce --worker
+    """
     pairs = [*overrides_from(overrides), *([f"storage={storage}"] if storage else [])]
     if serve is not None:
         _serve(config, pairs, serve)
     elif worker:
         from videoblip2.tune.lead import join
 
-        made = join(config, pairs, progress, _say)
-        emit({"made": made}, json, f"{made} trials made; nothing is left to take")
+        made = join(config, pairs, progress, say)
+        emit({"made": made}, json, f"{made} trials run; none is left")
     else:
+        from videoblip2.errors import InputError
         from videoblip2.tune.lead import tune as lead
 
-        outcome = lead(config, pairs, progress, _say)
+        outcome = lead(config, pairs, progress, say)
         emit(_describe(outcome), json, _summary(outcome))
         if outcome.best is None:
-            raise typer.Exit(1)
+            raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
 
 
 def _serve(config: str, pairs: list[str], listen: str) -> None:
@@ -51,15 +58,11 @@ def _serve(config: str, pairs: list[str], listen: str) -> None:
     from videoblip2.tune.storage import address, hidden, serve
 
     place = address(load_plan(config, pairs))
-    _say(f"serving {hidden(place)} to grpc://{listen}; Ctrl-C ends it")
+    say(f"serving {hidden(place)} to grpc://{listen}; press Ctrl-C to stop")
     serve(place, listen)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _describe(outcome: "Outcome") -> dict[str, Any]:
+def _describe(outcome: "Outcome") -> Record:
     best, verdict = outcome.best, outcome.verdict
     return {
         "study": outcome.study,
@@ -89,7 +92,11 @@ def _summary(outcome: "Outcome") -> str:
     from videoblip2.tune.report import shown
 
     lines.append(f"best: validation CIDEr {100 * float(outcome.best.value or 0):.1f}   {shown(outcome.best.params)}")
-    lines.append(outcome.verdict.text() if outcome.verdict else "the default is not complete: nothing to compare with")
+    lines.append(
+        outcome.verdict.text()
+        if outcome.verdict
+        else "the default trial is not complete, so there is nothing to compare with"
+    )
     lines.append(f"best.yaml: {outcome.best_file}")
     lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []
     return "\n".join([*lines, "next:", *(f"  {command}" for command in outcome.commands)])

@@ -1,4 +1,4 @@
-"""`vb2 weights`: fetch pre-trained weights, and say what a file of weights is."""
+"""`vb2 weights`: fetch pre-trained weights, and describe a file of weights."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,24 +6,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from videoblip2.cli.options import Json
 from videoblip2.cli.output import emit, progress, table
 
 if TYPE_CHECKING:
     from videoblip2.model.qformer.weight_inspect import Inspection
 
-app = typer.Typer(help="Pre-trained weights: fetch them, and see what a file holds.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")]
+app = typer.Typer(help="Fetch pre-trained weights, and inspect files of weights.", no_args_is_help=True)
 
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="A name of the list; left out, the list is printed.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder that the weights go into.")] = Path("models"),
-    sha256: Annotated[str | None, typer.Option(help="The checksum that the file must have.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the weights; omit it to list them.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("models"),
+    sha256: Annotated[str | None, typer.Option(help="Checksum the file must have.")] = None,
     json: Json = False,
 ) -> None:
-    """Download weights, resumed and verified, such as `vb2 weights fetch blip2-flant5xl`."""
+    """Download weights; an interrupted download resumes, and checksums are verified.
+
+    \b
+    Example:
+      vb2 weights fetch blip2-flant5xl
+    """
     from videoblip2.model.qformer.weight_fetch import KNOWN, fetch_weights
 
     if name is None:
@@ -39,10 +43,10 @@ def fetch(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .pth, .bin, .safetensors, index or folder.")],
+    file: Annotated[Path, typer.Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")],
     json: Json = False,
 ) -> None:
-    """Say what a file of weights is: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
+    """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
     from videoblip2.model.qformer.weight_inspect import inspect_weights
 
     inspection = inspect_weights(file)
@@ -61,6 +65,6 @@ def _text(inspection: "Inspection") -> str:
         queries = f"query tokens {list(found.query_tokens)}" if found.query_tokens else "no query tokens"
         lines.append(f"Q-Former under {found.prefix!r}: {found.problem or f'{sizes}; {queries}; {text}'}")
     if not inspection.qformers:
-        lines.append("no Q-Former in it")
+        lines.append("contains no Q-Former")
     rows = [[group, f"{count:,}", f"{parameters:,}"] for group, count, parameters in inspection.groups]
     return "\n".join([*lines, table("Tensor groups", ["group", "tensors", "parameters"], rows)])
