@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -93,3 +94,16 @@ def test_json_is_the_last_line(tmp_path):
     run = vb2("data", "toy", str(tmp_path / "toy"), "--videos", "10", "--seed", "1", "--json")
     assert run.returncode == 0, run.stderr
     assert isinstance(json.loads(run.stdout.splitlines()[-1]), dict)
+
+
+@pytest.mark.parametrize(("bad", "code", "error"), [(0, 0, ""), (1, 3, ""), (2, 1, "error: all 2 items failed")])
+def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, bad, code, error):
+    rows = [{"video": "a", "error": "broken"}] * bad + [{"video": "b", "caption": "a dog"}] * (2 - bad)
+    monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model: SimpleNamespace(version="1"))
+    monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
+    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "a", "b", "--json"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    assert (end.value.code or 0, json.loads(out.splitlines()[-1])["captions"]) == (code, rows)
+    assert err.startswith(error) and len(err.splitlines()) == bool(error)
