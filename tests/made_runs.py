@@ -4,7 +4,7 @@ from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import flatten, parse_config
 from videoblip2.evaluate import evaluate
 from videoblip2.tracking import RunSpec, open_run
-from videoblip2.training.record import log_captions
+from videoblip2.training.record import log_predictions
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "star", "ring")
@@ -34,7 +34,8 @@ def made_captions(references, right):
 
 def made_evaluation(right, references=None):
     references = references or made_references()
-    return evaluate(made_captions(references, right), references, default_metrics(fast=True))
+    categories = {video: n % 3 for n, video in enumerate(references)}
+    return evaluate(made_captions(references, right), references, default_metrics(fast=True), categories)
 
 
 def make_run(folder, name, right, *overrides, stage="ce", references=None, tags=None, split="val", curve=()):
@@ -47,6 +48,5 @@ def make_run(folder, name, right, *overrides, stage="ce", references=None, tags=
         for step, value in curve:
             tracker.log_metrics({"val/CIDEr": value}, step)
         tracker.log_best({f"val/{key}": value for key, value in result.corpus.items()})
-        categories = {video: n % 3 for n, video in enumerate(result.captions)}
-        log_captions(folder / f"{name}.jsonl", split, result, 200, categories, tracker)
+        log_predictions({"captions": folder / f"{name}.jsonl"}, split, result, 200, tracker)
     return tracker.run_id

@@ -72,8 +72,19 @@ def write_world(root: Path) -> None:
         arrays = {"video": frames.astype("float32"), "audio": windows.astype("float32")}
         write_features(root / "features", video["video_id"], arrays)
     FeatureManifest.model_validate(MANIFEST).write(root / "features")
+    asked = [
+        {
+            "question_id": f"{n}{word}",
+            "video_id": f"video{n}",
+            "question": f"{word} is it?",
+            "answer": CAPTIONS[n].split()[2],
+        }
+        for n in range(3)
+        for word in ("what", "who")
+    ]
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(json.dumps(videos))
+        (root / f"{split}_qa.json").write_text(json.dumps(asked))
 
 
 def config(root: Path, name: str, *overrides: str):

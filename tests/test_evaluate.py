@@ -5,8 +5,9 @@ import json
 import pytest
 
 from videoblip2.captions.metrics import default_metrics
+from videoblip2.captions.predictions import write_rows
 from videoblip2.config import InputError
-from videoblip2.evaluate import evaluate, write_predictions
+from videoblip2.evaluate import evaluate
 
 REFERENCES = {"video0": ["a red circle moves", "the circle moves left"], "video1": ["a dog barks", "a dog is loud"]}
 CAPTIONS = {"video0": "a red circle moves", "video1": "a cat"}
@@ -27,7 +28,7 @@ def test_a_video_without_caption_is_named():
 def test_predictions_file_and_table_rows(tmp_path):
     result = evaluate(CAPTIONS, REFERENCES, default_metrics(fast=True))
     path = tmp_path / "deep" / "predictions.jsonl"
-    write_predictions(path, result)
+    write_rows(path, result.caption_rows)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["video_id"] for row in rows] == ["video0", "video1"]
     assert rows[0]["references"] == REFERENCES["video0"]

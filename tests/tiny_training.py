@@ -50,7 +50,8 @@ def workspace(model, tokenizers, *overrides):
     config = parse_config({}, [*SETTINGS, *overrides])
     torch.manual_seed(config.seed)
     videos = [VideoAnnotation(video_id, 0, captions) for video_id, captions in VIDEOS.items()]
-    return Workspace(config, torch.device("cpu"), copy.deepcopy(model), tokenizers, Features(), videos, videos)
+    entries = {"captions": videos}
+    return Workspace(config, torch.device("cpu"), copy.deepcopy(model), tokenizers, Features(), entries, entries)
 
 
 TAUGHT = {}

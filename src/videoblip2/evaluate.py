@@ -1,83 +1,62 @@
-"""Captions against references, answers against the expected ones: metrics, scores, a predictions file."""
+"""Captions against references, answers against the expected ones: metrics and rows."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from videoblip2.captions import caption_metrics
-from videoblip2.captions.answers import (
-    answer_accuracy,
-    blind_answers,
-    common_answers,
-    normalise_answer,
-    question_type,
-    typed_answer,
-)
-from videoblip2.captions.metrics import PRIMARY, default_metrics
+from videoblip2.captions.answers import answer_accuracy, blind_answers, common_answers, typed_answer
+from videoblip2.captions.metrics import default_metrics
+from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
-from videoblip2.files import write_text
-
-if TYPE_CHECKING:
-    from videoblip2.data.questions import Question
+from videoblip2.data.questions import Question
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """corpus: metric → score in pycocoevalcap's scale. per_video: id → metric → score. unavailable: metric → reason."""
+    """What a model said and how good that is.
 
-    corpus: dict[str, float]
-    per_video: dict[str, dict[str, float]]
-    unavailable: dict[str, str]
-    captions: dict[str, str]
-    references: dict[str, Sequence[str]]
-    answers: "tuple[AnsweredQuestion, ...]" = ()
+    corpus: metric → score in the metric's own scale. unavailable: metric → why it could not be computed.
+    """
 
-    def rows(self) -> list[dict[str, object]]:
-        """One row a video for tables and files, `video_id` first."""
-        return [
-            {
-                "video_id": video_id,
-                "caption": caption,
-                **{name: round(score, 4) for name, score in self.per_video[video_id].items() if name == PRIMARY},
-                "reference": self.references[video_id][0],
-            }
-            for video_id, caption in self.captions.items()
-        ]
-
-    def answer_rows(self) -> list[dict[str, object]]:
-        """One row a question, `video_id` first."""
-        return [answered.row() for answered in self.answers]
-
-
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question, and what the model answered."""
-
-    question: "Question"
-    answer: str
+    corpus: Mapping[str, float] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    caption_rows: tuple[CaptionRow, ...] = ()
+    answer_rows: tuple[AnswerRow, ...] = ()
 
     @property
-    def correct(self) -> bool:
-        return normalise_answer(self.answer) == normalise_answer(self.question.answer)
+    def per_video(self) -> dict[str, Mapping[str, float]]:
+        """Video → metric → score of its caption."""
+        return {row.video_id: row.scores for row in self.caption_rows}
 
-    def row(self) -> dict[str, object]:
-        """For tables and files."""
-        question = self.question
-        return {
-            "video_id": question.video_id,
-            "question_id": question.question_id,
-            "type": question_type(question.question),
-            "question": question.question,
-            "answer": self.answer,
-            "expected": question.answer,
-            "correct": self.correct,
-        }
+    @property
+    def captions(self) -> dict[str, str]:
+        return {row.video_id: row.caption for row in self.caption_rows}
+
+    @property
+    def references(self) -> dict[str, Sequence[str]]:
+        return {row.video_id: row.references for row in self.caption_rows}
+
+    @property
+    def videos(self) -> list[str]:
+        """The videos that were captioned, or asked about."""
+        rows: tuple[Row, ...] = (*self.caption_rows, *self.answer_rows)
+        return list(dict.fromkeys(row.video_id for row in rows))
+
+    def rows(self) -> list[dict[str, object]]:
+        """The captions as a table, `video_id` first."""
+        return [row.shown() for row in self.caption_rows]
+
+    def tables(self) -> dict[str, list[dict[str, object]]]:
+        """Table's name → rows; only tables that have rows."""
+        both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
+        return {TABLES[kind]: [row.shown() for row in rows] for kind, rows in both.items() if rows}
 
 
 def evaluate(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] | None = None
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    metrics: Sequence[str] | None = None,
+    categories: Mapping[str, int] | None = None,
 ) -> Evaluation:
     """Score one caption per video against that video's references; metrics: names in METRICS, None = the defaults."""
     missing = sorted(set(references) - set(captions))
@@ -86,20 +65,21 @@ def evaluate(
             f"video {missing[0]}: has references but no caption ({len(missing)} such); caption every video"
         )
     result = caption_metrics(references, captions, default_metrics() if metrics is None else metrics)
-    return Evaluation(result.corpus, result.per_video, result.unavailable, dict(captions), dict(references))
+    known = categories or {}
+    rows = [
+        CaptionRow(video, text, result.per_video[video], tuple(references[video]), known.get(video))
+        for video, text in captions.items()
+    ]
+    return Evaluation(result.corpus, result.unavailable, tuple(rows))
 
 
-NOTHING = Evaluation({}, {}, {}, {}, {})
-
-
-def with_answers(
-    evaluation: Evaluation,
+def evaluate_answers(
     answers: Mapping[str, str],
-    questions: "Sequence[Question]",
-    train: "Sequence[Question]" = (),
+    questions: Sequence[Question],
+    train: Sequence[Question] = (),
     answer_map: Collection[str] | None = None,
 ) -> Evaluation:
-    """Add answers, by question id, to an evaluation (NOTHING where no captions were judged), with their accuracies.
+    """Score one answer per question, by question id.
 
     Args:
         train: training questions; with them the corpus has what needs no video: `accuracy_common` of the most frequent
@@ -119,24 +99,18 @@ def with_answers(
         same_type = [typed_answer(common, question) for question in asked]
         scores["accuracy_common"] = answer_accuracy(asked, same_type, expected)["accuracy"]
         scores["accuracy_blind"] = answer_accuracy(asked, blind_answers(asked, texts, labels), expected)["accuracy"]
-    answered = tuple(AnsweredQuestion(question, text) for question, text in zip(questions, given, strict=True))
-    return replace(evaluation, corpus={**evaluation.corpus, **scores}, answers=answered)
-
-
-def write_predictions(path: Path, evaluation: Evaluation, categories: Mapping[str, int] | None = None) -> None:
-    """One JSON line a video: video_id, caption, scores, references, category if given; then one a question."""
-    lines = [
-        json.dumps(
-            {
-                "video_id": video_id,
-                "caption": caption,
-                "scores": evaluation.per_video[video_id],
-                "references": list(evaluation.references[video_id]),
-                **({"category": categories[video_id]} if categories else {}),
-            },
-            ensure_ascii=False,
-        )
-        for video_id, caption in evaluation.captions.items()
+    rows = [
+        AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer)
+        for q, text in zip(questions, given, strict=True)
     ]
-    lines += [json.dumps(row, ensure_ascii=False) for row in evaluation.answer_rows()]
-    write_text(path, "\n".join(lines) + "\n")
+    return Evaluation(scores, answer_rows=tuple(rows))
+
+
+def together(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of captions and of answers as one."""
+    return Evaluation(
+        corpus={name: value for each in evaluations for name, value in each.corpus.items()},
+        unavailable={name: reason for each in evaluations for name, reason in each.unavailable.items()},
+        caption_rows=tuple(row for each in evaluations for row in each.caption_rows),
+        answer_rows=tuple(row for each in evaluations for row in each.answer_rows),
+    )

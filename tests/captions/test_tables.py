@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from videoblip2.captions import METRICS
 from videoblip2.captions.metrics import default_metrics
+from videoblip2.captions.predictions import write_rows
 from videoblip2.cli.runs import app
-from videoblip2.evaluate import evaluate, write_predictions
+from videoblip2.evaluate import evaluate
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow.store import connect
-from videoblip2.training.record import log_captions
+from videoblip2.training.record import log_predictions
 from videoblip2.training.stage import run_stage
 
 
@@ -42,7 +43,7 @@ def test_a_registered_metric_is_in_evaluation_predictions_and_tables(brevity, tm
         {"video0": "a red circle moves", "video1": "a b c d"}, {"video0": ["red circle"], "video1": ["x"]}
     )
     assert result.corpus["Brevity"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    write_predictions(tmp_path / "predictions.jsonl", result)
+    write_rows(tmp_path / "predictions.jsonl", result.caption_rows)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [row["scores"]["Brevity"] for row in rows] == [0.5, 0.25]
 
@@ -51,7 +52,7 @@ def logged(folder, name, captions):
     """A run with these captions, evaluated by the default metrics."""
     result = evaluate(captions, REFERENCES, default_metrics(fast=True))
     with open_run(RunSpec("ce", name, "toy")) as tracker:
-        log_captions(folder / f"{name}.jsonl", "val", result, 200, dict.fromkeys(captions, 0), tracker)
+        log_predictions({"captions": folder / f"{name}.jsonl"}, "val", result, 200, tracker)
     return tracker.run_id
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from videoblip2.captions.answers import normalise_answer
+from videoblip2.captions.predictions import write_rows
 from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
-from videoblip2.evaluate import NOTHING, with_answers, write_predictions
+from videoblip2.evaluate import evaluate_answers
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
@@ -66,7 +67,8 @@ def test_a_split_is_answered_and_judged(world):
 def test_a_mixed_model_is_judged_at_both(world):
     result = judge(world, "data.task=mixed", metrics=("CIDEr",))
     assert {"CIDEr", "accuracy"} <= set(result.metrics)
-    assert len((world / "predictions.jsonl").read_text().splitlines()) == 3 + 6
+    assert len((world / "predictions.jsonl").read_text().splitlines()) == 3
+    assert len((world / "predictions_answers.jsonl").read_text().splitlines()) == 6
 
 
 def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypatch, capsys):
@@ -116,9 +118,9 @@ def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):
 def test_every_question_needs_an_answer(tmp_path):
     questions = [Question("1", "v", "what?", "dog"), Question("2", "v", "who?", "man")]
     with pytest.raises(InputError, match=r"question 2: has no answer \(1 such\)"):
-        with_answers(NOTHING, {"1": "dog"}, questions)
-    result = with_answers(NOTHING, {"1": "Dog.", "2": "cat"}, questions)
+        evaluate_answers({"1": "dog"}, questions)
+    result = evaluate_answers({"1": "Dog.", "2": "cat"}, questions)
     assert result.corpus == {"accuracy": 0.5, "accuracy_what": 1.0, "accuracy_who": 0.0}
-    write_predictions(tmp_path / "p.jsonl", result)
+    write_rows(tmp_path / "p.jsonl", result.answer_rows)
     first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
     assert (first["video_id"], first["type"], first["correct"]) == ("v", "what", True)

@@ -8,9 +8,9 @@ from made_runs import made_captions, made_evaluation, made_references
 
 from videoblip2.captions import paired_bootstrap
 from videoblip2.captions.metrics import default_metrics
+from videoblip2.captions.predictions import CaptionRow
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Side, compare_sides
-from videoblip2.tracking.mlflow.run_records import Prediction
 
 RESAMPLES = 500
 
@@ -18,7 +18,7 @@ RESAMPLES = 500
 def predictions(right, references=None):
     result = made_evaluation(right, references)
     return {
-        video: Prediction(caption, result.per_video[video], tuple(result.references[video]), int(video[5:]) % 3)
+        video: CaptionRow(video, caption, result.per_video[video], tuple(result.references[video]), int(video[5:]) % 3)
         for video, caption in result.captions.items()
     }
 

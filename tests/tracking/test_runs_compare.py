@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from videoblip2.cli.runs import app
 from videoblip2.config import InputError
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.run_records import curve, find_run, splits_of
+from videoblip2.tracking.mlflow.run_records import curve, find_run, rows_of
 from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.tracking.sides import compare_runs
 
@@ -82,9 +82,9 @@ def test_a_name_of_several_runs_is_refused_with_their_ids(runs):
 
 
 def test_the_captions_of_an_evaluation_belong_to_the_run_that_trained_the_model(runs):
-    found = splits_of(find_run("ce"))
-    assert found["val"] == (runs["ce"], "ce.jsonl")
-    assert found["test"] == (runs["test"], "test-ce.jsonl")
+    found = rows_of(find_run("ce"))
+    assert found["captions", "val"] == (runs["ce"], "ce.jsonl")
+    assert found["captions", "test"] == (runs["test"], "test-ce.jsonl")
 
 
 def test_captions_of_a_run_without_the_tag_are_found_by_their_file_name(runs):
@@ -93,7 +93,7 @@ def test_captions_of_a_run_without_the_tag_are_found_by_their_file_name(runs):
     (runs["folder"] / "val_predictions.jsonl").write_text("")
     client.log_artifact(old.info.run_id, str(runs["folder"] / "val_predictions.jsonl"))
     client.set_terminated(old.info.run_id)
-    assert splits_of(find_run("old")) == {"val": (old.info.run_id, "val_predictions.jsonl")}
+    assert rows_of(find_run("old")) == {("captions", "val"): (old.info.run_id, "val_predictions.jsonl")}
 
 
 def test_a_curve_is_in_the_order_of_its_steps_and_empty_for_no_metric(runs):
@@ -134,7 +134,9 @@ def test_one_side_a_wrong_split_and_missing_captions_are_refused(runs):
         InputError, match=f"run scst .* has no captions of test; .*vb2 evaluate {runs['scst']} --split test"
     ):
         compare_runs(["ce", "scst"], "test")
-    with pytest.raises(InputError, match=r"no split whose captions every run has .*test-ce has test"):
+    with pytest.raises(
+        InputError, match=r"no split whose captions or answers every run has .*test-ce has captions of test"
+    ):
         compare_runs(["scst", "test-ce"])
 
 

@@ -45,9 +45,10 @@ def questions(numbers):
 
 def asking(model, tokenizers, *overrides, train_on=range(24), judge=range(100, 116)):
     work = workspace(model, tokenizers, "data.task=qa", "train.batch_size=8", *overrides)
-    work.store, work.train_questions, work.val_questions = Telling(), list(questions(train_on)), list(questions(judge))
+    asked = {"answers": list(questions(train_on))}, {"answers": list(questions(judge))}
     if work.config.data.task == "qa":
-        work.train_videos, work.val_videos = [], []
+        work.train, work.val = {}, {}
+    work.store, work.train, work.val = Telling(), work.train | asked[0], work.val | asked[1]
     return work
 
 
@@ -56,8 +57,8 @@ def test_unseen_videos_are_answered_better_than_the_question_alone_allows(tiny_m
     work.model.train = lambda mode=True: work.model  # no dropout
     kept, remember = [], Remember()
     best = train(Training(work, partial(ce_step, work), kept.append, remember))
-    asked, expected = zip(*((q.question, q.answer) for q in work.val_questions), strict=True)
-    train_asked, train_expected = zip(*((q.question, q.answer) for q in work.train_questions), strict=True)
+    asked, expected = zip(*((q.question, q.answer) for q in work.val["answers"]), strict=True)
+    train_asked, train_expected = zip(*((q.question, q.answer) for q in work.train["answers"]), strict=True)
     blind = answer_accuracy(asked, blind_answers(asked, train_asked, train_expected), expected)["accuracy"]
     assert blind == 0.5
     assert set(best.metrics) == {"accuracy"} and best.score > 0.7 and kept[-1] == best
@@ -71,7 +72,7 @@ def test_a_mixture_teaches_both_and_is_chosen_by_both(tiny_model, tokenizers):
     assert [prompt.startswith("a video of") for prompt in prompts] == [True, False, True, False]
     kept, remember = [], Remember()
     best = train(Training(work, partial(ce_step, work), kept.append, remember))
-    assert set(best.captions) == {"video0", "video1", "video2", "video3"} and len(best.answers) == 32
+    assert set(best.said["captions"]) == {"video0", "video1", "video2", "video3"} and len(best.said["answers"]) == 32
     assert best.score == best.metrics["CIDEr"] + best.metrics["accuracy"] and len(best.metrics) == 2
     assert {name for name, _, _ in remember.points if name.startswith("val/")} == {"val/CIDEr", "val/accuracy"}
     files = [(context, file) for context, file, _ in work.inputs]
@@ -115,7 +116,7 @@ def config(world, *overrides):
 def test_a_workspace_for_questions_needs_no_captions(world, tiny_model, tokenizers, monkeypatch):
     monkeypatch.setattr("videoblip2.training.workspace._network", lambda config, store: (tiny_model, tokenizers, {}))
     work = open_workspace(config(world))
-    assert (len(work.train_questions), work.train_videos) == (8, [])
+    assert (len(work.train["answers"]), work.train_videos) == (8, ())
     assert [(context, file, len(ids)) for context, file, ids in work.inputs] == [
         ("train", "train_qa.json", 4),
         ("val", "val_qa.json", 4),

@@ -325,7 +325,7 @@ def test_references_selected_or_all(model, tokenizers, tmp_path):
     work = workspace(model, tokenizers, f"data.annotations={tmp_path}")
     complete = [{"video_id": v.video_id, "category": 0, "captions": list(v.captions)} for v in work.train_videos]
     (tmp_path / "train.json").write_text(json.dumps(complete))
-    work.train_videos = [VideoAnnotation(v.video_id, 0, v.captions[:1]) for v in work.train_videos]
+    work.train = {"captions": [VideoAnnotation(v.video_id, 0, v.captions[:1]) for v in work.train_videos]}
     for which, references in (("all", work.all_references), ("selected", {"video0": VIDEOS["video0"][:1]})):
         work.config = parse_config(work.config.model_dump(mode="json"), [f"scst.references={which}"])
         expected = CiderD(references, work.document_frequencies).score(["video0"], ["a circle moves left"])

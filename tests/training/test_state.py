@@ -38,7 +38,9 @@ def bands():
 
 def test_everything_comes_back(tmp_path):
     trainable, optimizer = made()
-    state = TrainState(step=7, validated=6, best=Validation(6, {"CIDEr": 0.1 + 0.2}, {"v1": "é a"}), bands=bands())
+    state = TrainState(
+        step=7, validated=6, best=Validation(6, {"CIDEr": 0.1 + 0.2}, {"captions": {"v1": "é a"}}), bands=bands()
+    )
     state.bands.look(MONITORS, 2)
     state.means.add({"loss": 1 / 3})
     file = StateFile(tmp_path / "state", Identity(stage="ce", run_id="r1"))
@@ -88,7 +90,7 @@ def test_a_state_of_format_1_is_read(tmp_path, accuracy):
     state = TrainState(bands=bands())
     file.restore(*made(seed=1), state)
     metrics = {"CIDEr": 0.3} if accuracy < 0 else {"CIDEr": 0.3, "accuracy": 0.5}
-    assert (state.step, state.validated, state.best) == (7, 6, Validation(6, metrics, {"v1": "a"}))
+    assert (state.step, state.validated, state.best) == (7, 6, Validation(6, metrics, {"captions": {"v1": "a"}}))
     assert (state.means.sums, state.bands.start, state.bands.outside) == ({"loss": 1.5}, {"length": 3.0}, {"length"})
     assert read_saved(tmp_path).identity == Identity(stage="ce", name="n", run_id="r1", config={"seed": 0})
 

@@ -46,12 +46,21 @@ def text_of(comparison: "Comparison", top: int) -> list[str]:
     """The parts of the terminal's text. Letters stand for the sides, since names of runs are long."""
     from videoblip2.tracking.compare import letter
 
-    title = f"{comparison.videos} videos of {comparison.split}"
+    title = f"{comparison.videos} {comparison.counted} of {comparison.split}"
     legend = [f"  {letter(n)}  {_called(side)}" for n, side in enumerate(comparison.sides)]
     warnings = [f"warning: {line}" for line in comparison.warnings]
     letters = [letter(n) for n in range(len(comparison.sides))]
-    duels = [part for duel in comparison.duels for part in _duel(duel, letters, top)]
-    return ["\n".join([title, *legend]), *warnings, _differs(comparison, letters), _scores(comparison, letters), *duels]
+    duels = [part for duel in comparison.duels for part in _duel(duel, comparison.metric, letters, top)]
+    head = ["\n".join([title, *legend]), *warnings, _differs(comparison, letters)]
+    return [*head, _scores(comparison, letters), *duels, *_answers(comparison.answers, letters, top)]
+
+
+def _answers(comparison: "Comparison | None", letters: list[str], top: int) -> list[str]:
+    """What is shown of the answers of runs whose captions are shown above."""
+    if comparison is None:
+        return []
+    duels = [part for duel in comparison.duels for part in _duel(duel, comparison.metric, letters, top)]
+    return [f"{comparison.videos} answers of {comparison.split}", _scores(comparison, letters), *duels]
 
 
 def _called(side: "Side") -> str:
@@ -78,6 +87,7 @@ def as_record(comparison: "Comparison", top: int, html: Path | None = None) -> R
         },
         "duels": [_duel_record(comparison, duel, top) for duel in comparison.duels],
         "html": str(html) if html else None,
+        **({"answers": as_record(comparison.answers, top)} if comparison.answers else {}),
     }
 
 
@@ -118,25 +128,27 @@ def _difference(metric: str, found: "BootstrapResult") -> tuple[str, str]:
     return shown_interval(metric, found, "+"), p_text(found.p_value)
 
 
-def _duel(duel: "Duel", letters: list[str], top: int) -> list[str]:
-    from videoblip2.captions.metrics import PRIMARY, label_of
+def _duel(duel: "Duel", metric: str, letters: list[str], top: int) -> list[str]:
+    from videoblip2.captions.metrics import label_of
 
-    first, second, label = letters[0], letters[duel.side], label_of(PRIMARY)
+    first, second, label = letters[0], letters[duel.side], label_of(metric)
+    counted = "questions" if any(pair.question for pair in duel.pairs) else "videos"
     parts = [
-        f"{second} has the higher {label} on {duel.better} videos, {first} on {duel.worse}, equal on {duel.equal}."
+        f"{second} has the higher {label} on {duel.better} {counted}, {first} on {duel.worse}, equal on {duel.equal}."
     ]
     for title, pairs in (("wins", duel.wins(top)), ("losses", duel.losses(top))):
         if pairs:
-            parts.append(f"Largest {title} of {second} over {first} ({label_of(PRIMARY, scale=True)})")
-            parts += [_video(pair, (first, second)) for pair in pairs]
+            parts.append(f"Largest {title} of {second} over {first} ({label_of(metric, scale=True)})")
+            parts += [_video(pair, metric, (first, second)) for pair in pairs]
     return parts
 
 
-def _video(pair: "VideoPair", letters: Sequence[str]) -> str:
-    from videoblip2.captions.metrics import PRIMARY, shown
+def _video(pair: "VideoPair", metric: str, letters: Sequence[str]) -> str:
+    from videoblip2.captions.metrics import shown
 
-    before, after = (shown(PRIMARY, score) for score in pair.scores)
-    lines = [f"{pair.video_id}  {before} → {after}  ({shown(PRIMARY, pair.gain, '+')})"]
+    before, after = (shown(metric, score) for score in pair.scores)
+    asked = f"  {pair.question}" if pair.question else ""
+    lines = [f"{pair.video_id}{asked}  {before} → {after}  ({shown(metric, pair.gain, '+')})"]
     for letter, captions in zip(letters, pair.captions, strict=True):
         lines += [f"  {letter}  {caption}" for caption, _ in captions]
     lines += [f"  =  {text}" for text in pair.references[:SHOWN_REFERENCES]]
@@ -159,12 +171,17 @@ def _duel_record(comparison: "Comparison", duel: "Duel", top: int) -> Record:
 def _pair_record(pair: "VideoPair") -> Record:
     return {
         "video_id": pair.video_id,
-        "category": pair.category,
-        "baseline": {"cider": pair.scores[0], "captions": [caption for caption, _ in pair.captions[0]]},
-        "challenger": {"cider": pair.scores[1], "captions": [caption for caption, _ in pair.captions[1]]},
+        **({"question": pair.question} if pair.question else {"category": pair.category}),
+        "baseline": {_stored(pair): pair.scores[0], "captions": [caption for caption, _ in pair.captions[0]]},
+        "challenger": {_stored(pair): pair.scores[1], "captions": [caption for caption, _ in pair.captions[1]]},
         "gain": pair.gain,
         "references": list(pair.references),
     }
+
+
+def _stored(pair: "VideoPair") -> str:
+    """Under which key the JSON has the score of a pair."""
+    return "accuracy" if pair.question else "cider"
 
 
 def _cut(text: str, longest: int = 40) -> str:

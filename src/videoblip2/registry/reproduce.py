@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
-from videoblip2.data.annotations import read_annotations
-from videoblip2.data.questions import read_questions
 from videoblip2.features.store import FeatureStore
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
@@ -19,6 +17,7 @@ from videoblip2.tracking import find_model
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, revision_tags
 from videoblip2.training.record import data_digest
 from videoblip2.training.stage import StageResult, run_stage
+from videoblip2.training.tasks import tasks_of
 
 METRIC = "CIDEr"
 STAGES = ("ce", "scst")
@@ -116,11 +115,10 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any]]]:
     """(key in the provenance, annotation file, its reader) of all that a training read."""
-    captions = [("train", config.data.train, read_annotations), ("val", "val.json", read_annotations)]
-    questions = [("train", config.data.train_qa, read_questions), ("val", "val_qa.json", read_questions)]
-    if config.data.task == "caption":
-        return captions
-    return questions if config.data.task == "qa" else [*captions, *((f"{k}_qa", f, r) for k, f, r in questions)]
+    tasks = [(task, "_qa" if place else "") for place, task in enumerate(tasks_of(config))]
+    return [
+        (f"{split}{own}", task.file(config.data, split), task.read) for task, own in tasks for split in ("train", "val")
+    ]
 
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:

@@ -4,21 +4,21 @@ The first side is the baseline; each further side is compared with it over the s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from videoblip2.captions import METRICS, BootstrapResult, Metric, caption_metrics
 from videoblip2.captions.functions import Floats
 from videoblip2.captions.intervals import Interval, difference, interval, over_seeds, resampled_means
-from videoblip2.captions.metrics import PRIMARY
+from videoblip2.captions.predictions import CaptionRow, Row
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
-from videoblip2.tracking.mlflow.run_records import Prediction, RunRecord
+from videoblip2.tracking.mlflow.run_records import RunRecord
 
 TIE = 1e-9
 
-Predictions = Mapping[str, Prediction]
+Predictions = Mapping[str, Row]  # by key
 
 
 def letter(place: int) -> str:
@@ -28,7 +28,7 @@ def letter(place: int) -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """One column of a comparison: a run, or the seeds of one configuration. predictions: of each run, by video."""
+    """One column of a comparison: a run, or the seeds of one configuration. predictions: of each run, by key."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -46,13 +46,15 @@ class Score:
 
 @dataclass(frozen=True)
 class VideoPair:
-    """A video under two sides. captions: (caption, PRIMARY's score) of each side's runs; scores: the sides' means."""
+    """A video under two sides. captions: (text, score) of each side's runs; scores: the sides' means."""
 
     video_id: str
     category: int | None
     captions: tuple[tuple[tuple[str, float], ...], ...]
     scores: tuple[float, float]
     references: tuple[str, ...]
+
+    question: str | None = None
 
     @property
     def gain(self) -> float:
@@ -89,6 +91,13 @@ class Comparison:
     scores: tuple[Score, ...]
     duels: tuple[Duel, ...]
     warnings: tuple[str, ...] = ()
+    metric: str = CaptionRow.metric  # ranks the videos
+    answers: "Comparison | None" = None  # of runs that both caption and answer
+
+    @property
+    def counted(self) -> str:
+        """What `videos` counts."""
+        return "videos" if self.metric == CaptionRow.metric else "answers"
 
 
 def compare_sides(
@@ -113,7 +122,13 @@ def compare_sides(
         scores=tuple(_scores(sides, videos, resamples, seed)),
         duels=tuple(_duel(sides, place, videos) for place in range(1, len(sides))),
         warnings=tuple(warnings),
+        metric=_any_row(sides).metric,
     )
+
+
+def _any_row(sides: Sequence[Side]) -> Row:
+    """Any row tells which kind is compared: all are of one."""
+    return next(iter(sides[0].predictions[0].values()))
 
 
 def _common(sides: Sequence[Side]) -> tuple[list[str], list[str], bool]:
@@ -144,22 +159,22 @@ def _only(side: Side, videos: Sequence[str], same: bool) -> Side:
 
 
 def _scored(predictions: Predictions) -> Predictions:
-    references = {video: prediction.references for video, prediction in predictions.items()}
-    captions = {video: prediction.caption for video, prediction in predictions.items()}
-    stored = next(iter(predictions.values())).scores
+    captions = {key: row for key, row in predictions.items() if isinstance(row, CaptionRow)}
+    if not captions:
+        return predictions  # whether an answer is right depends on no other
+    references = {video: row.references for video, row in captions.items()}
+    stored = next(iter(captions.values())).scores
     names = [name for name in stored if name in METRICS and not METRICS[name].needs]
-    scores = caption_metrics(references, captions, names).per_video
-    return {
-        video: Prediction(one.caption, scores[video], one.references, one.category)
-        for video, one in predictions.items()
-    }
+    scores = caption_metrics(references, {video: row.caption for video, row in captions.items()}, names).per_video
+    return {video: replace(row, scores=scores[video]) for video, row in captions.items()}
 
 
 def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: int) -> list[Score]:
     """All metrics of all sides from one set of resamples."""
     every = [predictions for side in sides for predictions in side.predictions]
-    columns = _columns(every, videos)
-    table = np.concatenate([block.reshape(len(videos), -1) for block in columns.values()], axis=1)
+    of_videos = [every[0][key].video_id for key in videos]
+    columns = {name: _by_video(block, of_videos) for name, block in _columns(every, videos).items()}
+    table = np.concatenate([block.reshape(len(block), -1) for block in columns.values()], axis=1)
     means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)])
     blocks = np.split(means, np.cumsum([block[0].size for block in columns.values()])[:-1], axis=1)
     ends = np.cumsum([len(side.runs) for side in sides]).tolist()
@@ -180,11 +195,12 @@ def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object
 
     Scores come from the predictions; where these lack a metric that needs no Java, it is computed from the captions.
     """
-    texts = [joined(p[video].caption) for video in videos for p in every]
+    kind = every[0][videos[0]].kind
+    texts = [joined(p[video].text) for video in videos for p in every]
     groups = [group for video in videos for group in [[joined(t) for t in every[0][video].references]] * len(every)]
     columns: dict[object, Floats] = {}
     for metric in METRICS.values():
-        if metric.of != "captions" or not metric.per_video or _key(metric) in columns:
+        if metric.of != kind or not metric.per_video or _key(metric) in columns:
             continue
         stored = [p[video].scores.get(metric.name) for video in videos for p in every]
         if metric.pool is None and None not in stored:
@@ -195,6 +211,16 @@ def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object
             continue
         columns[_key(metric)] = values.reshape(len(videos), len(every), -1)
     return columns
+
+
+def _by_video(block: Floats, videos: Sequence[str]) -> Floats:
+    """Rows [N, runs, k] → one for each video [V, runs, k], of the same mean: questions on a video count together."""
+    names, places = np.unique(videos, return_inverse=True)
+    if len(names) == len(videos):
+        return block
+    summed = np.zeros((len(names), *block.shape[1:]))
+    np.add.at(summed, places, block)
+    return summed * len(names) / len(videos)
 
 
 def _key(metric: Metric) -> object:
@@ -223,8 +249,10 @@ def _duel(sides: Sequence[Side], place: int, videos: Sequence[str]) -> Duel:
 
 def _pair(first: Side, second: Side, video: str) -> VideoPair:
     captions = tuple(
-        tuple((p[video].caption, float(p[video].scores[PRIMARY])) for p in side.predictions) for side in (first, second)
+        tuple((p[video].text, float(p[video].scores[p[video].metric])) for p in side.predictions)
+        for side in (first, second)
     )
     scores = [sum(score for _, score in runs) / len(runs) for runs in captions]
     known = first.predictions[0][video]
-    return VideoPair(video, known.category, captions, (scores[0], scores[1]), known.references)
+    category, question = getattr(known, "category", None), getattr(known, "question", None)
+    return VideoPair(known.video_id, category, captions, (scores[0], scores[1]), known.references, question)

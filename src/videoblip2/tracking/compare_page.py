@@ -40,12 +40,12 @@ def render(comparison: Comparison, top: int = 5) -> str:
     environment.globals.update(letter=letter, words=marked_words, bars=bars, shown=shown)
     return environment.get_template(TEMPLATE).render(
         c=comparison,
-        primary=PRIMARY,
-        label=label_of(PRIMARY),
+        primary=comparison.metric,
+        label=label_of(comparison.metric),
         top=top,
         histograms=[histogram(duel) for duel in comparison.duels],
         categories=[categories(duel) for duel in comparison.duels],
-        curves=curves(comparison),
+        curves=curves(comparison, f"val/{comparison.metric}"),
         several_seeds=any(len(side.runs) > 1 for side in comparison.sides),
     )
 

@@ -1,7 +1,9 @@
 """From the words of a user to the sides of a comparison: which runs, which seeds belong together, what differs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Comparison, Side, compare_sides
 from videoblip2.tracking.mlflow.run_records import (
@@ -9,9 +11,9 @@ from videoblip2.tracking.mlflow.run_records import (
     TRAINED_BY,
     RunRecord,
     find_run,
-    read_predictions,
+    read_logged,
+    rows_of,
     seeds_of,
-    splits_of,
 )
 
 #: Configuration that says where and what for, not what was computed.
@@ -19,8 +21,11 @@ PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "dev
 #: Tags and data that tell runs apart beside their configuration.
 FACTS = {"stage": "stage", "lineage.parent_name": "started from"}
 NOTHING = "—"
+KINDS: tuple[Kind, ...] = ("captions", "answers")
+REMEDY = "make them with `vb2 evaluate {0} --split {1}`"
 
 Group = tuple[str, list[RunRecord]]
+Sources = Mapping[str, Mapping[tuple[Kind, str], tuple[str, str]]]  # run id → see `rows_of`
 
 
 def compare_runs(words: Sequence[str], split: str | None = None, resamples: int = 10_000) -> Comparison:
@@ -28,20 +33,29 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
 
     Args:
         words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs.
-        split: val or test; none = val where every run has its captions, else test.
+        split: val or test; none = val where every run has its captions or its answers, else test.
 
-    Raises InputError for a word that names no run, for fewer than two different ones, and for runs without captions
-    of the split, or with other references.
+    Runs of a mixture are compared by their captions, and by their answers in `Comparison.answers`.
+    Raises InputError for a word that names no run, for fewer than two different ones, and for runs that have nothing of
+    the split in common.
     """
     if split not in (None, *SPLITS):
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
     groups = _groups([find_run(word) for word in dict.fromkeys(words)])
     if len({run.run_id for _, runs in groups for run in runs}) < 2 or len(groups) < 2:
         raise InputError(f"{' '.join(words)}: one side only; name two runs or more, see `vb2 runs list`")
-    sources = {run.run_id: splits_of(run) for _, runs in groups for run in runs}
+    sources = {run.run_id: rows_of(run) for _, runs in groups for run in runs}
     chosen = split or _common_split(sources, groups)
-    sides = [_side(name, runs, sources, chosen) for name, runs in groups]
-    return compare_sides(chosen, sides, differences(sides), resamples)
+    found = [_compare(kind, chosen, groups, sources, resamples) for kind in _common_kinds(sources, chosen, groups)]
+    return replace(found[0], answers=found[1]) if len(found) > 1 else found[0]
+
+
+def _compare(kind: Kind, split: str, groups: Sequence[Group], sources: Sources, resamples: int) -> Comparison:
+    sides = [
+        Side(name, tuple(runs), tuple(read_logged(kind, *sources[run.run_id][kind, split]) for run in runs))
+        for name, runs in groups
+    ]
+    return compare_sides(split, sides, differences(sides), resamples)
 
 
 def differences(sides: Sequence[Side]) -> list[tuple[str, tuple[str, ...]]]:
@@ -80,27 +94,27 @@ def _distinct(groups: list[Group]) -> list[Group]:
     return [(name if names.count(name) == 1 else f"{name} {runs[0].run_id[:6]}", runs) for name, runs in groups]
 
 
-def _common_split(sources: Mapping[str, Mapping[str, object]], groups: Sequence[Group]) -> str:
+def _common_split(sources: Sources, groups: Sequence[Group]) -> str:
     for split in SPLITS:
-        if all(split in found for found in sources.values()):
+        if any(all((kind, split) in found for found in sources.values()) for kind in KINDS):
             return split
     has = "; ".join(
-        f"{name} has {' and '.join(sources[run.run_id]) or 'none'}" for name, runs in groups for run in runs
+        f"{name} has {' and '.join(f'{kind} of {split}' for kind, split in sources[run.run_id]) or 'none'}"
+        for name, runs in groups
+        for run in runs
     )
-    raise InputError(f"no split whose captions every run has ({has}); make them with `vb2 evaluate RUN --split val`")
+    raise InputError(f"no split whose captions or answers every run has ({has}); {REMEDY.format('RUN', 'val')}")
 
 
-def _side(
-    name: str, runs: Sequence[RunRecord], sources: Mapping[str, Mapping[str, tuple[str, str]]], split: str
-) -> Side:
-    missing = [run for run in runs if split not in sources[run.run_id]]
-    if missing:
-        first = missing[0]
-        raise InputError(
-            f"run {first.name} ({first.run_id}) has no captions of {split}; "
-            f"make them with `vb2 evaluate {first.run_id} --split {split}`"
-        )
-    return Side(name, tuple(runs), tuple(read_predictions(*sources[run.run_id][split]) for run in runs))
+def _common_kinds(sources: Sources, split: str, groups: Sequence[Group]) -> list[Kind]:
+    """Captions, answers or both: what every run has of a split."""
+    kinds = [kind for kind in KINDS if all((kind, split) in found for found in sources.values())]
+    if not kinds:
+        lacking = (run for _, runs in groups for run in runs if ("captions", split) not in sources[run.run_id])
+        run = next(lacking)
+        remedy = REMEDY.format(run.run_id, split)
+        raise InputError(f"run {run.name} ({run.run_id}) has no captions of {split}; {remedy}")
+    return kinds
 
 
 def _config(run: RunRecord, any_seed: bool) -> dict[str, str]:

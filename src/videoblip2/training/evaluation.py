@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
+from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
-from videoblip2.data.annotations import read_annotations
 from videoblip2.data.cached_features import CachedFeatures
-from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
-from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
+from videoblip2.evaluate import Evaluation
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.record import data_digest, interval_scores, log_captions, primary_interval
+from videoblip2.training.record import data_digest, interval_scores, log_predictions, primary_interval
+from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, tasks_of
 
 SPLITS = ("val", "test")
 
@@ -31,6 +31,7 @@ class EvaluationResult:
     predictions: Path
     videos: int
     evaluation: Evaluation
+    answers: Path | None = None  # the answers of a mixture, whose captions are in `predictions`
 
 
 def evaluate_model(
@@ -61,44 +62,32 @@ def evaluate_model(
         tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
         tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
         tracker.log_config(flatten(config))
-        result, annotations = NOTHING, Path(config.data.annotations)
-        categories: dict[str, int] = {}
-        if config.data.task != "qa":
-            categories = {video.video_id: video.category for video in read_annotations(annotations / f"{split}.json")}
-            result = _captions(opened, split, progress, metrics)
-        if config.data.task != "caption":
-            result = _answers(result, opened, split, progress)
-        for file, videos in _inputs(result, split):
+        entries = read_split(config, split, store)
+        tasks, source = tasks_of(config), CachedFeatures(store)
+        said = {task.kind: _say(task, opened, source, entries[task.kind], progress) for task in tasks}
+        result = evaluate_tasks(config, entries, said, metrics)
+        annotations = Path(config.data.annotations)
+        for task in tasks:
+            file, videos = task.file(config.data, split), {entry.video_id for entry in entries[task.kind]}
             tracker.log_data(f"{annotations.name}/{file}", data_digest(annotations / file, store, videos), split)
         _log_scores(result, split, tracker)
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
-        log_captions(path, split, result, config.train.probe_videos, categories, tracker)
-        judged = len({*result.captions, *(answered.question.video_id for answered in result.answers)})
-        return EvaluationResult(tracker.run_id, result.corpus, result.unavailable, path, judged, result)
+        files = log_predictions(files_beside(path, tasks), split, result, config.train.probe_videos, tracker)
+        metrics_of, reasons = dict(result.corpus), dict(result.unavailable)
+        answers = files[1] if len(files) > 1 else None
+        return EvaluationResult(tracker.run_id, metrics_of, reasons, files[0], len(result.videos), result, answers)
 
 
-def _captions(opened: OpenModel, split: str, progress: Progress, metrics: Sequence[str] | None) -> Evaluation:
-    references = {video.video_id: video.captions for video in opened.videos(f"{split}.json")}
-    stream: Any = opened.captioner.caption_videos(list(references), opened.store, opened.config.decode)
-    captions = {video_id: caption.text for video_id, caption in progress(stream, len(references), f"caption {split}")}
-    return evaluate(captions, references, metrics)
+def files_beside(path: Path, tasks: Sequence[Task]) -> dict[Kind, Path]:
+    """Where the rows of each task go: into `path`, and those of a second task into a file beside it."""
+    others = [path.with_name(f"{path.stem}_{task.kind}{path.suffix}") for task in tasks[1:]]
+    return {task.kind: file for task, file in zip(tasks, [path, *others], strict=True)}
 
 
-def _answers(result: Evaluation, opened: OpenModel, split: str, progress: Progress) -> Evaluation:
-    questions = opened.questions(f"{split}_qa.json")
-    stream: Any = opened.captioner.answer_questions(questions, CachedFeatures(opened.store), opened.config.decode)
-    answers = {asked: answer.text for asked, answer in progress(stream, len(questions), f"answer {split}")}
-    taught, known = opened.annotations(opened.config.data.train_qa), opened.annotations(ANSWER_MAP)
-    train: list[Question] = read_questions(taught) if taught.exists() else []
-    answer_map = read_answer_map(known) if known.exists() else None
-    return with_answers(result, answers, questions, train, answer_map)
-
-
-def _inputs(result: Evaluation, split: str) -> list[tuple[str, list[str]]]:
-    """(annotation file, ids of its videos) of everything that was judged."""
-    asked = sorted({answered.question.video_id for answered in result.answers})
-    files = [(f"{split}.json", list(result.captions)), (f"{split}_qa.json", asked)]
-    return [(file, videos) for file, videos in files if videos]
+def _say(task: Task, opened: OpenModel, source: CachedFeatures, entries: Entries, progress: Progress) -> dict[str, str]:
+    """What the model says of each entry, by the entry's key."""
+    stream: Any = task.say(opened.captioner, entries, source, opened.config.decode)
+    return {key: caption.text for key, caption in progress(stream, len(entries), task.kind)}
 
 
 def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
@@ -111,5 +100,6 @@ def _log_scores(result: Evaluation, split: str, tracker: Tracker) -> None:
         text += f"; {label_of(PRIMARY)} with its 95 % interval over videos: "
         text += shown_interval(PRIMARY, primary_interval(result))
     tracker.log_metrics(scores, step=0)
-    judged = f"{len(result.captions)} videos" if result.captions else f"{len(result.answers)} answers"
+    counts = {"videos": len(result.caption_rows), "answers": len(result.answer_rows)}
+    judged = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
     tracker.note(f"**{split}**, {judged}: {text}")

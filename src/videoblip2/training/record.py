@@ -9,15 +9,16 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
+from videoblip2.captions.predictions import FILES, Kind, Row, write_rows
 from videoblip2.config import flatten, to_yaml
-from videoblip2.evaluate import Evaluation, write_predictions
+from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.files import write_text
 from videoblip2.modality import modality_label
 from videoblip2.model.build import reports_as_json
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.tracking import local_model
-from videoblip2.tracking.mlflow.run_records import PREDICTIONS, curve, run_link
+from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.figures import METRICS, draw_categories, draw_curves
@@ -66,35 +67,45 @@ def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, We
 def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work: Workspace, tracker: Tracker) -> str:
     """Log scores under `best/`, captions, figures, a summary, the checkpoint as a model; return its MODEL name."""
     folder, config = checkpoint.parent, work.config
-    categories = {video.video_id: video.category for video in work.val_videos}
     scores = {f"val/{key}": value for key, value in result.corpus.items()}
     tracker.log_best({**scores, **interval_scores("val", result), "step": float(step)})
-    log_captions(folder / "val_predictions.jsonl", "val", result, config.train.probe_videos, categories, tracker)
+    files = {kind: folder / name.format(split="val") for kind, name in FILES.items()}
+    log_predictions(files, "val", result, config.train.probe_videos, tracker)
     _log_text(folder / "config.yaml", to_yaml(config), tracker)
-    log_figures(name, folder / "figures", result, categories, tracker)
+    log_figures(name, folder / "figures", result, tracker)
     tracker.note(summary(result, step, work))
     return tracker.log_checkpoint(checkpoint, name, scores)
 
 
-def log_captions(
-    path: Path, split: str, result: Evaluation, probe: int, categories: Mapping[str, int], tracker: Tracker
-) -> None:
-    """Log all captions as JSON lines, and those of the first `probe` videos as the table that every run has."""
-    for table, rows in (("predictions", result.rows()), ("answers", result.answer_rows())):
-        if rows:
-            tracker.log_table(table, rows[:probe])
-    write_predictions(path, result, categories)
-    tracker.log_file(path)
-    tracker.set_tags({f"{PREDICTIONS}{split}": path.name})
+def log_predictions(
+    files: Mapping[Kind, Path], split: str, result: Evaluation, probe: int, tracker: Tracker
+) -> list[Path]:
+    """Log all rows as JSON lines, and the first `probe` of each kind as a table that every run has.
+
+    Args:
+        files: where the rows of each kind go; a kind that has none is not written, and its older file is removed.
+    """
+    for table, lines in result.tables().items():
+        tracker.log_table(table, lines[:probe])
+    rows: dict[Kind, Sequence[Row]] = {"captions": result.caption_rows, "answers": result.answer_rows}
+    written = [(kind, path) for kind, path in files.items() if rows[kind]]
+    for path in set(files.values()) - {path for _, path in written}:
+        path.unlink(missing_ok=True)
+    for kind, path in written:
+        write_rows(path, rows[kind])
+        tracker.log_file(path)
+        tracker.set_tags({f"{ROW_TAGS[kind]}{split}": path.name})
+    return [path for _, path in written]
 
 
-def log_figures(name: str, folder: Path, result: Evaluation, categories: Mapping[str, int], tracker: Tracker) -> None:
+def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -> None:
     """Log learning curves and the mean score of each category as images; an untracked run has no curves to draw."""
     if tracker.run_id is None:
         return
     tracker.flush()
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
-    scores = {video: values[PRIMARY] for video, values in result.per_video.items()}
+    scores = {row.video_id: row.scores[PRIMARY] for row in result.caption_rows}
+    categories = {row.video_id: row.category or 0 for row in result.caption_rows}
     for path in (
         draw_curves(folder / "learning_curves.png", {name: curves}, name),
         draw_categories(folder / "categories.png", scores, categories, f"{name}\n{label_of(PRIMARY)} by category"),
@@ -105,7 +116,7 @@ def log_figures(name: str, folder: Path, result: Evaluation, categories: Mapping
 
 def interval_scores(split: str, result: Evaluation) -> dict[str, float]:
     """The ends of the primary metric's interval, as metrics; none where no captions were judged."""
-    if not result.per_video:
+    if not result.caption_rows:
         return {}
     sure = primary_interval(result)
     return {f"{split}/{PRIMARY}_ci_low": sure.low, f"{split}/{PRIMARY}_ci_high": sure.high}
@@ -113,19 +124,21 @@ def interval_scores(split: str, result: Evaluation) -> dict[str, float]:
 
 def primary_interval(result: Evaluation) -> Interval:
     """The primary metric with its 95 % interval over videos."""
-    scores = np.array([[values[PRIMARY]] for values in result.per_video.values()])
+    scores = np.array([[row.scores[PRIMARY]] for row in result.caption_rows])
     return interval(float(scores.mean()), resampled_means(scores)[:, 0])
 
 
 def summary(result: Evaluation, step: int, work: Workspace) -> str:
     """The markdown at the head of the run's page."""
     scores = []
-    if result.per_video:
+    if result.caption_rows:
         value, interval_text = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
-        count = f"on {len(result.captions)} validation videos"
+        count = f"on {len(result.caption_rows)} validation videos"
         scores.append(f"**{label_of(PRIMARY)} {value}** {interval_text} {count}")
-    if result.answers:
-        scores.append(f"**accuracy {shown('accuracy', result.corpus['accuracy'])}** of {len(result.answers)} answers")
+    if result.answer_rows:
+        scores.append(
+            f"**accuracy {shown('accuracy', result.corpus['accuracy'])}** of {len(result.answer_rows)} answers"
+        )
     head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
     rows = {"command": f"`{command_line()}`"}
     if work.parent:
@@ -136,7 +149,7 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
                 rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
         else:
             rows["started from"] = f"`{work.parent}`"
-    if result.per_video:
+    if result.caption_rows:
         others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
         rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
         rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])

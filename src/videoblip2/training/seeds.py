@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from videoblip2.captions.intervals import Interval, seed_interval
-from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
+from videoblip2.captions.metrics import label_of, shown, shown_interval
+from videoblip2.captions.predictions import TABLES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.modality import modality_label
 from videoblip2.progress import Progress, no_progress
@@ -18,6 +18,7 @@ from videoblip2.training.figures import METRICS, Curve, draw_curves
 from videoblip2.training.naming import group_name, run_name, what_differs
 from videoblip2.training.stage import ShowWeights, StageResult, run_stage
 from videoblip2.training.state import FOLDER, read_finished
+from videoblip2.training.tasks import Task, tasks_of
 from videoblip2.training.workspace import inherit_model
 
 
@@ -59,9 +60,9 @@ def run_seeds(
     show_weights: ShowWeights | None = None,
     usual: Config | None = None,
 ) -> SeedsResult:
-    """Train `count` seeds, from `seed` on, one after the other. Raises InputError before a run opens, as `run_stage`.
+    """Train `count` seeds, starting at `seed`, one after the other. Raises InputError before a run opens.
 
-    With `train.resume=auto` seeds that have finished are kept as they are, and the parent goes on.
+    With `train.resume=auto` seeds that have finished are kept as they are, and the parent run is resumed.
     """
     configs, name = seed_configs(stage, config, count, usual)
     run = config.run
@@ -79,8 +80,6 @@ def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -
         raise InputError(f"--seeds {count}: an interval needs two seeds or more; leave --seeds out for one run")
     if config.train.resume not in (None, "auto"):
         raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
-    if config.data.task == "qa":
-        raise InputError("data.task=qa: --seeds compares captions; leave --seeds out, or teach both (data.task=mixed)")
     said = what_differs(stage, config, usual) if usual else []
     known = inherit_model(config)
     names = [config.run.name and f"{config.run.name}-seed{seed}" for seed in range(config.seed, config.seed + count)]
@@ -134,7 +133,10 @@ def _log(
 ) -> None:
     """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
     best = {f"val/{name}": value.value for name, value in metrics.items()}
-    best |= {f"val/{PRIMARY}_ci_low": metrics[PRIMARY].low, f"val/{PRIMARY}_ci_high": metrics[PRIMARY].high}
+    tasks = tasks_of(config)
+    for task in tasks:
+        low, high = metrics[task.metric].low, metrics[task.metric].high
+        best |= {f"val/{task.metric}_ci_low": low, f"val/{task.metric}_ci_high": high}
     seeds = [config.seed + number for number in range(len(results))]
     curves = {
         f"seed {n}": {metric: curve(r.run_id, metric) for metric in METRICS}
@@ -143,43 +145,42 @@ def _log(
     }
     means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
     group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
-    group.log_table("predictions", probe_rows(results, config.train.probe_videos))
+    for task in tasks:
+        group.log_table(*probe_table(results, task, config.train.probe_videos))
     figure = draw_curves(folder / "figures" / "learning_curves.png", curves, f"{group.name}: every seed")
     if figure is not None:
         group.log_file(figure, "figures")
     modalities = modality_label(config.model.modalities)
-    group.set_tags({"mlflow.note.content": _summary(results, metrics[PRIMARY]), "modalities": modalities})
+    note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
+    group.set_tags({"mlflow.note.content": note, "modalities": modalities})
 
 
-def probe_rows(results: Sequence[StageResult], count: int) -> list[dict[str, object]]:
-    """The first videos with the caption of the middle seed, by CIDEr, and each video's CIDEr as the mean over seeds."""
-    tables = [_predictions(result) for result in results]
-    order = sorted(range(len(results)), key=lambda place: results[place].metrics[PRIMARY])
-    middle = tables[order[len(order) // 2]]
-    return [
-        {
-            "video_id": video,
-            "caption": row["caption"],
-            PRIMARY: round(sum(table[video]["scores"][PRIMARY] for table in tables) / len(tables), 4),
-            "reference": row["references"][0],
-        }
-        for video, row in list(middle.items())[:count]
-    ]
+def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:
+    """A table's name, and its first rows: what the middle seed said, with the mean score over the seeds.
+
+    The middle seed is the median one by the task's metric.
+    """
+    runs = [{row.key: row for row in rows_of_run(result.checkpoint.parent, task.kind)} for result in results]
+    order = sorted(range(len(results)), key=lambda place: results[place].metrics[task.metric])
+    middle = runs[order[len(order) // 2]]
+    means = {key: sum(rows[key].scores[task.metric] for rows in runs) / len(runs) for key in middle}
+    lines = [{**row.shown(), task.metric: round(means[key], 4)} for key, row in middle.items()]
+    return TABLES[task.kind], lines[:count]
 
 
-def _predictions(result: StageResult) -> dict[str, dict[str, Any]]:
-    """What a run wrote beside its checkpoint, by video."""
-    file = result.checkpoint.parent / "val_predictions.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row["video_id"]: row for row in rows}
-
-
-def _summary(results: Sequence[StageResult], cider: Interval) -> str:
-    label, (value, ends) = label_of(PRIMARY), shown_interval(PRIMARY, cider).split(" ", 1)
-    head = f"**{label} {value}** {ends} on validation videos: mean of {len(results)} seeds with Student's 95 % interval"
+def summary(results: Sequence[StageResult], means: Mapping[str, Interval]) -> str:
+    """The markdown at the head of the parent's page: the mean of each metric, and a row for each seed."""
+    texts = [(label_of(name), *shown_interval(name, mean).split(" ", 1)) for name, mean in means.items()]
+    scores = ", ".join(f"**{label} {value}** {ends}" for label, value, ends in texts)
+    head = f"{scores} on the validation split: mean of {len(results)} seeds with Student's 95 % interval"
+    columns = ["seed", *(label for label, _, _ in texts), "best step"]
     rows = [
-        f"| {run_link(result.run_id, result.name) if result.run_id else result.name} "
-        f"| {shown(PRIMARY, result.metrics[PRIMARY])} | {result.best_step} |"
+        [
+            run_link(result.run_id, result.name) if result.run_id else result.name,
+            *(shown(name, result.metrics[name]) for name in means),
+            str(result.best_step),
+        ]
         for result in results
     ]
-    return "\n".join([head, "", f"| seed | {label} | best step |", "|---|---|---|", *rows])
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])

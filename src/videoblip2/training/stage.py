@@ -7,7 +7,6 @@ from pathlib import Path
 
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.config import Config, InputError
-from videoblip2.evaluate import NOTHING, Evaluation, evaluate, with_answers
 from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
@@ -30,6 +29,7 @@ from videoblip2.training.resume import find_saved, plain, resumed_config
 from videoblip2.training.rollout import build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile
+from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
 from videoblip2.training.validation import Validation
 from videoblip2.training.workspace import Workspace, inherit_model, open_workspace, start_copy
 
@@ -114,7 +114,7 @@ def run_stage(
 
 def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
     """Read everything that a stage needs, and find its saved state where it resumes."""
-    if kind == "scst" and config.data.task != "caption":
+    if kind == "scst" and tasks_of(config) != (CAPTIONS,):
         raise InputError(
             f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
         )
@@ -150,7 +150,7 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer 
             observer=observer,
         )
     )
-    result = _judge(work, best)
+    result = evaluate_tasks(work.config, work.val, best.said, default_metrics(fast=True))
     metrics = dict(result.corpus)
     write_json(stage.checkpoint / "metrics.json", {**metrics, "step": float(best.step)})
     write_card(stage.checkpoint)
@@ -190,14 +190,6 @@ def _keep(stage: Stage, provenance: Provenance, best: Validation) -> None:
     if work.train_videos:
         extras["document_frequencies"] = work.document_frequencies.save
     save_checkpoint(stage.checkpoint, checkpoint, extras)
-
-
-def _judge(work: Workspace, best: Validation) -> Evaluation:
-    references = {video.video_id: video.captions for video in work.val_videos}
-    result = evaluate(best.captions, references, default_metrics(fast=True)) if references else NOTHING
-    if work.val_questions:
-        result = with_answers(result, best.answers, work.val_questions, work.train_questions)
-    return result
 
 
 def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Provenance:

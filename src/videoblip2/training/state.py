@@ -161,11 +161,16 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     if header["format"] != 1:
         return header
     best, window, watch = header["best"], header["window"], header["watch"]
-    metrics = {"CIDEr": best.pop("cider"), "accuracy": best.pop("accuracy", -math.inf)}
+    metrics = {"CIDEr": best["cider"], "accuracy": best.get("accuracy", -math.inf)}
+    said = {kind: best[kind] for kind in ("captions", "answers") if best.get(kind)}
     return {
         **header,
         "identity": {name: header.get(name) for name in Identity.model_fields if name in header},
-        "best": {**best, "metrics": {name: value for name, value in metrics.items() if value > -math.inf}},
+        "best": {
+            "step": best["step"],
+            "metrics": {name: value for name, value in metrics.items() if value > -math.inf},
+            "said": said,
+        },
         "means": (window["sums"], window["steps"]),
         "bands": (watch["start"], watch["outside"]) if watch else None,
     }

@@ -1,7 +1,7 @@
 """What a training stage stands on: network, tokenizers, data, document frequencies."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,19 +12,21 @@ import torch
 import yaml
 
 from videoblip2.captions import DocumentFrequencies
+from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config, InputError, ModelConfig
-from videoblip2.data.annotations import VideoAnnotation, read_annotations, require_features
-from videoblip2.data.batches import Batches, BatchMaker, caption_batches, mixed, question_batches
+from videoblip2.data.annotations import VideoAnnotation, read_annotations
+from videoblip2.data.batches import Batches, BatchMaker
 from videoblip2.data.cached_features import CachedFeatures
-from videoblip2.data.questions import Question, read_questions
 from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
+from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import local_model
+from videoblip2.training.tasks import CAPTIONS, Entries, batches_of, read_split, tasks_of
 
 
 @dataclass
@@ -36,12 +38,15 @@ class Workspace:
     model: VideoBlip2
     tokenizers: Tokenizers
     store: FeatureStore
-    train_videos: list[VideoAnnotation]
-    val_videos: list[VideoAnnotation]
-    reports: dict[str, Any] = field(default_factory=dict)
+    train: Mapping[Kind, Entries]
+    val: Mapping[Kind, Entries]
+    reports: Mapping[str, WeightReport] = field(default_factory=dict)
     parent: str | None = None
-    train_questions: list[Question] = field(default_factory=list)
-    val_questions: list[Question] = field(default_factory=list)
+
+    @property
+    def train_videos(self) -> Sequence[VideoAnnotation]:
+        """The videos whose captions are taught; none where the task has no captions."""
+        return self.train.get(CAPTIONS.kind, ())
 
     @cached_property
     def features(self) -> CachedFeatures:
@@ -50,28 +55,19 @@ class Workspace:
     @cached_property
     def batches(self) -> Batches:
         """What `data.task` teaches, step by step."""
-        data, positions = self.config.data, self.model.config.max_positions
-        maker = BatchMaker(
-            self.features, self.tokenizers, data, self.config.train.batch_size, self.config.seed, positions
-        )
-        if data.task == "caption":
-            return caption_batches(self.train_videos, maker)
-        if data.task == "qa":
-            return question_batches(self.train_questions, maker)
-        captions, questions = caption_batches(self.train_videos, maker), question_batches(self.train_questions, maker)
-        return mixed(captions, questions, data.qa_share)
+        config, positions = self.config, self.model.config.max_positions
+        maker = BatchMaker(self.features, self.tokenizers, config.data, config.train.batch_size, config.seed, positions)
+        return batches_of(config, self.train, maker)
 
     @property
     def inputs(self) -> list[tuple[str, str, list[str]]]:
-        """(context, annotation file, ids of its videos) of everything that this training reads."""
-        data = self.config.data
-        files: list[tuple[str, str, Sequence[VideoAnnotation | Question]]] = [
-            ("train", data.train, self.train_videos),
-            ("val", "val.json", self.val_videos),
-            ("train", data.train_qa, self.train_questions),
-            ("val", "val_qa.json", self.val_questions),
+        """(split, annotation file, ids of its videos) of everything that this training reads."""
+        splits = (("train", self.train), ("val", self.val))
+        return [
+            (split, task.file(self.config.data, split), sorted({entry.video_id for entry in entries[task.kind]}))
+            for task in tasks_of(self.config)
+            for split, entries in splits
         ]
-        return [(context, file, sorted({entry.video_id for entry in read})) for context, file, read in files if read]
 
     @cached_property
     def all_references(self) -> dict[str, tuple[str, ...]]:
@@ -98,32 +94,17 @@ class Workspace:
 
 
 def open_workspace(config: Config) -> Workspace:
-    """Read data, build or load the network, move it to its device. Raises InputError for what the user must mend."""
+    """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix."""
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     store = FeatureStore(Path(config.data.features), config.model.modality_names)
     refuse_other_widths(store, config.model)
-    folder = Path(config.data.annotations)
-    train, val = [], []
-    if config.data.task != "qa":
-        train = require_features(read_annotations(folder / config.data.train), store, config.data.train)
-        val = require_features(read_annotations(folder / "val.json"), store, "val.json")
-    questions = _questions(config, folder, store) if config.data.task != "caption" else ([], [])
-    wanted = [video.video_id for video in (*train, *val)] + [ask.video_id for ask in (*questions[0], *questions[1])]
-    refuse_unnoted(store, wanted)
+    train, val = (read_split(config, split, store) for split in ("train", "val"))
+    entries = (entry for split in (train, val) for each in split.values() for entry in each)
+    refuse_unnoted(store, [entry.video_id for entry in entries])
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
-    model, parent = model.to(device), config.train.start_from
-    return Workspace(config, device, model, tokenizers, store, train, val, reports, parent, *questions)
-
-
-def _questions(config: Config, folder: Path, store: FeatureStore) -> tuple[list[Question], list[Question]]:
-    """Training and validation questions."""
-    train, val = config.data.train_qa, "val_qa.json"
-    return (
-        require_features(read_questions(folder / train), store, train),
-        require_features(read_questions(folder / val), store, val),
-    )
+    return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
@@ -136,7 +117,7 @@ def start_copy(work: Workspace) -> VideoBlip2 | None:
     return start
 
 
-def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, dict[str, Any]]:
+def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, Mapping[str, WeightReport]]:
     if config.train.start_from is None:
         return build_model(config.model, config.data.prompt)
     folder = local_model(config.train.start_from)

@@ -9,6 +9,7 @@ from threading import Event
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
+from videoblip2.captions.predictions import rows_of_run, video_scores
 from videoblip2.config import InputError
 from videoblip2.progress import Progress
 from videoblip2.tracking import NullTracker, Stopped, Tracker
@@ -20,9 +21,9 @@ from videoblip2.tune.study import name_of
 
 @dataclass(frozen=True)
 class Score:
-    """A finished trial. cider: validation CIDEr of its chosen checkpoint; scores: by video, in the order of ids."""
+    """A finished trial. value: validation score of its chosen checkpoint; scores: by video, in the order of ids."""
 
-    cider: float
+    value: float
     scores: list[float]
     model: str
 
@@ -112,10 +113,8 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
 
 
 def _score(folder: Path) -> tuple[float, list[float]]:
-    """CIDEr of the chosen checkpoint's captions: its mean, and by video."""
-    path = folder / "val_predictions.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    scores = {str(row["video_id"]): float(row["scores"]["CIDEr"]) for row in rows}
+    """What training maximises, of the chosen checkpoint, and each video's share of it: their mean is that score."""
+    scores = video_scores(rows_of_run(folder, "captions"), rows_of_run(folder, "answers"))
     if not scores:
-        raise InputError(f"{path}: no predictions; the validation set is empty")
+        raise InputError(f"{folder}: no predictions; the validation set is empty")
     return sum(scores.values()) / len(scores), [round(scores[video_id], 5) for video_id in sorted(scores)]

@@ -117,8 +117,8 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
 
 
 def _finite(score: Score) -> Score:
-    if not math.isfinite(score.cider):
-        raise FloatingPointError(f"validation CIDEr is {score.cider}")
+    if not math.isfinite(score.value):
+        raise FloatingPointError(f"validation score is {score.value}")
     return score
 
 
@@ -126,7 +126,7 @@ def _complete(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score:
     try:
         trial.set_user_attr("scores", score.scores)
         trial.set_user_attr("model", score.model)
-        study.tell(trial, score.cider)
+        study.tell(trial, score.value)
     except (UpdateFinishedTrialError, ValueError):
         watcher.lost.set()
         return

@@ -1,6 +1,5 @@
 """Runs as they are read back from the store: list, find, close; configuration, scores, captions, curves."""
 
-import json
 import re
 import tempfile
 import time
@@ -10,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 
-#: Tag of a run that holds the captions of a split: the artifact's path. Its rows are those of `write_predictions`.
-PREDICTIONS = "predictions."
+#: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
+ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
@@ -40,16 +40,6 @@ class RunRecord:
     @property
     def stage(self) -> str:
         return self.tags.get("stage", "")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A video's caption with its scores (metric → value in pycocoevalcap's scale) and the human references."""
-
-    caption: str
-    scores: Mapping[str, float]
-    references: tuple[str, ...]
-    category: int | None = None
 
 
 def find_run(word: str) -> RunRecord:
@@ -82,26 +72,28 @@ def seeds_of(record: RunRecord) -> list[RunRecord]:
     return sorted((_record(run) for run in runs), key=lambda run: int(run.tags.get("seed", 0)))
 
 
-def splits_of(record: RunRecord) -> dict[str, tuple[str, str]]:
-    """Where a run's captions are: split → (run id, artifact). Those of its newest finished evaluation count, too."""
+def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
+    """Where a run's captions and answers are: (kind, split) → (run id, artifact).
+
+    Those of its newest finished evaluation count, too.
+    """
     client = store.connect()
     runs = _search(client, f"tags.{TRAINED_BY} = '{record.run_id}'", [record.experiment_id])
-    splits: dict[str, tuple[str, str]] = {}
+    found: dict[tuple[Kind, str], tuple[str, str]] = {}
     for run in [client.get_run(record.run_id), *runs]:
-        for split, path in _predictions(client, run).items():
-            splits.setdefault(split, (run.info.run_id, path))
-    return splits
+        for key, path in _artifacts(client, run).items():
+            found.setdefault(key, (run.info.run_id, path))
+    return found
 
 
-def read_predictions(run_id: str, path: str) -> dict[str, Prediction]:
-    """The captions that a run logged, by video. Raises InputError where the file is gone or of another form."""
+def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
+    """The rows of one kind that a run logged, by key. Raises InputError where the file is gone or malformed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = Path(store.connect().download_artifacts(run_id, path, folder))
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-            return {row["video_id"]: _prediction(row) for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            remedy = f"caption the split again with `vb2 evaluate {run_id}`"
+            return {row.key: row for row in read_rows(file, kind)}
+        except (OSError, ValueError) as error:
+            remedy = f"evaluate the run again with `vb2 evaluate {run_id}`"
             raise InputError(f"run {run_id}: {path} cannot be read ({first_line(error)}); {remedy}") from error
 
 
@@ -138,14 +130,28 @@ def _search(client: Any, condition: str, experiments: Sequence[str]) -> list[Any
     return list(client.search_runs(list(experiments), condition, max_results=1000, order_by=order))
 
 
-def _predictions(client: Any, run: Any) -> dict[str, str]:
-    """Split → artifact: what the tags say, or the file names of runs without such tags."""
-    tagged = {k.removeprefix(PREDICTIONS): v for k, v in run.data.tags.items() if k.startswith(PREDICTIONS)}
-    if tagged or run.info.status == "RUNNING":
-        return tagged
-    paths = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".jsonl")]
-    forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
-    return {split: path for path in paths for split, form in forms.items() if form.fullmatch(path)}
+def _artifacts(client: Any, run: Any) -> dict[tuple[Kind, str], str]:
+    """(kind, split) → artifact: what the tags say, or the file names of runs without such tags."""
+    tags = run.data.tags
+    tagged = {
+        (kind, tag.removeprefix(prefix)): tags[tag]
+        for kind, prefix in ROW_TAGS.items()
+        for tag in tags
+        if tag.startswith(prefix)
+    }
+    if not tagged and run.info.status != "RUNNING":
+        paths = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".jsonl")]
+        forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
+        tagged = {("captions", split): path for path in paths for split, form in forms.items() if form.fullmatch(path)}
+    return _told_apart(tagged, run.data.params.get("data.task"))
+
+
+def _told_apart(found: dict[tuple[Kind, str], str], task: str | None) -> dict[tuple[Kind, str], str]:
+    """Runs of older versions have captions and answers in one file, tagged as captions."""
+    if task not in ("qa", "mixed") or any(kind == "answers" for kind, _ in found):
+        return found
+    answers: dict[tuple[Kind, str], str] = {("answers", split): path for (_, split), path in found.items()}
+    return answers if task == "qa" else {**found, **answers}
 
 
 def _record(run: Any) -> RunRecord:
@@ -167,10 +173,6 @@ def _record(run: Any) -> RunRecord:
 def _data(run: Any) -> dict[str, str]:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     return {tag.value: f"{item.dataset.name} {item.dataset.digest}" for item in inputs for tag in item.tags}
-
-
-def _prediction(row: Mapping[str, Any]) -> Prediction:
-    return Prediction(row["caption"], row["scores"], tuple(row["references"]), row.get("category"))
 
 
 @dataclass(frozen=True)

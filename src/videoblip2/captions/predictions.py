@@ -1,0 +1,142 @@
+"""What a model said of each video and answered to each question: rows, and the files that hold them. No torch.
+
+One JSON line for each row. A run has its captions in `val_predictions.jsonl` and its answers in `val_answers.jsonl`;
+runs of older versions have both in the first. This module is the only reader and the only writer.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import TypeAdapter
+
+from videoblip2.captions.answers import normalise_answer, question_type
+from videoblip2.captions.metrics import PRIMARY
+from videoblip2.files import write_text
+
+Kind = Literal["captions", "answers"]
+#: File of a run's rows of one kind on a split, beside its checkpoint.
+FILES: Mapping[Kind, str] = {"captions": "{split}_predictions.jsonl", "answers": "{split}_answers.jsonl"}
+#: Name of the table that shows rows of one kind in a run.
+TABLES: Mapping[Kind, str] = {"captions": "predictions", "answers": "answers"}
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """A video's caption with its scores (metric → value in the metric's own scale) and the human references."""
+
+    video_id: str
+    caption: str
+    scores: Mapping[str, float]
+    references: tuple[str, ...]
+    category: int | None = None
+
+    kind: ClassVar[Kind] = "captions"
+    metric: ClassVar[str] = PRIMARY  # ranks rows of this kind; its mean is the score that training maximises
+
+    @property
+    def key(self) -> str:
+        """What tells the row from the others of its file."""
+        return self.video_id
+
+    @property
+    def text(self) -> str:
+        """What the model said."""
+        return self.caption
+
+    def shown(self) -> dict[str, object]:
+        """The row in a table, `video_id` first."""
+        scores = {self.metric: round(self.scores[self.metric], 4)} if self.metric in self.scores else {}
+        return {"video_id": self.video_id, "caption": self.caption, **scores, "reference": self.references[0]}
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """A question on a video, its one right answer (`expected`), and what the model answered."""
+
+    video_id: str
+    question_id: str
+    type: str
+    question: str
+    answer: str
+    expected: str
+    correct: bool
+
+    kind: ClassVar[Kind] = "answers"
+    metric: ClassVar[str] = "accuracy"
+
+    @classmethod
+    def of(cls, video_id: str, question_id: str, question: str, answer: str, expected: str) -> "AnswerRow":
+        correct = normalise_answer(answer) == normalise_answer(expected)
+        return cls(video_id, question_id, question_type(question), question, answer, expected, correct)
+
+    @property
+    def key(self) -> str:
+        """What tells the row from the others of its file."""
+        return self.question_id
+
+    @property
+    def text(self) -> str:
+        """What the model said."""
+        return self.answer
+
+    def shown(self) -> dict[str, object]:
+        """The row in a table, `video_id` first."""
+        return dict(vars(self))
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        return {self.metric: float(self.correct)}
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.expected,)
+
+
+Row = CaptionRow | AnswerRow
+_CAPTION, _ANSWER = TypeAdapter(CaptionRow), TypeAdapter(AnswerRow)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write one JSON line for each row, atomically; a category that is not known is left out."""
+    lines = [{key: value for key, value in vars(row).items() if value is not None} for row in rows]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_captions(path: Path) -> list[CaptionRow]:
+    """The captions of a file. Raises OSError for a missing and ValueError for a malformed one."""
+    return [_CAPTION.validate_python(row) for row in _lines(path) if "caption" in row]
+
+
+def read_answers(path: Path) -> list[AnswerRow]:
+    """The answers of a file. Raises as `read_captions`."""
+    return [_ANSWER.validate_python(row) for row in _lines(path) if "question_id" in row]
+
+
+def read_rows(path: Path, kind: Kind) -> list[Row]:
+    """The rows of one kind. Raises as `read_captions`."""
+    return [*(read_captions(path) if kind == "captions" else read_answers(path))]
+
+
+def rows_of_run(folder: Path, kind: Kind, split: str = "val") -> list[Row]:
+    """The rows of one kind that a run wrote in its folder; none where it wrote no such rows."""
+    files = (folder / FILES[kind].format(split=split), folder / FILES["captions"].format(split=split))
+    return next((rows for path in files if path.is_file() and (rows := read_rows(path, kind))), [])
+
+
+def video_scores(*kinds: Sequence[Row]) -> dict[str, float]:
+    """Video → its share of a run's score, so that the mean over videos is the sum of the kinds' mean scores.
+
+    Questions on one video count together: they are not independent.
+    """
+    shares = {row.video_id: 0.0 for rows in kinds for row in rows}
+    for rows in kinds:
+        for row in rows:
+            shares[row.video_id] += row.scores[row.metric] * (len(shares) / len(rows))
+    return shares
+
+
+def _lines(path: Path) -> list[dict[str, object]]:
+    return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
