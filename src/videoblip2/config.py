@@ -39,8 +39,8 @@ class DataConfig(Section):
     annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
     features: str = Field("features/msrvtt", description="feature store: a folder, or one packed file")
     train: str = Field("train.json", description="training annotations, a file name in `annotations`")
-    prompt: str = Field("a video of", description="text prompt beside the queries of both Q-Formers and in T5's input")
-    max_caption_tokens: int = Field(32, ge=2, description="longest caption in T5 pieces, end token included")
+    prompt: str = Field("a video of", description="text prompt of the Q-Formers and the language model")
+    max_caption_tokens: int = Field(32, ge=2, description="longest caption in tokens, end token included")
     captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
     task: Literal["caption", "qa", "mixed"] = Field("caption", description="captions, answers to questions, or both")
     train_qa: str = Field("train_qa.json", description="training questions, a file in `annotations` beside val_qa.json")
@@ -69,9 +69,9 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    language_model: str = Field("google/flan-t5-base", description="folder or hub name of the frozen T5")
+    language_model: str = Field("google/flan-t5-base", description="language model: folder or hub name of a T5 or BART")
     qformer: QFormerConfig = QFormerConfig()
-    finetune: Literal["lora", "full"] = Field("lora", description="full: all of T5 trains, and no LoRA")
+    finetune: Literal["lora", "full"] = Field("lora", description="full: the whole language model trains, without LoRA")
     lora: LoraConfig = LoraConfig()
     modalities: str | tuple[str, ...] = Field(BOTH, description="both (video and audio), one name, or a list of names")
     video_dim: int = Field(768, ge=1, description="width of the frame features")
@@ -111,7 +111,7 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     lr: float = Field(1e-4, gt=0)
     lr_scale_projections: float = Field(1.0, gt=0, description="factor on lr for projections, norms, queries")
-    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for all of T5")
+    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for the whole language model")
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = Field(1000, ge=0)

@@ -1,4 +1,4 @@
-"""build_model end to end: a T5 folder, word pieces, somebody else's Q-Former."""
+"""build_model end to end: a T5 folder, word pieces, another project's Q-Former."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from videoblip2.config import InputError, ModelConfig
 from videoblip2.data.batches import collate
 from videoblip2.model.build import build_model, describe_first_weights, reports_as_json
-from videoblip2.toy.language_model import LanguageModelConfig, build_t5
+from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
 
 FEATURES = 24
 

@@ -97,7 +97,7 @@ BAD_FILES = {
     "not finite": (lavis_state() | NOT_A_NUMBER, "output_query.dense.bias holds NaN"),
     "irregular": (
         {n.replace("layer.0.cross", "layer.1.cross"): t for n, t in lavis_state().items()},
-        "no regular period",
+        "not a regular period",
     ),
     "twice": (lavis_state() | {ROOT + "layernorm.weight": torch.ones(WIDTH)}, "are the same tensor"),
 }

@@ -66,7 +66,7 @@ def test_a_hub_name_gives_the_weights_in_the_hubs_cache(tmp_path, monkeypatch):
     (model / "snapshots" / "c0ffee").mkdir(parents=True)
     write(model / "snapshots" / "c0ffee" / "pytorch_model.bin")
     assert same(read_tensors("o/bert"))
-    with pytest.raises(InputError, match=r"^o/other: no such file or folder, and not to be had from the hub .*offline"):
+    with pytest.raises(InputError, match=r"^o/other: no such file or folder, and not available from the hub .*offline"):
         read_tensors("o/other")
 
 

@@ -65,7 +65,7 @@ def lm(
 ) -> None:
     """Train a small T5 on captions alone, for machines and data sets without a pre-trained one."""
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.toy.language_model import parse_settings, train_language_model
+    from videoblip2.toy.small_t5 import parse_settings, train_language_model
 
     videos = read_annotations(annotations)
     t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), progress)

@@ -202,7 +202,7 @@ def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
 
 
 def question_prompt(question: str) -> str:
-    """What both Q-Formers and T5 read beside the queries."""
+    """What the Q-Formers and the language model read beside the queries."""
     return QUESTION_PROMPT.format(question.strip())
 
 

@@ -23,8 +23,8 @@ def cross_attention(
 ) -> dict[str, Tensor]:
     """Cross-attention, averaged over the layers that have one, over heads and queries.
 
-    The arguments are those of `VideoBlip2.encode`. The model itself is left as it is, its attention backend included,
-    so another thread may use it meanwhile.
+    The arguments are those of `VideoBlip2.encode`. The model itself stays as it is, its attention backend included, so
+    another thread may use it meanwhile.
 
     Returns:
         [B,L] of each modality that the model reads: each row sums to 1, padding gets exactly 0, and the row of a video
@@ -45,7 +45,7 @@ def _branch_weights(branch: ModalityBranch, features: Tensor, mask: Tensor, ids:
             layer.crossattention.attention.register_forward_hook(lambda _, __, output: seen.append(output[1]))
     twin(features, mask, ids, ids_mask)
     layers = torch.stack([weights.float().mean(dim=(1, 2)) for weights in seen])  # [layers,B,L] of [B,heads,Q,L]
-    return layers.mean(dim=0) * mask  # the learned "there is none" stands in the first place of an empty row
+    return layers.mean(dim=0) * mask  # an empty row shows the learned absent state in its first place
 
 
 def _eager_twin(branch: ModalityBranch) -> ModalityBranch:

@@ -10,7 +10,7 @@ from transformers import InstructBlipQFormerModel
 
 
 class ModalityBranch(nn.Module):
-    """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for "there is none".
+    """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for a modality that is absent.
 
     A Q-Former reads its features as a set, so the temporal embedding is what makes the order of frames visible
     (Video-LLaMA, Zhang et al. 2023, sec. 3.1). A video whose feature mask is empty, such as one without an audio
@@ -20,7 +20,7 @@ class ModalityBranch(nn.Module):
         qformer: reads features of width `encoder_hidden_size`.
         query_tokens: [1, Q, D].
         feature_dim: C, the width of the incoming features.
-        max_positions: longest sequence with a position of its own; 0 switches the temporal embedding off.
+        max_positions: the longest sequence whose rows each have a position; 0 switches the temporal embedding off.
         adapter: C → the Q-Former's `encoder_hidden_size`, where these differ.
     """
 

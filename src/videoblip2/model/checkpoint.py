@@ -1,7 +1,7 @@
 """A checkpoint is a folder that rebuilds itself with no network and explains itself.
 
 config.json  model.safetensors        the network (transformers' own form)
-tokenizer files, qformer_tokenizer/   T5's pieces, BERT's word pieces
+tokenizer files, qformer_tokenizer/   the language model's pieces, BERT's word pieces
 config.yaml                           the training configuration
 document_frequencies/…                CIDEr-D's, of the training set
 metrics.json  provenance.json         scores; where it came from: features' encoders, data digests, commit, parent
@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from videoblip2.config import InputError, read_yaml
+from videoblip2.files import write_json
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.model_card import write_card
 from videoblip2.model.network import VideoBlip2
@@ -67,14 +68,14 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
     for name, write in extras.items():
         write(folder / name)
     (folder / "config.yaml").write_text(yaml.safe_dump(checkpoint.config, sort_keys=False), encoding="utf-8")
-    _write_json(folder / "metrics.json", checkpoint.metrics)
+    write_json(folder / "metrics.json", checkpoint.metrics)
     checkpoint.provenance.write(folder)
     write_card(folder)
     _as_umask_says(folder)
 
 
 def _as_umask_says(folder: Path) -> None:
-    """Temporary files and safetensors are for their owner alone; a checkpoint is read by whoever may read its place."""
+    """Let the umask decide who may read the checkpoint; temporary files and safetensors are private otherwise."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
@@ -82,7 +83,7 @@ def _as_umask_says(folder: Path) -> None:
 
 
 def _swap(fresh: Path, folder: Path) -> None:
-    """Put `fresh` where `folder` is; the moment between the two renames is all that is not covered by either."""
+    """Put `fresh` in the place of `folder`; only between the two renames is there neither."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -92,7 +93,7 @@ def _swap(fresh: Path, folder: Path) -> None:
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Rebuild network and tokenizers from a folder; the network comes in eval mode, on the CPU.
+    """Rebuild network and tokenizers from a folder; the network is in eval mode, on the CPU.
 
     Raises InputError naming the folder and what is missing in it.
     """
@@ -131,15 +132,11 @@ def _read_yaml(folder: Path, name: str) -> dict[str, Any]:
     return read_yaml(folder / name)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 _FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_network(folder: Path) -> VideoBlip2:
-    """The network in eval mode, T5 frozen, on the CPU.
+    """The network in eval mode on the CPU, its language model frozen.
 
     Raises InputError where config.json or the safetensors are missing, damaged or do not fit each other; a pickle is
     never opened.

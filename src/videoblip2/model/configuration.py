@@ -82,5 +82,5 @@ def _as(kind: type[PreTrainedConfig], value: Part) -> PreTrainedConfig:
     return kind(**(value or {}))
 
 
-# The habit of the transformers ecosystem: whoever imports the class can load it through AutoConfig.
+# As is usual with transformers: importing the class is enough to load it through AutoConfig.
 AutoConfig.register(VideoBlip2Config.model_type, VideoBlip2Config, exist_ok=True)

@@ -26,8 +26,8 @@ from videoblip2.pretrained import quiet_transformers
 class Family:
     """What transformers' common interface does not say about one kind of language model.
 
-    projections: its names for the attention's q, k, v and o, which `model.lora.target_modules` may name; those that it
-        leaves out are called so already.
+    projections: its names for the attention's q, k, v and o, which `model.lora.target_modules` may name; one that is
+        left out has that name already.
     """
 
     label: str
@@ -141,7 +141,7 @@ def fresh_language_model(config: PreTrainedConfig) -> PreTrainedModel:
 def load_language_model(source: str | Path) -> PreTrainedModel:
     """From a folder or hub name, by `from_pretrained`; `lm_head` stays apart from the embeddings if files have both.
 
-    Raises InputError for what is in no entry of the table, and for files that lack some of its tensors.
+    Raises InputError for a model that is not in the table, and for files that lack some of its tensors.
     """
     remedy = "give a folder that holds a language model, or a hub name online"
     try:
@@ -164,7 +164,7 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Whether `lm_head` is a matrix of its own, as in T5 v1.1 and Flan-T5, or the input embeddings once more."""
+    """Whether `lm_head` has its own matrix, as in T5 v1.1 and Flan-T5, and does not share the input embeddings'."""
     head: Any = model.get_output_embeddings()
     return head.weight is not model.get_input_embeddings().weight
 

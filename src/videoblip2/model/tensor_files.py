@@ -1,6 +1,6 @@
-"""Opening a file of weights that somebody else wrote: what it is, without running it, and its tensors, without copying.
+"""Opening a file of weights from elsewhere: what it is, without running it, and its tensors, without copying them.
 
-Kind is told from the bytes, never from the file's name. Zip-based torch files and safetensors are memory-mapped, so
+The kind is read from the bytes, never from the file's name. Zip-based torch files and safetensors are memory-mapped, so
 only the tensors that are used are ever read from the disk.
 """
 
@@ -90,7 +90,7 @@ def _hub_file(name: str) -> Path:
         return Path(hub.hf_hub_download(name, next(file for file in _HUB_NAMES if file in there)))
     except (HTTPError, OSError, ValueError, StopIteration) as error:
         reason = first_line(error) if str(error) else f"it has none of {', '.join(_HUB_NAMES)}"
-        raise InputError(f"{name}: no such file or folder, and not to be had from the hub ({reason})") from error
+        raise InputError(f"{name}: no such file or folder, and not available from the hub ({reason})") from error
 
 
 def sniff(path: Path) -> FileFormat:
@@ -180,7 +180,7 @@ def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(shards.values())):
         if Path(name).name != name or name.endswith(_INDEX_SUFFIX):
-            raise InputError(f"{index}: names {name!r} as a shard; shards lie beside their index: {_AGAIN}")
+            raise InputError(f"{index}: names {name!r} as a shard; shards belong beside their index: {_AGAIN}")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: shard {name} is missing beside it; {_AGAIN}")
         tensors |= read_tensors(index.parent / name)

@@ -152,11 +152,11 @@ def extract(demo: Demo) -> None:
 def train_language_model(data: Path, out: Path, steps: int) -> None:
     from videoblip2.config import load_config
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.toy import language_model
+    from videoblip2.toy import small_t5
 
-    settings = language_model.LanguageModelConfig(steps=steps, batch_size=48)
+    settings = small_t5.LanguageModelConfig(steps=steps, batch_size=48)
     prompt = load_config("toy_ce").data.prompt
-    language_model.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
+    small_t5.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
 def train_both(demo: Demo) -> None:

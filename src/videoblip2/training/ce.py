@@ -4,7 +4,7 @@
 
 1. Each step takes B videos and N captions of each; a video is encoded once for all its captions.
 2. The end token is a token like any other; padding does not count.
-3. T5 stays frozen: gradients reach Q-Formers, queries, upscaler, projections, norms and LoRA.
+3. The language model stays frozen: gradients reach Q-Formers, queries, upscaler, projections, norms and LoRA.
 4. The mean is over the tokens of the whole batch, also where micro-batches share it (`train.accumulate`).
 
 Left out: no weighting of captions by consensus (Phan et al. 2017 weight them), no scheduled sampling.

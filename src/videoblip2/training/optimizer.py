@@ -12,7 +12,7 @@ NOT_DECAYED = ("query_tokens", "positions", "embeddings", "shared", "relative_at
 
 
 def build_optimizer(trainable: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """One group a kind (Q-Formers, projections, LoRA or T5), each split into what decays and what does not."""
+    """One group a kind (Q-Formers, projections, LoRA or language model), each split by whether it decays."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault((kind_of(name), decays(name, parameter)), []).append(parameter)
@@ -40,7 +40,7 @@ def kind_of(name: str) -> str:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices decay; biases, norms, queries, positions and T5's embeddings do not."""
+    """Matrices decay; biases, norms, queries, positions and token embeddings do not."""
     return parameter.ndim > 1 and not any(part in name for part in NOT_DECAYED)
 
 

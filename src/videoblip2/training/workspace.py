@@ -124,7 +124,7 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
     checkpoint = load_checkpoint(folder)
     if checkpoint.model.config.lora_merged:
         raise InputError(
-            f"train.start_from={config.train.start_from}: its LoRA is folded in, nothing of T5 could be trained; "
+            f"train.start_from={config.train.start_from}: its LoRA is merged, so the language model could not train; "
             "start from the checkpoint that was merged"
         )
     refuse_other_encoders(store, checkpoint.provenance.features, config.train.start_from)

@@ -58,7 +58,7 @@ def load_qformer(
     num_queries, vocab_size: left out or None takes the file's own; fewer keeps the first rows, more adds fresh ones.
     prefix: which Q-Former, for a file with several. Fresh weights are N(0, 0.02²) from torch's global generator.
 
-    Raises InputError, one line, for every file or value that does not fit; there is never a half-loaded model.
+    Raises InputError, one line, for every file or value that does not fit; no model is ever half loaded.
     """
     options = QFormerOptions(feature_dim, cross_attention, num_attention_heads, **more)
     text_tensors = read_tensors(bert) if bert is not None else None
@@ -80,7 +80,7 @@ def _build(plan: QFormerPlan) -> tuple["InstructBlipQFormerModel", nn.Parameter]
 
 
 def _value(record: TensorRecord, plan: QFormerPlan) -> torch.Tensor:
-    """The float32 tensor of a record, in memory of its own: the file may change or vanish afterwards."""
+    """The float32 tensor of a record, copied into memory: the file may change or vanish afterwards."""
     source = plan.sources.get(record.name)
     if source is None:
         return _fresh(record)

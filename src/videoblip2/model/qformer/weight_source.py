@@ -131,7 +131,7 @@ def read_sizes(source: QFormerSource, file: str) -> QFormerSizes:
     periods = range(1, len(layers) + 1)
     frequency = next((period for period in periods if crossing == list(range(0, len(layers), period))), None)
     if frequency is None:
-        raise InputError(f"{file}: cross-attention in layers {crossing} of {len(layers)} is no regular period")
+        raise InputError(f"{file}: cross-attention in layers {crossing} of {len(layers)} is not a regular period")
     ffn, width = _shape(source, "encoder.layer.0.intermediate_query.dense.weight", file)
     _, encoder_width = _shape(source, "encoder.layer.0.crossattention.attention.key.weight", file)
     return QFormerSizes(len(layers), width, ffn, encoder_width, frequency)
@@ -180,13 +180,13 @@ def canonical_name(name: str) -> str:
 
 
 def parent_of(root: str) -> str:
-    """What stands before the Q-Former itself: `model.qformer.` -> `model.`, `Qformer.bert.` -> `""`."""
+    """What comes before the Q-Former itself: `model.qformer.` -> `model.`, `Qformer.bert.` -> `""`."""
     head = root.removesuffix("bert.").rstrip(".")
     return head[: head.rfind(".") + 1]
 
 
 def query_name(root: str) -> str:
-    """Where the query tokens of the Q-Former under `root` lie: `video_Qformer.bert.` -> `video_query_tokens`."""
+    """The name of the query tokens of the Q-Former under `root`: `video_Qformer.bert.` -> `video_query_tokens`."""
     own = root.removesuffix("bert.").rstrip(".").removeprefix(parent_of(root))
     return parent_of(root) + (re.sub("[Qq]former", "query_tokens", own) or "query_tokens")
 

@@ -6,7 +6,7 @@ import torch
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.toy.language_model import LanguageModelConfig, _pairs, build_t5, parse_settings
+from videoblip2.toy.small_t5 import LanguageModelConfig, _pairs, build_t5, parse_settings
 
 VIDEOS = [
     VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
