@@ -104,10 +104,12 @@ def reproduce(
     json: Json = False,
 ) -> None:
     """Train a run again from its stored configuration and compare validation CIDEr; exit with 1 if it differs."""
+    from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
     from videoblip2.errors import InputError
     from videoblip2.registry.reproduce import reproduce as train_again
 
-    result = train_again(run, tolerance / 100, out, progress, say_recipe)
+    factor = scale_of(PRIMARY)
+    result = train_again(run, tolerance / factor, out, progress, say_recipe)
     record = {
         "command": result.recipe.command,
         "differs": result.recipe.differs,
@@ -117,7 +119,7 @@ def reproduce(
         "run_id": result.result.run_id,
         "checkpoint": str(result.result.checkpoint),
     }
-    both = f"validation CIDEr {100 * result.found:.4f}, was {100 * result.expected:.4f}"
+    both = f"validation {label_of(PRIMARY)} {factor * result.found:.4f}, was {factor * result.expected:.4f}"
     emit(record, json, f"{both}\nrun: {result.result.run_id or 'not tracked'}")
     if not result.reproduced:
         raise InputError(f"{run}: not reproduced within {tolerance:g}: {both}; {why_it_differs(result.recipe)}")

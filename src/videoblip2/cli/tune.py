@@ -89,9 +89,9 @@ def _summary(outcome: "Outcome") -> str:
     lines = [f"study {outcome.study}: {ended}", f"run: {outcome.run_id or 'not tracked'}"]
     if outcome.best is None:
         return "\n".join([*lines, "no trial is complete, so there is no best.yaml"])
-    from videoblip2.tune.report import shown
+    from videoblip2.tune.report import SCORE, shown, shown_score
 
-    lines.append(f"best: validation CIDEr {100 * float(outcome.best.value or 0):.1f}   {shown(outcome.best.params)}")
+    lines.append(f"best: {SCORE} {shown_score(outcome.best)}   {shown(outcome.best.params)}")
     lines.append(
         outcome.verdict.text()
         if outcome.verdict

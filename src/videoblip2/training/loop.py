@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from videoblip2.captions.metrics import shown
 from videoblip2.data.batches import Batch, Prefetcher
 from videoblip2.progress import Progress, Steps, no_progress
 from videoblip2.tracking.tracker import Tracker
@@ -177,7 +178,7 @@ def _log_if_due(training: Training, steps: Steps) -> None:
     if not training.due(training.work.config.train.log_every):
         return
     means = state.means.flush()
-    best = "".join(f"  val {name} {100 * value:.1f}" for name, value in state.best.metrics.items())
+    best = "".join(f"  val {name} {shown(name, value)}" for name, value in state.best.metrics.items())
     steps.note = f"loss {means['train/loss']:.3f}{best}"
     if bands is not None:
         for line in bands.look({name.removeprefix("train/"): value for name, value in means.items()}, state.step):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import optuna
 
 from videoblip2.captions import CiderD, DocumentFrequencies
+from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, flatten
 from videoblip2.data.cached_features import CachedFeatures
 from videoblip2.predict import Captioner, open_model
@@ -74,11 +75,11 @@ def decode_trial(
         progress(stream, len(bench.order), watcher.tracker.run_id or "decode")
     ):
         scores[video_id] = float(bench.scorer.score([video_id], [caption.text])[0])
-        rows.append({"video_id": video_id, "caption": caption.text, "CIDEr": round(scores[video_id], 4)})
+        rows.append({"video_id": video_id, "caption": caption.text, PRIMARY: round(scores[video_id], 4)})
         watcher.report(number, scores[video_id])
         if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(bench.order):
             watcher.stop_if_pruned(number)
     cider = sum(scores.values()) / len(scores)
-    tracker.log_best({"val/CIDEr": cider})
+    tracker.log_best({f"val/{PRIMARY}": cider})
     tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
     return Score(cider, [round(scores[video_id], 5) for video_id in sorted(scores)], model)

@@ -12,12 +12,13 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import InputError, parse_config
 from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan, load_plan
-from videoblip2.tune.report import Say, rows_of, shown, write_plots, write_rows
+from videoblip2.tune.report import SCORE, Say, rows_of, shown, shown_score, write_plots, write_rows
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
 from videoblip2.tune.study import best_of, counted, distributions, name_of, open_study
 from videoblip2.tune.verdict import Verdict, judge
@@ -121,7 +122,7 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
         commands = commands_of(plan, best, default)
         best_file = write_best(study, plan, best, verdict, commands)
         files.append(best_file)
-        tracker.log_best({"val/CIDEr": float(best.value or 0.0)})
+        tracker.log_best({f"val/{PRIMARY}": float(best.value or 0.0)})
         tracker.set_tags({"optuna.best_trial": name_of(best), "optuna.best_params": shown(best.params)})
         tracker.set_tags({"verdict": verdict.text() if verdict else "no complete default to compare with"})
         tracker.note(_note(study, best, verdict, states))
@@ -140,7 +141,7 @@ def write_best(
         content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source="best.yaml")
     head = [
-        f"The best of study {study.study_name}: {name_of(best)}, validation CIDEr {100 * float(best.value or 0):.1f}.",
+        f"The best of study {study.study_name}: {name_of(best)}, {SCORE} {shown_score(best)}.",
         f"Against the default: {verdict.text() if verdict else 'not compared, as the default is not complete'}.",
         f"Chosen: {shown(best.params)}",
         "",
@@ -164,8 +165,6 @@ def commands_of(plan: Plan, best: FrozenTrial, default: str | None) -> list[str]
 
 def _note(study: optuna.Study, best: FrozenTrial, verdict: Verdict | None, states: dict[str, int]) -> str:
     ended = ", ".join(f"{number} {name}" for name, number in states.items())
-    lines = [
-        f"**{study.study_name}**: {ended}. Best: {name_of(best)}, validation CIDEr {100 * float(best.value or 0):.1f}."
-    ]
+    lines = [f"**{study.study_name}**: {ended}. Best: {name_of(best)}, {SCORE} {shown_score(best)}."]
     lines += [f"`{shown(best.params)}`", verdict.text() if verdict else ""]
     return "\n\n".join(lines)

@@ -7,12 +7,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from videoblip2.captions import metrics
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 from videoblip2.files import atomic, write_json
 from videoblip2.tune.study import best_of, counted, finished, name_of, quiet
 
 Say = Callable[[str], None]
 PLOTS = ("history", "importance", "parallel")
-CIDER = "validation CIDEr"
+SCORE = f"validation {label_of(PRIMARY)}"
 
 
 def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) -> str:
@@ -23,9 +25,14 @@ def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) 
     if trial.state == TrialState.PRUNED:
         return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
     best = best_of(finished(study))
-    rank = "the best so far" if best and best.number == trial.number else f"best is {100 * _value(best):.1f}"
+    rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
     default = " (the default)" if trial.user_attrs.get("default") else ""
-    return f"{name}{default}: CIDEr {100 * _value(trial):.1f}, {rank}   {shown(trial.params)}"
+    return f"{name}{default}: {label_of(PRIMARY)} {shown_score(trial)}, {rank}   {shown(trial.params)}"
+
+
+def shown_score(trial: FrozenTrial | None) -> str:
+    """The value of a trial as metrics are printed, such as "61.3"."""
+    return metrics.shown(PRIMARY, _value(trial))
 
 
 def shown(params: Mapping[str, Any]) -> str:
@@ -36,11 +43,11 @@ def shown(params: Mapping[str, Any]) -> str:
 
 
 def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
-    """One row a trial, CIDEr in pycocoevalcap's scale; the value of a pruned trial is its last validation."""
+    """One row per trial, with the score as it is stored; the value of a pruned trial is its last validation."""
     rows = []
     for trial in counted(study.get_trials(deepcopy=False)):
         attrs = trial.user_attrs
-        row: dict[str, Any] = {"trial": name_of(trial), "state": trial.state.name, "CIDEr": trial.value}
+        row: dict[str, Any] = {"trial": name_of(trial), "state": trial.state.name, PRIMARY: trial.value}
         row |= {"step": trial.last_step, **trial.params, "run_id": attrs.get("run_id"), "model": attrs.get("model")}
         reason = attrs.get("reason") or study.user_attrs.get(f"reason.{trial.number}")
         row |= {"attempts": len(attrs.get("attempts", ())) + 1, "default": bool(attrs.get("default")), "reason": reason}
@@ -65,22 +72,22 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     from optuna.visualization import matplotlib as plots
 
     with quiet():
-        printed = _times_100(study)
+        printed = _as_printed(study)
         axes = {
-            "history": plots.plot_optimization_history(printed, target_name=CIDER),
-            "importance": plots.plot_param_importances(printed, target_name=CIDER),
-            "parallel": plots.plot_parallel_coordinate(printed, target_name=CIDER),
+            "history": plots.plot_optimization_history(printed, target_name=SCORE),
+            "importance": plots.plot_param_importances(printed, target_name=SCORE),
+            "parallel": plots.plot_parallel_coordinate(printed, target_name=SCORE),
         }
         return [_save(axes[name], folder / f"{name}.png") for name in PLOTS]
 
 
-def _times_100(study: optuna.Study) -> optuna.Study:
-    """The trials, by their numbers, with CIDEr as it is printed. Optuna's `target` would do it, and take every plot for
-    a minimisation."""
+def _as_printed(study: optuna.Study) -> optuna.Study:
+    """The trials, by number, with scores as they are printed. Optuna's `target` would do it too, but then takes every
+    plot for a minimisation."""
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.COMPLETE:
-            value, params, spaces = 100 * _value(trial), trial.params, trial.distributions
+            value, params, spaces = scale_of(PRIMARY) * _value(trial), trial.params, trial.distributions
             copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
         else:
             copy.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))

@@ -17,6 +17,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from videoblip2.captions import paired_bootstrap
+from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.tune.study import best_of, name_of
 
 ALPHA = 0.05
@@ -41,12 +42,12 @@ class Verdict:
         return self.low > 0
 
     def text(self) -> str:
-        """One line, CIDEr ×100."""
+        """One line, with scores as they are printed."""
         if self.best == self.default:
             return f"no gain shown: the default is the best of {self.chosen_among} trials"
-        gain = f"{100 * self.difference:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}] CIDEr on val"
+        gain = f"{shown_interval(PRIMARY, (self.difference, self.low, self.high))} {label_of(PRIMARY)} on val"
         head = f"better than the default by {gain}" if self.better else f"no gain shown: default + {gain}"
-        again = f"chosen on resampled videos and judged on those left out: {100 * self.chosen_again:+.1f}"
+        again = f"chosen on resampled videos and judged on those left out: {shown(PRIMARY, self.chosen_again, '+')}"
         return f"{head} (interval for the best of {self.chosen_among}); {again}"
 
 
