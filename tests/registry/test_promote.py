@@ -11,7 +11,7 @@ from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse, made_with
 
 from videoblip2 import registry
 from videoblip2.config import InputError
-from videoblip2.features.store import write_manifest
+from videoblip2.features.manifest import Manifest
 from videoblip2.provenance import Provenance
 from videoblip2.registry import lock
 from videoblip2.registry.promote import TRIVIAL
@@ -123,7 +123,7 @@ def test_other_validation_data_than_the_champions_are_refused_or_forced(house, d
 
 
 def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(house):
-    write_manifest(house.root / "data" / "features", made_with("c1"))
+    Manifest.model_validate(made_with("c1")).write(house.root / "data" / "features")
     run = house.log("good", GOOD, clip="c9")
     with pytest.raises(InputError, match=r"data/features: holds features of CLIP c1, .* was trained on those of c9"):
         house.promote(run)
