@@ -1,5 +1,7 @@
 """CLIP and CLAP through transformers' own classes: parity, windows, refusals; toy encoders keep information."""
 
+import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,6 @@ from transformers import ClapFeatureExtractor
 from videoblip2.config import InputError
 from videoblip2.features.encoders import clap_inputs, load_clap, load_clip
 from videoblip2.features.settings import FeatureSettings, feature_settings
-from videoblip2.toy.encoders import build_toy_clip
 
 RATE = 48_000
 
@@ -58,8 +59,8 @@ def test_frames_are_encoded_as_transformers_would(clip, folders):
 
 @pytest.mark.parametrize("height, width", [(90, 120), (120, 90), (64, 64), (3, 40), (65, 64), (360, 641)])
 @pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_normalize": False}, {"do_center_crop": False}])
-def test_pixels_are_the_processors_to_the_last_bit(folders, height, width, settings):
-    clip = load_clip(folders[0])
+def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings):
+    clip = replace(clip, processor=copy.deepcopy(clip.processor))
     for name, value in settings.items():
         setattr(clip.processor, name, value)
     frame = pictures(1, height, width)[0]
@@ -205,13 +206,16 @@ def test_a_model_without_its_preprocessor_is_refused(folders, tmp_path):
 
 
 def test_the_fingerprint_follows_weights_and_preprocessing(clip, folders, tmp_path):
-    assert load_clip(folders[0]).fingerprint == clip.fingerprint
-    same = load_clip(build_toy_clip(tmp_path / "same", 0))
-    assert same.fingerprint == clip.fingerprint and same.name != clip.name
-    assert load_clip(build_toy_clip(tmp_path / "other", 1)).fingerprint != clip.fingerprint
-    config = tmp_path / "same" / "preprocessor_config.json"
+    from safetensors.torch import load_file, save_file
+
+    same, weights, crop = (shutil.copytree(folders[0], tmp_path / name) for name in ("same", "weights", "crop"))
+    tensors = load_file(weights / "model.safetensors")
+    tensors["visual_projection.weight"][0, 0] += 1
+    save_file(tensors, weights / "model.safetensors", metadata={"format": "pt"})
+    config = crop / "preprocessor_config.json"
     config.write_text(config.read_text().replace('"do_center_crop": true', '"do_center_crop": false'))
-    assert load_clip(tmp_path / "same").fingerprint != clip.fingerprint
+    assert load_clip(same).fingerprint == clip.fingerprint and load_clip(same).name != clip.name
+    assert len({load_clip(folder).fingerprint for folder in (same, weights, crop)}) == 3
 
 
 def test_settings_name_the_wrong_value():
@@ -238,20 +242,20 @@ def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
     from videoblip2.toy.render import render_audio, render_frames
     from videoblip2.toy.scene import MOTIONS, SOUNDS, make_scene
 
-    scenes = [make_scene(5, index, 240) for index in range(240)]
+    scenes = [make_scene(5, index, 160) for index in range(160)]
     scenes = [
         replace(s, duration=2.0, motion=MOTIONS[i % 4], sound=SOUNDS[i % 6], loud=i % 4 > 1)
         for i, s in enumerate(scenes)
     ]
-    frames = np.stack([render_frames(scene)[::3] for scene in scenes])  # [240, 6, 64, 64, 3]
-    visual = encoded(clip, frames.reshape(-1, 64, 64, 3)).reshape(240, -1, 768)
+    frames = np.stack([render_frames(scene)[::3] for scene in scenes])  # [160, 6, 64, 64, 3]
+    visual = encoded(clip, frames.reshape(-1, 64, 64, 3)).reshape(160, -1, 768)
     audio = [np.repeat(render_audio(scene)[:16_000], 3) for scene in scenes]  # to 48 kHz, crudely
     heard = clap.encode_windows(audio)
-    assert accuracy(visual.mean(1), [scene.colour for scene in scenes], 180) > 0.9
-    assert accuracy(visual.mean(1), [scene.shape for scene in scenes], 180) > 0.7
-    assert accuracy(visual.reshape(240, -1), [scene.motion for scene in scenes], 180) > 0.8
-    assert accuracy(heard, [scene.sound for scene in scenes], 180) > 0.95
-    assert accuracy(heard, [f"{scene.loud} {scene.sound}" for scene in scenes], 180) > 0.9
+    assert accuracy(visual.mean(1), [scene.colour for scene in scenes], 120) > 0.85
+    assert accuracy(visual.mean(1), [scene.shape for scene in scenes], 120) > 0.6
+    assert accuracy(visual.reshape(160, -1), [scene.motion for scene in scenes], 120) > 0.7
+    assert accuracy(heard, [scene.sound for scene in scenes], 120) > 0.95
+    assert accuracy(heard, [f"{scene.loud} {scene.sound}" for scene in scenes], 120) > 0.85
 
 
 def both(extractor: ClapFeatureExtractor, windows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

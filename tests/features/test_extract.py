@@ -11,11 +11,9 @@ from typer.testing import CliRunner
 
 from videoblip2.config import InputError
 from videoblip2.features.codecs import write_video
-from videoblip2.features.encoders import load_clip
 from videoblip2.features.extract import extract_features, find_videos
 from videoblip2.features.settings import FeatureSettings
 from videoblip2.features.store import FeatureStore
-from videoblip2.toy.encoders import build_toy_clip
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
@@ -110,7 +108,7 @@ def test_encoders_and_settings_are_not_mixed_in_one_store(encoders, videos, tmp_
     paths, out = find_videos([videos]), tmp_path / "out"
     extract_features(paths, out, encoders)
     before = (out / "manifest.json").read_bytes()
-    other = load_clip(build_toy_clip(tmp_path / "other", 1))
+    other = replace(encoders.clip, fingerprint="of another")
     with pytest.raises(InputError, match="a clip of fingerprint"):
         extract_features(paths, out, replace(encoders, clip=other))
     with pytest.raises(InputError, match=r"with fps 4\.0, not 2\.0"):

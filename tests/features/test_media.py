@@ -155,16 +155,16 @@ def test_a_file_without_pictures_is_named(tmp_path):
     assert decode_audio(path) is not None
 
 
-@pytest.mark.parametrize("part", [0.4, 0.7, 0.9])
 @pytest.mark.parametrize("layout", ["faststart", "moov_last", "matroska"])
-def test_a_truncated_file_is_an_error_that_says_how_far_it_got(tmp_path, part, layout):
+def test_a_truncated_file_is_an_error_that_says_how_far_it_got(tmp_path, layout):
     path = tmp_path / ("v.mkv" if layout == "matroska" else "v.mp4")
     options = {"options": {"movflags": "faststart"}} if layout == "faststart" else {}
     whole = mux(path, [k / 10 for k in range(40)], seconds=4.0, **options).read_bytes()
     frames_of(path, 1)
-    path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(InputError, match=r"v\.m(p4|kv): (.* s|not a readable video).*fetch it again"):
-        frames_of(path, 1)
+    for part in (0.4, 0.7, 0.9):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(InputError, match=r"v\.m(p4|kv): (.* s|not a readable video).*fetch it again"):
+            frames_of(path, 1)
 
 
 @pytest.mark.shared_data
