@@ -1,6 +1,7 @@
 # make demo   the whole path on generated videos, offline      make check   lint, types, layers
 # make test   the tests                                        make bench   this project beside its peers
 # make stats  files, lines, long functions, circles of the code
+# make docs   docs/cli.md and docs/config.md from the code
 # Each target makes the virtual environment in .venv first, if it is not there yet.
 
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ STAMP := .venv/.installed
 export MLFLOW_DISABLE_TELEMETRY = true
 export BENTOML_DO_NOT_TRACK = True
 
-.PHONY: setup demo check test stats bench
+.PHONY: setup demo check test stats docs bench
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -36,6 +37,9 @@ test: $(STAMP)
 
 stats: $(STAMP)
 	$(BIN)/python tools/stats.py
+
+docs: $(STAMP)
+	$(BIN)/python tools/docs.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/captions.py --quick

@@ -52,20 +52,20 @@ class QFormerConfig(Section):
     bert: str = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
     bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
     cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="where pre-trained keys are wider")
-    num_queries: int = Field(32, ge=1)
-    hidden_size: int = Field(768, ge=1)
-    num_hidden_layers: int = Field(12, ge=1)
-    num_attention_heads: int = Field(12, ge=1)
-    intermediate_size: int = Field(3072, ge=1)
-    cross_attention_frequency: int = Field(2, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    num_queries: int = Field(32, ge=1, description="learned queries of each Q-Former")
+    hidden_size: int = Field(768, ge=1, description="width of both Q-Formers")
+    num_hidden_layers: int = Field(12, ge=1, description="layers of each Q-Former")
+    num_attention_heads: int = Field(12, ge=1, description="attention heads of each layer")
+    intermediate_size: int = Field(3072, ge=1, description="width inside the feed-forward layers")
+    cross_attention_frequency: int = Field(2, ge=1, description="every N-th layer attends to the features")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in both Q-Formers")
 
 
 class LoraConfig(Section):
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q", "v")
+    r: int = Field(16, ge=1, description="rank of LoRA's matrices")
+    alpha: float = Field(32, gt=0, description="LoRA's update is scaled by alpha / r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout before LoRA's matrices")
+    target_modules: tuple[str, ...] = Field(("q", "v"), description="T5's projections that get LoRA")
 
 
 class ModelConfig(Section):
@@ -109,27 +109,27 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
     lr_scale_projections: float = Field(1.0, gt=0, description="factor on lr for projections, norms, queries")
     lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for the whole language model")
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup_steps: int = Field(1000, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay; norms and biases have none")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's running averages")
+    warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up to lr")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     final_lr: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of lr")
 
 
 class TrainConfig(Section):
-    steps: int = Field(20_000, ge=1)
+    steps: int = Field(20_000, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="videos a step")
     accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, for memory")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy on captions")
     validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(20, ge=1, description="steps between logged training metrics")
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
     resume: str | None = Field(
-        None, description="MLflow run id or run folder OUT/NAME to go on with; auto = this one's, if it has begun"
+        None, description="MLflow run id or folder OUT/NAME to resume; auto = this run's own, if it has started"
     )
     probe_videos: int = Field(200, ge=0, le=200, description="validation videos in the table of captions of each run")
 
@@ -137,7 +137,7 @@ class TrainConfig(Section):
 class RewardConfig(Section):
     """Weights of the reward's terms; a term with weight 0 is not computed."""
 
-    cider: float = Field(1.0, ge=0)
+    cider: float = Field(1.0, ge=0, description="CIDEr-D of the caption")
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
     repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
@@ -177,17 +177,19 @@ class ScstConfig(Section):
     """Self-critical training; used by `vb2 scst` only."""
 
     samples: int = Field(5, ge=1, description="sampled captions a video")
-    baseline: Literal["greedy", "leave_one_out", "batch_mean", "none"] = "greedy"
+    baseline: Literal["greedy", "leave_one_out", "batch_mean", "none"] = Field(
+        "greedy", description="what a sample's reward is compared with"
+    )
     references: Literal["selected", "all"] = Field("selected", description="reward against the top-5 file or all")
     all_references: str = Field("train.json", description="complete training annotations, a file in data.annotations")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="temperature of the samples")
     end_token: bool = Field(True, description="the end of the sentence is an n-gram of the reward")
     mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
     dropout: bool = Field(False, description="off: the sampling policy and the one with gradient are the same")
     log_prob_tolerance: float | None = Field(
         None, gt=0, description="largest gap between both passes; none = 0.001 (fp32), 0.5 (bf16)"
     )
-    cross_entropy_weight: float = Field(0.0, ge=0)
+    cross_entropy_weight: float = Field(0.0, ge=0, description="weight of stage 1's loss beside the reward")
     kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats a token")
     reuse: int = Field(1, ge=1, description="updates from the same samples; the second and later ones are clipped")
@@ -205,7 +207,7 @@ class Decoding:
 
     num_beams: int = 1
     max_new_tokens: int = 32
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, description="beams: a score is divided by length to this power")
     temperature: float = 1.0
     sampled: bool = False
 
@@ -214,10 +216,10 @@ GREEDY = Decoding()
 
 
 class DecodeConfig(Section):
-    num_beams: int = Field(Decoding.num_beams, ge=1)
-    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1)
+    num_beams: int = Field(Decoding.num_beams, ge=1, description="beams of the search; 1 is greedy")
+    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text in T5 pieces")
     length_penalty: float = Decoding.length_penalty
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="videos decoded at once")
     compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
 
     @property
@@ -227,16 +229,16 @@ class DecodeConfig(Section):
 
 
 class RunConfig(Section):
-    experiment: str = "videoblip2"
-    name: str | None = Field(None, description="name of the run; none = made from what differs")
+    experiment: str = Field("videoblip2", description="MLflow experiment")
+    name: str | None = Field(None, description="name of the run; null = made from the keys that differ")
     out: str = Field("runs", description="checkpoints go to OUT/NAME")
     tracking: bool = Field(True, description="off: no MLflow, files only")
 
 
 class Config(Section):
-    seed: int = 0
+    seed: int = Field(0, description="seed of weights, batches, samples and dropout")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward passes")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()

@@ -85,7 +85,7 @@ def test_an_encoder_that_is_nowhere_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     provenance = (model / "provenance.json").read_text().replace(str(tmp_path / "enc" / "clap"), "no/such-clap")
     (model / "provenance.json").write_text(provenance)
-    with pytest.raises(InputError, match="no/such-clap: the encoder of this model"):
+    with pytest.raises(InputError, match="no/such-clap: this model's encoder"):
         stage(str(model), tmp_path / "out")
 
 
