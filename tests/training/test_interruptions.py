@@ -36,7 +36,7 @@ def test_a_full_disk_is_known_by_what_libraries_raise_on_one():
 
 def test_a_full_disk_ends_a_training_with_the_way_on(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "model.safetensors"))
-    said = pytest.raises(InputError, match=r"model.safetensors: no space left .* MB free.*go on with resume=r1")
+    said = pytest.raises(InputError, match=r"model.safetensors: no space left .* MB free.*resume with resume=r1")
     with said, stop_well(Kept(), tmp_path):
         raise error
     with pytest.raises(PermissionError), stop_well(Kept(), tmp_path):
@@ -60,11 +60,11 @@ def test_a_stop_says_how_to_go_on_and_keeps_the_state(tmp_path, capsys, error):
     tracker = Kept()
     with pytest.raises(error), stop_well(tracker, tmp_path):
         raise error
-    assert (tracker.kept, capsys.readouterr().err) == (1, "stopped; resume=r1 goes on\n")
+    assert (tracker.kept, capsys.readouterr().err) == (1, "stopped; resume=r1 resumes it\n")
 
 
 def test_one_training_a_folder(tmp_path):
-    refused = pytest.raises(InputError, match=r"ce: another training writes there; .*run.name")
+    refused = pytest.raises(InputError, match=r"ce: another training is writing there; .*run.name")
     with only_one_in(tmp_path / "ce"), refused, only_one_in(tmp_path / "ce"):
         pass
     with only_one_in(tmp_path / "ce"):

@@ -40,13 +40,15 @@ def evaluate(
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
     text = table(f"{model} on {split} ({result.videos} videos)", ["metric", "score"], rows)
-    lines = [text, f"predictions: {result.predictions}", f"run: {result.run_id or 'not tracked'}"]
+    files = [f"predictions: {result.predictions}", *([f"answers: {result.answers}"] if result.answers else [])]
+    lines = [text, *files, f"run: {result.run_id or 'not tracked'}"]
     record = {
         "run_id": result.run_id,
         "split": split,
         "metrics": result.metrics,
         "unavailable": result.unavailable,
         "predictions": str(result.predictions),
+        **({"answers": str(result.answers)} if result.answers else {}),
     }
     emit(record, json, "\n".join(lines))
 

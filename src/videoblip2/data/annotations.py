@@ -75,7 +75,7 @@ def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> No
 
 
 def load_json(path: Path) -> Any:
-    """A JSON file's content. Raises `InputError` for a missing file and for what is no JSON."""
+    """A JSON file's content. Raises `InputError` for a missing file and for malformed JSON."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give an annotation file")
     return parse_json(path.read_bytes(), str(path))
@@ -103,7 +103,7 @@ def refuse_duplicates(video_ids: Iterable[str], where: object) -> None:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Up to `most` names, and how many there are besides."""
+    """Up to `most` names, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -114,7 +114,7 @@ def _video(entry: Any, path: Path) -> VideoAnnotation:
     video_id, captions = entry["video_id"], entry.get("captions")
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise InputError(
-            f'{path}: "captions" of {video_id} is no list of strings; make the file with `vb2 data prepare`'
+            f'{path}: "captions" of {video_id} is not a list of strings; make the file with `vb2 data prepare`'
         )
     if not captions:
         raise InputError(f"{path}: {video_id} has no captions; add one or take the video out")

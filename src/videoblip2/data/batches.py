@@ -134,7 +134,7 @@ class BatchMaker:
             example: (epoch, index) → what entry `index` teaches in that epoch.
         """
 
-        @lru_cache(maxsize=2)  # a batch may lie across two epochs
+        @lru_cache(maxsize=2)  # a batch may span two epochs
         def order(epoch: int) -> np.ndarray:
             return np.random.default_rng([self.seed, stream, epoch]).permutation(count)
 

@@ -62,7 +62,7 @@ def _machine() -> int:
 
 
 def _container() -> list[int]:
-    """What the control group's limit leaves, cached files not counted; nothing where there is no limit (`max`)."""
+    """What the control group's limit leaves, without cached files; empty where there is no limit (`max`)."""
     try:
         limit, used = (int((CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())

@@ -57,7 +57,7 @@ def read_captions(document: Document) -> Captions | SplitList:
     return _official(content, document.name)
 
 
-def _official(content: dict[str, Any], name: str) -> Captions:
+def _official(content: Mapping[str, Any], name: str) -> Captions:
     """MSR-VTT's JSON, videos in its own order, captions by `sen_id`."""
     captions: dict[str, list[str]] = {}
     sentences = [
@@ -77,7 +77,7 @@ def _sentence(where: str, number: int, entry: Any) -> tuple[int, int, str, str]:
     video, caption = _text(where, entry, "video_id"), _text(where, entry, "caption")
     place = entry.get("sen_id", number)
     if not isinstance(place, int):
-        raise InputError(f"{where}: its sen_id is {place!r}, no number; give the official file")
+        raise InputError(f"{where}: its sen_id is {place!r}, not a number; give the official file")
     return place, number, video, caption
 
 
@@ -90,7 +90,7 @@ def _listed(where: str, entry: Any) -> tuple[str, str, int]:
 def _text(where: str, entry: Any, key: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str):
-        raise InputError(f"{where}: its {key} is {value!r}, no text; give the official file")
+        raise InputError(f"{where}: its {key} is {value!r}, not text; give the official file")
     return value
 
 
@@ -105,7 +105,7 @@ def _refuse_strangers(videos: list[str], captions: Mapping[str, list[str]], name
 
 
 def split_named(word: object, where: str) -> str:
-    """`val`, `valid`, `dev` … → `validate`. Raises `InputError` for a word that is no split."""
+    """`val`, `valid`, `dev` … → `validate`. Raises `InputError` for an unknown word."""
     split = SPLIT_WORDS.get(str(word).strip().lower())
     if split is None:
         raise InputError(f"{where} has the split {word!r}; known are train, validate, test")
@@ -123,7 +123,7 @@ def _from_table(document: Document) -> Captions:
             if row["Language"] != "English":
                 found.other_languages += 1
                 continue
-            video, captions = f"{row['VideoID']}_{row['Start']}_{row['End']}", [row["Description"]]
+            video, captions = f"{row['VideoID']}_{row['Start']}_{row['End']}", [str(row["Description"])]
         else:
             video, captions = _video_and_captions(where, row, names)
         split = split_named(row["split"], f"{where}: {video}") if row.get("split") else None
@@ -136,8 +136,8 @@ def _from_table(document: Document) -> Captions:
     return found
 
 
-def _video_and_captions(where: str, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str]]:
-    """Args: names: the file that each id was so far, as two must not share one."""
+def _video_and_captions(where: str, row: Mapping[str, Any], names: dict[str, str]) -> tuple[str, list[str]]:
+    """Args: names: the file name behind each id so far, as two files must not share an id."""
     written = str(value_of(where, row, VIDEO)).strip()
     video = media_id(written)
     if not video:
@@ -152,7 +152,7 @@ def _video_and_captions(where: str, row: dict[str, Any], names: dict[str, str]) 
     return video, captions
 
 
-def _category(where: str, row: dict[str, Any]) -> int:
+def _category(where: str, row: Mapping[str, Any]) -> int:
     try:
         return int(row.get("category") or 0)
     except (TypeError, ValueError) as error:

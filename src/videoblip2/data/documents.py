@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,7 +96,7 @@ def _documents(path: Path) -> list[Document]:
         raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON form")
     if not zipfile.is_zipfile(path):
         if path.suffix.lower() == ".zip":
-            raise InputError(f"{path}: no zip, or cut off; fetch it again")
+            raise InputError(f"{path}: not a zip file, or truncated; download it again")
         return [Document(str(path), path.read_bytes())]
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,7 +104,7 @@ def _documents(path: Path) -> list[Document]:
             wanted = [n for n in names if n.lower().endswith(".json")] or [n for n in names if _is_table(n)]
             contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
     except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # encrypted, or packed in an unknown way
-        raise InputError(f"{path}: not a readable zip ({error}); fetch it again") from error
+        raise InputError(f"{path}: not a readable zip ({error}); download it again") from error
     if not contents:
         raise InputError(
             f"{path}: holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}; "
@@ -117,11 +117,11 @@ def _is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and "readme" not in name.lower()
 
 
-Row = tuple[str, dict[str, Any]]  # where it stands, such as `mine.csv line 3`; its values by column
+Row = tuple[str, Mapping[str, object]]  # where it is, such as `mine.csv line 3`; its values by column
 
 
 def rows_of(document: Document) -> Iterator[Row]:
-    """The rows of a CSV, TSV, JSON-lines or JSON-list file. Raises `InputError` for a row that is no mapping."""
+    """The rows of a CSV, TSV, JSON-lines or JSON-list file. Raises `InputError` for a row that is not a mapping."""
     if document.suffix in (".csv", ".tsv"):
         yield from _csv_rows(document)
         return
@@ -134,7 +134,7 @@ def rows_of(document: Document) -> Iterator[Row]:
         found = [(f"{document.name} entry {n}", entry) for n, entry in enumerate(listed, 1)]
     for where, entry in found:
         if not isinstance(entry, dict):
-            raise InputError(f"{where}: {json.dumps(entry)[:60]} is no object with names and values; see the README")
+            raise InputError(f"{where}: {json.dumps(entry)[:60]} is not an object of names and values; see the README")
         yield where, entry
 
 
@@ -153,7 +153,7 @@ def _csv_rows(document: Document) -> Iterator[Row]:
         raise InputError(f"{document.name} line {reader.line_num}: {error}; correct the file") from error
 
 
-def value_of(where: str, row: dict[str, Any], names: Sequence[str]) -> Any:
+def value_of(where: str, row: Mapping[str, object], names: Sequence[str]) -> Any:
     """The value of the first of `names` (any case) that the row has. Raises `InputError` naming what there is."""
     by_name = {name.lower(): value for name, value in row.items()}
     for name in names:

@@ -1,4 +1,4 @@
-"""`vb2 data prepare`: captions in any published form → train.json, val.json, test.json; nothing is lost."""
+"""`vb2 data prepare`: captions in any published form → train.json, val.json, test.json, without losing any."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prepare_captions(
     `video_id, caption`. Captions keep their order and their exact text. A split comes from the document itself, from
     lists of ids, from a file name (`train.csv`), or from `split`: one of CHOICES, where "random" gives 80/10/10 by a
     digest of the id, so that a video keeps its split when others join. A split that no file holds is not written.
-    With `first` only so many captions of each video are kept, in their order.
+    With `first` only the first N captions of each video are kept.
     Raises `InputError` for another layout, a video that comes twice and a video in no split; nothing is written then.
     """
     if split is not None and split not in CHOICES:

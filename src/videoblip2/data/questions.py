@@ -125,7 +125,7 @@ def _is_answer_map(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(label, int) for label in content.values())
 
 
-def _question(where: str, row: dict[str, Any], number: int) -> Question:
+def _question(where: str, row: Mapping[str, object], number: int) -> Question:
     video = value_of(where, row, VIDEO)
     texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
     for name, text in texts.items():

@@ -22,6 +22,8 @@ DETAIL = "detail"  # through the gate, for its length and new words
 CONSENSUS = "consensus"  # too few captions differ that much: the next by consensus that is not the same
 REPETITION = "repetition"  # the video has too few different captions
 
+Video = dict[str, Any]  # an entry of an annotation file, with all its keys
+
 BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
 OUTLIER = 0.1  # a consensus below it, in pycocoevalcap's scale, is an outlier's
 
@@ -35,7 +37,7 @@ class Selection:
     (Jaccard). `reasons`: captions by DETAIL, CONSENSUS, REPETITION.
     """
 
-    videos: list[dict[str, Any]] = field(default_factory=list)
+    videos: list[Video] = field(default_factory=list)
     all_captions: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Selection:
 
 def select_top5(
     videos: Sequence[Mapping[str, Any]], df: DocumentFrequencies | None = None, keep: int = 5
-) -> list[dict[str, Any]]:
+) -> list[Video]:
     """Selects `keep` captions of each video, most detailed first.
 
     Args:
@@ -87,7 +89,7 @@ def select_with_statistics(
     return selection
 
 
-def _selected(video: Mapping[str, Any], scores: list[float], chosen: list[tuple[int, str]]) -> dict[str, Any]:
+def _selected(video: Mapping[str, Any], scores: list[float], chosen: list[tuple[int, str]]) -> Video:
     captions = list(video["captions"])
     return {
         **video,

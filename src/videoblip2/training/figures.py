@@ -23,7 +23,7 @@ METRICS = tuple(name for names, _ in PANELS.values() for name in names)
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str) -> Path | None:
-    """Draw the learning curves of one run, or of several over each other, as PNG; None where there is no point.
+    """Draw the learning curves of one run, or of several over each other, as PNG; None where there are no points.
 
     Args:
         runs: label → metric (of METRICS) → points (step, value).
@@ -92,8 +92,8 @@ def _panel(axis: "Axes", name: str, runs: Mapping[str, Mapping[str, Curve]]) -> 
 def _mark_best(axis: "Axes", points: Curve, factor: float) -> None:
     step, value = max(points, key=lambda point: point[1])
     axis.plot([step], [factor * value], "o", color=RED, markersize=5)
-    place: dict[str, Any] = {"xytext": (-6, -2), "textcoords": "offset points", "ha": "right", "va": "top"}
-    axis.annotate(f"best {factor * value:.1f}", (step, factor * value), fontsize=8, **place)
+    text, point = f"best {factor * value:.1f}", (step, factor * value)
+    axis.annotate(text, point, (-6, -2), textcoords="offset points", ha="right", va="top", fontsize=8)
 
 
 def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Sequence["Axes"]]:

@@ -1,4 +1,4 @@
-"""What can come between a training and its end, said in a line: a stop, a full disk, another training in its folder."""
+"""What can interrupt a training, each told in one line: a signal, a full disk, another training in its folder."""
 
 import errno
 import shutil
@@ -24,19 +24,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def only_one_in(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the system gives it back however the process ends. Raises InputError where it is held."""
+    """Lock a run's folder; the lock ends with the process. Raises InputError where another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise InputError(
-            f"{folder}: another training writes there; stop it, or set run.name to another name"
+            f"{folder}: another training is writing there; stop it, or set run.name to another name"
         ) from error
     except OSError as error:
-        raise InputError(
-            f"run.out={folder.parent}: {error.strerror}; set run.out to a folder that can be written"
-        ) from error
+        raise InputError(f"run.out={folder.parent}: {error.strerror}; set run.out to a writable folder") from error
     try:
         yield
     finally:
@@ -45,12 +43,12 @@ def only_one_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
-    """On a stop, let another machine go on; on a full disk, say how to go on here."""
-    go_on = f"resume={tracker.run_id}" if tracker.run_id else "train.resume=auto"
+    """On a stop, let another machine resume; on a full disk, say how to resume here."""
+    resume = f"resume={tracker.run_id}" if tracker.run_id else "train.resume=auto"
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print(f"stopped; {go_on} goes on", file=sys.stderr, flush=True)
+        print(f"stopped; {resume} resumes it", file=sys.stderr, flush=True)
         tracker.keep_state()
         raise
     except (OSError, SafetensorError) as error:
@@ -59,12 +57,12 @@ def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 2**20
         raise InputError(
             f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); what was "
-            f"written before is whole: make room and go on with {go_on}"
+            f"written before is complete: free some space and resume with {resume}"
         ) from error
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room; safetensors says so only in words."""
+    """Whether a write failed because the disk is full; safetensors says so only in words."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return any(f"os error {number}" in str(error) for number in FULL)

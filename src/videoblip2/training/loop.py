@@ -210,7 +210,7 @@ def _validate_if_due(training: Training) -> None:
 
 
 def _save(training: Training) -> None:
-    """The state as it is at this step's end, after everything logged so far has left."""
+    """The state as it is at this step's end, after everything logged before has been sent."""
     if training.state_file is not None:
         training.tracker.flush()
         training.state_file.save(training.trainable, training.optimizer, training.state)

@@ -64,7 +64,7 @@ def _part(key: str, value: object, changed: dict[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    """A value as it may stand in a folder's name; of a path the file's name."""
+    """A value that fits into a folder's name; of a path the file's name."""
     if isinstance(value, float):
         return f"{value:g}"
     text = PurePath(value).stem if isinstance(value, str) else str(value).lower()

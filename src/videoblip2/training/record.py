@@ -1,4 +1,4 @@
-"""What a stage tells its run, beside the points of its curves: at the start what it is, at the end what came of it."""
+"""What a stage logs to its run beside its curves: at the start what it is, at the end its results."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> st
 
 
 def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
-    """What became of every tensor as `first_weights.json` beside the checkpoint and in the run, and a tag a part."""
+    """Log what became of every tensor as `first_weights.json` (also beside the checkpoint), and a tag for each part."""
     _log_text(folder / "first_weights.json", json.dumps(reports_as_json(lines, reports), indent=1) + "\n", tracker)
     tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
 

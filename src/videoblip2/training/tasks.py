@@ -45,7 +45,7 @@ class Task(Protocol):
         """What the model says of each entry, with the entry's key."""
 
     def scorer(self, entries: Entries) -> Callable[[Texts], float]:
-        """Gives `metric` of what was said of all entries; made once, called at each validation."""
+        """A function from what was said of all entries to `metric`; made once, called at each validation."""
 
     def evaluate(self, entries: Entries, said: Texts, data: DataConfig, metrics: Sequence[str] | None) -> Evaluation:
         """All metrics, with a row for each entry. metrics: those of captions, None = the defaults."""

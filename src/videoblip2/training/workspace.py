@@ -1,4 +1,4 @@
-"""What a training stage stands on: network, tokenizers, data, document frequencies."""
+"""What a training stage works with: network, tokenizers, data, document frequencies."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -143,8 +142,8 @@ def inherit_model(config: Config) -> Config:
     return config.model_copy(update={"model": ModelConfig.model_validate(saved)})
 
 
-def _check_same_network(wanted: ModelConfig, saved: dict[str, Any], source: str) -> None:
-    """Only what the user wrote down counts; sources of first weights do not, since the checkpoint holds the weights."""
+def _check_same_network(wanted: ModelConfig, saved: Mapping[str, object], source: str) -> None:
+    """Only what the user set counts; sources of first weights do not, since the checkpoint holds the weights."""
     said = _leaves(wanted.model_dump(mode="json", exclude_unset=True))
     has = _leaves(saved)
     sources = {"language_model", "qformer.weights", "qformer.bert", "qformer.bert_weights"}
@@ -156,8 +155,8 @@ def _check_same_network(wanted: ModelConfig, saved: dict[str, Any], source: str)
             )
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _leaves(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in node.items():
-        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
