@@ -146,7 +146,7 @@ def test_a_locked_store_holds_points_back_and_gets_them_once(runs, capsys):
 
 
 def test_points_left_behind_are_sent_when_the_run_goes_on(runs, monkeypatch, capsys):
-    """Steps 2 and 3 were kept back; the training goes on from step 2, and logs 3 again."""
+    """Steps 2 and 3 were kept back; the training resumes from step 2, and logs 3 again."""
     gone = {"now": False}
 
     def fail_when_gone(self, *arguments, **more):

@@ -1,4 +1,4 @@
-"""A whole study on a tiny network: a worker killed in the middle, another process that goes on, and what is left."""
+"""A whole study on a tiny network: a worker killed in the middle, another process that resumes it, and the results."""
 
 import json
 import multiprocessing
@@ -56,7 +56,7 @@ def patch():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tokenizers, patch):
-    """Three trials of four steps; the process dies in the second one's third step, and this one goes on."""
+    """Three trials of four steps; the process dies in the second one's third step, and this one resumes the study."""
     root = tmp_path_factory.mktemp("study")
     place_store(root, patch)
     path = write_study(write_world(root, tokenizers), tracking=True)
@@ -77,7 +77,7 @@ def finished(tmp_path_factory, tokenizers, patch):
 def test_the_killed_trial_went_on_from_its_checkpoint(finished):
     assert "trial-000 (the default): CIDEr" in finished.said
     assert finished.steps == 2 + 4  # the rest of the second trial, and the third
-    assert any("trial-001: its worker" in line and "goes on from its checkpoint" in line for line in finished.lines)
+    assert any("trial-001: its worker" in line and "resumes from its checkpoint" in line for line in finished.lines)
     assert finished.outcome.states == {"complete": 3}
     assert [row["attempts"] for row in finished.outcome.rows] == [1, 2, 1]
 
@@ -176,7 +176,7 @@ def test_one_process_leads_and_a_worker_needs_one(finished, monkeypatch):
         tune(str(finished.path), [])
     assert join(str(finished.path), []) == 0
     monkeypatch.setattr(lead, "LEADER_SECONDS", -1.0)
-    with pytest.raises(InputError, match=r"nobody leads it in .*study\.journal; start one `vb2 tune` without --worker"):
+    with pytest.raises(InputError, match=r"no process leads it in .*study\.journal; start `vb2 tune` once"):
         join(str(finished.path), ["study=other"])
 
 

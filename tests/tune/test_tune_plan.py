@@ -42,12 +42,12 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ({"tuned_model": "m"}, "no `tuned_model`"),
         ({"stage": "decode"}, "give `tuned_model`"),
         ({"search": {"optim.lrr": LR}}, "optim.lrr: no such key; did you mean 'optim.lr'"),
-        ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: is the same in all trials"),
-        ({"search": {"data.annotations": {"choices": ["a"]}}}, "data.annotations: is the same in all trials"),
+        ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: must be the same in all trials"),
+        ({"search": {"data.annotations": {"choices": ["a"]}}}, "data.annotations: must be the same in all trials"),
         ({"search": {"optim.lr": {"low": 0.1, "high": 0.001}}}, "optim.lr: low=0.1, high=0.001; give low < high"),
         ({"search": {"optim.lr": {"low": 0.0, "high": 1.0, "log": True}}}, "log scale needs low > 0"),
         ({"search": {"optim.lr": {"low": 0.1, "choices": [1]}}}, "`choices`, or `low` and `high`, not both"),
-        ({"search": {"scst.baseline": {"low": 0, "high": 1}}}, "scst.baseline: is no number; give `choices"),
+        ({"search": {"scst.baseline": {"low": 0, "high": 1}}}, "scst.baseline: not a number; give `choices"),
         ({"search": {"train.steps": {"low": 1.5, "high": 9}}}, "train.steps: takes whole numbers"),
         ({"search": {"optim.lr": {"low": 0.1, "high": 1.0}}}, "the default 0.01 is not in 0.1..1"),
         ({"search": {"train.label_smoothing": {"low": 0.0, "high": 1.5}}}, "train.label_smoothing=1.5"),
@@ -67,7 +67,7 @@ def test_the_test_split_cannot_be_named(tmp_path):
         {"config": {"data": {"train": "test.json"}}},
         {"search": {"data.train": {"choices": ["train.json", "test.json"]}}},
     ):
-        with pytest.raises(InputError, match=r"test\.json; a study sees train and val only"):
+        with pytest.raises(InputError, match=r"test\.json; a study may use train and val only"):
             tiny_plan(tmp_path, **changes)
 
 

@@ -44,7 +44,7 @@ def test_a_process_that_is_gone_from_here_is_dead_at_once(study, dead):
     trial = running(study, dead, run_id="r1")
     trial.report(0.3, 20)
     (line,) = rescue(study, LivenessMonitor())
-    assert line == f"trial-000: its worker (process {dead['pid']}) died: queued again, goes on from its checkpoint"
+    assert line == f"trial-000: its worker (process {dead['pid']}) died: queued again, resumes from its checkpoint"
     old, new = study.get_trials()
     assert (old.state, new.state) == (TrialState.FAIL, TrialState.WAITING)
     assert (new.params, new.intermediate_values) == (trial.params, {20: 0.3})

@@ -73,7 +73,7 @@ def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, mon
     holder = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with (
-        pytest.raises(InputError, match=r"database is locked.*run the same command again: the study goes on"),
+        pytest.raises(InputError, match=r"database is locked.*run the same command again to resume the study"),
         storage_errors(place),
     ):
         study.set_user_attr("a", 1)

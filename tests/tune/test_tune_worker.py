@@ -177,7 +177,7 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
         raise Stopped
 
     assert run_trial(made.context, trial, taken) is None
-    assert "another worker took it for dead" in made.lines[0]
+    assert "another worker has taken it over" in made.lines[0]
     assert states(made.study) == ["FAIL", "WAITING"]
     other = take(made.study, 3, distributions(made.context.plan))
 

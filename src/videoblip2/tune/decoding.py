@@ -1,4 +1,4 @@
-"""One trial of decoding: no training, the model's captions of the validation videos under other settings.
+"""One trial of decoding: the model captions the validation videos with other settings, without training.
 
 Every video's CIDEr-D is reported by the video's number, in the same shuffled order in all trials, so that the Wilcoxon
 test pairs a trial with the best one on the videos they share, and stops it part of the way.

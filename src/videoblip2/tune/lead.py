@@ -1,11 +1,10 @@
-"""`vb2 tune`: the process that leads a study, its run in MLflow, and what is left at the end."""
+"""`vb2 tune`: the process that leads a study, the study's MLflow run, and its results."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import optuna
 import yaml
@@ -18,9 +17,9 @@ from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan, load_plan
-from videoblip2.tune.report import SCORE, Say, rows_of, shown, shown_score, write_plots, write_rows
+from videoblip2.tune.report import SCORE, Say, TrialRow, rows_of, shown, shown_score, write_plots, write_rows
 from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
-from videoblip2.tune.study import best_of, counted, distributions, name_of, open_study
+from videoblip2.tune.study import attributes, best_of, counted, default_of, distributions, name_of, open_study
 from videoblip2.tune.verdict import Verdict, judge
 from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, work
 
@@ -29,7 +28,7 @@ LEADER_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. states: how many trials ended how; best_file: None where no trial is complete."""
+    """What a study found. states: number of trials by final state; best_file: None where no trial is complete."""
 
     study: str
     run_id: str | None
@@ -39,14 +38,11 @@ class Outcome:
     verdict: Verdict | None
     plots: Sequence[Path] = ()
     commands: Sequence[str] = ()
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[TrialRow] = field(default_factory=list)
 
 
 def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> Outcome:
-    """Begin a study or go on with it up to `n_trials`, and conclude it.
-
-    Raises InputError for what the user must mend.
-    """
+    """Start a study, or resume it up to `n_trials`, and conclude it. Raises InputError for what the user must fix."""
     plan = load_plan(path, overrides)
     place = address(plan)
     with _alone(plan), storage_errors(place):
@@ -61,7 +57,7 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
 
 
 def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> int:
-    """Help with a study that another process leads; returns how many trials this one made."""
+    """Help with a study that another process leads; return the number of trials that this process ran."""
     plan = load_plan(path, overrides)
     place = address(plan)
     with storage_errors(place):
@@ -78,7 +74,7 @@ def _alone(plan: Plan) -> Iterator[None]:
             yield
     except Timeout as error:
         raise InputError(
-            f"study {plan.tuning.study!r}: another `vb2 tune` leads it already; add --worker to help, or wait for it"
+            f"study {plan.tuning.study!r}: another `vb2 tune` already leads it; add --worker to help, or wait for it"
         ) from error
 
 
@@ -87,15 +83,15 @@ def _await_leader(study: optuna.Study, plan: Plan) -> None:
     while "run_id" not in study.user_attrs:
         if monotonic() > give_up:
             raise InputError(
-                f"study {plan.tuning.study!r}: nobody leads it in {hidden(address(plan))}; "
-                "start one `vb2 tune` without --worker"
+                f"study {plan.tuning.study!r}: no process leads it in {hidden(address(plan))}; "
+                "start `vb2 tune` once without --worker"
             )
         sleep(POLL_SECONDS)
 
 
 def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
-    """The default as the first trial, and the study's run."""
-    if not any(trial.user_attrs.get("default") for trial in study.get_trials(deepcopy=False)):
+    """Queue the default as the first trial, and describe the study on its run."""
+    if default_of(study.get_trials(deepcopy=False)) is None:
         spaces = distributions(plan)
         first = create_trial(
             state=TrialState.WAITING, params=plan.defaults, distributions=spaces, user_attrs={"default": True}
@@ -104,13 +100,16 @@ def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
     study.set_user_attr("run_id", tracker.run_id)
     settings = {f"tune.search.{key}": values.text() for key, values in plan.tuning.search.items()}
     settings |= {"tune.stage": plan.tuning.stage, "tune.n_trials": str(plan.tuning.n_trials)}
-    settings |= {"tune.sampler": plan.tuning.sampler.name, "tune.pruner": plan.tuning.pruner.name or "the stage's own"}
+    settings |= {
+        "tune.sampler": plan.tuning.sampler.name,
+        "tune.pruner": plan.tuning.pruner.name or "the stage's default",
+    }
     tracker.log_config(settings)
     tracker.set_tags({"optuna.study": study.study_name, "optuna.storage": hidden(address(plan))})
 
 
 def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
-    """Best, verdict, plots and table: beside the trials, and on the study's run."""
+    """Write best.yaml, verdict, plots and table beside the trials, and log them on the study's run."""
     trials = counted(study.get_trials(deepcopy=False))
     states = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
     states = {name: number for name, number in states.items() if number}
@@ -118,13 +117,12 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     files = [write_rows(study, plan.folder), *(plots := write_plots(study, plan.folder))]
     best_file, commands = None, list[str]()
     if best is not None:
-        default = next((t.user_attrs.get("model") for t in trials if t.user_attrs.get("default")), None)
-        commands = commands_of(plan, best, default)
+        commands = commands_of(plan, best, default_of(trials))
         best_file = write_best(study, plan, best, verdict, commands)
         files.append(best_file)
         tracker.log_best({f"val/{PRIMARY}": float(best.value or 0.0)})
         tracker.set_tags({"optuna.best_trial": name_of(best), "optuna.best_params": shown(best.params)})
-        tracker.set_tags({"verdict": verdict.text() if verdict else "no complete default to compare with"})
+        tracker.set_tags({"verdict": verdict.text() if verdict else "not compared: the default trial is not complete"})
         tracker.note(_note(study, best, verdict, states))
     for file in files:
         tracker.log_file(file)
@@ -137,12 +135,12 @@ def write_best(
 ) -> Path:
     """`best.yaml`: the base with the best trial's values, an experiment file like any other."""
     content = plan.content_of(best.params)
-    if "name" in content.get("run", {}):  # the base's own run would be written over
+    if "name" in content.get("run", {}):  # or it would overwrite the run of the base
         content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source="best.yaml")
     head = [
-        f"The best of study {study.study_name}: {name_of(best)}, {SCORE} {shown_score(best)}.",
-        f"Against the default: {verdict.text() if verdict else 'not compared, as the default is not complete'}.",
+        f"Best of study {study.study_name}: {name_of(best)}, {SCORE} {shown_score(best)}.",
+        f"Against the default: {verdict.text() if verdict else 'not compared, as the default trial is not complete'}.",
         f"Chosen: {shown(best.params)}",
         "",
         *(f"  {command}" for command in commands),
@@ -153,13 +151,13 @@ def write_best(
     return path
 
 
-def commands_of(plan: Plan, best: FrozenTrial, default: str | None) -> list[str]:
-    """What to type next: train with the best values; judge the best's model and the default's on the test split."""
+def commands_of(plan: Plan, best: FrozenTrial, default: FrozenTrial | None) -> list[str]:
+    """The next commands: train with the best values; evaluate the best and the default model on the test split."""
     if plan.tuning.stage == "decode":
         values = " ".join(f"{key}={value}" for key, value in best.params.items())
         return [f"vb2 evaluate {plan.tuning.tuned_model} {values} --split test"]
-    models = [best.user_attrs.get("model"), *([default] if default else [])]
-    tests = [f"vb2 evaluate {model} --split test" for model in dict.fromkeys(models)]
+    models = [attributes(trial).model for trial in (best, default) if trial is not None]
+    tests = [f"vb2 evaluate {model} --split test" for model in dict.fromkeys(models) if model]
     return [f"vb2 {plan.tuning.stage} {plan.folder / 'best.yaml'}", *tests]
 
 

@@ -1,4 +1,4 @@
-"""What a study is about: a YAML document `experiments/tune_*.yaml` over an experiment's own.
+"""What a study is about: a YAML document `experiments/tune_*.yaml` on top of an experiment's own.
 
 The document names a base configuration, ranges for some of its keys, and how to search. `key=value` overrides reach
 both: `n_trials=20` is the study's, `train.steps=50` the experiment's. Types come from the configuration's own fields.
@@ -18,8 +18,10 @@ from videoblip2.config import Config, InputError, Section, flatten, known_keys, 
 from videoblip2.errors import validated
 
 Number = int | float
+#: A YAML document as nested mappings.
+Document = dict[str, Any]
 Scalar = bool | int | float | str | None
-#: What no study may choose: places, and the data by which trials are compared.
+#: What no study may vary: paths, and the data that trials are compared on.
 FIXED = ("run.", "device", "train.resume", "data.annotations")
 
 
@@ -33,7 +35,7 @@ class Range(Section):
     choices: tuple[Any, ...] | None = None
 
     def text(self) -> str:
-        """As a person reads it: `0.0001..0.01 log`, `4 | 8 | 16`."""
+        """Readable form: `0.0001..0.01 log`, `4 | 8 | 16`."""
         if self.choices is not None:
             return " | ".join(str(choice) for choice in self.labels())
         return (
@@ -41,11 +43,11 @@ class Range(Section):
         )
 
     def labels(self) -> list[Scalar]:
-        """The choices as the storage can keep them: lists as JSON."""
+        """The choices in a form that the storage can keep: lists as JSON."""
         return [label(choice) for choice in self.choices or ()]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one that the range can give."""
+        """Whether the range can produce a value."""
         if self.choices is not None:
             return label(value) in self.labels()
         if isinstance(value, bool) or not isinstance(value, Number) or not self.low <= value <= self.high:  # type: ignore[operator]
@@ -56,54 +58,53 @@ class Range(Section):
 
 class Pruner(Section):
     name: Literal["median", "patient", "halving", "hyperband", "wilcoxon", "none"] | None = Field(
-        None, description="none given = median for ce, patient (around median) for scst, wilcoxon for decode"
+        None, description="default: median for ce, patient (around median) for scst, wilcoxon for decode"
     )
     startup_trials: int = Field(4, ge=0, description="median: finished trials before anything is pruned")
     warmup_steps: int = Field(0, ge=0, description="median: steps (wilcoxon: videos) before a trial may be pruned")
     patience: int = Field(2, ge=0, description="patient: validations without a new best before median may prune")
-    p_threshold: float = Field(
-        0.05, gt=0, lt=1, description="wilcoxon: pruned when this sure to be worse than the best"
-    )
+    p_threshold: float = Field(0.05, gt=0, lt=1, description="wilcoxon: prune below this p-value against the best")
 
 
 class Sampler(Section):
     name: Literal["tpe", "random", "gp"] = "tpe"
     seed: int = 0
-    startup_trials: int = Field(5, ge=1, description="tpe, gp: trials drawn at random first")
+    startup_trials: int = Field(5, ge=1, description="tpe, gp: number of random trials at the start")
 
 
 class Tuning(Section):
     study: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="name of the study, and of its folder OUT/STUDY")
     stage: Literal["ce", "scst", "decode"]
     base: str | None = Field(None, description="experiment file of the default; decode takes the model's own")
-    config: dict[str, Any] = Field(default_factory=dict, description="keys and values on top of `base`")
+    config: Document = Field(default_factory=dict, description="keys and values on top of `base`")
     tuned_model: str | None = Field(None, description="decode only: MODEL whose captions are tuned")
     search: dict[str, Range] = Field(min_length=1, description="configuration key → range")
-    n_trials: int = Field(20, ge=1, description="a total: running the study again goes on up to it")
+    n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()
     storage: str | None = Field(
-        None, description="journal file, sqlite:///…, postgresql://…, grpc://HOST:PORT; none = OUT/STUDY/study.journal"
+        None,
+        description="journal file, sqlite:///…, postgresql://…, grpc://HOST:PORT; default: OUT/STUDY/study.journal",
     )
     out: str = Field("runs", description="trials and results go to OUT/STUDY")
 
 
 def label(value: Any) -> Scalar:
-    """A configuration value as a storage can keep it: lists become JSON."""
+    """A configuration value in a form that a storage can keep: lists become JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with the experiment it varies. content: the base as nested mappings, as its file has it."""
+    """A study with the experiment that it varies. content: the base as its YAML file has it."""
 
     tuning: Tuning
-    content: dict[str, Any]
+    content: Document
     source: str
 
     @property
     def folder(self) -> Path:
-        """Where everything of the study goes: OUT/STUDY."""
+        """The folder of the study: OUT/STUDY."""
         return Path(self.tuning.out) / self.tuning.study
 
     @cached_property
@@ -113,11 +114,11 @@ class Plan:
 
     @cached_property
     def defaults(self) -> dict[str, Scalar]:
-        """What the base has for the keys of the search, as the storage keeps it."""
+        """The base's values of the searched keys, in the form that the storage keeps."""
         flat = flatten(self.base)
         return {key: label(flat[key]) for key in self.tuning.search}
 
-    def content_of(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    def content_of(self, params: Mapping[str, Scalar]) -> Document:
         """The base with a trial's values, as nested mappings."""
         return overridden(self.content, [f"{key}={_text(value)}" for key, value in params.items()])
 
@@ -138,7 +139,7 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     return plan
 
 
-def _base(tuning: Tuning, path: str) -> dict[str, Any]:
+def _base(tuning: Tuning, path: str) -> Document:
     if tuning.stage != "decode":
         if tuning.tuned_model or not tuning.base:
             raise InputError(f"{path}: stage {tuning.stage} varies an experiment; give `base`, and no `tuned_model`")
@@ -153,7 +154,7 @@ def _base(tuning: Tuning, path: str) -> dict[str, Any]:
 def _check(plan: Plan) -> None:
     choices = [choice for values in plan.tuning.search.values() for choice in values.labels()]
     if any(Path(str(value)).name == "test.json" for value in [*_leaves(plan.content).values(), *choices]):
-        raise InputError(f"{plan.source}: names test.json; a study sees train and val only")
+        raise InputError(f"{plan.source}: names test.json; a study may use train and val only")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
         _check_key(key, place, plan.tuning.stage)
@@ -163,8 +164,8 @@ def _check(plan: Plan) -> None:
             plan.config_of({key: end})
         if not values.holds(plan.defaults[key]):
             raise InputError(
-                f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}, and the best is compared with "
-                f"it; widen the range or set {key} under `config`"
+                f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}, but the best trial is "
+                f"compared with it; widen the range or set {key} under `config`"
             )
 
 
@@ -173,9 +174,9 @@ def _check_key(key: str, place: str, stage: str) -> None:
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         raise InputError(f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "; see experiments/"))
     if key.startswith(FIXED):
-        raise InputError(f"{place}: is the same in all trials; set it under `config`")
+        raise InputError(f"{place}: must be the same in all trials; set it under `config`")
     if stage == "decode" and not key.startswith("decode."):
-        raise InputError(f"{place}: decoding has only decode.* keys; use stage ce or scst")
+        raise InputError(f"{place}: stage decode searches decode.* keys only; use stage ce or scst")
 
 
 def _check_range(key: str, values: Range, place: str) -> None:
@@ -185,7 +186,7 @@ def _check_range(key: str, values: Range, place: str) -> None:
             raise InputError(f"{place}: give `choices`, or `low` and `high`, not both")
         return
     if kind is None:
-        raise InputError(f"{place}: is no number; give `choices: [...]`")
+        raise InputError(f"{place}: not a number; give `choices: [...]`")
     if values.low is None or values.high is None or not values.low < values.high:
         raise InputError(f"{place}: low={values.low}, high={values.high}; give low < high, or `choices: [...]`")
     if values.log and (values.low <= 0 or values.step):
@@ -195,7 +196,7 @@ def _check_range(key: str, values: Range, place: str) -> None:
 
 
 def kind_of(key: str) -> type[int] | type[float] | None:
-    """The type of a key's field where it is a number, an optional one too; None for any other."""
+    """int or float where a key's field is a number, optional or not; None for any other field."""
     *sections, name = key.split(".")
     model: Any = Config
     for section in sections:
@@ -204,8 +205,8 @@ def kind_of(key: str) -> type[int] | type[float] | None:
     return {int: int, float: float, int | None: int, float | None: float}.get(annotation)
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _leaves(node: Document, prefix: str = "") -> Document:
+    flat: Document = {}
     for key, value in node.items():
         flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat

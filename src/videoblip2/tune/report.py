@@ -1,4 +1,4 @@
-"""What a study tells a person, and keeps beside its trials: a line a trial, a table, plots."""
+"""What a study reports: one line per trial as it ends, a table of trials, and plots."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.captions import metrics
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 from videoblip2.files import atomic, write_json
-from videoblip2.tune.study import best_of, counted, finished, name_of, quiet
+from videoblip2.tune.study import attributes, best_of, counted, finished, name_of, quiet
 
 Say = Callable[[str], None]
+TrialRow = dict[str, object]  # one trial in trials.json; its parameters are columns
 PLOTS = ("history", "importance", "parallel")
 SCORE = f"validation {label_of(PRIMARY)}"
 
@@ -26,7 +27,7 @@ def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) 
         return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
     best = best_of(finished(study))
     rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
-    default = " (the default)" if trial.user_attrs.get("default") else ""
+    default = " (the default)" if attributes(trial).default else ""
     return f"{name}{default}: {label_of(PRIMARY)} {shown_score(trial)}, {rank}   {shown(trial.params)}"
 
 
@@ -42,15 +43,15 @@ def shown(params: Mapping[str, Any]) -> str:
     )
 
 
-def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
+def rows_of(study: optuna.Study) -> list[TrialRow]:
     """One row per trial, with the score as it is stored; the value of a pruned trial is its last validation."""
     rows = []
     for trial in counted(study.get_trials(deepcopy=False)):
-        attrs = trial.user_attrs
-        row: dict[str, Any] = {"trial": name_of(trial), "state": trial.state.name, PRIMARY: trial.value}
-        row |= {"step": trial.last_step, **trial.params, "run_id": attrs.get("run_id"), "model": attrs.get("model")}
-        reason = attrs.get("reason") or study.user_attrs.get(f"reason.{trial.number}")
-        row |= {"attempts": len(attrs.get("attempts", ())) + 1, "default": bool(attrs.get("default")), "reason": reason}
+        about = attributes(trial)
+        row: TrialRow = {"trial": name_of(trial), "state": trial.state.name, PRIMARY: trial.value}
+        row |= {"step": trial.last_step, **trial.params, "run_id": about.run_id, "model": about.model}
+        reason = about.reason or study.user_attrs.get(f"reason.{trial.number}")
+        row |= {"attempts": len(about.attempts) + 1, "default": about.default, "reason": reason}
         rows.append(row)
     return rows
 
@@ -63,7 +64,7 @@ def write_rows(study: optuna.Study, folder: Path) -> Path:
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
-    """History, importance and parallel plot as PNG; none of two and fewer complete trials, which show nothing."""
+    """History, importance and parallel coordinates as PNG; nothing where fewer than two trials are complete."""
     if len(finished(study)) < 2:
         return []
     import matplotlib
@@ -82,8 +83,8 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:
-    """The trials, by number, with scores as they are printed. Optuna's `target` would do it too, but then takes every
-    plot for a minimisation."""
+    """A copy of the trials with scores as they are printed. Optuna's own `target` would do this, but then every plot
+    is drawn for a minimisation."""
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.COMPLETE:

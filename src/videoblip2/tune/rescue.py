@@ -1,12 +1,13 @@
-"""Which running trials still have a worker, and what becomes of those that have none.
+"""Which running trials still have a worker, and what happens to those that have none.
 
-Optuna's own heartbeat exists in databases only. Here, in every storage:
+Optuna's heartbeat and its retry callback need a database, and the default storage is a journal file. Here, in every
+storage:
 
-1. On the same machine a trial is dead when its process is gone, known by number and start; one that sleeps is not.
-2. Elsewhere a worker counts up a number in its trial's attributes, and whoever looks calls the trial dead when the
-   number has stood still for STALE_SECONDS of the looker's own clock: no clocks are compared.
-3. A dead trial is queued again with its values and its name, so that the next attempt goes on from its checkpoint and
-   in its run. A worker that was taken for dead and was not notices at its next report, and leaves the trial alone.
+1. On the same machine a trial is dead when its process has ended; a process that sleeps is alive.
+2. On another machine a worker increments a counter in its trial's attributes. The trial is dead when the counter has
+   not changed for STALE_SECONDS of the observer's own clock, so no two clocks are compared.
+3. A dead trial is queued again with its values and its name, so that the next attempt resumes from its checkpoint, in
+   its run. A worker that was wrongly taken for dead notices at its next report, and leaves the trial alone.
 """
 
 import os
@@ -21,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from videoblip2.tracking.liveness import ProcessRecord
-from videoblip2.tune.study import name_of
+from videoblip2.tune.study import attributes, name_of
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -30,7 +31,7 @@ ATTEMPTS = 4
 
 @contextmanager
 def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
-    """Show signs of life while the block runs; the event is set when another worker has taken the trial for dead."""
+    """Signal that the worker lives while the block runs; the event is set once another worker took the trial over."""
     stop, lost = threading.Event(), threading.Event()
     trial.set_user_attr("worker", ProcessRecord.current().fields())
     thread = threading.Thread(target=_beat, args=(trial, seconds, stop, lost), daemon=True)
@@ -52,12 +53,12 @@ def _beat(trial: optuna.Trial, seconds: float, stop: threading.Event, lost: thre
             lost.set()
             return
         except Exception:
-            continue  # a storage that is away for a moment: the trial itself will meet it, or the next beat
+            continue  # the storage is briefly unavailable: the next beat, or the trial itself, will tell
 
 
 @dataclass
 class LivenessMonitor:
-    """Remembers since when each running trial's beat has stood still."""
+    """Remembers since when each running trial's counter has not changed."""
 
     stale_seconds: float = STALE_SECONDS
     seen: dict[int, tuple[object, float]] = field(default_factory=dict)
@@ -74,25 +75,25 @@ class LivenessMonitor:
 
 
 def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
-    """Queue again what dead workers left; a line for each."""
+    """Queue again the trials of dead workers; one line for each."""
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not monitor.is_dead(trial):
             continue
         worker = _worker(trial)
         reason = f"its worker (process {worker.pid if worker else 'unknown'}) died"
-        again = len(trial.user_attrs.get("attempts", ())) + 1 < ATTEMPTS
+        again = len(attributes(trial).attempts) + 1 < ATTEMPTS
         if give_back(study, trial, reason, again):
-            fate = "queued again, goes on from its checkpoint" if again else f"given up after {ATTEMPTS} attempts"
+            fate = "queued again, resumes from its checkpoint" if again else f"given up after {ATTEMPTS} attempts"
             lines.append(f"{name_of(trial)}: {reason}: {fate}")
     return lines
 
 
 def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool = True) -> bool:
-    """End a running trial as failed and queue another attempt at it. False where another process was first."""
+    """End a running trial as failed and queue another attempt. False where another process did so first."""
     with suppress(UpdateFinishedTrialError, ValueError):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial takes no more attributes
+        study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial accepts no attributes
         if again:
             study.add_trial(_attempt(trial))
         return True
@@ -101,7 +102,7 @@ def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool 
 
 def _attempt(trial: FrozenTrial) -> FrozenTrial:
     kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat")}
-    attempts = [*trial.user_attrs.get("attempts", ()), trial.number]
+    attempts = [*attributes(trial).attempts, trial.number]
     return optuna.trial.create_trial(
         state=TrialState.WAITING,
         params=trial.params,

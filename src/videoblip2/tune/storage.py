@@ -1,7 +1,7 @@
-"""Where a study lives: a journal file (one machine, or a shared disk), a database, or a gRPC proxy to one.
+"""Where a study is stored: a journal file (one machine or a shared disk), a database, or a gRPC proxy to one.
 
-A journal file has no races and needs no server. Its lock is a link beside it; the lock of a process that was killed is
-broken after 30 s, with a warning.
+A journal file has no races and needs no server. Its lock is a link beside it; the lock of a killed process is broken
+after 30 s, with a warning.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ def address(plan: Plan) -> str:
 
 
 def open_storage(place: str) -> Any:
-    """Open a storage, making it where it is not there yet. Raises InputError where it cannot be reached."""
+    """Open a storage, creating it if necessary. Raises InputError where it cannot be reached."""
     scheme = place.partition("://")[0] if "://" in place else "file"
     try:
         if scheme == "file":
@@ -56,13 +56,13 @@ def hidden(place: str) -> str:
 
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """What a storage that is locked, full or gone raises, as one line: the study can go on."""
+    """Turn the error of a locked, full or missing storage into one line; the study can be resumed."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise InputError(
-            f"storage {hidden(place)}: {reason}; free it, then run the same command again: the study goes on"
+            f"storage {hidden(place)}: {reason}; free it, then run the same command again to resume the study"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _journal(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not _is_journal(path):  # it would be written to
+    if path.exists() and not _is_journal(path):  # Optuna would append to it
         raise InputError(f"storage {path}: not a study's journal; {FORMS}")
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
@@ -85,7 +85,7 @@ def _is_journal(path: Path) -> bool:
 
 
 def _database(url: str) -> Any:
-    """A database; sqlite's tables are made by one process, since several at once break them."""
+    """A database; one process creates sqlite's tables, since several at once corrupt them."""
     if not url.startswith(SQLITE):
         return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
     file = Path(url.removeprefix(SQLITE))
@@ -95,7 +95,7 @@ def _database(url: str) -> Any:
 
 
 def with_driver(url: str) -> str:
-    """SQLAlchemy 2.1 takes `postgresql://` for psycopg 3; where only psycopg 2 is installed, say so to it."""
+    """Name the installed driver: SQLAlchemy 2.1 reads `postgresql://` as psycopg 3 even if only psycopg 2 is there."""
     scheme, _, rest = url.partition("://")
     if scheme not in ("postgres", "postgresql"):
         return url
@@ -121,7 +121,7 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def serve(place: str, listen: str) -> None:
-    """Serve a database to `grpc://HOST:PORT` until the process is ended."""
+    """Serve a database at `grpc://HOST:PORT` until the process ends."""
     if "://" not in place or place.startswith(GRPC):
         raise InputError(
             f"storage {place}: only a database can be served; give storage=sqlite:///FILE or postgresql://…"

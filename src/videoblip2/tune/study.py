@@ -1,6 +1,6 @@
-"""The study in its storage: opening it, what makes it the same study, and what is counted as one of its trials.
+"""The study in its storage: how it opens, what makes it the same study, and what counts as one of its trials.
 
-Optuna's storage is the truth about the search, MLflow its view. A study remembers what it is about (`identity`), and is
+Optuna's storage is the source of truth, MLflow a view of it. A study remembers what it is about (`identity`), and is
 refused under another search space, experiment or validation set: trials that mean different things cannot be compared.
 """
 
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import BaseModel
 
 from videoblip2.config import InputError, flatten
 from videoblip2.tune.plan import Plan, Range, kind_of
 
-Record = dict[str, Any]
+Record = dict[str, object]
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-#: What may differ between two starts of a study, or between its machines: it changes no score.
+#: What may differ between two starts of a study, or between its machines, since it changes no score.
 FREE = (
     "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
     "data.annotations", "data.features", "model.language_model", "model.qformer.bert", "model.qformer.weights",
@@ -31,7 +32,7 @@ FREE = (
 
 
 def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
-    """Open the study, or begin it. Raises InputError naming what differs from how it began."""
+    """Open the study, or create it. Raises InputError naming what differs from the study as it was created."""
     with quiet():
         study = optuna.create_study(
             study_name=plan.tuning.study, storage=storage, direction="maximize", load_if_exists=True
@@ -67,7 +68,7 @@ def _refuse(plan: Plan, now: Record, then: Record) -> None:
     key = next(key for key in [*now, *then] if now.get(key) != then.get(key))
     raise InputError(
         f"{plan.source}: {key}: {now.get(key, 'absent')}; study {plan.tuning.study!r} began with "
-        f"{then.get(key, 'absent')}, and its trials could not be compared; give this one another name: study=NAME"
+        f"{then.get(key, 'absent')}, so its trials could not be compared; give this one another name: study=NAME"
     )
 
 
@@ -87,8 +88,8 @@ def _distribution(key: str, values: Range) -> BaseDistribution:
 
 
 def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
-    """The sampler, seeded by the trials made so far, or a study that goes on would draw its first points again; and a
-    worker's by its process too, or all workers would draw the same ones."""
+    """The sampler, seeded by the number of trials so far, or a resumed study would draw its first points again; a
+    worker's also by its process, or all workers would draw the same points."""
     settings = plan.tuning.sampler
     entropy = [settings.seed, done, *([os.getpid()] if worker else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -100,7 +101,7 @@ def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.Base
 
 
 def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """The pruner that the study names, or its stage's own."""
+    """The pruner that the study names, or the stage's default."""
     settings, pruners = plan.tuning.pruner, optuna.pruners
     median = pruners.MedianPruner(settings.startup_trials, settings.warmup_steps)
     makers = {
@@ -116,10 +117,40 @@ def pruner(plan: Plan) -> optuna.pruners.BasePruner:
     return makers[settings.name or {"ce": "median", "scst": "patient", "decode": "wilcoxon"}[plan.tuning.stage]]()
 
 
+class TrialAttributes(BaseModel):
+    """What a trial carries in Optuna's storage beside its parameters and values.
+
+    Args:
+        default: it has the base configuration's values, and is never pruned.
+        attempts: numbers of the earlier attempts at it.
+        scores: CIDEr by video, in the order of ids.
+        surplus: it was drawn after `n_trials` had been reached, and never ran.
+    """
+
+    name: str | None = None
+    default: bool = False
+    attempts: tuple[int, ...] = ()
+    run_id: str | None = None
+    model: str | None = None
+    scores: tuple[float, ...] = ()
+    surplus: bool = False
+    reason: str | None = None
+
+
+def attributes(trial: Trial | FrozenTrial) -> TrialAttributes:
+    """Read a trial's attributes."""
+    return TrialAttributes.model_validate(trial.user_attrs)
+
+
+def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The trial with the base configuration's values."""
+    return next((trial for trial in trials if attributes(trial).default), None)
+
+
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that `n_trials` counts: one for all attempts at it, also where it failed."""
-    repeated = {number for trial in trials for number in trial.user_attrs.get("attempts", ())}
-    return [trial for trial in trials if trial.number not in repeated and not trial.user_attrs.get("surplus")]
+    """The trials that `n_trials` counts: all attempts at one trial count once, even if they failed."""
+    repeated = {number for trial in trials for number in attributes(trial).attempts}
+    return [trial for trial in trials if trial.number not in repeated and not attributes(trial).surplus]
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -128,19 +159,19 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The complete trial with the highest score, the first of equals."""
+    """The complete trial with the highest score; the first one on a tie."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
-def name_of(trial: Any) -> str:
-    """`trial-007`: its run and folder; an attempt at an earlier trial bears that one's name."""
-    return str(trial.user_attrs.get("name") or f"trial-{trial.number:03d}")
+def name_of(trial: Trial | FrozenTrial) -> str:
+    """`trial-007`, the name of its run and folder; another attempt keeps the name of the first."""
+    return attributes(trial).name or f"trial-{trial.number:03d}"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No lines of Optuna's own about what works, nor about what it calls experimental."""
+    """Silence Optuna's progress lines and its warnings about experimental features."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

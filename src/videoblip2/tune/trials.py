@@ -1,4 +1,4 @@
-"""One trial of a training stage: an ordinary run of that stage, watched by the study, a child of the study's run."""
+"""One trial of a training stage: an ordinary run of that stage, a child of the study's run, observed by the study."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from videoblip2.tracking import NullTracker, Stopped, Tracker
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.tune.plan import Plan
-from videoblip2.tune.study import name_of
+from videoblip2.tune.study import attributes, name_of
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Score:
 
 @dataclass
 class Watcher:
-    """The study's eye on a trial: an Observer of training.
+    """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training.
 
     Args:
         lost: set when another worker has taken the trial over.
-        reported: steps that an earlier attempt reported.
-        last_step: where pruning would save nothing any more.
+        reported: steps that an earlier attempt has reported.
+        last_step: the final step, where pruning would save nothing.
     """
 
     trial: optuna.Trial
@@ -49,23 +49,22 @@ class Watcher:
     @property
     def run_id(self) -> str | None:
         """The run of an earlier attempt."""
-        found = self.trial.user_attrs.get("run_id")
-        return None if found is None else str(found)
+        return attributes(self.trial).run_id
 
     def opened(self, tracker: Tracker) -> None:
-        """Remember the run, for the next attempt, and mark it."""
+        """Record the run for a later attempt, and tag it."""
         self.tracker = tracker
         if tracker.run_id is not None:
             self.trial.set_user_attr("run_id", tracker.run_id)
         tracker.set_tags({"optuna.study": self.trial.study.study_name, "optuna.trial": str(self.trial.number)})
 
     def validated(self, step: int, score: float) -> None:
-        """Report, and stop where the pruner says so."""
+        """Report, and stop if the pruner says so."""
         self.report(step, score)
         self.stop_if_pruned(step)
 
     def report(self, step: int, value: float) -> None:
-        """Give the study a value at a step, once."""
+        """Report a value at a step to the study, once."""
         try:
             if not self.lost.is_set() and step not in self.reported:
                 self.trial.report(value, step)
@@ -75,8 +74,8 @@ class Watcher:
             raise Stopped("another worker has taken the trial over")
 
     def stop_if_pruned(self, step: int) -> None:
-        """Raises Stopped where the pruner says so; never for the default, with which the best is compared."""
-        if step == self.last_step or self.trial.user_attrs.get("default") or not self.trial.should_prune():
+        """Raise Stopped if the pruner says so; never for the default, which the best is compared with."""
+        if step == self.last_step or attributes(self.trial).default or not self.trial.should_prune():
             return
         self.pruned_at = step
         self.tracker.set_tags({"optuna.state": "PRUNED", "optuna.pruned_at": str(step)})
@@ -98,12 +97,12 @@ def training_runner(plan: Plan) -> Runner:
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
-    """Train with a trial's values. A later attempt goes on from the saved state; a first one never looks for one, as
+    """Train with a trial's values. A later attempt resumes from the saved state; the first never looks for one, since
     the folder may hold another study's."""
-    name, again = name_of(trial), "attempts" in trial.user_attrs
+    name, again = name_of(trial), bool(attributes(trial).attempts)
     folder = plan.folder / name
     ended = read_finished(folder / FOLDER) if again else None
-    if ended is not None:  # its worker died between the training's end and the report
+    if ended is not None:  # its worker died after training and before the report
         return Score(*_score(folder), ended.model)
     overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
     overrides.append(f"train.resume={'auto' if again else 'null'}")

@@ -1,13 +1,13 @@
-"""Is the tuned better than the default? On the validation videos, and honest about having chosen.
+"""Is the best trial better than the default? Measured on the validation videos, and corrected for having chosen it.
 
-The best of k trials looks good partly because it was chosen for it. Two answers to that:
+The best of k trials looks good partly because it was chosen for its score. Two corrections:
 
-1. The paired bootstrap interval of best minus default has the confidence 1 - 0.05 / (k - 1) (Bonferroni): among k - 1
-   others that are no better than the default, one ends outside by chance in 5 % of studies. `better` is its verdict.
-2. `chosen_again`: videos are resampled, the best trial is chosen on them, and judged on the videos left out (out-of-bag
-   bootstrap): the gain that the choice brings where it has not looked.
+1. The paired bootstrap interval of best minus default has confidence 1 - 0.05 / (k - 1) (Bonferroni): among k - 1
+   trials that are no better than the default, one lies outside by chance in 5 % of studies. `better` uses it.
+2. `chosen_again`: videos are resampled, the best trial is chosen on them and evaluated on the videos left out
+   (out-of-bag bootstrap), which is the gain that the choice brings on videos it has not seen.
 
-Left out: another seed of training could differ as well; both trials were trained once. The test split is never read.
+Not covered: the variance between training seeds, as each trial is trained once. The test split is never read.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from videoblip2.captions import paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
-from videoblip2.tune.study import best_of, name_of
+from videoblip2.tune.study import attributes, best_of, default_of, name_of
 
 ALPHA = 0.05
 RESAMPLES = 2000
@@ -26,7 +26,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Verdict:
-    """Best minus default in pycocoevalcap's scale, its interval, and the gain where the choice has not looked."""
+    """Best minus default in pycocoevalcap's scale, its interval, and the gain on videos not used for the choice."""
 
     best: str
     default: str
@@ -47,18 +47,17 @@ class Verdict:
             return f"no gain shown: the default is the best of {self.chosen_among} trials"
         gain = f"{shown_interval(PRIMARY, (self.difference, self.low, self.high))} {label_of(PRIMARY)} on val"
         head = f"better than the default by {gain}" if self.better else f"no gain shown: default + {gain}"
-        again = f"chosen on resampled videos and judged on those left out: {shown(PRIMARY, self.chosen_again, '+')}"
+        again = f"chosen on resampled videos and evaluated on those left out: {shown(PRIMARY, self.chosen_again, '+')}"
         return f"{head} (interval for the best of {self.chosen_among}); {again}"
 
 
 def judge(trials: Sequence[FrozenTrial]) -> Verdict | None:
-    """The verdict over complete trials; None where the default, or a trial's scores, are missing."""
-    complete = [trial for trial in trials if trial.value is not None and trial.user_attrs.get("scores")]
-    default = next((trial for trial in complete if trial.user_attrs.get("default")), None)
-    best = best_of(complete)
+    """The verdict over complete trials; None where the default or its scores are missing."""
+    complete = [trial for trial in trials if trial.value is not None and attributes(trial).scores]
+    default, best = default_of(complete), best_of(complete)
     if default is None or best is None:
         return None
-    scores = {trial.number: np.asarray(trial.user_attrs["scores"], np.float64) for trial in complete}
+    scores = {trial.number: np.asarray(attributes(trial).scores, np.float64) for trial in complete}
     confidence = 1 - ALPHA / max(1, len(complete) - 1)
     resamples = max(10_000, 400 * len(complete))
     result = paired_bootstrap(scores[best.number], scores[default.number], resamples, confidence=confidence)

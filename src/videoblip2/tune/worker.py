@@ -1,9 +1,9 @@
-"""A worker: takes trials until `n_trials` have been made, by whichever workers, and leaves nothing unsaid of a failure.
+"""A worker: runs trials until all workers together have run `n_trials`, and reports every failure.
 
 1. `n_trials` is a total. Where two workers draw the last one at once, the later one is dropped before it runs.
-2. A trial that fails (NaN, a refused value) is one of the total, and does not stop the study; BROKEN in a row, with
-   none complete, do: the mistake is then the study's.
-3. Ctrl-C and SIGTERM put the trial back: the next start goes on from its checkpoint.
+2. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
+   row with no complete trial do, since the mistake is then in the study itself.
+3. Ctrl-C and SIGTERM put the trial back: the next start resumes it from its checkpoint.
 """
 
 import math
@@ -21,7 +21,7 @@ from videoblip2.tracking import Stopped
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.rescue import LivenessMonitor, beating, give_back, rescue
-from videoblip2.tune.study import UNFINISHED, counted, distributions, finished, name_of
+from videoblip2.tune.study import UNFINISHED, attributes, counted, distributions, finished, name_of
 from videoblip2.tune.trials import Runner, Score, Watcher, training_runner
 
 BROKEN = 3
@@ -30,7 +30,7 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where a worker works. parent_run_id: the study's run."""
+    """What a worker needs. parent_run_id: the study's run."""
 
     study: optuna.Study
     plan: Plan
@@ -40,7 +40,7 @@ class WorkerContext:
 
 
 def runner_of(plan: Plan) -> Runner:
-    """What makes a trial of this study."""
+    """The function that runs one trial of this study."""
     if plan.tuning.stage == "decode":
         from videoblip2.tune.decoding import decoding_runner
 
@@ -49,10 +49,10 @@ def runner_of(plan: Plan) -> Runner:
 
 
 def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> int:
-    """Make trials until there are `n_trials`; returns how many this worker made.
+    """Run trials until there are `n_trials`; return the number that this worker ran.
 
     Args:
-        wait: stay until the others' trials are over too, and take those whose worker dies.
+        wait: stay until the other workers' trials end, and take over those whose worker dies.
     """
     monitor, made, broken = LivenessMonitor(), 0, 0
     spaces = distributions(context.plan)
@@ -76,13 +76,14 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
 
 
 def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -> optuna.Trial | None:
-    """The next trial: one that waits, or a new one where there are fewer than `total`; None where there is none."""
+    """The next trial: a queued one, or a new one while there are fewer than `total`; else None."""
     trials = study.get_trials(deepcopy=False)
     waiting = any(trial.state == TrialState.WAITING for trial in trials)
     if not waiting and len(counted(trials)) >= total:
         return None
     trial = study.ask(spaces)
-    queued = "attempts" in trial.user_attrs or "default" in trial.user_attrs
+    about = attributes(trial)
+    queued = bool(about.attempts) or about.default
     earlier = [other for other in counted(study.get_trials(deepcopy=False)) if other.number < trial.number]
     if not queued and len(earlier) >= total:
         trial.set_user_attr("surplus", True)
@@ -92,7 +93,7 @@ def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -
 
 
 def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> str | None:
-    """Run one trial, tell the study and the user how it ended. Returns the reason where it failed."""
+    """Run one trial, and tell the study and the user how it ended. Return the reason if it failed."""
     reported, reason = set(_frozen(context.study, trial).intermediate_values), None
     with beating(trial) as lost:
         watcher = Watcher(trial, lost, context.parent_run_id, reported)
@@ -103,14 +104,14 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
                 context.study.tell(trial, state=TrialState.PRUNED)
         except (KeyboardInterrupt, SystemExit):
             give_back(context.study, _frozen(context.study, trial), "interrupted")
-            context.say(f"{name_of(trial)}: interrupted; the same command goes on with it from its checkpoint")
+            context.say(f"{name_of(trial)}: interrupted; the same command resumes it from its checkpoint")
             raise
         except Exception as error:
             reason = _fail(context.study, trial, watcher, error)
         else:
             _complete(context.study, trial, watcher, score)
     if lost.is_set():
-        context.say(f"trial {trial.number}: given up, as another worker took it for dead and has it now")
+        context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
     else:
         context.say(line_of(context.study, _frozen(context.study, trial), reason))
     return reason
