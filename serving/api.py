@@ -5,6 +5,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, FastAPI, Form, Request
@@ -36,14 +37,15 @@ from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
 MAX_TEXT = 300  # characters of a prompt or question
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request or the file in it is no use; the reason says what to change"},
+Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
+REFUSALS: Responses = {
+    400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
     429: {"model": Problem, "description": "The queue is full; Retry-After says when to come back"},
     503: {"model": Problem, "description": "No model in service yet; Retry-After says when to come back"},
-    504: {"model": Problem, "description": "No answer in time"},
+    504: {"model": Problem, "description": "No answer before the timeout"},
     "default": {"model": Problem, "description": "Any other refusal, with its reason"},
 }
-STREAM: dict[int | str, dict[str, Any]] = {
+STREAM: Responses = {
     200: {
         "description": "Server-sent events: `text` with the caption so far, then `caption` with the answer, or "
         "`error`; last `challenger`, if it was asked for and one runs in shadow",
@@ -53,26 +55,29 @@ STREAM: dict[int | str, dict[str, Any]] = {
 
 
 def decoding_form(
-    num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or drawn where there is a seed")] = 1,
+    num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
     max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
     length_penalty: Annotated[
         float, Form(ge=-5, le=5, allow_inf_nan=False, description="with beams: above 1 favours long captions")
     ] = 1.0,
     seed: Annotated[
-        int | None, Form(ge=0, lt=2**63, description="draws a caption; the same seed draws the same", examples=[7])
+        int | None,
+        Form(ge=0, lt=2**63, description="samples a caption; the same seed gives the same one", examples=[7]),
     ] = None,
     temperature: Annotated[
-        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of the draw; low = close to greedy")
+        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of sampling; low = close to greedy")
     ] = 1.0,
 ) -> tuple[Decoding, int | None]:
     """Decoding options and the seed."""
     if seed is not None and num_beams > 1:
-        raise Refusal(400, f"seed={seed} with num_beams={num_beams}: beams draw nothing; leave one of them out")
+        raise Refusal(
+            400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one of them out"
+        )
     return Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None), seed
 
 
 async def known_fields(request: Request) -> None:
-    """Refuse a field that no option has, or that stands twice where one counts; nothing must be passed over."""
+    """Refuse an unknown field, and a field sent twice where one is expected: nothing is ignored silently."""
     if request.method == "GET":
         return
     if request.query_params:
@@ -85,7 +90,7 @@ async def known_fields(request: Request) -> None:
             raise Refusal(400, f"unknown field {name!r}; known: {', '.join(sorted(known))}")
         if name not in many and names.count(name) > 1:
             more = "; /captions takes many" if name in inspect.signature(one_upload).parameters else ""
-            raise Refusal(400, f"{name!r} stands {names.count(name)} times in the form, send it once{more}")
+            raise Refusal(400, f"{name!r} is in the form {names.count(name)} times; send it once{more}")
 
 
 def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
@@ -96,7 +101,7 @@ def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
 
 
 def _fields(dependant: Dependant, many: bool = False) -> set[str]:
-    """Names of the form's fields; `many`: of those that may stand several times."""
+    """Names of the form's fields; `many`: of those that may be repeated."""
     own = {
         field.alias for field in dependant.body_params if not many or get_origin(field.field_info.annotation) is list
     }
@@ -106,7 +111,9 @@ def _fields(dependant: Dependant, many: bool = False) -> set[str]:
 Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
 One = Annotated[Uploads, Depends(one_source)]
 Many = Annotated[Uploads, Depends(many_uploads)]
-Prompt = Annotated[str | None, Form(max_length=MAX_TEXT, description="none = the model's own", examples=["a video of"])]
+Prompt = Annotated[
+    str | None, Form(max_length=MAX_TEXT, description="default: the model's own", examples=["a video of"])
+]
 Question = Annotated[
     str, Form(min_length=1, max_length=MAX_TEXT, description="in plain words", examples=["what is the man playing?"])
 ]
@@ -125,16 +132,14 @@ def create_app() -> FastAPI:
         openapi_url=None,
         dependencies=[Depends(known_fields)],
     )
-    post: dict[str, Any] = {"methods": ["POST"], "responses": REFUSALS, "tags": ["Captions"]}
-    app.add_api_route("/caption", caption, response_model=Answer, **post)
-    app.add_api_route("/captions", captions, response_model=Answers, **post)
-    app.add_api_route("/ask", ask, response_model=Answer, **post)
-    stream = {**post, "responses": {**REFUSALS, **STREAM}}
-    app.add_api_route("/caption_stream", caption_stream, response_class=StreamingResponse, **stream)
-    app.add_api_route("/attention", attention, response_model=Attention, **post)
-    get: dict[str, Any] = {"methods": ["GET"], "tags": ["Captions"]}
-    app.add_api_route("/references/{video_id}", references, response_model=References, **get)
-    app.add_api_route("/model", model, response_model=ModelState, **get)
+    post = partial(app.post, responses=REFUSALS, tags=["Captions"])
+    post("/caption", response_model=Answer)(caption)
+    post("/captions", response_model=Answers)(captions)
+    post("/ask", response_model=Answer)(ask)
+    post("/caption_stream", responses=REFUSALS | STREAM, response_class=StreamingResponse)(caption_stream)
+    post("/attention", response_model=Attention)(attention)
+    app.get("/references/{video_id}", response_model=References, tags=["Captions"])(references)
+    app.get("/model", response_model=ModelState, tags=["Captions"])(model)
     add_page(app)
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -293,13 +298,12 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 async def invalid(request: Request, error: Exception) -> JSONResponse:
     """Say in one line which fields are wrong."""
     assert isinstance(error, RequestValidationError)
-    problems = [_explain(problem) for problem in error.errors()]
+    problems = [_explain(str(one["loc"][-1]), str(one["msg"]), one.get("input")) for one in error.errors()]
     observe.failed("malformed")
     return _problem(400, "; ".join(problems))
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    field, given, message = str(problem["loc"][-1]), problem.get("input"), str(problem["msg"])
+def _explain(field: str, message: str, given: object) -> str:
     if "UploadFile" in message:
         return f"{field}: not a file; send one, as curl -F {field}=@FILE does"
     shown = f"{field}={given[:40]!r}" if isinstance(given, str) else field
@@ -314,8 +318,8 @@ async def http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def bug(request: Request, error: Exception) -> JSONResponse:
-    """Show nothing of the inside; the guard, to whom the exception goes on, counts it and logs its trace."""
-    return _problem(500, "the server failed on this request; its log says more")
+    """Reveal nothing internal; the guard, which sees the exception next, counts it and logs its trace."""
+    return _problem(500, "the server failed on this request; its log has the details")
 
 
 def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

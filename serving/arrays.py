@@ -38,7 +38,7 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
 
 
 def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
-    """The bytes of a safetensors file → items; one that is no use is an InputError in its place.
+    """The bytes of a safetensors file → items; one that cannot be used is an InputError in its place.
 
     The tensors of one item are named after their modalities: `video`, `audio`. Those of many are `NAME.video` and
     `NAME.audio`; they come in the order of their names. Raises InputError naming `name` where it cannot be said what

@@ -78,7 +78,7 @@ def length_group(item: Features) -> int:
 
 
 class Batcher:
-    """The queue in front of the model: `submit` on the event loop, captions on a thread of its own."""
+    """The queue in front of the model: `submit` on the event loop, captions on its own thread."""
 
     def __init__(self, max_batch: int = 32, max_waiting: int = 256) -> None:
         self.max_batch, self.max_waiting = max_batch, max_waiting
@@ -96,7 +96,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Cancel everything that waits; the model finishes the batch at hand for nobody."""
+        """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -119,7 +119,7 @@ class Batcher:
         return min(60, max(1, math.ceil(len(self.waiting) * self._pace)))
 
     def busy_seconds(self) -> float:
-        """How long the batch at hand has been with the model; a large number means that it hangs."""
+        """How long the model has been working on the current batch; a large number means that it hangs."""
         return 0.0 if self._busy_since is None else time.perf_counter() - self._busy_since
 
     async def _run(self) -> None:
@@ -144,7 +144,7 @@ class Batcher:
     def _take(self) -> list[Job]:
         """The oldest job and those that can go with it; shadow captions only where there is nothing else."""
         for lane in (self.waiting, self.background):
-            lane[:] = [job for job in lane if not job.future.done()]  # whoever gave up is not captioned
+            lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
                 room = max(1, self.max_batch // lane[0].decoding.num_beams)
                 first = lane[0].group
@@ -168,7 +168,7 @@ def caption_jobs(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["
     """Caption jobs of one group; a failing batch is halved until what fails is one item."""
     try:
         return [_finite(caption) for caption in _caption(jobs, loop)]
-    except Exception as error:  # whatever a network may raise, out of memory included
+    except Exception as error:  # a network can raise anything, out of memory included
         if len(jobs) == 1:
             if not isinstance(error, InputError):
                 observe.log.error("the model failed on an item", exc_info=error)

@@ -1,8 +1,9 @@
 """The process that opens a stranger's media file: `python -m serving.decoder`, started by `serving.media`.
 
 It reads one JSON job a line on standard input and answers on standard output with messages of a length (8 bytes, big
-endian), a JSON header and, for an array, its bytes. Nothing is pickled: whoever takes this process over with a crafted
-file can send numbers to the server, and nothing else. It may not write files, and memory and CPU time are limited.
+endian), a JSON header and, for an array, its bytes. Nothing is pickled: an attacker who takes this process over with a
+crafted file can send numbers to the server, and nothing else. It may not write files, and memory and CPU time are
+limited.
 """
 
 import contextlib
@@ -13,46 +14,59 @@ import resource
 import struct
 import sys
 import time
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
 from videoblip2.config import InputError
-from videoblip2.predict import decode_media
+from videoblip2.features.media import stream_untrusted
+from videoblip2.features.settings import SAMPLING_RATE
 
 LENGTH = struct.Struct(">Q")
 OPEN_FILES = 64
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
 
 
+@dataclass(frozen=True)
+class DecodingJob:
+    """One file to decode, and the limits for it."""
+
+    path: str
+    fps: float
+    max_seconds: float
+    max_pixels: int
+    cpu_seconds: float
+
+
 def main() -> None:
     """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
     answers = _own_standard_output()
     confine(int(os.environ["VB2_DECODER_MEMORY"]))
-    with contextlib.suppress(InputError):  # no file: this loads FFmpeg, so that the first job finds it loaded
-        next(decode_media("", 1, 1, 1))
-
+    with contextlib.suppress(InputError):  # no such file: this loads FFmpeg before the first job comes
+        next(stream_untrusted("", 1, SAMPLING_RATE, 1, 1))
     for line in sys.stdin.buffer:
-        if not answer(json.loads(line), answers):
+        if not answer(DecodingJob(**json.loads(line)), answers):
             return
 
 
-def answer(job: dict[str, Any], answers: BinaryIO) -> bool:
+def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     """Decode one file and send its arrays and `end`, or the reason why not; False if this process should end."""
-    _allow_cpu(job["cpu_seconds"])
+    _allow_cpu(job.cpu_seconds)
     try:
-        for array in decode_media(job["path"], job["fps"], job["max_seconds"], job["max_pixels"]):
+        for array in stream_untrusted(job.path, job.fps, SAMPLING_RATE, job.max_seconds, job.max_pixels):
             send(answers, array)
         _send(answers, {"kind": "end"})
     except (InputError, MemoryError) as error:
         # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack says so in the cause.
         short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
-        reason = f"{job['path']}: takes too much memory to decode; scale it down" if short else str(error)
-        _send(answers, {"kind": "refused", "reason": reason.replace(job["path"], "the uploaded file")})
+        reason = f"{job.path}: takes too much memory to decode; scale it down" if short else str(error)
+        _send(answers, {"kind": "refused", "reason": reason.replace(job.path, "the uploaded file")})
         return not short
     except BrokenPipeError:
         return False
-    except Exception:  # whatever a crafted file brings up: the client is told, and the next file is read
+    except Exception:  # a crafted file can raise anything: refuse it and read the next one
         _send(answers, {"kind": "refused", "reason": UNREADABLE})
     return True
 
@@ -80,7 +94,7 @@ def _allow_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
-def _send(answers: BinaryIO, header: dict[str, Any], data: memoryview | bytes = b"") -> None:
+def _send(answers: BinaryIO, header: Mapping[str, object], data: memoryview | bytes = b"") -> None:
     text = json.dumps(header).encode()
     answers.write(LENGTH.pack(len(text)) + text)
     answers.write(data)

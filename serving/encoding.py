@@ -3,7 +3,7 @@
 1. No waiting window: idle encoders take a single clip at once, busy ones find a batch when they are done.
 2. A batch shares the model in service, and holds at most `batch_frames`, or one longer clip. The oldest clip decides.
 3. What fails inside a batch is halved until the bad clip fails alone.
-4. A clip waits outside, holding its decoder, until there is room: so many frames, as pixels, are in memory at most.
+4. A clip waits outside, holding its decoder, until there is room: this bounds the decoded frames in memory.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Clip:
 
 
 class EncodingQueue:
-    """Call it on the event loop; the encoders run on a thread of its own."""
+    """Call it on the event loop; the encoders run on their own thread."""
 
     def __init__(self, batch_frames: int = BATCH_FRAMES) -> None:
         self.batch_frames = batch_frames
@@ -50,8 +50,10 @@ class EncodingQueue:
 
     async def enter(self, clip: Clip) -> None:
         """Queue a clip once there is room for it; `clip.features` then gets its features or its exception."""
-        async with self._door:  # in the order of coming: a long clip is not overtaken by short ones for ever
-            while self._inside and self._inside + clip.frames > 2 * self.batch_frames:  # a batch at hand, and the next
+        async with self._door:  # in the order of coming: a long clip is never starved by short ones
+            while (
+                self._inside and self._inside + clip.frames > 2 * self.batch_frames
+            ):  # the current batch, and the next
                 self._left.clear()
                 await self._left.wait()
             self._inside += clip.frames
@@ -61,7 +63,7 @@ class EncodingQueue:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Cancel everything that waits; the encoders finish the batch at hand for nobody."""
+        """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -84,7 +86,7 @@ class EncodingQueue:
                 _settle(clip, result)
 
     def _take(self) -> list[Clip]:
-        """The oldest clip and the next ones that go with it; whoever gave up is not encoded."""
+        """The oldest clip and the next ones that go with it; abandoned requests are not encoded."""
         self.waiting = [clip for clip in self.waiting if not clip.features.done()]
         batch: list[Clip] = []
         frames = 0
@@ -110,7 +112,7 @@ def encode_clips(clips: Sequence[Clip]) -> list["Features | Exception"]:
     """Encode clips of one model together; a failing batch is halved until what fails is one clip."""
     try:
         return [*clips[0].served.captioner.encode_prepared([clip.prepared for clip in clips])]
-    except Exception as error:  # whatever a network may raise, out of memory included
+    except Exception as error:  # a network can raise anything, out of memory included
         if len(clips) == 1:
             return [error]
     middle = len(clips) // 2

@@ -91,7 +91,7 @@ class Engine:
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
-        """Everything that a request waits for stands in here; Refusal 504 when it takes too long."""
+        """Bounds everything that a request waits for; Refusal 504 when it takes too long."""
         limit = self.settings.timeout_seconds
         try:
             async with asyncio.timeout(limit):
@@ -110,7 +110,7 @@ class Engine:
             results = dict(zip(map(id, sound), await _all(sound), strict=True))
         finally:
             for job in sound:
-                job.future.cancel()  # whoever stops waiting is not captioned
+                job.future.cancel()  # abandoned requests are not captioned
         self.compare(sound, list(results.values()), ask)
         return [_said(job, results.get(id(job)), ask) for job in jobs]
 
@@ -182,7 +182,7 @@ def answer_of(job: Job, done: Done, ask: Ask) -> Answer:
 
 
 def problem_of(error: BaseException | None) -> ItemProblem:
-    """A user's mistake with its reason; anything else is ours and shows nothing of the inside."""
+    """A user's mistake with its reason; anything else is our bug and reveals nothing internal."""
     if isinstance(error, InputError | NotFinite):
         return ItemProblem(error=str(error), status=400)
-    return ItemProblem(error="the model failed on this item; the server's log says more", status=500)
+    return ItemProblem(error="the model failed on this item; the server's log has the details", status=500)

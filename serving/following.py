@@ -73,7 +73,7 @@ class Follower:
         """Look once; True where another model came into service."""
         try:
             found = find(self.model)
-        except Exception as error:  # a registry has many ways of not answering; the service goes on with what it has
+        except Exception as error:  # a registry can fail in many ways; the model in service stays
             self._note(f"{error}; {self._kept()}")
             return False
         if found == self._found:
@@ -122,7 +122,7 @@ class Poller:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end; a load at hand is not waited for."""
+        """Ask the thread to end, without waiting for a load in progress."""
         self._stop.set()
 
     def _run(self) -> None:

@@ -1,9 +1,9 @@
 """What every request passes on its way to the service: an ASGI middleware.
 
 1. A request id, the client's own or a new one, goes through logs and back in `X-Request-ID`.
-2. With VB2_API_KEY set (several keys: separated by commas), all but the probes ask for `Authorization: Bearer KEY`.
+2. With VB2_API_KEY set (comma-separated for several keys), all but the probes require `Authorization: Bearer KEY`.
    A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
-   count for what this service's own page asks for only.
+   count only for requests of this service's own page.
 3. A body is taken in whole before anything looks at it, up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; a form
    is checked (`serving.forms`), and nothing but forms reaches an endpoint.
 4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
@@ -44,7 +44,7 @@ ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encodin
 
 
 class Refusal(Exception):
-    """An answer of ours in the service's place: status, kind (for the metrics) and the reason for the client."""
+    """Answered here instead of by the service: status, kind (for the metrics) and the reason for the client."""
 
     def __init__(self, status: int, kind: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -63,7 +63,7 @@ class Guard:
         self.app = app
         self.endpoints = endpoints
         self.settings = settings or read_settings()
-        self._inside = 0
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -92,27 +92,27 @@ class Guard:
             except Exception:
                 observe.failed("internal")
                 observe.log.exception("unexpected")
-                await answer.refuse(Refusal(500, "internal", "an unexpected error; the server's log has it"))
+                await answer.refuse(Refusal(500, "internal", "an unexpected error; the server's log has the details"))
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_head(scope)
         weight = int(scope["path"] in self.endpoints)  # a page's open connections take no place
-        if self._inside + weight > self.settings.max_requests:
-            raise Refusal(429, "overloaded", "too many requests at a time; try again later")
-        self._inside += weight
+        if self._in_flight + weight > self.settings.max_requests:
+            raise Refusal(429, "overloaded", "too many requests in flight; try again later")
+        self._in_flight += weight
         try:
             with tempfile.SpooledTemporaryFile(max_size=MEMORY) as body:
                 await self._take_in(scope, receive, body)
                 await self.app(scope, _replay(body, receive), send)
         finally:
-            self._inside -= weight
+            self._in_flight -= weight
 
     def _check_head(self, scope: Scope) -> None:
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in ONCE):
-            raise Refusal(400, "malformed", "a header that may stand once stands twice")
+            raise Refusal(400, "malformed", "a header that may appear once appears twice")
         if not self._authorised(scope):
-            reason = "this service asks for a key: send `Authorization: Bearer KEY`"
+            reason = "this service requires an API key: send `Authorization: Bearer KEY`"
             raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": _challenge(scope)})
         if _header(scope, b"content-length").isdigit():
             self._check_size(int(_header(scope, b"content-length")))
@@ -165,7 +165,7 @@ class Guard:
 
 
 class _Answer:
-    """The way back: our headers on whatever is sent, and a refusal as JSON if nothing was sent yet."""
+    """The response: our headers on everything sent, and a refusal as JSON if nothing has been sent yet."""
 
     def __init__(self, send: Send, request_id: str, retry_after: int) -> None:
         self._send, self.request_id, self._retry_after = send, request_id, retry_after
@@ -253,7 +253,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _replay(body: Any, receive: Receive) -> Receive:
-    """The body again, then whatever the connection says."""
+    """The body again, then the connection's own messages."""
     over = False
 
     async def replayed() -> Message:

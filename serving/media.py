@@ -14,8 +14,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,12 +25,12 @@ import numpy as np
 from videoblip2.config import InputError
 
 from . import observe
-from .decoder import LENGTH
+from .decoder import LENGTH, DecodingJob
 from .service_settings import MB, Settings, read_settings
 
 SAMPLING_RATE = 48_000
 HEADER_BYTES = 10_000  # no header that a decoder sends is longer
-JOBS_EACH = 500  # then a decoder is replaced, so that whatever FFmpeg leaks does not pile up
+JOBS_EACH = 500  # then a decoder is replaced, so that memory leaked by FFmpeg does not pile up
 PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 
@@ -118,7 +119,7 @@ class Decoders:
                 if decoder.alive:
                     return decoder
                 self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
-        raise Busy("every decoder is at work; try again later")
+        raise Busy("every decoder is busy; try again later")
 
     def _give_back(self, decoder: "_Decoder") -> None:
         if decoder.healthy:
@@ -169,9 +170,9 @@ class _Decoder:
         try:
             self._ask(path, fps)
             while (header := self._header())["kind"] == "array":
-                yield self._array(header)
+                yield self._array(header["shape"])
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
-            self.kill()  # whatever it says from here on is not to be trusted
+            self.kill()  # nothing it says from here on can be trusted
             raise InputError(f"the uploaded file: {self._why_it_ended()}") from error
         self.between_jobs = True
         if header["kind"] != "end":
@@ -190,14 +191,9 @@ class _Decoder:
 
     def _ask(self, path: Path, fps: float) -> None:
         settings = self.settings
-        job = {
-            "path": str(path),
-            "fps": fps,
-            "max_seconds": settings.max_video_seconds,
-            "max_pixels": settings.max_pixels,
-            "cpu_seconds": settings.decode_seconds * (os.cpu_count() or 1),
-        }
-        self._pipe("stdin").write(json.dumps(job).encode() + b"\n")
+        cpu_seconds = settings.decode_seconds * (os.cpu_count() or 1)
+        job = DecodingJob(str(path), fps, settings.max_video_seconds, settings.max_pixels, cpu_seconds)
+        self._pipe("stdin").write(json.dumps(asdict(job)).encode() + b"\n")
         self._pipe("stdin").flush()
 
     def _header(self) -> dict[str, Any]:
@@ -206,9 +202,8 @@ class _Decoder:
             raise ValueError("header too long")
         return dict(json.loads(self._read(length)))
 
-    def _array(self, header: dict[str, Any]) -> np.ndarray | None:
-        """Check what the header says against the limits, and read so many bytes: the decoder may be an enemy's."""
-        shape = header["shape"]
+    def _array(self, shape: Sequence[int] | None) -> np.ndarray | None:
+        """Check the announced shape against the limits, then read that many bytes: the decoder may be compromised."""
         if shape is None:
             return None
         sound = len(shape) == 1

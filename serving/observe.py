@@ -51,12 +51,12 @@ def metrics() -> Metrics:
 
 
 def queued(length: int) -> None:
-    """So many videos wait for the model now."""
+    """This many videos wait for the model now."""
     metrics().queue.set(length)
 
 
 def batched(size: int) -> None:
-    """A batch of so many videos goes to the model."""
+    """A batch of this many videos goes to the model."""
     metrics().batch.observe(size)
 
 
@@ -123,7 +123,7 @@ def request(request_id: str, method: str, path: str, endpoint: bool, status: Cal
 
 
 def tracer() -> trace.Tracer:
-    """A tracer on the provider that BentoML configures, so that our spans lie inside the request's."""
+    """A tracer on the provider that BentoML configures, so that our spans are inside the request's."""
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     provider: trace.TracerProvider = BentoMLContainer.tracer_provider.get()

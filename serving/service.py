@@ -14,7 +14,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 
 from videoblip2.config import InputError
-from videoblip2.predict import read_references
+from videoblip2.data.annotations import read_annotations
 
 from . import observe
 from .api import create_app, file_fields
@@ -87,8 +87,9 @@ def checked_settings() -> Settings:
 
 
 def references(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """What people said of known videos, for the page. Raises InputError for a file that is none of annotations."""
-    return read_references(settings.references) if settings.references else {}
+    """Video id → what people said of it, for the page. Raises InputError for a malformed annotation file."""
+    videos = read_annotations(settings.references) if settings.references else ()
+    return {video.video_id: video.captions for video in videos}
 
 
 def add_middleware() -> None:

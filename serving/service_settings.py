@@ -19,8 +19,8 @@ class Settings(Section):
     """One environment variable a field: `max_batch` is VB2_MAX_BATCH."""
 
     model: str | None = Field(None, description="MODEL to serve; an alias is followed, a folder is not")
-    pin: int | None = Field(None, ge=1, description="a fixed version of the registered model, whatever is champion")
-    shadow: str | None = Field(None, description="MODEL that captions along, logged and compared, never answered")
+    pin: int | None = Field(None, ge=1, description="a fixed version of the registered model, whichever is champion")
+    shadow: str | None = Field(None, description="MODEL that runs in shadow: logged and compared, never returned")
     shadow_log: Path | None = Field(None, description="JSON lines of what champion and shadow said")
     device: str = Field("auto", description="auto, cpu, cuda …")
     max_batch: int = Field(32, ge=1, description="captions (times beams) decoded at once")
@@ -28,7 +28,7 @@ class Settings(Section):
     timeout_seconds: float = Field(60, gt=0, le=290, description="longest wait for an answer, then 504")
     poll_seconds: float = Field(1, gt=0, allow_inf_nan=False, description="between looks at the registry")
     api_key: str = Field("", repr=False, description="bearer key; several, separated by commas, while you change it")
-    max_requests: int = Field(64, ge=1, description="requests in the house; more get 429 before their body is read")
+    max_requests: int = Field(64, ge=1, description="requests in flight; more get 429 before their body is read")
     max_upload_mb: float = Field(100, gt=0, allow_inf_nan=False, description="body of a request, else 413")
     upload_seconds: float = Field(120, gt=0, allow_inf_nan=False, description="for the whole body, else 408")
     retry_after: int = Field(1, ge=1, description="seconds that Retry-After says where nothing better is known")

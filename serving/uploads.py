@@ -88,9 +88,9 @@ def many_uploads(
 
 
 async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list["Features | Refusal"]:
-    """Items in the order media, .npy, safetensors, each kind as sent; a file that is no use is a Refusal in its place.
+    """Items in the order media, .npy, safetensors; a file that cannot be used is a Refusal in its place.
 
-    Raises Refusal where it cannot be said what the items are.
+    Raises Refusal if it is unclear what the items are.
     """
     npys, sounds = uploads.video_features, uploads.audio_features
     if not (uploads.video or npys or uploads.features):
@@ -185,7 +185,7 @@ class MediaIntake:
             async with asyncio.timeout(self.decoders.settings.decode_wait_seconds):
                 await self._room.acquire()
         except TimeoutError:
-            raise Busy("every decoder is at work; try again later") from None
+            raise Busy("every decoder is busy; try again later") from None
         try:
             yield
         finally:

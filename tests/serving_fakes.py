@@ -91,7 +91,7 @@ class FakeDecoders:
         if content == b"text":
             raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
         if content == b"busy":
-            raise Busy("every decoder is at work; try again later")
+            raise Busy("every decoder is busy; try again later")
         yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
 
 

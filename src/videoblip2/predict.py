@@ -291,13 +291,13 @@ class Captioner:
 
     @property
     def media_fps(self) -> float:
-        """Frames a second that this model's encoders want; see `decode_media`."""
+        """Frames a second that this model's encoders want."""
         return self._media_encoders().settings.fps
 
     def prepare_media(
         self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]
     ) -> "PreparedVideo":
-        """What `decode_media` gave, in two parts, → what `encode_prepared` takes.
+        """A decoded file (`features.media.stream_untrusted`), in two parts → what `encode_prepared` takes.
 
         Args:
             frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one, so that a film is never in memory.
@@ -359,25 +359,6 @@ def _checked(modality: str, array: np.ndarray | None, width: int) -> np.ndarray:
     if not np.isfinite(array).all():
         raise InputError(f"{modality} features hold NaN or infinity; extract them again")
     return array
-
-
-def read_references(path: Path) -> dict[str, tuple[str, ...]]:
-    """Video id → what people said of it, from an annotation file. Raises InputError for another file."""
-    from videoblip2.data.annotations import read_annotations
-
-    return {video.video_id: video.captions for video in read_annotations(path)}
-
-
-def decode_media(path: str | Path, fps: float, max_seconds: float, max_pixels: int) -> Iterator[np.ndarray | None]:
-    """A stranger's media file → its frames, uint8 [H, W, 3] at `fps`; last its sound, float32 [N] at 48 kHz or None.
-
-    Knows no torch: it is what a decoding process of the service runs. Raises InputError for a file that cannot be
-    read, that lasts longer than `max_seconds`, or whose frames have more than `max_pixels`; the header is judged first.
-    """
-    from videoblip2.features.media import stream_untrusted
-    from videoblip2.features.settings import SAMPLING_RATE
-
-    yield from stream_untrusted(path, fps, SAMPLING_RATE, max_seconds, max_pixels)
 
 
 def caption_each(

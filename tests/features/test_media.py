@@ -12,7 +12,6 @@ from videoblip2.config import InputError
 from videoblip2.features.codecs import write_video
 from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted
 from videoblip2.features.settings import thin
-from videoblip2.predict import decode_media
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
@@ -187,7 +186,7 @@ def video(tmp_path_factory):
 
 
 def test_frames_then_sound(video):
-    *frames, sound = decode_media(video, 4.0, 10, 10**6)
+    *frames, sound = stream_untrusted(video, 4.0, 48_000, 10, 10**6)
     assert np.array_equal(np.stack(frames), frames_of(video, 4.0))
     assert np.array_equal(sound, decode_audio(video, 48_000))
 

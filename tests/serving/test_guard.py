@@ -247,7 +247,7 @@ def test_one_too_many_at_a_time_is_429_with_retry_after_and_the_place_is_free_la
         watched = guard(Inner(wait=done), max_requests=1, retry_after=7)
         first = asyncio.create_task(call(watched))
         await asyncio.sleep(0)
-        while not watched._inside:
+        while not watched._in_flight:
             await asyncio.sleep(0)
         refused = await call(watched)
         elsewhere = asyncio.create_task(call(watched, path="/page", content_type=None))
@@ -271,7 +271,7 @@ def test_the_services_own_retry_after_stays():
     assert headers["retry-after"] == "60"
 
 
-def test_an_exception_shows_nothing_of_the_inside_and_is_logged(caplog):
+def test_an_exception_shows_nothing_of_the_in_flight_and_is_logged(caplog):
     logger = logging.getLogger("videoblip2.serving")
     logger.propagate = True
     status, headers, body = run(guard(Inner(error=RuntimeError("a secret"))))
@@ -311,7 +311,7 @@ def test_a_request_that_is_given_up_is_counted_as_504_and_leaves_its_place():
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await call(watched)
-        return watched._inside
+        return watched._in_flight
 
     before = counted()
     assert asyncio.run(scene()) == 0

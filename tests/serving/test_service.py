@@ -108,10 +108,10 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "seed=1 with num_beams=2"),
         ({"files": features(), "data": {"prompt": "x" * 301}}, "prompt='xxxx"),
         ({"files": features(), "params": {"num_beams": 2}}, "'num_beams' in the address; send it as a field"),
-        ({"files": features(), "data": {"num_beams": [2, 3]}}, "'num_beams' stands 2 times in the form, send it once"),
+        ({"files": features(), "data": {"num_beams": [2, 3]}}, "'num_beams' is in the form 2 times; send it once"),
         (
             {"files": [*features().items(), *features().items()]},
-            "'video_features' stands 2 times in the form, send it once; /captions takes many",
+            "'video_features' is in the form 2 times; send it once; /captions takes many",
         ),
         ({"files": features(), "data": {"beams": 2}}, "unknown field 'beams'; known: audio_features, clip, features"),
         (

@@ -126,7 +126,7 @@ def test_uploads_wait_for_their_turn_at_the_decoders_for_a_bounded_time(start):
         eventually(sys.modules["serving.service"].API.state.intake._room.locked)
         refused = client.post("/caption", files=files[:1])
         assert refused.status_code == 429
-        assert "every decoder is at work" in refused.json()["error"]
+        assert "every decoder is busy" in refused.json()["error"]
         assert client.post("/caption", files=features()).status_code == 200
         decoders.go_on.set()
         thread.join(30)

@@ -173,10 +173,10 @@ def test_want_of_memory_is_told_from_damage_and_ends_the_decoder(monkeypatch, ca
         raise InputError("/tmp/x.mp4: damaged") from cause
         yield
 
-    monkeypatch.setattr(decoder_module, "decode_media", decode)
+    monkeypatch.setattr(decoder_module, "stream_untrusted", decode)
     monkeypatch.setattr(decoder_module, "_allow_cpu", lambda seconds: None)
     answers = io.BytesIO()
-    job = {"path": "/tmp/x.mp4", "fps": 1, "max_seconds": 1, "max_pixels": 1, "cpu_seconds": 1}
+    job = decoder_module.DecodingJob("/tmp/x.mp4", fps=1, max_seconds=1, max_pixels=1, cpu_seconds=1)
     assert decoder_module.answer(job, answers) is goes_on
     reason = json.loads(answers.getvalue()[LENGTH.size :])["reason"]
     assert reason.startswith("the uploaded file: ") and word in reason
@@ -292,7 +292,7 @@ def test_a_decoder_loads_no_torch():
     """It would take most of the memory that a decoder may have, and seconds at each start."""
     code = (
         "import sys, contextlib, serving.decoder as decoder\n"
-        "with contextlib.suppress(decoder.InputError): next(decoder.decode_media('', 1, 1, 1))\n"
+        "with contextlib.suppress(decoder.InputError): next(decoder.stream_untrusted('', 1, 1, 1, 1))\n"
         "print('av' in sys.modules, sorted({'torch', 'transformers', 'bentoml', 'mlflow'} & set(sys.modules)))"
     )
     path = os.pathsep.join(sys.path)
