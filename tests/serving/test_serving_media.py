@@ -154,7 +154,7 @@ def test_too_little_memory_costs_the_file_and_not_the_server(tmp_path):
     usual.stop()
     pool = Decoders(Settings(decoders=1, decode_memory_mb=max(needed // 2, 150)))
     pool.start()
-    with pytest.raises(InputError, match="memory"):
+    with pytest.raises(InputError, match="the uploaded file: "):
         read(pool, tmp_path / "large.mp4")
     pool.stop()
 
