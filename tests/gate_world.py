@@ -24,6 +24,9 @@ REFERENCES = {
 GOOD = {video: texts[0] for video, texts in REFERENCES.items()}
 FAIR = {video: f"a {NOUNS[n]} is over there right now" for n, video in enumerate(REFERENCES)}
 POOR = dict.fromkeys(REFERENCES, "nothing can be seen here")
+QUESTIONS = {str(n): (f"video{n}", f"what moves in scene {n}?", noun) for n, noun in enumerate(NOUNS)}
+RIGHT = {question: answer for question, (_, _, answer) in QUESTIONS.items()}
+HALF = {question: answer if int(question) % 2 else "nothing" for question, answer in RIGHT.items()}
 GATE = {"max_meteor_loss": None, "max_latency_ratio": None, "resamples": 500}
 
 
@@ -34,7 +37,7 @@ def made_with(clip: str) -> dict[str, object]:
 
 
 class SaidCaptions(Captioner):
-    """A captioner without a network, that says what its checkpoint's captions.json says."""
+    """A captioner without a network: what it says of a video or question is in its checkpoint's captions.json."""
 
     def __init__(self, opened: OpenModel) -> None:
         config = SimpleNamespace(modality_names=("video", "audio"))
@@ -44,6 +47,10 @@ class SaidCaptions(Captioner):
     def caption_videos(self, video_ids, source, decode, prompt=None):
         for video_id in video_ids:
             yield video_id, Caption(self.captions[video_id], 0.0)
+
+    def answer_questions(self, questions, source, decode):
+        for question in questions:
+            yield question.question_id, Caption(self.captions[question.question_id], 0.0)
 
 
 class Gatehouse:
@@ -63,21 +70,27 @@ class Gatehouse:
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         rows = [{"video_id": video, "category": 0, "captions": texts} for video, texts in references.items()]
+        asked = [
+            {"question_id": key, "video_id": video, "question": question, "answer": answer}
+            for key, (video, question, answer) in QUESTIONS.items()
+            if video in references
+        ]
         for split in ("train", "val"):
             (folder / f"{split}.json").write_text(json.dumps(rows))
+            (folder / f"{split}_qa.json").write_text(json.dumps(asked))
         for video in references:
             audio = np.zeros((0, 512), np.float32)
             frames = np.full((1, 768), feature, np.float32)
             write_features(folder / "features", video, {"video": frames, "audio": audio})
 
-    def log(self, name: str, captions: Mapping[str, str], data: str = "data", clip: str = "") -> str:
-        """A run that logged a checkpoint with these captions, trained on features of CLIP `clip`; its run id."""
+    def log(self, name: str, said: Mapping[str, str], data: str = "data", clip: str = "", task: str = "caption") -> str:
+        """A run that logged a checkpoint saying this, trained on features of CLIP `clip`; its run id."""
         folder = write_checkpoint(self.root / name)
         features = made_with(clip) if clip else None
         Provenance.model_validate({"name": name, "features": features}).write(folder)
-        (folder / "captions.json").write_text(json.dumps(captions))
-        config = {"data": {"annotations": str(self.root / data), "features": str(self.root / data / "features")}}
-        (folder / "config.yaml").write_text(json.dumps(config))
+        (folder / "captions.json").write_text(json.dumps(said))
+        paths = {"annotations": str(self.root / data), "features": str(self.root / data / "features")}
+        (folder / "config.yaml").write_text(json.dumps({"data": {**paths, "task": task}}))
         with open_run(RunSpec("ce", name, "toy")) as tracker:
             tracker.log_checkpoint(folder, name, {})
         return str(tracker.run_id)

@@ -4,18 +4,22 @@ import json
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
-from gate_world import FAIR, GOOD, NOUNS, POOR, REFERENCES, Gatehouse, made_with
+from gate_world import FAIR, GOOD, HALF, NOUNS, POOR, REFERENCES, RIGHT, Gatehouse, made_with
 
 from videoblip2 import registry
+from videoblip2.captions import CaptionMetrics
 from videoblip2.config import InputError
-from videoblip2.features.manifest import Manifest
+from videoblip2.evaluate import evaluate
+from videoblip2.features.manifest import FeatureManifest
+from videoblip2.progress import no_progress
 from videoblip2.provenance import Provenance
-from videoblip2.registry import lock
+from videoblip2.registry import contenders, lock
+from videoblip2.registry.history import ChampionHistory
 from videoblip2.registry.promote import TRIVIAL
-from videoblip2.registry.trail import read_trail
 from videoblip2.registry.versions import store_in_words
 from videoblip2.tracking.mlflow.store import connect
 
@@ -27,13 +31,17 @@ def house(tmp_path, monkeypatch):
     return Gatehouse(tmp_path, monkeypatch)
 
 
-def tags(version):
-    return connect().get_model_version(NAME, str(version)).tags
+def version(number):
+    return connect().get_model_version(NAME, str(number))
+
+
+def tags(number):
+    return version(number).tags
 
 
 def test_the_first_version_is_champion_only_if_it_beats_the_trivial_baseline(house):
     held = house.promote(house.log("poor", POOR))
-    assert (held.promoted, held.opponent, held.version) == (False, TRIVIAL, 1)
+    assert (held.promoted, held.opponent, held.version) == (False, TRIVIAL["captions"], 1)
     assert registry.champion() is None
     assert tags(1)["gate.verdict"] == "failed" and tags(1)["gate.outcome"] == "held back"
     first = house.promote(house.log("good", GOOD))
@@ -79,7 +87,7 @@ def test_a_second_verdict_leaves_nothing_of_the_first(house):
     assert (forced.version, forced.forced, registry.champion()) == (1, True, 1)
     assert tags(1)["gate.reason"] == "for the exhibition" and tags(1)["gate.outcome"] == "forced"
     assert any(folder.is_dir() for folder in house.root.rglob(first_files))  # the files of both stay
-    (move,) = read_trail(connect())
+    (move,) = ChampionHistory(connect()).moves()
     assert (move.action, move.version, move.previous, move.why) == ("force", 1, None, "for the exhibition")
 
 
@@ -118,12 +126,12 @@ def test_other_validation_data_than_the_champions_are_refused_or_forced(house, d
         house.promote(run)
     assert registry.champion() == 1
     forced = house.promote(run, reason="new data from now on")
-    assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL, 2)
+    assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL["captions"], 2)
     assert "comparable with the champion" in tags(2)["gate.failed"]
 
 
 def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(house):
-    Manifest.model_validate(made_with("c1")).write(house.root / "data" / "features")
+    FeatureManifest.model_validate(made_with("c1")).write(house.root / "data" / "features")
     run = house.log("good", GOOD, clip="c9")
     with pytest.raises(InputError, match=r"data/features: holds features of CLIP c1, .* was trained on those of c9"):
         house.promote(run)
@@ -180,7 +188,7 @@ def test_an_alias_that_was_moved_meanwhile_stays_where_it_was_moved_to(house):
         house.promote(run, progress=meanwhile(lambda: registry.set_champion(NAME, 2)))
     assert registry.champion() == 2
     assert tags(3)["gate.verdict"] == "passed" and tags(3)["gate.outcome"].startswith("not moved")
-    assert len(read_trail(connect())) == 1
+    assert len(ChampionHistory(connect()).moves()) == 1
 
 
 def test_a_writer_right_after_ours_is_noticed(house, monkeypatch):
@@ -249,9 +257,6 @@ def test_a_locked_store_is_one_line():
 
 
 def test_both_sides_share_one_java_process_for_meteor(monkeypatch):
-    from videoblip2.captions import CaptionMetrics
-    from videoblip2.registry import contenders
-
     calls = []
 
     def metrics(references, captions, names):
@@ -259,23 +264,53 @@ def test_both_sides_share_one_java_process_for_meteor(monkeypatch):
         each = {key: {"METEOR": 0.1 if key.startswith("0/") else 0.3} for key in captions}
         return CaptionMetrics({"METEOR": 0.2}, each, {})
 
+    sides = [evaluate(said, REFERENCES, ["Bleu_1"]) for said in (GOOD, FAIR)]
     monkeypatch.setattr(contenders, "caption_metrics", metrics)
-    assert contenders.mean_scores(["METEOR"], [GOOD, FAIR], REFERENCES)["METEOR"] == pytest.approx((0.1, 0.3))
+    assert contenders.mean_scores(["METEOR"], sides)["METEOR"] == pytest.approx((0.1, 0.3))
     assert calls == [["METEOR"]]
     monkeypatch.setattr(contenders, "caption_metrics", lambda *_: CaptionMetrics({}, {}, {"METEOR": "java not found"}))
-    assert contenders.mean_scores(["METEOR"], [GOOD, FAIR], REFERENCES) == {"METEOR": "java not found"}
+    assert contenders.mean_scores(["METEOR"], sides) == {"METEOR": "java not found"}
 
 
 def test_latency_is_taken_in_turn_after_a_warm_up():
-    from types import SimpleNamespace
-
-    from videoblip2.registry.contenders import time_in_turn
-
     seen = []
-    one, two = (
-        SimpleNamespace(label=label, references=REFERENCES, caption=lambda ids, label=label: seen.append((label, *ids)))
-        for label in ("one", "two")
-    )
-    assert len(time_in_turn(one, two, 3, lambda items, total, what: iter(items))) == 3
+
+    def contender(label):
+        say = lambda task, entries: seen.append((label, *entries))  # noqa: E731
+        entries = {"captions": list(REFERENCES)}
+        return SimpleNamespace(label=label, tasks=[SimpleNamespace(kind="captions")], entries=entries, say=say)
+
+    pairs = contenders.time_in_turn(contender("one"), contender("two"), 3, no_progress)
+    assert len(pairs) == 3
     assert [label for label, _ in seen] == ["one", "two", "two", "one", "one", "two", "two", "one"]
     assert {video for _, video in seen} == {f"video{n}" for n in range(3)} and len(NOUNS) > 3
+
+
+def test_answers_are_promoted_by_their_accuracy_over_questions(house):
+    first = house.promote(house.log("half", HALF, task="qa"))
+    assert (first.promoted, first.opponent) == (True, "the most frequent training answers")
+    second = house.promote(house.log("right", RIGHT, task="qa"))
+    assert (second.promoted, second.opponent, second.verdict.metric) == (True, f"{NAME}/1", "accuracy")
+    assert second.verdict.gain.difference == pytest.approx(0.5) and set(second.verdict.differences) == set(RIGHT)
+    assert second.verdict.conditions[0].name == "accuracy gain"
+    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/2")) / tags(2)["gate.files"]
+    assert (place / "questions.csv").read_text().startswith("question_id,difference,")
+    assert tags(2)["gate.metric"] == "accuracy" and "6 questions won, 0 lost" in version(2).description
+    held = house.promote(house.log("again", RIGHT, task="qa"))
+    assert not held.promoted and "accuracy gain 100.0 (+0.0)" in held.verdict.failed[0]
+
+
+def test_a_mixture_must_gain_in_captions_and_keep_its_answers(house):
+    house.promote(house.log("fair", FAIR | RIGHT, task="mixed"), reason="a first one")
+    forgetful = house.promote(house.log("forgetful", GOOD | HALF, task="mixed"))
+    assert [c.name for c in forgetful.verdict.conditions if not c.passed] == ["accuracy"]
+    assert house.promote(house.log("both", GOOD | RIGHT, task="mixed")).promoted
+    logged = connect().get_run(house.promote(house.log("worse", FAIR | RIGHT, task="mixed")).run_id)
+    assert logged.data.metrics["val/accuracy"] == 1.0 and "val/CIDEr" in logged.data.metrics
+
+
+def test_other_questions_than_the_champions_are_refused(house):
+    house.promote(house.log("fair", FAIR | RIGHT, task="mixed"), reason="a first one")
+    run = house.log("good", GOOD | RIGHT, task="caption")
+    with pytest.raises(InputError, match="have other questions for validation"):
+        house.promote(run)

@@ -1,69 +1,85 @@
-"""Both sides of the gate: their models on the frozen validation videos, captions and latency, taken in turn."""
+"""Both sides of the gate: two models on the same validation data, what they say of it and how fast, taken in turn."""
 
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from videoblip2.captions import caption_metrics, typical_caption
-from videoblip2.captions.metrics import PRIMARY, default_metrics
+from videoblip2.captions.answers import common_answers, typed_answer
+from videoblip2.captions.metrics import METRICS, default_metrics
+from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config
-from videoblip2.data.annotations import read_annotations
-from videoblip2.evaluate import Evaluation, evaluate
+from videoblip2.data.annotations import VideoAnnotation, read_annotations
+from videoblip2.data.questions import Question, read_questions
+from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress
+from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, tasks_of
 
-SPLIT = "val.json"  # promotion reads the validation split; the test split is for the final number only
+SPLIT = "val"  # promotion reads the validation split; the test split is for the final number only
+Said = dict[Kind, dict[str, str]]  # captions by video id, answers by question id
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a score was made on: the validation videos, their references and their features, as digests."""
+class ValidationManifest:
+    """The data that a score was measured on, as digests: videos, references, features, and questions if any."""
 
     size: int
     videos: str
     references: str
     features: str
+    questions: str = ""
 
     @property
     def digest(self) -> str:
-        return _sha({"videos": self.videos, "references": self.references, "features": self.features})
+        content = {"videos": self.videos, "references": self.references, "features": self.features}
+        return _sha(content | ({"questions": self.questions} if self.questions else {}))
 
-    def differs(self, other: "Manifest", same_features: bool = True) -> str:
+    def difference(self, other: "ValidationManifest", same_features: bool = True) -> str:
         """What differs, in words; empty where nothing does that counts."""
         if self.videos != other.videos:
             return f"other videos ({self.size} and {other.size})"
         if self.references != other.references:
             return "other references"
+        if self.questions != other.questions:
+            return "other questions"
         return "other features" if same_features and self.features != other.features else ""
+
+    def to_json(self) -> str:
+        """The form in a version's tag."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value != ""})
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model with the validation videos of its own configuration."""
+    """A model with the validation data of its own configuration."""
 
     label: str
     model: OpenModel
-    references: dict[str, Sequence[str]]
-    manifest: Manifest
+    entries: dict[Kind, Entries]
+    manifest: ValidationManifest
 
     @property
     def config(self) -> Config:
         return self.model.config
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tasks_of(self.config)
+
+    @property
     def paths(self) -> str:
-        """Where its validation videos come from, for an error."""
+        """Where its validation data are, for an error."""
         return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
 
-    def caption(self, video_ids: Sequence[str]) -> dict[str, str]:
-        """Captions of a few videos, decoded as its own configuration says."""
-        stream = self.model.captioner.caption_videos(video_ids, self.model.store, self.config.decode)
-        return {video_id: caption.text for video_id, caption in stream}
+    def say(self, task: Task, entries: Entries) -> dict[str, str]:
+        """What it says of a few entries, decoded as its own configuration says."""
+        stream = task.say(self.model.captioner, entries, self.model.store, self.config.decode)
+        return {key: caption.text for key, caption in stream}
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
@@ -73,81 +89,92 @@ def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Con
         overrides: `key=value` on the configuration of its checkpoint, such as data.annotations=DIR.
     """
     opened = open_model(model, overrides)
-    references: dict[str, Sequence[str]] = {video.video_id: video.captions for video in opened.videos(SPLIT)}
-    return Contender(label, opened, references, freeze(references, opened.store))
+    entries = read_split(opened.config, SPLIT, opened.store)
+    return Contender(label, opened, entries, freeze(entries, opened.store))
 
 
-def freeze(references: Mapping[str, Sequence[str]], store: FeatureStore) -> Manifest:
-    """Digest videos (in no order), references (in order) and features."""
-    ids = sorted(references)
-    texts = {video_id: list(references[video_id]) for video_id in ids}
-    return Manifest(len(ids), _sha(ids), _sha(texts), digest(store, ids))
+def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationManifest:
+    """Digest videos (in no order), references (in order), questions (in no order) and features."""
+    videos: Sequence[VideoAnnotation] = entries.get("captions", [])
+    questions: Sequence[Question] = entries.get("answers", [])
+    ids = sorted({*(video.video_id for video in videos), *(question.video_id for question in questions)})
+    texts = {video.video_id: list(video.captions) for video in videos}
+    asked = sorted([q.question_id, q.video_id, q.question, q.answer] for q in questions)
+    return ValidationManifest(len(ids), _sha(ids), _sha(texts), digest(store, ids), _sha(asked) if asked else "")
 
 
-def caption_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[dict[str, str]]:
-    """Each contender's captions of all videos; batch by batch in turn, so that both meet the machine as it is."""
-    captions: list[dict[str, str]] = [{} for _ in contenders]
-    ids = list(contenders[0].references)
-    size = contenders[0].config.decode.batch_size
-    batches = [ids[start : start + size] for start in range(0, len(ids), size)]
-    jobs = [(number, batch) for batch in batches for number in range(len(contenders))]
-    for number, batch in progress(jobs, len(jobs), "caption val, in turn"):
-        captions[number] |= contenders[number].caption(batch)
-    return captions
+def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Said]:
+    """What each contender says of all entries; batch by batch in turn, so that both use the machine as it is."""
+    first = contenders[0]
+    said: list[Said] = [{task.kind: {} for task in first.tasks} for _ in contenders]
+    size = first.config.decode.batch_size
+    for task in first.tasks:
+        entries = first.entries[task.kind]
+        batches = [entries[start : start + size] for start in range(0, len(entries), size)]
+        jobs = [(number, batch) for batch in batches for number in range(len(contenders))]
+        for number, batch in progress(jobs, len(jobs), f"validation {task.kind}, in turn"):
+            said[number][task.kind] |= contenders[number].say(task, batch)
+    return said
 
 
-def time_in_turn(one: Contender, other: Contender, videos: int, progress: Progress) -> list[tuple[float, float]]:
-    """(one, other): seconds for each of the first videos alone; who begins changes, and the first pair is a warm-up."""
-    ids = list(one.references)[:videos]
-    pairs = [_time_pair(one, other, video_id, n % 2 == 1) for n, video_id in _counted(progress, [ids[0], *ids])]
-    return pairs[1:]
+def time_in_turn(one: Contender, other: Contender, count: int, progress: Progress) -> list[tuple[float, float]]:
+    """(one, other): seconds for each of the first entries alone. Which begins alternates; the first pair warms up."""
+    task = one.tasks[0]
+    entries = one.entries[task.kind][:count]
+    jobs = list(enumerate([entries[0], *entries]))
+    timed: Any = progress(jobs, len(jobs), "latency, in turn")
+    return [_time_pair((one, other), task, entry, swap=n % 2 == 1) for n, entry in timed][1:]
 
 
-def _counted(progress: Progress, ids: list[str]) -> Iterator[tuple[int, str]]:
-    timed: Iterable[Any] = progress(ids, len(ids), "latency, in turn")
-    return enumerate(timed)
-
-
-def _time_pair(one: Contender, other: Contender, video_id: str, swap: bool) -> tuple[float, float]:
+def _time_pair(sides: tuple[Contender, Contender], task: Task, entry: Any, swap: bool) -> tuple[float, float]:
     seconds = {}
-    for contender in (other, one) if swap else (one, other):
+    for contender in reversed(sides) if swap else sides:
         start = time.perf_counter()
-        contender.caption([video_id])
+        contender.say(task, [entry])
         seconds[contender.label] = time.perf_counter() - start
-    return seconds[one.label], seconds[other.label]
+    return seconds[sides[0].label], seconds[sides[1].label]
 
 
-def score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metric: str = PRIMARY) -> Evaluation:
-    """The default metrics that need no Java, and `metric`, by video and for the split."""
-    return evaluate(captions, references, list(dict.fromkeys([*default_metrics(fast=True), metric])))
+def score(said: Said, contender: Contender, metric: str) -> Evaluation:
+    """The default metrics that need no Java, and the gate's, by entry and for the split."""
+    extra = [metric] if METRICS[metric].of == "captions" else []
+    return evaluate_tasks(contender.config, contender.entries, said, [*dict.fromkeys([*default_metrics(True), *extra])])
 
 
-def mean_scores(
-    metrics: Sequence[str], sides: Sequence[Mapping[str, str]], references: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[float, float] | str]:
-    """Metric → the mean of the videos' scores for each of two sides, or why it could not be measured.
+def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) -> dict[str, tuple[float, float] | str]:
+    """Metric → the mean of the videos' scores for each side, or why it could not be measured.
 
     Both sides go through one Java process, whose start takes longer than its work; so METEOR is the mean over videos,
     which differs from its corpus score.
     """
-    if not metrics:
+    if not metrics or not sides[0].captions:
         return {}
-    captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.items()}
-    own = {key: references[key.partition("/")[2]] for key in captions}
-    result = caption_metrics(own, captions, metrics)
+    captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.captions.items()}
+    references = {f"{n}/{video}": texts for n, side in enumerate(sides) for video, texts in side.references.items()}
+    result = caption_metrics(references, captions, metrics)
     means: dict[str, tuple[float, float] | str] = dict(result.unavailable)
     for name in result.corpus:
-        one, other = (sum(result.per_video[f"{n}/{video}"][name] for video in s) / len(s) for n, s in enumerate(sides))
-        means[name] = one, other
+        each = [[result.per_video[f"{n}/{video}"][name] for video in side.captions] for n, side in enumerate(sides)]
+        means[name] = sum(each[0]) / len(each[0]), sum(each[1]) / len(each[1])
     return means
 
 
-def trivial_captions(contender: Contender) -> dict[str, str]:
-    """The most typical training caption, said of every validation video."""
-    config = contender.config
-    train = read_annotations(Path(config.data.annotations) / config.scst.all_references)
-    same = typical_caption({video.video_id: video.captions for video in train})
-    return dict.fromkeys(contender.references, same)
+def say_trivial(contender: Contender) -> Said:
+    """What needs no video: the most typical training caption; the most frequent training answer to a type of question.
+
+    While there is no champion, a challenger has to beat this.
+    """
+    config, said = contender.config, Said()
+    for kind, entries in contender.entries.items():
+        if kind == "captions":
+            train = read_annotations(contender.model.annotations(config.scst.all_references))
+            same = typical_caption({video.video_id: video.captions for video in train})
+            said[kind] = {video.video_id: same for video in entries}
+        else:
+            taught = read_questions(contender.model.annotations(config.data.train_qa))
+            common = common_answers([q.question for q in taught], [q.answer for q in taught])
+            said[kind] = {q.question_id: typed_answer(common, q.question) for q in entries}
+    return said
 
 
 def _sha(content: object) -> str:

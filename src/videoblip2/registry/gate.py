@@ -1,10 +1,12 @@
 """The gate: what a challenger must show beside the champion. Pure: settings and scores in, a verdict out.
 
-1. The gain: mean difference of a per-video metric (CIDEr) on the same videos, by a paired bootstrap (Koehn 2004) with
-   its percentile interval. The gain must reach the minimum and the interval must be above zero.
-2. What must not be lost for it: other metrics (mean over videos), the length of captions, whole endings, latency.
-3. While there is no champion, the opponent is the trivial baseline, the most typical training caption for every video:
-   the other metrics and latency are not compared with it, and length and endings are compared with the references.
+1. The gain: mean difference of one metric (CIDEr of captions; accuracy where the task is answers alone) on the same
+   videos or questions, by a paired bootstrap (Koehn 2004) with its percentile interval. The gain must reach the minimum
+   and the interval must be above zero.
+2. What must not be lost for it: other metrics (means over videos), accuracy, the length of captions, complete endings,
+   latency.
+3. While there is no champion, the opponent is the trivial baseline, which says the same of every video: metrics that
+   need Java and latency are not compared with it, and length and endings are compared with the references.
 """
 
 import hashlib
@@ -19,36 +21,45 @@ from pydantic import Field, field_validator
 
 from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
+from videoblip2.captions.predictions import AnswerRow, Row
 from videoblip2.config import Section, read_yaml
 from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
 
 DEFAULT_FILE = Path("experiments/gate.yaml")
+ACCURACY = AnswerRow.metric
 
 
 class Gate(Section):
     """The conditions, in the scale that metrics are stored in: 0.01 is 1.0 as CIDEr is printed."""
 
-    metric: str = Field(PRIMARY, description="per-video metric that must rise, by its name in the table of metrics")
+    metric: str = Field(PRIMARY, description="metric that must rise; accuracy, where the task has no captions")
     minimum_gain: float = Field(0.01, ge=0, description="smallest gain in the mean of `metric`")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must lie above zero")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must be above zero")
     resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
     max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not measured")
+    max_accuracy_loss: float | None = Field(0.005, ge=0, description="of captions and answers; none = not compared")
     max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
     length: tuple[float, float] = Field((0.8, 1.25), description="words a caption, times the champion's or references'")
     max_bad_endings_rise: float = Field(0.02, ge=0, description="above the champion's share, or the references'")
     max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
-    latency_videos: int = Field(20, ge=3, description="videos captioned one by one, by both in turn, for the latency")
+    latency_videos: int = Field(20, ge=3, description="videos (or questions) taken one by one, by both in turn")
     same_features: bool = Field(True, description="no: each model reads features of its own encoders, same videos")
 
     @field_validator("metric", "max_losses")
     @classmethod
     def _known(cls, names: str | dict[str, float]) -> str | dict[str, float]:
         for name in [names] if isinstance(names, str) else names:
-            if not caption_metric(name).per_video:
+            if names != ACCURACY and not caption_metric(name).per_video:
                 raise ValueError(f"{name} has no value per video; choose a metric that has one")
         return names
+
+    def metric_for(self, evaluation: Evaluation) -> str:
+        """The metric that must rise: `metric`, or that of the rows there are."""
+        if rows_of(evaluation, self.metric):
+            return self.metric
+        return PRIMARY if evaluation.caption_rows else ACCURACY
 
     @property
     def losses(self) -> dict[str, float]:
@@ -74,9 +85,10 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the gate found. `gain` and `differences` ([N], challenger - champion, by video) in pycocoevalcap's scale."""
+class GateVerdict:
+    """What the gate found. gain, differences (by video or question): challenger minus champion in `metric`'s scale."""
 
+    metric: str
     conditions: tuple[Condition, ...]
     gain: BootstrapResult
     differences: dict[str, float]
@@ -105,31 +117,46 @@ def judge(
     seconds: Sequence[tuple[float, float]] = (),
     extra: Sequence[Condition] = (),
     trivial: bool = False,
-) -> Verdict:
-    """Hold the challenger's captions of the same videos against the champion's.
+) -> GateVerdict:
+    """Compare what the challenger says of the same data with what the champion says.
 
     Args:
         means: metric of `gate.losses` → (challenger, champion), means over videos; or why it could not be measured.
-        seconds: (challenger, champion) of each video captioned alone; none where there is no champion.
-        trivial: `champion` is the trivial baseline, one caption, whose length says nothing: the references' does.
-        extra: conditions that were decided elsewhere, such as another manifest.
+        seconds: (challenger, champion) for each entry alone; none where there is no champion.
+        trivial: `champion` is the trivial baseline, so lengths are compared with the references' instead.
+        extra: conditions decided before, such as different validation data.
     """
-    videos = list(challenger.captions)
-    new, old = ([side.per_video[video][gate.metric] for video in videos] for side in (challenger, champion))
-    gain = paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence)
-    conditions = [*extra, *_gain(gate, gain, float(np.mean(new)), float(np.mean(old)))]
+    metric = gate.metric_for(challenger)
+    gain, new, old = _compare(gate, metric, challenger, champion)
+    conditions = [*extra, *_gain(gate, metric, gain, (float(np.mean(new)), float(np.mean(old))))]
     conditions += [_loss(name, limit, means[name]) for name, limit in gate.losses.items() if name in means]
-    human = diversity([text for group in challenger.references.values() for text in group])
-    length = human["mean_length"] if trivial else champion.corpus["mean_length"]
-    conditions += [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
+    if challenger.answer_rows and metric != ACCURACY and gate.max_accuracy_loss is not None:
+        conditions.append(_accuracy(gate, gate.max_accuracy_loss, challenger, champion))
+    if challenger.caption_rows:
+        conditions += _form(gate, challenger, champion, trivial)
     conditions += _latency(gate, seconds)
-    differences = {video: a - b for video, a, b in zip(videos, new, old, strict=True)}
-    return Verdict(tuple(conditions), gain, differences)
+    differences = {row.key: a - b for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
+    return GateVerdict(metric, tuple(conditions), gain, differences)
 
 
-def _gain(gate: Gate, gain: BootstrapResult, new: float, old: float) -> list[Condition]:
+def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
+    """The rows that a metric scores: captions or answers."""
+    return evaluation.caption_rows if METRICS[metric].of == "captions" else evaluation.answer_rows
+
+
+def _compare(
+    gate: Gate, metric: str, challenger: Evaluation, champion: Evaluation
+) -> tuple[BootstrapResult, list[float], list[float]]:
+    """The gain of the mean with its interval, and the scores of both sides in the same order."""
+    old_scores = {row.key: row.scores[metric] for row in rows_of(champion, metric)}
+    new = [row.scores[metric] for row in rows_of(challenger, metric)]
+    old = [old_scores[row.key] for row in rows_of(challenger, metric)]
+    return paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence), new, old
+
+
+def _gain(gate: Gate, name: str, gain: BootstrapResult, means: tuple[float, float]) -> list[Condition]:
     """The minimum and the interval."""
-    name = gate.metric
+    new, old = means
     return [
         Condition(
             f"{label_of(name)} gain",
@@ -159,6 +186,23 @@ def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Conditio
     return Condition(METRICS[name].mean_label, shown(name, new), shown(name, old), wanted, loss <= limit)
 
 
+def _accuracy(gate: Gate, limit: float, challenger: Evaluation, champion: Evaluation) -> Condition:
+    """Answers of a model whose captions must gain: they must not get much worse."""
+    difference, new, old = _compare(gate, ACCURACY, challenger, champion)
+    low, high = (shown(ACCURACY, number, "+") for number in (difference.low, difference.high))
+    given = f"{shown(ACCURACY, float(np.mean(new)))} ({low} to {high})"
+    wanted = f"a loss of at most {shown(ACCURACY, limit)}"
+    passed = difference.difference >= -limit
+    return Condition(label_of(ACCURACY), given, shown(ACCURACY, float(np.mean(old))), wanted, passed)
+
+
+def _form(gate: Gate, challenger: Evaluation, champion: Evaluation, trivial: bool) -> list[Condition]:
+    """The length of captions, and how many end incompletely."""
+    human = diversity([text for group in challenger.references.values() for text in group])
+    length = human["mean_length"] if trivial else champion.corpus["mean_length"]
+    return [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
+
+
 def _length(gate: Gate, challenger: Evaluation, old: float) -> Condition:
     new, (low, high) = challenger.corpus["mean_length"], (factor * old for factor in gate.length)
     return _compared("mean_length", new, old, f"{low:.1f} to {high:.1f}", low <= new <= high)
@@ -172,7 +216,7 @@ def _endings(gate: Gate, challenger: Evaluation, champion: Evaluation, human: fl
 
 
 def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Condition]:
-    """The median of the ratios of pairs: what disturbs one video's pair disturbs no other's."""
+    """The median of the pairs' ratios: a disturbance during one pair does not affect the others."""
     if gate.max_latency_ratio is None or not seconds:
         return []
     ratio = float(np.median([new / old for new, old in seconds]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from videoblip2.config import InputError, read_yaml
 from videoblip2.provenance import FeatureOrigin, Provenance
+from videoblip2.registry.verdict_files import facts_of
 from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
@@ -164,7 +165,4 @@ def _revision_of_run(run_id: str | None) -> dict[str, str]:
 def _gate(version: str) -> dict[str, str]:
     """The verdict on a registered version, `NAME/3`."""
     name, _, number = version.partition("/")
-    if not number:
-        return {}
-    tags = connect().get_model_version(name, number).tags
-    return {key.removeprefix("gate."): value for key, value in tags.items() if key.startswith("gate.")}
+    return facts_of(connect().get_model_version(name, number).tags) if number else {}

@@ -1,71 +1,124 @@
-"""A verdict as a reader meets it: a table in Markdown, a table of the videos, JSON, and a plot."""
+"""A verdict for its readers: a table in Markdown, a table of the videos or questions, JSON, and a plot."""
 
 import csv
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from videoblip2.captions.metrics import label_of, scale_of, shown
+from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
 from videoblip2.evaluate import Evaluation
-from videoblip2.registry.gate import Gate, Verdict
+from videoblip2.files import write_json
+from videoblip2.registry.gate import Gate, GateVerdict, rows_of
+from videoblip2.registry.lock import user
 
+PREFIX = "gate."  # of the tags that hold a verdict
 COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
 
 
-def table_rows(verdict: Verdict) -> list[list[str]]:
+@dataclass(frozen=True)
+class GateRecord:
+    """A verdict in the tags `gate.…` of a version and of its run, and in verdict.json; empty = not recorded.
+
+    digest: of the gate. Scores are in the metric's own scale. when: ISO 8601, UTC.
+    """
+
+    version: str
+    verdict: str
+    failed: str
+    opponent: str
+    previous_champion: str
+    metric: str
+    gain: str
+    interval: str
+    p_value: str
+    videos: str
+    manifest: str
+    digest: str
+    run_id: str
+    reason: str
+    who: str = field(default_factory=user)
+    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is recorded."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+    @property
+    def place(self) -> str:
+        """Where the files are, in the model's artifacts."""
+        return f"gate/{self.when.replace(':', '').replace('+0000', 'Z')}"
+
+    def tags(self) -> dict[str, str]:
+        return {f"{PREFIX}{key}": value for key, value in self.facts.items()}
+
+
+def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """What a version's tags record of its verdict, without the prefix: the facts of a GateRecord, outcome and files."""
+    return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
+
+
+def table_rows(verdict: GateVerdict) -> list[list[str]]:
     """One row a condition, in the order of COLUMNS."""
     return [
         [c.name, c.challenger, c.champion, c.wanted, "passed" if c.passed else "FAILED"] for c in verdict.conditions
     ]
 
 
-def markdown(verdict: Verdict, labels: tuple[str, str], facts: Mapping[str, str]) -> str:
+def markdown(verdict: GateVerdict, labels: tuple[str, str], record: GateRecord) -> str:
     """The verdict for the page of a version or a run; labels: challenger, champion."""
     won, lost = (np.sign(list(verdict.differences.values())) == sign for sign in (1, -1))
-    videos = f"{int(won.sum())} videos won, {int(lost.sum())} lost, {len(verdict.differences)} in all"
-    head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} beside {labels[1]}: {videos}."
+    judged = "videos" if METRICS[verdict.metric].of == "captions" else "questions"
+    counts = f"{int(won.sum())} {judged} won, {int(lost.sum())} lost, {len(verdict.differences)} in total"
+    head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} beside {labels[1]}: {counts}."
     rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(verdict)]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([head, "", *lines, "", *(f"- {key}: {value}" for key, value in facts.items())])
+    return "\n".join([head, "", *lines, "", *(f"- {key}: {value}" for key, value in record.facts.items())])
 
 
 def write_verdict(
-    folder: Path, verdict: Verdict, gate: Gate, sides: tuple[Evaluation, Evaluation], facts: Mapping[str, str]
+    folder: Path, verdict: GateVerdict, gate: Gate, sides: tuple[Evaluation, Evaluation], record: GateRecord
 ) -> None:
-    """Write verdict.json, videos.csv (worst loss first) and verdict.png; sides: challenger, champion."""
+    """Write verdict.json, a table with the worst loss first (videos.csv or questions.csv) and verdict.png.
+
+    Args:
+        sides: challenger, champion.
+    """
     content = {
-        **facts,
+        **record.facts,
         "passed": verdict.passed,
         "gain": verdict.gain._asdict(),
         "conditions": [asdict(condition) for condition in verdict.conditions],
         "gate": gate.model_dump(mode="json"),
-        "corpus": {"challenger": sides[0].corpus, "champion": sides[1].corpus},
+        "corpus": {"challenger": dict(sides[0].corpus), "champion": dict(sides[1].corpus)},
     }
-    (folder / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_videos(folder / "videos.csv", verdict, sides, gate.metric)
+    write_json(folder / "verdict.json", content, indent=1)
+    _write_rows(folder, verdict, sides)
     plot(folder / "verdict.png", verdict, gate)
 
 
-def _write_videos(path: Path, verdict: Verdict, sides: tuple[Evaluation, Evaluation], metric: str) -> None:
-    challenger, champion = sides
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video_id", "difference", "challenger", "champion", "challenger_caption", "champion_caption"])
-        for video, difference in sorted(verdict.differences.items(), key=lambda pair: pair[1]):
-            scores = [side.per_video[video][metric] for side in sides]
-            numbers = [f"{number:.6f}" for number in (difference, *scores)]
-            writer.writerow([video, *numbers, challenger.captions[video], champion.captions[video]])
+def _write_rows(folder: Path, verdict: GateVerdict, sides: tuple[Evaluation, Evaluation]) -> None:
+    of_captions = METRICS[verdict.metric].of == "captions"
+    file, key, text = ("videos", "video_id", "caption") if of_captions else ("questions", "question_id", "answer")
+    challenger, champion = ({row.key: row for row in rows_of(side, verdict.metric)} for side in sides)
+    with (folder / f"{file}.csv").open("w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
+        writer.writerow([key, "difference", "challenger", "champion", f"challenger_{text}", f"champion_{text}"])
+        for name, difference in sorted(verdict.differences.items(), key=lambda pair: pair[1]):
+            new, old = challenger[name], champion[name]
+            numbers = [f"{n:.6f}" for n in (difference, new.scores[verdict.metric], old.scores[verdict.metric])]
+            writer.writerow([name, *numbers, new.text, old.text])
 
 
-def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
+def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:
     """The differences of the videos with the mean, its interval, zero and the smallest gain, as they are printed."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
     from matplotlib.ticker import MaxNLocator
 
-    gain, factor, colour = verdict.gain, scale_of(gate.metric), "#2c7a4b" if verdict.passed else "#b3392f"
+    gain, factor, colour = verdict.gain, scale_of(verdict.metric), "#2c7a4b" if verdict.passed else "#b3392f"
     differences = factor * np.sort(list(verdict.differences.values()))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -74,9 +127,9 @@ def plot(path: Path, verdict: Verdict, gate: Gate) -> None:
     axes.axvline(factor * gain.difference, color=colour, linewidth=2)
     axes.axvline(0, color="black", linewidth=1)
     axes.axvline(factor * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
-    axes.set_xlabel(f"{label_of(gate.metric, scale=True)} of a video, challenger - opponent")
+    axes.set_xlabel(f"{label_of(verdict.metric, scale=True)} of a video, challenger - opponent")
     axes.set_ylabel("videos")
-    value, low, high = (shown(gate.metric, number, "+") for number in gain[:3])
+    value, low, high = (shown(verdict.metric, number, "+") for number in gain[:3])
     title = f"mean {value}, {100 * gate.confidence:g} % interval {low} to {high}"
     words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
     axes.set_title(f"{title}\ngate {words}", fontsize="medium")

@@ -51,7 +51,7 @@ def version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
 
 
 def set_champion(name: str, version: int) -> None:
-    """Point the alias `champion` of NAME at a version, whatever it points at now: no gate, no trail."""
+    """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
     from mlflow.exceptions import MlflowException
 
     try:
