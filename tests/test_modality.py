@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,14 @@ def test_a_network_reads_any_choice_of_the_table(flow):
     assert model.config.widths == {"flow": 100}
     parts = {name.split(".")[0] for name, _ in model.named_parameters()}
     assert parts == {"flow_branch", "proj_flow", "language_model"}
+
+
+def test_features_that_a_run_does_not_read_leave_its_digest_alone(flow):
+    store, ids = flow / "features", ["video0", "video1"]
+    read = digest(FeatureStore(store, ("video",)), ids)
+    assert read == digest(FeatureStore(store, ("video", "audio")), ids) != digest(FeatureStore(store), ids)
+    shutil.rmtree(store / "flow")
+    assert read == digest(FeatureStore(store), ids)
 
 
 def test_frames_of_another_width(world):

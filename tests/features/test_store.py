@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.features.arrays import import_arrays
 from videoblip2.features.check import check_features, refuse_other_encoders
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.features.store import FeatureStore, digest, write_features
+from videoblip2.features.store import FeatureStore, digest, import_arrays, write_features
 
 
 @pytest.fixture

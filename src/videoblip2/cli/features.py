@@ -114,7 +114,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a feature store from features that are already in one array."""
-    from videoblip2.features.arrays import import_arrays
+    from videoblip2.features.store import import_arrays
 
     videos = import_arrays(video, ids, out, audio, progress)
     emit({"out": str(out), "videos": videos}, json, f"{out}: {videos} videos")

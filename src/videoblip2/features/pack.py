@@ -125,7 +125,7 @@ def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
 
 def _header(tensors: Tensors) -> bytes:
     """safetensors' header of exactly HEADER bytes: its length, then JSON, then spaces."""
-    entries: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    entries: dict[str, object] = {"__metadata__": {"format": FORMAT}}
     begin = 0
     for name, (kind, shape, end) in tensors.items():
         entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end - HEADER]}

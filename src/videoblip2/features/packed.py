@@ -57,7 +57,7 @@ class PackedFile:
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
         names = set(self._file.keys())
-        pages, places = _mapped(path, [name for name in MODALITIES if f"{name}_rows" in names])
+        pages, places = _mapped(path, [name for name in MODALITIES if {name, f"{name}_rows"} <= names])
         self._ahead = {modality: ReadAhead(path, pages, place.start, place.end) for modality, place in places.items()}
         self._rows = {modality: self._rows_at(pages, modality, place) for modality, place in places.items()}
         self._edges = {modality: self._row_edges(modality) for modality in places}

@@ -102,7 +102,8 @@ def _config(folder: Path, provenance: Provenance, out: Path | None) -> Config:
 
 
 def _same_data(model: str, config: Config, provenance: Provenance) -> None:
-    store, digests = FeatureStore(config.data.features), provenance.data
+    store = FeatureStore(config.data.features, config.model.modality_names)
+    digests = provenance.data
     for split, file, read in _data_files(config):
         path = Path(config.data.annotations) / file
         found = data_digest(path, store, sorted({entry.video_id for entry in read(path)}))
