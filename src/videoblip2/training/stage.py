@@ -14,8 +14,8 @@ from videoblip2.model.model_card import write_card
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
-from videoblip2.tracking import RunSpec, open_run
-from videoblip2.tracking.source import ENVIRONMENT_FILE, write_environment
+from videoblip2.tracking import RunSpec, find_model, open_run
+from videoblip2.tracking.source import ENVIRONMENT_FILE, revision_tags, write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.interruptions import only_one_in, stop_well
@@ -23,7 +23,6 @@ from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.microbatch import StepFunction
 from videoblip2.training.monitors import BandMonitor
 from videoblip2.training.naming import run_name, what_differs
-from videoblip2.training.origin import origin
 from videoblip2.training.record import log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, plain, resumed_config
 from videoblip2.training.rollout import build_reward, check_reward, reward_references
@@ -193,12 +192,18 @@ def _keep(stage: Stage, provenance: Provenance, best: Validation) -> None:
 
 
 def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Provenance:
-    return origin(stage.work.parent).model_copy(
-        update={
-            "stage": stage.kind,
-            "name": stage.name,
-            "run_id": run_id,
-            "data": digests,
-            "features": stage.work.store.origin,
-        }
+    """Where the checkpoint comes from. `train.start_from` may be an alias or a folder, and both can mean another model
+    tomorrow, so the parent is also named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
+    parent = stage.work.parent
+    found = find_model(parent) if parent else None
+    return Provenance(
+        stage=stage.kind,
+        name=stage.name,
+        run_id=run_id,
+        revision=revision_tags(),
+        parent=parent,
+        parent_run_id=Provenance.read(found.folder, optional=True).run_id if found else None,
+        parent_version=found.version if found else None,
+        data=digests,
+        features=stage.work.store.origin,
     )

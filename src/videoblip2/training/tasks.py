@@ -126,11 +126,6 @@ def tasks_of(config: Config) -> tuple[Task, ...]:
     return TASKS[config.data.task]
 
 
-def score_name(config: Config) -> str:
-    """What a validation is judged by, in words: `CIDEr`, `accuracy`, `CIDEr + accuracy`."""
-    return " + ".join(task.metric for task in tasks_of(config))
-
-
 def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, Entries]:
     """Kind → the entries of a split (train, val, test), of every task. Raises InputError where features are missing."""
     entries: dict[Kind, Entries] = {}
