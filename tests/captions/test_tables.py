@@ -39,9 +39,9 @@ def brevity():
 
 
 def test_a_registered_metric_is_in_evaluation_predictions_and_tables(brevity, tmp_path):
-    result = evaluate(
-        {"video0": "a red circle moves", "video1": "a b c d"}, {"video0": ["red circle"], "video1": ["x"]}
-    )
+    captions = {"video0": "a red circle moves", "video1": "a b c d"}
+    references = {"video0": ["red circle"], "video1": ["x"]}
+    result = evaluate(captions, references, default_metrics(fast=True))
     assert result.corpus["Brevity"] == pytest.approx((2 / 4 + 1 / 4) / 2)
     write_rows(tmp_path / "predictions.jsonl", result.caption_rows)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

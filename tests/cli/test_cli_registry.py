@@ -55,7 +55,7 @@ def test_force_and_reason_go_together(monkeypatch, capsys, words):
 def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch, capsys, found, code):
     from videoblip2.registry import reproduce as room
 
-    recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), stage="ce")
+    recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), stage="ce", metric="CIDEr")
     result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best")
 
     def again(run, tolerance, out, progress, announce):

@@ -1,5 +1,6 @@
 """A run made again: the same number, refused where the data changed, and what differs is named."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,13 @@ def test_what_is_not_as_it_was_is_named(made, tmp_path, monkeypatch):
     differs = read_recipe(made.ce.run_id, tmp_path).differs
     assert any(line.startswith("git.commit ") and line.endswith("-> abc") for line in differs)
     assert any(line.startswith("numpy ") and line.endswith("-> 0.1") for line in differs)
+
+
+def test_a_run_that_only_answers_is_compared_by_its_accuracy(made, tmp_path):
+    folder = shutil.copytree(made.ce.checkpoint, tmp_path / "best")
+    (folder / "metrics.json").write_text('{"accuracy_what": 0.1, "accuracy": 0.25, "step": 4.0}')
+    recipe = read_recipe(str(folder), tmp_path)
+    assert (recipe.metric, recipe.expected) == ("accuracy", 0.25)
 
 
 def test_changed_data_are_refused_before_anything_is_trained(made, tmp_path):

@@ -99,11 +99,11 @@ def lineage(model: ModelName, json: Json = False) -> None:
 
 def reproduce(
     run: ModelName,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference in CIDEr ×100.")] = 0.0,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference, as scores are printed.")] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; by default that of the original.")] = None,
     json: Json = False,
 ) -> None:
-    """Train a run again from its stored configuration and compare validation CIDEr; exit with 1 if it differs."""
+    """Train a run again from its stored configuration and compare its validation score; exit with 1 if it differs."""
     from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
     from videoblip2.errors import InputError
     from videoblip2.registry.reproduce import reproduce as train_again
@@ -119,7 +119,8 @@ def reproduce(
         "run_id": result.result.run_id,
         "checkpoint": str(result.result.checkpoint),
     }
-    both = f"validation {label_of(PRIMARY)} {factor * result.found:.4f}, was {factor * result.expected:.4f}"
+    label = label_of(result.recipe.metric)
+    both = f"validation {label} {factor * result.found:.4f}, was {factor * result.expected:.4f}"
     emit(record, json, f"{both}\nrun: {result.result.run_id or 'not tracked'}")
     if not result.reproduced:
         raise InputError(f"{run}: not reproduced within {tolerance:g}: {both}; {why_it_differs(result.recipe)}")

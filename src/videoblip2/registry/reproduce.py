@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videoblip2.captions.metrics import summary_metrics
 from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
 from videoblip2.features.store import FeatureStore
 from videoblip2.progress import Progress, no_progress
@@ -19,17 +20,17 @@ from videoblip2.training.record import data_digest
 from videoblip2.training.stage import StageResult, run_stage
 from videoblip2.training.tasks import tasks_of
 
-METRIC = "CIDEr"
 STAGES = ("ce", "scst")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run is made again. differs: what is not as it was then."""
+    """How to make a run again. metric: the one compared; expected: its value; differs: what has changed since."""
 
     stage: str
     config: Config
     config_file: Path
+    metric: str
     expected: float
     differs: tuple[str, ...]
 
@@ -60,7 +61,7 @@ def reproduce(
     progress: Progress = no_progress,
     announce: Callable[[Recipe], None] = lambda recipe: None,
 ) -> Reproduction:
-    """Train a run (or any MODEL that a stage made) again, as a new run, and compare validation CIDEr.
+    """Train a run (or any MODEL that a stage made) again, as a new run, and compare its main validation score.
 
     Args:
         tolerance: largest difference that counts as the same, in pycocoevalcap's scale; 0 = the same number.
@@ -69,7 +70,7 @@ def reproduce(
     recipe = read_recipe(model, out)
     announce(recipe)
     result = run_stage(recipe.stage, recipe.config, progress)
-    return Reproduction(recipe, result, recipe.expected, result.metrics[METRIC], tolerance)
+    return Reproduction(recipe, result, recipe.expected, result.metrics[recipe.metric], tolerance)
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
@@ -80,7 +81,8 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), read_json(folder / "metrics.json")
     stage = provenance.stage
-    if stage not in STAGES or METRIC not in metrics:
+    compared = summary_metrics(metrics)[:1]  # CIDEr, or the accuracy of a run that only answers questions
+    if stage not in STAGES or not compared:
         made_by = stage or "an unknown stage"
         raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
     config = _config(folder, provenance, out)
@@ -88,7 +90,8 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     file = Path(config.run.out) / f"{config.run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"# vb2 {stage} {file}\n{to_yaml(config)}", encoding="utf-8")
-    return Recipe(stage, config, file, float(metrics[METRIC]), tuple(_differences(folder, provenance)))
+    (metric,) = compared
+    return Recipe(stage, config, file, metric, float(metrics[metric]), tuple(_differences(folder, provenance)))
 
 
 def _config(folder: Path, provenance: Provenance, out: Path | None) -> Config:
