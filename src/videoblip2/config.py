@@ -207,7 +207,7 @@ class Decoding:
 
     num_beams: int = 1
     max_new_tokens: int = 32
-    length_penalty: float = Field(1.0, description="beams: a score is divided by length to this power")
+    length_penalty: float = 1.0
     temperature: float = 1.0
     sampled: bool = False
 
@@ -218,7 +218,9 @@ GREEDY = Decoding()
 class DecodeConfig(Section):
     num_beams: int = Field(Decoding.num_beams, ge=1, description="beams of the search; 1 is greedy")
     max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text in T5 pieces")
-    length_penalty: float = Decoding.length_penalty
+    length_penalty: float = Field(
+        Decoding.length_penalty, description="beams: a score is divided by length to this power"
+    )
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
     compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
 
