@@ -102,7 +102,8 @@ def test_the_account_of_first_weights(folders):
     assert lines["video Q-Former"].startswith("freshly initialised")
     moved = sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
     assert lines["training"].startswith(f"{moved:,} of ")
-    full, _, _ = build_model(settings(folders, {}).model_copy(update={"finetune": "full"}), "a video of")
+    small = settings(folders, {"hidden_size": WIDTH, "num_hidden_layers": 2})
+    full, _, _ = build_model(small.model_copy(update={"finetune": "full"}), "a video of")
     assert describe_first_weights(full, {}, "my-t5")["language model"].startswith("my-t5, all of it trains")
     assert describe_first_weights(fresh, {}, "my-t5", "models:/m-1")["network"].endswith("checkpoint models:/m-1")
 

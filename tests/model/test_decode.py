@@ -78,6 +78,7 @@ def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monk
     test_beam_equals_generate(tiny_model, encoded)
 
 
+@pytest.mark.parametrize("encoded", [1.5], indirect=True)
 def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
     """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
     graph = torch.compile(t5_stepper.T5Decoder.logits, fullgraph=True, backend="eager")

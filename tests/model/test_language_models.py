@@ -115,6 +115,7 @@ def test_bart_samples_as_a_teacher_forced_pass_says(encoded):
     exact = torch.log_softmax(logits, dim=-1).gather(2, sampled.ids[..., None])[..., 0] * sampled.mask
     assert torch.allclose(exact, sampled.log_probs, atol=1e-4)
     assert len(greedy.ids) == 12 and len(set(sampled.mask.sum(dim=1).tolist())) > 3
+    assert not sampled.ended.all()  # nothing is imposed beside samples
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -123,6 +124,7 @@ def test_t5_by_the_common_stepper_says_the_same(tiny_model, make_batch, monkeypa
     with torch.no_grad():
         encoded = tiny_model.encode(**make_batch(frames=(3, 5, 2, 4) * 3, windows=(2, 0, 3, 1) * 3).inputs)
         tiny_model.language_model.lm_head.weight[1].normal_(std=0.6)
+    encoded[1][::2, -1] = 0
     tiny_model.train(training)
 
     def captions():
