@@ -17,7 +17,7 @@ from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
-from videoblip2.features.manifest import Manifest
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.tracking import NullTracker, RunSpec, open_run
@@ -223,7 +223,7 @@ def test_decoding_is_not_tuned_on_features_of_other_encoders(finished, tmp_path)
     provenance.write(best)
     shutil.copytree(finished.root / "features", tmp_path / "features")
     other = {**made, "clip": {"fingerprint": "c9"}}
-    Manifest.model_validate(other).write(tmp_path / "features")
+    FeatureManifest.model_validate(other).write(tmp_path / "features")
     changes = {"stage": "decode", "base": None, "search": {"decode.num_beams": {"choices": [1, 2]}}}
     path = write_study(finished.root, name="encoders", tuned_model=str(best), **changes)
     overrides = ["run.tracking=false", f"data.features={tmp_path / 'features'}"]
