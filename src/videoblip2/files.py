@@ -1,4 +1,4 @@
-"""Atomic writes, and the folders that ship with the package.
+"""Atomic writes, the folders that ship with the package, and how media files are named.
 
 After an atomic write a file is complete, or as it was before, however the process ends.
 """
@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+#: Suffixes of video files; a video's id is its file's name without one of them.
+MEDIA_SUFFIXES = {
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
+    *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv"),
+}
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """Batches: padding, thinning, order as a function of the step."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from videoblip2.config import DataConfig, InputError
-from videoblip2.data import cached_features
+from videoblip2.data import batches as room
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.batches import BatchMaker, caption_batches, collate, pad, taught, thin
-from videoblip2.data.cached_features import CachedFeatures
+from videoblip2.data.batches import BatchMaker, CachedFeatures, caption_batches, collate, pad, taught, thin
 
 
 class Source:
@@ -91,7 +91,7 @@ def test_features_are_read_once_and_only_as_room_allows():
 
 
 def test_features_larger_than_the_free_memory_are_not_all_kept(monkeypatch):
-    monkeypatch.setattr(cached_features, "free_memory", lambda: 4 * 10 * 24 * 4)  # a quarter of it: ten rows
+    monkeypatch.setattr(room, "free_memory", lambda: 4 * 10 * 24 * 4)  # a quarter of it: ten rows
     source = Source()
     some = CachedFeatures(source)
     for _ in range(2):
@@ -125,16 +125,14 @@ def test_whatever_fails_names_the_video():
 
 
 def test_free_memory_is_the_machines_or_what_the_container_leaves(tmp_path, monkeypatch):
-    monkeypatch.setattr(cached_features, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(cached_features, "CONTROL_GROUP", tmp_path)
-    assert cached_features.free_memory() > 2**20  # neither is known
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable: 5000 kB\n")
-    assert cached_features.free_memory() == 5000 * 1024
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=5000 * 1024))
+    monkeypatch.setattr(room, "CONTROL_GROUP", tmp_path)
+    assert room.free_memory() == 5000 * 1024
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
     for limit, free in (("max\n", 5000 * 1024), ("4000000\n", 1_500_000), ("1000000\n", 0)):
         (tmp_path / "memory.max").write_text(limit)
-        assert cached_features.free_memory() == free
+        assert room.free_memory() == free
 
 
 @pytest.mark.parametrize("prompts", [["a red circle"] * 3, ["a red circle", "a", "the blue square jumps"]])

@@ -8,7 +8,7 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
-from videoblip2.data.prepare import prepare_captions
+from videoblip2.data.prepare import compare_with_features, prepare_captions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 
@@ -75,9 +75,9 @@ def broken(change) -> dict:
         ({"videos": {}}, "not MSR-VTT's layout"),
         (broken(lambda c: c["videos"][0].pop("split")), "split"),
         (broken(lambda c: c["videos"][0].update(split="practice")), "video1 has the split 'practice'"),
-        (broken(lambda c: c["videos"].pop()), "video2, which is not among"),
+        (broken(lambda c: c["videos"].pop()), "video2, which is not in"),
         (broken(lambda c: c.update(sentences=c["sentences"][:3])), "video2 has no captions"),
-        (broken(lambda c: c["videos"].append(c["videos"][0])), "video1 comes twice"),
+        (broken(lambda c: c["videos"].append(c["videos"][0])), "video1 appears more than once"),
         (broken(lambda c: c["sentences"][0].update(caption=None)), "sentence 1: its caption is None, not text"),
         (broken(lambda c: c["sentences"][1].update(sen_id="7")), "sentence 2: its sen_id is '7', not a number"),
         (broken(lambda c: c["videos"][1].update(video_id=None)), "video 2: its video_id is None, not text"),
@@ -103,7 +103,7 @@ def test_files_that_are_no_annotations_are_named(tmp_path):
     with pytest.raises(InputError, match=r"empty\.zip: holds no annotations .*only readme\.txt"):
         prepare_captions([tmp_path / "empty.zip"], tmp_path)
     path = save(tmp_path / "a.json", official({"video1": "train"}))
-    with pytest.raises(InputError, match="video1 comes twice"):
+    with pytest.raises(InputError, match="video1 appears more than once"):
         prepare_captions([path, path], tmp_path / "out")
 
 
@@ -224,12 +224,12 @@ def test_a_prepared_list_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: nothing says in which split v1 is"),
+        ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: nothing says which split v1 is in"),
         ("train.csv", "video_id,caption\nv1,a, b\n", "train.csv line 2: not as many fields"),
         ("train.csv", "video_id,caption\nv1\n", "train.csv line 2: not as many fields"),
         ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no 'video_id' .or video, .*file. among name, caption"),
         ("train.csv", "video_id;caption\nv1;a\n", "train.csv line 2: no 'video_id' .* among video_id;caption"),
-        ("train.tsv", "video_id\tcaption\nv1\n", "train.tsv line 2: not as many fields .* part them by tabs"),
+        ("train.tsv", "video_id\tcaption\nv1\n", "train.tsv line 2: not as many fields .* separate them by tabs"),
         ("train.csv", "", "train.csv: holds no row"),
         ("train.csv", "video_id,caption\n", "train.csv: holds no row"),
         (
@@ -308,3 +308,21 @@ def test_the_official_zips(tmp_path):
     assert sum(report.captions.values()) == 200_000 and report.duplicate_captions == 14_632
     first = read_annotations(tmp_path / "val.json")[0]
     assert (first.video_id, first.captions[0]) == ("video6513", "a family is having coversation")
+
+
+def test_both_directions_are_named(tmp_path):
+    videos = [{"video_id": v, "category": 0, "captions": ["a"]} for v in ("v1", "v2", "v3")]
+    (tmp_path / "train.json").write_text(json.dumps(videos))
+    asked = [{"video": v, "question": "what?", "answer": "a"} for v in ("v1", "v9", "v9")]
+    (tmp_path / "val_qa.json").write_text(json.dumps(asked))
+    report = compare_with_features(tmp_path, ["v1", "v3", "v5", "v4"])
+    assert report.videos == {"train.json": 3, "val_qa.json": 2}
+    assert report.missing == {"train.json": ["v2"], "val_qa.json": ["v9"]}
+    assert report.unannotated == ["v4", "v5"] and not report.ok
+    alone = compare_with_features(tmp_path / "train.json", ["v1", "v2", "v3"])
+    assert alone.ok and alone.unannotated == []
+
+
+def test_a_folder_without_annotations_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"holds none of train\.json"):
+        compare_with_features(tmp_path, [])

@@ -71,7 +71,7 @@ def test_a_split_can_be_said(tmp_path):
         ("train_qa.json", [entry(answer=None)], "train_qa.json entry 1: no 'answer' among"),
         ("train_qa.json", [entry(answer=3)], "the answer is 3"),
         ("train_qa.json", [{"question": "q", "answer": "a"}], "no 'video' .or video_id, video_name, file. among"),
-        ("train_qa.json", [entry(id=1), entry(id=1)], "question ids: 1 comes twice"),
+        ("train_qa.json", [entry(id=1), entry(id=1)], "question ids: 1 appears more than once"),
         ("train_qa.json", ["what?"], 'entry 1: "what\\?" is not an object'),
         ("train_qa.json", {"man": 0}, "no questions; give"),
     ],

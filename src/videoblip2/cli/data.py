@@ -167,7 +167,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Compare annotations with features: which videos lack features, and the reverse; --json names each."""
-    from videoblip2.data.coverage import compare_with_features
+    from videoblip2.data.prepare import compare_with_features
     from videoblip2.features.store import FeatureStore
 
     report = compare_with_features(annotations, FeatureStore(features).ids)

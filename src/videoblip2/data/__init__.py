@@ -1,1 +1,1 @@
-"""Annotations, the top-5-detail selection, the dataset, and the toy world."""
+"""Annotations and questions, `vb2 data prepare`, the top-5-detail selection, and training batches."""

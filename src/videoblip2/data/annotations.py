@@ -1,8 +1,9 @@
-"""Captions and their videos, as the JSON list that every other part reads."""
+"""Videos with their captions: the JSON list that every other part reads."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from videoblip2.files import write_json
 
 
 class OfVideo(Protocol):
-    """A video, or a question on one."""
+    """A video, or a question about one."""
 
     @property
     def video_id(self) -> str: ...
@@ -41,9 +42,9 @@ class VideoAnnotation:
 
 
 def read_annotations(path: str | Path) -> list[VideoAnnotation]:
-    """Read `[{"video_id": "video0", "category": 9, "captions": ["…"]}]`; further keys (of a top-5 file) are ignored.
+    """Read `[{"video_id": "video0", "category": 9, "captions": ["…"]}]`; other keys (of a top-5 file) are ignored.
 
-    Raises `InputError` for a missing file, another layout, a video without captions and a video named twice.
+    Raises `InputError` for a missing file, another layout, a video without captions and a repeated video.
     """
     path = Path(path)
     entries = load_json(path)
@@ -57,20 +58,20 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
 
 
 def require_features(entries: list[Entry], store: Store, file: str) -> list[Entry]:
-    """The entries of an annotation file as they are. Raises `InputError` for videos that have no features."""
+    """The entries of an annotation file, unchanged. Raises `InputError` if any video has no features."""
     known = set(store.ids)
     videos = list(dict.fromkeys(entry.video_id for entry in entries))
     missing = [video_id for video_id in videos if video_id not in known]
     if missing:
         raise InputError(
             f"{file}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
-            "run `vb2 features extract` on them or take them out of the annotations; `vb2 data check` lists all"
+            "run `vb2 features extract` on them or remove them from the annotations; `vb2 data check` lists all"
         )
     return entries
 
 
 def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> None:
-    """Write the list form that `read_annotations` reads, atomically."""
+    """Write the list that `read_annotations` reads, atomically."""
     write_json(Path(path), [asdict(video) for video in videos])
 
 
@@ -89,17 +90,33 @@ def parse_json(content: bytes, name: str) -> Any:
         raise InputError(f"{name}: not JSON ({error}); give an annotation file or MSR-VTT's zip") from error
 
 
-def refuse_duplicates(video_ids: Iterable[str], where: object) -> None:
-    """Raise `InputError` that names the videos which come more than once."""
-    seen: set[str] = set()
-    again: dict[str, None] = {}
-    for video_id in video_ids:
-        if video_id in seen:
-            again[video_id] = None
-        seen.add(video_id)
+def refuse_duplicates(ids: Iterable[str], where: object) -> None:
+    """Raise `InputError` naming the ids that occur more than once."""
+    again = [name for name, count in Counter(ids).items() if count > 1]
     if again:
-        verb = "comes twice" if len(again) == 1 else "come twice"
-        raise InputError(f"{where}: {some(list(again))} {verb}; give each video once")
+        verb = "appears" if len(again) == 1 else "appear"
+        raise InputError(f"{where}: {some(again)} {verb} more than once; give each one once")
+
+
+def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, str]]:
+    """Counts of duplicate, empty and control_character texts, and the first example of each.
+
+    entries: (video, text, …). Only the first text of an entry counts as a duplicate of an earlier one of its video.
+    """
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for video, *texts in entries:
+        found = {
+            "duplicate": (video, texts[0]) in seen,
+            "empty": not all(text.strip() for text in texts),
+            "control_character": not all(text.isprintable() for text in texts),
+        }
+        for flaw in (name for name, present in found.items() if present):
+            counts[flaw] += 1
+            examples.setdefault(flaw, f"{video}: {' '.join(map(repr, texts))}")
+        seen.add((video, texts[0]))
+    return counts, examples
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -117,7 +134,7 @@ def _video(entry: Any, path: Path) -> VideoAnnotation:
             f'{path}: "captions" of {video_id} is not a list of strings; make the file with `vb2 data prepare`'
         )
     if not captions:
-        raise InputError(f"{path}: {video_id} has no captions; add one or take the video out")
+        raise InputError(f"{path}: {video_id} has no captions; add one or remove the video")
     category = entry.get("category", 0)
     if not isinstance(category, int):
         raise InputError(f"{path}: the category of {video_id} is {category!r}; give its number")

@@ -1,4 +1,4 @@
-"""From annotations, questions and features to batches.
+"""From annotations, questions and features to batches, ahead of the step that trains on them.
 
 Letters: B videos · N captions a video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
 """
@@ -7,20 +7,67 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from videoblip2.config import QUESTION_PROMPT, DataConfig, InputError
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.cached_features import FeatureSource
 from videoblip2.data.questions import Question
 from videoblip2.modality import Features
 
 #: Batch number `step`, as a pure function of (seed, step).
 Batches = Callable[[int], "Batch"]
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+class FeatureSource(Protocol):
+    """Anything that gives features by video id, such as a feature store."""
+
+    def features(self, video_id: str) -> Features:
+        """float32 [L,C] of each modality, the same modalities for every video; L = 0 if a video lacks one."""
+
+
+class CachedFeatures:
+    """A FeatureSource that keeps what it has read, up to `megabytes` and a quarter of the memory that is free now.
+
+    A packed store is left to the operating system, which caches its pages while memory allows.
+    """
+
+    def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
+        self._source = source
+        self._room = 0 if getattr(source, "packed", False) else min(megabytes * 2**20, free_memory() // 4)
+        self._kept: dict[str, Features] = {}
+
+    def features(self, video_id: str) -> Features:
+        if video_id in self._kept:
+            return self._kept[video_id]
+        try:
+            found = self._source.features(video_id)
+        except InputError:
+            raise  # names the video already
+        except Exception as error:
+            raise RuntimeError(f"features of {video_id}: {type(error).__name__}: {error}") from error
+        size = sum(array.nbytes for array in found.values())
+        if size <= self._room:
+            self._room -= size
+            self._kept[video_id] = found
+        return found
+
+
+def free_memory() -> int:
+    """Bytes available on the machine or, if less, within the container's limit, not counting cached files."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return available
+    return min(available, max(0, limit - used + int(stat.get("inactive_file", 0))))
 
 
 class TextEncoder(Protocol):
@@ -58,7 +105,7 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """A batch of the same videos with every tensor changed."""
+        """The same batch with `change` applied to every tensor."""
         features, masks = ({name: change(t) for name, t in group.items()} for group in (self.features, self.masks))
         names = ("qformer_ids", "qformer_mask", "prompt_ids", "prompt_mask")
         text = {name: change(getattr(self, name)) for name in names}
@@ -74,7 +121,7 @@ def collate(
     max_positions: int,
     labels: Tensor | None = None,
 ) -> Batch:
-    """Pad the features of B videos, which come in ragged lengths, with masks; the first video names the modalities."""
+    """Pad the features of B videos to one length, with masks; the first video names the modalities."""
     padded = {name: pad([item[name] for item in features], max_positions) for name in features[0]}
     different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
     pieces = {name: ids.expand(len(prompts), -1).contiguous() for name, ids in different.items()}
@@ -85,8 +132,8 @@ def collate(
 def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:
     """B arrays [L,C] → [B,max L,C] and a mask [B,max L]; longer ones than `max_positions` are thinned evenly.
 
-    max L is at least 1, so that a batch without any audio keeps a place for the learned "no audio" state.
-    In numpy, which copies with one thread: torch would take all of them away from the step that runs meanwhile.
+    max L is at least 1: a batch without any audio needs a place for the learned "no audio" state.
+    numpy copies with one thread; torch would take all threads away from the training step that is running.
     """
     sequences = [thin(sequence, max_positions) for sequence in sequences]
     length = max(1, *(len(sequence) for sequence in sequences))
@@ -108,7 +155,7 @@ def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Example:
-    """One entry of a batch: a video, the prompt beside it, and the texts that it teaches."""
+    """One entry of a batch: a video, its prompt and the texts it teaches."""
 
     video_id: str
     prompt: str
@@ -117,7 +164,7 @@ class Example:
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """What every kind of batch is made with. Each kind shuffles by a `stream` of random numbers of its own."""
+    """What every kind of batch is made from. Each kind shuffles with its own `stream` of random numbers."""
 
     source: FeatureSource
     text: TextEncoder
@@ -127,10 +174,10 @@ class BatchMaker:
     max_positions: int
 
     def batches(self, count: int, stream: int, example: Callable[[int, int], Example]) -> Batches:
-        """Batch number `step`, as a pure function of (seed, step): nothing to save and restore when training resumes.
+        """Batches of entries in a new order each epoch. There is no state to save: see `Batches`.
 
         Args:
-            count: entries an epoch, in a new order each epoch.
+            count: entries per epoch.
             example: (epoch, index) → what entry `index` teaches in that epoch.
         """
 
@@ -140,24 +187,22 @@ class BatchMaker:
 
         def batch(step: int) -> Batch:
             places = [divmod(step * self.batch_size + n, count) for n in range(self.batch_size)]
-            return self._batch([example(epoch, int(order(epoch)[position])) for epoch, position in places])
+            examples = [example(epoch, int(order(epoch)[position])) for epoch, position in places]
+            ids = [entry.video_id for entry in examples]
+            return collate(
+                ids,
+                [self.source.features(video_id) for video_id in ids],
+                [entry.prompt for entry in examples],
+                self.text,
+                self.max_positions,
+                self.text.labels([text for entry in examples for text in entry.texts], self.config.max_caption_tokens),
+            )
 
         return batch
 
-    def _batch(self, examples: Sequence[Example]) -> Batch:
-        ids = [example.video_id for example in examples]
-        return collate(
-            ids,
-            [self.source.features(video_id) for video_id in ids],
-            [example.prompt for example in examples],
-            self.text,
-            self.max_positions,
-            self.text.labels([text for each in examples for text in each.texts], self.config.max_caption_tokens),
-        )
-
 
 def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Batches:
-    """B videos a step, N captions each."""
+    """B videos per step, N captions each."""
     config = maker.config
     if not videos:
         raise InputError(f"{config.annotations}/{config.train}: no videos to train on; run `vb2 data prepare` first")
@@ -171,12 +216,12 @@ def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Bat
 
 
 def taught(captions: Sequence[str], order: np.ndarray, epoch: int, count: int) -> list[str]:
-    """The `count` captions of a video that an epoch teaches: its own order, in turns, so that all are equally often."""
+    """The `count` captions of a video taught in an epoch: in the video's order, in turn, so each is taught as often."""
     return [captions[order[(epoch * count + k) % len(captions)]] for k in range(count)]
 
 
 def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batches:
-    """B questions a step, each the prompt of its own video, with one answer to teach."""
+    """B questions per step, each the prompt of its video, with one answer to teach."""
     config = maker.config
     if not questions:
         raise InputError(f"{config.annotations}/{config.train_qa}: no questions to train on")
@@ -189,9 +234,9 @@ def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batche
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
-    """Whole steps of either kind, spread evenly: after s steps, ⌊s · qa_share⌋ have taught answers.
+    """Each step is wholly of one kind, spread evenly: after s steps, ⌊s · qa_share⌋ have taught answers.
 
-    Each kind counts its own steps, so that neither skips a batch.
+    Each kind counts its own steps, so neither skips a batch.
     """
 
     def batch(step: int) -> Batch:
@@ -207,10 +252,10 @@ def question_prompt(question: str) -> str:
 
 
 class Prefetcher:
-    """`batches(step)`, made by one thread up to `depth` steps ahead of the step that takes it; 0: made when asked for.
+    """`batches(step)`, made by one thread up to `depth` steps ahead; depth 0 makes each batch on request.
 
-    A batch is a function of its step alone, so batches made ahead are not state: a resumed training starts at its
-    step. One thread, so that `batches` need not be thread-safe.
+    A batch depends only on its step, so batches made ahead are not state and need no saving. With one thread,
+    `batches` need not be thread-safe.
     """
 
     def __init__(self, batches: Callable[[int], Batch], total: int, depth: int = 2) -> None:
@@ -219,7 +264,7 @@ class Prefetcher:
         self._made: dict[int, Future[Batch]] = {}
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step. Raises here what making it raised."""
+        """The batch of a step. Raises whatever making it raised."""
         if not self._depth:
             return self._batches(step)
         wanted = {step, *range(step, min(step + self._depth + 1, self._total))}
@@ -230,6 +275,6 @@ class Prefetcher:
         return self._made.pop(step).result()
 
     def close(self) -> None:
-        """Drop what was made ahead, and end the thread."""
+        """Drop the batches made ahead and stop the thread."""
         self._made.clear()
         self._thread.shutdown(cancel_futures=True)

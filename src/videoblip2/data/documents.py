@@ -1,4 +1,4 @@
-"""Annotation files of any kind, also inside zips, as named bytes; and tables (CSV, JSON lines) as rows."""
+"""Annotation files of any kind, zipped or not, as named bytes; and tables (CSV, JSON lines) as rows."""
 
 from __future__ import annotations
 
@@ -14,42 +14,19 @@ from typing import Any
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import parse_json, some
+from videoblip2.files import MEDIA_SUFFIXES
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
-MEDIA_SUFFIXES = (
-    ".mp4",
-    ".avi",
-    ".webm",
-    ".mkv",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".m2ts",
-    ".mts",
-    ".wmv",
-    ".asf",
-    ".flv",
-    ".3gp",
-    ".ogv",
-)
 SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "validate",
-    "valid": "validate",
-    "validate": "validate",
-    "validation": "validate",
-    "dev": "validate",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validate"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file; `name` is how errors call it, such as `msvd.zip/AllVideoDescriptions.txt`."""
+    """One file; `name` is what errors call it, such as `msvd.zip/AllVideoDescriptions.txt`."""
 
     name: str
     content: bytes
@@ -60,7 +37,7 @@ class Document:
 
     @property
     def split(self) -> str | None:
-        """The split that the file's name says, if it says exactly one: `train_qa.json` → train."""
+        """The split in the file's name, if it names exactly one: `train_qa.json` → train."""
         words = re.split(r"[^a-z]+", PurePosixPath(self.name).stem.lower())
         found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         return found.pop() if len(found) == 1 else None
@@ -74,7 +51,7 @@ class Document:
             raise InputError(f"{self.name} line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
     def lines(self) -> list[tuple[int, str]]:
-        """Number and text of each line. Only line feeds end one: a caption may hold other characters that look so."""
+        """Number and text of each line. Only line feeds end a line: captions may hold other line separators."""
         return [(number, line.strip(" \t\r")) for number, line in enumerate(self.text().split("\n"), 1)]
 
     def json(self) -> Any:
@@ -82,7 +59,7 @@ class Document:
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """Every file, and every annotation file inside a zip: its JSON files, or where it has none its tables and texts.
+    """Every file, and every annotation file inside a zip: its JSON files or, if it has none, its tables and texts.
 
     Raises `InputError` for a missing file, a pickle, an unreadable zip and a zip without annotations.
     """
@@ -101,9 +78,10 @@ def _documents(path: Path) -> list[Document]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
-            wanted = [n for n in names if n.lower().endswith(".json")] or [n for n in names if _is_table(n)]
+            tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
+            wanted = [n for n in names if n.lower().endswith(".json")] or tables
             contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
-    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # encrypted, or packed in an unknown way
+    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # encrypted, or an unknown compression
         raise InputError(f"{path}: not a readable zip ({error}); download it again") from error
     if not contents:
         raise InputError(
@@ -111,10 +89,6 @@ def _documents(path: Path) -> list[Document]:
             "give the data set's annotation zip"
         )
     return contents
-
-
-def _is_table(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and "readme" not in name.lower()
 
 
 Row = tuple[str, Mapping[str, object]]  # where it is, such as `mine.csv line 3`; its values by column
@@ -139,22 +113,23 @@ def rows_of(document: Document) -> Iterator[Row]:
 
 
 def _csv_rows(document: Document) -> Iterator[Row]:
-    delimiter = "\t" if document.suffix == ".tsv" else ","
+    delimiter, called = ("\t", "tabs") if document.suffix == ".tsv" else (",", "commas")
     reader = csv.DictReader(io.StringIO(document.text(), newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
+            where = f"{document.name} line {reader.line_num}"
             if None in row or None in row.values():
                 raise InputError(
-                    f"{document.name} line {reader.line_num}: not as many fields as the first line has; part them by "
-                    f"{'tabs' if delimiter == chr(9) else 'commas'}, put captions that hold some in double quotes"
+                    f"{where}: not as many fields as in the first line; separate them by {called}, and put captions "
+                    f"that contain {called} in double quotes"
                 )
-            yield f"{document.name} line {reader.line_num}", {str(key).strip(): value for key, value in row.items()}
+            yield where, {str(key).strip(): value for key, value in row.items()}
     except csv.Error as error:
         raise InputError(f"{document.name} line {reader.line_num}: {error}; correct the file") from error
 
 
 def value_of(where: str, row: Mapping[str, object], names: Sequence[str]) -> Any:
-    """The value of the first of `names` (any case) that the row has. Raises `InputError` naming what there is."""
+    """The value of the first of `names` (in any case) that the row has. Raises `InputError` listing its columns."""
     by_name = {name.lower(): value for name, value in row.items()}
     for name in names:
         if by_name.get(name) is not None:
@@ -164,7 +139,7 @@ def value_of(where: str, row: Mapping[str, object], names: Sequence[str]) -> Any
 
 
 def media_id(value: object) -> str:
-    """A video's id: a file name without folder and media suffix, as features are named; anything else as it is."""
+    """A video's id: a file name without folder and media suffix, as features are named; anything else unchanged."""
     text = str(value).strip()
     path = PurePosixPath(text)
     return path.stem if path.suffix.lower() in MEDIA_SUFFIXES else text

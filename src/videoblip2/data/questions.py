@@ -1,4 +1,4 @@
-"""Questions on videos: MSRVTT-QA's files, and users' own tables, as lists of questions with one answer each."""
+"""Questions about videos, with one answer each: MSRVTT-QA's files and users' own tables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 from videoblip2.captions.answers import MAP_SIZE, question_type
 from videoblip2.config import InputError
-from videoblip2.data.annotations import load_json, refuse_duplicates
-from videoblip2.data.documents import Document, media_id, read_documents, rows_of, value_of
-from videoblip2.data.prepare import flaws_of
+from videoblip2.data.annotations import flaws, load_json, refuse_duplicates
+from videoblip2.data.documents import SPLIT_WORDS, Document, media_id, read_documents, rows_of, value_of
 from videoblip2.files import write_json
 
 QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
@@ -23,7 +22,7 @@ ID = ("question_id", "id")
 
 @dataclass(frozen=True)
 class Question:
-    """One question on one video, and the one answer that counts as right."""
+    """One question about one video, and the one answer that counts as right."""
 
     question_id: str
     video_id: str
@@ -33,9 +32,9 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionReport:
-    """What was read and written, by split. Flaws are counted, with an example each; no question is lost.
+    """What was read and written, by split. Flaws are counted, with an example each; every question is kept.
 
-    types: questions by type and split. repeated: the same words on the same video again (MSRVTT-QA has such).
+    types: questions by type and split. repeated: the same question about the same video (MSRVTT-QA has some).
     in_map: share of the answers inside the answer map, by split; `map_from` says where that map comes from.
     shared_videos: videos with questions in more than one split.
     """
@@ -57,7 +56,7 @@ def read_questions(path: str | Path) -> list[Question]:
     """Read `train_qa.json` and its siblings, or MSRVTT-QA's JSON as it is.
 
     An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
-    Raises `InputError` for a missing file, another layout and an id that comes twice.
+    Raises `InputError` for a missing file, another layout and a repeated id.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,14 +66,16 @@ def read_questions(path: str | Path) -> list[Question]:
 
 def questions_in(document: Document) -> list[Question]:
     """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV."""
-    if document.suffix == ".json" and not _is_listing(document.json()):
+    content = document.json() if document.suffix == ".json" else []
+    by_id = list(content.values()) if isinstance(content, dict) else []
+    if not isinstance(content, list) and not (by_id and all(isinstance(q, dict) and "question" in q for q in by_id)):
         raise InputError(
             f"{document.name}: not a list of question, answer and video; give MSRVTT-QA's file or make one with "
             "`vb2 data prepare --task qa`"
         )
     questions = [_question(where, row, number) for number, (where, row) in enumerate(rows_of(document))]
     if not questions:
-        raise InputError(f"{document.name}: holds no question")
+        raise InputError(f"{document.name}: holds no questions")
     refuse_duplicates((question.question_id for question in questions), f"{document.name}, question ids")
     return questions
 
@@ -91,8 +92,8 @@ def read_answer_map(path: str | Path) -> dict[str, int]:
 def prepare_questions(paths: Sequence[str | Path], out: str | Path, split: str | None = None) -> QuestionReport:
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
-    A document's split is what its name says (`train_qa.json`), or `split`. `ans2label.json` among the files is copied;
-    without one it is made of the 1,500 most frequent training answers, where there is training.
+    A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
+    without one, the 1,500 most frequent training answers make one.
     """
     splits: dict[str, list[Question]] = {}
     given: dict[str, int] | None = None
@@ -108,17 +109,12 @@ def prepare_questions(paths: Sequence[str | Path], out: str | Path, split: str |
     files = {name: Path(out) / file for name, file in QUESTION_FILES.items() if name in splits}
     for name, file in files.items():
         write_json(file, [asdict(question) for question in splits[name]])
-    made = given or _frequent_answers(splits.get("train", []))
+    frequent = Counter(question.answer for question in splits.get("train", [])).most_common(MAP_SIZE)
+    made = given or {answer: label for label, (answer, _) in enumerate(frequent)}
     if made:
         write_json(Path(out) / ANSWER_MAP, made)
     source = "given" if given else f"the {len(made):,} most frequent training answers" if made else "none"
     return _report({name: splits[name] for name in files}, files, made, source)
-
-
-def _is_listing(content: Any) -> bool:
-    if isinstance(content, dict):
-        return bool(content) and all(isinstance(entry, dict) and "question" in entry for entry in content.values())
-    return isinstance(content, list)
 
 
 def _is_answer_map(content: Any) -> bool:
@@ -137,18 +133,13 @@ def _question(where: str, row: Mapping[str, object], number: int) -> Question:
 
 def _split(document: Document, split: str | None) -> str:
     if split == "random":
-        raise InputError("--split random: questions keep their videos' split; name the files train, val or test")
-    chosen = {"val": "validate"}.get(split, split) if split else document.split
-    if chosen not in QUESTION_FILES:
+        raise InputError("--split random: questions keep the split of their videos; name the files train, val or test")
+    chosen = SPLIT_WORDS.get(split) if split else document.split
+    if chosen is None:
         raise InputError(
             f"{document.name}: its name does not say train, val or test; rename it or give --split train|val|test"
         )
     return chosen
-
-
-def _frequent_answers(questions: Sequence[Question]) -> dict[str, int]:
-    counts = Counter(question.answer for question in questions)
-    return {answer: label for label, (answer, _) in enumerate(counts.most_common(MAP_SIZE))}
 
 
 def _report(
@@ -156,15 +147,10 @@ def _report(
 ) -> QuestionReport:
     counts = Counter[str]()
     examples: dict[str, str] = {}
-    for questions in splits.values():
-        asked: dict[str, set[str]] = {}
-        for question in questions:
-            seen = asked.setdefault(question.video_id, set())
-            found = {*flaws_of(question.question, seen), *flaws_of(question.answer, set())}
-            for flaw in found:
-                counts[flaw] += 1
-                examples.setdefault(flaw, f"{question.video_id}: {question.question!r} {question.answer!r}")
-            seen.add(question.question)
+    for questions in splits.values():  # a question may occur again in another split
+        found, first = flaws((q.video_id, q.question, q.answer) for q in questions)
+        counts += found
+        examples = first | examples
     in_videos = {name: {question.video_id for question in questions} for name, questions in splits.items()}
     everywhere = Counter(video for videos in in_videos.values() for video in videos)
     return QuestionReport(

@@ -1,8 +1,8 @@
-"""The top-5-detail subset: of each video's captions, those that others agree with, that say much, and that differ.
+"""The top-5-detail subset: each video's captions that agree with the others, say much, and differ from each other.
 
-Two stages (docs/decisions/0002): the half of the captions with the highest leave-one-out CIDEr-D passes the gate, which
-keeps out what only one annotator saw; among those, captions are taken one by one for their length and the words that
-they add to the ones taken before, and near-repetitions are passed over.
+Two stages (docs/decisions/0002). The half of the captions with the highest leave-one-out CIDEr-D passes the gate, which
+keeps out what only one annotator saw. Among those, captions are chosen one by one for their length and the words they
+add to those already chosen; near-repetitions are skipped.
 """
 
 from collections import Counter
@@ -15,17 +15,17 @@ from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
 from videoblip2.config import InputError
 from videoblip2.progress import Progress, no_progress
 
-# Jaccard overlap of two captions' words above which the second says nothing new, and above which it says the same.
+# Jaccard overlap of two captions' words above which the second adds nothing new, and above which it says the same.
 TOO_ALIKE, THE_SAME = 0.7, 0.999
 
-DETAIL = "detail"  # through the gate, for its length and new words
-CONSENSUS = "consensus"  # too few captions differ that much: the next by consensus that is not the same
+DETAIL = "detail"  # passed the gate, chosen for its length and new words
+CONSENSUS = "consensus"  # too few captions differ enough: the next by consensus that is not the same
 REPETITION = "repetition"  # the video has too few different captions
 
 Video = dict[str, Any]  # an entry of an annotation file, with all its keys
 
 BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
-OUTLIER = 0.1  # a consensus below it, in pycocoevalcap's scale, is an outlier's
+OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is an outlier
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Selection:
 def select_top5(
     videos: Sequence[Mapping[str, Any]], df: DocumentFrequencies | None = None, keep: int = 5
 ) -> list[Video]:
-    """Selects `keep` captions of each video, most detailed first.
+    """Select `keep` captions of each video, most detailed first.
 
     Args:
         videos: `{"video_id": …, "category": …, "captions": […]}`; a video with at most `keep` captions keeps them all.
         df: document frequencies for the consensus; None counts them in these captions.
 
-    Returns the same with fewer captions and, caption by caption, `scores` (leave-one-out CIDEr-D against all captions
-    of the video, pycocoevalcap's scale) and `selected_by` (DETAIL, CONSENSUS or REPETITION).
+    Returns the videos with fewer captions and, for each caption, `scores` (leave-one-out CIDEr-D against the video's
+    other captions, pycocoevalcap's scale) and `selected_by` (DETAIL, CONSENSUS or REPETITION).
     Raises InputError for a video without captions and for keep < 1.
     """
     return select_with_statistics(videos, df, keep).videos
@@ -65,7 +65,7 @@ def select_with_statistics(
     keep: int = 5,
     progress: Progress = no_progress,
 ) -> Selection:
-    """`select_top5` with statistics of what it chose from what."""
+    """`select_top5`, with statistics of all captions and of the chosen ones."""
     if keep < 1:
         raise InputError(f"keep={keep} captions a video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
@@ -80,27 +80,22 @@ def select_with_statistics(
         for name, video in zip(names, block, strict=True):
             tokens, scores = [tokenize(text) for text in references[name]], consensus[name].tolist()
             chosen = _choose(tokens, scores, keep)
-            places = [place for place, _ in chosen]
-            selection.videos.append(_selected(video, scores, chosen))
+            kept = {
+                "captions": [video["captions"][place] for place, _ in chosen],
+                "scores": [scores[place] for place, _ in chosen],
+                "selected_by": [reason for _, reason in chosen],
+            }
+            selection.videos.append({**video, **kept})
             whole.update(_statistics(tokens, scores))
-            part.update(_statistics([tokens[place] for place in places], [scores[place] for place in places]))
-    selection.all_captions, selection.chosen = _mean(whole, len(videos)), _mean(part, len(videos))
+            part.update(_statistics([tokens[place] for place, _ in chosen], kept["scores"]))
+    count = max(1, len(videos))
+    selection.all_captions, selection.chosen = ({n: v / count for n, v in sums.items()} for sums in (whole, part))
     selection.reasons = dict(Counter(reason for video in selection.videos for reason in video["selected_by"]))
     return selection
 
 
-def _selected(video: Mapping[str, Any], scores: list[float], chosen: list[tuple[int, str]]) -> Video:
-    captions = list(video["captions"])
-    return {
-        **video,
-        "captions": [captions[place] for place, _ in chosen],
-        "scores": [scores[place] for place, _ in chosen],
-        "selected_by": [reason for _, reason in chosen],
-    }
-
-
 def _statistics(tokens: list[list[str]], scores: list[float]) -> dict[str, float]:
-    """Of one video's captions; see Selection."""
+    """Statistics of one video's captions; see Selection."""
     words = [frozenset(caption) for caption in tokens]
     shared = [len(one & two) / max(1, len(one | two)) for one, two in combinations(words, 2)]
     return {
@@ -113,12 +108,8 @@ def _statistics(tokens: list[list[str]], scores: list[float]) -> dict[str, float
     }
 
 
-def _mean(sums: Mapping[str, float], count: int) -> dict[str, float]:
-    return {name: value / max(1, count) for name, value in sums.items()}
-
-
 def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tuple[int, str]]:
-    """Places of the chosen captions with the reason for each."""
+    """Indices of the chosen captions with the reason for each."""
     ranked = sorted(range(len(tokens)), key=lambda place: -scores[place])
     gate = max(keep, (len(tokens) + 1) // 2)
     chosen = [(place, DETAIL) for place in _detailed(ranked[:gate], tokens, scores, keep)]
@@ -131,7 +122,7 @@ def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tup
 
 
 def _detailed(gate: Sequence[int], tokens: list[list[str]], scores: list[float], keep: int) -> list[int]:
-    """Greedily the captions with the most words, each new word counted twice; the consensus decides between equals."""
+    """Greedily the captions with the most words, counting each new word twice; the consensus breaks ties."""
     chosen: list[int] = []
     said: set[str] = set()
     waiting = list(gate)
@@ -145,6 +136,6 @@ def _detailed(gate: Sequence[int], tokens: list[list[str]], scores: list[float],
 
 
 def _repeats(tokens: list[list[str]], place: int, chosen: Sequence[int], limit: float) -> bool:
-    """Whether a caption shares more than `limit` of its words with one of the chosen."""
+    """Whether a caption's words overlap by more than `limit` with those of a chosen one."""
     own = set(tokens[place])
     return any(len(own & set(tokens[other])) > limit * len(own | set(tokens[other])) for other in chosen)

@@ -23,15 +23,12 @@ from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
 from videoblip2.features.pipeline import VideoOutcome, encode_all
 from videoblip2.features.settings import SAMPLING_RATE
+from videoblip2.files import MEDIA_SUFFIXES
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
 Engine = Callable[[Sequence[Path], dict[str, str]], Generator[VideoOutcome, None, None]]
 
-MEDIA_SUFFIXES = {
-    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
-    *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv"),
-}
 #: How media files begin, whatever their names: (position, bytes).
 SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
 SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write

@@ -8,7 +8,7 @@ from typing import Any
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
-from videoblip2.data.cached_features import CachedFeatures
+from videoblip2.data.batches import CachedFeatures
 from videoblip2.evaluate import Evaluation
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress, no_progress

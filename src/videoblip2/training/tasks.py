@@ -13,8 +13,7 @@ from videoblip2.captions.answers import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
 from videoblip2.config import Config, DataConfig, DecodeConfig
 from videoblip2.data.annotations import VideoAnnotation, read_annotations, require_features
-from videoblip2.data.batches import Batches, BatchMaker, caption_batches, mixed, question_batches
-from videoblip2.data.cached_features import FeatureSource
+from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, caption_batches, mixed, question_batches
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore

@@ -14,8 +14,7 @@ from videoblip2.captions import DocumentFrequencies
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config, InputError, ModelConfig
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
-from videoblip2.data.batches import Batches, BatchMaker
-from videoblip2.data.cached_features import CachedFeatures
+from videoblip2.data.batches import Batches, BatchMaker, CachedFeatures
 from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model

@@ -13,7 +13,7 @@ import optuna
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, flatten
-from videoblip2.data.cached_features import CachedFeatures
+from videoblip2.data.batches import CachedFeatures
 from videoblip2.predict import Captioner, open_model
 from videoblip2.progress import Progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
