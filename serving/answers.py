@@ -1,5 +1,7 @@
 """What the service says: answers, refusals, the state of its models."""
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EXAMPLE: dict[str, JsonValue] = {
@@ -21,7 +23,7 @@ class Timings(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model says of one video."""
+    """What the model says about one video."""
 
     model_config = ConfigDict(protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]})
 
@@ -52,12 +54,13 @@ class Attention(BaseModel):
 
     model_version: str
     seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
-    video: list[Moment] | None = Field(description="null if this model does not use pictures")
-    audio: list[Moment] | None = Field(description="empty if the clip is silent, null if this model does not use sound")
+    modalities: dict[str, list[Moment] | None] = Field(
+        description="by modality, such as `video`: empty if the clip has none, null if this model does not use it"
+    )
 
 
 class References(BaseModel):
-    """What people said of a known video."""
+    """What people said about a known video."""
 
     captions: list[str]
 
@@ -117,27 +120,41 @@ class ModelState(BaseModel):
     model_version: str
     since: str = Field(description="when it came into service, ISO 8601")
     waiting: int = Field(description="captions in the queue")
-    trouble: str = Field(description="why the model is not followed at this moment; empty where all is well")
+    trouble: str = Field(description="why the model cannot be followed right now; empty if all is well")
     shadow: Comparison | None = None
     max_upload_mb: float = Field(0, description="largest upload that is accepted")
 
 
-KINDS = {413: "too_large", 429: "overloaded", 500: "internal", 503: "not_ready", 504: "timeout"}
+KINDS = {
+    401: "unauthorised",
+    408: "timeout",
+    410: "gone",
+    413: "too_large",
+    415: "unsupported",
+    429: "overloaded",
+    500: "internal",
+    503: "not_ready",
+    504: "timeout",
+}
 
 
 class Refusal(Exception):
-    """A request, or one item of it, that gets a status and a reason.
+    """A request, or one item of it, that gets a status and a reason instead of a caption.
 
     Args:
-        retry_after: seconds until it is worth while to come back.
+        retry_after: seconds until it is worth trying again.
         kind: for the metrics; default: what the status says.
     """
 
-    def __init__(self, status: int, reason: str, retry_after: int | None = None, kind: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        retry_after: int | None = None,
+        kind: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.retry_after = status, reason, retry_after
+        self.status, self.reason = status, reason
         self.kind = kind or KINDS.get(status, "malformed")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        self.headers = {**(headers or {})} if retry_after is None else {"Retry-After": str(retry_after)}

@@ -1,22 +1,25 @@
-"""HTTP: what a request looks like, and how answers and refusals become responses."""
+"""HTTP: the routes, how answers and refusals become responses, and the page at `/`.
+
+The page is three static files that use these routes. All its addresses are relative, so it works under any prefix, and
+its Content-Security-Policy lets a browser run and load nothing but these files.
+"""
 
 import asyncio
-import inspect
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import Annotated, Any, get_origin
+from pathlib import Path
+from typing import Any
 
-from fastapi import Depends, FastAPI, Form, Request
-from fastapi.dependencies.models import Dependant
+import bentoml
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from videoblip2.config import Decoding
-from videoblip2.modality import Features
+from videoblip2.config import QUESTION_PROMPT, Decoding
 
 from . import observe
 from .answers import (
@@ -31,12 +34,11 @@ from .answers import (
     Refusal,
 )
 from .batching import Job
-from .engine import Ask, Engine, answer_of, problem_of
-from .page import add_page
-from .uploads import MediaIntake, Uploads, items_of, many_uploads, one_item, one_source, one_upload
+from .engine import Ask, Engine, answer_of, refusal_of
+from .forms import AttentionQuestion, Challenger, Many, One, Options, Prompt, Question, Uploads, known_fields
+from .uploads import MediaIntake, items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
-MAX_TEXT = 300  # characters of a prompt or question
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
 REFUSALS: Responses = {
     400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
@@ -52,75 +54,18 @@ STREAM: Responses = {
         "content": {"text/event-stream": {"example": 'event: text\ndata: {"text": "a man is"}\n\n'}},
     }
 }
-
-
-def decoding_form(
-    num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
-    max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
-    length_penalty: Annotated[
-        float, Form(ge=-5, le=5, allow_inf_nan=False, description="with beams: above 1 favours long captions")
-    ] = 1.0,
-    seed: Annotated[
-        int | None,
-        Form(ge=0, lt=2**63, description="samples a caption; the same seed gives the same one", examples=[7]),
-    ] = None,
-    temperature: Annotated[
-        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of sampling; low = close to greedy")
-    ] = 1.0,
-) -> tuple[Decoding, int | None]:
-    """Decoding options and the seed."""
-    if seed is not None and num_beams > 1:
-        raise Refusal(
-            400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one of them out"
-        )
-    return Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None), seed
-
-
-async def known_fields(request: Request) -> None:
-    """Refuse an unknown field, and a field sent twice where one is expected: nothing is ignored silently."""
-    if request.method == "GET":
-        return
-    if request.query_params:
-        raise Refusal(400, f"{next(iter(request.query_params))!r} in the address; send it as a field of the form")
-    names = [name for name, _ in (await request.form()).multi_items()]
-    dependant = request.scope["route"].dependant
-    known, many = _fields(dependant), _fields(dependant, many=True)
-    for name in names:
-        if name not in known:
-            raise Refusal(400, f"unknown field {name!r}; known: {', '.join(sorted(known))}")
-        if name not in many and names.count(name) > 1:
-            more = "; /captions takes many" if name in inspect.signature(one_upload).parameters else ""
-            raise Refusal(400, f"{name!r} is in the form {names.count(name)} times; send it once{more}")
-
-
-def file_fields(app: FastAPI) -> dict[str, frozenset[str]]:
-    """Path of each POST route → its fields that take files."""
-    posts = [route for route in app.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
-    files = frozenset(inspect.signature(one_upload).parameters)
-    return {route.path: files & _fields(route.dependant) for route in posts}
-
-
-def _fields(dependant: Dependant, many: bool = False) -> set[str]:
-    """Names of the form's fields; `many`: of those that may be repeated."""
-    own = {
-        field.alias for field in dependant.body_params if not many or get_origin(field.field_info.annotation) is list
-    }
-    return own.union(*(_fields(inner, many) for inner in dependant.dependencies))
-
-
-Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
-One = Annotated[Uploads, Depends(one_source)]
-Many = Annotated[Uploads, Depends(many_uploads)]
-Prompt = Annotated[
-    str | None, Form(max_length=MAX_TEXT, description="default: the model's own", examples=["a video of"])
-]
-Question = Annotated[
-    str, Form(min_length=1, max_length=MAX_TEXT, description="in plain words", examples=["what is the man playing?"])
-]
-AttentionQuestion = Annotated[
-    str | None, Form(max_length=MAX_TEXT, description="attention while answering it; without it, while captioning")
-]
-Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]
+STATIC = Path(__file__).parent / "static"
+MEDIA_TYPES = {"page.js": "text/javascript", "page.css": "text/css"}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+API_DESCRIPTION = Path(bentoml.__file__).parents[1] / "_bentoml_impl" / "server" / "main-openapi.html"
+TRACKER = re.compile(r"<!-- Google Tag Manager.*?<!-- End Google Tag Manager[^>]*-->", re.DOTALL)
 
 
 def create_app() -> FastAPI:
@@ -140,7 +85,9 @@ def create_app() -> FastAPI:
     post("/attention", response_model=Attention)(attention)
     app.get("/references/{video_id}", response_model=References, tags=["Captions"])(references)
     app.get("/model", response_model=ModelState, tags=["Captions"])(model)
-    add_page(app)
+    app.get("/", include_in_schema=False)(index)
+    app.get("/static/{name}", include_in_schema=False)(static_file)
+    app.get("/docs", include_in_schema=False)(docs)
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
@@ -155,7 +102,30 @@ async def caption(request: Request, uploads: One, options: Options, prompt: Prom
 
 async def ask(request: Request, uploads: One, options: Options, question: Question) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
-    return await _one(request, uploads, options, _question_prompt(question))
+    return await _one(request, uploads, options, QUESTION_PROMPT.format(question.strip()))
+
+
+async def _one(request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None) -> Answer:
+    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
+    async with engine.deadline():
+        served = engine.served()
+        item, asking.clip = await one_item(uploads, served, intake_of(request))
+        asking.features_seconds = time.perf_counter() - asking.began
+        (result,) = await engine.answer([item], served, asking)
+    if isinstance(result, Refusal):
+        raise result
+    return result
+
+
+async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
+    """Caption many videos; a bad one has an `error` in its place, the others their captions."""
+    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
+    async with engine.deadline():
+        served = engine.served()
+        items = await items_of(uploads, served, intake_of(request))
+        asking.features_seconds = time.perf_counter() - asking.began
+        results = await engine.answer(items, served, asking)
+    return Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
 
 async def attention(request: Request, uploads: One, question: AttentionQuestion = None) -> Attention:
@@ -164,7 +134,8 @@ async def attention(request: Request, uploads: One, question: AttentionQuestion 
     async with engine.deadline():
         served = engine.served()
         item, _ = await one_item(uploads, served, intake_of(request))
-        return await engine.attention(item, served, None if question is None else _question_prompt(question))
+        prompt = None if question is None else QUESTION_PROMPT.format(question.strip())
+        return await engine.attention(item, served, prompt)
 
 
 async def references(request: Request, video_id: str) -> References:
@@ -172,23 +143,16 @@ async def references(request: Request, video_id: str) -> References:
     return References(captions=list(request.app.state.references.get(video_id, ())))
 
 
-async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
-    """Caption many videos; a bad one has an `error` in its place, the others their captions."""
-    engine, asking = engine_of(request), _ask(options, prompt)
-    async with engine.deadline():
-        served = engine.served()
-        items = await items_of(uploads, served, intake_of(request))
-        asking.features_seconds = time.perf_counter() - asking.began
-        results = await engine.answer(items, served, asking)
-    _count_failures(items, results)
-    return Answers(results=results)
+async def model(request: Request) -> ModelState:
+    """Say what is in service, since when, and how a challenger compares."""
+    return engine_of(request).state()
 
 
 async def caption_stream(
     request: Request, uploads: One, options: Options, prompt: Prompt = None, challenger: Challenger = False
 ) -> StreamingResponse:
     """Caption one video, and send the caption word by word while it is made."""
-    engine, asking = engine_of(request), _ask(options, prompt)
+    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
         item, asking.clip = await one_item(uploads, served, intake_of(request))
@@ -203,23 +167,6 @@ async def caption_stream(
     return StreamingResponse(_events(engine, job, texts, asking, challenger), media_type="text/event-stream")
 
 
-async def model(request: Request) -> ModelState:
-    """Say what is in service, since when, and how a challenger compares."""
-    return engine_of(request).state()
-
-
-async def _one(request: Request, uploads: Uploads, options: Options, prompt: str | None) -> Answer:
-    engine, asking = engine_of(request), _ask(options, prompt)
-    async with engine.deadline():
-        served = engine.served()
-        item, asking.clip = await one_item(uploads, served, intake_of(request))
-        asking.features_seconds = time.perf_counter() - asking.began
-        (result,) = await engine.answer([item], served, asking)
-    if isinstance(result, ItemProblem):
-        raise Refusal(result.status, result.error)
-    return result
-
-
 async def _events(
     engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", asking: Ask, challenger: bool
 ) -> AsyncIterator[str]:
@@ -232,36 +179,24 @@ async def _events(
                     yield _event("text", json.dumps({"text": text}, ensure_ascii=False))
                     said = text
             done = job.future.result()
-            yield _event("caption", answer_of(job, done, asking).model_dump_json())
+        answer = answer_of(job, done, asking)
+        assert isinstance(answer, Answer)
+        yield _event("caption", answer.model_dump_json())
         compared = engine.compare([job], [done], asking)
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
-            caption = await _within(SHADOW_SECONDS, compared[0]) if compared else None
+            # A challenger that is too late is not cancelled: its caption is still compared.
+            finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
+            caption = next((task.result() for task in finished), None)
             contended = ChallengerCaption(caption=caption, model_version=contender.version)
             yield _event("challenger", contended.model_dump_json())
-    except Refusal as refusal:
-        yield _failure(ItemProblem(error=refusal.reason, status=refusal.status))
     except Exception as error:
-        yield _failure(problem_of(error))
+        yield _event("error", _counted(refusal_of(error)).model_dump_json())
     finally:
         job.future.cancel()
 
 
-async def _within(seconds: float, task: "asyncio.Task[str | None]") -> str | None:
-    """The task's result, or None when it takes longer; the task is not cancelled."""
-    done, _ = await asyncio.wait([task], timeout=seconds)
-    return task.result() if done else None
-
-
-def _question_prompt(question: str) -> str:
-    return f"question: {question.strip()} answer:"
-
-
-def _count_failures(items: Sequence[Features | Refusal], results: Sequence[Answer | ItemProblem]) -> None:
-    for item, result in zip(items, results, strict=True):
-        if isinstance(item, Refusal):
-            observe.failed(item.kind)
-        elif isinstance(result, ItemProblem):
-            observe.failed(Refusal(result.status, result.error).kind)
+def _event(kind: str, data: str) -> str:
+    return f"event: {kind}\ndata: {data}\n\n"
 
 
 def engine_of(request: Request) -> Engine:
@@ -274,18 +209,10 @@ def intake_of(request: Request) -> MediaIntake:
     return intake
 
 
-def _ask(options: tuple[Decoding, int | None], prompt: str | None) -> Ask:
-    decoding, seed = options
-    return Ask(decoding, prompt, seed, observe.request_id())
-
-
-def _failure(problem: ItemProblem) -> str:
-    observe.failed(Refusal(problem.status, problem.error).kind)
-    return _event("error", problem.model_dump_json())
-
-
-def _event(kind: str, data: str) -> str:
-    return f"event: {kind}\ndata: {data}\n\n"
+def _counted(refusal: Refusal) -> ItemProblem:
+    """A refusal within an answer whose status is 200; the metrics count it all the same."""
+    observe.failed(refusal.kind)
+    return ItemProblem(error=refusal.reason, status=refusal.status)
 
 
 async def refused(request: Request, error: Exception) -> JSONResponse:
@@ -324,3 +251,22 @@ async def bug(request: Request, error: Exception) -> JSONResponse:
 
 def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse(Problem(error=reason, request_id=observe.request_id()).model_dump(), status, headers)
+
+
+async def index(request: Request) -> Response:
+    """The page, or with VB2_PAGE=false the description of the API."""
+    if not engine_of(request).settings.page:
+        return await docs()
+    return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
+
+
+async def static_file(name: str) -> Response:
+    """The page's script or style."""
+    if name not in MEDIA_TYPES:
+        raise HTTPException(404)
+    return FileResponse(STATIC / name, media_type=MEDIA_TYPES[name], headers=HEADERS)
+
+
+async def docs() -> Response:
+    """BentoML's interactive description of the API, without the tracker it contains."""
+    return HTMLResponse(TRACKER.sub("", API_DESCRIPTION.read_text(encoding="utf-8")))

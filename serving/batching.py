@@ -1,9 +1,11 @@
-"""Adaptive batching: while one batch is captioned, the requests that arrive meanwhile become the next one.
+"""The queues in front of the model and of its encoders; each network works on one thread, batch after batch.
 
-1. No waiting window: an idle model takes a single request at once, a busy one finds a batch when it is done.
-2. A batch shares model, decoding options and length group, so that little of it is padding. The oldest request decides.
-3. What fails inside a batch is halved until the bad item fails alone; the others get their captions.
-4. A second lane, for shadow captions, moves only while the first one is empty.
+1. No waiting window: an idle network takes a single item at once; what arrives while it works becomes its next batch.
+2. A batch shares the model in service; captions also share decoding options and length group, so that little of it is
+   padding, and clips are bounded in frames. The oldest item decides.
+3. A batch that fails is halved until the bad item fails alone; the others get their results.
+4. Shadow captions wait in a second lane, which moves only while the first one is empty.
+5. A clip waits outside, holding its decoder, until there is room: this bounds the decoded frames in memory.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from videoblip2.config import GREEDY, Decoding, InputError
 from videoblip2.modality import Features
@@ -22,10 +24,11 @@ from . import observe
 from .following import Served
 
 if TYPE_CHECKING:
-    from videoblip2.predict import Caption
+    from videoblip2.predict import Caption, PreparedVideo
 
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
+BATCH_FRAMES = 64
 
 
 class Full(Exception):
@@ -37,7 +40,7 @@ class Full(Exception):
 
 
 class NotFinite(ValueError):
-    """The network answered an item with NaN."""
+    """The network's answer to an item is NaN."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Done:
 
 @dataclass(eq=False)
 class Job:
-    """One item on its way to a caption by the model that was current when it came.
+    """One item, to be captioned by the model that was current when it came.
 
     listener: called on the event loop with the caption so far, after each token.
     """
@@ -72,38 +75,105 @@ class Job:
         return self.served, self.decoding, length_group(self.item)
 
 
+@dataclass(eq=False)
+class Clip:
+    """A decoded clip, to become features by the encoders of the model that it came for."""
+
+    prepared: "PreparedVideo"
+    served: Served
+    future: "asyncio.Future[Features]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def frames(self) -> int:
+        return len(self.prepared.pixels)
+
+
+class Waiting(Protocol):
+    """What a queue holds."""
+
+    future: "asyncio.Future[Any]"
+
+
+Item = TypeVar("Item", bound=Waiting)
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
 def length_group(item: Features) -> int:
-    """Powers of two from SHORT on: at most half of a batch's rows are padding."""
+    """Powers of two from SHORT up: at most half of a batch's rows are padding."""
     return math.ceil(math.log2(max(SHORT, *(len(array) for array in item.values()))))
 
 
-class Batcher:
-    """The queue in front of the model: `submit` on the event loop, captions on its own thread."""
+class Worker(Generic[Item]):
+    """One thread that works through a queue, from `wake` until nothing waits.
 
-    def __init__(self, max_batch: int = 32, max_waiting: int = 256) -> None:
-        self.max_batch, self.max_waiting = max_batch, max_waiting
-        self.waiting: list[Job] = []
-        self.background: list[Job] = []
-        self.batch: list[Job] = []
-        self._pace = 0.05
-        self._busy_since: float | None = None
-        self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, "captions")
+    Args:
+        take: removes the next batch from the queue.
+        work: called on the thread with a batch; one result an item, which may be an exception.
+    """
+
+    def __init__(
+        self, name: str, take: Callable[[], list[Item]], work: Callable[[list[Item]], Sequence[object]]
+    ) -> None:
+        self.busy_since: float | None = None
+        self._batch: list[Item] = []
+        self._take = take
+        self._work = work
+        self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin; call it on the event loop."""
-        self._task = asyncio.create_task(self._run())
+    def wake(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
+    async def stop(self, waiting: Sequence[Item]) -> None:
         """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        for job in (*self.batch, *self.waiting, *self.background):
-            job.future.cancel()
+        for item in (*self._batch, *waiting):
+            item.future.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._take():
+            self._batch, self.busy_since = batch, time.perf_counter()
+            results = await loop.run_in_executor(self._pool, self._work, batch)
+            for item, result in zip(batch, results, strict=True):
+                if item.future.done():  # abandoned meanwhile
+                    continue
+                if isinstance(result, Exception):
+                    item.future.set_exception(result)
+                else:
+                    item.future.set_result(result)
+            self.busy_since = None
+
+
+def halved(work: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:
+    """Do `work` on all items together; items that fail are halved until the bad one fails alone."""
+    try:
+        return [*work(items)]
+    except Exception as error:  # a network can raise anything, out of memory included
+        if len(items) == 1:
+            return [error]
+    middle = len(items) // 2
+    return halved(work, items[:middle]) + halved(work, items[middle:])
+
+
+class Batcher:
+    """The queue in front of the model; call it on the event loop."""
+
+    def __init__(self, max_batch: int = 32, max_waiting: int = 256) -> None:
+        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.waiting: list[Job] = []
+        self.background: list[Job] = []
+        self._pace = 0.05  # seconds a caption
+        self._worker = Worker("captions", self._take, self._caption)
+
+    async def stop(self) -> None:
+        await self._worker.stop([*self.waiting, *self.background])
 
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
         """Queue jobs, all or none; their futures get a Done or the exception of that item. Raises Full."""
@@ -112,98 +182,109 @@ class Batcher:
             raise Full(self.retry_after())
         lane.extend(jobs)
         observe.queued(len(self.waiting))
-        self._wake.set()
+        self._worker.wake()
 
     def retry_after(self) -> int:
-        """Seconds until the queue of now should have been captioned, 1 to 60."""
+        """Seconds until today's queue should have been captioned, 1 to 60."""
         return min(60, max(1, math.ceil(len(self.waiting) * self._pace)))
 
     def busy_seconds(self) -> float:
         """How long the model has been working on the current batch; a large number means that it hangs."""
-        return 0.0 if self._busy_since is None else time.perf_counter() - self._busy_since
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            self.batch = batch = self._take()
-            if not batch:
-                observe.queued(0)
-                self._wake.clear()
-                continue
-            observe.queued(len(self.waiting))
-            observe.batched(len(batch))
-            self._busy_since = started = time.perf_counter()
-            results = await loop.run_in_executor(self._pool, caption_jobs, batch, loop)
-            seconds = time.perf_counter() - started
-            self._busy_since = None
-            self._pace += PACE * (seconds / len(batch) - self._pace)
-            for job, result in zip(batch, results, strict=True):
-                _settle(job, result, started, seconds, len(batch))
+        return 0.0 if self._worker.busy_since is None else time.perf_counter() - self._worker.busy_since
 
     def _take(self) -> list[Job]:
-        """The oldest job and those that can go with it; shadow captions only where there is nothing else."""
+        """The oldest job and those that can go with it; shadow captions only when nothing else waits."""
+        batch: list[Job] = []
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
                 room = max(1, self.max_batch // lane[0].decoding.num_beams)
-                first = lane[0].group
-                batch = [job for job in lane if job.group == first][:room]
+                batch = [job for job in lane if job.group == lane[0].group][:room]
                 taken = set(map(id, batch))
                 lane[:] = [job for job in lane if id(job) not in taken]
-                return batch
-        return []
+                break
+        observe.queued(len(self.waiting))
+        return batch
+
+    def _caption(self, jobs: list[Job]) -> list[Done | Exception]:
+        """On the thread: caption jobs of one group."""
+        observe.batched(len(jobs))
+        started = time.perf_counter()
+        captions = halved(_caption_together, jobs)
+        seconds = time.perf_counter() - started
+        self._pace += PACE * (seconds / len(jobs) - self._pace)
+        return [
+            _checked(caption) or Done(cast("Caption", caption), started - job.arrived, seconds, len(jobs))
+            for job, caption in zip(jobs, captions, strict=True)
+        ]
 
 
-def _settle(job: Job, result: "Caption | Exception", started: float, seconds: float, batch: int) -> None:
-    if job.future.done():
-        return
-    if isinstance(result, Exception):
-        job.future.set_exception(result)
-    else:
-        job.future.set_result(Done(result, started - job.arrived, seconds, batch))
-
-
-def caption_jobs(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["Caption | Exception"]:
-    """Caption jobs of one group; a failing batch is halved until what fails is one item."""
-    try:
-        return [_finite(caption) for caption in _caption(jobs, loop)]
-    except Exception as error:  # a network can raise anything, out of memory included
-        if len(jobs) == 1:
-            if not isinstance(error, InputError):
-                observe.log.error("the model failed on an item", exc_info=error)
-            return [error]
-    middle = len(jobs) // 2
-    return caption_jobs(jobs[:middle], loop) + caption_jobs(jobs[middle:], loop)
-
-
-def _caption(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list["Caption"]:
+def _caption_together(jobs: Sequence[Job]) -> "list[Caption]":
     decoding = jobs[0].decoding
-    return jobs[0].served.captioner.caption(
-        [job.item for job in jobs],
-        [job.prompt for job in jobs],
-        decoding,
-        seeds=[job.seed or 0 for job in jobs] if decoding.sampled else None,
-        watch=_watch(jobs, loop),
-    )
-
-
-def _watch(jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> Callable[[list[str]], None] | None:
-    """Pass captions in the making to those who listen."""
-    listening = [(place, job.listener) for place, job in enumerate(jobs) if job.listener]
-    if not listening:
-        return None
+    seeds = [job.seed or 0 for job in jobs] if decoding.sampled else None
+    listening = [(place, job) for place, job in enumerate(jobs) if job.listener]
 
     def tell(texts: list[str]) -> None:
-        for place, listener in listening:
-            loop.call_soon_threadsafe(listener, texts[place])
+        for place, job in listening:
+            job.future.get_loop().call_soon_threadsafe(cast(Any, job.listener), texts[place])
 
-    return tell
+    items, prompts = [job.item for job in jobs], [job.prompt for job in jobs]
+    return jobs[0].served.captioner.caption(items, prompts, decoding, seeds, tell if listening else None)
 
 
-def _finite(caption: "Caption") -> "Caption | Exception":
-    if math.isfinite(caption.score):
+def _checked(caption: "Caption | Exception") -> Exception | None:
+    """What is wrong with a caption, None if nothing; a bug is logged with its trace."""
+    if isinstance(caption, Exception):
+        if not isinstance(caption, InputError):
+            observe.log.error("the model failed on an item", exc_info=caption)
         return caption
-    return NotFinite(
-        "the network answers these features with NaN; their numbers are far outside those it was taught on"
-    )
+    if math.isfinite(caption.score):
+        return None
+    return NotFinite("the network's answer to these features is NaN; their numbers are far outside its training range")
+
+
+class EncodingQueue:
+    """The queue in front of CLIP and CLAP; call it on the event loop."""
+
+    def __init__(self, batch_frames: int = BATCH_FRAMES) -> None:
+        self.batch_frames = batch_frames
+        self._waiting: list[Clip] = []
+        self._inside = 0  # frames that wait or are being encoded
+        self._door, self._left = asyncio.Lock(), asyncio.Event()
+        self._worker = Worker("encoders", self._take, lambda clips: halved(_encode_together, clips))
+
+    async def enter(self, clip: Clip) -> None:
+        """Queue a clip once there is room for it; its future then gets its features or its exception."""
+        async with self._door:  # first come, first served: short clips never starve a long one
+            most = 2 * self.batch_frames  # the current batch, and the next
+            while self._inside and self._inside + clip.frames > most:
+                self._left.clear()
+                await self._left.wait()
+            self._inside += clip.frames
+        clip.future.add_done_callback(lambda _: self._leave(clip))
+        self._waiting.append(clip)
+        self._worker.wake()
+
+    async def stop(self) -> None:
+        await self._worker.stop(self._waiting)
+
+    def _leave(self, clip: Clip) -> None:
+        self._inside -= clip.frames
+        self._left.set()
+
+    def _take(self) -> list[Clip]:
+        """The oldest clip and the next ones that go with it; abandoned requests are not encoded."""
+        self._waiting = [clip for clip in self._waiting if not clip.future.done()]
+        batch: list[Clip] = []
+        frames = 0
+        for clip in self._waiting:
+            if clip.served is not self._waiting[0].served or (batch and frames + clip.frames > self.batch_frames):
+                break
+            batch.append(clip)
+            frames += clip.frames
+        del self._waiting[: len(batch)]
+        return batch
+
+
+def _encode_together(clips: Sequence[Clip]) -> list[Features]:
+    return clips[0].served.captioner.encode_prepared([clip.prepared for clip in clips])

@@ -1,4 +1,4 @@
-"""The service without HTTP: followers, batcher and shadow put together; items in, answers out."""
+"""The service without HTTP: followers, batcher and shadow together; items in, answers, attention and refusals out."""
 
 import asyncio
 import time
@@ -6,19 +6,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+import numpy as np
 from anyio import to_thread
 
 from videoblip2.config import Decoding, InputError
-from videoblip2.modality import Features
+from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .answers import Answer, Attention, ItemProblem, ModelState, Refusal, Timings
-from .attention import attention_over_time
+from .answers import Answer, Attention, ModelState, Moment, Refusal, Timings
 from .batching import Batcher, Done, Full, Job, NotFinite
 from .following import Follower, Poller, Served
 from .service_settings import Settings, baked_model
 from .shadow import Shadow
+
+if TYPE_CHECKING:
+    from videoblip2.predict import Captioner
 
 BAKED = "baked into this Bento"
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
@@ -30,8 +34,8 @@ class Ask:
     """What to do with items: decoding, prompt, seed; and who asks."""
 
     decoding: Decoding = field(default_factory=Decoding)
-    prompt: str | None = None
     seed: int | None = None
+    prompt: str | None = None
     request_id: str = ""
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
@@ -54,8 +58,7 @@ class Engine:
         self._poller = Poller(followers, settings.poll_seconds)
 
     def start(self) -> None:
-        """Begin to load the model, and to caption."""
-        self.batcher.start()
+        """Begin to load the model."""
         self._poller.start()
 
     async def stop(self) -> None:
@@ -71,7 +74,7 @@ class Engine:
         return self.batcher.busy_seconds() < HUNG_SECONDS
 
     def served(self) -> Served:
-        """The model of this moment; a request keeps it to its end. Raises Refusal while none is loaded."""
+        """The current model; a request keeps it to its end. Raises Refusal while none is loaded."""
         if self.follower.current is None:
             why = "it does not load, the server's log says why" if self.follower.trouble else "it is being loaded"
             raise Refusal(503, f"no model in service yet: {why}", START_SECONDS)
@@ -99,28 +102,27 @@ class Engine:
         except TimeoutError as error:
             raise Refusal(504, f"no answer within {limit:g} s", self.batcher.retry_after()) from error
 
-    async def answer(
-        self, items: Sequence["Features | Refusal"], served: Served, ask: Ask
-    ) -> list["Answer | ItemProblem"]:
-        """Caption items as one submission; one that is refused or fails gets an ItemProblem in its place."""
-        jobs: list[Job | Refusal] = [self.job(item, served, ask) for item in items]
-        sound = [job for job in jobs if isinstance(job, Job)]
-        self.submit(sound)
+    async def answer(self, items: Sequence[Features | Refusal], served: Served, ask: Ask) -> list[Answer | Refusal]:
+        """Caption items as one submission; one that is refused or fails has a Refusal in its place."""
+        checked = [self.job(item, served, ask) for item in items]
+        jobs = [job for job in checked if isinstance(job, Job)]
+        self.submit(jobs)
         try:
-            results = dict(zip(map(id, sound), await _all(sound), strict=True))
+            results = await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
         finally:
-            for job in sound:
+            for job in jobs:
                 job.future.cancel()  # abandoned requests are not captioned
-        self.compare(sound, list(results.values()), ask)
-        return [_said(job, results.get(id(job)), ask) for job in jobs]
+        self.compare(jobs, results, ask)
+        answers = iter([answer_of(job, result, ask) for job, result in zip(jobs, results, strict=True)])
+        return [job if isinstance(job, Refusal) else next(answers) for job in checked]
 
     def compare(
-        self, jobs: Sequence[Job], results: Sequence["Done | BaseException"], ask: Ask
-    ) -> "list[asyncio.Task[str | None]]":
-        """Let the challenger, if there is one, caption what was answered; its captions, None where it has none."""
+        self, jobs: Sequence[Job], results: Sequence[Done | BaseException], ask: Ask
+    ) -> list[asyncio.Task[str | None]]:
+        """Let the challenger, if there is one, caption what was answered; a task a caption (see `Shadow.offer`)."""
         return self.shadow.offer(jobs, results, ask.request_id) if self.shadow else []
 
-    async def attention(self, item: "Features", served: Served, prompt: str | None) -> Attention:
+    async def attention(self, item: Features, served: Served, prompt: str | None) -> Attention:
         """Attention over time for one item. Raises Refusal 400 for features that the model cannot take."""
         try:
             served.captioner.check(item)
@@ -129,7 +131,7 @@ class Engine:
         async with self._attending:  # one at a time: captions come first
             return await to_thread.run_sync(attention_over_time, served.captioner, item, prompt)
 
-    def job(self, item: "Features | Refusal", served: Served, ask: Ask) -> "Job | Refusal":
+    def job(self, item: Features | Refusal, served: Served, ask: Ask) -> Job | Refusal:
         """Check one item against the model that will caption it."""
         if isinstance(item, Refusal):
             return item
@@ -149,40 +151,57 @@ class Engine:
             raise Refusal(429, str(error), error.retry_after) from error
 
 
-async def _all(jobs: Sequence[Job]) -> list["Done | BaseException"]:
-    return await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
-
-
-def _said(job: "Job | Refusal", result: "Done | BaseException | None", ask: Ask) -> "Answer | ItemProblem":
-    if isinstance(job, Refusal):
-        return ItemProblem(error=job.reason, status=job.status)
-    if isinstance(result, Done):
-        return answer_of(job, result, ask)
-    return problem_of(result)
-
-
-def answer_of(job: Job, done: Done, ask: Ask) -> Answer:
-    """Put a caption and its timings into words, and tell the metrics of it."""
+def answer_of(job: Job, result: Done | BaseException, ask: Ask) -> Answer | Refusal:
+    """A caption with its timings, which the metrics get too; what failed becomes a Refusal."""
+    if isinstance(result, BaseException):
+        return refusal_of(result)
     observe.captioned(job.served.version)
-    observe.timed("queue", done.queue_seconds, ago=done.model_seconds)
-    observe.timed("generate", done.model_seconds)
+    observe.timed("queue", result.queue_seconds, ago=result.model_seconds)
+    observe.timed("generate", result.model_seconds)
     return Answer(
-        caption=done.caption.text,
-        score=round(done.caption.score, 6),
+        caption=result.caption.text,
+        score=round(result.caption.score, 6),
         model_version=job.served.version,
         seconds=round(time.perf_counter() - ask.began, 4),
         timings=Timings(
             features=round(ask.features_seconds, 4),
-            queue=round(done.queue_seconds, 4),
-            model=round(done.model_seconds, 4),
+            queue=round(result.queue_seconds, 4),
+            model=round(result.model_seconds, 4),
         ),
-        batch=done.batch,
+        batch=result.batch,
         clip=ask.clip,
     )
 
 
-def problem_of(error: BaseException | None) -> ItemProblem:
+def refusal_of(error: BaseException) -> Refusal:
     """A user's mistake with its reason; anything else is our bug and reveals nothing internal."""
+    if isinstance(error, Refusal):
+        return error
     if isinstance(error, InputError | NotFinite):
-        return ItemProblem(error=str(error), status=400)
-    return ItemProblem(error="the model failed on this item; the server's log has the details", status=500)
+        return Refusal(400, str(error))
+    return Refusal(500, "the model failed on this item; the server's log has the details")
+
+
+def attention_over_time(captioner: "Captioner", item: Features, prompt: str | None) -> Attention:
+    """How the Q-Formers of `captioner` divide their attention over one item, on the clip's own time."""
+    weights = captioner.attention(item, prompt)
+    seconds, window = captioner.timeline(item)
+    modalities: dict[str, list[Moment] | None] = dict.fromkeys(MODALITIES)
+    for name, row in weights.items():
+        edges = moment_edges(len(row), seconds, window if name == "audio" else None)
+        modalities[name] = [
+            Moment(start=round(float(start), 3), end=round(float(end), 3), weight=round(float(weight), 6))
+            for start, end, weight in zip(edges[:-1], edges[1:], row, strict=True)
+        ]
+    return Attention(model_version=captioner.version, seconds=seconds, modalities=modalities)
+
+
+def moment_edges(count: int, seconds: float | None, window: float | None = None) -> np.ndarray:
+    """[count + 1] times at which moments begin and end; from 0 to 1 if the clip's length is unknown.
+
+    Moments of `window` seconds follow each other and the last one ends with the clip. Where they do not add up to the
+    clip (they were thinned), and without a window, all moments are equally long.
+    """
+    if count and seconds and window and (count - 1) * window < seconds <= (count + 1) * window:
+        return np.append(np.arange(count) * window, seconds)
+    return np.linspace(0, seconds or 1, count + 1)

@@ -26,7 +26,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import observe
-from .forms import FormError, FormWatch
+from .answers import Refusal
+from .forms import FormWatch
 from .service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
@@ -41,14 +42,6 @@ MEMORY = 1 << 20  # bytes of a body that are kept in memory; more go to a tempor
 CHUNK = 1 << 18
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encoding")
-
-
-class Refusal(Exception):
-    """Answered here instead of by the service: status, kind (for the metrics) and the reason for the client."""
-
-    def __init__(self, status: int, kind: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self.kind, self.reason, self.headers = status, kind, reason, headers or {}
 
 
 class Guard:
@@ -92,13 +85,13 @@ class Guard:
             except Exception:
                 observe.failed("internal")
                 observe.log.exception("unexpected")
-                await answer.refuse(Refusal(500, "internal", "an unexpected error; the server's log has the details"))
+                await answer.refuse(Refusal(500, "an unexpected error; the server's log has the details"))
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_head(scope)
         weight = int(scope["path"] in self.endpoints)  # a page's open connections take no place
         if self._in_flight + weight > self.settings.max_requests:
-            raise Refusal(429, "overloaded", "too many requests in flight; try again later")
+            raise Refusal(429, "too many requests in flight; try again later")
         self._in_flight += weight
         try:
             with tempfile.SpooledTemporaryFile(max_size=MEMORY) as body:
@@ -110,10 +103,10 @@ class Guard:
     def _check_head(self, scope: Scope) -> None:
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in ONCE):
-            raise Refusal(400, "malformed", "a header that may appear once appears twice")
+            raise Refusal(400, "a header that may appear once appears twice")
         if not self._authorised(scope):
             reason = "this service requires an API key: send `Authorization: Bearer KEY`"
-            raise Refusal(401, "unauthorised", reason, {"WWW-Authenticate": _challenge(scope)})
+            raise Refusal(401, reason, headers={"WWW-Authenticate": _challenge(scope)})
         if _header(scope, b"content-length").isdigit():
             self._check_size(int(_header(scope, b"content-length")))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
@@ -128,7 +121,7 @@ class Guard:
     def _check_size(self, size: int) -> None:
         if size > self.settings.upload_bytes:
             limit = f"{self.settings.max_upload_mb:g} MB"
-            raise Refusal(413, "too_large", f"the upload is larger than {limit}; cut the video or scale it down")
+            raise Refusal(413, f"the upload is larger than {limit}; cut the video or scale it down")
 
     async def _take_in(self, scope: Scope, receive: Receive, body: Any) -> None:
         """Copy the request's body to `body`, and check it on the way."""
@@ -137,9 +130,7 @@ class Guard:
                 await self._copy(self._watch(scope), receive, body)
         except TimeoutError:
             limit = f"{self.settings.upload_seconds:g} s"
-            raise Refusal(408, "timeout", f"the upload took longer than {limit}; send a smaller file") from None
-        except FormError as error:
-            raise Refusal(400, "malformed", str(error)) from error
+            raise Refusal(408, f"the upload took longer than {limit}; send a smaller file") from None
         body.seek(0)
 
     def _watch(self, scope: Scope) -> FormWatch | None:
@@ -153,7 +144,7 @@ class Guard:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "disconnected", "the upload broke off")
+                raise Refusal(400, "the upload broke off", kind="disconnected")
             chunk = message.get("body", b"")
             size, more = size + len(chunk), message.get("more_body", False)
             self._check_size(size)
@@ -240,7 +231,7 @@ def _challenge(scope: Scope) -> str:
 def _check_content_type(value: str) -> None:
     kind = value.partition(";")[0].strip()
     if kind not in (FORM, ""):
-        raise Refusal(415, "unsupported", f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
+        raise Refusal(415, f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
 
 
 def _request_id(scope: Scope) -> str:

@@ -10,6 +10,7 @@ prometheus_client must be imported after BentoML has set up the worker, so all m
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,10 +45,14 @@ class Metrics:
         self.model = Gauge("vb2_model", "1 for the version that is served.", ["version"], multiprocess_mode="livemax")
 
 
-@cache
 def metrics() -> Metrics:
-    """The metrics of this process."""
-    return Metrics()
+    """The metrics of this process. Several threads may ask first, and a metric can be registered only once."""
+    with _making_metrics:
+        return _metrics()
+
+
+_metrics = cache(lambda: Metrics())
+_making_metrics = threading.Lock()
 
 
 def queued(length: int) -> None:

@@ -3,11 +3,10 @@
 The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves; in a Bento
 that `vb2 package` built it is the model baked in. VB2_MODEL names another one; docs/serving.md lists all settings.
 
-guard     before every request      forms     what a form may hold      observe    metrics, log lines, spans
-api       HTTP                      answers   what is said              shadow     the challenger beside the champion
-uploads   files to items            arrays    features without trust    media      decoding processes (decoder)
-encoding  clips to features         engine    items in, answers out     batching   the queue
-following the model of the moment   page      the page and /docs        attention  weights over time
+guard     before every request      forms      what a form may hold       api       HTTP, and the page
+uploads   files to items            media      decoding processes         decoder   one of these processes
+engine    items in, answers out     batching   the two queues             following the model in service
+answers   what is said              shadow     the challenger's captions  observe   metrics, log lines, spans
 """
 
 import bentoml
@@ -17,9 +16,10 @@ from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
 
 from . import observe
-from .api import create_app, file_fields
+from .api import create_app
 from .engine import Engine
 from .following import find
+from .forms import file_fields
 from .guard import Guard
 from .media import Decoders
 from .service_settings import Settings, read_settings

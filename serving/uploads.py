@@ -1,27 +1,33 @@
-"""From the files of a request to items: features as .npy or safetensors, or media that become features here."""
+"""From the files of a request to items: media become features here, .npy and safetensors are read as numbers.
+
+No byte is trusted. A .npy header may claim any shape, and numpy would allocate it before reading: here the claim is
+checked against the bytes that follow. Nothing is unpickled.
+"""
 
 import asyncio
+import io
+import math
 import secrets
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from anyio import to_thread
-from fastapi import Depends, File, Form, UploadFile
+from fastapi import UploadFile
 
 from videoblip2.config import InputError
-from videoblip2.modality import Features
+from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .answers import Refusal
-from .arrays import npy_array, safetensors_items
-from .encoding import Clip, EncodingQueue
+from .batching import Clip, EncodingQueue
 from .following import Served
+from .forms import Uploads
 from .media import Busy, Decoders
 
 if TYPE_CHECKING:
@@ -32,62 +38,14 @@ SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 ONE_OF = (
     "send a media file as `video`, an .npy as `video_features` (and `audio_features`), or safetensors as `features`"
 )
-
-VideoFile = Annotated[UploadFile | None, File(description="a media file: mp4, avi, webm …")]
-VideoNpy = Annotated[UploadFile | None, File(description=".npy, floats [frames, 768]")]
-AudioNpy = Annotated[
-    UploadFile | None, File(description=".npy, floats [windows, 512]; leave out where there is no sound")
-]
-Tensors = Annotated[UploadFile | None, File(description="safetensors with `video` and, with sound, `audio`")]
-ClipToken = Annotated[
-    str | None, Form(max_length=64, description="`clip` of an earlier answer, in place of the file; 410 when too old")
-]
-VideoFiles = Annotated[list[UploadFile], File(description="media files")]
-VideoNpys = Annotated[list[UploadFile], File(description=".npy files, floats [frames, 768]")]
-AudioNpys = Annotated[list[UploadFile], File(description=".npy files, as many as `video_features`, or none")]
-TensorFiles = Annotated[list[UploadFile], File(description="safetensors; `NAME.video`, `NAME.audio` for many in one")]
+HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
-@dataclass(frozen=True)
-class Uploads:
-    """The files of a request, by kind."""
-
-    video: Sequence[UploadFile] = ()
-    video_features: Sequence[UploadFile] = ()
-    audio_features: Sequence[UploadFile] = ()
-    features: Sequence[UploadFile] = ()
-    clip: str = ""
-
-
-def one_upload(
-    video: VideoFile = None,
-    video_features: VideoNpy = None,
-    audio_features: AudioNpy = None,
-    features: Tensors = None,
-) -> Uploads:
-    """The files of a request for one item."""
-    videos, video_npys, audio_npys, tensors = (
-        [file] if file else [] for file in (video, video_features, audio_features, features)
-    )
-    return Uploads(videos, video_npys, audio_npys, tensors)
-
-
-def one_source(uploads: Annotated[Uploads, Depends(one_upload)], clip: ClipToken = None) -> Uploads:
-    """The files of a request for one item, or the clip of an earlier answer."""
-    return replace(uploads, clip=clip or "")
-
-
-def many_uploads(
-    video: VideoFiles = [],  # noqa: B006 - read only
-    video_features: VideoNpys = [],  # noqa: B006
-    audio_features: AudioNpys = [],  # noqa: B006
-    features: TensorFiles = [],  # noqa: B006
-) -> Uploads:
-    """The files of a request for many items."""
-    return Uploads(video, video_features, audio_features, features)
-
-
-async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list["Features | Refusal"]:
+async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list[Features | Refusal]:
     """Items in the order media, .npy, safetensors; a file that cannot be used is a Refusal in its place.
 
     Raises Refusal if it is unclear what the items are.
@@ -97,7 +55,8 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    items: list[Features | Refusal] = [*await asyncio.gather(*(_media(file, served, intake) for file in uploads.video))]
+    media = (_media(file, served, intake) for file in uploads.video)
+    items: list[Features | Refusal] = [*await asyncio.gather(*media)]
     async with intake.reading:
         for place, file in enumerate(npys):
             items.append(await _npy_pair(file, sounds[place] if sounds else None))
@@ -173,7 +132,7 @@ class MediaIntake:
                 clip = Clip(prepared, served)
                 await self.encoding.enter(clip)
             with observe.phase("encode"):
-                return await clip.features
+                return await clip.future
         except InputError as error:
             raise Refusal(400, str(error), kind="media") from error
         except Busy as busy:
@@ -204,14 +163,14 @@ class MediaIntake:
                 raise InputError(str(error).replace(copy.name, "the uploaded file")) from error
 
 
-async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> "Features | Refusal":
+async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> Features | Refusal:
     try:
         return await intake.features(file, served)
     except Refusal as refusal:
         return refusal
 
 
-async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> "Features | Refusal":
+async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> Features | Refusal:
     try:
         files = {"audio": audio, "video": video}
         return {name: npy_array(await file.read(), f"{name}_features") for name, file in files.items() if file}
@@ -219,9 +178,67 @@ async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> "Features | 
         return Refusal(400, str(error))
 
 
-async def _tensors(file: UploadFile) -> list["Features | Refusal"]:
+async def _tensors(file: UploadFile) -> list[Features | Refusal]:
     try:
         found = safetensors_items(await file.read(), "features")
     except InputError as error:
         return [Refusal(400, str(error))]
     return [Refusal(400, str(item)) if isinstance(item, InputError) else item for item in found]
+
+
+def npy_array(content: bytes, name: str) -> np.ndarray:
+    """The bytes of a .npy file with floating-point numbers [rows, width] → float32. Raises InputError naming `name`."""
+    file = io.BytesIO(content)
+    try:
+        shape, fortran_order, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
+        raise InputError(f"{name}: not a .npy file; send what numpy.save wrote") from error
+    if not np.issubdtype(dtype, np.floating) or dtype.itemsize > 8 or len(shape) != 2:
+        raise InputError(f"{name}: holds {dtype} of shape {list(shape)}; send floating-point numbers [rows, width]")
+    present = len(content) - file.tell()
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != present:
+        raise InputError(f"{name}: its header says {list(shape)} {dtype}, but {present} bytes follow; send it whole")
+    flat = np.frombuffer(content, dtype, offset=file.tell())
+    return _float32(flat.reshape(shape, order="F" if fortran_order else "C"))
+
+
+def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
+    """The bytes of a safetensors file → items; one that cannot be used is an InputError in its place.
+
+    The tensors of one item are named after their modalities: `video`, `audio`. Those of many are `NAME.video` and
+    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` where it cannot be said what
+    the items are.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{name}: not a safetensors file of float16, float32 or float64 tensors") from error
+    for key in tensors:
+        if key.rpartition(".")[2] not in MODALITIES:
+            raise InputError(f"{name}: tensor {key!r}; {NAMES}")
+    if not tensors:
+        raise InputError(f"{name}: holds no tensor; {NAMES}")
+    stems = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda stem: (len(stem), stem))
+    return [_item(tensors, stem, name) for stem in stems]
+
+
+def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features | InputError:
+    prefix = f"{stem}." if stem else ""
+    found = {modality: tensors[prefix + modality] for modality in MODALITIES if prefix + modality in tensors}
+    for modality, entry in MODALITIES.items():
+        if entry.required and modality not in found:
+            return InputError(f"{name}: has {prefix}{next(iter(found))} and no {prefix}{modality}; send both")
+    for modality, tensor in found.items():
+        if tensor.dtype.kind != "f" or tensor.ndim != 2:
+            shape = f"{tensor.dtype} {list(tensor.shape)}"
+            return InputError(f"{name}: {prefix}{modality} is {shape}; send floats [rows, width]")
+    return {modality: _float32(tensor) for modality, tensor in found.items()}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Numbers too large for float32 become infinite, which the model's check refuses."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=np.float32)

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const player = $("player");
-const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] };
+const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] }; // other modalities go by their own name
 const SHOWN_REFERENCES = 5;
 let clip = null; // { file, token, version }: the clip on the page
 let model = {}; // the last answer of /model
@@ -178,13 +178,17 @@ function captioned(about, answer) {
 
 function refused(about, failure) {
   say("The caption will appear here.", "empty");
-  const hopeless = [400, 413, 415].includes(failure.status);
+  const hopeless = about.hopeless = [400, 413, 415].includes(failure.status);
   if (hopeless) mayAsk(false);
-  if (hopeless && !$("unplayable").hidden) {
-    $("stage").hidden = true;
-    $("drop").classList.remove("filled");
-  }
+  putAway();
   showProblem(failure.message, hopeless ? null : failure.status === 401 ? () => location.reload() : () => caption(about));
+}
+
+// What neither the service nor the browser can read has no place on the page; either may find out first.
+function putAway() {
+  if (!clip?.hopeless || $("unplayable").hidden) return;
+  $("stage").hidden = true;
+  $("drop").classList.remove("filled");
 }
 
 function showChallenger(said) {
@@ -264,7 +268,7 @@ async function showAttention(about, question) {
   drawn = told.seconds ?? 0;
   const other = told.model_version === about.version ? "" : ` (by ${told.model_version})`;
   $("attention-about").textContent = (question === null ? "While captioning" : `While answering “${question}”`) + other;
-  $("rows").replaceChildren(...["video", "audio"].map((kind) => row(kind, told[kind])));
+  $("rows").replaceChildren(...Object.entries(told.modalities).map(([kind, moments]) => row(kind, moments)));
   const marks = drawn ? [0, 1, 2, 3, 4].map((part) => clock((drawn * part) / 4)) : ["start", "end"];
   $("axis").replaceChildren(...marks.map((mark) => element("span", mark)));
   $("attention").hidden = false;
@@ -272,7 +276,7 @@ async function showAttention(about, question) {
 }
 
 function row(kind, moments) {
-  const [name, used] = NAMES[kind];
+  const [name, used] = NAMES[kind] ?? [kind, kind];
   const title = element("div", [element("i", ""), name], "row-name");
   if (!moments?.length) {
     const why = moments ? `This clip has no ${used}.` : `This model does not use ${used}.`;
@@ -365,7 +369,7 @@ $("file").addEventListener("change", ({ target }) => { const [file] = target.fil
 $("another").addEventListener("click", () => $("file").click());
 $("ask").addEventListener("submit", ask);
 for (const name of ["timeupdate", "seeking"]) player.addEventListener(name, follow);
-player.addEventListener("error", () => { player.hidden = true; $("unplayable").hidden = false; });
+player.addEventListener("error", () => { player.hidden = true; $("unplayable").hidden = false; putAway(); });
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 $("drop").addEventListener("dragover", () => $("drop").classList.add("over"));
 for (const name of ["dragleave", "drop"]) $("drop").addEventListener(name, () => $("drop").classList.remove("over"));

@@ -159,6 +159,7 @@ def test_the_bento_serves_its_own_code_and_model_from_any_folder(bento, tmp_path
     source = Path(bento.path) / "src"
     assert Path(package_file) == source / "videoblip2" / "__init__.py"
     assert Path(service_file) == source / "serving" / "service.py"
+    assert {file.name for file in (source / "serving" / "static").iterdir()} == {"index.html", "page.js", "page.css"}
     assert find_model(model).version == "best"
 
 

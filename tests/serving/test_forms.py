@@ -2,7 +2,8 @@
 
 import pytest
 
-from serving.forms import FormError, FormWatch
+from serving.answers import Refusal
+from serving.forms import FormWatch
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -58,11 +59,11 @@ def test_good_forms_pass(body, chunk):
     ],
 )
 def test_bad_forms_are_refused_with_the_reason(body, message, chunk):
-    with pytest.raises(FormError, match=message):
+    with pytest.raises(Refusal, match=message):
         watch(body, chunk)
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", f"; boundary={'b' * 201}"])
 def test_a_form_without_a_usable_boundary(boundary):
-    with pytest.raises(FormError, match="boundary"):
+    with pytest.raises(Refusal, match="boundary"):
         FormWatch(f"multipart/form-data{boundary}", ())

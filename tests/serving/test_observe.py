@@ -3,6 +3,10 @@
 import io
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -48,6 +52,21 @@ def test_each_event_has_its_metric(spans):
     assert value("vb2_captions_total", model_version="v/9") == before[0] + 2
     assert value("vb2_errors_total", kind="test") == before[1] + 1
     assert value("vb2_phase_seconds_sum", phase="queue") >= 0.3
+
+
+def test_two_threads_that_ask_first_get_the_same_metrics(monkeypatch):
+    made, both = [], threading.Barrier(2)
+
+    def make():
+        made.append(object())
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # a second thread that is let in here makes metrics, too
+        return made[-1]
+
+    monkeypatch.setattr(observe, "_metrics", cache(make))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: observe.metrics(), range(2))
+    assert first is second and len(made) == 1
 
 
 def test_one_version_at_a_time_is_the_one_served(lines):

@@ -11,8 +11,8 @@ import pytest
 from serving_app import ROOT, Registry, features, npy
 from serving_fakes import FakeCaptioner, eventually
 
-from serving.attention import attention_over_time
-from serving.page import HEADERS, MEDIA_TYPES
+from serving.api import HEADERS, MEDIA_TYPES
+from serving.engine import attention_over_time
 from videoblip2.predict import FoundModel
 
 pytest_plugins = ["serving_app"]
@@ -121,8 +121,8 @@ def test_attention_is_told_for_the_caption_and_for_a_question(both, monkeypatch)
     told = http.post("/attention", files=features(4)).json()
     assert told["model_version"] == "videoblip2/1"
     assert told["seconds"] == 4.0
-    assert told["video"][3] == {"start": 3.0, "end": 4.0, "weight": 0.4}
-    assert told["audio"] == []
+    assert told["modalities"]["video"][3] == {"start": 3.0, "end": 4.0, "weight": 0.4}
+    assert told["modalities"]["audio"] == []
     prompts = []
     weigh = registry.captioner.attention
     monkeypatch.setattr(registry.captioner, "attention", lambda i, prompt: prompts.append(prompt) or weigh(i, prompt))
@@ -175,7 +175,10 @@ def test_every_moment_is_in_its_place_on_the_clips_own_time(timeline, video, aud
     weights = {"video": np.array(video)} | ({} if audio is None else {"audio": np.array(audio)})
     captioner = SimpleNamespace(attention=lambda *_: weights, timeline=lambda _: timeline, version="v")
     told = attention_over_time(captioner, None, None)
-    for moments, given, expected in ((told.video, video, ends[0]), (told.audio, audio, ends[1])):
+    for moments, given, expected in (
+        (told.modalities["video"], video, ends[0]),
+        (told.modalities["audio"], audio, ends[1]),
+    ):
         assert (moments and [moment.end for moment in moments]) == expected
         assert (moments and [moment.weight for moment in moments]) == given
         if moments:

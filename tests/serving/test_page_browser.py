@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no chromium or chromedriver here; apt-get install chromium chromium-driver"
 )
 KEY = "a-key"
-PAINT_MS = 1000  # of the first paint, on a machine that does other work, too
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +220,6 @@ def no_problem(page):
 def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip):
     from selenium.webdriver import Keys
 
-    painted = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-    assert until(lambda: page.execute_script(painted)) < PAINT_MS
     shows(page, "#model", "model")
     tab_to(page, "file")
     page.find_element("id", "file").send_keys(str(clip))

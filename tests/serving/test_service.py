@@ -81,7 +81,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         "5 frames",
         (400, "video features of shape [4, 25]"),
         (500, "the model failed on this item"),
-        (400, "the network answers these features with NaN"),
+        (400, "the network's answer to these features is NaN"),
         "7 frames",
         "8 frames",
         (400, "features: not a safetensors file of float16, float32 or float64 tensors"),
@@ -96,7 +96,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": {"video": ("a.mp4", b"text")}}, "the uploaded file: no video in it; send an mp4, avi or webm file"),
         ({"files": {"video_features": b"x"}}, "video_features: not a .npy file; send what numpy.save wrote"),
         ({"files": {"video_features": npy(np.full((2, 24), np.nan))}}, "video features hold NaN or infinity"),
-        ({"files": features(first=NAN)}, "the network answers these features with NaN"),
+        ({"files": features(first=NAN)}, "the network's answer to these features is NaN"),
         ({"files": {**features(), "video": ("a.mp4", b"video")}}, "more than one video in the request"),
         ({"files": {"audio_features": npy(item()["video"])}}, "no video in the request"),
         (

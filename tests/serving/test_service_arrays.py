@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from serving.arrays import npy_array, safetensors_items
+from serving.uploads import npy_array, safetensors_items
 from videoblip2.config import InputError
 
 

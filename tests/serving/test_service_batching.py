@@ -16,7 +16,6 @@ def run(scenario, **options):
 
     async def main():
         batcher = Batcher(**options)
-        batcher.start()
         try:
             return await asyncio.wait_for(scenario(batcher), 60)
         finally:
@@ -209,7 +208,6 @@ def test_a_stop_leaves_nobody_waiting():
 
     async def main():
         batcher = Batcher()
-        batcher.start()
         model.captioner.go_on.clear()
         jobs = [Job(item(), model), Job(item(), model)]
         batcher.submit(jobs[:1])

@@ -58,7 +58,7 @@ def test_answers_are_those_of_the_captioner_alone(captioner, tmp_path, kind):
     decoding = DECODINGS[kind]
 
     async def scenario(engine):
-        asking = Ask(decoding, "a dog barks at a man", 4 if decoding.sampled else None)
+        asking = Ask(decoding, 4 if decoding.sampled else None, "a dog barks at a man")
         return await engine.answer(ITEMS, engine.served(), asking)
 
     answers = run(scenario, captioner, tmp_path)
@@ -78,11 +78,11 @@ def test_bad_items_fail_in_their_places_beside_good_ones(captioner, tmp_path):
     first, wrong, overflowing, refused, last = run(scenario, captioner, tmp_path)
     assert isinstance(first, Answer)
     assert isinstance(last, Answer)
-    assert (wrong.status, wrong.error) == (
+    assert (wrong.status, wrong.reason) == (
         400,
         "video features of shape [3, 25]; this model takes [N,24], N at least 1",
     )
-    assert (overflowing.status, refused.error) == (400, "no use")
+    assert (overflowing.status, refused.reason) == (400, "no use")
 
 
 def test_a_listener_hears_what_becomes_the_caption(captioner, tmp_path):

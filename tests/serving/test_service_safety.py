@@ -18,8 +18,8 @@ PHASES = ("decode", "encode", "queue", "generate")
 
 def test_file_fields_of_each_route(service):
     """What the guard knows is what the description says: text in none of these fields is passed on."""
-    api = sys.modules["serving.api"]
-    fields = api.file_fields(sys.modules["serving.service"].API)
+    forms = sys.modules["serving.forms"]
+    fields = forms.file_fields(sys.modules["serving.service"].API)
     assert set(fields) == {"/caption", "/captions", "/ask", "/caption_stream", "/attention"}
     assert fields == described_file_fields(service.openapi_spec.asdict())
     assert [(kind.__name__, options) for kind, options in service.middlewares] == [("Guard", {"endpoints": fields})]

@@ -22,7 +22,6 @@ def run(scenario, challenger, path=None, **options):
         follower = Follower("models:/videoblip2@challenger")
         follower.current = challenger
         shadow = Shadow(follower, batcher, path)
-        batcher.start()
         try:
             return await asyncio.wait_for(scenario(batcher, shadow), 60)
         finally:

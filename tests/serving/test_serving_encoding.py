@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from serving.encoding import Clip, EncodingQueue
+from serving.batching import Clip, EncodingQueue
 from serving.following import Served
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.media_features import Encoders as MediaEncoders
@@ -52,7 +52,7 @@ async def encode_behind_a_first(served, clips, **options):
     served.captioner.go_on.set()
     await asyncio.gather(*entered)
     try:
-        return await asyncio.wait_for(asyncio.gather(*(one.features for one in clips), return_exceptions=True), BOUND)
+        return await asyncio.wait_for(asyncio.gather(*(one.future for one in clips), return_exceptions=True), BOUND)
     finally:
         await queue.stop()
 
@@ -116,10 +116,10 @@ def test_a_clip_that_is_given_up_is_not_encoded_and_makes_room(served):
         entering = asyncio.create_task(queue.enter(late))
         await asyncio.sleep(0)
         assert not entering.done()  # 4 frames are inside, and no more may be
-        left.features.cancel()
+        left.future.cancel()
         await entering
         served.captioner.go_on.set()
-        await late.features
+        await late.future
         await queue.stop()
 
     run(scenario())
@@ -135,7 +135,7 @@ def test_stopping_cancels_what_is_encoded_and_what_waits(served):
         await queue.enter(clips[1])
         await queue.stop()
         served.captioner.go_on.set()
-        return [one.features.cancelled() for one in clips]
+        return [one.future.cancelled() for one in clips]
 
     assert run(scenario()) == [True, True]
 
@@ -148,7 +148,7 @@ def test_encoders_that_were_idle_take_the_next_clip(served):
         for name in "ab":
             one = clip(served, name)
             await queue.enter(one)
-            assert await one.features == name
+            assert await one.future == name
         await queue.stop()
 
     run(scenario())
@@ -182,7 +182,7 @@ def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
         for one in clips:
             await queue.enter(one)
         captioner.go_on.set()
-        together = await asyncio.gather(*(one.features for one in clips))
+        together = await asyncio.gather(*(one.future for one in clips))
         await queue.stop()
         return together
 

@@ -1,6 +1,5 @@
 """`vb2 package`: the champion, its encoders, the service and its exact requirements as one Bento."""
 
-import json as json_module
 import os
 import subprocess
 import sys
@@ -61,18 +60,23 @@ def _checked(export: Path) -> Path:
 
 def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:
     """Build a Bento from a staged folder, offline → its `tag` and `path`. Raises InputError with what BentoML says."""
+    tag = _bentoml(folder, "build", "--label", f"model_version={version}", "--output", "tag").removeprefix("__tag__:")
+    if export:
+        _bentoml(folder, "export", tag, str(export))
+    return {"tag": tag, "path": _bentoml(folder, "get", tag, "--output", "path")}
+
+
+def _bentoml(folder: Path, *words: str) -> str:
+    """The last line that a BentoML command prints, run in `folder` so that it imports what the folder holds."""
     from videoblip2.errors import InputError
 
-    words = [version] + ([str(export)] if export else [])
-    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.bento", *words], capture_output=True, text=True, env=environment, cwd=folder
-    )
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "COLUMNS": "10000"}  # it wraps long lines
+    command = [sys.executable, "-m", "bentoml", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:]
-        raise InputError(f"bentoml build failed: {' '.join(said)}")
-    result: dict[str, str] = json_module.loads(done.stdout.strip().splitlines()[-1])
-    return result
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise InputError(f"bentoml {words[0]} failed: {' '.join(said)}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def _text(built: dict[str, str], version: str, media: bool, export: Path | None) -> str:
