@@ -42,7 +42,7 @@ def test_counts_equal_a_plain_count(references, end_token):
     df = DocumentFrequencies.from_references(references, end_token=end_token)
     counts = plain_counts(references, end_token)
     assert df.num_documents == len(references)
-    assert df.table.num_ngrams == len(counts)
+    assert sum(map(len, df.table.counts)) == len(counts)
     assert {ngram: df.count(ngram) for ngram in counts} == dict(counts)
 
 
@@ -78,9 +78,10 @@ def test_a_large_file_is_small_and_loads_at_once(tmp_path):
     df.save(tmp_path / "df")
     started = time.perf_counter()
     DocumentFrequencies.load(tmp_path / "df")
-    assert df.table.num_ngrams > 120_000
+    ngrams = sum(map(len, df.table.counts))
+    assert ngrams > 120_000
     assert time.perf_counter() - started < 0.5
-    assert (tmp_path / "df").stat().st_size < 10 * df.table.num_ngrams
+    assert (tmp_path / "df").stat().st_size < 10 * ngrams
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

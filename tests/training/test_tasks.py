@@ -9,7 +9,7 @@ import pytest
 from small_stage import config, stages
 from typer.testing import CliRunner
 
-from videoblip2.captions.predictions import AnswerRow, CaptionRow, read_answers, read_captions, write_rows
+from videoblip2.captions.predictions import AnswerRow, CaptionRow, read_rows, write_rows
 from videoblip2.cli import app
 from videoblip2.progress import no_progress
 from videoblip2.tracking.mlflow import store
@@ -49,12 +49,12 @@ def test_seeds_have_the_mean_of_what_the_task_is_judged_by(made, tmp_path):
 
 def test_captions_and_answers_are_files_of_their_own(made):
     folder = made.runs[0].checkpoint.parent
-    answers = read_answers(folder / "val_answers.jsonl")
+    answers = read_rows(folder / "val_answers.jsonl", "answers")
     assert sum(row.correct for row in answers) / 6 == made.runs[0].metrics["accuracy"]
     if made.task == "qa":
         assert not (folder / "val_predictions.jsonl").exists()
     else:
-        assert [row.video_id for row in read_captions(folder / "val_predictions.jsonl")] == [
+        assert [row.video_id for row in read_rows(folder / "val_predictions.jsonl", "captions")] == [
             "video0",
             "video1",
             "video2",
@@ -109,7 +109,7 @@ def test_an_evaluation_scores_and_writes_both(made, tmp_path):
     assert result.videos == 3
     files = {"qa": ["rows.jsonl"], "mixed": ["rows.jsonl", "rows_answers.jsonl"]}[made.task]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert len(read_answers(tmp_path / files[-1])) == 6
+    assert len(read_rows(tmp_path / files[-1], "answers")) == 6
 
 
 def test_the_model_card_shows_every_score_and_all_data(made):
@@ -130,6 +130,6 @@ def test_rows_survive_a_round_trip_and_old_files_hold_both_kinds(tmp_path):
     answers = [AnswerRow.of("video0", "0", "what is it?", "the dog", "dog")]
     assert answers[0].correct and answers[0].type == "what"
     write_rows(tmp_path / "both.jsonl", [*captions, *answers])
-    assert read_captions(tmp_path / "both.jsonl") == captions
-    assert read_answers(tmp_path / "both.jsonl") == answers
+    assert read_rows(tmp_path / "both.jsonl", "captions") == captions
+    assert read_rows(tmp_path / "both.jsonl", "answers") == answers
     assert "category" not in (tmp_path / "both.jsonl").read_text(encoding="utf-8").splitlines()[1]

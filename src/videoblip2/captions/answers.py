@@ -1,17 +1,17 @@
 """Answers to open-ended questions: normalisation, and accuracy by question type as the field reports it.
 
-An answer is correct if it equals the expected answer exactly, both normalised as in the VQA v2 evaluation (Antol et
-al. 2015, `vqaEval.py`): lower case, no punctuation, no articles, number words as digits. Its list of contractions is
-left out, and a longer answer is not judged by its first word alone.
+An answer is correct if it equals the expected answer, both normalised as in the VQA v2 evaluation (Antol et al. 2015,
+`vqaEval.py`): lower case, no punctuation, no articles, number words as digits. Its list of contractions is left out,
+and a longer answer is judged as a whole, not by its first word.
 Question types are the first words used in MSRVTT-QA (Xu et al. 2017); any other first word is "other".
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 QUESTION_TYPES = ("what", "who", "how", "when", "where")
-MAP_SIZE = 1500  # answers that a classifier on MSRVTT-QA usually chooses from
+MAP_SIZE = 1500  # the usual number of answers that a classifier on MSRVTT-QA chooses from
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
@@ -66,26 +66,28 @@ def answer_accuracy(
 
 def common_answers(questions: Sequence[str], expected: Sequence[str]) -> dict[str, str]:
     """The most frequent answer to each question type, and to all questions under ""; ties go to the first."""
-    counts: dict[str, Counter[str]] = {}
-    for question, answer in zip(questions, expected, strict=True):
-        for kind in (question_type(question), ""):
-            counts.setdefault(kind, Counter())[answer] += 1
-    return {kind: count.most_common(1)[0][0] for kind, count in counts.items()}
+    kinds = [(kind, answer) for q, answer in zip(questions, expected, strict=True) for kind in (question_type(q), "")]
+    return _most_frequent(kinds)
 
 
 def blind_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
     """A baseline without video: the most frequent training answer to the same question, else to its type."""
-    counts: dict[str, Counter[str]] = {}
-    for question, answer in zip(train_questions, train_answers, strict=True):
-        counts.setdefault(normalise_answer(question), Counter())[answer] += 1
-    same = {question: count.most_common(1)[0][0] for question, count in counts.items()}
+    same = _most_frequent(zip(map(normalise_answer, train_questions), train_answers, strict=True))
     common = common_answers(train_questions, train_answers)
     return [same.get(normalise_answer(q)) or typed_answer(common, q) for q in questions]
 
 
 def typed_answer(common: Mapping[str, str], question: str) -> str:
-    """The common answer to a question's type, or to all questions where training has none of this type."""
+    """The common answer to a question's type, or to all questions if training has none of this type."""
     return common.get(question_type(question), common.get("", ""))
+
+
+def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """(key, answer) pairs → the most frequent answer of each key."""
+    counts: dict[str, Counter[str]] = {}
+    for key, answer in pairs:
+        counts.setdefault(key, Counter())[answer] += 1
+    return {key: count.most_common(1)[0][0] for key, count in counts.items()}
 
 
 def _mean(hits: Sequence[float]) -> float:

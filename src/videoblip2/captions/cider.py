@@ -1,10 +1,10 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
-Computes what pycocoevalcap's `Cider` computes, in its scale (0.613 is printed as 61.3), for n-gram orders 1 to 4 and
+Computes what pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), for n-gram orders 1 to 4 and
 sigma 6. Two things differ, and neither changes a number:
 1. document frequencies are given, not taken from the batch that is scored;
-2. the scorer builds one inverted index of the references when it is made: for each (video, n-gram) the references that
-   contain it and their tf-idf weights. A few numpy calls over the shared n-grams then score a batch.
+2. the scorer first builds an inverted index of the references: for each (video, n-gram), the references that contain
+   it and their tf-idf weights. A few numpy calls over the shared n-grams then score a batch.
 """
 
 import math
@@ -12,25 +12,24 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from videoblip2.captions.frequencies import DocumentFrequencies, check_references, cook
-from videoblip2.captions.ngrams import (
+from videoblip2.captions.frequencies import (
     ORDERS,
+    DocumentFrequencies,
     Int64s,
-    NgramTable,
     TokenRuns,
+    check_references,
+    cook,
     extend_table,
     find,
-    lay_out,
     look_up,
     starts,
 )
+from videoblip2.captions.functions import Floats
 from videoblip2.config import InputError
 
 SIGMA = 6.0
 _CHUNK = 2048  # captions scored at once: bounds memory at about 40 MB
-Floats = NDArray[np.float64]
 
 
 class Vectors(NamedTuple):
@@ -57,22 +56,22 @@ class CiderD:
     """Scores captions against the references of their video.
 
     Args:
-        references: raw reference captions by video id; tokenised and indexed here, once.
+        references: raw reference captions by video id, tokenised and indexed once.
         df: document frequencies. If they were counted with the end token, references also end with it.
 
-    Raises InputError where a video has no references.
+    Raises InputError for a video without references.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> None:
         check_references(references)
         self._end_token = df.end_token
         self._row = {video: row for row, video in enumerate(references)}
-        self._count = np.fromiter((len(group) for group in references.values()), np.int64, len(references))
+        self._count = np.array([len(group) for group in references.values()])
         captions = [caption for group in references.values() for caption in group]
         self._table, runs, grams = extend_table(df.table, cook(captions, df.end_token))
         self._sizes = [len(counts) for counts in self._table.counts]
         self._unknown_idf = float(np.log(float(df.num_documents)))
-        self._idf = _inverse_document_frequencies(self._table, self._unknown_idf)
+        self._idf = self._unknown_idf - np.log(np.maximum(1.0, np.concatenate(self._table.counts)))
         vectors = self._vectors(runs, grams, self._sizes, len(captions))
         self._first = np.concatenate([[0], np.cumsum(self._count)])
         self._index = _build_index(vectors, self._first, len(self._idf))
@@ -81,8 +80,8 @@ class CiderD:
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
 
-        `ended[i]` False means that the model cut caption i off before its end token, so none is added; this matters
-        only where the document frequencies contain end tokens. None means that all captions ended.
+        `ended[i]` False means that caption i was cut off before its end token, so none is added; this matters only if
+        the document frequencies contain end tokens. None means that all captions ended.
         Raises InputError for an unknown video id or for lists of different lengths.
         """
         similar = self.similarities(video_ids, captions, ended)
@@ -96,7 +95,10 @@ class CiderD:
 
         Columns past a video's own references are 0. `score` is 10 times the mean over the references.
         """
-        rows = self._rows(video_ids)
+        try:
+            rows = np.fromiter((self._row[video] for video in video_ids), np.int64, len(video_ids))
+        except KeyError as error:
+            raise InputError(f"video {error.args[0]!r} has no references here: give its captions to CiderD") from None
         if len(captions) != len(rows) or (ended is not None and len(ended) != len(rows)):
             raise InputError(
                 f"{len(rows)} video ids, {len(captions)} captions and "
@@ -120,15 +122,8 @@ class CiderD:
         mean = np.bincount(gram, unit, minlength=len(self._idf)) / len(self._length)
         return np.asarray(np.bincount(caption, unit * mean[gram], minlength=len(self._length)) / ORDERS)
 
-    def _rows(self, video_ids: Sequence[str]) -> Int64s:
-        try:
-            return np.fromiter((self._row[video] for video in video_ids), np.int64, len(video_ids))
-        except KeyError as error:
-            raise InputError(f"video {error.args[0]!r} has no references here: give its captions to CiderD") from None
-
     def _similarities(self, rows: Int64s, tokens: Sequence[Sequence[str]]) -> Floats:
-        runs = lay_out(tokens, _Extended(self._table.words))
-        grams, sizes = look_up(self._table, runs)
+        runs, grams, sizes = look_up(self._table, tokens)
         hyp = self._vectors(runs, grams, sizes, len(tokens))
         num_references = int(self._count.max())
         dots = self._dots(rows, hyp, num_references)  # [M, ORDERS, R]
@@ -175,14 +170,16 @@ class CiderD:
         return Vectors(caption, gram, order_of, weight, norm, length)
 
 
-def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> dict[str, NDArray[np.float64]]:
+def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> dict[str, Floats]:
     """CIDEr-D of each reference against the other references of its video, in pycocoevalcap's scale: video id → [R].
 
     A video with a single reference gets 0. Raises InputError for a video without references.
     """
     scorer = CiderD(references, df)
     consensus = {}
-    for block in _blocks(list(references)):
+    names = list(references)
+    for start in range(0, len(names), 128):
+        block = names[start : start + 128]
         videos = [video for video in block for _ in references[video]]
         similar = scorer.similarities(videos, [caption for video in block for caption in references[video]])
         at = 0
@@ -195,35 +192,14 @@ def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequenci
 
 
 def typical_caption(references: Mapping[str, Sequence[str]]) -> str:
-    """The reference caption that agrees best with the whole corpus: the trivial baseline gives it to every video.
+    """The reference caption that agrees best with the whole corpus; the trivial baseline gives it to every video.
 
-    It has the largest mean cosine to every reference of every video, over tf-idf n-gram vectors averaged over orders 1
-    to 4: CIDEr without the -D, whose mean over a corpus is one product with the corpus's mean vector. The first of
+    It has the largest mean cosine to all references of all videos, over tf-idf n-gram vectors and averaged over orders
+    1 to 4: CIDEr without the -D, whose mean over a corpus is one product with the corpus's mean vector. The first of
     equals wins.
     """
     captions = [caption for group in references.values() for caption in group]
     return captions[int(CiderD(references, DocumentFrequencies.from_references(references)).centrality().argmax())]
-
-
-def _blocks(videos: Sequence[str], size: int = 128) -> list[Sequence[str]]:
-    return [videos[at : at + size] for at in range(0, len(videos), size)]
-
-
-class _Extended(dict[str, int]):
-    """A fixed vocabulary that gives new ids to the unknown words of one call without growing."""
-
-    def __init__(self, words: Mapping[str, int]) -> None:
-        self._words = words
-
-    def setdefault(self, word: str, default: int = 0) -> int:
-        known = self._words.get(word)
-        return dict.setdefault(self, word, len(self._words) + len(self)) if known is None else known
-
-
-def _inverse_document_frequencies(table: NgramTable, log_documents: float) -> Floats:
-    """log(videos) - log(max(1, document frequency)) of every n-gram, all orders end to end."""
-    counts = np.concatenate(table.counts)
-    return np.asarray(log_documents - np.log(np.maximum(1.0, counts)))
 
 
 def _build_index(vectors: Vectors, first: Int64s, num_grams: int) -> Index:

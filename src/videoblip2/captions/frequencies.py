@@ -1,57 +1,56 @@
-"""Document frequencies: in how many videos' references each n-gram occurs (Vedantam et al. 2015), frozen and saved.
+"""Document frequencies: how many videos' references contain each n-gram (Vedantam et al. 2015), frozen and saved.
 
 CIDEr-D is comparable between runs only if these counts are computed once from the training references: pycocoevalcap
-takes them from each batch, so they change with it. The file is safetensors: the words as UTF-8 lines and, per order,
-the keys of `captions.ngrams` in compressed rows (where the n-grams of each prefix start, and their last words) with
-their counts, each array in the smallest integer type that fits.
+takes them from each batch, so they change with it.
+
+N-grams of words are integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls. The id of
+a word is its index in `words`; the id of a longer n-gram is the index of `(id of its first n-1 words, id of its last
+word)` among the sorted keys of its order. Ids are exact (no hashing), and all arrays are int64.
+
+The file is safetensors: the words as UTF-8 lines and, per order, the keys in compressed rows (where the n-grams of each
+prefix start, and their last words) with their counts, each array in the smallest integer type that fits.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from videoblip2.captions.ngrams import (
-    ORDERS,
-    Int64s,
-    NgramTable,
-    empty_table,
-    extend_table,
-    join_key,
-    split_key,
-    starts,
-)
 from videoblip2.captions.tokenizer import words
 from videoblip2.config import InputError
 from videoblip2.files import atomic
 
+ORDERS = 4
 END_TOKEN = "<eos>"
+Int64s = NDArray[np.int64]
 _FORMAT = "videoblip2-document-frequencies-1"
+_WORD_BITS = 32
 
 
-def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
-    """Tokens of each caption, followed by the end token if `end_token` is set and the caption ended."""
-    if not end_token:
-        return [words(caption) for caption in captions]
-    tail = [END_TOKEN]
-    if ended is None:
-        return [words(caption) + tail for caption in captions]
-    return [words(caption) + tail if end else words(caption) for caption, end in zip(captions, ended, strict=True)]
+class TokenRuns(NamedTuple):
+    """Tokens of several captions, end to end."""
+
+    words: Int64s  # [T] word ids
+    caption: Int64s  # [T] index of the token's caption
+    room: Int64s  # [T] tokens from here to the end of the caption, inclusive
 
 
-def check_references(references: Mapping[str, Sequence[str]]) -> None:
-    """Raise InputError for no videos, or for a video with no references or with a string instead of a list."""
-    if not references:
-        raise InputError("no references: the mapping of video ids to captions is empty; give at least one video")
-    for video, captions in references.items():
-        if isinstance(captions, str):
-            raise InputError(f"references of video {video!r} are one string: give a list of captions")
-        if not captions:
-            raise InputError(f"video {video!r} has no references: give it at least one caption or leave the video out")
+@dataclass(frozen=True, eq=False)
+class NgramTable:
+    """Every n-gram of a corpus with its document frequency.
+
+    `keys[k]` are the sorted keys of the (k+2)-grams, `counts[k]` the number of documents that contain each (k+1)-gram.
+    """
+
+    words: Mapping[str, int]
+    keys: tuple[Int64s, ...]  # ORDERS - 1 arrays
+    counts: tuple[Int64s, ...]  # ORDERS arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,9 @@ class DocumentFrequencies:
         check_references(references)
         captions = [caption for group in references.values() for caption in group]
         video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
-        table, runs, grams = extend_table(empty_table(), cook(captions, end_token))
+        nothing = np.zeros(0, np.int64)
+        empty = NgramTable({}, (nothing,) * (ORDERS - 1), (nothing,) * ORDERS)
+        table, runs, grams = extend_table(empty, cook(captions, end_token))
         counts = []
         for order, ids in enumerate(grams, start=1):
             size = len(table.counts[order - 1])
@@ -82,13 +83,10 @@ class DocumentFrequencies:
         return cls(replace(table, counts=tuple(counts)), len(references), end_token)
 
     def count(self, ngram: Sequence[str]) -> int:
-        """In how many videos this n-gram of 1 to 4 tokens occurs."""
-        here = self.table.words.get(ngram[0], -1)
-        for keys, word in zip(self.table.keys, ngram[1:], strict=False):
-            key = (here << 32) | self.table.words.get(word, -1)
-            place = int(np.searchsorted(keys, key)) if here >= 0 and word in self.table.words else len(keys)
-            here = place if place < len(keys) and keys[place] == key else -1
-        return int(self.table.counts[len(ngram) - 1][here]) if here >= 0 else 0
+        """How many videos contain this n-gram of 1 to 4 tokens."""
+        _, grams, _ = look_up(self.table, [ngram])
+        counts, place = self.table.counts[len(ngram) - 1], int(grams[len(ngram) - 1][0])
+        return int(counts[place]) if place < len(counts) else 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically."""
@@ -114,21 +112,131 @@ class DocumentFrequencies:
                 f"document frequencies {path}: {error}; make the file with DocumentFrequencies.save"
             ) from None
         if head.get("format") != _FORMAT:
-            raise InputError(f"document frequencies {path}: not such a file; make one with DocumentFrequencies.save")
-        return cls(_read_table(arrays), int(head["num_documents"]), head["end_token"] == "1")
+            raise InputError(f"document frequencies {path}: wrong format; make the file with DocumentFrequencies.save")
+        text = arrays.pop("words").tobytes().decode(errors="surrogatepass")
+        vocabulary = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
+        stored = {name: array.astype(np.int64) for name, array in arrays.items()}
+        rows = {order: stored[f"rows{order}"] for order in range(2, ORDERS + 1)}
+        prefixes = {order: np.repeat(np.arange(len(start) - 1), np.diff(start)) for order, start in rows.items()}
+        keys = tuple(join_key(prefix, stored[f"last{order}"]) for order, prefix in prefixes.items())
+        counts = tuple(stored[f"counts{order}"] for order in range(1, ORDERS + 1))
+        return cls(NgramTable(vocabulary, keys, counts), int(head["num_documents"]), head["end_token"] == "1")
 
 
-def _read_table(arrays: dict[str, np.ndarray]) -> NgramTable:
-    text = arrays["words"].tobytes().decode(errors="surrogatepass")
-    words = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
-    keys = []
+def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
+    """Tokens of each caption, followed by the end token if `end_token` is set and the caption ended."""
+    if not end_token:
+        return [words(caption) for caption in captions]
+    tails = [[END_TOKEN]] * len(captions) if ended is None else [[END_TOKEN] if end else [] for end in ended]
+    return [words(caption) + tail for caption, tail in zip(captions, tails, strict=True)]
+
+
+def check_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError for no videos, or for a video with no references or with a string instead of a list."""
+    if not references:
+        raise InputError("no references: the mapping of video ids to captions is empty; give at least one video")
+    for video, captions in references.items():
+        if isinstance(captions, str):
+            raise InputError(f"references of video {video!r} are one string: give a list of captions")
+        if not captions:
+            raise InputError(f"video {video!r} has no references: give it at least one caption or leave the video out")
+
+
+def extend_table(table: NgramTable, captions: Sequence[Sequence[str]]) -> tuple[NgramTable, TokenRuns, list[Int64s]]:
+    """Add the n-grams of tokenised captions, with count 0 if new; existing counts are kept.
+
+    Returns the larger table, the captions end to end and, per order, the id of the n-gram at each of its `starts`.
+    """
+    vocabulary = dict(table.words)
+    runs = _lay_out(captions, vocabulary)
+    moved = np.arange(len(table.words))  # old id → new id, order by order
+    here = runs.words
+    keys: list[Int64s] = []
+    counts = [_place(table.counts[0], moved, len(vocabulary))]
+    grams = [here]
     for order in range(2, ORDERS + 1):
-        rows = arrays[f"rows{order}"].astype(np.int64)
-        keys.append(
-            join_key(np.repeat(np.arange(len(rows) - 1), np.diff(rows)), arrays[f"last{order}"].astype(np.int64))
-        )
-    counts = tuple(arrays[f"counts{order}"].astype(np.int64) for order in range(1, ORDERS + 1))
-    return NgramTable(words, tuple(keys), counts)
+        old_prefix, old_word = split_key(table.keys[order - 2])
+        old, new = join_key(moved[old_prefix], old_word), _keys(runs, here, order)
+        merged = np.union1d(old, new)
+        moved, here = np.searchsorted(merged, old), np.searchsorted(merged, new)
+        keys.append(merged)
+        counts.append(_place(table.counts[order - 1], moved, len(merged)))
+        grams.append(here)
+    return NgramTable(vocabulary, tuple(keys), tuple(counts)), runs, grams
+
+
+def look_up(table: NgramTable, captions: Sequence[Sequence[str]]) -> tuple[TokenRuns, list[Int64s], list[int]]:
+    """Ids of the n-grams of tokenised captions, without changing the table.
+
+    N-grams outside the table get ids from the table's size upwards; equal n-grams get equal ids. Returns the captions
+    end to end, the ids order by order and, per order, one more than the largest id.
+    """
+    runs = _lay_out(captions, _Extended(table.words))
+    here = runs.words
+    grams, sizes = [here], [max(len(table.words), int(here.max(initial=-1)) + 1)]
+    for order in range(2, ORDERS + 1):
+        keys = _keys(runs, here, order)
+        here, known = find(keys, table.keys[order - 2])
+        unknown, inverse = np.unique(keys[~known], return_inverse=True)
+        size = len(table.keys[order - 2])
+        here[~known] = size + inverse
+        grams.append(here)
+        sizes.append(size + len(unknown))
+    return runs, grams, sizes
+
+
+def starts(runs: TokenRuns, order: int) -> Int64s:
+    """Tokens at which an n-gram of this order starts."""
+    return np.flatnonzero(runs.room >= order)
+
+
+def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
+    """Indices of `keys` in the sorted `among`, and whether each was found (if not, its index is meaningless)."""
+    if not len(among):
+        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+    places = np.minimum(np.searchsorted(among, keys), len(among) - 1)
+    return places, among[places] == keys
+
+
+def join_key(prefix: Int64s, word: Int64s) -> Int64s:
+    """The key of an n-gram: the id of its first n-1 words and the id of its last word in one integer."""
+    return (prefix << _WORD_BITS) | word
+
+
+def split_key(keys: Int64s) -> tuple[Int64s, Int64s]:
+    """The inverse of `join_key`."""
+    return keys >> _WORD_BITS, keys & ((1 << _WORD_BITS) - 1)
+
+
+class _Extended(dict[str, int]):
+    """A fixed vocabulary that gives new ids to the unknown words of one call without growing."""
+
+    def __init__(self, words: Mapping[str, int]) -> None:
+        self._words = words
+
+    def setdefault(self, word: str, default: int = 0) -> int:
+        known = self._words.get(word)
+        return dict.setdefault(self, word, len(self._words) + len(self)) if known is None else known
+
+
+def _lay_out(captions: Sequence[Sequence[str]], ids: dict[str, int]) -> TokenRuns:
+    """Tokenised captions end to end; unknown words are added to `ids`."""
+    lengths = np.fromiter((len(caption) for caption in captions), np.int64, len(captions))
+    total = int(lengths.sum())
+    tokens = np.fromiter((ids.setdefault(word, len(ids)) for caption in captions for word in caption), np.int64, total)
+    ends = np.cumsum(lengths)
+    return TokenRuns(tokens, np.repeat(np.arange(len(captions)), lengths), np.repeat(ends, lengths) - np.arange(total))
+
+
+def _keys(runs: TokenRuns, shorter: Int64s, order: int) -> Int64s:
+    """Keys of the n-grams of this order, given the ids of those one word shorter."""
+    return join_key(shorter[runs.room[starts(runs, order - 1)] >= order], runs.words[starts(runs, order) + order - 1])
+
+
+def _place(values: Int64s, at: Int64s, size: int) -> Int64s:
+    placed = np.zeros(size, np.int64)
+    placed[at] = values
+    return placed
 
 
 def _smallest(values: Int64s) -> np.ndarray:

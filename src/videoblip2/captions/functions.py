@@ -16,12 +16,13 @@ Texts = Sequence[str]
 Groups = Sequence[Sequence[str]]
 Floats = NDArray[np.float64]
 
-# Words that no English caption ends well on, because another word must follow. Captions end on them when the reward
-# leaves out the end token (Rennie et al. 2017, appendix E).
-_ARTICLES = frozenset({"a", "an", "the"})
-_PREPOSITIONS = frozenset({"in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "and"})
-_AUXILIARIES = frozenset({"is", "are", "am"})
-BAD_ENDINGS = _ARTICLES | _PREPOSITIONS | _AUXILIARIES
+#: Articles, prepositions and auxiliaries, after which another word must follow. Captions end on them when the reward
+#: leaves out the end token (Rennie et al. 2017, appendix E).
+BAD_ENDINGS = {
+    *("a", "an", "the"),
+    *("in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "and"),
+    *("is", "are", "am"),
+}
 
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
 
@@ -86,11 +87,6 @@ def bleu(counts: Floats, order: int) -> Floats:
     ratio = (words + _TINY) / (nearest + _SMALL)
     brevity = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
     return np.asarray(precision.prod(axis=-1) ** (1.0 / order) * brevity)
-
-
-def bleu4(captions: Texts, references: Groups) -> Floats:
-    """BLEU-4 of each caption by itself, 0 to 1."""
-    return bleu(bleu_counts(captions, references), order=4)
 
 
 def cider(captions: Texts, references: Groups) -> Floats:

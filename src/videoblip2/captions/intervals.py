@@ -1,9 +1,9 @@
 """Confidence intervals of corpus scores and their differences, by resampling videos.
 
-1. Videos are drawn with replacement (Koehn 2004), with the same draws for all columns, so that differences are paired.
-2. A score that is not a mean over videos (corpus BLEU) is computed again in each resample from its sums.
-3. Where a system was trained with several seeds, each resample draws seeds as well. With few seeds the interval is
-   still too narrow, by a factor of about √((S - 1) / S).
+1. Videos are drawn with replacement (Koehn 2004), with the same draws for all columns: differences are paired.
+2. A score that is not a mean over videos (corpus BLEU) is recomputed in each resample from its sums.
+3. If a system was trained with several seeds, each resample draws seeds as well. With few seeds the interval is still
+   too narrow, by a factor of about √((S - 1) / S).
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,7 @@ class BootstrapResult(NamedTuple):
 
 
 def paired_bootstrap(
-    challenger: ArrayLike,
-    champion: ArrayLike,
-    resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    challenger: ArrayLike, champion: ArrayLike, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> BootstrapResult:
     """Difference between two systems on the same videos; each resample keeps both scores of a video together.
 
@@ -54,9 +50,7 @@ def paired_bootstrap(
     if new.ndim != 1 or new.shape != old.shape or not len(new):
         raise InputError(f"paired bootstrap of scores shaped {new.shape} and {old.shape}: give two lists of one length")
     if not (np.isfinite(new).all() and np.isfinite(old).all()):
-        raise InputError(
-            "paired bootstrap of scores that are not finite: leave out the videos without a score, in both"
-        )
+        raise InputError("paired bootstrap of scores that are not finite: leave the videos without a score out of both")
     if not 0.0 < confidence < 1.0 or resamples < 1:
         raise InputError(f"confidence={confidence}, resamples={resamples}: give 0 < confidence < 1 and resamples >= 1")
     gains = new - old

@@ -1,11 +1,11 @@
 """The table of metrics: how each is computed, shown and compared. To add a metric, add an entry.
 
-`vb2 evaluate`, the predictions file, `vb2 runs compare`, the gate, MLflow runs, figures and the model card read this
-table and list no metric themselves (docs/how-to/add-a-metric.md).
+`vb2 evaluate`, the predictions file, `vb2 runs compare`, the gate, MLflow runs, figures and the model card all read
+this table (docs/how-to/add-a-metric.md).
 
-Deviations from `COCOEvalCap.evaluate`, none of which changes a number: captions are tokenised in Python (same tokens),
-METEOR and SPICE (Java) run beside the others, and a metric that cannot run is named with the reason where COCOEvalCap
-would crash.
+Differences from `COCOEvalCap.evaluate`, none of which changes a number: captions are tokenised in Python (same tokens),
+METEOR and SPICE (Java) run in parallel with the others, and a metric that cannot run is reported with the reason,
+where COCOEvalCap would crash.
 """
 
 import importlib.util
@@ -43,24 +43,24 @@ NO_SPICE_MODELS = (
 class Metric:
     """One number about captions (or answers) and their references.
 
-    function: takes N tokenised captions and N groups of tokenised references (see `captions.functions`); answers and
-    their expected answers arrive as they are. It returns one number per video, whose mean is the corpus score, unless
-    one of these is set: `per_video` False, it returns the corpus score only; `pool`, it returns counts [N,k], and
-    `pool` turns their sum [...,k] into the score [...].
+    function: takes N tokenised captions and N groups of tokenised references (see `captions.functions`), or raw answers
+    and expected answers. It returns one number per video, whose mean is the corpus score, unless one of these is set:
+    `per_video` False, it returns the corpus score only; `pool`, it returns counts [N,k], and `pool` turns their sum
+    [...,k] into the score [...].
     """
 
     name: str  # in files, runs and JSON
     function: Function
     label: str = ""  # in tables and figures; empty = `name`
-    scale: float = 100.0  # factor that the value is shown with
+    scale: float = 100.0  # factor for display
     per_video: bool = True
     pool: Callable[[Floats], Floats] | None = None
     higher_is_better: bool | None = True  # None = neither
     needs: Literal["", "java", "spice"] = ""
     default: bool = True  # computed by `vb2 evaluate`
-    summary: bool = True  # shown where only a few metrics fit
+    summary: bool = True  # shown in short lists
     of: Literal["captions", "answers"] = "captions"
-    mean_label: str = ""  # label of the mean over videos where that is not the corpus score
+    mean_label: str = ""  # label of the mean over videos, if that is not the corpus score
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
@@ -68,7 +68,7 @@ class Metric:
 
     @property
     def unavailable(self) -> str:
-        """Why it cannot run here; empty where it can."""
+        """Why it cannot run here; empty if it can."""
         if self.needs and shutil.which("java") is None:
             return NO_JAVA
         return NO_SPICE_MODELS if self.needs == "spice" and not spice_models_present() else ""
@@ -81,7 +81,7 @@ class Metric:
         return rows
 
     def scores(self, outcome: Outcome, count: int) -> tuple[float, Floats | None]:
-        """The corpus score, and the score of each of `count` videos where the metric has one."""
+        """The corpus score, and the score of each of `count` videos if the metric has one."""
         if not self.per_video:
             return float(outcome), None  # type: ignore[arg-type]
         rows = self.rows(outcome, count)
@@ -95,14 +95,8 @@ class Metric:
 _ENTRIES = (
     Metric("CIDEr", functions.cider),
     *(
-        Metric(
-            f"Bleu_{order}",
-            functions.bleu_counts,
-            f"BLEU-{order}",
-            pool=partial(functions.bleu, order=order),
-            summary=order == 4,
-        )
-        for order in (1, 2, 3, 4)
+        Metric(f"Bleu_{n}", functions.bleu_counts, f"BLEU-{n}", pool=partial(functions.bleu, order=n), summary=n == 4)
+        for n in (1, 2, 3, 4)
     ),
     Metric("ROUGE_L", functions.rouge, "ROUGE-L"),
     Metric("METEOR", functions.meteor, needs="java", mean_label="METEOR, mean of videos"),
@@ -127,18 +121,18 @@ class CaptionMetrics(NamedTuple):
 
 
 def default_metrics(fast: bool = False) -> list[str]:
-    """Names of the caption metrics that are computed unless others are named; `fast`: those that need no Java."""
+    """Names of the caption metrics computed by default; `fast`: only those that need no Java."""
     metrics = [metric for metric in METRICS.values() if metric.of == "captions" and metric.default]
     return [metric.name for metric in metrics if not (fast and metric.needs)]
 
 
 def summary_metrics(names: Container[str]) -> list[str]:
-    """Those of `names` to show where only a few metrics fit, in the order of the table."""
+    """Those of `names` that short lists show, in the order of the table."""
     return [name for name, metric in METRICS.items() if metric.summary and name in names]
 
 
 def shown(name: str, value: float, sign: str = "") -> str:
-    """A value as people read it: CIDEr 0.613 → "61.3". Names outside the table are shares, shown ×100."""
+    """A value for display: CIDEr 0.613 → "61.3". Names outside the table are shares, shown ×100."""
     return f"{scale_of(name) * value:{sign}.1f}"
 
 
@@ -149,12 +143,12 @@ def shown_interval(name: str, interval: Sequence[float], sign: str = "") -> str:
 
 
 def scale_of(name: str) -> float:
-    """The factor that a metric is shown with."""
+    """The factor for display."""
     return METRICS[name].scale if name in METRICS else 100.0
 
 
 def label_of(name: str, scale: bool = False) -> str:
-    """What a metric is called in tables and figures; with `scale`, such as "CIDEr ×100"."""
+    """A metric's name in tables and figures; with `scale`, such as "CIDEr ×100"."""
     label, factor = METRICS[name].label if name in METRICS else name, scale_of(name)
     return f"{label} ×{factor:g}" if scale and factor != 1.0 and "%" not in label else label
 
@@ -162,7 +156,7 @@ def label_of(name: str, scale: bool = False) -> str:
 def caption_metrics(
     references: Mapping[str, Sequence[str]], captions: Mapping[str, str], metrics: Sequence[str] | None = None
 ) -> CaptionMetrics:
-    """Score one caption per video, as `COCOEvalCap` does for the metrics it knows.
+    """Score one caption per video, as `COCOEvalCap` does for the metrics it has.
 
     Args:
         references: raw reference captions by video id.
@@ -172,13 +166,16 @@ def caption_metrics(
 
     Raises InputError for an unknown metric, a video without references, and a video on one side only.
     """
-    names = [metric.name for metric in METRICS.values() if metric.of == "captions"] if metrics is None else metrics
-    wanted = [caption_metric(name) for name in names]
-    _check(references, captions)
+    known = [metric.name for metric in METRICS.values() if metric.of == "captions"]
+    wanted = [caption_metric(name) for name in (known if metrics is None else metrics)]
+    if unpaired := [video for video in (*captions, *references) if (video in captions) != (video in references)]:
+        has, lacks = ("a caption", "references") if unpaired[0] in captions else ("references", "a caption")
+        raise InputError(f"video {unpaired[0]!r} has {has} but not {lacks}: add what is missing or leave the video out")
+    check_references(references)
     texts = [joined(captions[video]) for video in references]
     groups = [[joined(text) for text in references[video]] for video in references]
     if not any(text for group in groups for text in group):
-        raise InputError(f"references of video {next(iter(references))!r} and the others hold no word: use captions")
+        raise InputError(f"references of video {next(iter(references))!r} and the others have no words: give captions")
     unavailable = {metric.name: why for metric in wanted if (why := metric.unavailable)}
     outcomes = _outcomes([metric for metric in wanted if metric.name not in unavailable], texts, groups)
     corpus: dict[str, float] = {}
@@ -203,7 +200,7 @@ def diversity(captions: Mapping[str, str] | Sequence[str]) -> dict[str, float]:
 
 
 def caption_metric(name: str) -> Metric:
-    """An entry by its name. Raises InputError for a name that scores no captions."""
+    """A metric of captions by its name. Raises InputError for any other name."""
     known = [metric.name for metric in METRICS.values() if metric.of == "captions"]
     if name not in known:
         raise InputError(f"unknown metric {name!r}: choose from {', '.join(known)}")
@@ -218,18 +215,8 @@ def spice_models_present() -> bool:
     return any(all((Path(folder) / "lib" / name).is_file() for name in names) for folder in folders)
 
 
-def _check(references: Mapping[str, Sequence[str]], captions: Mapping[str, str]) -> None:
-    for video in captions:
-        if video not in references:
-            raise InputError(f"video {video!r} has a caption but no references: add them or leave the caption out")
-    check_references(references)
-    for video in references:
-        if video not in captions:
-            raise InputError(f"video {video!r} has references but no caption: add it or leave the references out")
-
-
 def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:
-    """What each function returned, once where metrics share it; a failed Java process gives the reason."""
+    """What each function returned, called once if metrics share it; a failed Java process gives the reason."""
     first = {metric.function: metric for metric in reversed(list(metrics))}
     java = [metric for metric in first.values() if metric.needs]
     with ThreadPoolExecutor(max_workers=max(1, len(java))) as pool:

@@ -1,7 +1,7 @@
-"""What a model said of each video and answered to each question: rows, and the files that hold them. No torch.
+"""Captions of videos and answers to questions, as rows and as the files that hold them.
 
-One JSON line for each row. A run has its captions in `val_predictions.jsonl` and its answers in `val_answers.jsonl`;
-runs of older versions have both in the first. This module is the only reader and the only writer.
+A file has one JSON line per row. A run has its captions in `val_predictions.jsonl` and its answers in
+`val_answers.jsonl`; older runs have both in the first. This module is the only reader and the only writer.
 """
 
 import json
@@ -38,7 +38,7 @@ class CaptionRow:
 
     @property
     def key(self) -> str:
-        """What tells the row from the others of its file."""
+        """Unique in its file."""
         return self.video_id
 
     @property
@@ -54,7 +54,7 @@ class CaptionRow:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """A question on a video, its one right answer (`expected`), and what the model answered."""
+    """A question about a video, its one right answer (`expected`), and what the model answered."""
 
     video_id: str
     question_id: str
@@ -74,7 +74,7 @@ class AnswerRow:
 
     @property
     def key(self) -> str:
-        """What tells the row from the others of its file."""
+        """Unique in its file."""
         return self.question_id
 
     @property
@@ -96,47 +96,39 @@ class AnswerRow:
 
 
 Row = CaptionRow | AnswerRow
-_CAPTION, _ANSWER = TypeAdapter(CaptionRow), TypeAdapter(AnswerRow)
+#: The key that only rows of a kind have, and their reader.
+_READERS: Mapping[Kind, tuple[str, TypeAdapter[CaptionRow] | TypeAdapter[AnswerRow]]] = {
+    "captions": ("caption", TypeAdapter(CaptionRow)),
+    "answers": ("question_id", TypeAdapter(AnswerRow)),
+}
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write one JSON line for each row, atomically; a category that is not known is left out."""
+    """Write one JSON line per row, atomically; an unknown category is left out."""
     lines = [{key: value for key, value in vars(row).items() if value is not None} for row in rows]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_captions(path: Path) -> list[CaptionRow]:
-    """The captions of a file. Raises OSError for a missing and ValueError for a malformed one."""
-    return [_CAPTION.validate_python(row) for row in _lines(path) if "caption" in row]
-
-
-def read_answers(path: Path) -> list[AnswerRow]:
-    """The answers of a file. Raises as `read_captions`."""
-    return [_ANSWER.validate_python(row) for row in _lines(path) if "question_id" in row]
-
-
 def read_rows(path: Path, kind: Kind) -> list[Row]:
-    """The rows of one kind. Raises as `read_captions`."""
-    return [*(read_captions(path) if kind == "captions" else read_answers(path))]
+    """The rows of one kind in a file. Raises OSError for a missing file and ValueError for a malformed one."""
+    key, reader = _READERS[kind]
+    entries = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [reader.validate_python(entry) for entry in entries if key in entry]
 
 
 def rows_of_run(folder: Path, kind: Kind, split: str = "val") -> list[Row]:
-    """The rows of one kind that a run wrote in its folder; none where it wrote no such rows."""
+    """The rows of one kind that a run wrote in its folder; empty if it wrote none."""
     files = (folder / FILES[kind].format(split=split), folder / FILES["captions"].format(split=split))
     return next((rows for path in files if path.is_file() and (rows := read_rows(path, kind))), [])
 
 
 def video_scores(*kinds: Sequence[Row]) -> dict[str, float]:
-    """Video → its share of a run's score, so that the mean over videos is the sum of the kinds' mean scores.
+    """Video → its share of a run's score: the mean over videos is the sum of the kinds' mean scores.
 
-    Questions on one video count together: they are not independent.
+    Questions about one video count together, because they are not independent.
     """
     shares = {row.video_id: 0.0 for rows in kinds for row in rows}
     for rows in kinds:
         for row in rows:
             shares[row.video_id] += row.scores[row.metric] * (len(shares) / len(rows))
     return shares
-
-
-def _lines(path: Path) -> list[dict[str, object]]:
-    return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -1,17 +1,20 @@
-"""The rules of the Penn Treebank tokenisation that caption metrics use: Stanford's PTBTokenizer 3.4.1 with its default
-options.
+"""The rules of the Penn Treebank tokenisation that caption metrics use: Stanford's PTBTokenizer 3.4.1, default options.
 
 At each position the rule with the longest match wins, the earlier of equals; if no rule matches, one character is
 skipped. A rule's first group, if it has one, is the token, and the rest of the match is lookahead. `(?i:…)` matches in
 any case, everything else as written. The rules were found by probing the tool, and tests/captions/test_tokenizer.py
 compares them with it.
+
+The tool knows the Basic Multilingual Plane as of Unicode 6.0 (2010). Any other character, such as an emoji or a newer
+letter, separates words and is dropped.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
+from functools import cache
+from itertools import groupby
 from typing import NamedTuple
-
-from videoblip2.captions import characters
 
 
 class Rule(NamedTuple):
@@ -20,6 +23,35 @@ class Rule(NamedTuple):
     pattern: re.Pattern[str]
     spell: Callable[[str], str] | None = None  # how the token is written; None: as it is in the text
 
+
+# Letters and digits added after Unicode 6.0.
+_LATER = (
+    "037f 0528-052f 0560 0588 05ef 0860-086a 0870-088f 08a1 08ad-08c9 0978 0980 09fc 0af9 0c34 0c5a 0c5c-0c5d "
+    "0c80 0cdc-0cdd 0d04 0d54-0d56 0d5f 0de6-0def 0e86 0e89 0e8c 0e8e-0e93 0e98 0ea0 0ea8-0ea9 0eac 13f5 "
+    "13f8-13fd 16f1-16f8 170d 171f 1878 191d-191e 19b0-19c0 19c8-19c9 1b4c 1c80-1cbf 1cf2-1cf3 1cfa 2c2f 2c5f "
+    "312e-312f 31bb-31bf 4db6-4dbf 9fcd-9fff a698-a69d a78f a794-a79f a7ab-a7f7 a8fd-a8fe a9e0-a9e4 a9e6-a9fe "
+    "aa7e-aa7f ab30-ab69 ab70-abbf"
+)
+
+# Accents, vowel signs and similar marks, which occur in words like letters; the soft hyphen is one of them.
+_MARKS = (
+    "00ad 02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f "
+    "0591-05bd 05bf 05c1-05c2 05c4-05c5 05c7 0615-061a 064b-065e 0670 06d6-06e4 06e7-06ed 06fd-06fe 070f 0711 "
+    "0730-074c 07a6-07b0 07eb-07f3 0900-0903 093c 093e-094e 0951-0955 0962-0963 0981-0983 09bc 09be-09c4 "
+    "09c7-09c8 09cb-09cd 09d7 09e2-09e3 0a01-0a03 0a3c 0a3e-0a4f 0a81-0a83 0abc 0abe-0acf 0b82 0bbe-0bc2 "
+    "0bc6-0bc8 0bca-0bcd 0c01-0c03 0c3e-0c56 0d3e-0d44 0d46-0d48 0e31 0e34-0e3a 0e47-0e4e 0eb1 0eb4-0ebc "
+    "0ec8-0ecd"
+)
+
+# Characters that are each a token of their own.
+_SYMBOLS = (
+    "0025-0026 002b 003b 003d 005c 005e 007c 007e 00a1 00a5-00a9 00ac 00ae-00b1 00b4 00b6-00b8 00bf 00d7 00f7 "
+    "037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614 061b 061e-061f 066a 066d 06d4 "
+    "0700-070d 07f6-07f8 0964-0965 0e3f 0e4f 1fbd 2016-2017 2020-2023 2030-2038 203b 203e-2042 2044 207a-207e "
+    "208a-208e 20a4 2100-2101 2103-2106 2108-2109 2114 2116-2118 211e-2123 2125 2127 2129 212e 213a-213b "
+    "2140-2144 214a-214d 214f 2155-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 "
+    "ffe0-ffe1 ffe5-ffe6"
+)
 
 # Titles and similar words before a name, which keep their period.
 _TITLES = (
@@ -100,29 +132,39 @@ def _unbroken_with_parentheses(token: str) -> str:
     return _unbroken(token).replace("(", "-LRB-").replace(")", "-RRB-")
 
 
-def _hyphens(token: str) -> str:
-    return "--" if 3 <= len(token) <= 4 else token
+def _brackets(ranges: str) -> str:
+    """Hexadecimal ranges for use inside a regular expression's brackets: "0025-0026 002b" → r"\u0025-\u0026\u002b"."""
+    return re.sub("[0-9a-f]{4}", r"\\u\g<0>", ranges).replace(" ", "")
+
+
+def _in_category(*categories: str) -> str:
+    """The characters of some Unicode categories, for use inside a regular expression's brackets."""
+    later = re.compile(f"[{_brackets(_LATER)}]")
+    codes = [c for c in range(0x10000) if unicodedata.category(chr(c)) in categories and not later.match(chr(c))]
+    runs = [[code for _, code in run] for _, run in groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])]
+    return _brackets(" ".join(f"{run[0]:04x}-{run[-1]:04x}" for run in runs))
 
 
 Patterns = list[tuple[str, str, Callable[[str], str] | None]]  # where the rule starts, pattern, spelling
 
 
+@cache
 def rules() -> dict[str, list[Rule]]:
     """Rules by the first character of their token: "a" a letter, "1" a digit, "." anything else.
 
     The order of a list decides between matches of equal length.
     """
-    plain = f"[{characters.plain_letters()}]"
+    plain_letters = _in_category("Lu", "Ll", "Lt", "Lm", "Lo") + "\\u1885-\\u1886"  # letters until Unicode 9
+    letters, digits = plain_letters + _brackets(_MARKS), _in_category("Nd")
     entity = "&[aeiouAEIOU](?i:acute|grave|uml);"
-    letter = f"(?:[{characters.letters()}]|{entity})"
-    sign = f"(?:[{characters.letters()}{characters.digits()}]|{entity})"
+    letter, sign = f"(?:[{letters}]|{entity})", f"(?:[{letters}{digits}]|{entity})"
     word = f"{letter}{sign}*(?:[.!?]{letter}{sign}*)*"
     patterns = [
-        *_words(word, plain),
+        *_words(word, f"[{plain_letters}]"),
         *_names(letter),
-        *_numbers(characters.digits()),
-        *_abbreviations(word, sign),
-        *_compounds(f"[{characters.plain_letters()}{characters.digits()}]"),
+        *_numbers(f"[{digits}]"),
+        *_abbreviations(word, sign, f"[{digits}]"),
+        *_compounds(f"[{plain_letters}{digits}]"),
         *_punctuation(),
     ]
     compiled = [(first, Rule(re.compile(pattern, re.ASCII), spell)) for first, pattern, spell in patterns]
@@ -173,8 +215,8 @@ def _names(letter: str) -> Patterns:
     ]
 
 
-def _numbers(digits: str) -> Patterns:
-    digit, near = f"[{digits}]", "[- \u00a0]"
+def _numbers(digit: str) -> Patterns:
+    near = "[- \u00a0]"
     return [
         ("1", f"{digit}{{1,2}}[-/]{digit}{{1,2}}[-/]{digit}{{2,4}}", None),
         ("1.", f"[-+]?(?:{digit}*(?:[.:,\u00ad\u066b\u066c]{digit}+)+|{digit}+)", _without_soft_hyphens),
@@ -192,7 +234,7 @@ def _numbers(digits: str) -> Patterns:
     ]
 
 
-def _abbreviations(word: str, sign: str) -> Patterns:
+def _abbreviations(word: str, sign: str, digit: str) -> Patterns:
     starts = "|".join(f"{start[0]}(?i:{start[1:]})" for start in _SENTENCE_STARTS.split("|"))
     blank = f"[{BLANKS}\r\n\u2028\u2029\x0b\x0c\x85]"
     return [
@@ -200,7 +242,7 @@ def _abbreviations(word: str, sign: str) -> Patterns:
         ("a", f"(?i:{_TITLES})\\.", None),
         ("a", f"([A-Za-z])\\.{blank}+(?:{starts}|{_MARKUP}){blank}", None),
         ("a", "[A-Za-z]\\.", None),
-        ("a", f"((?i:{_NUMBER_ABBREVIATIONS})\\.){blank}?[{characters.digits()}]", None),
+        ("a", f"((?i:{_NUMBER_ABBREVIATIONS})\\.){blank}?{digit}", None),
         ("a", "[A-Za-z](?:\\.[A-Za-z])+\\.?", None),
         ("a", "(?i:(?:canada|sino|korean|eu|japan|non)-u\\.s|u\\.s\\.-u\\.(?:k|s\\.s\\.r))\\.?", None),
         ("a.", f"({word}\\.)[,;:\u3001]", _without_soft_hyphens),
@@ -239,7 +281,7 @@ def _punctuation() -> Patterns:
         (".", "[<>]|&(?i:lt|gt|amp);|&", _entities),
         (".", "<<|>>", None),
         (".", "[][(){}]", _by_character),
-        (".", "-+", _hyphens),
+        (".", "-+", lambda token: "--" if 3 <= len(token) <= 4 else token),
         (".", "[\x96\x97\u2013-\u2015]|&(?i:MD|mdash|ndash);", lambda token: "--"),
         (".", "\\.{3,5}|(?:\\.[ \u00a0]){2,4}\\.|\u2026", lambda token: "..."),
         (".", "@+|#+|_+|\\*+|(?:\\\\\\*){1,3}", None),
@@ -248,5 +290,5 @@ def _punctuation() -> Patterns:
         (".", "(')[A-Za-z][^ \t\n\r\u00a0]", lambda token: "`"),
         (".", _REDUCED, _by_character),
         (".", f"''|[{_QUOTES}]{{1,2}}|{_APOSTROPHE}", _by_character),
-        (".", f"[{characters.symbols()}]", None),
+        (".", f"[{_brackets(_SYMBOLS)}]", None),
     ]

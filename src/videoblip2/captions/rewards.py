@@ -41,18 +41,15 @@ class FunctionReward:
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         texts = [joined(caption) for caption in captions]
-        scores = np.asarray(self._function(texts, [self._group(video) for video in video_ids]), np.float64)
+        for video in set(video_ids) - self._tokenised.keys():
+            self._tokenised[video] = [joined(text) for text in self._references[video]]
+        scores = np.asarray(self._function(texts, [self._tokenised[video] for video in video_ids]), np.float64)
         if scores.shape != (len(texts),) or not np.isfinite(scores).all():
             raise InputError(
                 f"reward {self._name!r} returned scores of shape {scores.shape} for {len(texts)} captions, "
                 f"{int((~np.isfinite(scores)).sum())} of them not finite: return one finite number per caption"
             )
         return scores
-
-    def _group(self, video: str) -> list[str]:
-        if video not in self._tokenised:
-            self._tokenised[video] = [joined(text) for text in self._references[video]]
-        return self._tokenised[video]
 
 
 def _plain(name: str, function: Function) -> Callable[[References, DocumentFrequencies], Scorer]:
@@ -61,7 +58,7 @@ def _plain(name: str, function: Function) -> Callable[[References, DocumentFrequ
 
 REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
     "cider": CiderD,
-    "bleu": _plain("bleu", functions.bleu4),
+    "bleu": _plain("bleu", lambda *texts: functions.bleu(functions.bleu_counts(*texts), order=4)),
     "repetition": _plain("repetition", lambda captions, references: -functions.repetition(captions, references)),
     "bad_ending": _plain("bad_ending", lambda captions, references: -functions.bad_ending(captions, references)),
 }
@@ -71,9 +68,9 @@ class MixedReward:
     """The weighted sum of several rewards.
 
     Args:
-        weights: name of a reward (of REWARDS, or `package.module:function`) → weight; weight 0 leaves it out.
+        weights: name of a reward (in REWARDS, or `package.module:function`) → weight; weight 0 leaves it out.
 
-    Raises InputError for a name that is no reward.
+    Raises InputError for an unknown reward.
     """
 
     def __init__(
@@ -83,7 +80,7 @@ class MixedReward:
         self._scorers = {name: find_reward(name)(references, df) for name in self.weights}
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
-        """Reward of each caption: [M]. Arguments and errors as of `CiderD.score`."""
+        """Reward of each caption: [M]. Arguments and errors as for `CiderD.score`."""
         return self.total(self.terms(video_ids, captions, ended), len(captions))
 
     def terms(
@@ -103,13 +100,9 @@ def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer
         return REWARDS[name]
     if ":" not in name:
         raise InputError(
-            f"scst.reward: unknown reward {name!r}; choose from {', '.join(REWARDS)}, or name a function of your own "
-            "as package.module:function"
+            f"scst.reward: unknown reward {name!r}; choose from {', '.join(REWARDS)}, or name your own function as "
+            "package.module:function"
         )
-    return _plain(name, _imported(name))
-
-
-def _imported(name: str) -> Function:
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -121,4 +114,4 @@ def _imported(name: str) -> Function:
     function = getattr(found, attribute, None)
     if not callable(function):
         raise InputError(f"scst.reward: module {module!r} ({found.__file__}) has no function {attribute!r}; define it")
-    return function  # type: ignore[no-any-return]
+    return _plain(name, function)

@@ -1,7 +1,7 @@
 """Penn Treebank tokenisation of captions, token for token as pycocoevalcap's Java `PTBTokenizer` does it."""
 
 import re
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from videoblip2.captions.ptb import BLANKS, Rule, rules
 
@@ -21,7 +21,7 @@ def tokenize(text: str) -> list[str]:
     A line break counts as a space. A token that spans a space ("1 1/2") contains a no-break space, as in the original.
 
     The original reads all captions as one text, so an initial at the end of a caption ("vitamin C.") loses its period
-    if the next caption begins with "A", "The" or a similar word. Here captions are independent and it keeps the period.
+    if the next caption begins with "A", "The" or a similar word. Here captions are independent and the period stays.
     """
     return [token for token in lex(text) if token and token not in PUNCTUATION]
 
@@ -69,9 +69,4 @@ def _step(text: str, at: int, tokens: list[str]) -> int:
 
 @lru_cache(maxsize=4096)
 def _rules_for(first: str) -> list[Rule]:
-    return _all_rules()["a" if first.isalpha() else "1" if first.isdecimal() else "."]
-
-
-@cache
-def _all_rules() -> dict[str, list[Rule]]:
-    return rules()
+    return rules()["a" if first.isalpha() else "1" if first.isdecimal() else "."]
