@@ -106,7 +106,7 @@ def test_a_failure_is_said_and_does_not_stop_the_study(make):
     assert states(made.study) == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
     assert "trial-001: failed: step 3: the loss is nan on videos v1; lower optim.lr   optim.lr=" in made.lines[1]
     assert "failed: ZeroDivisionError: division by zero" in made.lines[2]
-    assert "failed: validation CIDEr is nan" in made.lines[3]
+    assert "failed: validation score is nan" in made.lines[3]
     assert made.study.get_trials()[1].user_attrs["reason"].startswith("step 3: the loss is nan")
 
 

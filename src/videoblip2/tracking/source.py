@@ -78,7 +78,7 @@ def lock_difference(text: str, other: str) -> list[str]:
 
 
 def _pins(text: str) -> dict[str, str]:
-    """Name → version; Python, which stands in a comment for pip's sake, is one of them."""
+    """Name → version; Python, a comment so that pip skips it, is one of them."""
     lines = text.replace("# python ", "python==").splitlines()
     return dict(line.split("==", 1) for line in lines if "==" in line)
 

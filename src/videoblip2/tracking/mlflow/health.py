@@ -1,4 +1,4 @@
-"""How the tracking store is: reachable, its schema, write-ahead logging, runs that nobody closed. Changes nothing."""
+"""Health of the tracking store: reachability, schema, write-ahead logging, abandoned runs. Read only."""
 
 import sqlite3
 from contextlib import closing
@@ -16,7 +16,7 @@ MOVE_AWAY = "move it away and start again, or bring back a copy"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `status` is ok, note (no harm), warn or fail; every status but ok has a remedy."""
+    """One check: `status` is ok, note (harmless), warn or fail; every status but ok has a remedy."""
 
     name: str
     status: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def store_findings() -> list[Finding]:
-    """Look at the store that MLFLOW_TRACKING_URI, or the current folder, gives."""
+    """Check the store named by MLFLOW_TRACKING_URI, or the one in the current folder."""
     uri = store.tracking_uri()
     database = store.sqlite_file(uri)
     first = _sqlite(database) if database else _server(uri)
@@ -103,10 +103,10 @@ def _dead_runs() -> Finding:
     try:
         dead = find_dead_runs()
     except Exception as error:
-        return Finding("store: unclosed runs", "fail", first_line(error), "mend the store's schema first")
+        return Finding("store: unclosed runs", "fail", first_line(error), "fix the store's schema first")
     if not dead:
         return Finding("store: unclosed runs", "ok", "none")
     found = f"{len(dead)} RUNNING without a process: {', '.join(run.name for run in dead[:3])}"
     return Finding(
-        "store: unclosed runs", "warn", found, "`vb2 runs gc` closes them; `vb2 ce CONFIG resume=RUN` goes on"
+        "store: unclosed runs", "warn", found, "`vb2 runs gc` closes them; `vb2 ce CONFIG resume=RUN` resumes one"
     )

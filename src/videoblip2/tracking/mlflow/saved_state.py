@@ -1,4 +1,4 @@
-"""The training state in the store: logged when a run is stopped, so that another machine can go on with it.
+"""The training state in the store: logged when a run is stopped, so that another machine can resume it.
 
 A store on this machine gets no copy: the run's own folder is here as well, and a tag of the run names it.
 """
@@ -29,7 +29,7 @@ SILENT_SECONDS = 300.0  # after which a process on another machine may be dead
 
 @dataclass(frozen=True)
 class StoppedRun:
-    """A run that can go on. `folder`: where its files were, on `host`; `logged`: the store has a copy of them."""
+    """A run that can be resumed. `folder`: where its files were, on `host`; `logged`: the store has a copy of them."""
 
     run_id: str
     name: str
@@ -40,7 +40,7 @@ class StoppedRun:
 
 
 def find_stopped_run(run_id: str) -> StoppedRun:
-    """Find a run that is to go on. Raises InputError where it is unknown, deleted, or its process is still there."""
+    """Find a run to resume. Raises InputError if it is unknown or deleted, or if its process still runs."""
     from mlflow.exceptions import MlflowException
 
     client = store.connect()
@@ -88,9 +88,7 @@ def keep_state(client: "MlflowClient", run_id: str, folder: Path) -> None:
                 client.log_artifacts(run_id, str(folder / part), f"{ARTIFACTS}/{part}")
         client.set_tag(run_id, TAG, "true")
     except Exception as error:
-        warn(
-            f"run {run_id}: its state could not be logged ({first_line(error)}); only this machine can go on, {folder}"
-        )
+        warn(f"run {run_id}: its state could not be logged ({first_line(error)}); resume it on this machine: {folder}")
 
 
 def fetch_state(run_id: str, folder: Path) -> None:
@@ -120,5 +118,5 @@ def drop_state(client: "MlflowClient", run_id: str) -> None:
 
 
 def is_local(address: str) -> bool:
-    """Whether artifacts at this address lie on this machine."""
+    """Whether artifacts at this address are on this machine."""
     return urlparse(address).scheme in ("", "file")

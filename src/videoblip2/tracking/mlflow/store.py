@@ -1,7 +1,7 @@
 """The tracking store: where it is, its first start under a lock, and an MLflow client on it.
 
-Several processes that meet a fresh sqlite file at once corrupt it for good, so the tables are made under a file lock.
-Write-ahead logging, which the file remembers, lets writers pass each other and marks a finished first start.
+Several processes that open a fresh sqlite file at once corrupt it for good, so the tables are created under a file
+lock. Write-ahead logging, which the file remembers, lets readers and writers run at once and marks a finished start.
 """
 
 import logging
@@ -46,7 +46,7 @@ def artifact_root(uri: str) -> Path | None:
 
 
 def connect(create: bool = False) -> "MlflowClient":
-    """Return a client on the store; with `create` a missing sqlite store is made, without it that is an InputError."""
+    """Return a client on the store. A missing sqlite store is created with `create`, else it raises InputError."""
     for quiet, value in QUIET.items():
         os.environ.setdefault(quiet, value)
     uri = tracking_uri()
@@ -72,7 +72,7 @@ def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
 
 
 def check_reachable(uri: str) -> None:
-    """Ask a tracking server for a sign of life. Raises InputError, within seconds, where there is none."""
+    """Check that a tracking server answers. Raises InputError within seconds if it does not."""
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -88,7 +88,7 @@ def check_reachable(uri: str) -> None:
 
 
 def server_version(uri: str) -> str:
-    """MLflow's version on a tracking server; empty where it does not tell."""
+    """MLflow's version on a tracking server; empty if the server does not say."""
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -109,7 +109,7 @@ def schema_versions(uri: str) -> tuple[str | None, str]:
 
 
 def _first_start(uri: str, database: Path) -> None:
-    """Make the tables once, by one process; the others wait. A store that is ready costs one look at the file."""
+    """Create the tables once, in one process, while the others wait. A ready store costs one look at the file."""
     if database.is_file() and _journal_mode(database) == "wal":
         return
     database.parent.mkdir(parents=True, exist_ok=True)
