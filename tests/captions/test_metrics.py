@@ -66,6 +66,7 @@ def test_metrics_equal_cocoevalcap():
     assert result.unavailable == {}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # COCOEvalCap leaves its pipes open
 @pytest.mark.java
 @pytest.mark.skipif(shutil.which("java") is None, reason="java not found")
 def test_meteor_equals_cocoevalcap():

@@ -146,7 +146,7 @@ def test_commands_make_prepare_extract_and_check(encoders, tmp_path):
     assert code == 0 and checked["ok"] and checked["videos"] == 7
     (tmp_path / "features" / "video" / "video0.npy").unlink()
     code, checked = call(features.app, "check", tmp_path / "features", "--annotations", prepared["files"]["train"])
-    assert code == 1 and checked["missing"] == ["video0"]
+    assert code == 3 and checked["missing"] == ["video0"]
     (tmp_path / "bad.mp4").write_text("no video")
     code, failed = call(features.app, "extract", tmp_path / "bad.mp4", "--out", tmp_path / "bad", *models)
     assert code == 1 and list(failed["failed"]) == ["bad"]

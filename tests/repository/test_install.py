@@ -16,7 +16,19 @@ import pytest
 from conftest import ROOT
 from servers import free_port, running, wait_until
 
-LEFT_OUT = (".git", ".venv", "build", "dist", "runs", "mlruns", "mlflow.db*", "*.egg-info", "__pycache__", ".*_cache")
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    ".hypothesis",
+    "runs",
+    "mlruns",
+    "mlflow.db*",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+)
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 

@@ -129,7 +129,7 @@ def test_what_cannot_go_on_is_named(processes, world, store):
     _, run = stop(processes, world, store, signal.SIGKILL)
     with pytest.raises(InputError, match="a run of `vb2 ce`, not of `vb2 scst`"):
         run_stage("scst", tiny_config(world, store, f"resume={run.run_id}"))
-    with pytest.raises(InputError, match=r"to go on, add optim.lr=0.05 seed=0;"):
+    with pytest.raises(InputError, match=r"to resume it, add optim.lr=0.05 seed=0;"):
         run_stage("ce", tiny_config(world, store, f"resume={run.run_id}", "optim.lr=0.1", "seed=1"))
     shutil.move(store / "stopped", store / "elsewhere")
     with pytest.raises(InputError, match=r"no training state in .*stopped .*bring that folder to .*moved.stopped"):
