@@ -55,12 +55,12 @@ def test_force_and_reason_go_together(monkeypatch, capsys, words):
 def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch, capsys, found, code):
     from videoblip2.registry import reproduce as room
 
-    recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), stage="ce", metric="CIDEr")
-    result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best")
+    recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), expected={"CIDEr": 0.5})
+    result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best", metrics={"CIDEr": found})
 
     def again(run, tolerance, out, progress, announce):
         announce(recipe)
-        return room.Reproduction(recipe, result, 0.5, found, tolerance)
+        return room.Reproduction(recipe, result, tolerance)
 
     monkeypatch.setattr(room, "reproduce", again)
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")

@@ -103,26 +103,30 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; by default that of the original.")] = None,
     json: Json = False,
 ) -> None:
-    """Train a run again from its stored configuration and compare its validation score; exit with 1 if it differs."""
-    from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
+    """Train a run again from its stored configuration and compare its validation scores; exit with 1 if one differs."""
+    from videoblip2.captions.metrics import label_of, scale_of
     from videoblip2.errors import InputError
     from videoblip2.registry.reproduce import reproduce as train_again
 
-    factor = scale_of(PRIMARY)
-    result = train_again(run, tolerance / factor, out, progress, say_recipe)
+    result = train_again(run, tolerance, out, progress, say_recipe)
+    (expected, found), *_ = result.scores.values()
     record = {
         "command": result.recipe.command,
         "differs": result.recipe.differs,
-        "expected": result.expected,
-        "found": result.found,
+        "expected": expected,
+        "found": found,
+        "scores": {name: {"expected": old, "found": new} for name, (old, new) in result.scores.items()},
         "reproduced": result.reproduced,
         "run_id": result.result.run_id,
         "checkpoint": str(result.result.checkpoint),
     }
-    label = label_of(result.recipe.metric)
-    both = f"validation {label} {factor * result.found:.4f}, was {factor * result.expected:.4f}"
-    emit(record, json, f"{both}\nrun: {result.result.run_id or 'not tracked'}")
+    lines = [
+        f"validation {label_of(name)} {scale_of(name) * new:.4f}, was {scale_of(name) * old:.4f}"
+        for name, (old, new) in result.scores.items()
+    ]
+    emit(record, json, "\n".join([*lines, f"run: {result.result.run_id or 'not tracked'}"]))
     if not result.reproduced:
+        both = "; ".join(lines)
         raise InputError(f"{run}: not reproduced within {tolerance:g}: {both}; {why_it_differs(result.recipe)}")
 
 

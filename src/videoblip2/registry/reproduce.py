@@ -1,14 +1,14 @@
-"""A training run once more: the same command from what the run kept, and its metric beside the first one.
+"""Train a run again: the same command from what the run stored, and its scores beside the original ones.
 
-Nothing is trained where the data are not the run's. Another commit or other packages are named, and do not stop it.
+Nothing is trained if the data have changed. A change of commit or packages is reported and does not stop it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.captions.metrics import summary_metrics
+from videoblip2.captions.metrics import METRICS, scale_of, summary_metrics
 from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
 from videoblip2.features.store import FeatureStore
 from videoblip2.progress import Progress, no_progress
@@ -25,13 +25,12 @@ STAGES = ("ce", "scst")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a run again. metric: the one compared; expected: its value; differs: what has changed since."""
+    """How to repeat a run. expected: its main scores; differs: what has changed since."""
 
     stage: str
     config: Config
     config_file: Path
-    metric: str
-    expected: float
+    expected: Mapping[str, float]
     differs: tuple[str, ...]
 
     @property
@@ -41,17 +40,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Both scores, in pycocoevalcap's scale."""
+    """A run and its repetition. tolerance: largest difference that counts as the same, as scores are shown."""
 
     recipe: Recipe
     result: StageResult
-    expected: float
-    found: float
     tolerance: float
 
     @property
+    def scores(self) -> dict[str, tuple[float, float]]:
+        """Metric → the expected score and the new one."""
+        return {name: (value, self.result.metrics[name]) for name, value in self.recipe.expected.items()}
+
+    @property
     def reproduced(self) -> bool:
-        return abs(self.found - self.expected) <= self.tolerance
+        return all(scale_of(name) * abs(new - old) <= self.tolerance for name, (old, new) in self.scores.items())
 
 
 def reproduce(
@@ -61,28 +63,28 @@ def reproduce(
     progress: Progress = no_progress,
     announce: Callable[[Recipe], None] = lambda recipe: None,
 ) -> Reproduction:
-    """Train a run (or any MODEL that a stage made) again, as a new run, and compare its main validation score.
+    """Train a run (or any MODEL that a stage made) again, as a new run, and compare its main validation scores.
 
     Args:
-        tolerance: largest difference that counts as the same, in pycocoevalcap's scale; 0 = the same number.
-        out: folder for the new run; default the first one's `run.out`. announce: is given the recipe before training.
+        tolerance: largest difference that counts as the same, as scores are shown; 0 = the same number.
+        out: folder for the new run; default the original's `run.out`. announce: receives the recipe before training.
     """
     recipe = read_recipe(model, out)
     announce(recipe)
-    result = run_stage(recipe.stage, recipe.config, progress)
-    return Reproduction(recipe, result, recipe.expected, result.metrics[recipe.metric], tolerance)
+    return Reproduction(recipe, run_stage(recipe.stage, recipe.config, progress), tolerance)
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
-    """Stage, configuration and score of the run behind MODEL; the configuration is written as a file to run it with.
+    """Stage, configuration and scores of the run behind MODEL; the configuration is written as a file to run it with.
 
-    Raises InputError where MODEL is no training run's, its data have changed, or it was trained in several goes.
+    Raises InputError if no training run made MODEL or its data have changed.
     """
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), read_json(folder / "metrics.json")
     stage = provenance.stage
-    compared = summary_metrics(metrics)[:1]  # CIDEr, or the accuracy of a run that only answers questions
-    if stage not in STAGES or not compared:
+    compared = [name for name in summary_metrics(metrics) if not METRICS[name].needs]  # training computes no others
+    expected = {name: float(metrics[name]) for name in compared}
+    if stage not in STAGES or not expected:
         made_by = stage or "an unknown stage"
         raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
     config = _config(folder, provenance, out)
@@ -90,12 +92,11 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     file = Path(config.run.out) / f"{config.run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"# vb2 {stage} {file}\n{to_yaml(config)}", encoding="utf-8")
-    (metric,) = compared
-    return Recipe(stage, config, file, metric, float(metrics[metric]), tuple(_differences(folder, provenance)))
+    return Recipe(stage, config, file, expected, tuple(_differences(folder, provenance)))
 
 
 def _config(folder: Path, provenance: Provenance, out: Path | None) -> Config:
-    """The run's own configuration, from the start, under a name of its own."""
+    """The run's configuration under a new name, without `train.resume`."""
     overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
     if parent := parent_of(provenance):
         overrides.append(f"train.start_from={parent}")
@@ -113,12 +114,12 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
         if split in digests and digests[split] != found:
             raise InputError(
                 f"{model}: was trained on {split} data {digests[split]}, and {path} with {store.root} is {found} now; "
-                "restore that data, or train anew with the run's config.yaml"
+                "restore that data, or train a new run with its config.yaml"
             )
 
 
 def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any]]]:
-    """(key in the provenance, annotation file, its reader) of all that a training read."""
+    """(key in the provenance, annotation file, its reader) of everything that training reads."""
     tasks = [(task, "_qa" if place else "") for place, task in enumerate(tasks_of(config))]
     return [
         (f"{split}{own}", task.file(config.data, split), task.read) for task, own in tasks for split in ("train", "val")
