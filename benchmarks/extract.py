@@ -30,8 +30,8 @@ import torch
 
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
 from videoblip2.features.extract import extract_features
-from videoblip2.features.media_features import Encoders
-from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+from videoblip2.features.media import SAMPLING_RATE
+from videoblip2.features.media_features import Encoders, FeatureSettings
 from videoblip2.features.store import FeatureStore
 
 CORES = len(os.sched_getaffinity(0))
@@ -160,7 +160,7 @@ def small_clap(folder: Path) -> ClapEncoder:
 
 
 def toy_videos(folder: Path) -> list[Path]:
-    from videoblip2.features.codecs import write_video
+    from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
     return sorted(write_toy_world(folder, 24, 0, write_video).videos.glob("*.mp4"))

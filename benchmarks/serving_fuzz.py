@@ -145,7 +145,7 @@ def megabytes(pid: int) -> float:
 
 def sample_video() -> bytes:
     """Two seconds of a real mp4 with sound, to be spoilt."""
-    from videoblip2.features.codecs import write_video
+    from videoblip2.features.media import write_video
 
     frames = np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)
     sound = np.sin(np.arange(96_000) / 20).astype(np.float32)

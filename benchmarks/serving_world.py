@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from transformers import InstructBlipQFormerConfig, T5Config
 
-from videoblip2.features.codecs import write_video
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
-from videoblip2.features.media_features import Encoders
-from videoblip2.features.settings import FeatureSettings
+from videoblip2.features.media import write_video
+from videoblip2.features.media_features import Encoders, FeatureSettings
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2

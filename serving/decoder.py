@@ -21,8 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from videoblip2.config import InputError
-from videoblip2.features.media import stream_untrusted
-from videoblip2.features.settings import SAMPLING_RATE
+from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
 LENGTH = struct.Struct(">Q")
 OPEN_FILES = 64

@@ -37,7 +37,7 @@ class EncoderIdentity(Record):
 
 
 class FeatureSampling(Record):
-    """How videos were cut into frames and audio windows; see `features.settings`. None: not recorded."""
+    """How videos were cut into frames and audio windows; see `features.media_features`. None: not recorded."""
 
     fps: float | None = None
     max_frames: int | None = None

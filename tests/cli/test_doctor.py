@@ -11,7 +11,7 @@ from tracking_store import place_store
 from typer.testing import CliRunner
 
 from videoblip2.cli import app, doctor
-from videoblip2.features import codecs
+from videoblip2.features import media
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.health import Finding, store_findings
 
@@ -61,7 +61,7 @@ def test_java_absent_broken_and_there(monkeypatch):
 
 def test_missing_decoders_are_named(monkeypatch):
     assert by_name(doctor.video())["video decoding (PyAV)"].status == "ok"
-    monkeypatch.setattr(codecs, "DECODERS", ("h264", "no-such-codec"))
+    monkeypatch.setattr(media, "DECODERS", ("h264", "no-such-codec"))
     finding = by_name(doctor.video())["video decoding (PyAV)"]
     assert (finding.status, "without no-such-codec" in finding.found) == ("warn", True)
 

@@ -12,7 +12,7 @@ from transformers import ClapFeatureExtractor
 
 from videoblip2.config import InputError
 from videoblip2.features.encoders import clap_inputs, load_clap, load_clip
-from videoblip2.features.settings import FeatureSettings, feature_settings
+from videoblip2.features.media_features import FeatureSettings, feature_settings
 
 RATE = 48_000
 

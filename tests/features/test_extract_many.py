@@ -12,7 +12,6 @@ import pytest
 from videoblip2.config import InputError
 from videoblip2.features import pipeline
 from videoblip2.features.check import check_features, refuse_unnoted
-from videoblip2.features.codecs import write_video
 from videoblip2.features.encoders import ClipEncoder, load_clip
 from videoblip2.features.extract import (
     ExtractionRun,
@@ -23,10 +22,9 @@ from videoblip2.features.extract import (
     shard_of,
 )
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.features.media import decode_audio
-from videoblip2.features.media_features import Encoders, load_encoders
+from videoblip2.features.media import decode_audio, write_video
+from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
 from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
-from videoblip2.features.settings import FeatureSettings, feature_settings
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS

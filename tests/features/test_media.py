@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.features.codecs import write_video
-from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted
-from videoblip2.features.settings import thin
+from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted, write_video
+from videoblip2.features.media_features import at_most
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
@@ -84,9 +83,9 @@ def test_rotated_video_comes_out_upright(tmp_path):
 
 def test_max_frames_thins_over_the_whole_video(tmp_path):
     write_video(tmp_path / "v.mp4", grey_ramp(24), 8, None, RATE)
-    kept = numbers(thin(stream_frames(tmp_path / "v.mp4", 8), 5))
+    kept = numbers(at_most(5, stream_frames(tmp_path / "v.mp4", 8)))
     assert len(kept) == 5 and kept[0] == 0 and kept[-1] >= 20 and kept == sorted(kept)
-    assert [len(thin(range(n), 4)) for n in (1, 4, 5, 9, 100)] == [1, 4, 4, 4, 4]
+    assert [len(at_most(4, range(n))) for n in (1, 4, 5, 9, 100)] == [1, 4, 4, 4, 4]
 
 
 def test_audio_is_resampled_and_keeps_its_pitch(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from servers import free_port, running, wait_until
 
-from videoblip2.features.codecs import write_video
+from videoblip2.features.media import write_video
 from videoblip2.provenance import Provenance
 from videoblip2.toy.world import write_toy_world
 

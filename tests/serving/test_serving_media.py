@@ -18,8 +18,7 @@ from serving.decoder import LENGTH
 from serving.media import Busy, Decoders
 from serving.service_settings import Settings
 from videoblip2.config import InputError
-from videoblip2.features.codecs import write_video
-from videoblip2.features.media import decode_audio, stream_frames
+from videoblip2.features.media import decode_audio, stream_frames, write_video
 
 RATE = 48_000
 

@@ -29,7 +29,7 @@ def toy(
     Example:
       vb2 data toy toy/ --videos 200 --seed 1
     """
-    from videoblip2.features.codecs import write_video
+    from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
     world = write_toy_world(out, videos, seed, write_video, progress)

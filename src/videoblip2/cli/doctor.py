@@ -73,7 +73,7 @@ def java() -> list["Finding"]:
 
 
 def video() -> list["Finding"]:
-    from videoblip2.features.codecs import missing_decoders, pyav_version
+    from videoblip2.features.media import missing_decoders, pyav_version
 
     missing = missing_decoders()
     remedy = "`pip install --only-binary av av`: its wheels bring FFmpeg with these decoders"

@@ -64,8 +64,7 @@ def extract(
     """
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
-    from videoblip2.features.media_features import Encoders
-    from videoblip2.features.settings import feature_settings
+    from videoblip2.features.media_features import Encoders, feature_settings
 
     paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume)
     settings = feature_settings(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
 from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of
-from videoblip2.features.settings import SAMPLING_RATE
+from videoblip2.features.media import SAMPLING_RATE
 
 MIN_TAIL = 0.15  # drop a last window shorter than this share of a full one: codecs pad by some milliseconds
 BATCH_WINDOWS = 16

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
+from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders
 from videoblip2.features.pipeline import VideoOutcome, encode_all
-from videoblip2.features.settings import SAMPLING_RATE
 from videoblip2.files import MEDIA_SUFFIXES
 
 Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]

@@ -24,7 +24,7 @@ OLDER_WIDTHS = {"video": 768, "audio": 512}  # of manifests that do not record w
 
 
 class VideoNote(Record):
-    """One extracted video. audio: a level of `settings.LEVELS`. sha256: of the file. at: Unix time of extraction."""
+    """One extracted video. audio: one of `media_features.LEVELS`. sha256: of the file. at: Unix time."""
 
     frames: int | None = None
     audio_windows: int | None = None

@@ -1,4 +1,4 @@
-"""Media files decoded by PyAV: RGB frames at a set rate and mono audio, from trusted and untrusted files.
+"""Media files read by PyAV, as RGB frames at a set rate and mono audio, from trusted and untrusted files; and written.
 
 Anything that FFmpeg cannot read becomes an `InputError` that names the file.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
+from videoblip2.files import atomic
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
 
+SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users bring
 FRAME_TOLERANCE = 2  # the same for video, in frames
 SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
 #: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
@@ -79,7 +83,9 @@ def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str
     return np.concatenate(chunks) if chunks else None
 
 
-def stream_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Iterator[Audio]:
+def stream_audio(
+    path: str | Path, rate: int = SAMPLING_RATE, options: Mapping[str, str] | None = None
+) -> Iterator[Audio]:
     """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream."""
     path = Path(path)
     with _open(path, options) as container:
@@ -114,6 +120,50 @@ def stream_untrusted(
     audio = decode_audio(path, rate, UNTRUSTED)
     _refuse_long(path, 0 if audio is None else len(audio) / rate, max_seconds + AUDIO_TOLERANCE)
     yield audio
+
+
+def pyav_version() -> str:
+    """Such as `18.0.0 with libavcodec 62.11.100`; PyAV ships FFmpeg's libraries."""
+    return f"{av.__version__} with libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+
+
+def missing_decoders() -> list[str]:
+    """The decoders of DECODERS that this FFmpeg lacks."""
+
+    def found(name: str) -> bool:
+        try:
+            return bool(av.Codec(name, "r"))
+        except ValueError:  # PyAV's UnknownCodecError
+            return False
+
+    return [name for name in DECODERS if not found(name)]
+
+
+def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
+    """Write uint8 `frames` [F, H, W, 3] and mono float32 `audio` [N] (None: no audio stream) as an mp4, atomically.
+
+    H.264 (MPEG-4 part 2 where FFmpeg was built without x264) and AAC, with one encoder thread and fixed settings: the
+    same input gives the same file. H and W must be even, as 4:2:0 colour requires.
+    """
+    path = Path(path)
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: frames of {width}x{height} cannot be written; give an even width and height")
+    x264 = "libx264" in av.codecs_available
+    codec, options = ("libx264", {"preset": "veryfast", "crf": "18"}) if x264 else ("mpeg4", {"qscale": "2"})
+    with atomic(path) as file, av.open(file, "w", format="mp4") as container:
+        video: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options)
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.codec_context.thread_count = 1
+        sound = None if audio is None else container.add_stream("aac", rate=rate, layout="mono")
+        for pixels in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(video.encode(None))
+        if sound is not None:
+            frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
 
 
 def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from videoblip2.errors import InputError
 from videoblip2.features.encoders import BATCH_WINDOWS
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media import stream_audio, stream_frames
-from videoblip2.features.media_features import Encoders
-from videoblip2.features.settings import SAMPLING_RATE, Loudness, choose_frames
+from videoblip2.features.media import SAMPLING_RATE, stream_audio, stream_frames
+from videoblip2.features.media_features import Encoders, Loudness, choose_frames
 from videoblip2.features.store import write_features
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB

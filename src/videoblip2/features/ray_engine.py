@@ -17,9 +17,8 @@ from typing import Any
 
 from videoblip2.errors import InputError
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media_features import Encoders, load_encoders
+from videoblip2.features.media_features import Encoders, FeatureSettings, load_encoders
 from videoblip2.features.pipeline import VideoOutcome, encode_all
-from videoblip2.features.settings import FeatureSettings
 from videoblip2.provenance import FeatureOrigin
 
 VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies

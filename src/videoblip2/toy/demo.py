@@ -129,7 +129,7 @@ def write_annotations(demo: Demo) -> None:
 
 
 def render(demo: Demo) -> None:
-    from videoblip2.features.codecs import write_video
+    from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
     demo.say(f"1/8 toy world: {demo.size.videos} videos with sound, 20 captions each → {demo.out / 'toy'}")

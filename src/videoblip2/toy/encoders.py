@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from videoblip2.features.settings import SAMPLING_RATE, FeatureSettings
+from videoblip2.features.media import SAMPLING_RATE
+from videoblip2.features.media_features import FeatureSettings
 from videoblip2.modality import MODALITIES
 from videoblip2.pretrained import quiet_transformers
 

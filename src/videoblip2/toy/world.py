@@ -22,7 +22,7 @@ from videoblip2.toy.questions import question_entries
 from videoblip2.toy.render import FPS, RATE, render_audio, render_frames
 from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
 
-WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.codecs.write_video
+WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 Progress = Callable[[Iterable[Scene], int, str], Iterable[Scene]]
 
 MIN_VIDEOS = 10  # below, a split would be empty
@@ -44,7 +44,7 @@ def write_toy_world(
 ) -> ToyWorld:
     """Write `num_videos` mp4 files its annotations and questions to `out`; the same seed gives the same world.
 
-    `write_video` is `features.codecs.write_video`. An interrupted call can be repeated: videos that are there are kept.
+    `write_video` is `features.media.write_video`. An interrupted call can be repeated: videos that are there are kept.
     Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
     """
     out = Path(out)
