@@ -14,6 +14,12 @@ EXAMPLE: dict[str, JsonValue] = {
 }
 
 
+class Said(BaseModel):
+    """What may have fields whose names begin with `model_`."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
 class Timings(BaseModel):
     """Seconds: making features, waiting for the model, the model's batch."""
 
@@ -22,10 +28,10 @@ class Timings(BaseModel):
     model: float
 
 
-class Answer(BaseModel):
+class Answer(Said):
     """What the model says about one video."""
 
-    model_config = ConfigDict(protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     caption: str
     score: float = Field(description="mean log-probability of its tokens; with beams the length-normalised score")
@@ -47,10 +53,8 @@ class Moment(BaseModel):
     weight: float = Field(description="all moments of a modality sum to 1")
 
 
-class Attention(BaseModel):
+class Attention(Said):
     """The Q-Formers' cross-attention over time: the mean over their layers, heads and queries."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_version: str
     seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
@@ -65,10 +69,8 @@ class References(BaseModel):
     captions: list[str]
 
 
-class ChallengerCaption(BaseModel):
+class ChallengerCaption(Said):
     """The caption of a challenger that runs in shadow."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     caption: str | None = Field(description="null if it failed, was too late or had no room in the queue")
     model_version: str
@@ -94,10 +96,8 @@ class Answers(BaseModel):
     results: list[Answer | ItemProblem]
 
 
-class Comparison(BaseModel):
+class Comparison(Said):
     """Champion and challenger on the same requests, since either last changed."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model: str
     champion: str = Field("", description="version")
@@ -111,10 +111,8 @@ class Comparison(BaseModel):
     dropped: int = Field(0, description="requests that the challenger never saw: no room, other encoders, not loaded")
 
 
-class ModelState(BaseModel):
+class ModelState(Said):
     """What is in service."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model: str
     model_version: str

@@ -27,6 +27,12 @@ LENGTH = struct.Struct(">Q")
 OPEN_FILES = 64
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
 
+TOO_MUCH_MEMORY = "the uploaded file: takes too much memory to decode; scale it down"
+DAMAGED_OR_TOO_LARGE = (
+    "the uploaded file: is damaged, or takes too much memory to decode; see that it plays, or scale it down"
+)
+HEADROOM = 64 << 20  # bytes; no single thing that FFmpeg asks for is larger
+
 
 @dataclass(frozen=True)
 class DecodingJob:
@@ -41,7 +47,8 @@ class DecodingJob:
 
 def main() -> None:
     """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
-    answers = _own_standard_output()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer: it goes to standard error
     confine(int(os.environ["VB2_DECODER_MEMORY"]))
     with contextlib.suppress(InputError):  # no such file: this loads FFmpeg before the first job comes
         next(stream_untrusted("", 1, SAMPLING_RATE, 1, 1))
@@ -55,28 +62,24 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     _allow_cpu(job.cpu_seconds)
     try:
         for array in stream_untrusted(job.path, job.fps, SAMPLING_RATE, job.max_seconds, job.max_pixels):
-            send(answers, array)
+            if array is None:  # no audio
+                _send(answers, {"kind": "array", "shape": None})
+            else:
+                _send(answers, {"kind": "array", "shape": array.shape}, np.ascontiguousarray(array).data.cast("B"))
         _send(answers, {"kind": "end"})
-    except (InputError, MemoryError) as error:
-        # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack says so in the cause.
-        short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
-        reason = f"{job.path}: takes too much memory to decode; scale it down" if short else str(error)
-        _send(answers, {"kind": "refused", "reason": reason.replace(job.path, "the uploaded file")})
-        return not short
     except BrokenPipeError:
         return False
-    except Exception:  # a crafted file can raise anything: refuse it and read the next one
-        _send(answers, {"kind": "refused", "reason": UNREADABLE})
+    except Exception as error:  # a crafted file can raise anything: refuse it and read the next one
+        reason = str(error).replace(job.path, "the uploaded file") if isinstance(error, InputError) else UNREADABLE
+        # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack may say so in the cause.
+        short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
+        if short:
+            reason = TOO_MUCH_MEMORY
+        elif near_memory_limit():
+            reason, short = DAMAGED_OR_TOO_LARGE, True
+        _send(answers, {"kind": "refused", "reason": reason, "ends": short})
+        return not short
     return True
-
-
-def send(answers: BinaryIO, array: np.ndarray | None) -> None:
-    """Send one frame or sound; None (no audio) is a sound of no shape."""
-    if array is None:
-        _send(answers, {"kind": "array", "dtype": "float32", "shape": None})
-        return
-    array = np.ascontiguousarray(array)
-    _send(answers, {"kind": "array", "dtype": str(array.dtype), "shape": array.shape}, array.data.cast("B"))
 
 
 def confine(memory: int) -> None:
@@ -87,8 +90,18 @@ def confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 
 
+def near_memory_limit() -> bool:
+    """Whether this process has come so near to its limit that an error may be one of memory, whatever FFmpeg says."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError, StopIteration):  # other systems have no such file
+        with open("/proc/self/status", encoding="ascii") as status:
+            peak = next(int(line.split()[1]) for line in status if line.startswith("VmPeak:")) * 1024
+        return limit != resource.RLIM_INFINITY and peak > limit - HEADROOM
+    return False
+
+
 def _allow_cpu(seconds: float) -> None:
-    """Let the kernel end this process when this job has used so much CPU time."""
+    """Let the kernel end this process when this job has used this much CPU time."""
     limit = math.ceil(time.process_time() + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
@@ -98,13 +111,6 @@ def _send(answers: BinaryIO, header: Mapping[str, object], data: memoryview | by
     answers.write(LENGTH.pack(len(text)) + text)
     answers.write(data)
     answers.flush()
-
-
-def _own_standard_output() -> BinaryIO:
-    """Keep standard output for answers: what a library prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ class Guard:
             await self._request(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send, _request_id(scope), self.settings.retry_after)
+        given = _header(scope, b"x-request-id")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        answer = _Answer(send, request_id, self.settings.retry_after)
         method, path = scope["method"], scope["path"]
         with observe.request(answer.request_id, method, path, path in self.endpoints, lambda: answer.status):
             try:
@@ -110,7 +112,9 @@ class Guard:
         if _header(scope, b"content-length").isdigit():
             self._check_size(int(_header(scope, b"content-length")))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
-            _check_content_type(_header(scope, b"content-type"))
+            kind = _header(scope, b"content-type").partition(";")[0].strip()
+            if kind not in (FORM, ""):
+                raise Refusal(415, f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
 
     def _authorised(self, scope: Scope) -> bool:
         if not self.settings.api_keys:
@@ -127,19 +131,16 @@ class Guard:
         """Copy the request's body to `body`, and check it on the way."""
         try:
             async with asyncio.timeout(self.settings.upload_seconds):
-                await self._copy(self._watch(scope), receive, body)
+                await self._copy(scope, receive, body)
         except TimeoutError:
             limit = f"{self.settings.upload_seconds:g} s"
             raise Refusal(408, f"the upload took longer than {limit}; send a smaller file") from None
         body.seek(0)
 
-    def _watch(self, scope: Scope) -> FormWatch | None:
-        content_type = _header(scope, b"content-type")
-        if scope["path"] in self.endpoints and content_type.lower().startswith(FORM):
-            return FormWatch(content_type, self.endpoints[scope["path"]])
-        return None
-
-    async def _copy(self, watch: FormWatch | None, receive: Receive, body: Any) -> None:
+    async def _copy(self, scope: Scope, receive: Receive, body: Any) -> None:
+        content_type, fields = _header(scope, b"content-type"), self.endpoints.get(scope["path"])
+        form = fields is not None and content_type.lower().startswith(FORM)
+        watch = FormWatch(content_type, fields or ()) if form else None
         size, more = 0, True
         while more:
             message = await receive()
@@ -165,15 +166,12 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers(message)]}
+            headers = [*message.get("headers", ())]
+            if self.status in (429, 503) and b"retry-after" not in {name.lower() for name, _ in headers}:
+                headers.append((b"retry-after", str(self._retry_after).encode()))
+            ours = (b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")
+            message = {**message, "headers": [*headers, *ours]}
         await self._send(message)
-
-    def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
-        there = {name.lower() for name, _ in message.get("headers", ())}
-        if message["status"] in (429, 503) and b"retry-after" not in there:
-            headers.append((b"retry-after", str(self._retry_after).encode()))
-        return headers
 
     async def refuse(self, refusal: Refusal) -> None:
         if self.status:  # the answer has begun: all that can be done is to break it off
@@ -226,17 +224,6 @@ def _challenge(scope: Scope) -> str:
     """Make a browser ask its user for the key; a program is told of the header only."""
     in_browser = "text/html" in _header(scope, b"accept") or _header(scope, b"sec-fetch-site") == "same-origin"
     return 'Basic realm="VideoBLIP2", charset="UTF-8"' if in_browser else "Bearer"
-
-
-def _check_content_type(value: str) -> None:
-    kind = value.partition(";")[0].strip()
-    if kind not in (FORM, ""):
-        raise Refusal(415, f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
-
-
-def _request_id(scope: Scope) -> str:
-    given = _header(scope, b"x-request-id")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -17,8 +17,9 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -109,7 +110,10 @@ class Decoders:
             yield from timed(decoder.work(path, fps))
         finally:
             timer.cancel()
-            self._give_back(decoder)
+            if decoder.healthy:
+                self._idle.put(decoder)
+            else:
+                self._replace(decoder)
 
     def _take(self) -> "_Decoder":
         deadline = time.monotonic() + self.settings.decode_wait_seconds
@@ -120,12 +124,6 @@ class Decoders:
                     return decoder
                 self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
         raise Busy("every decoder is busy; try again later")
-
-    def _give_back(self, decoder: "_Decoder") -> None:
-        if decoder.healthy:
-            self._idle.put(decoder)
-        else:
-            self._replace(decoder)
 
     def _replace(self, decoder: "_Decoder") -> None:
         decoder.kill()
@@ -144,7 +142,7 @@ class _Decoder:
         self.jobs = 0
         self.expired = False
         self.between_jobs = True
-        self.process = subprocess.Popen(
+        self.process = process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.decoder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -152,8 +150,9 @@ class _Decoder:
             env=_environment(settings),
             cwd=tempfile.gettempdir(),
         )
-        with suppress(OSError, AttributeError):  # where the user's share is used up, or on another system, as it is
-            fcntl.fcntl(self._pipe("stdout"), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._stdin, self._stdout = cast(BufferedWriter, process.stdin), cast(BufferedReader, process.stdout)
+        with suppress(OSError, AttributeError):  # the user's share is used up, or another system: leave it as it is
+            fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
     def alive(self) -> bool:
@@ -167,14 +166,21 @@ class _Decoder:
         """Arrays of one file as they come. Raises InputError if it is refused, or if the process ends over it."""
         self.jobs += 1
         self.between_jobs = False
+        settings = self.settings
+        cpu_seconds = settings.decode_seconds * (os.cpu_count() or 1)
+        job = DecodingJob(str(path), fps, settings.max_video_seconds, settings.max_pixels, cpu_seconds)
         try:
-            self._ask(path, fps)
+            self._stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            self._stdin.flush()
             while (header := self._header())["kind"] == "array":
                 yield self._array(header["shape"])
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             self.kill()  # nothing it says from here on can be trusted
-            raise InputError(f"the uploaded file: {self._why_it_ended()}") from error
-        self.between_jobs = True
+            why = "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
+            if self.expired:
+                why = f"takes longer than {settings.decode_seconds:g} s to decode; send a shorter or smaller one"
+            raise InputError(f"the uploaded file: {why}") from error
+        self.between_jobs = not header.get("ends")  # short of memory, it ends: its heap may be in pieces
         if header["kind"] != "end":
             raise InputError(str(header.get("reason", "the uploaded file: cannot be decoded")))
 
@@ -185,16 +191,9 @@ class _Decoder:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self._pipe("stdin"), self._pipe("stdout")):
+        for pipe in (self._stdin, self._stdout):
             with suppress(OSError):  # what was not flushed into a broken pipe
                 pipe.close()
-
-    def _ask(self, path: Path, fps: float) -> None:
-        settings = self.settings
-        cpu_seconds = settings.decode_seconds * (os.cpu_count() or 1)
-        job = DecodingJob(str(path), fps, settings.max_video_seconds, settings.max_pixels, cpu_seconds)
-        self._pipe("stdin").write(json.dumps(asdict(job)).encode() + b"\n")
-        self._pipe("stdin").flush()
 
     def _header(self) -> dict[str, Any]:
         (length,) = LENGTH.unpack(self._read(LENGTH.size))
@@ -212,29 +211,15 @@ class _Decoder:
         if min(shape) < 0 or count > most or not (sound or (len(shape) == 3 and shape[2] == 3)):
             raise ValueError(f"array of shape {shape}")
         array = np.empty(shape, np.float32 if sound else np.uint8)
-        self._read_into(array.data.cast("B") if count else memoryview(b""))
+        if count and self._stdout.readinto(array.data.cast("B")) < array.nbytes:
+            raise EOFError
         return array
 
     def _read(self, size: int) -> bytes:
-        data = self._pipe("stdout").read(size)
+        data = self._stdout.read(size)
         if len(data) < size:
             raise EOFError
         return data
-
-    def _read_into(self, view: memoryview) -> None:
-        while len(view):
-            size = cast(Any, self._pipe("stdout")).readinto(view)
-            if not size:
-                raise EOFError
-            view = view[size:]
-
-    def _pipe(self, name: str) -> IO[bytes]:
-        return cast(IO[bytes], getattr(self.process, name))
-
-    def _why_it_ended(self) -> str:
-        if self.expired:
-            return f"takes longer than {self.settings.decode_seconds:g} s to decode; send a shorter or smaller one"
-        return "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
 
 
 def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:

@@ -92,9 +92,4 @@ def references(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {video.video_id: video.captions for video in videos}
 
 
-def add_middleware() -> None:
-    """Put ASGI middleware in front of every route, the first one outermost."""
-    VideoBlip2Service.add_asgi_middleware(Guard, endpoints=file_fields(API))  # type: ignore[attr-defined]
-
-
-add_middleware()
+VideoBlip2Service.add_asgi_middleware(Guard, endpoints=file_fields(API))  # type: ignore[attr-defined]

@@ -193,7 +193,7 @@ function putAway() {
 
 function showChallenger(said) {
   fill($("challenger"), said.caption ?? "No answer before the timeout.", said.caption === null ? "empty" : "",
-    `${said.model_version} · runs in shadow, not in service`);
+    `${said.model_version}\nruns in shadow, not in service`);
 }
 
 function showProblem(text, retry = null) {
@@ -216,7 +216,7 @@ function fill(card, text, kind, note) {
 
 function describe({ model_version, seconds, timings }) {
   const s = (value) => `${value.toFixed(2)} s`;
-  return `${model_version} · ${s(seconds)}: clip ${s(timings.features)}, queue ${s(timings.queue)}, model ${s(timings.model)}`;
+  return `${model_version} · ${s(seconds)}\nqueue ${s(timings.queue)} · model ${s(timings.model)}`;
 }
 
 // ---------------------------------------------------------------- questions
