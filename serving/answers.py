@@ -87,7 +87,7 @@ class ItemProblem(BaseModel):
     """Why one item of many has no caption."""
 
     error: str
-    status: int = Field(description="the status that this item alone would have had", examples=[400])
+    status: int = Field(description="the status that this item would have had in a request by itself", examples=[400])
 
 
 class Answers(BaseModel):

@@ -36,7 +36,7 @@ from .answers import (
 from .batching import Job
 from .engine import Ask, Engine, answer_of, refusal_of
 from .forms import AttentionQuestion, Challenger, Many, One, Options, Prompt, Question, Uploads, known_fields
-from .uploads import MediaIntake, items_of, one_item
+from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
@@ -106,10 +106,11 @@ async def ask(request: Request, uploads: One, options: Options, question: Questi
 
 
 async def _one(request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None) -> Answer:
-    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
+    engine: Engine = request.app.state.engine
+    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
-        item, asking.clip = await one_item(uploads, served, intake_of(request))
+        item, asking.clip = await one_item(uploads, served, request.app.state.intake)
         asking.features_seconds = time.perf_counter() - asking.began
         (result,) = await engine.answer([item], served, asking)
     if isinstance(result, Refusal):
@@ -119,10 +120,11 @@ async def _one(request: Request, uploads: Uploads, options: tuple[Decoding, int 
 
 async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
-    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
+    engine: Engine = request.app.state.engine
+    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
-        items = await items_of(uploads, served, intake_of(request))
+        items = await items_of(uploads, served, request.app.state.intake)
         asking.features_seconds = time.perf_counter() - asking.began
         results = await engine.answer(items, served, asking)
     return Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
@@ -130,10 +132,10 @@ async def captions(request: Request, uploads: Many, options: Options, prompt: Pr
 
 async def attention(request: Request, uploads: One, question: AttentionQuestion = None) -> Attention:
     """Say how the model divides its attention over the frames and the sound of one video."""
-    engine = engine_of(request)
+    engine: Engine = request.app.state.engine
     async with engine.deadline():
         served = engine.served()
-        item, _ = await one_item(uploads, served, intake_of(request))
+        item, _ = await one_item(uploads, served, request.app.state.intake)
         prompt = None if question is None else QUESTION_PROMPT.format(question.strip())
         return await engine.attention(item, served, prompt)
 
@@ -145,17 +147,19 @@ async def references(request: Request, video_id: str) -> References:
 
 async def model(request: Request) -> ModelState:
     """Say what is in service, since when, and how a challenger compares."""
-    return engine_of(request).state()
+    engine: Engine = request.app.state.engine
+    return engine.state()
 
 
 async def caption_stream(
     request: Request, uploads: One, options: Options, prompt: Prompt = None, challenger: Challenger = False
 ) -> StreamingResponse:
     """Caption one video, and send the caption word by word while it is made."""
-    engine, asking = engine_of(request), Ask(*options, prompt, observe.request_id())
+    engine: Engine = request.app.state.engine
+    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
-        item, asking.clip = await one_item(uploads, served, intake_of(request))
+        item, asking.clip = await one_item(uploads, served, request.app.state.intake)
     asking.features_seconds = time.perf_counter() - asking.began
     job = engine.job(item, served, asking)
     if isinstance(job, Refusal):
@@ -199,18 +203,8 @@ def _event(kind: str, data: str) -> str:
     return f"event: {kind}\ndata: {data}\n\n"
 
 
-def engine_of(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-def intake_of(request: Request) -> MediaIntake:
-    intake: MediaIntake = request.app.state.intake
-    return intake
-
-
 def _counted(refusal: Refusal) -> ItemProblem:
-    """A refusal within an answer whose status is 200; the metrics count it all the same."""
+    """A refusal within an answer whose status is 200; the metrics still count it."""
     observe.failed(refusal.kind)
     return ItemProblem(error=refusal.reason, status=refusal.status)
 
@@ -255,7 +249,7 @@ def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None)
 
 async def index(request: Request) -> Response:
     """The page, or with VB2_PAGE=false the description of the API."""
-    if not engine_of(request).settings.page:
+    if not request.app.state.engine.settings.page:
         return await docs()
     return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
 

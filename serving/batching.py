@@ -3,7 +3,7 @@
 1. No waiting window: an idle network takes a single item at once; what arrives while it works becomes its next batch.
 2. A batch shares the model in service; captions also share decoding options and length group, so that little of it is
    padding, and clips are bounded in frames. The oldest item decides.
-3. A batch that fails is halved until the bad item fails alone; the others get their results.
+3. A batch that fails is halved until the bad item fails by itself; the others get their results.
 4. Shadow captions wait in a second lane, which moves only while the first one is empty.
 5. A clip waits outside, holding its decoder, until there is room: this bounds the decoded frames in memory.
 """
@@ -152,7 +152,7 @@ class Worker(Generic[Item]):
 
 
 def halved(work: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:
-    """Do `work` on all items together; items that fail are halved until the bad one fails alone."""
+    """Do `work` on all items together; items that fail are halved until the bad one fails by itself."""
     try:
         return [*work(items)]
     except Exception as error:  # a network can raise anything, out of memory included

@@ -48,9 +48,9 @@ class DecodingJob:
 def main() -> None:
     """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer: it goes to standard error
+    os.dup2(2, 1)  # what libraries print goes to standard error, not among the answers
     confine(int(os.environ["VB2_DECODER_MEMORY"]))
-    with contextlib.suppress(InputError):  # no such file: this loads FFmpeg before the first job comes
+    with contextlib.suppress(InputError):  # a missing file: this loads FFmpeg before the first job arrives
         next(stream_untrusted("", 1, SAMPLING_RATE, 1, 1))
     for line in sys.stdin.buffer:
         if not answer(DecodingJob(**json.loads(line)), answers):
@@ -93,7 +93,7 @@ def confine(memory: int) -> None:
 def near_memory_limit() -> bool:
     """Whether this process has come so near to its limit that an error may be one of memory, whatever FFmpeg says."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError, StopIteration):  # other systems have no such file
+    with contextlib.suppress(OSError, StopIteration):  # /proc is Linux
         with open("/proc/self/status", encoding="ascii") as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmPeak:")) * 1024
         return limit != resource.RLIM_INFINITY and peak > limit - HEADROOM

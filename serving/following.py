@@ -1,7 +1,7 @@
-"""Follows a model: looks at the registry, loads and warms what is new beside the old one, then swaps one reference.
+"""Follows a model: polls the registry, loads and warms a new version beside the old one, then swaps one reference.
 
-A request keeps the model that it began with, so a swap fails nothing. Where the new one does not load, or the registry
-does not answer, the old one stays. Two copies are in memory during a swap.
+A request keeps the model that it began with, so a swap breaks no request. If the new one does not load, or the
+registry does not answer, the old one stays. Two copies are in memory during a swap.
 """
 
 import threading
@@ -53,7 +53,7 @@ def load_warm(found: "FoundModel", model: str, device: str) -> "Captioner":
 
 
 class Follower:
-    """Keeps `current` at what MODEL points to; `look` is called again and again, from one thread.
+    """Keeps `current` at what MODEL points to; `look` is called repeatedly, from one thread.
 
     Args:
         announce: called with each version that comes into service.

@@ -62,9 +62,7 @@ class Guard:
         """Serve one connection."""
         if self.settings.trust_proxy and scope["type"] != "lifespan":
             scope = as_client_sent_it(scope)
-        if scope["type"] == "websocket" and not self._authorised(scope):
-            await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
         else:
             await self._request(scope, receive, send)

@@ -31,7 +31,7 @@ from .service_settings import MB, Settings, read_settings
 
 SAMPLING_RATE = 48_000
 HEADER_BYTES = 10_000  # no header that a decoder sends is longer
-JOBS_EACH = 500  # then a decoder is replaced, so that memory leaked by FFmpeg does not pile up
+JOBS_EACH = 500  # then a decoder is replaced: memory that FFmpeg leaks must not pile up
 PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 
@@ -49,7 +49,7 @@ class Media:
 
     @property
     def frames(self) -> Iterator[np.ndarray]:
-        """uint8 [H, W, 3], one at a time. Raises InputError with the reason where the file is refused."""
+        """uint8 [H, W, 3], one at a time. Raises InputError with the reason if the file is refused."""
         for array in self._messages:
             if array is None or array.ndim == 1:
                 self._sound = array
@@ -235,7 +235,7 @@ def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Only what decoding needs, and this process's module path: a Bento's folder is on no PYTHONPATH."""
+    """Only what decoding needs, and this process's module path: PYTHONPATH does not hold a Bento's folder."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -95,7 +95,7 @@ def phase(name: str, **attributes: str | int | float) -> Iterator[None]:
 
 
 def timed(name: str, seconds: float, ago: float = 0.0) -> None:
-    """A part of the work (see PHASES) that `phase` cannot be wrapped around took so long, ended `ago` s ago."""
+    """A part of the work (see PHASES) that `phase` cannot be wrapped around took `seconds`, ended `ago` s ago."""
     metrics().phase.labels(name).observe(seconds)
     if trace.get_current_span().is_recording():
         end = time.time() - ago
@@ -128,7 +128,7 @@ def request(request_id: str, method: str, path: str, endpoint: bool, status: Cal
 
 
 def tracer() -> trace.Tracer:
-    """A tracer on the provider that BentoML configures, so that our spans are inside the request's."""
+    """A tracer on the provider that BentoML configures, which puts our spans inside the request's."""
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     provider: trace.TracerProvider = BentoMLContainer.tracer_provider.get()

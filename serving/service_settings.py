@@ -19,7 +19,7 @@ class Settings(Section):
     """One environment variable a field: `max_batch` is VB2_MAX_BATCH."""
 
     model: str | None = Field(None, description="MODEL to serve; an alias is followed, a folder is not")
-    pin: int | None = Field(None, ge=1, description="a fixed version of the registered model, whichever is champion")
+    pin: int | None = Field(None, ge=1, description="a fixed version of the registered model instead of the champion")
     shadow: str | None = Field(None, description="MODEL that runs in shadow: logged and compared, never returned")
     shadow_log: Path | None = Field(None, description="JSON lines of what champion and shadow said")
     device: str = Field("auto", description="auto, cpu, cuda …")

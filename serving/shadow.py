@@ -1,4 +1,4 @@
-"""Shadow mode: a challenger captions what the champion has answered; both are logged and compared, nothing is returned.
+"""Shadow mode: a challenger captions what the champion has captioned; both are logged and compared, never returned.
 
 Shadow captions go in the batcher's second lane, so they take only time that the champion leaves.
 """
@@ -37,7 +37,8 @@ class Shadow:
             if isinstance(answer, BaseException):
                 continue
             self._start_over_if_new(job.served, challenger)
-            if challenger is None or not _same_input(job.served, challenger):
+            # Features made for one say the same to the other only if both have the same encoders.
+            if challenger is None or challenger.captioner.encoders_name != job.served.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue
             shadow = Job(job.item, challenger, job.decoding, job.prompt, job.seed)
@@ -92,11 +93,6 @@ class Shadow:
         versions = champion.version, challenger.version if challenger else ""
         if versions != (self.comparison.champion, self.comparison.challenger):
             self.comparison = Comparison(model=self.follower.model, champion=versions[0], challenger=versions[1])
-
-
-def _same_input(champion: Served, challenger: Served) -> bool:
-    """Whether features made for one say the same to the other."""
-    return champion.captioner.encoders_name == challenger.captioner.encoders_name
 
 
 def overlap(one: str, other: str) -> float:

@@ -55,7 +55,7 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    media = (_media(file, served, intake) for file in uploads.video)
+    media = (intake.features(file, served) for file in uploads.video)
     items: list[Features | Refusal] = [*await asyncio.gather(*media)]
     async with intake.reading:
         for place, file in enumerate(npys):
@@ -66,7 +66,7 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
 
 
 async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> tuple[Features, str]:
-    """The one item of a request, and for a media file the token that stands for it from now on.
+    """The one item of a request, and for a media file the token that replaces it in later requests.
 
     Raises Refusal if there is no item, more than one, or one that cannot be used.
     """
@@ -84,7 +84,7 @@ async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> t
 
 
 class Clips:
-    """The features of the clips that were uploaded last, so that they can be asked about without another upload."""
+    """The features of the most recently uploaded clips, which can be asked about without another upload."""
 
     def __init__(self, most: int = KEPT_CLIPS) -> None:
         self._most = most
@@ -111,7 +111,7 @@ class MediaIntake:
     """Media files to features: decoded in child processes, encoded here by the model in service.
 
     As many are decoded at a time as there are decoders; `EncodingQueue` bounds the frames that wait for the encoders.
-    `reading` is for arrays that come as files: one request's at a time is in memory whole.
+    `reading` is for arrays sent as files: those of one request at a time are in memory.
     """
 
     def __init__(self, decoders: Decoders) -> None:
@@ -121,8 +121,8 @@ class MediaIntake:
         self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 
-    async def features(self, file: UploadFile, served: Served) -> Features:
-        """One upload → its features. Raises Refusal: 400 where it cannot be read, 429 where no decoder is free.
+    async def features(self, file: UploadFile, served: Served) -> Features | Refusal:
+        """One upload → its features, or a Refusal: 400 if it cannot be read, 429 if no decoder is free.
 
         The client's file name gives a known suffix and nothing else.
         """
@@ -134,9 +134,9 @@ class MediaIntake:
             with observe.phase("encode"):
                 return await clip.future
         except InputError as error:
-            raise Refusal(400, str(error), kind="media") from error
+            return Refusal(400, str(error), kind="media")
         except Busy as busy:
-            raise Refusal(429, str(busy), self.decoders.settings.retry_after) from busy
+            return Refusal(429, str(busy), self.decoders.settings.retry_after)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -161,13 +161,6 @@ class MediaIntake:
                     return captioner.prepare_media(media.frames, media.sound)
             except InputError as error:
                 raise InputError(str(error).replace(copy.name, "the uploaded file")) from error
-
-
-async def _media(file: UploadFile, served: Served, intake: MediaIntake) -> Features | Refusal:
-    try:
-        return await intake.features(file, served)
-    except Refusal as refusal:
-        return refusal
 
 
 async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> Features | Refusal:

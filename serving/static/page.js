@@ -263,7 +263,7 @@ async function showAttention(about, question) {
   let told;
   try {
     told = await postClip("attention", about, question === null ? {} : { question });
-  } catch { return; } // the caption is there all the same
+  } catch { return; } // the caption is on the page already
   if (about !== clip) return;
   drawn = told.seconds ?? 0;
   const other = told.model_version === about.version ? "" : ` (by ${told.model_version})`;
