@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding
 from videoblip2.data.batches import collate
 from videoblip2.modality import Features
-from videoblip2.predict import Captioner, load_captioner
+from videoblip2.predict import load_captioner
 
 NEW_TOKENS = 16
 

@@ -24,7 +24,7 @@ from . import observe
 from .following import Served
 
 if TYPE_CHECKING:
-    from videoblip2.predict import Caption, PreparedVideo
+    from videoblip2.captioner import Caption, PreparedVideo
 
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption

@@ -22,7 +22,7 @@ from .service_settings import Settings, baked_model
 from .shadow import Shadow
 
 if TYPE_CHECKING:
-    from videoblip2.predict import Captioner
+    from videoblip2.captioner import Captioner
 
 BAKED = "baked into this Bento"
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait

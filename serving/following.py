@@ -15,7 +15,8 @@ from videoblip2.config import InputError
 from . import observe
 
 if TYPE_CHECKING:
-    from videoblip2.predict import Captioner, FoundModel
+    from videoblip2.captioner import Captioner
+    from videoblip2.predict import FoundModel
 
 RETRY_SECONDS = 60  # after a version that did not load
 

@@ -31,7 +31,7 @@ from .forms import Uploads
 from .media import Busy, Decoders
 
 if TYPE_CHECKING:
-    from videoblip2.predict import PreparedVideo
+    from videoblip2.captioner import PreparedVideo
 
 KEPT_CLIPS = 32
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")

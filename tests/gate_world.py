@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tracking_store import place_store, write_checkpoint
 
+from videoblip2.captioner import Caption, Captioner
 from videoblip2.features.store import write_features
-from videoblip2.predict import Caption, Captioner, OpenModel
+from videoblip2.predict import OpenModel
 from videoblip2.provenance import Provenance
 from videoblip2.registry import verdict_files
 from videoblip2.registry.promote import Promotion, Request, promote
@@ -44,7 +45,7 @@ class SaidCaptions(Captioner):
         super().__init__(SimpleNamespace(config=config), None, Provenance.read(opened.folder), opened.name)
         self.captions = json.loads((opened.folder / "captions.json").read_text())
 
-    def caption_videos(self, video_ids, source, decode, prompt=None):
+    def caption_videos(self, video_ids, source, decode):
         for video_id in video_ids:
             yield video_id, Caption(self.captions[video_id], 0.0)
 

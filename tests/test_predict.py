@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Decoding, InputError
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.predict import Captioner, caption_each, load, load_captioner, pick_device
+from videoblip2.predict import caption_each, load, load_captioner
 from videoblip2.provenance import Provenance
 
 

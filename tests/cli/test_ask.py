@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from videoblip2.captioner import Captioner
 from videoblip2.captions.answers import normalise_answer
 from videoblip2.captions.predictions import write_rows
 from videoblip2.config import InputError, parse_config
@@ -15,7 +16,7 @@ from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
-from videoblip2.predict import Captioner, ask_video, caption_each
+from videoblip2.predict import ask_video, caption_each
 from videoblip2.provenance import Provenance
 from videoblip2.training.evaluation import evaluate_model
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import InstructBlipQFormerModel
 
+from videoblip2.captioner import Captioner
 from videoblip2.model.attention import cross_attention
-from videoblip2.predict import Captioner
 
 INPUTS = ("features", "masks", "qformer_ids", "qformer_mask")
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, T5Config, T5ForConditionalGeneration
 
+from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding, InputError, ModelConfig
 from videoblip2.model import decode
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import separate_lm_head
 from videoblip2.model.network import VideoBlip2
-from videoblip2.predict import Captioner
 
 LENGTHS = ((3, 2), (9, 4), (1, 0), (6, 1))  # frames and audio windows; the third video has no audio
 

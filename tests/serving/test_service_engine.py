@@ -10,9 +10,9 @@ from serving.answers import Answer, Refusal
 from serving.batching import Job
 from serving.engine import Ask, Engine
 from serving.service_settings import Settings
+from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.predict import Captioner
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from videoblip2.captioner import Caption, Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.answers import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
@@ -17,7 +18,6 @@ from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, caption_
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
-from videoblip2.predict import Caption, Captioner
 
 Texts = Mapping[str, str]  # what the model said, by video id or question id
 Entries = list[Any]  # VideoAnnotation for captions, Question for answers

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config, InputError, ModelConfig
@@ -22,7 +23,6 @@ from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers
-from videoblip2.predict import Captioner, pick_device
 from videoblip2.tracking import local_model
 from videoblip2.training.tasks import CAPTIONS, Entries, batches_of, read_split, tasks_of
 

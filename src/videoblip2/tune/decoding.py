@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import optuna
 
+from videoblip2.captioner import Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, flatten
+from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
-from videoblip2.predict import Captioner, open_model
+from videoblip2.predict import open_model
 from videoblip2.progress import Progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan
@@ -40,7 +42,8 @@ def open_bench(plan: Plan) -> Bench:
     """Load model and data, once for all trials of a process."""
     settings = flatten(plan.base)
     opened = open_model(str(plan.tuning.tuned_model), [f"{key}={json.dumps(settings[key])}" for key in OF_STUDY])
-    references = {video.video_id: video.captions for video in opened.videos("val.json")}
+    videos = require_features(read_annotations(opened.annotations("val.json")), opened.store, "val.json")
+    references = {video.video_id: video.captions for video in videos}
     order = sorted(references)
     random.Random(0).shuffle(order)
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
