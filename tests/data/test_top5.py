@@ -35,7 +35,7 @@ OTHER = {
 
 
 def test_agreed_captions_are_chosen_over_long_outliers():
-    chosen, _ = select_top5([VIDEO, OTHER])
+    chosen, _ = select_top5([VIDEO, OTHER]).videos
     assert set(chosen["captions"]) == set(AGREED)
     assert chosen["captions"][0] == AGREED[3]
     assert (chosen["video_id"], chosen["category"]) == ("video0", 9)
@@ -45,7 +45,7 @@ def test_scores_are_the_consensus_among_all_captions():
     videos = [VIDEO, OTHER]
     references = {video["video_id"]: video["captions"] for video in videos}
     df = DocumentFrequencies.from_references(references)
-    for chosen, video in zip(select_top5(videos, df), videos, strict=True):
+    for chosen, video in zip(select_top5(videos, df).videos, videos, strict=True):
         consensus = leave_one_out(references, df)[video["video_id"]]
         expected = {text: score for text, score in zip(video["captions"], consensus, strict=True)}
         assert chosen["scores"] == [expected[text] for text in chosen["captions"]]
@@ -53,7 +53,7 @@ def test_scores_are_the_consensus_among_all_captions():
 
 
 def test_repetitions_come_last_and_are_marked():
-    _, chosen = select_top5([VIDEO, OTHER])
+    _, chosen = select_top5([VIDEO, OTHER]).videos
     assert chosen["captions"][0] == "a dog runs"
     assert chosen["captions"][-1] in ("a dog runs.", "A dog runs")
     assert set(chosen["captions"][1:4]) == {"a dog", "dogs", "x"}
@@ -65,18 +65,18 @@ def test_repetitions_come_last_and_are_marked():
 def test_new_words_decide_between_captions_of_one_length():
     longest, similar, novel = "a man in red cooks rice now", "a man in red cooks meat", "a man in blue fries meat"
     captions = [similar, "zebras", longest, "rain falls", novel, "funny"]
-    chosen, _ = select_top5([{"video_id": "v", "category": 0, "captions": captions}, OTHER], keep=2)
+    chosen, _ = select_top5([{"video_id": "v", "category": 0, "captions": captions}, OTHER], keep=2).videos
     assert chosen["captions"] == [longest, novel]
 
 
 def test_few_captions_are_all_kept():
-    (chosen,) = select_top5([{"video_id": "v", "category": 0, "captions": ["one", "a dog runs"]}])
+    (chosen,) = select_top5([{"video_id": "v", "category": 0, "captions": ["one", "a dog runs"]}]).videos
     assert sorted(chosen["captions"]) == ["a dog runs", "one"]
     assert len(chosen["scores"]) == len(chosen["selected_by"]) == 2
 
 
 def test_the_number_to_keep_is_a_choice():
-    assert [len(video["captions"]) for video in select_top5([VIDEO, OTHER], keep=3)] == [3, 3]
+    assert [len(video["captions"]) for video in select_top5([VIDEO, OTHER], keep=3).videos] == [3, 3]
     with pytest.raises(InputError, match="keep=0"):
         select_top5([VIDEO], keep=0)
 

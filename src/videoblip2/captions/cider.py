@@ -175,19 +175,14 @@ def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequenci
 
     A video with a single reference gets 0. Raises InputError for a video without references.
     """
-    scorer = CiderD(references, df)
-    consensus = {}
-    names = list(references)
-    for start in range(0, len(names), 128):
-        block = names[start : start + 128]
-        videos = [video for video in block for _ in references[video]]
-        similar = scorer.similarities(videos, [caption for video in block for caption in references[video]])
-        at = 0
-        for video in block:
-            count = len(references[video])
-            own = similar[at : at + count, :count]
-            consensus[video] = 10.0 * (own.sum(axis=1) - own.diagonal()) / max(1, count - 1)
-            at += count
+    videos = [video for video, group in references.items() for _ in group]
+    captions = [caption for group in references.values() for caption in group]
+    similar = CiderD(references, df).similarities(videos, captions)
+    consensus, at = {}, 0
+    for video, group in references.items():
+        own = similar[at : at + len(group), : len(group)]
+        consensus[video] = 10.0 * (own.sum(axis=1) - own.diagonal()) / max(1, len(group) - 1)
+        at += len(group)
     return consensus
 
 

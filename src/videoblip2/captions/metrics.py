@@ -176,12 +176,12 @@ def caption_metrics(
     groups = [[joined(text) for text in references[video]] for video in references]
     if not any(text for group in groups for text in group):
         raise InputError(f"references of video {next(iter(references))!r} and the others have no words: give captions")
-    unavailable = {metric.name: why for metric in wanted if (why := metric.unavailable)}
-    outcomes = _outcomes([metric for metric in wanted if metric.name not in unavailable], texts, groups)
+    outcomes = _outcomes(wanted, texts, groups)
     corpus: dict[str, float] = {}
+    unavailable: dict[str, str] = {}
     per_video: dict[str, dict[str, float]] = {video: {} for video in references}
     for metric in wanted:
-        outcome = unavailable.get(metric.name) or outcomes[metric.function]
+        outcome = outcomes[metric.function]
         if isinstance(outcome, str):
             unavailable[metric.name] = outcome
             continue
@@ -216,16 +216,18 @@ def spice_models_present() -> bool:
 
 
 def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:
-    """What each function returned, called once if metrics share it; a failed Java process gives the reason."""
+    """What each function returned, called once if metrics share it; a metric that cannot run gives the reason."""
     first = {metric.function: metric for metric in reversed(list(metrics))}
     java = [metric for metric in first.values() if metric.needs]
-    with ThreadPoolExecutor(max_workers=max(1, len(java))) as pool:
+    with ThreadPoolExecutor() as pool:
         waiting = {metric.function: pool.submit(_run_java, metric, texts, groups) for metric in java}
         done = {function: function(texts, groups) for function, metric in first.items() if not metric.needs}
         return {**done, **{function: future.result() for function, future in waiting.items()}}
 
 
 def _run_java(metric: Metric, texts: Texts, groups: Groups) -> Outcome | str:
+    if why := metric.unavailable:
+        return why
     try:
         return metric.function(texts, groups)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:

@@ -135,11 +135,11 @@ def top5(
     from dataclasses import asdict
 
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.data.top5 import select_with_statistics
+    from videoblip2.data.top5 import select_top5
     from videoblip2.files import write_json
 
     videos = [asdict(video) for video in read_annotations(train)]
-    selection = select_with_statistics(videos, keep=keep, progress=progress)
+    selection = select_top5(videos, keep=keep, progress=progress)
     write_json(out, selection.videos)
     captions = sum(selection.reasons.values())
     sides = {"all": selection.all_captions, "chosen": selection.chosen}

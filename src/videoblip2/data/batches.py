@@ -5,7 +5,7 @@ Letters: B videos · N captions a video · L rows of a modality · C its width �
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +98,7 @@ class Batch:
     @property
     def inputs(self) -> dict[str, Any]:
         """The arguments of `VideoBlip2.encode`."""
-        names = (field.name for field in fields(self) if field.name not in ("video_ids", "labels"))
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name not in ("video_ids", "labels")}
 
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

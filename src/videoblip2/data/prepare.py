@@ -141,9 +141,9 @@ def _write(
         write_json(out / UNCAPTIONED, entries)
     if unassigned:
         write_annotations(out / UNASSIGNED, unassigned)
-    known = {video.video_id for videos in splits.values() for video in videos}
-    everything = [video for videos in (*splits.values(), unassigned) for video in videos]
-    counts, examples = flaws((video.video_id, caption) for video in everything for caption in video.captions)
+    assigned = [video for videos in splits.values() for video in videos]
+    known = {video.video_id for video in assigned}
+    counts, examples = flaws((v.video_id, caption) for v in (*assigned, *unassigned) for caption in v.captions)
     return PrepareReport(
         videos={split: len(splits[split]) for split in files},
         captions={split: sum(len(video.captions) for video in splits[split]) for split in files},

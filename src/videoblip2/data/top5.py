@@ -30,7 +30,7 @@ OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is 
 
 @dataclass
 class Selection:
-    """The chosen captions, and the same statistics of all captions and of the chosen ones.
+    """The videos with their chosen captions, and the same statistics of all captions and of the chosen ones.
 
     Means over videos: `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share
     with a consensus below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words
@@ -44,28 +44,21 @@ class Selection:
 
 
 def select_top5(
-    videos: Sequence[Mapping[str, Any]], df: DocumentFrequencies | None = None, keep: int = 5
-) -> list[Video]:
+    videos: Sequence[Mapping[str, Any]],
+    df: DocumentFrequencies | None = None,
+    keep: int = 5,
+    progress: Progress = no_progress,
+) -> Selection:
     """Select `keep` captions of each video, most detailed first.
 
     Args:
         videos: `{"video_id": …, "category": …, "captions": […]}`; a video with at most `keep` captions keeps them all.
         df: document frequencies for the consensus; None counts them in these captions.
 
-    Returns the videos with fewer captions and, for each caption, `scores` (leave-one-out CIDEr-D against the video's
+    The selected videos have fewer captions and, for each caption, `scores` (leave-one-out CIDEr-D against the video's
     other captions, pycocoevalcap's scale) and `selected_by` (DETAIL, CONSENSUS or REPETITION).
     Raises InputError for a video without captions and for keep < 1.
     """
-    return select_with_statistics(videos, df, keep).videos
-
-
-def select_with_statistics(
-    videos: Sequence[Mapping[str, Any]],
-    df: DocumentFrequencies | None = None,
-    keep: int = 5,
-    progress: Progress = no_progress,
-) -> Selection:
-    """`select_top5`, with statistics of all captions and of the chosen ones."""
     if keep < 1:
         raise InputError(f"keep={keep} captions a video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}

@@ -125,7 +125,7 @@ def write_annotations(demo: Demo) -> None:
 
     prepare_captions(list(write_toy_annotations(demo.out / "toy", demo.size.videos, SEED)), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
-    write_json(demo.data / "train_top5_detail.json", select_top5(videos))
+    write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
 
 
 def render(demo: Demo) -> None:
