@@ -144,6 +144,24 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
     assert most <= 64 + 6 * pipeline.PIECE["video"], "a batch, the queue, and what is in the two threads' hands"
 
 
+def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_path, monkeypatch):
+    made, decode = [], pipeline.stream_frames
+
+    def frames(path, fps, threads):
+        if path.stem == "v0":
+            yield from decode(path, fps, threads=threads)
+            return
+        for _ in range(5_000):
+            made.append(path)
+            yield np.zeros((64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(pipeline, "stream_frames", frames)
+    outcomes = pipeline.encode_all([videos / "v0.mp4", videos / "v2.mp4"], {}, tmp_path, encoders, 1)
+    assert next(outcomes).video_id == "v0"
+    outcomes.close()
+    assert len(made) < 1_000
+
+
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):
     decode = pipeline.stream_frames
 

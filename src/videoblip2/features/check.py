@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,19 +57,16 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
             report.absent.append(video_id)
     report.silent, report.empty = ([i for i in wanted if noted.get(i) == kind] for kind in ("silent", "empty"))
     report.videos = len(frames)
-    report.frames, report.audio_windows = _range(frames), _range(windows)
+    if frames:
+        report.frames, report.audio_windows = (min(frames), max(frames)), (min(windows), max(windows))
     return report
 
 
-def _range(counts: list[int]) -> tuple[int, int]:
-    return (min(counts), max(counts)) if counts else (0, 0)
-
-
 def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
-    """Raise `InputError` if an extracted store holds a video that its manifest does not: which encoder made it?"""
+    """Raise `InputError` if an extracted store holds a video that its manifest lacks: which encoder made it?"""
     manifest = store.manifest
     if manifest is None or not manifest.known:
-        return  # a user's own arrays: nothing is known of any
+        return  # a user's own arrays
     if strange := [video_id for video_id in video_ids if video_id not in manifest.videos]:
         raise InputError(
             f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features may be of another "
@@ -84,7 +81,7 @@ def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
             key = model.width_key(name)
             raise InputError(
                 f"{store.root}: {name} features are {found} wide, {key}={model.width(name)}; "
-                f"set {key}={found}, or give the features of another encoder"
+                f"set {key}={found}, or use features of another encoder"
             )
 
 
@@ -96,14 +93,14 @@ def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None,
     stored = store.manifest.origin if store.manifest else None
     if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
         return
-    for (name, has), (_, had) in zip(_identity(stored), _identity(trained_on), strict=True):
+    for name, has, had in (
+        ("CLIP", stored.fingerprint("clip"), trained_on.fingerprint("clip")),
+        ("CLAP", stored.fingerprint("clap"), trained_on.fingerprint("clap")),
+        ("output", stored.settings.output, trained_on.settings.output),
+        ("tokens", stored.settings.tokens, trained_on.settings.tokens),
+    ):
         if has != had:
             raise InputError(
                 f"{store.root}: holds features of {name} {has}, {by} was trained on those of {had}; "
                 "extract with the same encoders, or use another checkpoint"
             )
-
-
-def _identity(origin: FeatureOrigin) -> Iterator[tuple[str, str | None]]:
-    yield from (("CLIP", origin.fingerprint("clip")), ("CLAP", origin.fingerprint("clap")))
-    yield from (("output", origin.settings.output), ("tokens", origin.settings.tokens))

@@ -25,7 +25,8 @@ def name_of(name: str | Path) -> str:
 
 def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -> tuple[Any, str | None]:
     """The model and its commit. Refuses missing weights: random ones would give plausible vectors without meaning."""
-    _refuse_no_folder(name)
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):  # the hub's OWNER/MODEL
+        raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
     model, info = load(kind, name, revision=revision, output_loading_info=True, dtype=torch.float32)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
@@ -33,18 +34,8 @@ def load_model(kind: Any, name: str | Path, device: str, revision: str | None) -
             f"{name}: holds no weights for {missing[0]} ({len(missing)} in all); give a folder of {kind.__name__}"
         )
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None) or revision
-    return _placed(model, device).eval().requires_grad_(False), commit
-
-
-def _refuse_no_folder(name: str | Path) -> None:
-    """A hub name is OWNER/MODEL; anything else is a folder, and the hub is not asked for it."""
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
-
-
-def _placed(model: Any, device: str) -> Any:
     try:
-        return model.to(device)
+        return model.to(device).eval().requires_grad_(False), commit
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda if torch sees a GPU"
@@ -59,7 +50,7 @@ def cast(model: Any, dtype: str) -> Any:
 
 
 def load(kind: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """`kind.from_pretrained`. Raises `InputError`, whatever went wrong, with the remedy."""
+    """`kind.from_pretrained`. Any failure becomes an `InputError` with its remedy."""
     if revision:
         options["revision"] = revision
     try:
@@ -77,10 +68,9 @@ def fingerprint(model: nn.Module, preprocessor: Any) -> str:
     settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}
     state = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        scalar = not tensor.dim()
         state.update(name.encode())
         state.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
-            if tensor.dim()
-            else str(tensor.item()).encode()
+            str(tensor.item()).encode() if scalar else tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
         )
     return state.hexdigest()[:16]

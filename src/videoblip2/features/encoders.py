@@ -13,7 +13,7 @@ Both are transformers' own classes, loaded from any folder in the standard form 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,9 +80,23 @@ class ClipEncoder:
         Pooled: CLIP's `image_embeds`, or its `pooler_output` if hidden. Patch tokens exclude the class token: the last
         layer's if hidden, otherwise these through the last norm and the projection.
         """
-        chunks = (np.stack(pixels[i : i + batch]) for i in range(0, len(pixels), batch))
-        batches = ({"pixel_values": torch.from_numpy(c)} for c in chunks)
-        return _forward(self.model, batches, lambda inputs: _image_vectors(self, inputs), self.width)
+        starts = range(0, len(pixels), batch)
+        return _rows((self._vectors(np.stack(pixels[i : i + batch])) for i in starts), self.width)
+
+    @torch.inference_mode()
+    def _vectors(self, pixels: NDArray[np.float32]) -> torch.Tensor:
+        """[B, 3, S, S] -> [B * rows, width]."""
+        given = torch.from_numpy(pixels).to(self.model.device, self.model.dtype)
+        if self.output == "projected" and self.tokens == "pooled":
+            return self.model(pixel_values=given).image_embeds  # type: ignore[no-any-return]
+        tower = self.model.vision_model
+        seen = tower(pixel_values=given)
+        if self.tokens == "pooled":
+            return seen.pooler_output  # type: ignore[no-any-return]
+        patches: torch.Tensor = seen.last_hidden_state[:, 1:]  # [B, P, D]
+        if self.output == "projected":
+            patches = self.model.visual_projection(tower.post_layernorm(patches))
+        return patches.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -132,18 +146,15 @@ class ClapEncoder:
 
     def encode_windows(self, windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """A windows of at most `max_window_seconds` -> float32 [A, width]: CLAP's `audio_embeds`."""
-        chunks = (list(windows[i : i + BATCH_WINDOWS]) for i in range(0, len(windows), BATCH_WINDOWS))
-        return _forward(self.model, map(self._inputs, chunks), self._vectors, self.width)
+        starts = range(0, len(windows), BATCH_WINDOWS)
+        return _rows((self._vectors(windows[i : i + BATCH_WINDOWS]) for i in starts), self.width)
 
-    def _vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        embeds: torch.Tensor = self.model(**inputs).audio_embeds
-        return embeds
-
-    def _inputs(self, windows: list[NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-        return {
-            "input_features": clap_inputs(self.extractor, windows, self.model.device),
-            "is_longer": torch.zeros(len(windows), 1, dtype=torch.bool),
-        }
+    @torch.inference_mode()
+    def _vectors(self, windows: Sequence[NDArray[np.float32]]) -> torch.Tensor:
+        device = self.model.device
+        mels = clap_inputs(self.extractor, windows, device).to(self.model.dtype)
+        longer = torch.zeros(len(windows), 1, dtype=torch.bool, device=device)
+        return self.model(input_features=mels, is_longer=longer).audio_embeds  # type: ignore[no-any-return]
 
 
 def load_clip(
@@ -192,37 +203,8 @@ def load_clap(
     return ClapEncoder(name_of(name_or_folder), mark, cast(model, dtype), extractor, commit)
 
 
-def _image_vectors(clip: ClipEncoder, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, 3, S, S] -> [B * rows, width]."""
-    if clip.output == "projected" and clip.tokens == "pooled":
-        embeds: torch.Tensor = clip.model(**inputs).image_embeds
-        return embeds
-    tower = clip.model.vision_model
-    seen = tower(**inputs)
-    if clip.tokens == "pooled":
-        return seen.pooler_output  # type: ignore[no-any-return]
-    patches: torch.Tensor = seen.last_hidden_state[:, 1:]  # [B, P, D]
-    if clip.output == "projected":
-        patches = clip.model.visual_projection(tower.post_layernorm(patches))
-    return patches.flatten(0, 1)
-
-
-@torch.inference_mode()
-def _forward(
-    model: Any,
-    batches: Iterator[dict[str, torch.Tensor]],
-    vectors: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    width: int,
-) -> NDArray[np.float32]:
-    rows = [np.zeros((0, width), np.float32)]
-    for batch in batches:
-        given = {key: _placed(value, model) for key, value in batch.items()}
-        rows.append(vectors(given).float().cpu().numpy())
-    return np.concatenate(rows)
-
-
-def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+def _rows(batches: Iterable[torch.Tensor], width: int) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros((0, width), np.float32), *(batch.float().cpu().numpy() for batch in batches)])
 
 
 def clap_inputs(extractor: Any, windows: Sequence[NDArray[np.float32]], device: Any = "cpu") -> torch.Tensor:

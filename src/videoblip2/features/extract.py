@@ -53,6 +53,12 @@ class ExtractionRun:
         """The file that this run alone writes."""
         return f"manifest.{self.shard[0]}-of-{self.shard[1]}.json" if self.shard else MAIN
 
+    @property
+    def threads(self) -> int:
+        """Decoding threads."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.workers or min(8, cores or 1)
+
     def takes(self, path: Path) -> bool:
         """Whether the video belongs to this run's shard."""
         return self.shard is None or shard_of(path.stem, self.shard[1]) == self.shard[0]
@@ -71,7 +77,7 @@ class ExtractionReport:
         place = {video_id: number for number, video_id in enumerate(ids)}
         self.done.sort(key=place.__getitem__)
         self.skipped.sort(key=place.__getitem__)
-        self.failed = {name: self.failed[name] for name in sorted(self.failed, key=place.__getitem__)}
+        self.failed = {name: self.failed[name] for name in ids if name in self.failed}
 
 
 def extract_features(
@@ -93,9 +99,9 @@ def extract_features(
     out, paths = Path(out), [path for path in _by_id(videos) if run.takes(path)]
     with _open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
-        outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.workers or _cores())
+        outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.threads)
         with closing(outcomes):
-            ended = _noted(outcomes, ledger)
+            ended = (ledger.note(outcome) for outcome in outcomes)
             for _ in progress(ended, len(paths), "features") if progress else ended:
                 pass
     ledger.report.sort([path.stem for path in paths])
@@ -148,10 +154,6 @@ def _is_media(path: Path) -> bool:
     return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
 
 
-def _cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
 def _by_id(videos: Iterable[str | Path]) -> list[Path]:
     """The paths, whose names without suffix become the ids and must differ."""
     seen: dict[str, Path] = {}
@@ -174,8 +176,8 @@ class _Ledger:
     report: ExtractionReport = field(default_factory=ExtractionReport)
     due: float = 0.0
 
-    def note(self, outcome: VideoOutcome) -> None:
-        """Record one outcome, and save all of them if the last save was a while ago."""
+    def note(self, outcome: VideoOutcome) -> Path:
+        """Record one outcome, and save all of them if the last save was a while ago; returns the video's id."""
         video_id = outcome.video_id
         if outcome.failure is not None:
             self.report.failed[video_id] = self.failed[video_id] = outcome.failure
@@ -188,6 +190,7 @@ class _Ledger:
             self.report.done.append(video_id)
         if time.monotonic() >= self.due:
             self.save()
+        return Path(video_id)
 
     def save(self) -> None:
         """Write the manifest."""
@@ -197,44 +200,14 @@ class _Ledger:
         self.due = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - begin))
 
 
-def _noted(outcomes: Iterator[VideoOutcome], ledger: _Ledger) -> Iterator[Path]:
-    for outcome in outcomes:
-        ledger.note(outcome)
-        yield Path(outcome.video_id)
-
-
 @contextmanager
 def _open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[_Ledger]:
-    """The run's ledger, saved however the block ends. A store holds one pair of encoders and one setting.
+    """The run's ledger, saved however the block ends.
 
-    Raises `InputError` for a store made otherwise, and for one that another run of this shard is writing.
+    Raises `InputError` for a store made with other encoders or settings, and if another run of this shard is writing.
     """
-    fresh, path = _new_manifest(encoders), out / run.manifest_name
-    whole = _refuse_other(out, fresh)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / f".{path.name}.lock", timeout=0):
-            start = FeatureManifest.read_file(path) if path.is_file() else fresh
-            known = {video_id: note.sha256 for video_id, note in whole.videos.items()}
-            yield from _saved(_Ledger(path, start, known, dict(start.videos), dict(start.failed)))
-    except Timeout as error:
-        raise InputError(f"{path}: another extraction is writing it; wait for it, or use --shard") from error
-
-
-def _saved(ledger: _Ledger) -> Iterator[_Ledger]:
-    try:
-        ledger.save()
-        yield ledger
-    except BaseException:
-        with suppress(OSError):  # a full disk: the first error is the one to report, and the last manifest stays
-            ledger.save()
-        raise
-    ledger.save()
-
-
-def _new_manifest(encoders: Encoders) -> FeatureManifest:
-    """A manifest without videos."""
-    return FeatureManifest(
+    path, whole = out / run.manifest_name, FeatureManifest.read(out)
+    fresh = FeatureManifest(
         origin=encoders.origin,
         widths=encoders.widths,
         dtype=encoders.dtype,
@@ -243,16 +216,24 @@ def _new_manifest(encoders: Encoders) -> FeatureManifest:
         videos={},
         failed={},
     )
-
-
-def _refuse_other(out: Path, fresh: FeatureManifest) -> FeatureManifest:
-    """Everything that the store's manifests hold, if this run may add to it."""
-    manifest = FeatureManifest.read(out)
-    if manifest is None:
-        if any((out / "video").glob("*.npy")):
-            raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
-        return fresh
-    if found := manifest.difference(fresh):
+    if whole is None and any((out / "video").glob("*.npy")):
+        raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
+    if whole and (found := whole.difference(fresh)):
         what, old, new = found
         raise InputError(f"{out}: was made with {what} {old}, not {new}; give another --out folder")
-    return manifest
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / f".{path.name}.lock", timeout=0):
+            start = FeatureManifest.read_file(path) if path.is_file() else fresh
+            known = {video_id: note.sha256 for video_id, note in (whole or fresh).videos.items()}
+            ledger = _Ledger(path, start, known, dict(start.videos), dict(start.failed))
+            try:
+                ledger.save()
+                yield ledger
+            except BaseException:
+                with suppress(OSError):  # a full disk: report the first error, and keep the last manifest
+                    ledger.save()
+                raise
+            ledger.save()
+    except Timeout as error:
+        raise InputError(f"{path}: another extraction is writing it; wait for it, or use --shard") from error

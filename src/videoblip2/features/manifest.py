@@ -8,7 +8,7 @@ need no coordination and cannot lose each other's notes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -69,7 +69,7 @@ class FeatureManifest(Record):
 
     @property
     def known(self) -> bool:
-        """Whether it says what the features were made with; not so for arrays of a user's own."""
+        """Whether it says what the features were made with; false for a user's own arrays."""
         return bool(self.origin.encoders)
 
     @classmethod
@@ -84,8 +84,13 @@ class FeatureManifest(Record):
         if not paths:
             return None
         first, *others = [(path, cls.read_file(path)) for path in paths]
-        for other in others:
-            _refuse_two_kinds(root, first, other)
+        for path, other in others:
+            if found := first[1].difference(other):
+                what, one, two = found
+                raise InputError(
+                    f"{root}: holds features of two kinds, {what} {one} in {first[0].name} and {two} in {path.name}; "
+                    "extract into one folder for each"
+                )
         return _merged([manifest for _, manifest in (first, *others)])
 
     @classmethod
@@ -107,25 +112,13 @@ class FeatureManifest(Record):
 
     def difference(self, other: FeatureManifest) -> tuple[str, object, object] | None:
         """(name, own value, the other's) of something that must be the same in one store and is not."""
-        for (name, one), (_, two) in zip(self._choices(), other._choices(), strict=True):
-            if one != two:
-                return name, one, two
-        return None
-
-    def _choices(self) -> Iterator[tuple[str, object]]:
-        for kind in ENCODERS:
-            yield f"a {kind} of fingerprint", self.origin.fingerprint(kind)
-        yield from self.origin.settings
-        yield "dtype", self.dtype
-
-
-def _refuse_two_kinds(root: Path, first: tuple[Path, FeatureManifest], second: tuple[Path, FeatureManifest]) -> None:
-    if found := first[1].difference(second[1]):
-        what, one, two = found
-        raise InputError(
-            f"{root}: holds features of two kinds, {what} {one} in {first[0].name} and {two} in {second[0].name}; "
-            "extract into one folder for each"
+        mine, others = (
+            {f"a {kind} of fingerprint": made.origin.fingerprint(kind) for kind in ENCODERS}
+            | dict(made.origin.settings)
+            | {"dtype": made.dtype}
+            for made in (self, other)
         )
+        return next(((name, mine[name], others[name]) for name in mine if mine[name] != others[name]), None)
 
 
 def _merged(manifests: list[M]) -> M:

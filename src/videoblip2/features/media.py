@@ -93,11 +93,10 @@ def stream_audio(
             return
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp", rate=rate)
-        end, begun = 0.0, False
-        for frame in _gathered(_decode(container, stream, path)):
-            end, begun = frame.end, True
-            yield from _mono(resampler, frame.samples)
-        yield from _mono(resampler, None) if begun else (np.zeros(0, np.float32),)
+        samples, end = None, 0.0
+        for samples, end in _gathered(_decode(container, stream, path)):  # noqa: B007 - read after the loop
+            yield from _mono(resampler, samples)
+        yield from _mono(resampler, None) if samples is not None else (np.zeros(0, np.float32),)
         _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
 
 
@@ -235,16 +234,8 @@ def _declared_seconds(stream: Any) -> float:
     return 0.0 if stream.duration is None else float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
-@dataclass(frozen=True)
-class _Sound:
-    """Successive codec frames joined into one, and the second at which they end."""
-
-    samples: Any
-    end: float
-
-
-def _gathered(frames: Iterable[Any]) -> Iterator[_Sound]:
-    """Audio frames joined up to `SAMPLES_AT_ONCE`, and cut where the format changes."""
+def _gathered(frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+    """Audio frames joined up to `SAMPLES_AT_ONCE`, cut where the format changes; each with the second it ends at."""
     fifo, form, end = av.AudioFifo(), None, 0.0
     for frame in frames:
         if form not in (None, here := (frame.format.name, frame.layout.name, frame.sample_rate)):
@@ -258,9 +249,9 @@ def _gathered(frames: Iterable[Any]) -> Iterator[_Sound]:
     yield from _rest(fifo, end)
 
 
-def _rest(fifo: Any, end: float) -> Iterator[_Sound]:
+def _rest(fifo: Any, end: float) -> Iterator[tuple[Any, float]]:
     if fifo.samples:
-        yield _Sound(fifo.read(0, partial=True), end)
+        yield fifo.read(0, partial=True), end
 
 
 def _mono(resampler: Any, frame: Any) -> list[Audio]:

@@ -13,7 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,36 +91,21 @@ def _write_rows(
     file: IO[bytes], store: FeatureStore, modality: str, progress: Progress | None
 ) -> tuple[list[int], np.dtype[Any]]:
     """One modality of all videos → rows per video, and the type; starts again when a wider type turns up."""
-    first = store.stored(modality, store.ids[0]).dtype
-    start, kind = file.tell(), _common(first, first)
+    start, kind = file.tell(), min(store.stored(modality, store.ids[0]).dtype.newbyteorder("="), np.dtype(np.float64))
     while True:
         file.seek(start)
         file.truncate()
-        counts, wider = _append(file, store, modality, kind, progress)
-        if wider == kind:
+        counts, before = list[int](), kind
+        for video_id in progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids:
+            array = store.stored(modality, video_id)
+            if len(array):
+                kind = min(np.promote_types(kind, array.dtype), np.dtype(np.float64))  # 64 bits: the format's limit
+            if kind != before:
+                break
+            file.write(np.ascontiguousarray(array, dtype=kind).tobytes())
+            counts.append(len(array))
+        else:
             return counts, kind
-        kind = wider
-
-
-def _append(
-    file: IO[bytes], store: FeatureStore, modality: str, kind: np.dtype[Any], progress: Progress | None
-) -> tuple[list[int], np.dtype[Any]]:
-    """All videos' rows as `kind`; stops at the first that does not fit, and returns the type that does."""
-    counts: list[int] = []
-    ids = progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids
-    for video_id in ids:
-        array = store.stored(modality, video_id)
-        wider = _common(kind, array.dtype) if len(array) else kind
-        if wider != kind:
-            return counts, wider
-        file.write(np.ascontiguousarray(array, dtype=kind).tobytes())
-        counts.append(len(array))
-    return counts, kind
-
-
-def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
-    """The smallest type that holds both, in this machine's byte order; at most 64 bits, the file's limit."""
-    return min(np.promote_types(one, other), np.dtype(np.float64))
 
 
 def _header(tensors: Tensors) -> bytes:
@@ -138,22 +123,15 @@ def _header(tensors: Tensors) -> bytes:
 def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
     """A draft of `out` that is on disk and opens as a packed store before it takes that name.
 
-    It is locked while it is written, so that an unlocked one is known to be left over from a killed process.
+    It is locked while it is written, so an unlocked draft is one that a killed process left.
     """
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        _remove_unless_locked(left)
+        with suppress(OSError), left.open("rb") as file:  # locked: its process is still writing
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     with atomic(out) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
         file.flush()
         os.fsync(file.fileno())
         PackedFile(Path(file.name))
-
-
-def _remove_unless_locked(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except OSError:
-        return

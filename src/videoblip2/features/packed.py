@@ -16,9 +16,7 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +33,28 @@ TENSORS = ("video", "video_rows", "ids", "manifest")  # in every file; other mod
 KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A tensor of the file: bytes `start` to `end`."""
-
-    dtype: str
-    shape: list[int]
-    start: int
-    end: int
-
-
 class PackedFile:
     """Reads a packed store. Raises `InputError` for another file, a truncated one, and one whose index does not fit."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = _open(path)
-        self._check_header()
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not packed features, or truncated ({error}); pack them again") from error
+        made = (self._file.metadata() or {}).get("format")
+        if made is None or not set(TENSORS) <= set(self._file.keys()):
+            raise InputError(f"{path}: a safetensors file, but not packed features; give a feature store")
+        if made != FORMAT:
+            raise InputError(f"{path}: packed features of format {made}; update videoblip2 or pack them again")
         self._ids = self._read_ids()
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
-        names = set(self._file.keys())
-        pages, places = _mapped(path, [name for name in MODALITIES if {name, f"{name}_rows"} <= names])
-        self._ahead = {modality: ReadAhead(path, pages, place.start, place.end) for modality, place in places.items()}
-        self._rows = {modality: self._rows_at(pages, modality, place) for modality, place in places.items()}
-        self._edges = {modality: self._row_edges(modality) for modality in places}
+        self._rows: dict[str, NDArray[Any]] = {}
+        self._ahead: dict[str, ReadAhead] = {}
+        self._map_rows()
+        self._edges = {modality: self._row_edges(modality) for modality in self._rows}
 
     def has(self, modality: str) -> bool:
         return modality in self._rows
@@ -102,12 +96,21 @@ class PackedFile:
         np.save(buffer, self.array(modality, video_id), allow_pickle=False)
         return buffer.getvalue()
 
-    def _check_header(self) -> None:
-        made = (self._file.metadata() or {}).get("format")
-        if made is None or not set(TENSORS) <= set(self._file.keys()):
-            raise InputError(f"{self._path}: a safetensors file, but not packed features; give a feature store")
-        if made != FORMAT:
-            raise InputError(f"{self._path}: packed features of format {made}; update videoblip2 or pack them again")
+    def _map_rows(self) -> None:
+        """The rows in the mapped file itself: a slice that safetensors gives is copied twice."""
+        with self._path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        begin = 8 + int.from_bytes(pages[:8], "little")
+        header = json.loads(pages[8:begin])
+        for modality in MODALITIES:
+            if not {modality, f"{modality}_rows"} <= header.keys():
+                continue
+            kind, shape = header[modality]["dtype"], header[modality]["shape"]
+            if kind not in KINDS or len(shape) != 2:
+                raise self._unfit(f"{modality} is {kind} {shape}, not rows of floats")
+            start, end = (begin + offset for offset in header[modality]["data_offsets"])  # they count from the data on
+            self._ahead[modality] = ReadAhead(self._path, pages, start, end)
+            self._rows[modality] = np.frombuffer(memoryview(pages)[start:end], KINDS[kind]).reshape(shape)
 
     def _row_edges(self, modality: str) -> list[int]:
         """Where each video's rows begin, and where the last ones end: N+1 places."""
@@ -118,13 +121,6 @@ class PackedFile:
             raise self._unfit(f"{modality} has {len(rows)} rows, where the videos have {counts.sum()}")
         edges: list[int] = np.concatenate([[0], np.cumsum(counts)]).tolist()
         return edges
-
-    def _rows_at(self, pages: mmap.mmap, modality: str, place: Place) -> NDArray[Any]:
-        """The rows in the file itself: a slice of safetensors is copied twice."""
-        if place.dtype not in KINDS or len(place.shape) != 2:
-            raise self._unfit(f"{modality} is {place.dtype} {place.shape}, not rows of floats")
-        within = memoryview(pages)[place.start : place.end]
-        return np.frombuffer(within, KINDS[place.dtype]).reshape(place.shape)
 
     def _bytes(self, name: str) -> bytes:
         return bytes(self._file.get_tensor(name).tobytes())
@@ -174,25 +170,5 @@ class ReadAhead:
             self._pages.madvise(getattr(mmap, advice), start, end - start)
 
 
-def _mapped(path: Path, modalities: Sequence[str]) -> tuple[mmap.mmap, dict[str, Place]]:
-    """A safetensors file, and where each modality is in it: its header counts from the header's own end."""
-    with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    begin = 8 + int.from_bytes(pages[:8], "little")
-    header = json.loads(pages[8:begin])
-    found = {modality: header[modality] for modality in modalities}
-    ends = {modality: [begin + offset for offset in entry["data_offsets"]] for modality, entry in found.items()}
-    return pages, {
-        modality: Place(entry["dtype"], entry["shape"], *ends[modality]) for modality, entry in found.items()
-    }
-
-
 def _physical_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not packed features, or truncated ({error}); pack them again") from error

@@ -11,12 +11,12 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from videoblip2.features.media_features import Encoders, Loudness, choose_frames
 from videoblip2.features.store import write_features
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
-POLL = 0.1  # seconds between two looks at whether to stop
+POLL = 0.1  # seconds between two checks whether the decoding threads have ended
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,7 @@ class Partial:
 
 
 def encode_all(
-    paths: Iterable[Path],
-    known: Mapping[str, str],
-    out: Path,
-    encoders: Encoders,
-    workers: int,
+    paths: Iterable[Path], known: Mapping[str, str], out: Path, encoders: Encoders, workers: int
 ) -> Generator[VideoOutcome, None, None]:
     """Write each video's features to `out`; yields its outcome once it is written, in the order in which videos end.
 
@@ -75,7 +71,7 @@ def encode_all(
     """
     batches = RowBatches(out, encoders)
     read = partial(_read, known=known, out=out, encoders=encoders)
-    with _pieces(paths, read, workers) as pieces:
+    with closing(_pieces(paths, read, workers)) as pieces:
         for piece in pieces:
             yield from batches.add(piece)
         yield from batches.flush("video", 1)
@@ -95,7 +91,12 @@ class RowBatches:
     def add(self, piece: Piece) -> Iterator[VideoOutcome]:
         """Take a piece; encode and write whatever it completes."""
         if piece.outcome is not None:
-            yield from self._end(piece.outcome)
+            if piece.outcome.note is None:
+                self._videos.pop(piece.video_id, None)
+                yield piece.outcome
+                return
+            self._videos.setdefault(piece.video_id, Partial()).note = piece.outcome.note
+            yield from self._write(piece.video_id)
             return
         partial = self._videos.setdefault(piece.video_id, Partial())
         partial.waiting += len(piece.arrays)
@@ -121,14 +122,6 @@ class RowBatches:
             return self._encoders.clap.encode_windows(arrays)[:, None]
         return np.split(self._encoders.clip.encode_pixels(arrays, self._full["video"]), len(arrays))
 
-    def _end(self, outcome: VideoOutcome) -> Iterator[VideoOutcome]:
-        if outcome.note is None:
-            self._videos.pop(outcome.video_id, None)
-            yield outcome
-            return
-        self._videos.setdefault(outcome.video_id, Partial()).note = outcome.note
-        yield from self._write(outcome.video_id)
-
     def _write(self, video_id: str) -> Iterator[VideoOutcome]:
         """Write a video if it is complete."""
         partial = self._videos[video_id]
@@ -153,63 +146,49 @@ class RowBatches:
         yield VideoOutcome(video_id, partial.note.model_copy(update={"frames": frames, "audio_windows": windows}))
 
 
-@contextmanager
-def _pieces(paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], workers: int) -> Iterator[Iterator[Piece]]:
-    """The pieces of `read(path)` from decoding threads, which have ended when the block ends, however it does."""
-    todo: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    for path in paths:
-        todo.put(path)
-    ready: queue.Queue[Piece | BaseException | None] = queue.Queue(maxsize=workers + 2)
+def _pieces(
+    paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], workers: int
+) -> Generator[Piece, None, None]:
+    """The pieces of `read(path)`, whose last has an outcome, from decoding threads; closing it ends the threads."""
+    ready: queue.Queue[Piece | BaseException] = queue.Queue(maxsize=workers + 2)
     stop = threading.Event()
 
-    def work() -> None:
+    def work(path: Path) -> None:
         try:
-            while not stop.is_set():
-                for piece in read(todo.get_nowait()):
-                    _put(ready, piece, stop)
-        except queue.Empty:
-            _put(ready, None, stop)
+            for piece in read(path):
+                if stop.is_set():
+                    return
+                ready.put(piece)
         except BaseException as error:  # a bug: raised in the calling thread
-            _put(ready, error, stop)
+            ready.put(error)
 
-    threads = [threading.Thread(target=work, name=f"decode-{i}", daemon=True) for i in range(workers)]
-    for thread in threads:
-        thread.start()
+    pool = ThreadPoolExecutor(workers, "decode")
+    jobs = [pool.submit(work, path) for path in paths]
+    ended = 0
     try:
-        yield _taken(ready, workers)
+        while ended < len(jobs):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            ended += item.outcome is not None
+            yield item
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=POLL)
-            return
-        except queue.Full:
-            continue
-
-
-def _taken(ready: queue.Queue[Any], workers: int) -> Iterator[Piece]:
-    running = workers
-    while running:
-        item = ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        if item is None:
-            running -= 1
-        else:
-            yield item
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(job.done() for job in jobs):  # make room for threads that wait to hand over a piece
+            with suppress(queue.Empty):
+                ready.get(timeout=POLL)
 
 
 def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece]:
     """One file's pieces, and then its outcome."""
     video_id, settings = path.stem, encoders.settings
     try:
-        digest = sha256(path)
-        if known.get(video_id) == digest and _stored(out, video_id):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the path of a video")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE):
             yield Piece(video_id, outcome=VideoOutcome(video_id))
             return
         pixels = map(encoders.clip.pixels, stream_frames(path, settings.fps, threads=1))
@@ -230,15 +209,3 @@ def _cut(video_id: str, modality: str, arrays: Iterable[NDArray[np.float32]]) ->
     stream = iter(arrays)
     while part := list(islice(stream, PIECE[modality])):
         yield Piece(video_id, modality, part)
-
-
-def _stored(out: Path, video_id: str) -> bool:
-    return all((out / modality / f"{video_id}.npy").is_file() for modality in ("video", "audio"))
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file. Raises `InputError` if it does not exist."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a video")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

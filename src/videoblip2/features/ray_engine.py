@@ -13,7 +13,6 @@ import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from videoblip2.errors import InputError
 from videoblip2.features.manifest import VideoNote
@@ -46,7 +45,10 @@ class RayEngine:
         require_ray()
         import ray
 
-        _start(ray)
+        if not ray.is_initialized():  # a local one, unless RAY_ADDRESS names another
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
         batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
         notes = batches.map_batches(
@@ -97,20 +99,8 @@ class Actor:
         paths = [Path(path) for path in batch["path"]]
         known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
         outcomes = encode_all(paths, known, Path(self.job.out), self.encoders, self.job.workers)
-        return {"outcome": [_as_json(outcome) for outcome in outcomes]}
-
-
-def _as_json(outcome: VideoOutcome) -> str:
-    note = None if outcome.note is None else outcome.note.model_dump(exclude_unset=True)
-    return json.dumps([outcome.video_id, note, outcome.failure])
-
-
-def _start(ray: Any) -> None:
-    """Start a local Ray unless one runs or RAY_ADDRESS names one; it logs errors only."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in outcomes)
+        return {"outcome": [json.dumps([end.video_id, note, end.failure]) for end, note in notes]}
 
 
 def require_ray() -> None:

@@ -91,27 +91,22 @@ class FeatureStore:
 
     def stored(self, modality: str, video_id: str) -> NDArray[np.floating[Any]]:
         """The same as `array`, in the type that it is stored in, such as float16."""
-        array = self._files.array(modality, video_id)
-        if problem := _problem(array, modality, self.widths[modality]):
-            raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
-        return array
+        array, width = self._files.array(modality, video_id), self.widths[modality]
+        if array.dtype.kind != "f":
+            problem = f"holds {array.dtype}, not floating-point numbers; extract it again"
+        elif array.ndim != 2 or array.shape[1] != width:
+            problem = f"has the shape {list(array.shape)}, wanted [rows, {width}]; extract it with that encoder"
+        elif MODALITIES[modality].required and not len(array):
+            problem = "holds no row; extract it again"
+        elif not np.isfinite(array).all():
+            problem = "holds NaN or infinity; extract it again"
+        else:
+            return array
+        raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
 
     def content(self, modality: str, video_id: str) -> bytes:
         """One array as a .npy file: the same bytes from either form of the store."""
         return self._files.content(modality, video_id)
-
-
-def _problem(array: NDArray[Any], modality: str, width: int) -> str | None:
-    """Why an array cannot be used as features [rows, width], with the remedy; None if it can."""
-    if array.dtype.kind != "f":
-        return f"holds {array.dtype}, not floating-point numbers; extract it again"
-    if array.ndim != 2 or array.shape[1] != width:
-        return f"has the shape {list(array.shape)}, wanted [rows, {width}]; extract it with that encoder"
-    if MODALITIES[modality].required and not len(array):
-        return "holds no row; extract it again"
-    if not np.isfinite(array).all():
-        return "holds NaN or infinity; extract it again"
-    return None
 
 
 class _Folder:
