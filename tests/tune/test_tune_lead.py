@@ -28,8 +28,7 @@ from videoblip2.tune import lead
 from videoblip2.tune.lead import join, tune
 from videoblip2.tune.plan import load_plan
 from videoblip2.tune.rescue import give_back
-from videoblip2.tune.storage import open_storage
-from videoblip2.tune.study import distributions, open_study
+from videoblip2.tune.study import distributions, open_storage, open_study
 from videoblip2.tune.trials import training_runner
 from videoblip2.tune.worker import WorkerContext, run_trial
 

@@ -15,8 +15,16 @@ from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.tune import storage as storages
-from videoblip2.tune.storage import address, hidden, host_and_port, open_storage, serve, storage_errors, with_driver
-from videoblip2.tune.study import open_study
+from videoblip2.tune.study import (
+    address,
+    hidden,
+    host_and_port,
+    open_storage,
+    open_study,
+    serve,
+    storage_errors,
+    with_driver,
+)
 
 
 def test_the_default_is_a_journal_in_the_studys_folder(tmp_path):
@@ -99,7 +107,7 @@ def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch):
 
 SERVER = """
 import sys
-from videoblip2.tune.storage import serve
+from videoblip2.tune.study import serve
 serve(sys.argv[1], sys.argv[2])
 """
 

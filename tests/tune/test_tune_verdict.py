@@ -5,7 +5,7 @@ import optuna
 import pytest
 
 from videoblip2.captions import paired_bootstrap
-from videoblip2.tune.verdict import chosen_again, judge
+from videoblip2.tune.report import chosen_again, judge
 
 
 def trials(scores, default=0):

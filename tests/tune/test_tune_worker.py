@@ -13,8 +13,7 @@ from videoblip2.progress import no_progress
 from videoblip2.tracking import NullTracker, Stopped
 from videoblip2.tune.lead import begin
 from videoblip2.tune.rescue import give_back
-from videoblip2.tune.storage import open_storage
-from videoblip2.tune.study import counted, distributions, open_study
+from videoblip2.tune.study import counted, distributions, open_storage, open_study
 from videoblip2.tune.trials import Score
 from videoblip2.tune.worker import WorkerContext, run_trial, take, work
 

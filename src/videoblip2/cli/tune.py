@@ -55,7 +55,7 @@ def tune(
 
 def _serve(config: str, pairs: list[str], listen: str) -> None:
     from videoblip2.tune.plan import load_plan
-    from videoblip2.tune.storage import address, hidden, serve
+    from videoblip2.tune.study import address, hidden, serve
 
     place = address(load_plan(config, pairs))
     say(f"serving {hidden(place)} to grpc://{listen}; press Ctrl-C to stop")

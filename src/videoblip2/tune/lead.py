@@ -17,10 +17,31 @@ from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan, load_plan
-from videoblip2.tune.report import SCORE, Say, TrialRow, rows_of, shown, shown_score, write_plots, write_rows
-from videoblip2.tune.storage import address, hidden, open_storage, storage_errors
-from videoblip2.tune.study import attributes, best_of, counted, default_of, distributions, name_of, open_study
-from videoblip2.tune.verdict import Verdict, judge
+from videoblip2.tune.report import (
+    SCORE,
+    Say,
+    TrialRow,
+    Verdict,
+    judge,
+    rows_of,
+    shown,
+    shown_score,
+    write_plots,
+    write_rows,
+)
+from videoblip2.tune.study import (
+    address,
+    attributes,
+    best_of,
+    counted,
+    default_of,
+    distributions,
+    hidden,
+    name_of,
+    open_storage,
+    open_study,
+    storage_errors,
+)
 from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, work
 
 LEADER_SECONDS = 120.0

@@ -22,7 +22,7 @@ from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.rescue import LivenessMonitor, beating, give_back, rescue
 from videoblip2.tune.study import UNFINISHED, attributes, counted, distributions, finished, name_of
-from videoblip2.tune.trials import Runner, Score, Watcher, training_runner
+from videoblip2.tune.trials import Runner, Score, Watcher, runner_of
 
 BROKEN = 3
 POLL_SECONDS = 2.0
@@ -37,15 +37,6 @@ class WorkerContext:
     parent_run_id: str | None
     progress: Progress
     say: Say
-
-
-def runner_of(plan: Plan) -> Runner:
-    """The function that runs one trial of this study."""
-    if plan.tuning.stage == "decode":
-        from videoblip2.tune.decoding import decoding_runner
-
-        return decoding_runner(plan)
-    return training_runner(plan)
 
 
 def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> int:
