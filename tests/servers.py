@@ -62,13 +62,13 @@ def mlflow_server(database: str, artifacts: Path, log: Path) -> Iterator[int]:
 
 @contextmanager
 def running(command: list[object], **options: object) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, which ends with the block."""
+    """A process in its own group, which ends with the block."""
     process = subprocess.Popen([str(word) for word in command], start_new_session=True, **options)
     try:
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, 15 if "mlflow" in command else 2)  # for PostgreSQL 2 is a fast shutdown
+            os.killpg(process.pid, 9 if "mlflow" in command else 2)  # for PostgreSQL 2 is a fast shutdown
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

@@ -63,10 +63,3 @@ def train_until_stopped(uri: str, world: str, out: str, name: str, sender: Conne
             yield step
 
     run_stage("ce", tiny_config(Path(world), Path(out), f"run.name={name}"), wait_at_pause)
-
-
-def train_to_the_end(uri: str, world: str, out: str, name: str) -> None:
-    """Train in a process of its own."""
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    os.chdir(out)
-    run_stage("ce", tiny_config(Path(world), Path(out), f"run.name={name}"))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from mlflow.exceptions import MlflowException
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from tracking_store import place_store
 
@@ -128,7 +129,19 @@ def test_a_description_counts():
     assert describe(records) == "points 1, tags 1, tables 1, files 2, data sets 1"
 
 
-def test_a_locked_store_holds_points_back_and_gets_them_once(runs, capsys):
+@pytest.fixture
+def short_lock_wait():
+    """MLflow waits 20 s for a locked sqlite file."""
+
+    def shorten(connection, cursor, statement, parameters, context, executemany):
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 50"), parameters
+
+    event.listen(Engine, "before_cursor_execute", shorten, retval=True)
+    yield
+    event.remove(Engine, "before_cursor_execute", shorten)
+
+
+def test_a_locked_store_holds_points_back_and_gets_them_once(runs, short_lock_wait, capsys):
     with open_run(RunSpec("ce", "n", "toy", folder=runs / "ce")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, 1)
         tracker.flush()

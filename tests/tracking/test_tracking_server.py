@@ -1,13 +1,12 @@
 """The whole of tracking once against a real `mlflow server` on PostgreSQL, with artifacts through its proxy."""
 
-import multiprocessing
 import os
 import shutil
 import signal
 
 import pytest
 from servers import Wire, mlflow_server, postgres, postgres_program
-from tiny_world import STEPS, make_world, tiny_config, train_to_the_end, train_until_stopped
+from tiny_world import PAUSE, STEPS, make_world, tiny_config
 
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.tracking import RunSpec, find_model, open_run
@@ -49,40 +48,40 @@ def losses(run_id):
     return [(p.step, p.value) for p in stores.connect().get_metric_history(run_id, "train/loss")]
 
 
-def test_two_trainings_at_once_one_of_them_stopped_and_gone_on_with_elsewhere(wire, uri, tmp_path, tokenizers):
+def test_a_stopped_training_resumes_elsewhere_and_survives_an_outage_at_its_end(wire, uri, tmp_path, tokenizers):
     world = make_world(tmp_path / "world", tokenizers)
-    (tmp_path / "out").mkdir()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_world", "torch._dynamo", "mlflow", "mlflow.store.tracking.sqlalchemy_store"])
-    receiver, sender = context.Pipe(duplex=False)
-    places = (uri, str(world), str(tmp_path / "out"))
-    stopped = context.Process(target=train_until_stopped, args=(*places, "stopped", sender))
-    whole = context.Process(target=train_to_the_end, args=(*places, "whole"))
-    stopped.start()
-    whole.start()
-    assert receiver.poll(300)
-    os.kill(stopped.pid, signal.SIGTERM)
-    stopped.join(120)
-    whole.join(300)
-    assert (stopped.exitcode, whole.exitcode) == (143, 0)
-    runs = {run.name: run for run in list_runs("toy")}
-    assert {name: run.status for name, run in runs.items()} == {"stopped": "KILLED", "whole": "FINISHED"}
 
-    shutil.rmtree(tmp_path / "out" / "stopped")  # as on another machine
-    result = run_stage("ce", tiny_config(world, tmp_path / "elsewhere", f"resume={runs['stopped'].run_id}"))
-    assert result.run_id == runs["stopped"].run_id
-    assert {run.status for run in list_runs("toy")} == {"FINISHED"}
-    assert losses(result.run_id) == losses(runs["whole"].run_id)
-    assert len(losses(result.run_id)) == STEPS
+    def at(place, action):
+        def steps_with_action(steps, total, description):
+            for step in steps:
+                if step == place:
+                    action()
+                yield step
 
-    client = stores.connect()
-    for run in runs.values():
-        files = {artifact.path for artifact in client.list_artifacts(run.run_id)}
-        assert files >= {"config.yaml", "first_weights.json", "predictions.json", "val_predictions.jsonl", "figures"}
-        found = find_model(run.run_id)
-        assert found.folder.is_relative_to(tmp_path / "cache")
-        assert load_checkpoint(found.folder).provenance.run_id == run.run_id
-    assert len(list(wire.artifacts.rglob("model.safetensors"))) == 2
+        return steps_with_action
+
+    with pytest.raises(SystemExit) as end:
+        run_stage("ce", tiny_config(world, tmp_path, "run.name=ce"), at(PAUSE, lambda: signal.raise_signal(15)))
+    (run,) = list_runs("toy")
+    assert (end.value.code, run.status) == (143, "KILLED")
+
+    shutil.rmtree(tmp_path / "ce")  # as on another machine
+    there = tiny_config(world, tmp_path / "elsewhere", f"resume={run.run_id}")
+    with pytest.raises(ValueError, match=rf"trained, but not logged as a model.*resume={run.run_id}"):
+        run_stage("ce", there, at(STEPS - 1, wire.cut))
+    assert load_checkpoint(tmp_path / "elsewhere" / "ce" / "best").provenance.run_id == run.run_id
+
+    wire.join()
+    result = run_stage("ce", there)
+    found = find_model(run.run_id)
+    assert (result.run_id, result.model) == (run.run_id, f"models:/{found.version}")
+    assert [row.status for row in list_runs("toy")] == ["FINISHED"]
+    assert [step for step, _ in losses(run.run_id)] == list(range(1, STEPS + 1))
+    files = {artifact.path for artifact in stores.connect().list_artifacts(run.run_id)}
+    assert files >= {"config.yaml", "first_weights.json", "predictions.json", "val_predictions.jsonl", "figures"}
+    assert found.folder.is_relative_to(tmp_path / "cache")
+    assert load_checkpoint(found.folder).provenance.run_id == run.run_id
+    assert len(list(wire.artifacts.rglob("model.safetensors"))) == 1  # the state of the stop is gone
     assert not list(tmp_path.glob("mlruns*")) + list(tmp_path.glob("mlflow.db*"))  # nothing beside the server
 
 
@@ -102,26 +101,6 @@ def test_points_of_an_outage_arrive_when_the_server_is_back(wire, uri, tmp_path,
     assert list((tmp_path / "outage").iterdir()) == []
     lines = capsys.readouterr().err.splitlines()
     assert ["does not answer" in lines[0], "answers again" in lines[-1]] == [True, True]
-
-
-def test_a_server_that_stays_away_costs_nothing_but_the_wait(wire, uri, tmp_path, tokenizers, capsys):
-    """It goes before the end of a training: the checkpoint is there, the error says how to log it, and that works."""
-    world = make_world(tmp_path / "world", tokenizers)
-
-    def cut_before_the_end(steps, total, description):
-        for step in steps:
-            if step == STEPS - 1:
-                wire.cut()
-            yield step
-
-    with pytest.raises(ValueError, match=r"trained, but not logged as a model.*resume=") as caught:
-        run_stage("ce", tiny_config(world, tmp_path, "run.name=away"), cut_before_the_end)
-    run_id = str(caught.value).rpartition("resume=")[2].split()[0]
-    assert load_checkpoint(tmp_path / "away" / "best").provenance.run_id == run_id
-    wire.join()
-    result = run_stage("ce", tiny_config(world, tmp_path, f"resume={run_id}"))
-    assert (result.run_id, result.model) == (run_id, f"models:/{find_model(run_id).version}")
-    assert [step for step, _ in losses(run_id)] == list(range(1, STEPS + 1))
 
 
 def test_the_doctor_knows_the_server(wire, uri):

@@ -1,5 +1,6 @@
 """A whole study on a tiny network: a worker killed in the middle, another process that resumes it, and the results."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -59,6 +60,8 @@ def finished(tmp_path_factory, tokenizers, patch):
     root = tmp_path_factory.mktemp("study")
     place_store(root, patch)
     path = write_study(write_world(root, tokenizers), tracking=True)
+    for slow in ("matplotlib.pyplot", "videoblip2.tracking.mlflow.models", "torch._dynamo"):
+        importlib.import_module(slow)  # once, not in each process
     killed = multiprocessing.get_context("fork").Process(target=lead_and_die, args=(str(path), root / "said"))
     killed.start()
     killed.join()

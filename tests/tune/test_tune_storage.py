@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
-from videoblip2.tune import storage as storages
+from videoblip2.tune import study as studies
 from videoblip2.tune.study import (
     address,
     hidden,
@@ -64,7 +64,7 @@ def test_a_password_is_not_shown():
 
 def test_postgres_goes_through_the_driver_that_is_installed(monkeypatch):
     installed = {"psycopg2"}
-    monkeypatch.setattr(storages.importlib.util, "find_spec", lambda name: name in installed)
+    monkeypatch.setattr(studies.importlib.util, "find_spec", lambda name: name in installed)
     assert with_driver("postgresql://me:x@host/db") == "postgresql+psycopg2://me:x@host/db"
     assert with_driver("postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"
     installed.add("psycopg")
@@ -75,7 +75,7 @@ def test_postgres_goes_through_the_driver_that_is_installed(monkeypatch):
 
 
 def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(studies, "LOCK_SECONDS", 0.05)
     place = f"sqlite:///{tmp_path / 'study.db'}"
     study = open_study(tiny_plan(tmp_path), open_storage(place))
     holder = sqlite3.connect(tmp_path / "study.db", isolation_level=None)

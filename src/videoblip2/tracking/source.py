@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,11 @@ def _git(*arguments: str) -> str:
 ENVIRONMENT_FILE = "environment.txt"
 
 
+@cache  # reading the metadata of all packages takes a second
 def environment() -> str:
     """One line for Python and one `name==version` for each installed package, sorted, as pip reads it."""
-    packages = {
-        str(found.metadata["Name"]).lower().replace("_", "-"): found.version
-        for found in metadata.distributions()
-        if found.metadata["Name"]
-    }
+    found = (distribution.metadata for distribution in metadata.distributions())
+    packages = {str(about["Name"]).lower().replace("_", "-"): about["Version"] for about in found if about["Name"]}
     lines = [f"{name}=={version}" for name, version in sorted(packages.items())]
     return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
 
