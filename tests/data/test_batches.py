@@ -110,7 +110,7 @@ def test_a_packed_store_is_not_kept_twice():
     assert source.reads == {"video1": 3}
 
 
-def test_whatever_fails_names_the_video():
+def test_a_failed_read_names_the_video():
     class Failing(Source):
         def features(self, video_id):
             raise self.error
@@ -143,6 +143,6 @@ def test_prompts_are_each_videos_own(tokenizers, prompts):
         assert torch.equal(getattr(batch, name), expected) and getattr(batch, name).is_contiguous()
 
 
-def test_no_videos_is_said_before_training(tokenizers):
+def test_no_videos_is_reported_before_training(tokenizers):
     with pytest.raises(InputError, match=r"train\.json: no videos"):
         caption_batches([], BatchMaker(Source(), tokenizers, DataConfig(), 3, 0, 10))

@@ -51,6 +51,6 @@ def test_the_prompt():
     assert question_prompt(" what is it? ") == "question: what is it? answer:"
 
 
-def test_no_questions_is_said_before_training(tokenizers):
+def test_no_questions_is_reported_before_training(tokenizers):
     with pytest.raises(InputError, match=r"train_qa\.json: no questions"):
         batches(tokenizers, [])

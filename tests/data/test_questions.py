@@ -1,4 +1,4 @@
-"""MSRVTT-QA's files and own tables in, lists of questions out; nothing lost, each mistake named."""
+"""MSRVTT-QA's files and users' tables in, lists of questions out; nothing is lost and each mistake is named."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_given_answer_map_is_kept(tmp_path):
     assert read_answer_map(tmp_path / "out" / "ans2label.json") == {"man": 0}
 
 
-def test_a_split_can_be_said(tmp_path):
+def test_a_split_can_be_given(tmp_path):
     path = save(tmp_path / "mine.csv", "video_id,question,answer\nv,what?,dog\n")
     assert prepare_questions([path], tmp_path / "out", "val").questions == {"validate": 1}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["val_qa.json"]

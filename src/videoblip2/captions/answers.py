@@ -34,7 +34,7 @@ def question_type(question: str) -> str:
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[Sequence[str]]) -> list[float]:
-    """1 where an answer equals one of its expected answers, both normalised; else 0."""
+    """1 if an answer equals one of its expected answers, both normalised; else 0."""
     return [
         float(normalise_answer(given) in map(normalise_answer, true))
         for given, true in zip(answers, expected, strict=True)

@@ -40,7 +40,7 @@ def length(captions: Texts, references: Groups) -> Floats:
 
 
 def bad_ending(captions: Texts, references: Groups) -> Floats:
-    """1 where the last word is one of BAD_ENDINGS, else 0."""
+    """1 if the last word is one of BAD_ENDINGS, else 0."""
     return np.array([caption.rpartition(" ")[2] in BAD_ENDINGS for caption in captions], np.float64)
 
 

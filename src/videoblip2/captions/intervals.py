@@ -96,7 +96,7 @@ def difference(value: float, samples: Floats, confidence: float = 0.95) -> Boots
 
 
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of S ≥ 2 seeds and Student's interval of it, from their spread alone."""
+    """Mean of S ≥ 2 seeds and Student's interval of it, from the spread of the seeds."""
     from scipy import stats
 
     scores = np.asarray(values, np.float64)

@@ -21,7 +21,7 @@ class Rule(NamedTuple):
     """One kind of token."""
 
     pattern: re.Pattern[str]
-    spell: Callable[[str], str] | None = None  # how the token is written; None: as it is in the text
+    spell: Callable[[str], str] | None = None  # how the token is written; None: as in the text
 
 
 # Letters and digits added after Unicode 6.0.
@@ -43,7 +43,7 @@ _MARKS = (
     "0ec8-0ecd"
 )
 
-# Characters that are each a token of their own.
+# Characters that are always one token each.
 _SYMBOLS = (
     "0025-0026 002b 003b 003d 005c 005e 007c 007e 00a1 00a5-00a9 00ac 00ae-00b1 00b4 00b6-00b8 00bf 00d7 00f7 "
     "037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614 061b 061e-061f 066a 066d 06d4 "

@@ -61,7 +61,7 @@ def prepare_captions(
     Reads MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
     `video_id, caption`. Captions keep their order and their exact text. A split comes from the document itself, from
     lists of ids, from a file name (`train.csv`), or from `split`: one of CHOICES, where "random" gives 80/10/10 by a
-    digest of the id, so that a video keeps its split when others join. A split without videos is not written.
+    digest of the id, which keeps a video in its split when others are added. A split without videos is not written.
     With `first` only the first N captions of each video are kept.
     Raises `InputError` for another layout, a repeated video and a video in no split, and then writes nothing.
     """

@@ -53,7 +53,7 @@ class QuestionReport:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Read `train_qa.json` and its siblings, or MSRVTT-QA's JSON as it is.
+    """Read `train_qa.json` and its siblings, or MSRVTT-QA's own JSON.
 
     An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
     Raises `InputError` for a missing file, another layout and a repeated id.
