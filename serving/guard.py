@@ -16,7 +16,6 @@ import asyncio
 import base64
 import binascii
 import hmac
-import json
 import re
 import tempfile
 import uuid
@@ -24,6 +23,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse
 
 from . import observe
 from .answers import Refusal
@@ -37,7 +38,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
-FORM, JSON = "multipart/form-data", "application/json"
+FORM = "multipart/form-data"
 MEMORY = 1 << 20  # bytes of a body that are kept in memory; more go to a temporary file without a name
 CHUNK = 1 << 18
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
@@ -48,7 +49,7 @@ class Guard:
     """The middleware.
 
     Args:
-        endpoints: path → fields that take files (`api.file_fields`); other paths, as of pages, get no form check.
+        endpoints: path → fields that take files (`forms.file_fields`); forms are checked on these paths only.
         settings: default: from the environment.
     """
 
@@ -81,15 +82,16 @@ class Guard:
                 raise
             except Refusal as refusal:
                 observe.failed(refusal.kind)
-                await answer.refuse(refusal)
+                await answer.refuse(refusal, scope, receive)
             except Exception:
                 observe.failed("internal")
                 observe.log.exception("unexpected")
-                await answer.refuse(Refusal(500, "an unexpected error; the server's log has the details"))
+                failure = Refusal(500, "an unexpected error; the server's log has the details")
+                await answer.refuse(failure, scope, receive)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_head(scope)
-        weight = int(scope["path"] in self.endpoints)  # a page's open connections take no place
+        weight = int(scope["path"] in self.endpoints)  # the page's own files take no place
         if self._in_flight + weight > self.settings.max_requests:
             raise Refusal(429, "too many requests in flight; try again later")
         self._in_flight += weight
@@ -126,7 +128,7 @@ class Guard:
             raise Refusal(413, f"the upload is larger than {limit}; cut the video or scale it down")
 
     async def _take_in(self, scope: Scope, receive: Receive, body: Any) -> None:
-        """Copy the request's body to `body`, and check it on the way."""
+        """Copy the request's body to `body` in time, checking it on the way."""
         try:
             async with asyncio.timeout(self.settings.upload_seconds):
                 await self._copy(scope, receive, body)
@@ -171,14 +173,10 @@ class _Answer:
             message = {**message, "headers": [*headers, *ours]}
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal) -> None:
-        if self.status:  # the answer has begun: all that can be done is to break it off
-            return
-        content = json.dumps({"error": refusal.reason, "request_id": self.request_id}).encode()
-        headers = {"content-type": JSON, "content-length": str(len(content)), **refusal.headers}
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": content})
+    async def refuse(self, refusal: Refusal, scope: Scope, receive: Receive) -> None:
+        if not self.status:  # otherwise the answer has begun: all that can be done is to break it off
+            problem = {"error": refusal.reason, "request_id": self.request_id}
+            await JSONResponse(problem, refusal.status, refusal.headers)(scope, receive, self.send)
 
 
 def same_origin(scope: Scope) -> bool:

@@ -41,7 +41,7 @@ class Busy(RuntimeError):
 
 
 class Media:
-    """One file on its way out of a decoder; read `frames` to the end, then `sound`."""
+    """One file as it comes out of a decoder; read `frames` to the end, then `sound`."""
 
     def __init__(self, messages: Iterator[np.ndarray | None]) -> None:
         self._messages = messages

@@ -13,6 +13,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest.register_assert_rewrite("serving_app")  # the tests that name it as a plugin import it, too
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = [
     "a red circle moves left",

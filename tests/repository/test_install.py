@@ -130,7 +130,7 @@ def service(vb2, log: Path, *options: object):
     ):
         address = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{address}/readyz"), p, 120)
-        yield
+        yield address
 
 
 def answers(address: str) -> bool:
@@ -150,9 +150,11 @@ def checkpoint(tmp_path, tiny_model, tokenizers):
 
 
 def test_a_checkpoint_is_packaged_and_served_from_an_empty_folder(vb2, checkpoint, tmp_path):
-    with service(vb2, tmp_path / "log", "--model", checkpoint):
+    with service(vb2, tmp_path / "log", "--model", checkpoint) as address:
+        assert b"static/page.js" in urllib.request.urlopen(address, timeout=5).read()
+        assert answers(f"{address}/static/page.js")
         bento = json.loads(vb2("package", "--model", checkpoint, "--json").splitlines()[-1])
-        assert (Path(bento["path"]) / "src" / "serving" / "service.py").is_file()
+        assert (Path(bento["path"]) / "src" / "serving" / "static" / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -95,10 +95,10 @@ def proxy(port):
             headers = {**self.headers, "Host": "inner.example", "X-Forwarded-Prefix": "/videos"}
             headers |= {"X-Forwarded-Host": self.headers["Host"], "X-Forwarded-Proto": "http"}
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            inner = http.client.HTTPConnection("127.0.0.1", port)
-            inner.request(self.command, self.path, body, headers)
-            answer = inner.getresponse()
-            content = answer.read()
+            with closing(http.client.HTTPConnection("127.0.0.1", port)) as inner:
+                inner.request(self.command, self.path, body, headers)
+                answer = inner.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name not in ("content-length", "transfer-encoding", "date", "connection"):
