@@ -24,7 +24,8 @@ from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 
-CODE = Path(__file__).with_name("pyfunc_model.py")
+#: Named by its place and not imported: it runs on top of everything, in the process that loads the model.
+CODE = Path(__file__).parents[2] / "registry" / "pyfunc_model.py"
 CHECKPOINT = "checkpoint"
 REQUIREMENTS = (
     "videoblip2",

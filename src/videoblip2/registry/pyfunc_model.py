@@ -9,6 +9,7 @@ import pandas as pd
 
 from videoblip2.config import Decoding
 from videoblip2.modality import MODALITIES, Features
+from videoblip2.predict import load_captioner
 
 SUFFIX = ".npy"  # of feature files
 BATCH = 32  # rows decoded together
@@ -23,8 +24,6 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint folder stored beside this code."""
-        from videoblip2.predict import load_captioner
-
         self.captioner = load_captioner(context.artifacts["checkpoint"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
