@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videoblip2.captioner import Caption, Captioner, pick_device
-from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config, read_yaml
+from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config
 from videoblip2.modality import Features
+from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 

@@ -1,6 +1,7 @@
-"""How a long loop shows where it is, without knowing who watches."""
+"""How a long loop shows its progress without knowing who displays it, and how transformers is kept quiet."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,3 +26,19 @@ class Steps:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load through transformers without its progress bars and warnings; the caller's settings return afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from videoblip2.config import VERSION, InputError
 from videoblip2.files import write_json
 
+Json = dict[str, Any]
 FILE = "provenance.json"
 #: 1: LoRA always separate from T5's weights. 2: `lora_merged` in config.json may say that it is merged into them.
 FORMAT = 2
 #: Turns the JSON of one format into that of the next; the oldest key is the oldest readable format.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda content: {**content, "format": 2}}
+UPGRADES: dict[int, Callable[[Json], Json]] = {1: lambda content: {**content, "format": 2}}
 ENCODERS = ("clip", "clap")
 
 
@@ -128,7 +129,7 @@ class Provenance(Record):
         write_json(folder / FILE, stamped.model_dump(mode="json"))
 
 
-def _read_json(folder: Path, path: Path) -> dict[str, Any]:
+def _read_json(folder: Path, path: Path) -> Json:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -142,7 +143,7 @@ def _damaged(folder: Path, error: Exception) -> InputError:
     return InputError(f"checkpoint {folder}: {FILE} is damaged ({reason}); train or copy it again")
 
 
-def _upgraded(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(folder: Path, content: Json) -> Json:
     """`content` in this version's format."""
     found = content.get("format", 0)
     writer = content.get("written_by") or "an unknown version"

@@ -7,7 +7,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2 import registry
 from videoblip2.config import InputError
-from videoblip2.registry.history import ChampionHistory, Move, rollback, succession
+from videoblip2.registry.versions import ChampionHistory, Move, rollback, succession
 from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.mlflow.store import connect
 
@@ -16,11 +16,12 @@ NAME = "videoblip2"
 
 @pytest.fixture
 def versions(tmp_path, monkeypatch):
-    """Three versions, made champion one after the other."""
+    """Three versions of one checkpoint, made champion one after the other."""
     place_store(tmp_path, monkeypatch)
+    with open_run(RunSpec("ce", "one", "toy")) as tracker:
+        uri = tracker.log_checkpoint(write_checkpoint(tmp_path / "one"), "ce", {})
     for number in (1, 2, 3):
-        with open_run(RunSpec("ce", str(number), "toy")) as tracker:
-            registry.register(tracker.log_checkpoint(write_checkpoint(tmp_path / str(number)), "ce", {}))
+        registry.register(uri)
         ChampionHistory(connect(), NAME).move(Move("promote", number, number - 1 or None, "better"))
     return tmp_path
 

@@ -82,7 +82,7 @@ def rollback(
     Example:
       vb2 rollback --reason 'captions became too long'
     """
-    from videoblip2.registry.history import rollback as go_back
+    from videoblip2.registry.versions import rollback as go_back
 
     move = go_back(name, reason)
     text = f"champion: {name}/{move.version} again, was {name}/{move.previous} ({move.why}; {move.who}, {move.when})"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from videoblip2.errors import InputError, first_line
-from videoblip2.pretrained import quiet_transformers
+from videoblip2.progress import quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
 

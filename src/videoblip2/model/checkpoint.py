@@ -21,14 +21,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from videoblip2.config import InputError, read_yaml
+from videoblip2.config import InputError
 from videoblip2.files import write_json
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.model_card import write_card
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tensor_files import read_tensors
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
-from videoblip2.pretrained import quiet_transformers
+from videoblip2.overrides import read_yaml
+from videoblip2.progress import quiet_transformers
 from videoblip2.provenance import Provenance
 
 

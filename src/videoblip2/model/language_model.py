@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.pretrained import quiet_transformers
+from videoblip2.progress import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Both sides of the gate: two models on the same validation data, what they say of it and how fast, taken in turn."""
+"""Both sides of the gate: two models on the same validation data, what they say and how fast, measured in turn."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ Said = dict[Kind, dict[str, str]]  # captions by video id, answers by question i
 
 @dataclass(frozen=True)
 class ValidationManifest:
-    """The data that a score was measured on, as digests: videos, references, features, and questions if any."""
+    """Digests of the data that a score was measured on: videos, references, features, and questions if any."""
 
     size: int
     videos: str
@@ -40,7 +40,7 @@ class ValidationManifest:
         return _sha(content | ({"questions": self.questions} if self.questions else {}))
 
     def difference(self, other: "ValidationManifest", same_features: bool = True) -> str:
-        """What differs, in words; empty where nothing does that counts."""
+        """What differs, in words; empty if nothing relevant does."""
         if self.videos != other.videos:
             return f"other videos ({self.size} and {other.size})"
         if self.references != other.references:
@@ -50,7 +50,7 @@ class ValidationManifest:
         return "other features" if same_features and self.features != other.features else ""
 
     def to_json(self) -> str:
-        """The form in a version's tag."""
+        """As stored in a version's tag."""
         return json.dumps({key: value for key, value in asdict(self).items() if value != ""})
 
 
@@ -77,7 +77,7 @@ class Contender:
         return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
 
     def say(self, task: Task, entries: Entries) -> dict[str, str]:
-        """What it says of a few entries, decoded as its own configuration says."""
+        """What it says of these entries, decoded by its own configuration."""
         stream = task.say(self.model.captioner, entries, self.model.store, self.config.decode)
         return {key: caption.text for key, caption in stream}
 
@@ -94,7 +94,7 @@ def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Con
 
 
 def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationManifest:
-    """Digest videos (in no order), references (in order), questions (in no order) and features."""
+    """Digest videos and questions (in any order), references (in order) and features."""
     videos: Sequence[VideoAnnotation] = entries.get("captions", [])
     questions: Sequence[Question] = entries.get("answers", [])
     ids = sorted({*(video.video_id for video in videos), *(question.video_id for question in questions)})
@@ -104,7 +104,7 @@ def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationMa
 
 
 def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Said]:
-    """What each contender says of all entries; batch by batch in turn, so that both use the machine as it is."""
+    """What each contender says of all entries; they take turns batch by batch, under the same load of the machine."""
     first = contenders[0]
     said: list[Said] = [{task.kind: {} for task in first.tasks} for _ in contenders]
     size = first.config.decode.batch_size
@@ -118,7 +118,7 @@ def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Sai
 
 
 def time_in_turn(one: Contender, other: Contender, count: int, progress: Progress) -> list[tuple[float, float]]:
-    """(one, other): seconds for each of the first entries alone. Which begins alternates; the first pair warms up."""
+    """(one, other): seconds for each of the first entries alone. They alternate who starts; the first pair warms up."""
     task = one.tasks[0]
     entries = one.entries[task.kind][:count]
     jobs = list(enumerate([entries[0], *entries]))
@@ -144,8 +144,8 @@ def score(said: Said, contender: Contender, metric: str) -> Evaluation:
 def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) -> dict[str, tuple[float, float] | str]:
     """Metric → the mean of the videos' scores for each side, or why it could not be measured.
 
-    Both sides go through one Java process, whose start takes longer than its work; so METEOR is the mean over videos,
-    which differs from its corpus score.
+    Both sides share one Java process, which takes longer to start than to score. METEOR is therefore the mean over
+    videos, which differs from its corpus score.
     """
     if not metrics or not sides[0].captions:
         return {}
@@ -162,7 +162,7 @@ def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) ->
 def say_trivial(contender: Contender) -> Said:
     """What needs no video: the most typical training caption; the most frequent training answer to a type of question.
 
-    While there is no champion, a challenger has to beat this.
+    A challenger has to beat this while there is no champion.
     """
     config, said = contender.config, Said()
     for kind, entries in contender.entries.items():

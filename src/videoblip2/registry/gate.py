@@ -1,12 +1,11 @@
-"""The gate: what a challenger must show beside the champion. Pure: settings and scores in, a verdict out.
+"""The gate: what a challenger must show against the champion. Pure: settings and scores in, a verdict out.
 
 1. The gain: mean difference of one metric (CIDEr of captions; accuracy where the task is answers alone) on the same
    videos or questions, by a paired bootstrap (Koehn 2004) with its percentile interval. The gain must reach the minimum
    and the interval must be above zero.
-2. What must not be lost for it: other metrics (means over videos), accuracy, the length of captions, complete endings,
-   latency.
-3. While there is no champion, the opponent is the trivial baseline, which says the same of every video: metrics that
-   need Java and latency are not compared with it, and length and endings are compared with the references.
+2. What must not get worse: other metrics (means over videos), accuracy, caption length, complete endings, latency.
+3. While there is no champion, the opponent is the trivial baseline, which says the same of every video. Latency and
+   metrics that need Java are not compared with it; length and endings are compared with the references.
 """
 
 import hashlib
@@ -22,9 +21,10 @@ from pydantic import Field, field_validator
 from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
 from videoblip2.captions.predictions import AnswerRow, Row
-from videoblip2.config import Section, read_yaml
+from videoblip2.config import Section
 from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
+from videoblip2.overrides import read_yaml
 
 DEFAULT_FILE = Path("experiments/gate.yaml")
 ACCURACY = AnswerRow.metric
@@ -118,11 +118,11 @@ def judge(
     extra: Sequence[Condition] = (),
     trivial: bool = False,
 ) -> GateVerdict:
-    """Compare what the challenger says of the same data with what the champion says.
+    """Compare what challenger and champion say of the same data.
 
     Args:
-        means: metric of `gate.losses` → (challenger, champion), means over videos; or why it could not be measured.
-        seconds: (challenger, champion) for each entry alone; none where there is no champion.
+        means: metric of `gate.losses` → (challenger, champion), means over videos, or why it was not measured.
+        seconds: (challenger, champion) for each entry alone; empty without a champion.
         trivial: `champion` is the trivial baseline, so lengths are compared with the references' instead.
         extra: conditions decided before, such as different validation data.
     """
@@ -187,7 +187,7 @@ def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Conditio
 
 
 def _accuracy(gate: Gate, limit: float, challenger: Evaluation, champion: Evaluation) -> Condition:
-    """Answers of a model whose captions must gain: they must not get much worse."""
+    """Answers must not get much worse where captions must gain."""
     difference, new, old = _compare(gate, ACCURACY, challenger, champion)
     low, high = (shown(ACCURACY, number, "+") for number in (difference.low, difference.high))
     given = f"{shown(ACCURACY, float(np.mean(new)))} ({low} to {high})"
@@ -197,22 +197,17 @@ def _accuracy(gate: Gate, limit: float, challenger: Evaluation, champion: Evalua
 
 
 def _form(gate: Gate, challenger: Evaluation, champion: Evaluation, trivial: bool) -> list[Condition]:
-    """The length of captions, and how many end incompletely."""
+    """The length of captions, and how many end incompletely; the references' own share of such endings is allowed."""
     human = diversity([text for group in challenger.references.values() for text in group])
-    length = human["mean_length"] if trivial else champion.corpus["mean_length"]
-    return [_length(gate, challenger, length), _endings(gate, challenger, champion, human["bad_endings"])]
-
-
-def _length(gate: Gate, challenger: Evaluation, old: float) -> Condition:
-    new, (low, high) = challenger.corpus["mean_length"], (factor * old for factor in gate.length)
-    return _compared("mean_length", new, old, f"{low:.1f} to {high:.1f}", low <= new <= high)
-
-
-def _endings(gate: Gate, challenger: Evaluation, champion: Evaluation, human: float) -> Condition:
-    """References end on such words now and then, so their share is allowed."""
-    new, old = challenger.corpus["bad_endings"], champion.corpus["bad_endings"]
-    limit = max(old, human) + gate.max_bad_endings_rise
-    return _compared("bad_endings", new, old, f"at most {shown('bad_endings', limit)}", new <= limit)
+    before, length, endings = champion.corpus, challenger.corpus["mean_length"], challenger.corpus["bad_endings"]
+    usual = human["mean_length"] if trivial else before["mean_length"]
+    low, high = (factor * usual for factor in gate.length)
+    most = max(before["bad_endings"], human["bad_endings"]) + gate.max_bad_endings_rise
+    at_most = f"at most {shown('bad_endings', most)}"
+    return [
+        _compared("mean_length", length, usual, f"{low:.1f} to {high:.1f}", low <= length <= high),
+        _compared("bad_endings", endings, before["bad_endings"], at_most, endings <= most),
+    ]
 
 
 def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Condition]:

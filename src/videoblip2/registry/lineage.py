@@ -1,4 +1,4 @@
-"""Where a model came from: its own checkpoint's word, its parent's, and so on to the first weights."""
+"""Where a model came from: what its checkpoint records, then its parent's, and so on to the first weights."""
 
 import json
 from collections.abc import Mapping
@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from videoblip2.config import InputError, read_yaml
+from videoblip2.config import InputError
+from videoblip2.overrides import read_yaml
 from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.registry.verdict_files import facts_of
 from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
 
-LONGEST = 20  # a chain longer than this goes in a circle
+LONGEST = 20  # a longer chain is a circle
 UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One model of the line. missing: why nothing else is known of it.
+    """One model of the line. missing: why nothing else is known about it.
 
     data: split → digest of annotations and features. encoders: kind → name and fingerprint. lock: digest of the
     installed packages. gate: the verdict's tags on the registered version.
@@ -58,16 +59,17 @@ def lineage(model: str) -> list[Ancestor]:
         except InputError as error:
             return [*line, Ancestor(parent, missing=str(error))]
         if ancestor.folder in seen:
-            return [*line, Ancestor(parent, missing="stands in this line already: the folder was written again")]
+            return [*line, Ancestor(parent, missing="is already in this line: its folder was overwritten")]
         line.append(ancestor)
         seen.add(ancestor.folder)
     return line
 
 
 def describe(found: FoundModel, model: str) -> Ancestor:
-    """What one checkpoint says of itself, and the store of its run and version."""
+    """What one checkpoint records about itself, and the store about its run and version."""
     folder = found.folder
-    provenance, config = Provenance.read(folder, optional=True), _config(folder)
+    provenance = Provenance.read(folder, optional=True)
+    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     run_id = provenance.run_id
     revision = provenance.revision or _revision_of_run(run_id)
     dirty = revision.get("git.dirty")
@@ -87,14 +89,14 @@ def describe(found: FoundModel, model: str) -> Ancestor:
         first_weights=_first_weights(config.get("model", {}), provenance.parent),
         lock=_lock(folder),
         parent=parent_of(provenance),
-        scores=read_json(folder / "metrics.json"),
+        scores=read_scores(folder),
         gate=_gate(found.version),
     )
 
 
 def parent_of(provenance: Provenance) -> str | None:
-    """The parent as a MODEL, by the name that stays: its version, its folder if that is the same run's still, its run;
-    where none of these is known, as `train.start_from` gave it."""
+    """The parent as a MODEL, by a name that does not change: its version, its folder if the same run still owns it, its
+    run; otherwise as `train.start_from` named it."""
     given, run_id, version = provenance.parent, provenance.parent_run_id, provenance.parent_version or ""
     if given is None:
         return None
@@ -105,16 +107,11 @@ def parent_of(provenance: Provenance) -> str | None:
     return given
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint; empty where it has none."""
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+def read_scores(folder: Path) -> dict[str, float]:
+    """metrics.json of a checkpoint; empty if it has none."""
+    path = folder / "metrics.json"
+    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return scores
 
 
 def _encoders(features: FeatureOrigin) -> dict[str, str]:
@@ -127,7 +124,7 @@ def _encoders(features: FeatureOrigin) -> dict[str, str]:
 
 
 def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:
-    """T5's and the Q-Formers' source, as configured; a model with a parent has the parent's."""
+    """The sources of T5 and the Q-Formers, as configured; a model with a parent has the parent's."""
     if parent or not model:
         return {}
     qformer = model.get("qformer", {})
@@ -139,7 +136,7 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
 
 
 def _lock(folder: Path) -> str:
-    """The digest of the checkpoint's environment.txt; of an older one the requirements that MLflow keeps."""
+    """The digest of the checkpoint's environment.txt, or for an older one of the requirements that MLflow stores."""
     for file in (folder / ENVIRONMENT_FILE, folder.parents[1] / "requirements.txt"):
         if file.is_file():
             return f"{lock_digest(file.read_text(encoding='utf-8'))} ({file.name})"
@@ -147,18 +144,12 @@ def _lock(folder: Path) -> str:
 
 
 def _revision_of_run(run_id: str | None) -> dict[str, str]:
-    """The commit that the run was tagged with; nothing where the store has no such run."""
-    if not run_id:
-        return {}
-    try:
-        client = connect()
-    except InputError:
-        return {}
+    """The tags of the run, with its commit; empty where the store has no such run."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return dict(client.get_run(run_id).data.tags)
-    except MlflowException:
+        return dict(connect().get_run(run_id).data.tags) if run_id else {}
+    except (InputError, MlflowException):
         return {}
 
 

@@ -1,8 +1,8 @@
-"""Promotion: challenger and champion on the same validation data, a verdict that is kept, the alias moved if allowed.
+"""Promotion: compare challenger and champion on the same validation data, store the verdict, move the alias if allowed.
 
-1. Everything from the first look at the champion to the move of the alias happens under a lock.
-2. Wrong input ends it before anything is written. The verdict is written before the alias moves.
-3. `force` moves the alias in spite of the verdict, for a reason that is kept. It never bypasses the lock.
+1. A lock is held from reading the current champion until the alias has moved.
+2. Wrong input stops the promotion before anything is written. The verdict is written before the alias moves.
+3. A reason moves the alias despite a failed verdict, and is stored. It never bypasses the lock.
 """
 
 import json
@@ -19,10 +19,9 @@ from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files
 from videoblip2.registry.contenders import Contender, ValidationManifest
 from videoblip2.registry.gate import Condition, Gate, GateVerdict, judge, load_gate
-from videoblip2.registry.history import ChampionHistory, Move
 from videoblip2.registry.lock import PromotionLock, promotion_lock
 from videoblip2.registry.verdict_files import PREFIX, GateRecord
-from videoblip2.registry.versions import NAME, champion, register, store_in_words, version_of
+from videoblip2.registry.versions import NAME, ChampionHistory, Move, champion, register, store_in_words, version_of
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.tracker import Tracker
 
@@ -46,11 +45,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Promotion:
-    """The outcome. previous: the champion before. opponent: what the challenger was compared with."""
+    """The outcome. previous: the champion until now. opponent: what the challenger was compared with."""
 
     name: str
     version: int
-    model: str
     previous: int | None
     opponent: str
     promoted: bool
@@ -63,7 +61,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Case:
-    """One promotion while it holds the lock. model_id: the challenger's logged model. before: the champion's version.
+    """One promotion that holds the lock. model_id: the challenger's logged model. before: the champion's version.
 
     problems: failed conditions that a reason overrules.
     """
@@ -98,9 +96,9 @@ class Trial:
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
     """Judge a logged model by the gate; make it champion if it passes, or if a reason overrules the verdict.
 
-    The model is registered as a version in any case, and carries the verdict. Raises InputError for a model that no run
-    logged or that is champion already, for validation data that differ from the champion's, while another promotion is
-    under way, and where the alias was moved in the meantime.
+    The model is registered as a version either way, tagged with the verdict. Raises InputError for a model that no run
+    logged or that is already champion, for validation data that differ from the champion's, while another promotion is
+    under way, and if the alias moves in the meantime.
     """
     gate = load_gate(request.gate_file)
     with store_in_words():
@@ -143,7 +141,7 @@ def _rival(case: Case, challenger: Contender) -> Contender | None:
 
 
 def _refuse_other_data(case: Case, challenger: Contender, rival: Contender) -> None:
-    """Raise InputError unless both are judged on the same data, and on those that the champion was promoted on."""
+    """Raise InputError unless both have the same validation data, and those that the champion was promoted on."""
     if found := challenger.manifest.difference(rival.manifest, case.gate.same_features):
         raise InputError(
             f"{challenger.label} ({challenger.paths}) and {rival.label} ({rival.paths}) have {found} for validation, "
@@ -178,13 +176,12 @@ def _try(case: Case, challenger: Contender, rival: Contender | None, progress: P
 
 
 def _conclude(case: Case, tracker: Tracker, trial: Trial) -> Promotion:
-    """Register the version, keep the verdict with it, and move the alias if it may move."""
+    """Register the version, store the verdict with it, and move the alias if allowed."""
     request, verdict = case.request, trial.verdict
     version = version_of(case.client, request.name, case.model_id) or register(f"models:/{case.model_id}", request.name)
     forced = bool(request.reason) and not verdict.passed
     promoted = verdict.passed or forced
-    record = _record(case, tracker, trial, version)
-    _keep_verdict(case, tracker, trial, version, record)
+    _store_verdict(case, tracker, trial, version)
     if promoted:
         gain = f"{shown(verdict.metric, verdict.gain.difference, '+')} {label_of(verdict.metric)}"
         why = request.reason if forced else f"passed the gate: {gain}"
@@ -195,7 +192,6 @@ def _conclude(case: Case, tracker: Tracker, trial: Trial) -> Promotion:
     return Promotion(
         name=request.name,
         version=version,
-        model=f"models:/{request.name}/{version}",
         previous=case.before,
         opponent=trial.opponent,
         promoted=promoted,
@@ -208,7 +204,7 @@ def _conclude(case: Case, tracker: Tracker, trial: Trial) -> Promotion:
 
 
 def _crown(case: Case, move: Move) -> None:
-    """Move the alias; where another promotion was faster, record that on the version, too."""
+    """Move the alias; if another promotion was faster, record that on the version."""
     try:
         case.lock.renew()
         ChampionHistory(case.client, case.request.name).move(move)
@@ -237,10 +233,11 @@ def _record(case: Case, tracker: Tracker, trial: Trial, version: int) -> GateRec
     )
 
 
-def _keep_verdict(case: Case, tracker: Tracker, trial: Trial, version: int, record: GateRecord) -> None:
+def _store_verdict(case: Case, tracker: Tracker, trial: Trial, version: int) -> None:
     """On the version: tags `gate.…`, the table as its description, and the files in its model under gate/WHEN; on the
     run: metrics, the files, what the challenger said."""
     name, client, verdict = case.request.name, case.client, trial.verdict
+    record = _record(case, tracker, trial, version)
     text = verdict_files.markdown(verdict, (trial.challenger.label, trial.opponent), record)
     with tempfile.TemporaryDirectory() as folder:
         verdict_files.write_verdict(Path(folder), verdict, case.gate, trial.sides, record)
@@ -254,13 +251,9 @@ def _keep_verdict(case: Case, tracker: Tracker, trial: Trial, version: int, reco
     client.update_model_version(name, str(version), description=text)
     tracker.set_tags(record.tags() | {"model": f"models:/{case.model_id}"})
     tracker.note(text)
-    _log_run(tracker, trial)
-
-
-def _log_run(tracker: Tracker, trial: Trial) -> None:
     challenger, config = trial.sides[0], trial.challenger.config
     tracker.log_data("gate/val.json", trial.challenger.manifest.digest, "val")
-    tracker.log_metrics({f"gate/{key}": value for key, value in trial.verdict.gain._asdict().items()}, step=0)
+    tracker.log_metrics({f"gate/{key}": value for key, value in verdict.gain._asdict().items()}, step=0)
     tracker.log_metrics({f"val/{key}": value for key, value in challenger.corpus.items()}, step=0)
     for table, rows in challenger.tables().items():
         tracker.log_table(table, rows[: config.train.probe_videos])

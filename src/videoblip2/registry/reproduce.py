@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from videoblip2.captions.metrics import METRICS, scale_of, summary_metrics
-from videoblip2.config import Config, InputError, parse_config, read_yaml, to_yaml
+from videoblip2.config import Config, InputError, parse_config, to_yaml
 from videoblip2.features.store import FeatureStore
+from videoblip2.overrides import read_yaml
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
-from videoblip2.registry.lineage import parent_of, read_json
+from videoblip2.registry.lineage import parent_of, read_scores
 from videoblip2.tracking import find_model
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, revision_tags
 from videoblip2.training.record import data_digest
@@ -80,10 +81,10 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     Raises InputError if no training run made MODEL or its data have changed.
     """
     folder = find_model(model).folder
-    provenance, metrics = Provenance.read(folder, optional=True), read_json(folder / "metrics.json")
+    provenance, metrics = Provenance.read(folder, optional=True), read_scores(folder)
     stage = provenance.stage
     compared = [name for name in summary_metrics(metrics) if not METRICS[name].needs]  # training computes no others
-    expected = {name: float(metrics[name]) for name in compared}
+    expected = {name: metrics[name] for name in compared}
     if stage not in STAGES or not expected:
         made_by = stage or "an unknown stage"
         raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")

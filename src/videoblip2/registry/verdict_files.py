@@ -1,4 +1,4 @@
-"""A verdict for its readers: a table in Markdown, a table of the videos or questions, JSON, and a plot."""
+"""A verdict as files: a Markdown table, a CSV table of the videos or questions, JSON, and a plot."""
 
 import csv
 from collections.abc import Mapping
@@ -44,12 +44,12 @@ class GateRecord:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is recorded."""
+        """The fields that are recorded."""
         return {key: value for key, value in asdict(self).items() if value}
 
     @property
     def place(self) -> str:
-        """Where the files are, in the model's artifacts."""
+        """Folder of the files in the model's artifacts."""
         return f"gate/{self.when.replace(':', '').replace('+0000', 'Z')}"
 
     def tags(self) -> dict[str, str]:

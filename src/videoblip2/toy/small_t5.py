@@ -19,8 +19,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T
 from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.errors import validated
-from videoblip2.pretrained import quiet_transformers
-from videoblip2.progress import Progress, Steps, no_progress
+from videoblip2.progress import Progress, Steps, no_progress, quiet_transformers
 from videoblip2.training.optimizer import schedule
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from videoblip2.config import Config, InputError, Section, flatten, known_keys, overridden, parse_config, read_yaml
+from videoblip2.config import Config, InputError, Section, flatten, known_keys, parse_config
 from videoblip2.errors import validated
+from videoblip2.overrides import overridden, read_yaml
 
 Number = int | float
 #: A YAML document as nested mappings.
