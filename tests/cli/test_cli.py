@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from videoblip2.cli import explain, main
-from videoblip2.cli.options import overrides_from
+from videoblip2.cli.console import overrides_from
 from videoblip2.config import InputError
 
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")

@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from videoblip2.cli import app
-from videoblip2.cli.options import overrides_from
+from videoblip2.cli.console import overrides_from
 from videoblip2.config import known_keys, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,21 +8,8 @@ from typing import Annotated
 
 import typer
 
-from videoblip2.cli import (
-    data,
-    demo,
-    doctor,
-    experiments,
-    features,
-    package,
-    predict,
-    registry,
-    runs,
-    serve,
-    train,
-    tune,
-    weights,
-)
+from videoblip2.cli import data, demo, deploy, doctor, experiments, features, predict, registry, runs, train, weights
+from videoblip2.cli.console import ANY_OPTION
 
 app = typer.Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -32,18 +19,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command takes --debug, which shows where an error came from.",
 )
-for room in (train, predict, tune, registry):
-    room.register(app)
-for command in (serve.serve, package.package, demo.demo, doctor.doctor):
-    app.command()(command)
-for name, group in (
-    ("data", data),
-    ("features", features),
-    ("weights", weights),
-    ("experiments", experiments),
-    ("runs", runs),
+OVERRIDABLE = (train.ce, train.scst, train.tune, predict.evaluate, registry.promote)
+for command in (
+    *(train.ce, train.scst, train.lm),
+    *(predict.evaluate, predict.caption, predict.ask, train.tune),
+    *(registry.promote, registry.rollback, registry.lineage, registry.reproduce),
+    *(deploy.serve, deploy.package, demo.demo, doctor.doctor),
 ):
-    app.add_typer(group.app, name=name)
+    app.command(context_settings=ANY_OPTION if command in OVERRIDABLE else {})(command)
+for group in (data, features, weights, experiments, runs):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _print_version(wanted: bool) -> None:

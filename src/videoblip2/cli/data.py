@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import SOME_FAILED, emit, progress, some, table
+from videoblip2.cli.console import SOME_FAILED, Json, emit, progress, some, table
 
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport

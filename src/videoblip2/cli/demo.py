@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import emit, progress, table
+from videoblip2.cli.console import Json, emit, progress, table
 
 if TYPE_CHECKING:
     from videoblip2.toy.demo import Demo

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import SOME_FAILED, emit, progress
+from videoblip2.cli.console import SOME_FAILED, Json, emit, progress
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

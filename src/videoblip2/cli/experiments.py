@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import emit, table
+from videoblip2.cli.console import Json, emit, table
 
 app = typer.Typer(help="The experiment files that come with the package.", no_args_is_help=True)
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import SOME_FAILED, emit, exit_if_failed, interruptible, progress, some
+from videoblip2.cli.console import SOME_FAILED, Json, emit, exit_if_failed, interruptible, progress, some
 
 if TYPE_CHECKING:
     from videoblip2.features.media_features import Encoders

@@ -5,16 +5,20 @@ from typing import Annotated
 
 import typer
 
-from videoblip2.cli.options import ANY_OPTION, Beams, FeatureStore, Folder, Json, ModelName, Overrides, overrides_from
-from videoblip2.cli.output import emit, exit_if_failed, progress, table
-from videoblip2.cli.train import go_to
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(context_settings=ANY_OPTION)(evaluate)
-    app.command()(caption)
-    app.command()(ask)
+from videoblip2.cli.console import (
+    Beams,
+    FeatureStore,
+    Folder,
+    Json,
+    ModelName,
+    Overrides,
+    emit,
+    exit_if_failed,
+    go_to,
+    overrides_from,
+    progress,
+    table,
+)
 
 
 def evaluate(

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import (
-    ANY_OPTION,
+from videoblip2.cli.console import (
     Json,
     ModelName,
     Overrides,
+    Record,
     RegisteredName,
+    emit,
     overrides_from,
+    progress,
+    say,
+    table,
 )
-from videoblip2.cli.output import Record, emit, progress, say, table
 
 if TYPE_CHECKING:
     from videoblip2.registry.lineage import Ancestor
@@ -26,14 +29,6 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, models:/NAME/VE
 
 #: The parts of a verdict that a lineage shows.
 GATE = ("verdict", "outcome", "when", "who", "reason")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(context_settings=ANY_OPTION)(promote)
-    app.command()(rollback)
-    app.command()(lineage)
-    app.command()(reproduce)
 
 
 def promote(

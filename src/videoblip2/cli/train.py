@@ -1,6 +1,5 @@
-"""`vb2 ce`, `vb2 scst`, `vb2 lm`: the commands that train."""
+"""`vb2 ce`, `vb2 scst`, `vb2 lm`, `vb2 tune`: the commands that train."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,25 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import ANY_OPTION, ConfigFile, Folder, Json, Overrides, overrides_from
-from videoblip2.cli.output import Record, emit, progress, table
+from videoblip2.cli.console import (
+    ConfigFile,
+    Folder,
+    Json,
+    Overrides,
+    Record,
+    emit,
+    go_to,
+    overrides_from,
+    progress,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from videoblip2.config import Config
     from videoblip2.model.qformer.weight_report import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.training.stage import StageResult
+    from videoblip2.tune.lead import Outcome
 
 Seeds = Annotated[
     int, typer.Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(context_settings=ANY_OPTION)(ce)
-    app.command(context_settings=ANY_OPTION)(scst)
-    app.command()(lm)
 
 
 def ce(
@@ -70,16 +74,6 @@ def lm(
     videos = read_annotations(annotations)
     t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), progress)
     emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
-
-
-def go_to(folder: Path) -> None:
-    """Let relative paths start at `folder`."""
-    from videoblip2.errors import InputError
-
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
 
 
 def _train(stage: str, path: str, overrides: list[str] | None, folder: Path, seeds: int, json: bool) -> None:
@@ -166,3 +160,89 @@ def _seeds_table(result: "SeedsResult") -> str:
     rows.append(["mean", *means, "", result.run_id or "not tracked"])
     title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
     return f"{result.name}\n{table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
+
+
+def tune(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Study: a YAML file, or a name such as tune_toy_ce.")],
+    overrides: Overrides = None,
+    worker: Annotated[bool, typer.Option("--worker", help="Run trials of a study that another process leads.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="Journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT.")
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Run no trial: offer the database at grpc://HOST:PORT.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search the ranges of CONFIG for the best validation CIDEr. Run it again to resume, up to n_trials.
+
+    \b
+    Examples:
+      vb2 tune tune_toy_ce
+      vb2 tune tune_toy_ce --worker
+    """
+    pairs = [*overrides_from(overrides), *([f"storage={storage}"] if storage else [])]
+    if serve is not None:
+        _serve(config, pairs, serve)
+    elif worker:
+        from videoblip2.tune.lead import join
+
+        made = join(config, pairs, progress, say)
+        emit({"made": made}, json, f"{made} trials run; none is left")
+    else:
+        from videoblip2.errors import InputError
+        from videoblip2.tune.lead import tune as lead
+
+        outcome = lead(config, pairs, progress, say)
+        emit(_study_record(outcome), json, _study_text(outcome))
+        if outcome.best is None:
+            raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
+
+
+def _serve(config: str, pairs: list[str], listen: str) -> None:
+    from videoblip2.tune.plan import load_plan
+    from videoblip2.tune.storage import address, hidden, serve
+
+    place = address(load_plan(config, pairs))
+    say(f"serving {hidden(place)} to grpc://{listen}; press Ctrl-C to stop")
+    serve(place, listen)
+
+
+def _study_record(outcome: "Outcome") -> Record:
+    best, verdict = outcome.best, outcome.verdict
+    return {
+        "study": outcome.study,
+        "run_id": outcome.run_id,
+        "trials": outcome.states,
+        "best": best
+        and {"trial": verdict.best if verdict else best.number, "CIDEr": best.value, "params": best.params},
+        "best_file": outcome.best_file and str(outcome.best_file),
+        "verdict": verdict
+        and {
+            "better": verdict.better,
+            "difference": verdict.difference,
+            "interval": [verdict.low, verdict.high],
+            "chosen_among": verdict.chosen_among,
+            "chosen_again": verdict.chosen_again,
+        },
+        "plots": [str(path) for path in outcome.plots],
+        "rows": outcome.rows,
+    }
+
+
+def _study_text(outcome: "Outcome") -> str:
+    ended = ", ".join(f"{number} {state}" for state, number in outcome.states.items())
+    lines = [f"study {outcome.study}: {ended}", f"run: {outcome.run_id or 'not tracked'}"]
+    if outcome.best is None:
+        return "\n".join([*lines, "no trial is complete, so there is no best.yaml"])
+    from videoblip2.tune.report import SCORE, shown, shown_score
+
+    lines.append(f"best: {SCORE} {shown_score(outcome.best)}   {shown(outcome.best.params)}")
+    lines.append(
+        outcome.verdict.text()
+        if outcome.verdict
+        else "the default trial is not complete, so there is nothing to compare with"
+    )
+    lines.append(f"best.yaml: {outcome.best_file}")
+    lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []
+    return "\n".join([*lines, "next:", *(f"  {command}" for command in outcome.commands)])

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videoblip2.cli.options import Json
-from videoblip2.cli.output import emit, progress, table
+from videoblip2.cli.console import Json, emit, progress, table
 
 if TYPE_CHECKING:
     from videoblip2.model.qformer.weight_inspect import Inspection

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from videoblip2.cli import explain, output
-from videoblip2.cli.output import interruptible, progress, table
+from videoblip2.cli import console, explain
+from videoblip2.cli.console import interruptible, progress, table
 
 
 def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch):
-    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(console.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     drawn = table("Runs", ["id", "name"], [["0123456789abcdef" * 2, "a-long-name-of-a-run-" * 10]], fold=("name",))
     assert "0123456789abcdef" * 2 in drawn
     assert "".join(line.split("│")[2].strip() for line in drawn.splitlines() if "│" in line) == (
@@ -21,14 +21,14 @@ def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch)
 
 
 def test_a_table_in_a_file_is_as_wide_as_it_wants(monkeypatch):
-    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: False))
+    monkeypatch.setattr(console.sys, "stdout", SimpleNamespace(isatty=lambda: False))
     names = [f"a-long-name-of-run-{number}" for number in range(20)]
     assert all(name in table("Runs", names, [names]).splitlines()[2] for name in names)
 
 
 def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
     clock = iter([0.0, 30.0, 61.0, 90.0, 125.0])
-    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     assert list(progress("abcd", 8, "features")) == list("abcd")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["features: 2 of 8, 3 min left, 0.0/s", "features: 4 of 8, 2 min left, 0.0/s"]

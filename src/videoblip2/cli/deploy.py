@@ -1,0 +1,257 @@
+"""`vb2 serve` and `vb2 package`: a model over HTTP, from here or as one Bento for another machine.
+
+The folder that a Bento is built from:
+
+    serving/          the service                 model/            the checkpoint, its VERSION, and encoders/
+    videoblip2/       this package                requirements.txt  everything it needs, pinned as installed here
+    bentofile.yaml
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from videoblip2.cli.console import Json, emit, progress
+
+CHAMPION = "models:/videoblip2@champion"
+#: What serving imports; their own requirements are found in their metadata.
+NEEDED = (
+    *("av", "bentoml", "fastapi", "filelock", "huggingface-hub", "numpy", "peft", "pillow", "prometheus-client"),
+    *("pydantic", "python-multipart", "pyyaml", "safetensors", "tokenizers", "torch", "transformers"),
+)
+ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
+LEFT_OUT = ("__pycache__", "*.pyc", "state", ".*")
+BENTOFILE = {
+    "service": "serving.service:VideoBlip2Service",
+    # Not the package's name: BentoML first tries a tag as a module, and would import an installed videoblip2.
+    "name": "videoblip2-service",
+    "include": ["*"],
+    "envs": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+    "python": {"requirements_txt": "requirements.txt", "lock_packages": False},
+    "docker": {"distro": "debian", "python_version": "3.11"},
+}
+
+
+class Staged(NamedTuple):
+    """What a folder to build from contains: the model's version, and whether its encoders are included."""
+
+    version: str
+    media: bool
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="MODEL to serve; an alias is followed. Default: models:/videoblip2@champion.")
+    ] = None,
+    pin: Annotated[int | None, typer.Option(min=1, help="Serve this version, whichever is the champion.")] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="MODEL that runs in shadow: logged and compared, never returned.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every network of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+) -> None:
+    """Serve the champion over HTTP; promotions and rollbacks take effect within seconds.
+
+    \b
+    Examples:
+      vb2 serve
+      vb2 serve --model runs/demo/runs/scst/best --port 8080
+    """
+    from videoblip2.server import server_command, server_environment
+
+    _check_address(host, port)
+    home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
+    own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
+    settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}
+    os.execve(sys.executable, server_command(host, port), server_environment(settings))
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise InputError if the address cannot be bound."""
+    from videoblip2.errors import InputError
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(found[0], socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that restarts does
+            listener.bind(found[4])
+    except OSError as error:
+        raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from error
+
+
+def package(
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the Bento to this file, to move it to another machine.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build a Bento that serves MODEL with no MLflow store and no network.
+
+    \b
+    Examples:
+      vb2 package
+      vb2 package --model runs/demo/runs/scst/best --export videoblip2.bento
+    """
+    target = _checked(export) if export else None
+    with tempfile.TemporaryDirectory(prefix="vb2-package-") as folder:
+        steps = progress(["collect", "build"], description="package")
+        next(steps)
+        version, media = stage(model, Path(folder))
+        next(steps)
+        built = build(Path(folder), version, target)
+        list(steps)
+    record = {**built, "model_version": version, "media": media, "export": str(export) if export else None}
+    emit(record, json, _text(built, version, media, export))
+
+
+def _checked(export: Path) -> Path:
+    """The absolute path to export to. Raises InputError, before the minutes of building, if it cannot be written."""
+    from videoblip2.errors import InputError
+
+    if export.is_dir() or not export.absolute().parent.is_dir():
+        reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
+        raise InputError(f"--export {export}: {reason}; name a file such as videoblip2.bento")
+    return export.absolute()
+
+
+def _text(built: dict[str, str], version: str, media: bool, export: Path | None) -> str:
+    from videoblip2.files import shipped
+
+    tag = built["tag"]
+    lines = [f"Bento: {tag}   model: {version}", built["path"]]
+    if not media:
+        lines.append("Its encoders are unknown (its features have no manifest): it takes features, but no media files.")
+    if export:
+        lines.append(f"exported: {export}   (on the other machine: bentoml import {export.name})")
+    lines += [
+        "Next:",
+        f"  bentoml serve {tag}            # from any folder, with no store and no network",
+        f"  bentoml containerize {tag} -t videoblip2:latest",
+        f"  kubectl apply -k {shipped('serving') / 'k8s'}",
+    ]
+    return "\n".join(lines)
+
+
+def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:
+    """Build a Bento from a staged folder, offline → its `tag` and `path`. Raises InputError with BentoML's message."""
+    tag = _bentoml(folder, "build", "--label", f"model_version={version}", "--output", "tag").removeprefix("__tag__:")
+    if export:
+        _bentoml(folder, "export", tag, str(export))
+    return {"tag": tag, "path": _bentoml(folder, "get", tag, "--output", "path")}
+
+
+def _bentoml(folder: Path, *words: str) -> str:
+    """The last line that a BentoML command prints, run in `folder` to import the code that the folder contains."""
+    from videoblip2.errors import InputError
+
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "COLUMNS": "10000"}  # it wraps long lines
+    command = [sys.executable, "-m", "bentoml", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    if done.returncode:
+        raise InputError(
+            f"bentoml {words[0]} failed: {' '.join((done.stderr or done.stdout).strip().splitlines()[-1:])}"
+        )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def stage(model: str, folder: Path) -> Staged:
+    """Copy everything a Bento of MODEL needs into `folder`. Raises InputError if something is missing."""
+    import yaml
+
+    import videoblip2
+    from videoblip2.files import shipped
+    from videoblip2.tracking import find_model
+
+    found, ignore = find_model(model), shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(shipped("serving"), folder / "serving", ignore=ignore)
+    shutil.copytree(found.folder, folder / "model", ignore=ignore)
+    ignore = shutil.ignore_patterns(*LEFT_OUT, "serving", "experiments")  # an installed package contains both
+    shutil.copytree(Path(videoblip2.__file__).parent, folder / "videoblip2", ignore=ignore)
+    (folder / "model" / "VERSION").write_text(found.version + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED)) + "\n", encoding="utf-8")
+    (folder / "bentofile.yaml").write_text(yaml.safe_dump(BENTOFILE, sort_keys=False), encoding="utf-8")
+    return Staged(found.version, _copy_encoders(folder / "model"))
+
+
+def _copy_encoders(checkpoint: Path) -> bool:
+    """Copy the CLIP and CLAP that made the model's features to `checkpoint`/encoders; False if none are recorded.
+
+    Raises InputError if one is not available, or is not the one that made the features.
+    """
+    from videoblip2.errors import InputError
+    from videoblip2.features.encoders import load_clap, load_clip
+    from videoblip2.provenance import ENCODERS, Provenance
+
+    features = Provenance.read(checkpoint).features
+    if features is None or not all(kind in features.encoders and features.encoders[kind].name for kind in ENCODERS):
+        return False
+    chosen = features.settings.model_dump(include={"output", "tokens"}, exclude_unset=True)
+    for kind, load, options in (("clip", load_clip, chosen), ("clap", load_clap, {})):
+        target, encoder = checkpoint / "encoders" / kind, features.encoders[kind]
+        shutil.copytree(_encoder_folder(encoder.name, encoder.revision), target)
+        found: str = load(target, **options).fingerprint
+        if encoder.fingerprint not in (None, found):
+            raise InputError(
+                f"{encoder.name}: fingerprint {found}, but the model's features were made with "
+                f"{encoder.fingerprint}; restore that encoder"
+            )
+    return True
+
+
+def _encoder_folder(name: str, revision: str | None = None) -> Path:
+    """The folder itself, or the local copy of a hub repository, downloaded if necessary."""
+    from videoblip2.errors import InputError
+
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise InputError(
+            f"{name}: this model's encoder is neither a folder nor available from the hub "
+            f"({type(error).__name__}); restore the folder, or package on a machine that can download it"
+        ) from error
+
+
+def pinned(needed: Iterable[str]) -> list[str]:
+    """`name==version`, as installed here, of these distributions and everything they require.
+
+    A local label such as `+cpu` is left out, since no index has it: on a GPU machine pip installs the CUDA build.
+    """
+    from packaging.requirements import Requirement
+
+    from videoblip2.errors import InputError
+
+    versions: dict[str, str] = {}
+    waiting, seen = list(needed), set(needed)
+    while waiting:
+        text = waiting.pop()
+        wanted = Requirement(text)
+        try:
+            distribution = metadata.distribution(wanted.name)
+        except metadata.PackageNotFoundError as error:
+            if text in needed:
+                raise InputError(f"{text}: not installed; run `make setup`") from error
+            continue
+        versions[distribution.name.lower().replace("_", "-")] = distribution.version.partition("+")[0]
+        extras = wanted.extras or {""}
+        for line in distribution.requires or ():
+            inner = Requirement(line)
+            applies = inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in extras)
+            if applies and line not in seen:
+                seen.add(line)
+                waiting.append(line)
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
