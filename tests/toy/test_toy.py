@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.toy.captions import (
+from videoblip2.toy.language import (
     CAPTIONS,
     LOUD_WORDS,
     MOTION_WORDS,

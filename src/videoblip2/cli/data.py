@@ -41,11 +41,7 @@ def toy(
     emit(result, json, text + f"and:  vb2 data prepare --task qa {' '.join(questions)} --out DIR")
 
 
-class Task(StrEnum):
-    """What annotations are about."""
-
-    caption = "caption"
-    qa = "qa"
+Task = StrEnum("Task", "caption qa")  # what annotations are about
 
 
 @app.command()

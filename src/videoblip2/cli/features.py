@@ -2,24 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from videoblip2.cli.console import SOME_FAILED, Json, emit, exit_if_failed, interruptible, progress, some
 
-if TYPE_CHECKING:
-    from videoblip2.features.media_features import Encoders
-    from videoblip2.features.ray_engine import RayEngine
-
 app = typer.Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 
 
-class Engine(StrEnum):
-    """Where the encoders run."""
-
-    local = "local"
-    ray = "ray"
+Engine = StrEnum("Engine", "local ray")  # where the encoders run
 
 
 @app.command()
@@ -81,7 +73,12 @@ def extract(
         load_clap(clap, device, clap_revision, kind),
         settings,
     )
-    ray = _ray_engine(encoders, out, device, actors, workers) if engine is Engine.ray else None
+    ray = None
+    if engine is Engine.ray:
+        from videoblip2.features.ray_engine import RayEngine, require_ray
+
+        require_ray()
+        ray = RayEngine(encoders, out, device, actors, workers or 1)
     with interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
         report = extract_features(paths, out, encoders, run, progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
@@ -92,13 +89,6 @@ def extract(
     result["passed_over"] = others
     emit(result, json, "\n".join(lines))
     exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
-
-
-def _ray_engine(encoders: "Encoders", out: Path, device: str, actors: int, workers: int | None) -> "RayEngine":
-    from videoblip2.features.ray_engine import RayEngine, require_ray
-
-    require_ray()
-    return RayEngine(encoders, out, device, actors, workers or 1)
 
 
 @app.command("import")

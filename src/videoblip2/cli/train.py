@@ -183,7 +183,12 @@ def tune(
     """
     pairs = [*overrides_from(overrides), *([f"storage={storage}"] if storage else [])]
     if serve is not None:
-        _serve(config, pairs, serve)
+        from videoblip2.tune import study as stores
+        from videoblip2.tune.plan import load_plan
+
+        place = stores.address(load_plan(config, pairs))
+        say(f"serving {stores.hidden(place)} to grpc://{serve}; press Ctrl-C to stop")
+        stores.serve(place, serve)
     elif worker:
         from videoblip2.tune.lead import join
 
@@ -197,15 +202,6 @@ def tune(
         emit(_study_record(outcome), json, _study_text(outcome))
         if outcome.best is None:
             raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
-
-
-def _serve(config: str, pairs: list[str], listen: str) -> None:
-    from videoblip2.tune.plan import load_plan
-    from videoblip2.tune.storage import address, hidden, serve
-
-    place = address(load_plan(config, pairs))
-    say(f"serving {hidden(place)} to grpc://{listen}; press Ctrl-C to stop")
-    serve(place, listen)
 
 
 def _study_record(outcome: "Outcome") -> Record:

@@ -1,30 +1,32 @@
 """The whole path on generated videos, offline: features, a language model, both stages, the gate, a served caption.
 
-Every step calls the function that the command of the same name calls.
+Every step calls the function that the command of the same name calls. A second process trains and tests the models
+that see or hear only: two processes with one thread each use two cores better than one process with two threads, since
+the tensors are small.
 """
 
 import multiprocessing
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING
 
+from videoblip2.config import Config, InputError, load_config
 from videoblip2.progress import Progress
+from videoblip2.server import free_port, server_command, server_environment
 
 if TYPE_CHECKING:
-    from videoblip2.config import Config
-    from videoblip2.toy.served import ServedCaption
     from videoblip2.training.evaluation import EvaluationResult
     from videoblip2.training.stage import StageResult
 
-T = TypeVar("T")
-Say = Callable[[str], None]
-
 SEED = 0
 REGISTERED = "videoblip2"
+START_SECONDS = 120  # for the server to be ready
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ FULL = DemoSize()
 QUICK = DemoSize(40, 5, ("train.steps=4", "train.validate_every=2", "optim.warmup_steps=1"), forced=True)
 
 
+@dataclass(frozen=True)
+class ServedCaption:
+    """The service's answer."""
+
+    caption: str
+    model_version: str
+
+
 @dataclass
 class Demo:
     """What the demo has made so far; `tests` are the evaluations of `stages` on the test split."""
@@ -49,14 +59,15 @@ class Demo:
     out: Path
     size: DemoSize
     progress: Progress
-    print: Say
+    print: Callable[[str], None]
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, "StageResult"] = field(default_factory=dict)
     tests: dict[str, "EvaluationResult"] = field(default_factory=dict)
     trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
-    served: "ServedCaption | None" = None
+    served: ServedCaption | None = None
 
     def say(self, text: str) -> None:
+        """Print a line with the time that has passed."""
         self.print(f"[{self.seconds:5.0f} s] {text}")
 
     @property
@@ -78,36 +89,38 @@ class Demo:
         return [video.video_id for video in read_annotations(self.data / "test.json")[:3]]
 
 
-def run_demo(out: Path, size: DemoSize, progress: Progress, say: Say) -> Demo:
-    """Do every step; `say` gets a line about each."""
-    import torch
+def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str], None]) -> Demo:
+    """Run every step; `say` gets a line about each."""
+    from videoblip2.training.stage import run_stage
 
-    from videoblip2.toy.served import served_captions
-
-    torch.set_num_threads(1)  # small tensors: two processes use two cores better than two threads of one
+    _one_thread()
     demo = Demo(out, size, progress, say)
     write_annotations(demo)
-    with beside(train_language_model, demo.data, out / "lm", size.language_model_steps) as language_model:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _one_thread) as second:
+        language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
         render(demo)
         extract(demo)
-        demo.say("3/8 language model: a small T5 on the training captions, frozen from here on")
+        demo.say("3/8 language model: a small T5 trained on the training captions, frozen from here on")
         language_model.result()
-    with beside(train_one_modality, *one_modality_configs(demo)) as single:
-        train_both(demo)
-        demo.say("6/8 cross-entropy with video only and with audio only, beside the others since the start")
-        demo.stages.update(single.result())
-    crown(demo)
-    with served_captions() as ask:
-        test(demo)
-        demo.served = ask(demo.videos / f"{demo.example_videos()[0]}.mp4")
+        alone = [load(demo, "ce", f"run.name={kind}-only", f"model.modalities={kind}") for kind in ("video", "audio")]
+        singles = [second.submit(train_and_test, config, out) for config in alone]
+        demo.say("4/8 cross-entropy, video and audio; at the same time, video only and audio only")
+        demo.stages["ce"] = run_stage("ce", load(demo, "ce", "run.name=ce"), progress)
+        tested = second.submit(test, "ce", demo.stages["ce"], out)
+        demo.say("5/8 self-critical training on CIDEr-D, from the cross-entropy checkpoint")
+        config = load(demo, "scst", "run.name=scst", f"train.start_from={demo.stages['ce'].run_id}")
+        demo.stages["scst"] = run_stage("scst", config, progress)
+        crown(demo)
+        with served_captions() as ask:
+            demo.say("7/8 evaluation on the test split, which no model has seen")
+            demo.tests["scst"] = test("scst", demo.stages["scst"], out)
+            demo.trivial = score_of_typical_caption(demo.data)
+            for name, single in zip(("video_only", "audio_only"), singles, strict=True):
+                demo.stages[name], demo.tests[name] = single.result()
+            demo.tests["ce"] = tested.result()
+            demo.say("8/8 serving")
+            demo.served = ask(demo.videos / f"{demo.example_videos()[0]}.mp4")
     return demo
-
-
-@contextmanager
-def beside(function: Callable[..., T], *arguments: object) -> Iterator["Future[T]"]:
-    """Run `function` in another process while the block runs; leave only when both have ended."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        yield pool.submit(function, *arguments)
 
 
 def _one_thread() -> None:
@@ -117,6 +130,7 @@ def _one_thread() -> None:
 
 
 def write_annotations(demo: Demo) -> None:
+    """Captions in MSR-VTT's JSON, then what `vb2 data prepare` and `vb2 data top5` make of them."""
     from videoblip2.data.annotations import read_annotations
     from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.top5 import select_top5
@@ -129,6 +143,7 @@ def write_annotations(demo: Demo) -> None:
 
 
 def render(demo: Demo) -> None:
+    """The videos."""
     from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
@@ -137,12 +152,13 @@ def render(demo: Demo) -> None:
 
 
 def extract(demo: Demo) -> None:
+    """The features, by the toy world's encoders."""
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import extract_features
     from videoblip2.features.media_features import Encoders
     from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
-    demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, by small random-weight encoders")
+    demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, from small encoders with random weights")
     clip = load_clip(build_toy_clip(demo.out / "encoders" / "clip", SEED))
     clap = load_clap(build_toy_clap(demo.out / "encoders" / "clap", SEED))
     videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, TOY_SETTINGS)
@@ -150,7 +166,7 @@ def extract(demo: Demo) -> None:
 
 
 def train_language_model(data: Path, out: Path, steps: int) -> None:
-    from videoblip2.config import load_config
+    """A T5 of the toy world's captions, as `vb2 lm` trains one."""
     from videoblip2.data.annotations import read_annotations
     from videoblip2.toy import small_t5
 
@@ -159,30 +175,24 @@ def train_language_model(data: Path, out: Path, steps: int) -> None:
     small_t5.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
-def train_both(demo: Demo) -> None:
+def train_and_test(config: Config, out: Path) -> "tuple[StageResult, EvaluationResult]":
+    """Cross-entropy with one modality, and its evaluation by the metrics that need no Java."""
+    from videoblip2.captions.metrics import default_metrics
     from videoblip2.training.stage import run_stage
 
-    demo.say("4/8 cross-entropy, video and audio")
-    demo.stages["ce"] = run_stage("ce", load(demo, "ce", "run.name=ce"), demo.progress)
-    demo.say("5/8 self-critical training on CIDEr-D, from the cross-entropy checkpoint")
-    config = load(demo, "scst", "run.name=scst", f"train.start_from={demo.stages['ce'].run_id}")
-    demo.stages["scst"] = run_stage("scst", config, demo.progress)
+    stage = run_stage("ce", config)
+    return stage, test(f"{config.model.modalities}_only", stage, out, default_metrics(fast=True))
 
 
-def one_modality_configs(demo: Demo) -> list["Config"]:
-    return [load(demo, "ce", f"run.name={m}-only", f"model.modalities={m}") for m in ("video", "audio")]
+def test(name: str, stage: "StageResult", out: Path, metrics: Sequence[str] | None = None) -> "EvaluationResult":
+    """Evaluate a stage's best checkpoint on the test split."""
+    from videoblip2.training.evaluation import evaluate_model
+
+    return evaluate_model(str(stage.run_id), "test", out=out / f"test-{name}.jsonl", metrics=metrics)
 
 
-def train_one_modality(*configs: "Config") -> dict[str, "StageResult"]:
-    from videoblip2.training.stage import run_stage
-
-    return {f"{config.model.modalities}_only": run_stage("ce", config) for config in configs}
-
-
-def load(demo: Demo, stage: str, *overrides: str) -> "Config":
+def load(demo: Demo, stage: str, *overrides: str) -> Config:
     """A stage's experiment file, with the paths and the size of this demo."""
-    from videoblip2.config import load_config
-
     paths = [f"data.annotations={demo.data}", f"data.features={demo.out / 'features'}", f"run.out={demo.out / 'runs'}"]
     if stage == "ce":
         paths += [f"model.language_model={demo.out / 'lm/t5'}", f"model.qformer.bert={demo.out / 'lm/bert'}"]
@@ -190,9 +200,8 @@ def load(demo: Demo, stage: str, *overrides: str) -> "Config":
 
 
 def crown(demo: Demo) -> None:
-    """Put the winner by validation score through the gate; an earlier champion that is no worse stays."""
+    """Send the winner by validation score through the gate; an earlier champion that is no worse stays."""
     from videoblip2.captions.metrics import PRIMARY, label_of, shown
-    from videoblip2.config import InputError
     from videoblip2.registry.promote import Request, promote
 
     best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics[PRIMARY])
@@ -205,23 +214,59 @@ def crown(demo: Demo) -> None:
         )
     gain = f"{label_of(PRIMARY)} {shown(PRIMARY, gate.verdict.gain.difference, '+')} compared with {gate.opponent}"
     outcome = f"; promoted by force: {failed}" if gate.forced else f"; rejected: {failed}" if failed else ""
-    demo.say(f"7/8 the gate: {best.name}, {gain}{outcome}")
+    demo.say(f"6/8 the gate: {best.name}, {gain}{outcome}")
     demo.say(f"    champion: models:/{REGISTERED}/{gate.version if gate.promoted else gate.previous}")
-    demo.say("8/8 evaluation on the test split, and serving")
 
 
-def test(demo: Demo) -> None:
+def score_of_typical_caption(data: Path) -> float:
+    """CIDEr of the most typical training caption, given for every test video."""
     from videoblip2.captions import typical_caption
-    from videoblip2.captions.metrics import PRIMARY, default_metrics
+    from videoblip2.captions.metrics import PRIMARY
     from videoblip2.data.annotations import read_annotations
     from videoblip2.evaluate import evaluate
-    from videoblip2.training.evaluation import evaluate_model
 
-    for name, stage in demo.stages.items():
-        metrics = default_metrics(fast=name.endswith("_only"))
-        path = demo.out / f"test-{name}.jsonl"
-        demo.tests[name] = evaluate_model(str(stage.run_id), "test", out=path, metrics=metrics)
-    train = {video.video_id: video.captions for video in read_annotations(demo.data / "train.json")}
-    references = {video.video_id: video.captions for video in read_annotations(demo.data / "test.json")}
-    same = typical_caption(train)
-    demo.trivial = evaluate(dict.fromkeys(references, same), references, [PRIMARY]).corpus[PRIMARY]
+    train, references = (
+        {video.video_id: video.captions for video in read_annotations(data / f"{split}.json")}
+        for split in ("train", "test")
+    )
+    return evaluate(dict.fromkeys(references, typical_caption(train)), references, [PRIMARY]).corpus[PRIMARY]
+
+
+@contextmanager
+def served_captions() -> Iterator[Callable[[Path], ServedCaption]]:
+    """Start a server; yield a function from a media file to its answer, which waits until the server is ready."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
+        # BentoML deletes the metrics in its home, perhaps another server's, when a server starts.
+        environment = server_environment({"BENTOML_HOME": home})
+        server = subprocess.Popen(server_command("127.0.0.1", port), stdout=log, stderr=log, env=environment)
+        try:
+            yield lambda video: _ask(server, f"http://127.0.0.1:{port}", video, log)
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[bytes]) -> ServedCaption:
+    import httpx
+
+    deadline = time.monotonic() + START_SECONDS
+    while not _ready(address):
+        if server.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise InputError(f"bentoml serve did not start: {log.read().decode(errors='replace').strip()[-400:]}")
+        time.sleep(0.2)
+    file = (video.name, video.read_bytes(), "video/mp4")
+    answer = (
+        httpx.post(f"{address}/caption", files={"video": file}, timeout=60, trust_env=False).raise_for_status().json()
+    )
+    return ServedCaption(answer["caption"], answer["model_version"])
+
+
+def _ready(address: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{address}/readyz", timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False

@@ -17,8 +17,7 @@ from typing import Any
 
 from videoblip2.config import InputError
 from videoblip2.files import write_json
-from videoblip2.toy.captions import make_captions
-from videoblip2.toy.questions import question_entries
+from videoblip2.toy.language import make_captions, question_entries
 from videoblip2.toy.render import FPS, RATE, render_audio, render_frames
 from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
 

@@ -1,15 +1,20 @@
-"""Twenty captions for a toy scene: one truth, told in varied words, order, length and detail.
+"""What people say about a toy scene: twenty captions, and questions with one-word answers.
 
-Every caption names the colour, the shape and the motion, all three; `CAPTIONS - VISUAL_ONLY` of them also say what is
-heard (or that nothing is), so a model that lacks one modality cannot reach the references. Since `toy_scene` holds out
-whole combinations of colour, shape and motion, no caption of a test video can be among the training captions.
+Every caption names the colour, the shape and the motion; `CAPTIONS - VISUAL_ONLY` of them also say what can be heard
+(or that nothing can), so a model that lacks one modality cannot match the references. Questions follow MSRVTT-QA: five
+kinds are about the picture, two about the sound. Whole combinations of colour, shape and motion are kept for the test
+videos (`scene.combination_split`), so no caption of a test video can be among the training captions, while every single
+answer occurs in training: a model that answers has looked and listened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from videoblip2.toy.scene import ABSENT, SILENT, Scene
+from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, SOUNDS, Scene
 
 CAPTIONS = 20
 VISUAL_ONLY = 2
@@ -64,10 +69,14 @@ WITHOUT_SOUND = (
     "in complete silence {what}",
 )
 VISUAL = ("{what}", "the video shows how {what}", "in this video {what}", "we see how {what}")
+ANSWERS = ("sliding", "sliding", "rising", "falling", "circling", "growing", "shrinking", "bouncing", "staying")
+DOING = dict(zip(MOTIONS, ANSWERS, strict=True))
+HEARD = dict(zip(SOUNDS, ("whistle", "hum", "beeps", "noise", "siren", "clock"), strict=True))
+DIRECTIONS = ("left", "right", "up", "down")
 
 
 def make_captions(scene: Scene) -> tuple[str, ...]:
-    """Twenty distinct captions of 7 to 14 words, in random order; the same scene gives the same ones."""
+    """Twenty distinct captions of 7 to 14 words, in random order; the same scene always gives the same captions."""
     rng = np.random.default_rng([scene.seed, 2])
     heard = WITHOUT_SOUND if scene.sound in (SILENT, ABSENT) else WITH_SOUND
     captions: dict[str, None] = {}
@@ -104,3 +113,34 @@ def _place(scene: Scene, rng: np.random.Generator) -> str:
 
 def _sometimes(rng: np.random.Generator, share: float, text: str) -> str:
     return text if rng.random() < share else ""
+
+
+def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
+    """(question, answer) pairs, the same for the same scene; "where does it go?" only if the shape goes anywhere."""
+    silent = scene.sound in (SILENT, ABSENT)
+    pairs = [
+        (f"what color is the {scene.shape}?", scene.colour),
+        (f"what is the {scene.colour} shape?", scene.shape),
+        (f"what is the {scene.shape} doing?", DOING[scene.motion]),
+        ("what can be heard?", HEARD.get(scene.sound, "nothing")),
+        ("how loud is the sound?", "silent" if silent else "loud" if scene.loud else "quiet"),
+        ("how many shapes are there?", "one" if scene.second is None else "two"),
+    ]
+    if scene.motion in DIRECTIONS:
+        pairs.append((f"where does the {scene.shape} go?", scene.motion))
+    return tuple(pairs)
+
+
+def question_entries(scenes: Sequence[Scene], first_id: int) -> list[dict[str, Any]]:
+    """Entries in the layout of MSRVTT-QA's JSON, numbered from `first_id`; the motion is the category."""
+    asked = [(scene, question, answer) for scene in scenes for question, answer in make_questions(scene)]
+    return [
+        {
+            "id": first_id + number,
+            "video": scene.video_id,
+            "category_id": MOTIONS.index(scene.motion),
+            "question": question,
+            "answer": answer,
+        }
+        for number, (scene, question, answer) in enumerate(asked)
+    ]
