@@ -28,17 +28,16 @@ def toy(
     Example:
       vb2 data toy toy/ --videos 200 --seed 1
     """
+    from dataclasses import asdict
+
     from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
     world = write_toy_world(out, videos, seed, write_video, progress)
-    annotations = [str(path) for path in world.annotations]
-    questions = [str(path) for path in world.questions]
-    result = {"videos": str(world.videos), "annotations": annotations, "counts": world.counts, "audio": world.audio}
-    result["questions"] = questions
+    annotations, questions = list(map(str, world.annotations)), list(map(str, world.questions))
     text = f"{videos} videos in {world.videos} ({_counts(world.counts)}); audio: {_counts(world.audio)}\n"
     text += f"next: vb2 data prepare {' '.join(annotations)} --out DIR\n"
-    emit(result, json, text + f"and:  vb2 data prepare --task qa {' '.join(questions)} --out DIR")
+    emit(asdict(world), json, text + f"and:  vb2 data prepare --task qa {' '.join(questions)} --out DIR")
 
 
 Task = StrEnum("Task", "caption qa")  # what annotations are about

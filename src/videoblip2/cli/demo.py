@@ -32,7 +32,8 @@ def demo(
     scores["trivial"] = (made.trivial, None)
     record = {name: {"cider": cider, "run_id": run_id} for name, (cider, run_id) in scores.items()}
     seconds = made.seconds
-    text = [_results(made), *_examples(made), _served(made), _next_commands(made), f"{seconds:.0f} seconds"]
+    served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
+    text = [_results(made), *_examples(made), served, _next_commands(made), f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
 
 
@@ -62,19 +63,11 @@ def _examples(made: "Demo") -> list[str]:
     ]
 
 
-def _served(made: "Demo") -> str:
-    return f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
-
-
 def _next_commands(made: "Demo") -> str:
     video = made.videos / f"{made.example_videos()[0]}.mp4"
-    return "\n".join(
-        [
-            "Next:",
-            "  mlflow ui                                       # compare the runs at http://127.0.0.1:5000",
-            f"  vb2 caption models:/videoblip2@champion {video}",
-            "  vb2 serve                                       # then, in another terminal:",
-            f"  curl -s http://127.0.0.1:3000/caption -F video=@{video}",
-            "  vb2 scst toy_scst scst.baseline=leave_one_out",
-        ]
-    )
+    return f"""Next:
+  mlflow ui                                       # compare the runs at http://127.0.0.1:5000
+  vb2 caption models:/videoblip2@champion {video}
+  vb2 serve                                       # then, in another terminal:
+  curl -s http://127.0.0.1:3000/caption -F video=@{video}
+  vb2 scst toy_scst scst.baseline=leave_one_out"""

@@ -31,21 +31,15 @@ def doctor(json: Json = False) -> None:
     """Check Java, video decoding, GPU, tracking store, environment managers, disk, versions; exit with 3 on a fault."""
     findings = [finding for check in progress(CHECKS, len(CHECKS), "check") for finding in check()]
     counts = {status: sum(f.status == status for f in findings) for status in ("ok", "note", "warn", "fail")}
-    lines = [line for finding in findings for line in _lines(finding)]
-    emit({"findings": [asdict(f) for f in findings], "counts": counts}, json, "\n".join([*lines, _verdict(counts)]))
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:4}  {finding.name}: {finding.found}")
+        lines += [f"      → {finding.remedy}"] if finding.remedy else []
+    faults = f"faults: {counts['fail']}" if counts["fail"] else "no faults"
+    text = "\n".join([*lines, f"{faults}, warnings: {counts['warn']}"])
+    emit({"findings": [asdict(f) for f in findings], "counts": counts}, json, text)
     if counts["fail"]:
         raise typer.Exit(SOME_FAILED)
-
-
-def _lines(finding: "Finding") -> list[str]:
-    line = f"{finding.status:4}  {finding.name}: {finding.found}"
-    return [line, f"      → {finding.remedy}"] if finding.remedy else [line]
-
-
-def _verdict(counts: dict[str, int]) -> str:
-    if counts["fail"]:
-        return f"faults: {counts['fail']}, warnings: {counts['warn']}"
-    return f"no faults, warnings: {counts['warn']}"
 
 
 def _finding(name: str, status: str, found: str, remedy: str = "") -> "Finding":
@@ -107,16 +101,13 @@ def tracking() -> list["Finding"]:
 def managers() -> list["Finding"]:
     """None is required: `mlflow run --env-manager local` works in this environment."""
     found = {name: shutil.which(name) for name in MANAGERS}
-    found["conda"] = found["conda"] or _conda_of_mlflow()
+    conda = Path(os.environ.get("MLFLOW_CONDA_HOME", "nowhere")) / "bin" / "conda"
+    if conda.is_file():
+        found["conda"] = found["conda"] or str(conda)
     return [
         _finding(f"environment manager {name}", "ok" if path else "note", path or "not found", MANAGERS[name])
         for name, path in found.items()
     ]
-
-
-def _conda_of_mlflow() -> str | None:
-    conda = Path(os.environ.get("MLFLOW_CONDA_HOME", "nowhere")) / "bin" / "conda"
-    return str(conda) if conda.is_file() else None
 
 
 def disk() -> list["Finding"]:

@@ -17,10 +17,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `vb2 expe
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List the experiments. Commands that take CONFIG also take these names."""
-    purposes = {path.stem: _purpose(path) for path in _files()}
-    emit(
-        {"experiments": purposes}, json, table("Experiments", ["name", "purpose"], [[*row] for row in purposes.items()])
-    )
+    heads = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in _files()}
+    purposes = {name: head.lstrip("# ").rstrip(".") for name, head in heads.items()}
+    emit({"experiments": purposes}, json, table("Experiments", ["name", "purpose"], purposes.items()))
 
 
 @app.command()
@@ -75,8 +74,3 @@ def _find(name: str) -> Path:
         hint = f"did you mean {near[0]!r}?" if near else "`vb2 experiments list` shows their names"
         raise InputError(f"experiment {name!r}: does not come with the package; {hint}")
     return files[stem]
-
-
-def _purpose(path: Path) -> str:
-    """The first line of the file, a comment."""
-    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").rstrip(".")

@@ -60,7 +60,7 @@ def promote(
     overridden = tuple(overrides_from(overrides))
     request = Request(run, name, gate, overridden, reason.strip(), new_manifest)
     result = run_gate(request, progress)
-    emit(promotion_record(result), json, promotion_text(result))
+    emit(_promotion_record(result), json, _promotion_text(result))
     if not result.promoted:
         keeps = f"champion stays version {result.previous}" if result.previous else "there is still no champion"
         raise InputError(f"{run} does not pass the gate: {'; '.join(result.verdict.failed)}; {keeps}")
@@ -103,7 +103,7 @@ def reproduce(
     from videoblip2.errors import InputError
     from videoblip2.registry.reproduce import reproduce as train_again
 
-    result = train_again(run, tolerance, out, progress, say_recipe)
+    result = train_again(run, tolerance, out, progress, _say_recipe)
     (expected, found), *_ = result.scores.values()
     record = {
         "command": result.recipe.command,
@@ -122,21 +122,17 @@ def reproduce(
     emit(record, json, "\n".join([*lines, f"run: {result.result.run_id or 'not tracked'}"]))
     if not result.reproduced:
         both = "; ".join(lines)
-        raise InputError(f"{run}: not reproduced within {tolerance:g}: {both}; {why_it_differs(result.recipe)}")
+        remedy = "a GPU sums in no fixed order: give --tolerance"
+        if changed := result.recipe.differs:
+            remedy = f"{len(changed)} things have changed, first {changed[0]}: restore them"
+        raise InputError(f"{run}: not reproduced within {tolerance:g}: {both}; {remedy}")
 
 
-def say_recipe(recipe: "Recipe") -> None:
+def _say_recipe(recipe: "Recipe") -> None:
     """Print the command, and what has changed since the original."""
     say(recipe.command)
     for difference in recipe.differs:
         say(f"  changed: {difference}")
-
-
-def why_it_differs(recipe: "Recipe") -> str:
-    """The remedy in a few words."""
-    if recipe.differs:
-        return f"{len(recipe.differs)} things have changed, first {recipe.differs[0]}: restore them"
-    return "a GPU sums in no fixed order: give --tolerance"
 
 
 def lineage_text(line: "list[Ancestor]") -> str:
@@ -172,27 +168,21 @@ def _pairs(facts: Mapping[str, str]) -> str:
     return "; ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def promotion_record(result: "Promotion") -> Record:
+def _promotion_record(result: "Promotion") -> Record:
     """A promotion as plain data; scores in pycocoevalcap's scale."""
+    shared = ("name", "version", "promoted", "forced", "previous", "opponent", "gate", "run_id")
     return {
-        "name": result.name,
-        "version": result.version,
-        "promoted": result.promoted,
-        "forced": result.forced,
+        **{name: getattr(result, name) for name in shared},
         "passed": result.verdict.passed,
         "failed": result.verdict.failed,
         "champion": result.version if result.promoted else result.previous,
-        "previous": result.previous,
-        "opponent": result.opponent,
         "gain": result.verdict.gain._asdict(),
         "conditions": [asdict(condition) for condition in result.verdict.conditions],
         "manifest": {**asdict(result.manifest), "digest": result.manifest.digest},
-        "gate": result.gate,
-        "run_id": result.run_id,
     }
 
 
-def promotion_text(result: "Promotion") -> str:
+def _promotion_text(result: "Promotion") -> str:
     """The table of conditions, and the outcome."""
     from videoblip2.registry.verdict_files import COLUMNS, table_rows
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,6 @@ from videoblip2.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from videoblip2.config import Config
     from videoblip2.model.qformer.weight_report import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.training.stage import StageResult
@@ -83,32 +83,17 @@ def _train(stage: str, path: str, overrides: list[str] | None, folder: Path, see
     go_to(folder)
     try:
         if seeds > 1:
-            _train_seeds(stage, config, usual, seeds, json)
+            from videoblip2.training.seeds import run_seeds
+
+            result = run_seeds(stage, config, seeds, progress, show_weights, usual)
+            emit(_seeds_record(stage, result), json, _seeds_table(result))
         else:
-            _train_one(stage, config, usual, json)
+            from videoblip2.training.stage import run_stage
+
+            trained = run_stage(stage, config, progress, show_weights, usual)
+            emit(asdict(trained), json, _summary(trained))
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
-
-
-def _train_one(stage: str, config: "Config", usual: "Config", json: bool) -> None:
-    from videoblip2.training.stage import run_stage
-
-    result = run_stage(stage, config, progress, show_weights, usual)
-    emit(_record(result), json, _summary(result))
-
-
-def _train_seeds(stage: str, config: "Config", usual: "Config", seeds: int, json: bool) -> None:
-    from videoblip2.training.seeds import run_seeds
-
-    result = run_seeds(stage, config, seeds, progress, show_weights, usual)
-    record = {
-        "stage": stage,
-        "name": result.name,
-        "run_id": result.run_id,
-        "seeds": [_record(seed) for seed in result.seeds],
-        "metrics": {name: value._asdict() for name, value in result.metrics.items()},
-    }
-    emit(record, json, _seeds_table(result))
 
 
 def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]) -> None:
@@ -121,31 +106,23 @@ def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]
     sys.stdout.flush()
 
 
-def _record(result: "StageResult") -> Record:
-    return {
-        "stage": result.stage,
-        "name": result.name,
-        "run_id": result.run_id,
-        "model": result.model,
-        "checkpoint": str(result.checkpoint),
-        "best_step": result.best_step,
-        "metrics": result.metrics,
-    }
-
-
 def _summary(result: "StageResult") -> str:
     from videoblip2.captions.metrics import label_of, shown
 
     metrics = result.metrics.items()
     scores = "  ".join(f"{label_of(name)} {shown(name, value)}" for name, value in metrics if name != "step")
-    return "\n".join(
-        [
-            f"{result.name}: best at step {result.best_step}: {scores}",
-            f"run: {result.run_id or 'not tracked'}",
-            f"checkpoint: {result.checkpoint}",
-            f"model: {result.model}",
-        ]
-    )
+    head = f"{result.name}: best at step {result.best_step}: {scores}\nrun: {result.run_id or 'not tracked'}"
+    return f"{head}\ncheckpoint: {result.checkpoint}\nmodel: {result.model}"
+
+
+def _seeds_record(stage: str, result: "SeedsResult") -> Record:
+    return {
+        "stage": stage,
+        "name": result.name,
+        "run_id": result.run_id,
+        "seeds": [asdict(seed) for seed in result.seeds],
+        "metrics": {name: value._asdict() for name, value in result.metrics.items()},
+    }
 
 
 def _seeds_table(result: "SeedsResult") -> str:
@@ -234,11 +211,7 @@ def _study_text(outcome: "Outcome") -> str:
     from videoblip2.tune.report import SCORE, shown, shown_score
 
     lines.append(f"best: {SCORE} {shown_score(outcome.best)}   {shown(outcome.best.params)}")
-    lines.append(
-        outcome.verdict.text()
-        if outcome.verdict
-        else "the default trial is not complete, so there is nothing to compare with"
-    )
-    lines.append(f"best.yaml: {outcome.best_file}")
+    alone = "the default trial is not complete, so there is nothing to compare with"
+    lines += [outcome.verdict.text() if outcome.verdict else alone, f"best.yaml: {outcome.best_file}"]
     lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []
     return "\n".join([*lines, "next:", *(f"  {command}" for command in outcome.commands)])

@@ -1,12 +1,12 @@
-"""Small CLIP and CLAP models with random weights, for runs without a network, in the very classes of a real run.
+"""Small CLIP and CLAP models with random weights, in the same classes as real ones, for runs without a network.
 
-Random transformers at their usual initialisation (std 0.02) give nearly the same vector for every input. Four measures
-keep what the toy world is about, so that a later model can read it off the features:
+A random transformer at its usual initialisation (std 0.02) gives nearly the same vector for every input. Four changes
+keep the content of the toy world visible in the features:
 
 1. Weights are drawn with std 1 / sqrt(fan in); position embeddings are three times as strong as that makes the patches,
-   so that the MLPs bend content and position together, and the pooled vector tells what is where.
-2. CLIP's patch kernels are smoothed, as pictures are smooth, and most of them see grey: those tell the shape whatever
-   its colour is, the others tell the colour.
+   so the MLPs mix content with position, and the pooled vector shows what is where.
+2. CLIP's patch kernels are smoothed, as pictures are smooth. Most of them see grey, and respond to shape whatever its
+   colour; the others respond to colour.
 3. HTSAT has no absolute positions; its first batch norm gets a random scale and shift for each mel bin instead, and
    its patch norm, which would remove loudness, is off.
 4. The last norm (CLIP) or first projection (CLAP) is calibrated on random pictures and sounds to zero mean and unit
@@ -16,6 +16,7 @@ keep what the toy world is about, so that a later model can read it off the feat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def build_toy_clip(folder: str | Path, seed: int) -> Path:
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
     pixels = processor(images=list(_random_pictures(seed)), return_tensors="pt")["pixel_values"]
-    _calibrate_norm(model.vision_model.post_layernorm, lambda: model(pixel_values=pixels))
+    _calibrate(model.vision_model.post_layernorm, lambda: model(pixel_values=pixels))
     return _save(folder, model, processor)
 
 
@@ -83,7 +84,7 @@ def build_toy_clap(folder: str | Path, seed: int) -> Path:
     _set_mel_norm(model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed))
     extractor = ClapFeatureExtractor(feature_size=MEL_BINS, hop_length=960, max_length_s=1, truncation="rand_trunc")
     mels = extractor(list(_random_sounds(seed)), sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
-    _calibrate_linear(model.audio_projection.linear1, lambda: model(input_features=mels.float()))
+    _calibrate(model.audio_projection.linear1, lambda: model(input_features=mels.float()))
     return _save(folder, model, extractor)
 
 
@@ -97,7 +98,7 @@ def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
 
 @torch.no_grad()
 def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
-    """std gain / sqrt(fan in) for each linear map and convolution, 0.1 for biases, `POSITION_STD` for embeddings."""
+    """std gain / sqrt(fan in) for linear maps and convolutions, 0.1 for biases, `POSITION_STD` for embeddings."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # what is not drawn anew below, such as the class token
         torch.manual_seed(seed)
@@ -123,7 +124,7 @@ def _shape_kernels(patches: nn.Conv2d) -> None:
 
 
 def _set_mel_norm(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
-    """Decibels (about -100 … 40) to unit scale, then a scale and a shift of its own for each mel bin."""
+    """Decibels (about -100 … 40) to unit scale, then a random scale and shift for each mel bin."""
     means = torch.zeros_like(norm.weight)
     with torch.no_grad():
         norm.load_state_dict(norm.state_dict() | {"running_mean": means - 30, "running_var": means + 900})
@@ -132,32 +133,20 @@ def _set_mel_norm(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _calibrate_norm(norm: nn.LayerNorm, run: Any) -> None:
-    """Set scale and shift of a last norm so that its outputs over the calibration inputs have mean 0 and variance 1."""
-    seen = _outputs(norm, run)
-    norm.weight.copy_(1 / (seen.std(0) + 1e-3))
-    norm.bias.copy_(-seen.mean(0) * norm.weight)
-
-
-@torch.no_grad()
-def _calibrate_linear(linear: nn.Linear, run: Any) -> None:
-    """The same for a linear map's outputs."""
-    seen = _outputs(linear, run)
-    scale = 1 / (seen.std(0) + 1e-3)
-    linear.weight.mul_(scale[:, None])
-    linear.bias.copy_((linear.bias - seen.mean(0)) * scale)
-
-
-def _outputs(module: nn.Module, run: Any) -> torch.Tensor:
+def _calibrate(module: nn.LayerNorm | nn.Linear, run: Callable[[], object]) -> None:
+    """Rescale and shift a norm or a linear map: its outputs while `run` runs then have mean 0 and variance 1."""
     seen: list[torch.Tensor] = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     run()
     hook.remove()
-    return torch.cat(seen).flatten(0, -2)
+    outputs = torch.cat(seen).flatten(0, -2)
+    scale = 1 / (outputs.std(0) + 1e-3)
+    module.weight.mul_(scale[:, None] if isinstance(module, nn.Linear) else scale)
+    module.bias.copy_((module.bias - outputs.mean(0)) * scale)
 
 
 def _random_pictures(seed: int) -> NDArray[np.uint8]:
-    """uint8 [256, 64, 64, 3]: one bright rectangle of random place, size and colour on a dark ground each."""
+    """uint8 [256, 64, 64, 3]: each has one rectangle of random place, size and colour on a dark ground."""
     rng = np.random.default_rng([seed, 0])
     pictures = np.empty((CALIBRATION, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for picture in pictures:
@@ -168,16 +157,13 @@ def _random_pictures(seed: int) -> NDArray[np.uint8]:
 
 
 def _random_sounds(seed: int) -> list[NDArray[np.float32]]:
-    """256 seconds of sound: a tone of random pitch and loudness in noise of random loudness each."""
+    """256 sounds of one second: each is a tone of random pitch and loudness in noise of random loudness."""
     rng = np.random.default_rng([seed, 1])
     time = np.arange(SAMPLING_RATE) / SAMPLING_RATE
     sounds = []
     for _ in range(CALIBRATION):
-        pitch, loudness, noise = (
-            np.exp(rng.uniform(np.log(80), np.log(8000))),
-            rng.random(),
-            10 ** rng.uniform(-4, -0.5),
-        )
+        pitch = np.exp(rng.uniform(np.log(80), np.log(8000)))
+        loudness, noise = rng.random(), 10 ** rng.uniform(-4, -0.5)
         sound = loudness * np.sin(2 * np.pi * pitch * time) + noise * rng.normal(size=len(time))
         sounds.append(sound.astype(np.float32))
     return sounds

@@ -53,7 +53,7 @@ def render_audio(scene: Scene) -> NDArray[np.float32] | None:
 def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
     """Centre x, y and radius of the moving shape, in parts of the frame's side (y points down)."""
     (x, y), size = scene.start, scene.size
-    done = scene.speed * (time / scene.duration - 0.5)  # -0.5 … 0.5 for a scene of usual speed
+    done = scene.speed * (time / scene.duration - 0.5)  # -0.5 … 0.5 at speed 1
     if scene.motion in ("left", "right"):
         x += 0.55 * done * (1 if scene.motion == "right" else -1)
     elif scene.motion in ("up", "down"):
@@ -69,7 +69,7 @@ def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
 
 
 def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
-    """Dark, with a tint of its own, and stripes or spots; the second object, which stays still, belongs to it."""
+    """Dark and tinted, plain, striped or spotted, with the second object, which does not move."""
     tint = rng.uniform(25, 60, 3).astype(np.float32)
     canvas = np.broadcast_to(tint, (SIDE, SIDE, 3)).copy()
     xs, ys = _grid()
@@ -86,7 +86,7 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
 
 
 def _paint(canvas: Grid, shape: str, colour: tuple[int, int, int], x: float, y: float, size: float) -> Grid:
-    """Lay a shape over the canvas; its edge is one pixel soft."""
+    """Paint a shape with a soft edge of one pixel."""
     xs, ys = _grid()
     distance = _DISTANCES[shape]((xs - x) / size, (ys - y) / size) * size * SIDE  # pixels; negative inside
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
@@ -100,33 +100,17 @@ def _grid() -> tuple[Grid, Grid]:
     return xs, ys
 
 
-def _circle(x: Grid, y: Grid) -> Grid:
-    return np.hypot(x, y) - 1
-
-
-def _bar(x: Grid, y: Grid) -> Grid:
-    return np.maximum(np.abs(x) - 1.1, np.abs(y) - 0.4)
-
-
-def _triangle(x: Grid, y: Grid) -> Grid:
-    return np.maximum(np.abs(x) * 0.866 - y * 0.5, y) - 0.55
-
-
 def _cross(x: Grid, y: Grid) -> Grid:
     along, across = np.abs(x + y) * 0.707, np.abs(x - y) * 0.707
     return np.maximum(np.minimum(along, across) - 0.22, np.maximum(along, across) - 1.15)
 
 
-def _ring(x: Grid, y: Grid) -> Grid:
-    return np.abs(np.hypot(x, y) - 0.8) - 0.22
-
-
 _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
-    "circle": _circle,
-    "bar": _bar,
-    "triangle": _triangle,
+    "circle": lambda x, y: np.hypot(x, y) - 1,
+    "bar": lambda x, y: np.maximum(np.abs(x) - 1.1, np.abs(y) - 0.4),
+    "triangle": lambda x, y: np.maximum(np.abs(x) * 0.866 - y * 0.5, y) - 0.55,
     "cross": _cross,
-    "ring": _ring,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.8) - 0.22,
 }
 
 Wave = NDArray[np.float64]
@@ -145,10 +129,6 @@ def _beeps(time: Wave, rng: np.random.Generator) -> Wave:
     return np.sin(2 * np.pi * rng.uniform(800, 1200) * time) * gate
 
 
-def _hiss(time: Wave, rng: np.random.Generator) -> Wave:
-    return rng.normal(0, 0.3, len(time))
-
-
 def _siren(time: Wave, rng: np.random.Generator) -> Wave:
     period, low = rng.uniform(0.8, 1.2), rng.uniform(400, 500)
     within = (time + rng.uniform(0, period)) % period / period  # each sweep rises by two octaves
@@ -165,7 +145,7 @@ _WAVES: dict[str, Callable[[Wave, np.random.Generator], Wave]] = {
     "high": _tone(1900, 2600),
     "low": _tone(110, 200),
     "beeps": _beeps,
-    "hiss": _hiss,
+    "hiss": lambda time, rng: rng.normal(0, 0.3, len(time)),
     "siren": _siren,
     "ticking": _ticking,
 }

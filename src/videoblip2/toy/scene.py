@@ -29,7 +29,7 @@ class Scene:
     loud: bool
     background: str
     size: float  # radius of the shape
-    speed: float  # 1 is the usual one; see `toy_render`
+    speed: float  # 1: the usual speed; see `render.path_at`
     start: tuple[float, float]  # where the path is centred, x and y
     duration: float
     second: tuple[str, str] | None  # colour and shape of a smaller object that stays still

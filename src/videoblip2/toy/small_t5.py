@@ -1,8 +1,7 @@
-"""A small T5 of one's own, where no pre-trained one is at hand: tokenizers and a text model from captions alone.
+"""A small T5 for machines without a pre-trained one: tokenizers and a text model, trained on captions only.
 
-The model learns to say a video's caption in other words: one caption in, with words left out, another caption of the
-same video as the target, or (`denoise`) the same one. It never sees a feature; like Flan-T5 it is a language model that
-a stage then freezes.
+The model learns to paraphrase: its input is a caption with words left out, its target another caption of the same video
+or (`denoise`) the complete one. It never sees a feature; the stages freeze it, as they do Flan-T5.
 """
 
 from collections.abc import Sequence
@@ -27,10 +26,10 @@ class LanguageModelConfig(BaseModel):
     """Sizes and schedule; encoder and decoder are equally deep.
 
     Args:
-        denoise: share of the pairs whose target is the source itself, whole. On captions of real videos, which agree in
-            few words, this is what teaches a small model to listen to its encoder.
-        pool: a batch is cut out of so many batches' pairs in order of length, and has little padding.
-        tied_start: `lm_head` starts as `shared`, scaled; a word in is then soon a word out.
+        denoise: share of the pairs whose target is the complete source. Captions of real videos share few words, and
+            this is what teaches a small model to attend to its encoder.
+        pool: the pairs of this many batches are sorted by length before one batch is taken, which reduces padding.
+        tied_start: `lm_head` starts as a scaled copy of `shared`, so the model soon learns to copy words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +72,7 @@ def train_language_model(
 
 
 def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair pieces with T5's special tokens and places: <pad> 0, </s> 1, <unk> 2; </s> ends every text."""
+    """Byte-pair pieces with T5's special tokens and their ids: <pad> 0, </s> 1, <unk> 2; </s> ends every text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -88,7 +87,7 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedToken
 
 
 def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizerFast:
-    """Lower-case word pieces with BERT's special tokens and places."""
+    """Lower-case word pieces with BERT's special tokens and their ids."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -100,7 +99,7 @@ def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizer
 
 
 def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGeneration:
-    """A fresh T5 v1.1, as Flan-T5 is one: gated GELU, unscaled output, `lm_head` apart from `shared`."""
+    """A fresh T5 v1.1, like Flan-T5: gated GELU, unscaled output, `lm_head` separate from `shared`."""
     from videoblip2.model.language_model import separate_lm_head
 
     torch.manual_seed(config.seed)
@@ -122,9 +121,8 @@ def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGe
         )
     )
     separate_lm_head(model)
-    with (
-        torch.no_grad()
-    ):  # T5's own initialisation is made for pre-training with Adafactor; logits start near zero here
+    # T5's own initialisation is made for pre-training with Adafactor; here logits start near zero.
+    with torch.no_grad():
         model.shared.weight.normal_(std=1.0)
         model.lm_head.weight.normal_(std=config.d_model**-0.5)
         if config.tied_start:

@@ -1,9 +1,9 @@
 """The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
-A coloured shape moves over a dark background while something is heard (or nothing, or the file has no audio stream).
-Test videos are held out by what they show: a combination of colour, shape and motion belongs to exactly one split
-(`toy_scene.combination_split`), so every word of a test video occurs in training, and its combination does not. Each
-caption names the whole combination (`toy_captions`), hence no caption text of a test video occurs in training either.
+A coloured shape moves over a dark background, with a sound, with silence or without an audio stream. A combination of
+colour, shape and motion belongs to exactly one split (`scene.combination_split`), so every word of a test video occurs
+in training, but its combination does not. Each caption names the whole combination (`language`), so no caption of a
+test video occurs in training either.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_VIDEOS = 10  # below, a split would be empty
 
 @dataclass(frozen=True)
 class ToyWorld:
-    """Where a toy world lies, and what it holds."""
+    """The files of a toy world, and what they contain."""
 
     videos: Path
     annotations: tuple[Path, Path]  # train and validate; test
@@ -41,7 +41,7 @@ class ToyWorld:
 def write_toy_world(
     out: str | Path, num_videos: int, seed: int, write_video: WriteVideo, progress: Progress | None = None
 ) -> ToyWorld:
-    """Write `num_videos` mp4 files its annotations and questions to `out`; the same seed gives the same world.
+    """Write `num_videos` mp4 files, their annotations and questions to `out`; the same seed gives the same world.
 
     `write_video` is `features.media.write_video`. An interrupted call can be repeated: videos that are there are kept.
     Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
@@ -57,7 +57,7 @@ def write_toy_world(
         annotations=annotations,
         questions=_question_files(out),
         counts=dict(Counter(scene.split for scene in scenes)),
-        audio=dict(Counter(_audio_kind(scene) for scene in scenes)),
+        audio=dict(Counter(s.sound if s.sound in (SILENT, ABSENT) else "present" for s in scenes)),
     )
 
 
@@ -88,10 +88,6 @@ def _question_files(out: Path) -> tuple[Path, Path, Path]:
     return out / "train_qa.json", out / "val_qa.json", out / "test_qa.json"
 
 
-def _audio_kind(scene: Scene) -> str:
-    return scene.sound if scene.sound in (SILENT, ABSENT) else "present"
-
-
 def _write_annotations(out: Path, scenes: list[Scene]) -> tuple[Path, Path]:
     test = [scene for scene in scenes if scene.split == "test"]
     rest = [scene for scene in scenes if scene.split != "test"]
@@ -101,7 +97,7 @@ def _write_annotations(out: Path, scenes: list[Scene]) -> tuple[Path, Path]:
     }
     for path, document in documents.items():
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != document:
-            raise InputError(f"{path}: {out} holds another toy world; choose another folder or delete this one")
+            raise InputError(f"{path}: {out} contains another toy world; choose another folder or delete this one")
     for path, document in documents.items():
         write_json(path, document)
     first, second = documents
@@ -109,7 +105,7 @@ def _write_annotations(out: Path, scenes: list[Scene]) -> tuple[Path, Path]:
 
 
 def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
-    """MSR-VTT's layout: the videos, and the sentences with running numbers; the motion stands for the category."""
+    """MSR-VTT's layout: the videos, and the sentences numbered from `first_sentence`; the motion is the category."""
     videos = [
         {
             "video_id": scene.video_id,
