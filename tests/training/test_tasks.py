@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -9,14 +10,20 @@ import pytest
 from small_stage import config, stages
 from typer.testing import CliRunner
 
-from videoblip2.captions.predictions import AnswerRow, CaptionRow, read_rows, write_rows
+from videoblip2.captions.predictions import AnswerRow, CaptionRow, read_rows, video_scores, write_rows
 from videoblip2.cli import app
+from videoblip2.config import Config
+from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.data.questions import Question
 from videoblip2.progress import no_progress
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.sides import compare_runs
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.seeds import run_seeds
 from videoblip2.training.state import FOLDER
+from videoblip2.training.tasks import evaluate_tasks, tasks_of
+from videoblip2.tune.report import judge, line_of, rows_of
+from videoblip2.tune.study import maximised, metric_of
 from videoblip2.tune.trials import Watcher, train_trial
 
 TASKS = {"qa": ("accuracy",), "mixed": ("CIDEr", "accuracy")}
@@ -33,7 +40,8 @@ def made(request, monkeypatch):
 
 
 def artifact(run_id, path, folder):
-    return json.loads(open(store.connect().download_artifacts(run_id, path, str(folder)), encoding="utf-8").read())
+    file = Path(store.connect().download_artifacts(run_id, path, str(folder)))
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_seeds_have_the_mean_of_what_the_task_is_judged_by(made, tmp_path):
@@ -69,10 +77,14 @@ def test_a_comparison_is_of_captions_of_answers_or_of_both(made):
     (score,) = [score for score in answers.scores if score.metric.name == "accuracy"]
     assert [value.value for value in score.values] == [run.metrics["accuracy"] for run in made.runs]
     assert answers.videos == 6 and len(answers.duels[0].pairs) == 6
-    shown = CliRunner().invoke(app, ["runs", "compare", *words, "--html", str(made.root / "page.html"), "--json"])
+    page = made.root / "page.html"
+    shown = CliRunner().invoke(app, ["runs", "compare", *words, "--html", str(page), "--json"])
     assert shown.exit_code == 0, shown.output
     assert "6 answers of val" in shown.output
     record = json.loads(shown.output.splitlines()[-1])
+    html = page.read_text(encoding="utf-8")
+    assert "6 answers" in html and ("3 videos" in html) == (made.task == "mixed")
+    assert html.count("<h2>Scores</h2>") == len(made.metrics) and html.count("What differs") == 1
     assert "accuracy" in (record.get("answers") or record)["metrics"]
 
 
@@ -99,6 +111,42 @@ def test_a_trial_is_judged_by_the_score_that_training_maximises(made, tmp_path):
     )
     assert score.value == pytest.approx(sum(run.data.metrics[f"best/val/{name}"] for name in made.metrics))
     assert len(score.scores) == 3 and sum(score.scores) / 3 == pytest.approx(score.value, abs=1e-4)
+
+
+def test_the_mean_over_videos_is_the_sum_of_what_training_maximises(tmp_path):
+    videos = [VideoAnnotation(f"video{n}", 0, (f"a dog runs {n}", "a dog")) for n in range(3)]
+    answers = ["dog", "cat", "dog", "two"]
+    questions = [Question(str(n), f"video{n // 2}", "what is it?", text) for n, text in enumerate(answers)]
+    captions = {video.video_id: "a dog runs 0" for video in videos}
+    said = {"captions": captions, "answers": dict.fromkeys("0123", "dog")}
+    entries = {"captions": videos, "answers": questions}
+    both = Config.model_validate({"data": {"task": "mixed", "annotations": str(tmp_path)}})
+    found = evaluate_tasks(both, entries, said)
+    training = {task.metric: task.scorer(entries[task.kind])(said[task.kind]) for task in tasks_of(both)}
+    assert training["accuracy"] == 0.5 and training["CIDEr"] > 0.1
+    shares = video_scores(found.caption_rows, found.answer_rows)
+    assert sum(shares.values()) / len(shares) == pytest.approx(sum(training.values()))
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "name"),
+    [
+        ("caption", "ce", "CIDEr"),
+        ("qa", "ce", "accuracy"),
+        ("mixed", "ce", "CIDEr + accuracy"),
+        ("mixed", "decode", "CIDEr"),
+    ],
+)
+def test_a_study_names_what_it_maximises(task, stage, name):
+    base = Config.model_validate({"data": {"task": task}})
+    plan = SimpleNamespace(base=base, tuning=SimpleNamespace(stage=stage))
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr("maximises", metric_of(plan))
+    study.add_trial(optuna.trial.create_trial(value=0.75, user_attrs={"default": True, "scores": [0.75]}))
+    (trial,) = study.get_trials()
+    assert f": {name} 75.0, the best so far" in line_of(study, trial)
+    assert rows_of(study)[0][name] == 0.75
+    assert judge([trial], maximised(study)).metric == name
 
 
 def test_an_evaluation_scores_and_writes_both(made, tmp_path):

@@ -151,7 +151,7 @@ def tune(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Search the ranges of CONFIG for the best validation CIDEr. Run it again to resume, up to n_trials.
+    """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials.
 
     \b
     Examples:
@@ -188,7 +188,7 @@ def _study_record(outcome: "Outcome") -> Record:
         "run_id": outcome.run_id,
         "trials": outcome.states,
         "best": best
-        and {"trial": verdict.best if verdict else best.number, "CIDEr": best.value, "params": best.params},
+        and {"trial": verdict.best if verdict else best.number, outcome.metric: best.value, "params": best.params},
         "best_file": outcome.best_file and str(outcome.best_file),
         "verdict": verdict
         and {
@@ -208,9 +208,12 @@ def _study_text(outcome: "Outcome") -> str:
     lines = [f"study {outcome.study}: {ended}", f"run: {outcome.run_id or 'not tracked'}"]
     if outcome.best is None:
         return "\n".join([*lines, "no trial is complete, so there is no best.yaml"])
-    from videoblip2.tune.report import SCORE, shown, shown_score
+    from videoblip2.captions.metrics import label_of
+    from videoblip2.tune.report import shown, shown_score
 
-    lines.append(f"best: {SCORE} {shown_score(outcome.best)}   {shown(outcome.best.params)}")
+    lines.append(
+        f"best: validation {label_of(outcome.metric)} {shown_score(outcome.best)}   {shown(outcome.best.params)}"
+    )
     alone = "the default trial is not complete, so there is nothing to compare with"
     lines += [outcome.verdict.text() if outcome.verdict else alone, f"best.yaml: {outcome.best_file}"]
     lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []

@@ -40,14 +40,22 @@ def render(comparison: Comparison, top: int = 5) -> str:
     environment.globals.update(letter=letter, words=marked_words, bars=bars, shown=shown)
     return environment.get_template(TEMPLATE).render(
         c=comparison,
-        primary=comparison.metric,
-        label=label_of(comparison.metric),
+        parts=[_part(each) for each in (comparison, comparison.answers) if each],
         top=top,
-        histograms=[histogram(duel) for duel in comparison.duels],
-        categories=[categories(duel) for duel in comparison.duels],
-        curves=curves(comparison, f"val/{comparison.metric}"),
         several_seeds=any(len(side.runs) > 1 for side in comparison.sides),
     )
+
+
+def _part(comparison: Comparison) -> dict[str, object]:
+    """What the template shows of captions, or of answers."""
+    return {
+        "c": comparison,
+        "primary": comparison.metric,
+        "label": label_of(comparison.metric),
+        "histograms": [histogram(duel) for duel in comparison.duels],
+        "categories": [categories(duel) for duel in comparison.duels],
+        "curves": curves(comparison, f"val/{comparison.metric}"),
+    }
 
 
 def bars(score: Score) -> list[Bar]:

@@ -11,19 +11,18 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import InputError, parse_config
 from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune.plan import Plan, load_plan
 from videoblip2.tune.report import (
-    SCORE,
     Say,
     TrialRow,
     Verdict,
     judge,
     rows_of,
+    score_name,
     shown,
     shown_score,
     write_plots,
@@ -37,6 +36,7 @@ from videoblip2.tune.study import (
     default_of,
     distributions,
     hidden,
+    maximised,
     name_of,
     open_storage,
     open_study,
@@ -49,10 +49,14 @@ LEADER_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. states: number of trials by final state; best_file: None where no trial is complete."""
+    """What a study found.
+
+    metric: what it maximises. states: number of trials by final state. best_file: None where no trial is complete.
+    """
 
     study: str
     run_id: str | None
+    metric: str
     states: dict[str, int]
     best: FrozenTrial | None
     best_file: Path | None
@@ -134,21 +138,22 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     trials = counted(study.get_trials(deepcopy=False))
     states = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
     states = {name: number for name, number in states.items() if number}
-    best, verdict = best_of(trials), judge(trials)
+    best, verdict = best_of(trials), judge(trials, maximised(study))
     files = [write_rows(study, plan.folder), *(plots := write_plots(study, plan.folder))]
     best_file, commands = None, list[str]()
     if best is not None:
         commands = commands_of(plan, best, default_of(trials))
         best_file = write_best(study, plan, best, verdict, commands)
         files.append(best_file)
-        tracker.log_best({f"val/{PRIMARY}": float(best.value or 0.0)})
+        tracker.log_best({f"val/{maximised(study).replace(' + ', '_plus_')}": float(best.value or 0.0)})
         tracker.set_tags({"optuna.best_trial": name_of(best), "optuna.best_params": shown(best.params)})
         tracker.set_tags({"verdict": verdict.text() if verdict else "not compared: the default trial is not complete"})
         tracker.note(_note(study, best, verdict, states))
     for file in files:
         tracker.log_file(file)
     run_id = tracker.run_id
-    return Outcome(study.study_name, run_id, states, best, best_file, verdict, plots, commands, rows_of(study))
+    found = best, best_file, verdict, plots, commands, rows_of(study)
+    return Outcome(study.study_name, run_id, maximised(study), states, *found)
 
 
 def write_best(
@@ -160,7 +165,7 @@ def write_best(
         content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source="best.yaml")
     head = [
-        f"Best of study {study.study_name}: {name_of(best)}, {SCORE} {shown_score(best)}.",
+        f"Best of study {study.study_name}: {name_of(best)}, {score_name(study)} {shown_score(best)}.",
         f"Against the default: {verdict.text() if verdict else 'not compared, as the default trial is not complete'}.",
         f"Chosen: {shown(best.params)}",
         "",
@@ -184,6 +189,6 @@ def commands_of(plan: Plan, best: FrozenTrial, default: FrozenTrial | None) -> l
 
 def _note(study: optuna.Study, best: FrozenTrial, verdict: Verdict | None, states: dict[str, int]) -> str:
     ended = ", ".join(f"{number} {name}" for name, number in states.items())
-    lines = [f"**{study.study_name}**: {ended}. Best: {name_of(best)}, {SCORE} {shown_score(best)}."]
+    lines = [f"**{study.study_name}**: {ended}. Best: {name_of(best)}, {score_name(study)} {shown_score(best)}."]
     lines += [f"`{shown(best.params)}`", verdict.text() if verdict else ""]
     return "\n\n".join(lines)

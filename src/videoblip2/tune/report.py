@@ -22,12 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.captions import metrics, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown_interval
 from videoblip2.files import atomic, write_json
-from videoblip2.tune.study import attributes, best_of, counted, default_of, finished, name_of, quiet
+from videoblip2.tune.study import attributes, best_of, counted, default_of, finished, maximised, name_of, quiet
 
 Say = Callable[[str], None]
 TrialRow = dict[str, object]  # one trial in trials.json; its parameters are columns
 PLOTS = ("history", "importance", "parallel")
-SCORE = f"validation {label_of(PRIMARY)}"
 ALPHA = 0.05
 RESAMPLES = 2000
 
@@ -42,7 +41,12 @@ def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) 
     best = best_of(finished(study))
     rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
     default = " (the default)" if attributes(trial).default else ""
-    return f"{name}{default}: {label_of(PRIMARY)} {shown_score(trial)}, {rank}   {shown(trial.params)}"
+    return f"{name}{default}: {label_of(maximised(study))} {shown_score(trial)}, {rank}   {shown(trial.params)}"
+
+
+def score_name(study: optuna.Study) -> str:
+    """The score that the study maximises, such as "validation CIDEr"."""
+    return f"validation {label_of(maximised(study))}"
 
 
 def shown_score(trial: FrozenTrial | None) -> str:
@@ -62,7 +66,7 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
     rows = []
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
-        row: TrialRow = {"trial": name_of(trial), "state": trial.state.name, PRIMARY: trial.value}
+        row: TrialRow = {"trial": name_of(trial), "state": trial.state.name, maximised(study): trial.value}
         row |= {"step": trial.last_step, **trial.params, "run_id": about.run_id, "model": about.model}
         reason = about.reason or study.user_attrs.get(f"reason.{trial.number}")
         row |= {"attempts": len(about.attempts) + 1, "default": about.default, "reason": reason}
@@ -87,11 +91,11 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     from optuna.visualization import matplotlib as plots
 
     with quiet():
-        printed = _as_printed(study)
+        printed, score = _as_printed(study), score_name(study)
         axes = {
-            "history": plots.plot_optimization_history(printed, target_name=SCORE),
-            "importance": plots.plot_param_importances(printed, target_name=SCORE),
-            "parallel": plots.plot_parallel_coordinate(printed, target_name=SCORE),
+            "history": plots.plot_optimization_history(printed, target_name=score),
+            "importance": plots.plot_param_importances(printed, target_name=score),
+            "parallel": plots.plot_parallel_coordinate(printed, target_name=score),
         }
         return [_save(axes[name], folder / f"{name}.png") for name in PLOTS]
 
@@ -135,6 +139,7 @@ class Verdict:
     high: float
     chosen_among: int
     chosen_again: float
+    metric: str = PRIMARY
 
     @property
     def better(self) -> bool:
@@ -145,14 +150,14 @@ class Verdict:
         """One line, with scores as they are printed."""
         if self.best == self.default:
             return f"no gain shown: the default is the best of {self.chosen_among} trials"
-        gain = f"{shown_interval(PRIMARY, (self.difference, self.low, self.high))} {label_of(PRIMARY)} on val"
+        gain = f"{shown_interval(self.metric, (self.difference, self.low, self.high))} {label_of(self.metric)} on val"
         head = f"better than the default by {gain}" if self.better else f"no gain shown: default + {gain}"
-        gained = metrics.shown(PRIMARY, self.chosen_again, "+")
+        gained = metrics.shown(self.metric, self.chosen_again, "+")
         again = f"chosen on resampled videos and evaluated on those left out: {gained}"
         return f"{head} (interval for the best of {self.chosen_among}); {again}"
 
 
-def judge(trials: Sequence[FrozenTrial]) -> Verdict | None:
+def judge(trials: Sequence[FrozenTrial], metric: str = PRIMARY) -> Verdict | None:
     """The verdict over complete trials; None where the default or its scores are missing."""
     complete = [trial for trial in trials if trial.value is not None and attributes(trial).scores]
     default, best = default_of(complete), best_of(complete)
@@ -164,7 +169,7 @@ def judge(trials: Sequence[FrozenTrial]) -> Verdict | None:
     result = paired_bootstrap(scores[best.number], scores[default.number], resamples, confidence=confidence)
     again = chosen_again(np.stack(list(scores.values())), list(scores).index(default.number))
     names = name_of(best), name_of(default)
-    return Verdict(*names, result.difference, result.low, result.high, len(complete), again)
+    return Verdict(*names, result.difference, result.low, result.high, len(complete), again, metric)
 
 
 def chosen_again(scores: np.ndarray, default: int, resamples: int = RESAMPLES, seed: int = 0) -> float:

@@ -25,7 +25,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
+from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import InputError, flatten
+from videoblip2.training.tasks import tasks_of
 from videoblip2.tune.plan import Plan, Range, kind_of
 
 Record = dict[str, object]
@@ -49,12 +51,25 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
         )
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
+    study.set_user_attr("maximises", metric_of(plan))
     now, then = identity(plan), study.user_attrs.get("identity")
     if then is None:
         study.set_user_attr("identity", now)
     elif then != now:
         _refuse(plan, now, then)
     return study
+
+
+def metric_of(plan: Plan) -> str:
+    """What trials of the plan are ranked by: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
+    if plan.tuning.stage == "decode":
+        return PRIMARY
+    return " + ".join(task.metric for task in tasks_of(plan.base))
+
+
+def maximised(study: optuna.Study) -> str:
+    """What the study ranks trials by, see `metric_of`."""
+    return str(study.user_attrs.get("maximises", PRIMARY))
 
 
 def identity(plan: Plan) -> Record:
