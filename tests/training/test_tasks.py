@@ -23,7 +23,7 @@ from videoblip2.training.seeds import run_seeds
 from videoblip2.training.state import FOLDER
 from videoblip2.training.tasks import evaluate_tasks, tasks_of
 from videoblip2.tune.report import judge, line_of, rows_of
-from videoblip2.tune.study import maximised, metric_of
+from videoblip2.tune.study import maximised
 from videoblip2.tune.trials import Watcher, train_trial
 
 TASKS = {"qa": ("accuracy",), "mixed": ("CIDEr", "accuracy")}
@@ -141,7 +141,7 @@ def test_a_study_names_what_it_maximises(task, stage, name):
     base = Config.model_validate({"data": {"task": task}})
     plan = SimpleNamespace(base=base, tuning=SimpleNamespace(stage=stage))
     study = optuna.create_study(direction="maximize")
-    study.set_user_attr("maximises", metric_of(plan))
+    study.set_user_attr("maximises", plan.metric)
     study.add_trial(optuna.trial.create_trial(value=0.75, user_attrs={"default": True, "scores": [0.75]}))
     (trial,) = study.get_trials()
     assert f": {name} 75.0, the best so far" in line_of(study, trial)

@@ -8,7 +8,7 @@ from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.tune import study as studies
-from videoblip2.tune.study import best_of, counted, distributions, open_study, pruner, sampler
+from videoblip2.tune.study import best_of, counted, distributions, identity, open_study, pruner, sampler
 
 
 @pytest.fixture
@@ -38,6 +38,17 @@ def test_another_validation_set_is_refused(tmp_path, storage):
     (tmp_path / "val.json").write_text("[ ]")
     with pytest.raises(InputError, match=r"val\.json"):
         open_study(plan, storage)
+
+
+@pytest.mark.parametrize(("task", "files"), [("qa", ["val_qa.json"]), ("mixed", ["val.json", "val_qa.json"])])
+def test_a_study_of_questions_needs_and_remembers_their_validation_file(tmp_path, task, files):
+    plan = tiny_plan(tmp_path, f"data.task={task}")
+    (tmp_path / "val.json").unlink()
+    with pytest.raises(InputError, match=f"no {files[0]} there"):
+        identity(plan)
+    for file in files:
+        (tmp_path / file).write_text("[]")
+    assert [key for key in identity(plan) if key.endswith(".json")] == files
 
 
 def test_what_changes_no_score_is_free(tmp_path, storage):

@@ -107,7 +107,10 @@ def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
     """METEOR 1.5 by its Java process, which computes the corpus score from summed statistics."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    corpus, each = Meteor().compute_score(*_coco(captions, references))
+    scorer = Meteor()
+    corpus, each = scorer.compute_score(*_coco(captions, references))
+    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it ends its process, but leaves these open
+        pipe.close()
     return OwnCorpusScore(float(corpus), each)
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from videoblip2.config import Config, InputError, Section, flatten, known_keys, parse_config
 from videoblip2.errors import validated
 from videoblip2.overrides import overridden, read_yaml
+from videoblip2.training.tasks import CAPTIONS, Task, tasks_of
 
 Number = int | float
 #: A YAML document as nested mappings.
@@ -118,6 +119,16 @@ class Plan:
         """The base's values of the searched keys, in the form that the storage keeps."""
         flat = flatten(self.base)
         return {key: label(flat[key]) for key in self.tuning.search}
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is validated: a decoding study captions, a training study does what its experiment teaches."""
+        return (CAPTIONS,) if self.tuning.stage == "decode" else tasks_of(self.base)
+
+    @property
+    def metric(self) -> str:
+        """What trials are ranked by: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
+        return " + ".join(task.metric for task in self.tasks)
 
     def content_of(self, params: Mapping[str, Scalar]) -> Document:
         """The base with a trial's values, as nested mappings."""

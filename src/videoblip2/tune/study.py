@@ -27,7 +27,6 @@ from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import InputError, flatten
-from videoblip2.training.tasks import tasks_of
 from videoblip2.tune.plan import Plan, Range, kind_of
 
 Record = dict[str, object]
@@ -51,24 +50,21 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
         )
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
-    study.set_user_attr("maximises", metric_of(plan))
+    study.set_user_attr("maximises", plan.metric)
     now, then = identity(plan), study.user_attrs.get("identity")
     if then is None:
         study.set_user_attr("identity", now)
     elif then != now:
-        _refuse(plan, now, then)
+        key = next(key for key in [*now, *then] if now.get(key) != then.get(key))
+        raise InputError(
+            f"{plan.source}: {key}: {now.get(key, 'absent')}; study {plan.tuning.study!r} began with "
+            f"{then.get(key, 'absent')}, so its trials could not be compared; give this one another name: study=NAME"
+        )
     return study
 
 
-def metric_of(plan: Plan) -> str:
-    """What trials of the plan are ranked by: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
-    if plan.tuning.stage == "decode":
-        return PRIMARY
-    return " + ".join(task.metric for task in tasks_of(plan.base))
-
-
 def maximised(study: optuna.Study) -> str:
-    """What the study ranks trials by, see `metric_of`."""
+    """What the study ranks trials by, see `Plan.metric`."""
     return str(study.user_attrs.get("maximises", PRIMARY))
 
 
@@ -82,19 +78,12 @@ def identity(plan: Plan) -> Record:
 
         record["tuned_model"] = find_model(str(plan.tuning.tuned_model)).version
         config = {key: value for key, value in config.items() if key.startswith("decode.")}
-    val = Path(plan.base.data.annotations) / "val.json"
-    if not val.is_file():
-        raise InputError(f"data.annotations={plan.base.data.annotations}: no val.json there; see `vb2 data prepare`")
-    record["val.json"] = hashlib.sha256(val.read_bytes()).hexdigest()[:12]
+    data = plan.base.data
+    for file in (task.file(data, "val") for task in plan.tasks):
+        if not (path := Path(data.annotations) / file).is_file():
+            raise InputError(f"data.annotations={data.annotations}: no {file} there; see `vb2 data prepare`")
+        record[file] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return json.loads(json.dumps({**record, **config}))  # type: ignore[no-any-return]
-
-
-def _refuse(plan: Plan, now: Record, then: Record) -> None:
-    key = next(key for key in [*now, *then] if now.get(key) != then.get(key))
-    raise InputError(
-        f"{plan.source}: {key}: {now.get(key, 'absent')}; study {plan.tuning.study!r} began with "
-        f"{then.get(key, 'absent')}, so its trials could not be compared; give this one another name: study=NAME"
-    )
 
 
 def distributions(plan: Plan) -> dict[str, BaseDistribution]:
