@@ -132,7 +132,7 @@ def test_what_cannot_go_on_is_named(processes, world, store):
     with pytest.raises(InputError, match=r"to resume it, add optim.lr=0.05 seed=0;"):
         run_stage("ce", tiny_config(world, store, f"resume={run.run_id}", "optim.lr=0.1", "seed=1"))
     shutil.move(store / "stopped", store / "elsewhere")
-    with pytest.raises(InputError, match=r"no training state in .*stopped .*bring that folder to .*moved.stopped"):
+    with pytest.raises(InputError, match=r"no training state in .*stopped .*copy that folder to .*moved.stopped"):
         run_stage("ce", tiny_config(world, store / "moved", f"resume={run.run_id}"))
     (store / "moved").mkdir()
     shutil.move(store / "elsewhere", store / "moved" / "stopped")

@@ -22,6 +22,7 @@ from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.seeds import run_seeds
 from videoblip2.training.state import FOLDER
 from videoblip2.training.tasks import evaluate_tasks, tasks_of
+from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import judge, line_of, rows_of
 from videoblip2.tune.study import maximised
 from videoblip2.tune.trials import Watcher, train_trial
@@ -138,8 +139,7 @@ def test_the_mean_over_videos_is_the_sum_of_what_training_maximises(tmp_path):
     ],
 )
 def test_a_study_names_what_it_maximises(task, stage, name):
-    base = Config.model_validate({"data": {"task": task}})
-    plan = SimpleNamespace(base=base, tuning=SimpleNamespace(stage=stage))
+    plan = Plan(SimpleNamespace(stage=stage), {"data": {"task": task}}, "study.yaml")
     study = optuna.create_study(direction="maximize")
     study.set_user_attr("maximises", plan.metric)
     study.add_trial(optuna.trial.create_trial(value=0.75, user_attrs={"default": True, "scores": [0.75]}))
