@@ -152,7 +152,7 @@ def _folder(logged: Any) -> Path:
 
 
 def _checkpoint(folder: Path, model: str) -> Path:
-    """Return the checkpoint inside a logged model's folder; its path stands in the MLmodel file."""
+    """Return the checkpoint inside a logged model's folder; the MLmodel file names its path."""
     if not (folder / "MLmodel").is_file():
         raise InputError(f"{model}: its files are gone from {folder}; restore that folder or train again")
     path = _checkpoint_path(folder)
