@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from videoblip2.cli import app, doctor
 from videoblip2.features import media
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.health import Finding, store_findings
+from videoblip2.tracking.mlflow.run_records import Finding, store_findings
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_another_schema(store):
 
 
 def test_a_store_that_is_locked_cut_off_spoiled_or_not_there(store, monkeypatch):
-    monkeypatch.setattr("videoblip2.tracking.mlflow.health.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("videoblip2.tracking.mlflow.store.BUSY_SECONDS", 0.1)
     holder = change(store, "BEGIN IMMEDIATE")
     assert ("locked" in only(store_findings()).found, "fuser" in only(store_findings()).remedy) == (True, True)
     holder.rollback()

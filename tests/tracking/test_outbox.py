@@ -12,11 +12,11 @@ from sqlalchemy.exc import OperationalError
 from tracking_store import place_store
 
 from videoblip2.config import InputError
-from videoblip2.tracking import RunSpec, open_run, outbox
+from videoblip2.tracking import RunSpec, open_run
+from videoblip2.tracking.mlflow import outbox
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.delivery import is_outage
+from videoblip2.tracking.mlflow.outbox import Batch, DataSet, Delivery, File, Outbox, Table, describe, is_outage
 from videoblip2.tracking.mlflow.run_records import list_runs
-from videoblip2.tracking.outbox import Batch, DataSet, File, Outbox, Table, describe
 
 GONE = MlflowException("API request failed with exception: connection refused")
 
@@ -41,7 +41,7 @@ def store():
 
 @pytest.fixture
 def box(store, tmp_path):
-    return Outbox(store, is_outage, tmp_path / "run" / "unsent.jsonl")
+    return Outbox(store, tmp_path / "run" / "unsent.jsonl")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_messages_survive_the_process_and_come_first(box, store):
     store.error = GONE
     box.put(record(1))
     assert box.write()
-    later = Outbox(store, is_outage, box.file)
+    later = Outbox(store, box.file)
     later.read()
     store.error = None
     later.put(record(2))
@@ -220,3 +220,35 @@ def test_a_checkpoint_is_not_tried_for_minutes_while_the_store_is_away(runs, mon
             tracker.log_checkpoint(runs / "ce" / "best", "ce", {"val/CIDEr": 0.6})
     assert tried == []
     assert [path.name for path in (runs / "ce").iterdir()] == [f"unsent-{tracker.run_id}.jsonl"]
+
+
+# --- one message on its way
+
+
+DATA = DataSet(data="world/train.json", digest="abc", source="{}", context="train")
+
+
+class Client:
+    """Fails as often as told, then takes the message."""
+
+    def __init__(self, *failures: str) -> None:
+        self.failures, self.taken = list(failures), []
+
+    def log_inputs(self, run_id, inputs):
+        if self.failures:
+            raise MlflowException(self.failures.pop(0))
+        self.taken.append((run_id, inputs[0].dataset.name))
+
+
+def test_data_that_another_run_named_at_the_same_moment_is_named_again():
+    client = Client("(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint")
+    Delivery(client, "run").deliver(DATA)
+    assert client.taken == [("run", "world/train.json")]
+
+
+@pytest.mark.parametrize("failures", [("no such run",), ("UNIQUE constraint failed", "UNIQUE constraint failed")])
+def test_another_failure_is_not_hidden(failures):
+    client = Client(*failures)
+    with pytest.raises(MlflowException):
+        Delivery(client, "run").deliver(DATA)
+    assert not client.taken

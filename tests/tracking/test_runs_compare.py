@@ -76,7 +76,7 @@ def test_a_name_of_several_runs_is_refused_with_their_ids(runs):
     client = stores.connect()
     experiment = client.get_experiment_by_name("toy").experiment_id
     twins = [client.create_run(experiment, run_name="twin").info.run_id for _ in range(2)]
-    with pytest.raises(InputError, match=r"twin: 2 runs are called so, newest first") as caught:
+    with pytest.raises(InputError, match=r"twin: 2 runs have this name, newest first") as caught:
         find_run("twin")
     assert all(twin[:12] in str(caught.value) for twin in twins)
 
@@ -126,7 +126,7 @@ def test_runs_that_differ_in_their_seed_only_go_together_unless_nothing_is_left_
 
 
 def test_one_side_a_wrong_split_and_missing_captions_are_refused(runs):
-    with pytest.raises(InputError, match="ce: one side only; name two runs or more"):
+    with pytest.raises(InputError, match="ce: only one side; name two runs or more"):
         compare_runs(["ce"])
     with pytest.raises(InputError, match="split 'train': not one of val, test"):
         compare_runs(["ce", "scst"], "train")

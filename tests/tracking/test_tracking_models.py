@@ -92,7 +92,7 @@ def test_a_folder_is_its_own_model(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("nowhere", "nowhere: no such folder, and no MLflow name; give"),
+        ("nowhere", "nowhere: not a folder, and not a name that MLflow knows; give"),
         ("models:/videoblip2@champion", "make one with `vb2 demo` or `vb2 promote RUN`"),
         ("models:/videoblip2/9", "version=9"),
         ("models:/m-" + "0" * 32, "unknown to sqlite"),

@@ -11,8 +11,7 @@ from tiny_world import PAUSE, STEPS, make_world, tiny_config
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.health import store_findings
-from videoblip2.tracking.mlflow.run_records import list_runs
+from videoblip2.tracking.mlflow.run_records import list_runs, store_findings
 from videoblip2.training.stage import run_stage
 
 pytestmark = [

@@ -16,7 +16,7 @@ from videoblip2.cli.console import SOME_FAILED, Json, emit, progress
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-    from videoblip2.tracking.mlflow.health import Finding
+    from videoblip2.tracking.mlflow.store import Finding
 
 PACKAGE = "videoblip2"
 LITTLE_SPACE, NO_SPACE = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
@@ -43,7 +43,7 @@ def doctor(json: Json = False) -> None:
 
 
 def _finding(name: str, status: str, found: str, remedy: str = "") -> "Finding":
-    from videoblip2.tracking.mlflow.health import Finding
+    from videoblip2.tracking.mlflow.store import Finding
 
     return Finding(name, status, found, "" if status == "ok" else remedy)
 
@@ -93,7 +93,7 @@ def gpu() -> list["Finding"]:
 
 
 def tracking() -> list["Finding"]:
-    from videoblip2.tracking.mlflow.health import store_findings
+    from videoblip2.tracking.mlflow.run_records import store_findings
 
     return store_findings()
 

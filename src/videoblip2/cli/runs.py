@@ -1,7 +1,6 @@
 """`vb2 runs`: the runs of the MLflow store, and how they compare."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from videoblip2.cli.console import Json, Record, emit, table
 
 if TYPE_CHECKING:
     from videoblip2.tracking.compare import Comparison, Duel, VideoPair
-    from videoblip2.tracking.mlflow.run_records import RunRow
+    from videoblip2.tracking.mlflow.run_records import RunRecord
 
 app = typer.Typer(help="The runs of the MLflow store.", no_args_is_help=True)
 
@@ -58,7 +57,7 @@ def list_(
     from videoblip2.tracking.mlflow.run_records import list_runs
 
     runs = list_runs(experiment, limit)
-    emit({"runs": [asdict(run) for run in runs]}, json, _runs_table("Runs", runs))
+    emit({"runs": [run.listed() for run in runs]}, json, _runs_table("Runs", runs))
 
 
 @app.command()
@@ -75,7 +74,7 @@ def gc(
     emit({"closed": [run.run_id for run in closed]}, json, _runs_table(f"Closed {len(closed)} runs", closed))
 
 
-def _runs_table(title: str, runs: "list[RunRow]") -> str:
+def _runs_table(title: str, runs: "list[RunRecord]") -> str:
     from videoblip2.captions.metrics import PRIMARY, label_of, shown
 
     rows = []

@@ -112,8 +112,12 @@ def compare_sides(
     Raises InputError where there is no such video. Where some videos fall out, a warning says so, and every score is
     computed again on those that are left.
     """
-    videos, warnings, same = _common(sides)
-    sides = [_only(side, videos, same) for side in sides]
+    videos, warnings = _common(sides)
+    if warnings:
+        sides = [
+            replace(side, predictions=tuple(_scored({key: rows[key] for key in videos}) for rows in side.predictions))
+            for side in sides
+        ]
     return Comparison(
         split=split,
         sides=tuple(sides),
@@ -122,17 +126,12 @@ def compare_sides(
         scores=tuple(_scores(sides, videos, resamples, seed)),
         duels=tuple(_duel(sides, place, videos) for place in range(1, len(sides))),
         warnings=tuple(warnings),
-        metric=_any_row(sides).metric,
+        metric=next(iter(sides[0].predictions[0].values())).metric,  # all rows are of one kind
     )
 
 
-def _any_row(sides: Sequence[Side]) -> Row:
-    """Any row tells which kind is compared: all are of one."""
-    return next(iter(sides[0].predictions[0].values()))
-
-
-def _common(sides: Sequence[Side]) -> tuple[list[str], list[str], bool]:
-    """Videos with the same references everywhere, warnings, and whether that is all of them."""
+def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:
+    """Videos with the same references everywhere, and a warning where these are not all of them."""
     every = [predictions for side in sides for predictions in side.predictions]
     first, union = every[0], {video for predictions in every for video in predictions}
     shared = [video for video in first if all(video in predictions for predictions in every)]
@@ -144,21 +143,14 @@ def _common(sides: Sequence[Side]) -> tuple[list[str], list[str], bool]:
             "evaluate the models on one split with `vb2 evaluate RUN --split val`"
         )
     if len(videos) == len(union):
-        return videos, [], True
+        return videos, []
     lost = f"{len(union) - len(shared)} of {len(union)} videos are not in every run"
     changed = f"{len(shared) - len(videos)} have other references"
-    return videos, [f"{lost}, {changed}: scores are computed again on the {len(videos)} that are left"], False
-
-
-def _only(side: Side, videos: Sequence[str], same: bool) -> Side:
-    """The side on some videos; scores depend on the set of references, so they are then computed again."""
-    if same:
-        return side
-    kept = [{video: predictions[video] for video in videos} for predictions in side.predictions]
-    return Side(side.name, side.runs, tuple(_scored(predictions) for predictions in kept))
+    return videos, [f"{lost}, {changed}: scores are computed again on the {len(videos)} that are left"]
 
 
 def _scored(predictions: Predictions) -> Predictions:
+    """Scores depend on the set of references, so they are computed again where some videos fall out."""
     captions = {key: row for key, row in predictions.items() if isinstance(row, CaptionRow)}
     if not captions:
         return predictions  # whether an answer is right depends on no other
@@ -172,30 +164,28 @@ def _scored(predictions: Predictions) -> Predictions:
 def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: int) -> list[Score]:
     """All metrics of all sides from one set of resamples."""
     every = [predictions for side in sides for predictions in side.predictions]
-    of_videos = [every[0][key].video_id for key in videos]
-    columns = {name: _by_video(block, of_videos) for name, block in _columns(every, videos).items()}
+    columns = _columns(every, videos)
     table = np.concatenate([block.reshape(len(block), -1) for block in columns.values()], axis=1)
     means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)])
     blocks = np.split(means, np.cumsum([block[0].size for block in columns.values()])[:-1], axis=1)
     ends = np.cumsum([len(side.runs) for side in sides]).tolist()
     places = [slice(end - len(side.runs), end) for side, end in zip(sides, ends, strict=True)]
-    found = {
-        name: block.reshape(len(means), len(every), -1) for name, block in zip(columns, blocks, strict=True)
-    }  # [1 + R, runs, k]
     scores = []
     for metric in METRICS.values():
-        if (block := found.get(_key(metric))) is not None:
+        if _key(metric) in columns:
+            block = blocks[list(columns).index(_key(metric))].reshape(len(means), len(every), -1)  # [1 + R, runs, k]
             values = block[..., 0] if metric.pool is None else metric.pool(block)
             scores.append(_score(metric, values[0], values[1:].T, places))
     return scores
 
 
 def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object, Floats]:
-    """What each metric is a mean or a pool of, for each video and run: [N, runs, k].
+    """What each metric is a mean or a pool of, for each video and run: [V, runs, k].
 
     Scores come from the predictions; where these lack a metric that needs no Java, it is computed from the captions.
     """
     kind = every[0][videos[0]].kind
+    of_videos = [every[0][key].video_id for key in videos]
     texts = [joined(p[video].text) for video in videos for p in every]
     groups = [group for video in videos for group in [[joined(t) for t in every[0][video].references]] * len(every)]
     columns: dict[object, Floats] = {}
@@ -209,7 +199,7 @@ def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object
             values = metric.rows(metric.function(texts, groups), len(texts))
         else:
             continue
-        columns[_key(metric)] = values.reshape(len(videos), len(every), -1)
+        columns[_key(metric)] = _by_video(values.reshape(len(videos), len(every), -1), of_videos)
     return columns
 
 
@@ -248,11 +238,9 @@ def _duel(sides: Sequence[Side], place: int, videos: Sequence[str]) -> Duel:
 
 
 def _pair(first: Side, second: Side, video: str) -> VideoPair:
-    captions = tuple(
-        tuple((p[video].text, float(p[video].scores[p[video].metric])) for p in side.predictions)
-        for side in (first, second)
-    )
-    scores = [sum(score for _, score in runs) / len(runs) for runs in captions]
-    known = first.predictions[0][video]
+    rows = [[predictions[video] for predictions in side.predictions] for side in (first, second)]
+    captions = tuple(tuple((row.text, float(row.scores[row.metric])) for row in runs) for runs in rows)
+    before, after = (sum(score for _, score in runs) / len(runs) for runs in captions)
+    known = rows[0][0]
     category, question = getattr(known, "category", None), getattr(known, "question", None)
-    return VideoPair(known.video_id, category, captions, (scores[0], scores[1]), known.references, question)
+    return VideoPair(known.video_id, category, captions, (before, after), known.references, question)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError
@@ -11,6 +12,7 @@ from videoblip2.tracking.mlflow.run_records import (
     TRAINED_BY,
     RunRecord,
     find_run,
+    plain,
     read_logged,
     rows_of,
     seeds_of,
@@ -43,31 +45,39 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
     groups = _groups([find_run(word) for word in dict.fromkeys(words)])
     if len({run.run_id for _, runs in groups for run in runs}) < 2 or len(groups) < 2:
-        raise InputError(f"{' '.join(words)}: one side only; name two runs or more, see `vb2 runs list`")
+        raise InputError(f"{' '.join(words)}: only one side; name two runs or more, see `vb2 runs list`")
     sources = {run.run_id: rows_of(run) for _, runs in groups for run in runs}
-    chosen = split or _common_split(sources, groups)
-    found = [_compare(kind, chosen, groups, sources, resamples) for kind in _common_kinds(sources, chosen, groups)]
+    chosen, kinds = _common(sources, split, groups)
+    found = []
+    for kind in kinds:
+        sides = [
+            Side(name, tuple(runs), tuple(read_logged(kind, *sources[run.run_id][kind, chosen]) for run in runs))
+            for name, runs in groups
+        ]
+        found.append(compare_sides(chosen, sides, differences(sides), resamples))
     return replace(found[0], answers=found[1]) if len(found) > 1 else found[0]
-
-
-def _compare(kind: Kind, split: str, groups: Sequence[Group], sources: Sources, resamples: int) -> Comparison:
-    sides = [
-        Side(name, tuple(runs), tuple(read_logged(kind, *sources[run.run_id][kind, split]) for run in runs))
-        for name, runs in groups
-    ]
-    return compare_sides(split, sides, differences(sides), resamples)
 
 
 def differences(sides: Sequence[Side]) -> list[tuple[str, tuple[str, ...]]]:
     """What differs: facts first (stage, data, source), then configuration keys, with each side's value as text."""
-    columns = [_together(_facts(run) for run in side.runs) for side in sides]
     any_seed = any(len(side.runs) > 1 for side in sides)
-    configs = [_together(_config(run, any_seed) for run in side.runs) for side in sides]
-    return [*_rows(columns), *_rows(configs)]
+    tables = (
+        [_together(_facts(run) for run in side.runs) for side in sides],
+        [_together(_config(run, any_seed) for run in side.runs) for side in sides],
+    )
+    rows = []
+    for columns in tables:
+        for key in dict.fromkeys(key for column in columns for key in column):
+            values = tuple(column.get(key, NOTHING) for column in columns)
+            rows += [(key, values)] if len(set(values)) > 1 else []
+    return rows
 
 
 def _groups(records: Sequence[RunRecord]) -> list[Group]:
-    """Parents as their seeds; then runs that differ in nothing but the seed together, if two sides are left."""
+    """Parents as their seeds; then runs that differ in nothing but the seed together, if two sides are left.
+
+    Sides with the same name get the beginning of a run id, so that two columns never look alike.
+    """
     groups: list[Group] = []
     for record in records:
         runs = [run for run in seeds_of(record) if run.status == "FINISHED"] or [record]
@@ -75,57 +85,40 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
     merged: dict[object, Group] = {}
     for name, runs in groups:
         key = (runs[0].stage, runs[0].tags.get("split"), *sorted(_config(runs[0], True).items()))
-        there = merged.get(key)
-        merged[key] = (_shared_name(there[0], name), [*there[1], *runs]) if there else (name, runs)
-    return _distinct(list(merged.values()) if len(merged) > 1 else groups)
+        if known := merged.get(key):  # `ce-seed0` and `ce-seed1` are shown as `ce`
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(known[0], name, strict=False))
+            shared = "".join(letter for letter, _ in same).removesuffix("seed").rstrip("-_ ")
+            merged[key] = (shared or known[0], [*known[1], *runs])
+        else:
+            merged[key] = (name, runs)
+    found = list(merged.values()) if len(merged) > 1 else groups
+    names = [name for name, _ in found]
+    return [(name if names.count(name) == 1 else f"{name} {runs[0].run_id[:6]}", runs) for name, runs in found]
 
 
-def _shared_name(first: str, second: str) -> str:
-    """What both names begin with: `ce-seed0`, `ce-seed1` → `ce`."""
-    same = next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-    return first[:same].removesuffix("seed").rstrip("-_ ") or first
-
-
-def _distinct(groups: list[Group]) -> list[Group]:
-    """Runs with the same name get the beginning of their id, so that two columns never look alike."""
-    names = [name for name, _ in groups]
-    return [(name if names.count(name) == 1 else f"{name} {runs[0].run_id[:6]}", runs) for name, runs in groups]
-
-
-def _common_split(sources: Sources, groups: Sequence[Group]) -> str:
-    for split in SPLITS:
-        if any(all((kind, split) in found for found in sources.values()) for kind in KINDS):
-            return split
+def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tuple[str, list[Kind]]:
+    """The split to compare, and what every run has of it: captions, answers or both."""
+    for chosen in [split] if split else SPLITS:
+        if kinds := [kind for kind in KINDS if all((kind, chosen) in found for found in sources.values())]:
+            return chosen, kinds
+    named = [(name, run) for name, runs in groups for run in runs]
+    if split:
+        run = next(run for _, run in named if ("captions", split) not in sources[run.run_id])
+        remedy = REMEDY.format(run.run_id, split)
+        raise InputError(f"run {run.name} ({run.run_id}) has no captions of {split}; {remedy}")
     has = "; ".join(
-        f"{name} has {' and '.join(f'{kind} of {split}' for kind, split in sources[run.run_id]) or 'none'}"
-        for name, runs in groups
-        for run in runs
+        f"{name} has {' and '.join(f'{kind} of {part}' for kind, part in sources[run.run_id]) or 'none'}"
+        for name, run in named
     )
     raise InputError(f"no split whose captions or answers every run has ({has}); {REMEDY.format('RUN', 'val')}")
 
 
-def _common_kinds(sources: Sources, split: str, groups: Sequence[Group]) -> list[Kind]:
-    """Captions, answers or both: what every run has of a split."""
-    kinds = [kind for kind in KINDS if all((kind, split) in found for found in sources.values())]
-    if not kinds:
-        lacking = (run for _, runs in groups for run in runs if ("captions", split) not in sources[run.run_id])
-        run = next(lacking)
-        remedy = REMEDY.format(run.run_id, split)
-        raise InputError(f"run {run.name} ({run.run_id}) has no captions of {split}; {remedy}")
-    return kinds
-
-
 def _config(run: RunRecord, any_seed: bool) -> dict[str, str]:
-    """The configuration as text that is equal where the value is: `1e-4` and 0.0001. An evaluation's is its model's."""
-    params = run.params or (find_run(run.tags[TRAINED_BY]).params if _trained_here(run) else {})
+    """The configuration in one spelling. An evaluation's is that of the run that trained its model."""
+    trained_by = run.tags.get(TRAINED_BY, "None")
+    params = run.params or (find_run(trained_by).params if trained_by != "None" else {})
     left_out = (*PLACES, "seed") if any_seed else PLACES
-    return {key: _plain(value) for key, value in params.items() if not key.startswith(left_out)}
-
-
-def _trained_here(run: RunRecord) -> bool:
-    return run.tags.get(TRAINED_BY, "None") != "None"
+    return {key: plain(value) for key, value in params.items() if not key.startswith(left_out)}
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
@@ -143,18 +136,3 @@ def _together(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for key, value in run.items():
             values.setdefault(key, {})[value] = None
     return {key: ", ".join(found) for key, found in values.items()}
-
-
-def _rows(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
-    keys = list(dict.fromkeys(key for column in columns for key in column))
-    rows = [(key, tuple(column.get(key, NOTHING) for column in columns)) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _plain(text: str) -> str:
-    text = text.strip("'\"")
-    try:
-        number = float(text)
-    except ValueError:
-        return {"null": "none", "True": "true", "False": "false"}.get(text, text)
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)

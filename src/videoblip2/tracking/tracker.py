@@ -55,7 +55,10 @@ class Tracker:
         """Log the values of the chosen checkpoint under `best/`; the runs table shows the last value otherwise."""
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Log at most 200 rows as NAME.json, `video_id` first; the same name in all runs makes them comparable."""
+        """Log at most 200 rows as NAME.json, `video_id` first, or append them to a table of that name.
+
+        The same name in all runs makes them comparable.
+        """
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""
@@ -81,6 +84,9 @@ class Tracker:
 
     def drop_state(self) -> None:
         """The run is over: delete what `keep_state` logged."""
+
+    def close(self, status: str) -> None:
+        """Send everything and end the run as FINISHED, FAILED or KILLED."""
 
 
 class NullTracker(Tracker):

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.tracking.mlflow.saved_state import StoppedRun, fetch_state, find_stopped_run
+from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
 from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
 
 #: What may change when a training resumes: it moves no weight.
@@ -55,15 +55,15 @@ def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
     return saved
 
 
-def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
+def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
     """The folder on this machine with the state of a run, downloaded if it must be."""
     if run.stage and stage and run.stage != stage:
         raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
-    here = out / run.name
+    here = out / (run.folder.name if run.folder else run.name)
     for folder in filter(None, (run.folder, here)):
         if run.run_id == _run_in(folder):
             return folder
-    if not run.logged:
+    if not run.state_logged:
         raise InputError(
             f"resume={run.run_id}: no training state in {run.folder or here} (the run was on {run.host}), and none "
             f"logged with the run; copy that folder to {here}, or start again without resume"

@@ -18,13 +18,27 @@ from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
-from videoblip2.tracking.mlflow import models, saved_state, store
-from videoblip2.tracking.mlflow.delivery import ONE_RETRY, Deduplicator, deliver, impatient, is_outage
-from videoblip2.tracking.outbox import Batch, DataSet, File, Message, Outbox, Point, Table, describe, warn
+from videoblip2.tracking.mlflow import models, store
+from videoblip2.tracking.mlflow.outbox import (
+    ONE_RETRY,
+    Batch,
+    DataSet,
+    Delivery,
+    File,
+    Outbox,
+    Point,
+    Table,
+    describe,
+    impatient,
+    is_outage,
+    warn,
+)
+from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import revision_tags
 from videoblip2.tracking.tracker import RunSpec, Stopped, Terminated, Tracker, sigterm_raises, stop_listening
 
@@ -47,8 +61,8 @@ class MlflowTracker(Tracker):
     ) -> None:
         self.run_id = self._run_id = run_id
         self._client, self._folder = client, folder
-        self._deduplicator = Deduplicator(client, run_id, active=resumed)
-        self._outbox = Outbox(self._deliver, is_outage, folder / f"unsent-{run_id}.jsonl" if folder else None)
+        file = folder / f"unsent-{run_id}.jsonl" if folder else None
+        self._outbox = Outbox(Delivery(client, run_id, resumed).deliver, file)
         self._outbox.read()
         self._points: list[Point] = []
         self._last_flush = time.monotonic()
@@ -59,9 +73,14 @@ class MlflowTracker(Tracker):
         """Log flat, dotted keys as parameters; a key that the run has stays, and another value of it becomes a tag."""
         with impatient():
             logged = self._client.get_run(self._run_id).data.params
-        new = {key: _text(value) for key, value in config.items() if key not in logged}
-        changed = {key: value for key, value in config.items() if key in logged and not _same(logged[key], value)}
-        self._outbox.put(Batch(params=new, tags={f"config.{key}": _text(value) for key, value in changed.items()}))
+        params, tags = {}, {}
+        for key, value in config.items():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            if key not in logged:
+                params[key] = text
+            elif plain(logged[key]).lower() != plain(text).lower():
+                tags[f"config.{key}"] = text
+        self._outbox.put(Batch(params=params, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer one point per metric; the buffer is sent when it is full or ten seconds old."""
@@ -71,17 +90,14 @@ class MlflowTracker(Tracker):
             self._send_points()
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
-        """Log the values of the chosen checkpoint under `best/`."""
         self._outbox.put(Batch(best=self._best(metrics)))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Log at most 200 rows as NAME.json, `video_id` first. Logging the same name again appends."""
         if rows:
             shown = [dict(row) for row in rows[:TABLE_ROWS]]
             self._outbox.put(Table(table=f"{name.removesuffix('.json')}.json", rows=shown))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file to the run's artifacts."""
         self._outbox.put(File(file=path.absolute(), folder=folder))
 
     def log_data(self, name: str, digest: str, context: str) -> None:
@@ -113,53 +129,67 @@ class MlflowTracker(Tracker):
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags on the run."""
         self._outbox.put(Batch(tags={key: str(value) for key, value in tags.items()}))
 
     def note(self, markdown: str) -> None:
-        """Set the text at the top of the run's page."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def flush(self) -> None:
-        """Send the buffered points; those that cannot be sent are written to a file."""
         self._send_points()
         self._outbox.write()
 
     def keep_state(self) -> None:
-        """Log the run's folder to a store on another machine, so that any machine can resume the run."""
-        if self._folder is not None:
+        """Log FOLDER/best and FOLDER/state to a store on another machine, so that any machine can resume the run."""
+        folder, run_id = self._folder, self._run_id
+        try:
             with impatient(ONE_RETRY):
-                saved_state.keep_state(self._client, self._run_id, self._folder)
+                if folder is None or store.is_local(self._client.get_run(run_id).info.artifact_uri):
+                    return
+                self._client.set_tag(run_id, STATE_LOGGED, "false")  # until it is complete
+                for part in STATE_PARTS:
+                    if (folder / part).is_dir():
+                        self._client.log_artifacts(run_id, str(folder / part), f"{STATE_ARTIFACTS}/{part}")
+                self._client.set_tag(run_id, STATE_LOGGED, "true")
+        except Exception as error:
+            reason = f"its state could not be logged ({first_line(error)})"
+            warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
 
     def drop_state(self) -> None:
-        """Delete what `keep_state` logged: the run is over."""
-        with impatient(ONE_RETRY):
-            saved_state.drop_state(self._client, self._run_id)
+        """Delete what `keep_state` logged, if it did: the run is over."""
+        try:
+            with impatient(ONE_RETRY):
+                run = self._client.get_run(self._run_id)
+                if STATE_LOGGED in run.data.tags:
+                    get_artifact_repository(run.info.artifact_uri).delete_artifacts(STATE_ARTIFACTS)
+                    self._client.delete_tag(self._run_id, STATE_LOGGED)
+        except Exception as error:
+            warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
 
     def close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""
         try:
             self._send_points()
             if not self._outbox.send(at_once=True):
-                self._report_unsent(self._outbox.write() and self._outbox.file is not None)
+                what = describe(self._outbox.waiting)
+                if self._outbox.write() and self._outbox.file is not None:
+                    warn(f"not sent: {what}; they are in {self._outbox.file}, and resume={self._run_id} sends them")
+                else:
+                    warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
         finally:
-            self._end(status)
-
-    def _report_unsent(self, kept: bool) -> None:
-        what = describe(self._outbox.waiting)
-        if kept:
-            warn(f"not sent: {what}; they are in {self._outbox.file}, and resume={self._run_id} sends them")
-        else:
-            warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
+            try:
+                with impatient():
+                    self._end(status)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                warn(f"run {self._run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later")
 
     def _end(self, status: str) -> None:
-        try:
-            with impatient():
-                mlflow.end_run(status)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            warn(f"run {self._run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later")
+        active = mlflow.active_run()
+        if active and active.info.run_id == self._run_id:
+            mlflow.end_run(status)
+        else:
+            self._client.set_terminated(self._run_id, status)
 
     def _send_points(self) -> None:
         """With a sign of life: `heartbeat`, seconds since 1970."""
@@ -167,13 +197,6 @@ class MlflowTracker(Tracker):
         if self._points:
             points, self._points = tuple(self._points), []
             self._outbox.put(Batch(points=points, tags={"heartbeat": str(int(time.time()))}))
-
-    def _deliver(self, message: Message) -> None:
-        try:
-            deliver(self._client, self._run_id, self._deduplicator, message)
-        except Exception:
-            self._deduplicator.look_again()
-            raise
 
     def _best(self, metrics: Mapping[str, float]) -> tuple[tuple[str, float, int], ...]:
         """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""
@@ -189,7 +212,12 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
         tracker = MlflowTracker(client, run_id, run_id == spec.resume_run_id, spec.folder and spec.folder.absolute())
         status = "FAILED"
         try:
-            tracker.set_tags({**_start_tags(spec), **revision_tags()})
+            tags = {"stage": spec.stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}
+            if spec.resume_run_id:
+                tags["resumed_from"] = spec.resume_run_id
+            if spec.folder is not None:
+                tags["folder"] = str(spec.folder.absolute())
+            tracker.set_tags({**tags, **revision_tags()})
             yield tracker
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Stopped):
@@ -200,15 +228,6 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
             tracker.close(status)
 
 
-def _start_tags(spec: RunSpec) -> dict[str, str]:
-    tags = {"stage": spec.stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}
-    if spec.resume_run_id:
-        tags["resumed_from"] = spec.resume_run_id
-    if spec.folder is not None:
-        tags["folder"] = str(spec.folder.absolute())
-    return tags
-
-
 def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
     """The run to resume where the store still has it; the one that `mlflow run` has opened; or a new one."""
     given, nested = os.environ.get("MLFLOW_RUN_ID"), spec.parent_run_id is not None
@@ -216,7 +235,9 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
         os.environ.pop("MLFLOW_RUN_ID", None)
         run_id = str(mlflow.start_run(run_id=spec.resume_run_id, nested=nested).info.run_id)
         if given and given != run_id and not nested:
-            _retire(client, given, run_id)
+            client.set_tag(given, "continues", run_id)  # the empty run that `mlflow run` opened
+            client.set_terminated(given, "FINISHED")
+            client.delete_run(given)
         return run_id
     if spec.parent_run_id:
         os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
@@ -234,16 +255,9 @@ def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
     try:
         return str(client.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in store.UNKNOWN:
             raise
         return False
-
-
-def _retire(client: mlflow.MlflowClient, run_id: str, resumed: str) -> None:
-    """Close and delete the empty run that `mlflow run` opened for a training that resumes its own run."""
-    client.set_tag(run_id, "continues", resumed)
-    client.set_terminated(run_id, "FINISHED")
-    client.delete_run(run_id)
 
 
 def _reachable(start: Callable[[], str]) -> str:
@@ -281,18 +295,3 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
 def _now() -> int:
     """Milliseconds since 1970."""
     return int(time.time() * 1000)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _same(logged: str, value: object) -> bool:
-    """Whether a logged text is this value in another spelling: `1e-4` and 0.0001, `True` and true, `''` and nothing."""
-    text = _text(value)
-    if logged.strip("'\"").lower() == text.strip("'\"").lower():
-        return True
-    try:
-        return float(logged) == float(text)
-    except ValueError:
-        return False

@@ -23,37 +23,33 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND
 
 #: Named by its place and not imported: it runs on top of everything, in the process that loads the model.
 CODE = Path(__file__).parents[2] / "registry" / "pyfunc_model.py"
 CHECKPOINT = "checkpoint"
 REQUIREMENTS = (
-    "videoblip2",
-    "av",
-    "mlflow",
-    "numpy",
-    "peft",
-    "pydantic",
-    "pyyaml",
-    "safetensors",
-    "tokenizers",
-    "torch",
+    *("videoblip2", "av", "mlflow", "numpy", "peft", "pydantic", "pyyaml", "safetensors", "tokenizers", "torch"),
     "transformers",
 )
-HOW_TO_FIND = "`vb2 runs list` shows the runs"
 FORMS = "give a checkpoint folder, a run id (`vb2 runs list`), models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-…"
 
 
 def log_checkpoint(folder: Path, name: str) -> str:
     """Log a checkpoint folder as a model of the active run; return the model id (`m-…`)."""
+    inputs = [ColSpec("string", name, required=modality.required) for name, modality in MODALITIES.items()]
+    outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
+    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
+    # Installed versions, without local labels (`+cpu`) that no index knows.
+    pins = [f"{package}=={metadata.version(package).partition('+')[0]}" for package in REQUIREMENTS]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # it would need feature files
         info = mlflow.pyfunc.log_model(
             name=re.sub(r"[^\w-]", "_", name),  # MLflow allows no dot in a model's name; ours hold learning rates
             python_model=str(CODE),
             artifacts={CHECKPOINT: str(folder)},
-            pip_requirements=_requirements(),
-            signature=_signature(),
+            pip_requirements=pins,
+            signature=ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options)),
         )
     return str(info.model_id)
 
@@ -64,7 +60,13 @@ def find_checkpoint(model: str) -> tuple[Path, str]:
     The folder is the artifact store's own where that is on this machine, else a download.
     """
     logged, version = logged_model(model)
-    return _checkpoint(_folder(logged), model), version
+    folder = _folder(logged)
+    if not (folder / "MLmodel").is_file():
+        raise InputError(f"{model}: its files are gone from {folder}; restore that folder or train again")
+    path = _checkpoint_path(folder)
+    if path is None:
+        raise InputError(f"{model}: an MLflow model, but no checkpoint of this project; {HOW_TO_FIND}")
+    return folder / path, version
 
 
 def logged_model(model: str) -> tuple[Any, str]:
@@ -93,12 +95,23 @@ def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
     if match := re.fullmatch(r"models:/(m-[0-9a-f]+)", model):
         return match[1], match[1]
     if match := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", model):
-        version = _aliased(client, *match.groups())
+        try:
+            version = client.get_model_version_by_alias(*match.groups())
+        except MlflowException as error:
+            if error.error_code not in store.UNKNOWN:
+                raise
+            remedy = "make one with `vb2 demo` or `vb2 promote RUN`"
+            raise InputError(f"{model}: no such model in {store.tracking_uri()}; {remedy}") from error
     elif match := re.fullmatch(r"models:/([^/@]+)/(\d+)", model):
         version = client.get_model_version(*match.groups())
     else:
-        raise InputError(f"{model}: no such folder, and no MLflow name; {FORMS}")
-    return _source(version, model), f"{version.name}/{version.version}"
+        raise InputError(f"{model}: not a folder, and not a name that MLflow knows; {FORMS}")
+    if source := re.search(r"models:/(m-[0-9a-f]+)$", version.source or ""):  # the version's own `model_id` is empty
+        return source[1], f"{version.name}/{version.version}"
+    raise InputError(
+        f"{model}: version {version.version} was not registered from a checkpoint ({version.source}); register one "
+        "with `vb2 promote RUN`"
+    )
 
 
 def _newest_model(client: mlflow.MlflowClient, run_id: str) -> str:
@@ -114,31 +127,10 @@ def _newest_model(client: mlflow.MlflowClient, run_id: str) -> str:
     return str(ready[0].model_id)
 
 
-def _aliased(client: mlflow.MlflowClient, name: str, alias: str) -> Any:
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        remedy = "make one with `vb2 demo` or `vb2 promote RUN`"
-        raise InputError(f"models:/{name}@{alias}: no such model in {store.tracking_uri()}; {remedy}") from error
-
-
-def _source(version: Any, model: str) -> str:
-    """Read the model id off a version's source; MLflow leaves the version's own `model_id` empty."""
-    if match := re.search(r"models:/(m-[0-9a-f]+)$", version.source or ""):
-        return match[1]
-    raise InputError(
-        f"{model}: version {version.version} was not registered from a checkpoint ({version.source}); register one "
-        "with `vb2 promote RUN`"
-    )
-
-
 def _folder(logged: Any) -> Path:
     """Return the model's folder: the store's own if it is on this machine, else a download kept by model id."""
-    location = urlparse(logged.artifact_location)
-    if location.scheme in ("", "file"):
-        return Path(unquote(location.path))
+    if store.is_local(logged.artifact_location):
+        return Path(unquote(urlparse(logged.artifact_location).path))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
     target = cache / str(logged.model_id)
     cache.mkdir(parents=True, exist_ok=True)
@@ -151,30 +143,8 @@ def _folder(logged: Any) -> Path:
     return target
 
 
-def _checkpoint(folder: Path, model: str) -> Path:
-    """Return the checkpoint inside a logged model's folder; the MLmodel file names its path."""
-    if not (folder / "MLmodel").is_file():
-        raise InputError(f"{model}: its files are gone from {folder}; restore that folder or train again")
-    path = _checkpoint_path(folder)
-    if path is None:
-        raise InputError(f"{model}: an MLflow model, but no checkpoint of this project; {HOW_TO_FIND}")
-    return folder / path
-
-
 @cache  # a logged model never changes, and a service asks every second
 def _checkpoint_path(folder: Path) -> str | None:
     flavor = mlflow.models.Model.load(str(folder)).flavors.get("python_function", {})
     artifact = flavor.get("artifacts", {}).get(CHECKPOINT)
     return None if artifact is None else str(artifact["path"])
-
-
-def _requirements() -> list[str]:
-    """Pin what loading needs at the installed versions, without local labels (`+cpu`) that no index knows."""
-    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in REQUIREMENTS]
-
-
-def _signature() -> ModelSignature:
-    inputs = [ColSpec("string", name, required=modality.required) for name, modality in MODALITIES.items()]
-    outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
-    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
-    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options))

@@ -1,9 +1,11 @@
-"""Runs as they are read back from the store: list, find, close; configuration, scores, captions, curves."""
+"""Runs as they are read back from the store: list, find, close, resume; configuration, scores, captions, curves."""
 
+import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +16,19 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow.store import Finding
 
 #: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
+#: The training state of a run that was stopped: its artifact folder, what of the run's folder is in it, and the tag
+#: that is `true` once all of it is in the store.
+STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
+SILENT_SECONDS = 300.0  # after which a process on another machine may be dead
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
+NEWEST_FIRST = ["attributes.start_time DESC"]
+MOST_RUNS = 1000  # MLflow's limit for one search
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,9 @@ class RunRecord:
     run_id: str
     name: str
     experiment_id: str
+    experiment: str
     status: str
     started: float
-    seconds: float
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
@@ -41,20 +50,46 @@ class RunRecord:
     def stage(self) -> str:
         return self.tags.get("stage", "")
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the run's files were, on `host`."""
+        return Path(self.tags["folder"]) if "folder" in self.tags else None
+
+    @property
+    def host(self) -> str:
+        return self.tags.get("host", "an unknown host")
+
+    @property
+    def state_logged(self) -> bool:
+        """Whether the store has a copy of the training state."""
+        return self.tags.get(STATE_LOGGED) == "true"
+
+    def listed(self) -> dict[str, object]:
+        """What a list of runs shows: the scores are those of the chosen checkpoint and of the test split."""
+        scores = {key: value for key, value in sorted(self.metrics.items()) if key.startswith(("best/", "test/"))}
+        shown = ("run_id", "name", "experiment", "stage", "status", "started")
+        return {**{key: getattr(self, key) for key in shown}, "metrics": scores}
+
+
+def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRecord]:
+    """Return the newest runs of one experiment, or of all."""
+    client = store.connect()
+    names = {key: name for key, name in _experiments(client).items() if experiment in (None, name)}
+    return _search(client, "", names, limit) if names else []
+
 
 def find_run(word: str) -> RunRecord:
     """Find a run by its id, by the first six or more digits of it, or by its name where only one run has that.
 
     Raises InputError for a word that names no run, or several.
     """
-    client = store.connect()
-    found = _candidates(client, word)
+    found = _candidates(store.connect(), word)
     if not found:
         raise InputError(f"{word}: no run of that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
     if len(found) > 1:
-        ids = ", ".join(run.info.run_id[:12] for run in found[:5])
-        raise InputError(f"{word}: {len(found)} runs are called so, newest first {ids}; give the id of one")
-    return _record(found[0])
+        ids = ", ".join(run.run_id[:12] for run in found[:5])
+        raise InputError(f"{word}: {len(found)} runs have this name, newest first {ids}; give the id of one")
+    return found[0]
 
 
 def run_link(run_id: str, name: str) -> str:
@@ -68,8 +103,8 @@ def seeds_of(record: RunRecord) -> list[RunRecord]:
     """The runs under a parent that `--seeds` made, by seed; none for any other run."""
     if SEEDS not in record.tags:
         return []
-    runs = _search(store.connect(), f"tags.`{PARENT}` = '{record.run_id}'", [record.experiment_id])
-    return sorted((_record(run) for run in runs), key=lambda run: int(run.tags.get("seed", 0)))
+    runs = _beside(record, f"tags.`{PARENT}` = '{record.run_id}'")
+    return sorted(runs, key=lambda run: int(run.tags.get("seed", 0)))
 
 
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
@@ -77,12 +112,10 @@ def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
 
     Those of its newest finished evaluation count, too.
     """
-    client = store.connect()
-    runs = _search(client, f"tags.{TRAINED_BY} = '{record.run_id}'", [record.experiment_id])
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for run in [client.get_run(record.run_id), *runs]:
-        for key, path in _artifacts(client, run).items():
-            found.setdefault(key, (run.info.run_id, path))
+    for run in [record, *_beside(record, f"tags.{TRAINED_BY} = '{record.run_id}'")]:
+        for key, path in _artifacts(run).items():
+            found.setdefault(key, (run.run_id, path))
     return found
 
 
@@ -98,7 +131,7 @@ def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """The points (step, value) of a metric, in order; none where run, metric or store are not there."""
+    """The points (step, value) of a metric, in order; none where run, metric or store do not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -108,103 +141,62 @@ def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
-def _candidates(client: Any, word: str) -> list[Any]:
+def plain(text: str) -> str:
+    """A logged value in one spelling: `1e-4` and 0.0001 are equal, and `True` and true."""
+    text = text.strip("'\"")
+    try:
+        number = float(text)
+    except ValueError:
+        return {"null": "none", "True": "true", "False": "false"}.get(text, text)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+def find_stopped_run(run_id: str) -> RunRecord:
+    """Find a run to resume. Raises InputError if it is unknown or deleted, or if its process still runs."""
     from mlflow.exceptions import MlflowException
 
-    if re.fullmatch(r"[0-9a-f]{32}", word):
-        try:
-            return [client.get_run(word)]
-        except MlflowException:
-            return []
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    quoted = word.replace("'", "")
-    named = _search(client, f"attributes.run_name = '{quoted}'", experiments)
-    if named or not re.fullmatch(r"[0-9a-f]{6,31}", word):
-        return named
-    return _search(client, f"attributes.run_id LIKE '{word}%'", experiments)
-
-
-def _search(client: Any, condition: str, experiments: Sequence[str]) -> list[Any]:
-    """Newest first."""
-    order = ["attributes.start_time DESC"]
-    return list(client.search_runs(list(experiments), condition, max_results=1000, order_by=order))
-
-
-def _artifacts(client: Any, run: Any) -> dict[tuple[Kind, str], str]:
-    """(kind, split) → artifact: what the tags say, or the file names of runs without such tags."""
-    tags = run.data.tags
-    tagged = {
-        (kind, tag.removeprefix(prefix)): tags[tag]
-        for kind, prefix in ROW_TAGS.items()
-        for tag in tags
-        if tag.startswith(prefix)
-    }
-    if not tagged and run.info.status != "RUNNING":
-        paths = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".jsonl")]
-        forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
-        tagged = {("captions", split): path for path in paths for split, form in forms.items() if form.fullmatch(path)}
-    return _told_apart(tagged, run.data.params.get("data.task"))
-
-
-def _told_apart(found: dict[tuple[Kind, str], str], task: str | None) -> dict[tuple[Kind, str], str]:
-    """Runs of older versions have captions and answers in one file, tagged as captions."""
-    if task not in ("qa", "mixed") or any(kind == "answers" for kind, _ in found):
-        return found
-    answers: dict[tuple[Kind, str], str] = {("answers", split): path for (_, split), path in found.items()}
-    return answers if task == "qa" else {**found, **answers}
-
-
-def _record(run: Any) -> RunRecord:
-    end = run.info.end_time or run.info.start_time
-    return RunRecord(
-        run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id[:8],
-        experiment_id=run.info.experiment_id,
-        status=run.info.status,
-        started=run.info.start_time / 1000,
-        seconds=(end - run.info.start_time) / 1000,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags=dict(run.data.tags),
-        data=_data(run),
-    )
-
-
-def _data(run: Any) -> dict[str, str]:
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    return {tag.value: f"{item.dataset.name} {item.dataset.digest}" for item in inputs for tag in item.tags}
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One run; `started` in seconds since 1970, `metrics` of the chosen checkpoint (`best/`) and of the test split."""
-
-    run_id: str
-    name: str
-    experiment: str
-    stage: str
-    status: str
-    started: float
-    metrics: Mapping[str, float]
-
-
-def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRow]:
-    """Return the newest runs of one experiment, or of all."""
     client = store.connect()
-    names = _experiments(client, experiment)
-    runs = client.search_runs(list(names), order_by=["attributes.start_time DESC"], max_results=limit) if names else []
-    return [_row(run, names) for run in runs]
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        reason = f"no such run in {store.tracking_uri()} ({first_line(error)})"
+        raise InputError(f"resume={run_id}: {reason}; {HOW_TO_FIND}") from error
+    if run.info.lifecycle_stage != "active":
+        raise InputError(f"resume={run_id}: was deleted; restore it with `mlflow runs restore --run-id {run_id}`")
+    record = _record(run, _experiments(client))
+    process = ProcessRecord.read(record.tags)
+    if record.status != "RUNNING" or process is None:
+        return record
+    if process.is_local():  # two processes that write to one run would spoil it
+        if process.is_running() and process.pid != os.getpid():
+            raise InputError(f"resume={run_id}: still running as process {process.pid}; stop it first")
+    elif (silent := seconds_silent(record)) < SILENT_SECONDS:
+        raise InputError(
+            f"resume={run_id}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
+            "dead, mark it as failed with `vb2 runs gc --hours 0.02`"
+        )
+    return record
 
 
-def find_dead_runs(hours: float = 24.0) -> list[RunRow]:
+def fetch_state(run_id: str, folder: Path) -> None:
+    """Download a stopped run's training state from the store into FOLDER, in one move; it replaces older parts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".resume-") as draft:
+        store.connect().download_artifacts(run_id, STATE_ARTIFACTS, draft)
+        for part in STATE_PARTS:
+            if (Path(draft) / STATE_ARTIFACTS / part).is_dir():
+                shutil.rmtree(folder / part, ignore_errors=True)
+                os.replace(Path(draft) / STATE_ARTIFACTS / part, folder / part)
+
+
+def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
     """The RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
     client = store.connect()
-    names = _experiments(client, None)
-    running = client.search_runs(list(names), "attributes.status = 'RUNNING'", max_results=1000) if names else []
-    return [_row(run, names) for run in running if _is_dead(run, hours)]
+    running = _search(client, "attributes.status = 'RUNNING'", _experiments(client))
+    return [run for run in running if _is_dead(run, hours)]
 
 
-def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
+def close_dead_runs(hours: float = 24.0) -> list[RunRecord]:
     """End as KILLED what `find_dead_runs` finds."""
     client, dead = store.connect(), find_dead_runs(hours)
     for run in dead:
@@ -212,28 +204,96 @@ def close_dead_runs(hours: float = 24.0) -> list[RunRow]:
     return [replace(run, status="KILLED") for run in dead]
 
 
-def _experiments(client: Any, wanted: str | None) -> dict[str, str]:
-    return {e.experiment_id: e.name for e in client.search_experiments() if wanted in (None, e.name)}
+def seconds_silent(record: RunRecord) -> float:
+    """How long ago a run was last heard of."""
+    return time.time() - float(record.tags.get("heartbeat", record.started))
 
 
-def _row(run: Any, names: Mapping[str, str]) -> RunRow:
-    return RunRow(
+def store_findings() -> list[Finding]:
+    """Check the store named by MLFLOW_TRACKING_URI, or the one in the current folder, and its runs. Read only."""
+    found, name = store.findings(), "store: unclosed runs"
+    if any(finding.status == "fail" for finding in found) or len(found) == 1:
+        return found
+    try:
+        dead = find_dead_runs()
+    except Exception as error:
+        return [*found, Finding(name, "fail", first_line(error), "fix the store's schema first")]
+    if not dead:
+        return [*found, Finding(name, "ok", "none")]
+    text = f"{len(dead)} RUNNING without a process: {', '.join(run.name for run in dead[:3])}"
+    remedy = "`vb2 runs gc` closes them; `vb2 ce CONFIG resume=RUN` resumes one"
+    return [*found, Finding(name, "warn", text, remedy)]
+
+
+def _is_dead(run: RunRecord, hours: float) -> bool:
+    process = ProcessRecord.read(run.tags)
+    gone = process is not None and process.is_local() and not process.is_running()
+    return gone or seconds_silent(run) > hours * 3600
+
+
+def _candidates(client: Any, word: str) -> list[RunRecord]:
+    from mlflow.exceptions import MlflowException
+
+    names = _experiments(client)
+    if re.fullmatch(r"[0-9a-f]{32}", word):
+        try:
+            return [_record(client.get_run(word), names)]
+        except MlflowException:
+            return []
+    quoted = word.replace("'", "")
+    named = _search(client, f"attributes.run_name = '{quoted}'", names)
+    if named or not re.fullmatch(r"[0-9a-f]{6,31}", word):
+        return named
+    return _search(client, f"attributes.run_id LIKE '{word}%'", names)
+
+
+def _beside(record: RunRecord, condition: str) -> list[RunRecord]:
+    """The runs of a record's experiment that meet a condition, newest first."""
+    return _search(store.connect(), condition, {record.experiment_id: record.experiment})
+
+
+def _experiments(client: Any) -> dict[str, str]:
+    """Id → name."""
+    return {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+
+
+def _search(client: Any, condition: str, names: Mapping[str, str], limit: int = MOST_RUNS) -> list[RunRecord]:
+    """Newest first. names: of the experiments to search, by id."""
+    runs = client.search_runs(list(names), condition, max_results=limit, order_by=NEWEST_FIRST)
+    return [_record(run, names) for run in runs]
+
+
+def _record(run: Any, names: Mapping[str, str]) -> RunRecord:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return RunRecord(
         run_id=run.info.run_id,
-        name=run.info.run_name or "",
-        experiment=names[run.info.experiment_id],
-        stage=run.data.tags.get("stage", ""),
+        name=run.info.run_name or run.info.run_id[:8],
+        experiment_id=run.info.experiment_id,
+        experiment=names.get(run.info.experiment_id, ""),
         status=run.info.status,
         started=run.info.start_time / 1000,
-        metrics={key: value for key, value in sorted(run.data.metrics.items()) if key.startswith(("best/", "test/"))},
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        data={tag.value: f"{item.dataset.name} {item.dataset.digest}" for item in inputs for tag in item.tags},
     )
 
 
-def seconds_silent(run: Any) -> float:
-    """How long ago a run was last heard of."""
-    return time.time() - float(run.data.tags.get("heartbeat", run.info.start_time / 1000))
-
-
-def _is_dead(run: Any, hours: float) -> bool:
-    process = ProcessRecord.read(run.data.tags)
-    gone = process is not None and process.is_local() and not process.is_running()
-    return gone or seconds_silent(run) > hours * 3600
+def _artifacts(run: RunRecord) -> dict[tuple[Kind, str], str]:
+    """(kind, split) → artifact: what the tags say, or the file names of runs without such tags."""
+    found = {
+        (kind, tag.removeprefix(prefix)): path
+        for kind, prefix in ROW_TAGS.items()
+        for tag, path in run.tags.items()
+        if tag.startswith(prefix)
+    }
+    if not found and run.status != "RUNNING":
+        paths = [file.path for file in store.connect().list_artifacts(run.run_id)]
+        forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
+        found = {("captions", split): path for path in paths for split, form in forms.items() if form.fullmatch(path)}
+    task = run.params.get("data.task")
+    if task not in ("qa", "mixed") or any(kind == "answers" for kind, _ in found):
+        return found
+    # Runs of older versions have captions and answers in one file, tagged as captions.
+    answers: dict[tuple[Kind, str], str] = {("answers", split): path for (_, split), path in found.items()}
+    return answers if task == "qa" else {**found, **answers}

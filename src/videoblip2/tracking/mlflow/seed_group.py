@@ -1,17 +1,15 @@
 """The parent run of several seeds: the seeds are its children, and it holds what they have in common."""
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS
-from videoblip2.tracking.outbox import Batch
 from videoblip2.tracking.source import revision_tags
+from videoblip2.tracking.tracker import NullTracker, Tracker
 
 Points = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -26,7 +24,11 @@ class SeedGroup:
     stage: str
     name: str
     experiment: str
-    run_id: str | None = None
+    tracker: Tracker = field(default_factory=NullTracker)
+
+    @property
+    def run_id(self) -> str | None:
+        return self.tracker.run_id
 
     def join(self, child: str | None) -> None:
         """Put a run under the parent: the one it already has, or a new one. An untracked run has no parent."""
@@ -42,59 +44,37 @@ class SeedGroup:
     def adopt(self, run_id: str) -> None:
         """Under `mlflow run` MLflow's run is the parent: it keeps its name and experiment, and the children follow."""
         client = store.connect(create=True)
-        experiment = client.get_run(run_id).info.experiment_id
-        self.experiment = str(client.get_experiment(experiment).name)
+        self.experiment = str(client.get_experiment(client.get_run(run_id).info.experiment_id).name)
         self._take(run_id)
 
     def log(
         self, config: Mapping[str, object], seeds: Sequence[int], best: Mapping[str, float], points: Points
     ) -> None:
         """Log what the seeds share: configuration, list of seeds, values under `best/`, mean curves."""
-        if self.run_id is None:
-            return
-        from videoblip2.tracking.mlflow.delivery import Deduplicator, deliver
-
-        client, now = store.connect(), int(time.time() * 1000)
-        logged = client.get_run(self.run_id).data.params
-        batch = Batch(
-            points=tuple((key, value, now, step) for key, curve in points.items() for step, value in curve),
-            best=tuple((f"best/{key}", value, now) for key, value in best.items()),
-            params={key: str(value) for key, value in config.items() if key not in logged},
-            tags={SEEDS: ", ".join(map(str, seeds))},
-        )
-        deliver(client, self.run_id, Deduplicator(client, self.run_id), batch)
+        self.tracker.log_config(config)
+        self.tracker.log_best(best)
+        for key, curve in points.items():
+            for step, value in curve:
+                self.tracker.log_metrics({key: value}, step)
+        self.tracker.set_tags({SEEDS: ", ".join(map(str, seeds))})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log rows with equal keys as NAME.json, replacing an earlier table of that name."""
-        if self.run_id is None or not rows:
-            return
-        client, file = store.connect(), f"{name}.json"
-        if store.has_artifact(client, self.run_id, file):
+        file = f"{name}.json"
+        if self.run_id is not None and rows and store.has_artifact(store.connect(), self.run_id, file):
             table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
-            client.log_dict(self.run_id, table, file)
+            store.connect().log_dict(self.run_id, table, file)
         else:
-            client.log_table(self.run_id, {column: [row[column] for row in rows] for column in rows[0]}, file)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file to the parent's artifacts."""
-        if self.run_id is not None:
-            store.connect().log_artifact(self.run_id, str(path), folder)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags on the parent."""
-        for key, value in tags.items() if self.run_id is not None else ():
-            store.connect().set_tag(self.run_id, key, value)
-
-    def close(self, status: str) -> None:
-        """End the parent, if there is one."""
-        if self.run_id is not None:
-            store.connect().set_terminated(self.run_id, status)
+            self.tracker.log_table(name, rows)
 
     def _take(self, run_id: str, name: str | None = None) -> None:
         """Make a run the parent, RUNNING in this process from now on."""
-        self.run_id = str(run_id)
-        store.connect().update_run(self.run_id, status="RUNNING", name=name)
-        self.set_tags({"stage": self.stage, **ProcessRecord.current().fields(), **revision_tags()})
+        from videoblip2.tracking.mlflow.mlflow_tracker import MlflowTracker
+
+        client = store.connect()
+        client.update_run(run_id, status="RUNNING", name=name)
+        self.tracker = MlflowTracker(client, run_id, resumed=True)
+        self.tracker.set_tags({"stage": self.stage, **ProcessRecord.current().fields(), **revision_tags()})
 
 
 @contextmanager
@@ -111,4 +91,4 @@ def seed_group(stage: str, name: str, experiment: str) -> Iterator[SeedGroup]:
         status = "KILLED"
         raise
     finally:
-        group.close(status)
+        group.tracker.close(status)

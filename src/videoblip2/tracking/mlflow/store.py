@@ -1,4 +1,4 @@
-"""The tracking store: where it is, its first start under a lock, and an MLflow client on it.
+"""The tracking store: where it is, its first start under a lock, an MLflow client on it, and its health.
 
 Several processes that open a fresh sqlite file at once corrupt it for good, so the tables are created under a file
 lock. Write-ahead logging, which the file remembers, lets readers and writers run at once and marks a finished start.
@@ -7,9 +7,11 @@ lock. Write-ahead logging, which the file remembers, lets readers and writers ru
 import logging
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from filelock import FileLock
 
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 DEFAULT_DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"
 REACH_SECONDS = 10
+BUSY_SECONDS = 2.0
 FORBIDDEN = 403
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes where nothing has the name
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
+MOVE_AWAY = "move it away and start again, or bring back a copy"
 
 
 def tracking_uri() -> str:
@@ -45,6 +51,11 @@ def artifact_root(uri: str) -> Path | None:
     return database.parent / "mlruns" if database else None
 
 
+def is_local(address: str) -> bool:
+    """Whether artifacts at this address are on this machine."""
+    return urlparse(address).scheme in ("", "file")
+
+
 def connect(create: bool = False) -> "MlflowClient":
     """Return a client on the store. A missing sqlite store is created with `create`, else it raises InputError."""
     for quiet, value in QUIET.items():
@@ -53,10 +64,7 @@ def connect(create: bool = False) -> "MlflowClient":
     database = sqlite_file(uri)
     if database is not None:
         if not create and not database.is_file():
-            raise InputError(
-                f"{database}: no MLflow store there; run from the folder where the runs were made, "
-                "set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
-            )
+            raise InputError(f"{database}: no MLflow store there; {NO_STORE}")
         _first_start(uri, database)
     elif uri.startswith("http"):
         check_reachable(uri)
@@ -73,39 +81,21 @@ def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
 
 def check_reachable(uri: str) -> None:
     """Check that a tracking server answers. Raises InputError within seconds if it does not."""
-    from mlflow.tracking._tracking_service.utils import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    start = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
     try:
-        answer = http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=REACH_SECONDS)
+        answer = _get(uri, "/health")
     except Exception as error:
-        raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {start}") from error
+        remedy = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
+        raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {remedy}") from error
     if answer.status_code == FORBIDDEN:
-        raise InputError(
-            f"{uri}: the server refuses ({answer.text.strip()[:100]}); see its --allowed-hosts and your login"
-        )
+        reason = answer.text.strip()[:100]
+        raise InputError(f"{uri}: the server refuses ({reason}); see its --allowed-hosts and your login")
 
 
-def server_version(uri: str) -> str:
-    """MLflow's version on a tracking server; empty if the server does not say."""
+def _get(uri: str, path: str) -> Any:
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=REACH_SECONDS)
-    return answer.text.strip() if answer.status_code == 200 else ""
-
-
-def schema_versions(uri: str) -> tuple[str | None, str]:
-    """The schema revision that a database has and the one that the installed MLflow wants."""
-    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
-    from sqlalchemy import create_engine
-
-    engine = create_engine(uri)
-    try:
-        return _get_schema_version(engine), _get_latest_schema_revision()
-    finally:
-        engine.dispose()
+    return http_request(get_default_host_creds(uri), path, "GET", max_retries=0, timeout=REACH_SECONDS)
 
 
 def _first_start(uri: str, database: Path) -> None:
@@ -116,22 +106,95 @@ def _first_start(uri: str, database: Path) -> None:
     with FileLock(f"{database}.lock"):
         if database.is_file() and _journal_mode(database) == "wal":
             return
-        _create_tables(uri, database)
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        for noisy in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        SqlAlchemyStore(uri, str(artifact_root(uri))).engine.dispose()
         with suppress(sqlite3.OperationalError):  # a reader holds the file: the next start sets it
-            _journal_mode(database, "wal")
+            _journal_mode(database, "=wal")
 
 
-def _create_tables(uri: str, database: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    SqlAlchemyStore(uri, str(artifact_root(uri))).engine.dispose()
+def _journal_mode(database: Path, change: str = "") -> str:
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        return str(connection.execute(f"PRAGMA journal_mode{change}").fetchone()[0])
 
 
-def _journal_mode(database: Path, wanted: str = "") -> str:
-    connection = sqlite3.connect(database, timeout=60)
+@dataclass(frozen=True)
+class Finding:
+    """One check: `status` is ok, note (harmless), warn or fail; every status but ok has a remedy."""
+
+    name: str
+    status: str
+    found: str
+    remedy: str = ""
+
+
+def findings() -> list[Finding]:
+    """Check the store: can it be reached, its schema, write-ahead logging. Read only; one finding if it is absent."""
+    uri = tracking_uri()
+    database = sqlite_file(uri)
+    first = _sqlite(database) if database else [_server(uri)]
+    absent = database and not database.is_file()
+    return first if absent or any(finding.status == "fail" for finding in first) else [*first, _schema(uri)]
+
+
+def _sqlite(database: Path) -> list[Finding]:
+    if not database.is_file():
+        return [Finding("store", "note", f"{database}: does not exist yet", NO_STORE)]
     try:
-        return str(connection.execute("PRAGMA journal_mode" + (f"={wanted}" if wanted else "")).fetchone()[0])
-    finally:
-        connection.close()
+        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except sqlite3.Error as error:
+        remedy = f"if no process writes there, {MOVE_AWAY}"
+        if "locked" in str(error):
+            remedy = f"another process holds it: `fuser {database}` names it; stop it, or wait"
+        return [Finding("store", "fail", f"{database}: {error}", remedy)]
+    half = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
+    if half or not {"runs", "experiments"} <= tables:
+        found = f"{database}: its first start or an upgrade was cut off ({', '.join(half) or 'tables are missing'})"
+        return [Finding("store", "fail", found, MOVE_AWAY)]
+    journal = Finding("store: write-ahead logging", "ok", "on")
+    if mode != "wal":
+        remedy = f"`sqlite3 {database} 'PRAGMA journal_mode=WAL'` while nothing else uses it, or `vb2 runs list`"
+        journal = Finding(journal.name, "warn", f"off ({mode}): processes wait for each other", remedy)
+    return [Finding("store", "ok", str(database)), journal]
+
+
+def _server(uri: str) -> Finding:
+    try:
+        check_reachable(uri)
+    except InputError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Finding("store", "fail", found, remedy)
+    return Finding("store", "ok", uri)
+
+
+def _schema(uri: str) -> Finding:
+    """Of a database: its tables against this MLflow's. Of a server: its MLflow against ours."""
+    import mlflow
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+    from sqlalchemy import create_engine
+
+    name, ours = "store: schema", mlflow.__version__
+    if uri.startswith("http"):
+        answer = _get(uri, "/version")
+        theirs = answer.text.strip() if answer.status_code == 200 else ""
+        if theirs.split(".")[:2] == ours.split(".")[:2]:
+            return Finding(name, "ok", f"server {theirs}, here {ours}")
+        remedy = f"install the same MLflow on both sides: `pip install mlflow=={theirs}` here, or update the server"
+        return Finding(name, "warn", f"server {theirs or 'does not tell its version'}, here {ours}", remedy)
+    try:
+        engine = create_engine(uri)
+        has, wants = _get_schema_version(engine), _get_latest_schema_revision()
+        engine.dispose()
+    except Exception as error:
+        place = uri.partition("@")[2] or uri
+        return Finding(name, "fail", first_line(error), f"see that {place} is an MLflow database")
+    if has == wants:
+        return Finding(name, "ok", f"{has}, as MLflow {ours} wants it")
+    remedy = f"`mlflow db upgrade {uri}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
+    return Finding(name, "fail", f"{has}, but MLflow {ours} wants {wants}", remedy)

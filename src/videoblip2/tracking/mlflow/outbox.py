@@ -1,0 +1,282 @@
+"""Messages to a run: kept in order, delivered once, retried later while the store does not answer.
+
+An outage must neither stop a training nor slow it down: after a failed attempt the next one waits 10 s, then twice as
+long, up to five minutes. What is left at the end goes to a file that the same run reads when it is resumed.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from sqlalchemy.exc import SQLAlchemyError
+
+from videoblip2.errors import first_line
+from videoblip2.files import write_text
+from videoblip2.tracking.mlflow import store
+
+FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
+TEMPORARY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+#: The longest that training waits for a server that hangs; MLflow's own default is minutes.
+ONE_RETRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 100  # in one call: MLflow's limits, 1000 altogether
+NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
+NO_STEP = sys.maxsize  # a row without a step counts as the last one
+
+Row = dict[str, object]
+#: (metric, value, milliseconds since 1970, step)
+Point = tuple[str, float, int, int]
+
+
+class _Strict(BaseModel):
+    """Extra keys are refused, so that a line of the file is exactly one kind of message; NaN survives the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Batch(_Strict):
+    """Points, parameters and tags; best: (metric, value, milliseconds since 1970)."""
+
+    points: tuple[Point, ...] = ()
+    best: tuple[tuple[str, float, int], ...] = ()
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+
+
+class Table(_Strict):
+    """Rows of the table in the artifact `table`."""
+
+    table: str
+    rows: list[Row]
+
+
+class File(_Strict):
+    """A file on this machine, and the artifact folder that it goes to."""
+
+    file: Path
+    folder: str | None = None
+
+
+class DataSet(_Strict):
+    """A data set that the run used: its name and digest, where it came from, and `train`, `val` or `test`."""
+
+    data: str
+    digest: str
+    source: str
+    context: str
+
+
+Message = Batch | Table | File | DataSet
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+@dataclass
+class Outbox:
+    """Messages to one run, delivered in order.
+
+    Args:
+        deliver: sends one message, or raises.
+        file: where messages survive the process; None = nowhere.
+    """
+
+    deliver: Callable[[Message], None]
+    file: Path | None = None
+    waiting: list[Message] = field(default_factory=list)
+    _next_attempt: float = 0.0
+    _wait: float = FIRST_WAIT
+
+    def put(self, message: Message) -> None:
+        """Send a message after those already waiting."""
+        self.waiting.append(message)
+        self.send()
+
+    def send(self, at_once: bool = False) -> bool:
+        """Send what is waiting, unless the last attempt failed a moment ago; return whether nothing is left.
+
+        An error that is not an outage is raised, and its message dropped.
+        """
+        if self.waiting and not at_once and time.monotonic() < self._next_attempt:
+            return False
+        while self.waiting:
+            try:
+                self.deliver(self.waiting[0])
+            except Exception as error:
+                if not is_outage(error):
+                    self.waiting.pop(0)
+                    raise
+                if self._next_attempt == 0.0:
+                    warn(f"the tracking store does not answer ({first_line(error)}); work continues, logs follow later")
+                self._next_attempt = time.monotonic() + self._wait
+                self._wait = min(2 * self._wait, LONGEST_WAIT)
+                return False
+            self.waiting.pop(0)
+        if self._next_attempt:
+            warn("the tracking store answers again; everything was sent")
+        self._next_attempt, self._wait = 0.0, FIRST_WAIT
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+        return True
+
+    def write(self) -> bool:
+        """Save what is waiting to the file, so that it survives the process; return whether that was possible."""
+        if self.file is None or not self.waiting:
+            return not self.waiting
+        try:
+            write_text(self.file, "".join(f"{message.model_dump_json()}\n" for message in self.waiting))
+        except OSError as error:
+            warn(f"{self.file}: cannot be written ({error.strerror}); {describe(self.waiting)} will be lost")
+            return False
+        return True
+
+    def read(self) -> None:
+        """Take over what an earlier process of this run left in the file, ahead of everything else."""
+        if self.file is not None and self.file.is_file():
+            with self.file.open(encoding="utf-8") as lines:
+                self.waiting = [_MESSAGE.validate_json(line) for line in lines] + self.waiting
+
+
+class Delivery:
+    """Sends messages to one run, and nothing that the run already has.
+
+    The last step of each metric and table is looked up once, and again after a failure: what arrived is then unknown.
+
+    Args:
+        resumed: False for a new run, which has nothing: everything passes and the store is not asked.
+    """
+
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True) -> None:
+        self._client, self._run_id, self._resumed = client, run_id, resumed
+        self._points: dict[str, int] = {}
+        self._tables: dict[str, int] = {}
+
+    def deliver(self, message: Message) -> None:
+        """Send one message; points and rows that the run already has are left out."""
+        try:
+            with impatient(ONE_RETRY if isinstance(message, Table | File) else IMPATIENT):
+                match message:
+                    case Batch():
+                        self._send_batch(message)
+                    case Table():
+                        self._send_table(message)
+                    case File(file=file) if not file.exists():
+                        warn(f"{file}: deleted before it could be sent to the store")
+                    case File():
+                        self._client.log_artifact(self._run_id, str(message.file), message.folder)
+                    case DataSet():
+                        self._send_data(message)
+        except Exception:
+            self._resumed, self._points, self._tables = True, {}, {}
+            raise
+
+    def _send_batch(self, batch: Batch) -> None:
+        new = [point for point in batch.points if self._is_new(point)]
+        points = [Metric(*point) for point in new] + [Metric(key, value, time, 0) for key, value, time in batch.best]
+        params = [Param(key, value) for key, value in batch.params.items()]
+        tags = [RunTag(key, value) for key, value in batch.tags.items()]
+        while points or params or tags:
+            self._client.log_batch(self._run_id, points[:MOST_POINTS], params[:MOST_PARAMS], tags[:MOST_TAGS])
+            points, params, tags = points[MOST_POINTS:], params[MOST_PARAMS:], tags[MOST_TAGS:]
+
+    def _is_new(self, point: Point) -> bool:
+        """Whether a point is after the last step of its metric, which it then defines."""
+        key, step = point[0], point[3]
+        if self._resumed:
+            if key not in self._points:
+                history = self._client.get_metric_history(self._run_id, key)
+                self._points[key] = max((point.step for point in history), default=-1)
+            if step <= self._points[key]:
+                return False
+            self._points[key] = step
+        return True
+
+    def _send_table(self, message: Table) -> None:
+        """The rows after the last `step` of the table; a table without steps is logged once."""
+        rows, table = message.rows, message.table
+        if self._resumed:
+            last = self._tables[table] if table in self._tables else self._last_row(table)
+            rows = [row for row in rows if _step(row) > last]
+            self._tables[table] = max([last, *map(_step, rows)])
+        if rows:
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            columns.sort(key=lambda column: column != "video_id")
+            self._client.log_table(self._run_id, {name: [row.get(name) for row in rows] for name in columns}, table)
+
+    def _last_row(self, table: str) -> int:
+        """-1 where the table does not exist, NO_STEP where it has no steps."""
+        if not store.has_artifact(self._client, self._run_id, table):
+            return -1
+        with tempfile.TemporaryDirectory() as folder:
+            content = json.loads(Path(self._client.download_artifacts(self._run_id, table, folder)).read_text("utf-8"))
+        if "step" not in content["columns"]:
+            return NO_STEP
+        place = content["columns"].index("step")
+        return max((int(row[place]) for row in content["data"]), default=-1)
+
+    def _send_data(self, data: DataSet) -> None:
+        """Two runs may name the same new data at once: MLflow looks first and then writes, and the second fails."""
+        dataset = Dataset(data.data, data.digest, source_type="local", source=data.source)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])]
+        try:
+            self._client.log_inputs(self._run_id, inputs)
+        except MlflowException as error:
+            if "unique" not in str(error).lower():
+                raise
+            self._client.log_inputs(self._run_id, inputs)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the store may accept the same message later: it is locked, full, restarting or unreachable."""
+    if isinstance(error, MlflowException):
+        return error.error_code in TEMPORARY
+    return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, LASTING)
+
+
+@contextmanager
+def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
+    """Give up on a server soon, and without MLflow's own tracebacks; the user's own settings stay."""
+    added = {name: value for name, value in limits.items() if name not in os.environ}
+    levels = {name: logging.getLogger(name).level for name in NOISY}
+    os.environ.update(added)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def describe(messages: Sequence[Message]) -> str:
+    """Such as `points 120, tables 1, files 2`."""
+    batches = [message for message in messages if isinstance(message, Batch)]
+    counts = {
+        "points": sum(len(batch.points) + len(batch.best) for batch in batches),
+        "parameters": sum(len(batch.params) for batch in batches),
+        "tags": sum(len(batch.tags) for batch in batches),
+    }
+    for word, kind in (("tables", Table), ("files", File), ("data sets", DataSet)):
+        counts[word] = sum(isinstance(message, kind) for message in messages)
+    return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error, where it is seen even when no store can be reached."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _step(row: Row) -> int:
+    return int(str(row.get("step", NO_STEP)))
