@@ -31,7 +31,7 @@ def logged(store):
 
 
 def test_a_checkpoint_is_found_again_by_run_and_by_model(logged):
-    for name in (logged.run_id, logged.uri):
+    for name in (logged.run_id, logged.run_id[:7], "name", logged.uri):
         found = find_model(name)
         assert json.loads((found.folder / "metrics.json").read_text()) == {"CIDEr": 0.6}
         assert found.version == logged.uri.removeprefix("models:/")
@@ -92,11 +92,12 @@ def test_a_folder_is_its_own_model(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("nowhere", "nowhere: not a folder, and not a name that MLflow knows; give"),
-        ("models:/videoblip2@champion", "make one with `vb2 demo` or `vb2 promote RUN`"),
+        ("nowhere", "nowhere: no such folder, and no run of that id or name in"),
+        ("models:/videoblip2@champion", "`vb2 promote RUN` and `vb2 demo` make them"),
+        ("models:/videoblip2", "not the address of a model; give models:/NAME@ALIAS"),
         ("models:/videoblip2/9", "version=9"),
         ("models:/m-" + "0" * 32, "unknown to sqlite"),
-        ("f" * 32, "Run with id"),
+        ("f" * 32, "no such folder, and no run of that id or name in sqlite"),
     ],
 )
 def test_an_unknown_model_is_one_line_with_a_remedy(store, model, message):
@@ -109,7 +110,7 @@ def test_an_unknown_model_is_one_line_with_a_remedy(store, model, message):
 def test_a_run_without_a_checkpoint_is_named(store):
     with open_run(RunSpec("ce", "name", "toy")) as tracker:
         pass
-    with pytest.raises(InputError, match=r"\(FINISHED\) logged no checkpoint"):
+    with pytest.raises(InputError, match=r"run name \(.*, FINISHED\) logged no checkpoint"):
         local_model(tracker.run_id)
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_is_still_running_is_left_alone(world, store):
 
 
 def test_what_cannot_go_on_is_named(processes, world, store):
-    with pytest.raises(InputError, match=r"no such run in sqlite.*`vb2 runs list`"):
+    with pytest.raises(InputError, match=r"no run of that id or name in sqlite.*`vb2 runs list`"):
         run_stage("ce", tiny_config(world, store, f"resume={'0' * 32}"))
     _, run = stop(processes, world, store, signal.SIGKILL)
     with pytest.raises(InputError, match="a run of `vb2 ce`, not of `vb2 scst`"):

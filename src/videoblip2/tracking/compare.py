@@ -53,7 +53,6 @@ class VideoPair:
     captions: tuple[tuple[tuple[str, float], ...], ...]
     scores: tuple[float, float]
     references: tuple[str, ...]
-
     question: str | None = None
 
     @property
@@ -175,7 +174,10 @@ def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: 
         if _key(metric) in columns:
             block = blocks[list(columns).index(_key(metric))].reshape(len(means), len(every), -1)  # [1 + R, runs, k]
             values = block[..., 0] if metric.pool is None else metric.pool(block)
-            scores.append(_score(metric, values[0], values[1:].T, places))
+            points = [float(values[0, place].mean()) for place in places]
+            drawn = [over_seeds(values[1:, place].T, seed=number + 1) for number, place in enumerate(places)]
+            differences = [difference(p - points[0], d - drawn[0]) for p, d in zip(points, drawn, strict=True)]
+            scores.append(Score(metric, tuple(map(interval, points, drawn)), tuple(differences[1:])))
     return scores
 
 
@@ -216,18 +218,6 @@ def _by_video(block: Floats, videos: Sequence[str]) -> Floats:
 def _key(metric: Metric) -> object:
     """Metrics that pool the same counts share their columns."""
     return metric.name if metric.pool is None else metric.function
-
-
-def _score(metric: Metric, points: Floats, samples: Floats, places: Sequence[slice]) -> Score:
-    """points [runs], samples [runs, R] → the sides' values and differences."""
-    values = [float(points[place].mean()) for place in places]
-    drawn = [over_seeds(samples[place], seed=number + 1) for number, place in enumerate(places)]
-    pairs = list(zip(values, drawn, strict=True))
-    return Score(
-        metric=metric,
-        values=tuple(interval(value, sample) for value, sample in pairs),
-        differences=tuple(difference(value - values[0], sample - drawn[0]) for value, sample in pairs[1:]),
-    )
 
 
 def _duel(sides: Sequence[Side], place: int, videos: Sequence[str]) -> Duel:

@@ -9,7 +9,6 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from videoblip2.provenance import Provenance
 
@@ -71,20 +70,16 @@ def lock_digest(text: str) -> str:
 
 def lock_difference(text: str, other: str) -> list[str]:
     """`name 1.0 -> 2.0` for each package that differs, or is on one side only."""
-    old, new = _pins(text), _pins(other)
+    locks = (lock.replace("# python ", "python==").splitlines() for lock in (text, other))  # Python is a comment there
+    old, new = (dict(line.split("==", 1) for line in lines if "==" in line) for lines in locks)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in names]
 
 
-def _pins(text: str) -> dict[str, str]:
-    """Name → version; Python, a comment so that pip skips it, is one of them."""
-    lines = text.replace("# python ", "python==").splitlines()
-    return dict(line.split("==", 1) for line in lines if "==" in line)
-
-
 def lineage_tags(checkpoint: Path) -> dict[str, str]:
     """Name the run that made a checkpoint: `lineage.parent_run`, `_name`, `_stage`, `_step`, and its `_cider`."""
-    made, scores = Provenance.read(checkpoint, optional=True), _read(checkpoint / "metrics.json")
+    made, file = Provenance.read(checkpoint, optional=True), checkpoint / "metrics.json"
+    scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     cider = scores.get("CIDEr", scores.get("val/CIDEr"))
     known = {"run": made.run_id, "name": made.name, "stage": made.stage, "step": made.step, "cider": cider}
     return {f"lineage.parent_{key}": str(value) for key, value in known.items() if value is not None}
@@ -93,11 +88,3 @@ def lineage_tags(checkpoint: Path) -> dict[str, str]:
 def command_line() -> str:
     """The command of this process as one would type it."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing where the file is absent, as in checkpoints made by other means."""
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -1,11 +1,11 @@
 """Which training `train.resume` means, and whether this configuration may resume it.
 
-It is an MLflow run id, a run's folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
-in this OUT/NAME, and last in the store, which has a copy where the run was stopped and the store is a server.
+It is an MLflow run (its id, the start of its id, or its name), a run's folder OUT/NAME, or `auto`. A run's state is
+looked for where the run's folder was, then in this OUT/NAME, and last in the store, which has a copy where the run was
+stopped and the store is a server.
 """
 
 import json
-import re
 from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
@@ -15,7 +15,6 @@ from videoblip2.training.state import FOLDER, SavedState, read_finished, read_sa
 #: What may change when a training resumes: it moves no weight.
 FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def resumed_config(config: Config, stage: str = "") -> Config:
@@ -24,7 +23,7 @@ def resumed_config(config: Config, stage: str = "") -> Config:
     if wanted in (None, "auto"):
         return config
     folder = Path(str(wanted))
-    if RUN_ID.fullmatch(str(wanted)) and not folder.exists():
+    if not folder.exists() and len(folder.parts) == 1:
         folder = _folder_of(find_stopped_run(str(wanted)), Path(config.run.out), stage)
     run = config.run.model_copy(update={"out": str(folder.parent), "name": folder.name})
     return config.model_copy(update={"run": run})

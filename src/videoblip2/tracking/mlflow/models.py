@@ -23,7 +23,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
-from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND
+from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, RunRecord, find_run
 
 #: Named by its place and not imported: it runs on top of everything, in the process that loads the model.
 CODE = Path(__file__).parents[2] / "registry" / "pyfunc_model.py"
@@ -32,7 +32,8 @@ REQUIREMENTS = (
     *("videoblip2", "av", "mlflow", "numpy", "peft", "pydantic", "pyyaml", "safetensors", "tokenizers", "torch"),
     "transformers",
 )
-FORMS = "give a checkpoint folder, a run id (`vb2 runs list`), models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-…"
+FORMS = "give models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-…, a run (`vb2 runs list`) or a checkpoint folder"
+ADDRESS = re.compile(r"models:/((?P<id>m-[0-9a-f]+)|(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+)))")
 
 
 def log_checkpoint(folder: Path, name: str) -> str:
@@ -70,61 +71,44 @@ def find_checkpoint(model: str) -> tuple[Path, str]:
 
 
 def logged_model(model: str) -> tuple[Any, str]:
-    """Return MLflow's LoggedModel and the version behind a run id or a `models:/` address."""
+    """Return MLflow's LoggedModel and the version behind a run or a `models:/` address."""
     try:
         client = store.connect()
     except InputError as error:
         raise InputError(f"{model}: no folder of that name, and {error}") from error
+    if not model.startswith("models:"):
+        logged = _newest_model(client, find_run(model, "no such folder, and "))
+        return logged, str(logged.model_id)
+    address = ADDRESS.fullmatch(model)
+    if address is None:
+        raise InputError(f"{model}: not the address of a model; {FORMS}")
     try:
-        model_id, version = _model_id(client, model)
-        return client.get_logged_model(model_id), version
+        if address["id"]:
+            return client.get_logged_model(address["id"]), address["id"]
+        if address["alias"]:
+            version = client.get_model_version_by_alias(address["name"], address["alias"])
+        else:
+            version = client.get_model_version(address["name"], address["version"])
+        source = re.search(r"models:/(m-[0-9a-f]+)$", version.source or "")  # the version's own `model_id` is empty
+        if source is None:
+            reason = f"version {version.version} was not registered from a checkpoint ({version.source})"
+            raise InputError(f"{model}: {reason}; register one with `vb2 promote RUN`")
+        return client.get_logged_model(source[1]), f"{version.name}/{version.version}"
     except MlflowException as error:
-        remedy = (
-            "`mlflow ui` shows versions, `vb2 promote` makes them"
-            if re.fullmatch(r"models:/[^/@]+/\d+", model)
-            else HOW_TO_FIND
-        )
+        remedy = "`mlflow ui` shows models, `vb2 promote RUN` and `vb2 demo` make them"
         raise InputError(f"{model}: unknown to {store.tracking_uri()} ({first_line(error)}); {remedy}") from error
 
 
-def _model_id(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
-    """Return the id of the logged model and the version to call it by."""
-    if re.fullmatch(r"[0-9a-f]{32}", model):
-        model_id = _newest_model(client, model)
-        return model_id, model_id
-    if match := re.fullmatch(r"models:/(m-[0-9a-f]+)", model):
-        return match[1], match[1]
-    if match := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", model):
-        try:
-            version = client.get_model_version_by_alias(*match.groups())
-        except MlflowException as error:
-            if error.error_code not in store.UNKNOWN:
-                raise
-            remedy = "make one with `vb2 demo` or `vb2 promote RUN`"
-            raise InputError(f"{model}: no such model in {store.tracking_uri()}; {remedy}") from error
-    elif match := re.fullmatch(r"models:/([^/@]+)/(\d+)", model):
-        version = client.get_model_version(*match.groups())
-    else:
-        raise InputError(f"{model}: not a folder, and not a name that MLflow knows; {FORMS}")
-    if source := re.search(r"models:/(m-[0-9a-f]+)$", version.source or ""):  # the version's own `model_id` is empty
-        return source[1], f"{version.name}/{version.version}"
-    raise InputError(
-        f"{model}: version {version.version} was not registered from a checkpoint ({version.source}); register one "
-        "with `vb2 promote RUN`"
-    )
-
-
-def _newest_model(client: mlflow.MlflowClient, run_id: str) -> str:
-    run = client.get_run(run_id)
+def _newest_model(client: mlflow.MlflowClient, run: RunRecord) -> Any:
     logged_models = client.search_logged_models(
-        experiment_ids=[run.info.experiment_id],
-        filter_string=f"source_run_id = '{run_id}'",
+        experiment_ids=[run.experiment_id],
+        filter_string=f"source_run_id = '{run.run_id}'",
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
     )
     ready = [logged for logged in logged_models if logged.status == LoggedModelStatus.READY]
     if not ready:
-        raise InputError(f"run {run_id} ({run.info.status}) logged no checkpoint; {HOW_TO_FIND}")
-    return str(ready[0].model_id)
+        raise InputError(f"run {run.name} ({run.run_id}, {run.status}) logged no checkpoint; {HOW_TO_FIND}")
+    return ready[0]
 
 
 def _folder(logged: Any) -> Path:

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -262,14 +263,13 @@ def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
 
 def describe(messages: Sequence[Message]) -> str:
     """Such as `points 120, tables 1, files 2`."""
-    batches = [message for message in messages if isinstance(message, Batch)]
-    counts = {
-        "points": sum(len(batch.points) + len(batch.best) for batch in batches),
-        "parameters": sum(len(batch.params) for batch in batches),
-        "tags": sum(len(batch.tags) for batch in batches),
-    }
-    for word, kind in (("tables", Table), ("files", File), ("data sets", DataSet)):
-        counts[word] = sum(isinstance(message, kind) for message in messages)
+    counts: Counter[str] = Counter()
+    for message in messages:
+        if isinstance(message, Batch):
+            points = len(message.points) + len(message.best)
+            counts.update(points=points, parameters=len(message.params), tags=len(message.tags))
+        else:
+            counts[{Table: "tables", File: "files", DataSet: "data sets"}[type(message)]] += 1
     return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
 
 

@@ -27,8 +27,6 @@ STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state
 SILENT_SECONDS = 300.0  # after which a process on another machine may be dead
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
-NEWEST_FIRST = ["attributes.start_time DESC"]
-MOST_RUNS = 1000  # MLflow's limit for one search
 
 
 @dataclass(frozen=True)
@@ -73,19 +71,28 @@ class RunRecord:
 
 def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRecord]:
     """Return the newest runs of one experiment, or of all."""
-    client = store.connect()
-    names = {key: name for key, name in _experiments(client).items() if experiment in (None, name)}
-    return _search(client, "", names, limit) if names else []
+    return _search("", {key: name for key, name in _experiments().items() if experiment in (None, name)}, limit)
 
 
-def find_run(word: str) -> RunRecord:
+def find_run(word: str, also: str = "") -> RunRecord:
     """Find a run by its id, by the first six or more digits of it, or by its name where only one run has that.
 
-    Raises InputError for a word that names no run, or several.
+    Raises InputError for a word that names no run, several, or a deleted one; `also` says what else it does not name.
     """
-    found = _candidates(store.connect(), word)
+    from mlflow.exceptions import MlflowException
+
+    names, quoted = _experiments(), word.replace("'", "")
+    found = _search(f"attributes.run_name = '{quoted}'", names)
+    if re.fullmatch(r"[0-9a-f]{32}", word):
+        with suppress(MlflowException):
+            run = store.connect().get_run(word)
+            if run.info.lifecycle_stage != "active":
+                raise InputError(f"{word}: this run was deleted; restore it with `mlflow runs restore --run-id {word}`")
+            found = [_record(run, names)]
+    elif not found and re.fullmatch(r"[0-9a-f]{6,31}", word):
+        found = _search(f"attributes.run_id LIKE '{word}%'", names)
     if not found:
-        raise InputError(f"{word}: no run of that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
+        raise InputError(f"{word}: {also}no run of that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
     if len(found) > 1:
         ids = ", ".join(run.run_id[:12] for run in found[:5])
         raise InputError(f"{word}: {len(found)} runs have this name, newest first {ids}; give the id of one")
@@ -151,28 +158,18 @@ def plain(text: str) -> str:
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
-def find_stopped_run(run_id: str) -> RunRecord:
-    """Find a run to resume. Raises InputError if it is unknown or deleted, or if its process still runs."""
-    from mlflow.exceptions import MlflowException
-
-    client = store.connect()
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        reason = f"no such run in {store.tracking_uri()} ({first_line(error)})"
-        raise InputError(f"resume={run_id}: {reason}; {HOW_TO_FIND}") from error
-    if run.info.lifecycle_stage != "active":
-        raise InputError(f"resume={run_id}: was deleted; restore it with `mlflow runs restore --run-id {run_id}`")
-    record = _record(run, _experiments(client))
+def find_stopped_run(word: str) -> RunRecord:
+    """Find a run to resume. Raises InputError where `find_run` does, and where its process still runs."""
+    record = find_run(word, "no such folder, and ")
     process = ProcessRecord.read(record.tags)
     if record.status != "RUNNING" or process is None:
         return record
     if process.is_local():  # two processes that write to one run would spoil it
         if process.is_running() and process.pid != os.getpid():
-            raise InputError(f"resume={run_id}: still running as process {process.pid}; stop it first")
+            raise InputError(f"resume={word}: still running as process {process.pid}; stop it first")
     elif (silent := seconds_silent(record)) < SILENT_SECONDS:
         raise InputError(
-            f"resume={run_id}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
+            f"resume={word}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
             "dead, mark it as failed with `vb2 runs gc --hours 0.02`"
         )
     return record
@@ -191,9 +188,7 @@ def fetch_state(run_id: str, folder: Path) -> None:
 
 def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
     """The RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
-    client = store.connect()
-    running = _search(client, "attributes.status = 'RUNNING'", _experiments(client))
-    return [run for run in running if _is_dead(run, hours)]
+    return [run for run in _search("attributes.status = 'RUNNING'", _experiments()) if _is_dead(run, hours)]
 
 
 def close_dead_runs(hours: float = 24.0) -> list[RunRecord]:
@@ -231,35 +226,20 @@ def _is_dead(run: RunRecord, hours: float) -> bool:
     return gone or seconds_silent(run) > hours * 3600
 
 
-def _candidates(client: Any, word: str) -> list[RunRecord]:
-    from mlflow.exceptions import MlflowException
-
-    names = _experiments(client)
-    if re.fullmatch(r"[0-9a-f]{32}", word):
-        try:
-            return [_record(client.get_run(word), names)]
-        except MlflowException:
-            return []
-    quoted = word.replace("'", "")
-    named = _search(client, f"attributes.run_name = '{quoted}'", names)
-    if named or not re.fullmatch(r"[0-9a-f]{6,31}", word):
-        return named
-    return _search(client, f"attributes.run_id LIKE '{word}%'", names)
-
-
 def _beside(record: RunRecord, condition: str) -> list[RunRecord]:
     """The runs of a record's experiment that meet a condition, newest first."""
-    return _search(store.connect(), condition, {record.experiment_id: record.experiment})
+    return _search(condition, {record.experiment_id: record.experiment})
 
 
-def _experiments(client: Any) -> dict[str, str]:
+def _experiments() -> dict[str, str]:
     """Id → name."""
-    return {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+    return {experiment.experiment_id: experiment.name for experiment in store.connect().search_experiments()}
 
 
-def _search(client: Any, condition: str, names: Mapping[str, str], limit: int = MOST_RUNS) -> list[RunRecord]:
-    """Newest first. names: of the experiments to search, by id."""
-    runs = client.search_runs(list(names), condition, max_results=limit, order_by=NEWEST_FIRST)
+def _search(condition: str, names: Mapping[str, str], limit: int = 1000) -> list[RunRecord]:
+    """Runs that meet a condition, newest first. names: of the experiments to search, by id. limit: MLflow's is 1000."""
+    order = ["attributes.start_time DESC"]
+    runs = store.connect().search_runs(list(names), condition, max_results=limit, order_by=order) if names else []
     return [_record(run, names) for run in runs]
 
 
