@@ -266,7 +266,7 @@ def test_seeds_without_tracking_join_nothing():
     with seed_group("ce", "name", "toy") as group:
         group.join(None)
         group.log({"a": 1}, [0, 1], {"val/CIDEr": 1.0}, {})
-        group.set_tags({"a": "b"})
+        group.tracker.set_tags({"a": "b"})
     assert group.run_id is None
 
 

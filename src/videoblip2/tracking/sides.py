@@ -7,16 +7,8 @@ from itertools import takewhile
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Comparison, Side, compare_sides
-from videoblip2.tracking.mlflow.run_records import (
-    SPLITS,
-    TRAINED_BY,
-    RunRecord,
-    find_run,
-    plain,
-    read_logged,
-    rows_of,
-    seeds_of,
-)
+from videoblip2.tracking.mlflow import run_records
+from videoblip2.tracking.mlflow.run_records import SPLITS, TRAINED_BY, RunRecord, find_run, plain
 
 #: Configuration that says where and what for, not what was computed.
 PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "device")
@@ -46,12 +38,16 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
     groups = _groups([find_run(word) for word in dict.fromkeys(words)])
     if len({run.run_id for _, runs in groups for run in runs}) < 2 or len(groups) < 2:
         raise InputError(f"{' '.join(words)}: only one side; name two runs or more, see `vb2 runs list`")
-    sources = {run.run_id: rows_of(run) for _, runs in groups for run in runs}
+    sources = {run.run_id: run_records.rows_of(run) for _, runs in groups for run in runs}
     chosen, kinds = _common(sources, split, groups)
     found = []
     for kind in kinds:
         sides = [
-            Side(name, tuple(runs), tuple(read_logged(kind, *sources[run.run_id][kind, chosen]) for run in runs))
+            Side(
+                name,
+                tuple(runs),
+                tuple(run_records.read_logged(kind, *sources[run.run_id][kind, chosen]) for run in runs),
+            )
             for name, runs in groups
         ]
         found.append(compare_sides(chosen, sides, differences(sides), resamples))
@@ -80,7 +76,7 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
     """
     groups: list[Group] = []
     for record in records:
-        runs = [run for run in seeds_of(record) if run.status == "FINISHED"] or [record]
+        runs = [run for run in run_records.seeds_of(record) if run.status == "FINISHED"] or [record]
         groups.append((record.name, runs))
     merged: dict[object, Group] = {}
     for name, runs in groups:
@@ -131,8 +127,6 @@ def _facts(run: RunRecord) -> dict[str, str]:
 
 def _together(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """What the runs of one side have, each different value once."""
-    values: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for key, value in run.items():
-            values.setdefault(key, {})[value] = None
-    return {key: ", ".join(found) for key, found in values.items()}
+    known = list(runs)
+    keys = dict.fromkeys(key for run in known for key in run)
+    return {key: ", ".join(dict.fromkeys(run[key] for run in known if key in run)) for key in keys}

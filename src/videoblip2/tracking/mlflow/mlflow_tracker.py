@@ -23,21 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
-from videoblip2.tracking.mlflow import models, store
-from videoblip2.tracking.mlflow.outbox import (
-    ONE_RETRY,
-    Batch,
-    DataSet,
-    Delivery,
-    File,
-    Outbox,
-    Point,
-    Table,
-    describe,
-    impatient,
-    is_outage,
-    warn,
-)
+from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import revision_tags
 from videoblip2.tracking.tracker import RunSpec, Stopped, Terminated, Tracker, sigterm_raises, stop_listening
@@ -62,16 +48,16 @@ class MlflowTracker(Tracker):
         self.run_id = self._run_id = run_id
         self._client, self._folder = client, folder
         file = folder / f"unsent-{run_id}.jsonl" if folder else None
-        self._outbox = Outbox(Delivery(client, run_id, resumed).deliver, file)
+        self._outbox = outbox.Outbox(outbox.Delivery(client, run_id, resumed).deliver, file)
         self._outbox.read()
-        self._points: list[Point] = []
+        self._points: list[outbox.Point] = []
         self._last_flush = time.monotonic()
         active = mlflow.active_run()
         self._began = int(active.info.start_time) if active else _now()
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log flat, dotted keys as parameters; a key that the run has stays, and another value of it becomes a tag."""
-        with impatient():
+        with outbox.impatient():
             logged = self._client.get_run(self._run_id).data.params
         params, tags = {}, {}
         for key, value in config.items():
@@ -80,7 +66,7 @@ class MlflowTracker(Tracker):
                 params[key] = text
             elif plain(logged[key]).lower() != plain(text).lower():
                 tags[f"config.{key}"] = text
-        self._outbox.put(Batch(params=params, tags=tags))
+        self._outbox.put(outbox.Batch(params=params, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer one point per metric; the buffer is sent when it is full or ten seconds old."""
@@ -90,20 +76,20 @@ class MlflowTracker(Tracker):
             self._send_points()
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
-        self._outbox.put(Batch(best=self._best(metrics)))
+        self._outbox.put(outbox.Batch(best=self._best(metrics)))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows:
             shown = [dict(row) for row in rows[:TABLE_ROWS]]
-            self._outbox.put(Table(table=f"{name.removesuffix('.json')}.json", rows=shown))
+            self._outbox.put(outbox.Table(table=f"{name.removesuffix('.json')}.json", rows=shown))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._outbox.put(File(file=path.absolute(), folder=folder))
+        self._outbox.put(outbox.File(file=path.absolute(), folder=folder))
 
     def log_data(self, name: str, digest: str, context: str) -> None:
         """Record a data set as an input of the run; a long digest is cut to 36 characters."""
         source = json.dumps({"digest": digest})
-        self._outbox.put(DataSet(data=name, digest=digest[:DIGEST_LENGTH], source=source, context=context))
+        self._outbox.put(outbox.DataSet(data=name, digest=digest[:DIGEST_LENGTH], source=source, context=context))
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.
@@ -120,7 +106,7 @@ class MlflowTracker(Tracker):
                 metric._model_id = model_id
             self._client.log_batch(self._run_id, metrics=best)
         except Exception as error:
-            if not is_outage(error):
+            if not outbox.is_outage(error):
                 raise
             raise InputError(
                 f"{folder}: trained, but not logged as a model, since {store.tracking_uri()} does not answer "
@@ -129,7 +115,7 @@ class MlflowTracker(Tracker):
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.put(Batch(tags={key: str(value) for key, value in tags.items()}))
+        self._outbox.put(outbox.Batch(tags={key: str(value) for key, value in tags.items()}))
 
     def note(self, markdown: str) -> None:
         self.set_tags({"mlflow.note.content": markdown})
@@ -142,7 +128,7 @@ class MlflowTracker(Tracker):
         """Log FOLDER/best and FOLDER/state to a store on another machine, so that any machine can resume the run."""
         folder, run_id = self._folder, self._run_id
         try:
-            with impatient(ONE_RETRY):
+            with outbox.impatient(outbox.ONE_RETRY):
                 if folder is None or store.is_local(self._client.get_run(run_id).info.artifact_uri):
                     return
                 self._client.set_tag(run_id, STATE_LOGGED, "false")  # until it is complete
@@ -152,37 +138,41 @@ class MlflowTracker(Tracker):
                 self._client.set_tag(run_id, STATE_LOGGED, "true")
         except Exception as error:
             reason = f"its state could not be logged ({first_line(error)})"
-            warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
+            outbox.warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
 
     def drop_state(self) -> None:
         """Delete what `keep_state` logged, if it did: the run is over."""
         try:
-            with impatient(ONE_RETRY):
+            with outbox.impatient(outbox.ONE_RETRY):
                 run = self._client.get_run(self._run_id)
                 if STATE_LOGGED in run.data.tags:
                     get_artifact_repository(run.info.artifact_uri).delete_artifacts(STATE_ARTIFACTS)
                     self._client.delete_tag(self._run_id, STATE_LOGGED)
         except Exception as error:
-            warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
+            outbox.warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
 
     def close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""
         try:
             self._send_points()
             if not self._outbox.send(at_once=True):
-                what = describe(self._outbox.waiting)
+                what = outbox.describe(self._outbox.waiting)
                 if self._outbox.write() and self._outbox.file is not None:
-                    warn(f"not sent: {what}; they are in {self._outbox.file}, and resume={self._run_id} sends them")
+                    outbox.warn(
+                        f"not sent: {what}; they are in {self._outbox.file}, and resume={self._run_id} sends them"
+                    )
                 else:
-                    warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
+                    outbox.warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
         finally:
             try:
-                with impatient():
+                with outbox.impatient():
                     self._end(status)
             except Exception as error:
-                if not is_outage(error):
+                if not outbox.is_outage(error):
                     raise
-                warn(f"run {self._run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later")
+                outbox.warn(
+                    f"run {self._run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later"
+                )
 
     def _end(self, status: str) -> None:
         active = mlflow.active_run()
@@ -196,7 +186,7 @@ class MlflowTracker(Tracker):
         self._last_flush = time.monotonic()
         if self._points:
             points, self._points = tuple(self._points), []
-            self._outbox.put(Batch(points=points, tags={"heartbeat": str(int(time.time()))}))
+            self._outbox.put(outbox.Batch(points=points, tags={"heartbeat": str(int(time.time()))}))
 
     def _best(self, metrics: Mapping[str, float]) -> tuple[tuple[str, float, int], ...]:
         """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""
@@ -263,10 +253,10 @@ def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
 def _reachable(start: Callable[[], str]) -> str:
     """Start a run; before anything has begun, an unavailable store is for the user to fix."""
     try:
-        with impatient():
+        with outbox.impatient():
             return start()
     except Exception as error:
-        if isinstance(error, InputError) or not is_outage(error):
+        if isinstance(error, InputError) or not outbox.is_outage(error):
             raise
         raise InputError(
             f"{store.tracking_uri()}: no run can be opened ({first_line(error)}); `vb2 doctor` checks the store, and "
