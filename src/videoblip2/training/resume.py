@@ -1,20 +1,21 @@
 """Which training `train.resume` means, and whether this configuration may resume it.
 
-It is an MLflow run (its id, the start of its id, or its name), a run's folder OUT/NAME, or `auto`. A run's state is
-looked for where the run's folder was, then in this OUT/NAME, and last in the store, which has a copy where the run was
-stopped and the store is a server.
+It is an MLflow run id, a run's folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
+in this OUT/NAME, and last in the store, which has a copy where the run was stopped and the store is a server.
 """
 
 import json
+import re
 from pathlib import Path
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
+from videoblip2.tracking.mlflow.saved_state import StoppedRun, fetch_state, find_stopped_run
 from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
 
 #: What may change when a training resumes: it moves no weight.
 FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def resumed_config(config: Config, stage: str = "") -> Config:
@@ -23,7 +24,7 @@ def resumed_config(config: Config, stage: str = "") -> Config:
     if wanted in (None, "auto"):
         return config
     folder = Path(str(wanted))
-    if not folder.exists() and len(folder.parts) == 1:
+    if RUN_ID.fullmatch(str(wanted)) and not folder.exists():
         folder = _folder_of(find_stopped_run(str(wanted)), Path(config.run.out), stage)
     run = config.run.model_copy(update={"out": str(folder.parent), "name": folder.name})
     return config.model_copy(update={"run": run})
@@ -54,15 +55,15 @@ def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
     return saved
 
 
-def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
+def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
     """The folder on this machine with the state of a run, downloaded if it must be."""
     if run.stage and stage and run.stage != stage:
         raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
-    here = out / (run.folder.name if run.folder else run.name)
+    here = out / run.name
     for folder in filter(None, (run.folder, here)):
         if run.run_id == _run_in(folder):
             return folder
-    if not run.state_logged:
+    if not run.logged:
         raise InputError(
             f"resume={run.run_id}: no training state in {run.folder or here} (the run was on {run.host}), and none "
             f"logged with the run; copy that folder to {here}, or start again without resume"

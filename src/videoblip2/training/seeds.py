@@ -149,10 +149,10 @@ def _log(
         group.log_table(*probe_table(results, task, config.train.probe_videos))
     figure = draw_curves(folder / "figures" / "learning_curves.png", curves, f"{group.name}: every seed")
     if figure is not None:
-        group.tracker.log_file(figure, "figures")
+        group.log_file(figure, "figures")
     modalities = modality_label(config.model.modalities)
     note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
-    group.tracker.set_tags({"mlflow.note.content": note, "modalities": modalities})
+    group.set_tags({"mlflow.note.content": note, "modalities": modalities})
 
 
 def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:

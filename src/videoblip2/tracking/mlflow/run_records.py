@@ -58,7 +58,7 @@ class RunRecord:
         return self.tags.get("host", "an unknown host")
 
     @property
-    def state_logged(self) -> bool:
+    def logged(self) -> bool:
         """Whether the store has a copy of the training state."""
         return self.tags.get(STATE_LOGGED) == "true"
 
@@ -159,8 +159,9 @@ def plain(text: str) -> str:
 
 
 def find_stopped_run(word: str) -> RunRecord:
-    """Find a run to resume. Raises InputError where `find_run` does, and where its process still runs."""
+    """Find a run to resume, under the name of its folder. Raises InputError as `find_run`, or if it still runs."""
     record = find_run(word, "no such folder, and ")
+    record = replace(record, name=record.folder.name) if record.folder else record
     process = ProcessRecord.read(record.tags)
     if record.status != "RUNNING" or process is None:
         return record
