@@ -228,8 +228,8 @@ def cut_form(rng: random.Random, target: Target, video: bytes) -> bytes:
 
 
 def strange_part(rng: random.Random, target: Target, video: bytes) -> bytes:
-    name = rng.choice(["n" * 5000, "a\x00b.mp4", "x" * 300, "\r\n: x", "../" * 60 + "passwd", "é" * 200])
-    return post(target.path, part(target.files[0], video, name) + END)
+    name = rng.choice(["n" * 5000, "a\x00b", "x" * 300, "\r\n: x", "../" * 60 + "passwd", "é" * 200])
+    return post(target.path, part(name, video) + END)
 
 
 def endless_text(rng: random.Random, target: Target, video: bytes) -> bytes:

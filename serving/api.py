@@ -5,40 +5,36 @@ its Content-Security-Policy lets a browser run and load nothing but these files.
 """
 
 import asyncio
+import inspect
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import bentoml
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from videoblip2.config import QUESTION_PROMPT, Decoding
+from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
+from videoblip2.modality import Features
 
-from . import observe
-from .answers import (
-    Answer,
-    Answers,
-    Attention,
-    ChallengerCaption,
-    ItemProblem,
-    ModelState,
-    Problem,
-    References,
-    Refusal,
-)
+from . import messages, observe
 from .batching import Job
 from .engine import Ask, Engine, answer_of, refusal_of
-from .forms import AttentionQuestion, Challenger, Many, One, Options, Prompt, Question, Uploads, known_fields
+from .following import Served
+from .messages import Answer, Attention, ItemProblem, Problem, Refusal, Uploads
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
+FILES = frozenset(inspect.signature(messages.many_uploads).parameters)
+MAX_PARTS = 256
+FORM_LIMITS = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": 64 * 1024}  # bytes of a text
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
 REFUSALS: Responses = {
     400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
@@ -68,6 +64,43 @@ API_DESCRIPTION = Path(bentoml.__file__).parents[1] / "_bentoml_impl" / "server"
 TRACKER = re.compile(r"<!-- Google Tag Manager.*?<!-- End Google Tag Manager[^>]*-->", re.DOTALL)
 
 
+class FormRoute(APIRoute):
+    """Reads a form within bounds and refuses a field that is unknown or sent twice: nothing is ignored silently."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler behind the checks of its form."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if request.method == "GET":
+                return await handle(request)
+            if request.query_params:
+                name = next(iter(request.query_params))
+                raise Refusal(400, f"{name[:80]!r} in the address; send it as a field of the form")
+            async with request.form(**FORM_LIMITS) as form:
+                self._check([name for name, _ in form.multi_items()])
+                return await handle(request)
+
+        return checked
+
+    def _check(self, names: list[str]) -> None:
+        known = form_fields(self.dependant)
+        for name in names:
+            if name not in known:
+                raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
+            if not known[name] and names.count(name) > 1:
+                more = "; /captions takes many" if name in FILES else ""
+                raise Refusal(400, f"{name!r} is in the form {names.count(name)} times; send it once{more}")
+
+
+def form_fields(dependant: Dependant) -> dict[str, bool]:
+    """Name of each field of a route's form → whether it may be repeated."""
+    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
+    for inner in dependant.dependencies:
+        own |= form_fields(inner)
+    return own
+
+
 def create_app() -> FastAPI:
     """The API; `app.state.engine` and `app.state.intake` are set by the service when it starts."""
     app = FastAPI(
@@ -75,99 +108,117 @@ def create_app() -> FastAPI:
         docs_url=None,  # /docs, made by BentoML, describes these routes too, and needs no network
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(known_fields)],
     )
+    app.router.route_class = FormRoute
     post = partial(app.post, responses=REFUSALS, tags=["Captions"])
     post("/caption", response_model=Answer)(caption)
-    post("/captions", response_model=Answers)(captions)
+    post("/captions", response_model=messages.Answers)(captions)
     post("/ask", response_model=Answer)(ask)
     post("/caption_stream", responses=REFUSALS | STREAM, response_class=StreamingResponse)(caption_stream)
     post("/attention", response_model=Attention)(attention)
-    app.get("/references/{video_id}", response_model=References, tags=["Captions"])(references)
-    app.get("/model", response_model=ModelState, tags=["Captions"])(model)
+    app.get("/references/{video_id}", response_model=messages.References, tags=["Captions"])(references)
+    app.get("/model", response_model=messages.ModelState, tags=["Captions"])(model)
     app.get("/", include_in_schema=False)(index)
     app.get("/static/{name}", include_in_schema=False)(static_file)
     app.get("/docs", include_in_schema=False)(docs)
-    app.add_exception_handler(Refusal, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, bug)
+    for kind in (Refusal, InputError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refused)
     return app
 
 
-async def caption(request: Request, uploads: One, options: Options, prompt: Prompt = None) -> Answer:
+def endpoints(app: FastAPI) -> frozenset[str]:
+    """Paths of the routes that take a form."""
+    return frozenset(
+        route.path for route in app.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    )
+
+
+async def caption(
+    request: Request, uploads: messages.One, options: messages.Options, prompt: messages.Prompt = None
+) -> Answer:
     """Caption one video: a media file, or its features."""
     return await _one(request, uploads, options, prompt)
 
 
-async def ask(request: Request, uploads: One, options: Options, question: Question) -> Answer:
+async def ask(
+    request: Request, uploads: messages.One, options: messages.Options, question: messages.Question
+) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
     return await _one(request, uploads, options, QUESTION_PROMPT.format(question.strip()))
 
 
 async def _one(request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None) -> Answer:
     engine: Engine = request.app.state.engine
-    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
-        served = engine.served()
-        item, asking.clip = await one_item(uploads, served, request.app.state.intake)
-        asking.features_seconds = time.perf_counter() - asking.began
+        item, served, asking = await _read(request, uploads, options, prompt)
         (result,) = await engine.answer([item], served, asking)
     if isinstance(result, Refusal):
         raise result
     return result
 
 
-async def captions(request: Request, uploads: Many, options: Options, prompt: Prompt = None) -> Answers:
+async def _read(
+    request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None
+) -> tuple[Features, Served, Ask]:
+    """The one item of a request, the model that it is for, and what to do with it."""
+    served, asking = request.app.state.engine.served(), Ask(*options, prompt, observe.request_id())
+    item, asking.clip = await one_item(uploads, served, request.app.state.intake)
+    asking.features_ready()
+    return item, served, asking
+
+
+async def captions(
+    request: Request, uploads: messages.Many, options: messages.Options, prompt: messages.Prompt = None
+) -> messages.Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
     engine: Engine = request.app.state.engine
     asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
         items = await items_of(uploads, served, request.app.state.intake)
-        asking.features_seconds = time.perf_counter() - asking.began
+        asking.features_ready()
         results = await engine.answer(items, served, asking)
-    return Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
+    return messages.Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
 
-async def attention(request: Request, uploads: One, question: AttentionQuestion = None) -> Attention:
+async def attention(request: Request, uploads: messages.One, question: messages.AttentionQuestion = None) -> Attention:
     """Say how the model divides its attention over the frames and the sound of one video."""
     engine: Engine = request.app.state.engine
     async with engine.deadline():
-        served = engine.served()
-        item, _ = await one_item(uploads, served, request.app.state.intake)
         prompt = None if question is None else QUESTION_PROMPT.format(question.strip())
-        return await engine.attention(item, served, prompt)
+        item, served, asking = await _read(request, uploads, (GREEDY, None), prompt)
+        return await engine.attention(item, served, asking)
 
 
-async def references(request: Request, video_id: str) -> References:
+async def references(request: Request, video_id: str) -> messages.References:
     """Say how people described a video of VB2_REFERENCES; an unknown one has no captions."""
-    return References(captions=list(request.app.state.references.get(video_id, ())))
+    return messages.References(captions=list(request.app.state.references.get(video_id, ())))
 
 
-async def model(request: Request) -> ModelState:
+async def model(request: Request) -> messages.ModelState:
     """Say what is in service, since when, and how a challenger compares."""
     engine: Engine = request.app.state.engine
     return engine.state()
 
 
 async def caption_stream(
-    request: Request, uploads: One, options: Options, prompt: Prompt = None, challenger: Challenger = False
+    request: Request,
+    uploads: messages.One,
+    options: messages.Options,
+    prompt: messages.Prompt = None,
+    challenger: messages.Challenger = False,
 ) -> StreamingResponse:
     """Caption one video, and send the caption word by word while it is made."""
     engine: Engine = request.app.state.engine
-    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
-        served = engine.served()
-        item, asking.clip = await one_item(uploads, served, request.app.state.intake)
-    asking.features_seconds = time.perf_counter() - asking.began
+        item, served, asking = await _read(request, uploads, options, prompt)
     job = engine.job(item, served, asking)
     if isinstance(job, Refusal):
         raise job
     texts: asyncio.Queue[str | None] = asyncio.Queue()
     job.listener = texts.put_nowait
     job.future.add_done_callback(lambda _: texts.put_nowait(None))
-    engine.submit([job])
+    engine.batcher.submit([job])
     return StreamingResponse(_events(engine, job, texts, asking, challenger), media_type="text/event-stream")
 
 
@@ -191,7 +242,7 @@ async def _events(
             # A challenger that is too late is not cancelled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
             caption = next((task.result() for task in finished), None)
-            contended = ChallengerCaption(caption=caption, model_version=contender.version)
+            contended = messages.ChallengerCaption(caption=caption, model_version=contender.version)
             yield _event("challenger", contended.model_dump_json())
     except Exception as error:
         yield _event("error", _counted(refusal_of(error)).model_dump_json())
@@ -210,41 +261,29 @@ def _counted(refusal: Refusal) -> ItemProblem:
 
 
 async def refused(request: Request, error: Exception) -> JSONResponse:
-    """Turn a Refusal into its status and reason."""
-    assert isinstance(error, Refusal)
+    """Every refusal in one form: a status, a reason of one line, and nothing internal."""
+    if isinstance(error, InputError):
+        error = Refusal(400, str(error))
+    elif isinstance(error, RequestValidationError):
+        error = Refusal(400, "; ".join(explained(problem) for problem in error.errors()))
+    elif isinstance(error, HTTPException):  # starlette's own: the form, the path, the method
+        reason = str(error.detail).rstrip(".")
+        if error.status_code == 400:
+            reason = f"the form cannot be read ({reason}); send multipart/form-data as curl -F does"
+        error = Refusal(error.status_code, reason, kind="malformed", headers=error.headers)
+    elif not isinstance(error, Refusal):  # a bug: the guard, which sees it next, counts it and logs its trace
+        return Refusal(500, "the server failed on this request; its log has the details").response(observe.request_id())
     observe.failed(error.kind)
-    return _problem(error.status, error.reason, error.headers)
+    return error.response(observe.request_id())
 
 
-async def invalid(request: Request, error: Exception) -> JSONResponse:
-    """Say in one line which fields are wrong."""
-    assert isinstance(error, RequestValidationError)
-    problems = [_explain(str(one["loc"][-1]), str(one["msg"]), one.get("input")) for one in error.errors()]
-    observe.failed("malformed")
-    return _problem(400, "; ".join(problems))
-
-
-def _explain(field: str, message: str, given: object) -> str:
+def explained(problem: dict[str, Any]) -> str:
+    """Say which field is wrong, and what it holds."""
+    field, message, given = problem["loc"][1], str(problem["msg"]), problem.get("input")
     if "UploadFile" in message:
-        return f"{field}: not a file; send one, as curl -F {field}=@FILE does"
+        return f"{field}: takes a file, not text or an address; send one, as curl -F {field}=@FILE does"
     shown = f"{field}={given[:40]!r}" if isinstance(given, str) else field
     return f"{shown}: {message[0].lower()}{message[1:]}"
-
-
-async def http_error(request: Request, error: Exception) -> JSONResponse:
-    """Keep starlette's own refusals (method, broken body) in our form."""
-    assert isinstance(error, HTTPException)
-    observe.failed("malformed")
-    return _problem(error.status_code, str(error.detail), error.headers)
-
-
-async def bug(request: Request, error: Exception) -> JSONResponse:
-    """Reveal nothing internal; the guard, which sees the exception next, counts it and logs its trace."""
-    return _problem(500, "the server failed on this request; its log has the details")
-
-
-def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(Problem(error=reason, request_id=observe.request_id()).model_dump(), status, headers)
 
 
 async def index(request: Request) -> Response:

@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from videoblip2.config import GREEDY, Decoding, InputError
+from videoblip2.config import GREEDY, Decoding
 from videoblip2.modality import Features
 
 from . import observe
 from .following import Served
+from .messages import Refusal
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Caption, PreparedVideo
@@ -29,18 +30,7 @@ if TYPE_CHECKING:
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
 BATCH_FRAMES = 64
-
-
-class Full(Exception):
-    """No room in the queue; `retry_after` seconds is when to come back."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full; come back in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class NotFinite(ValueError):
-    """The network's answer to an item is NaN."""
+NOT_FINITE = "the network's answer to these features is NaN; their numbers are far outside its training range"
 
 
 @dataclass(frozen=True)
@@ -117,8 +107,7 @@ class Worker(Generic[Item]):
     ) -> None:
         self.busy_since: float | None = None
         self._batch: list[Item] = []
-        self._take = take
-        self._work = work
+        self._take, self._work = take, work
         self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
 
@@ -176,10 +165,16 @@ class Batcher:
         await self._worker.stop([*self.waiting, *self.background])
 
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
-        """Queue jobs, all or none; their futures get a Done or the exception of that item. Raises Full."""
+        """Queue jobs, all or none; their futures get a Done or the exception of that item.
+
+        Raises Refusal: 429 where there is no room now, 413 where there never is.
+        """
+        if len(jobs) > self.max_waiting:
+            raise Refusal(413, f"{len(jobs)} items at once; send at most {self.max_waiting}")
         lane = self.background if background else self.waiting
         if len(lane) + len(jobs) > self.max_waiting:
-            raise Full(self.retry_after())
+            seconds = self.retry_after()
+            raise Refusal(429, f"the queue is full; come back in {seconds} s", seconds)
         lane.extend(jobs)
         observe.queued(len(self.waiting))
         self._worker.wake()
@@ -200,8 +195,7 @@ class Batcher:
             if lane:
                 room = max(1, self.max_batch // lane[0].decoding.num_beams)
                 batch = [job for job in lane if job.group == lane[0].group][:room]
-                taken = set(map(id, batch))
-                lane[:] = [job for job in lane if id(job) not in taken]
+                lane[:] = [job for job in lane if job not in batch]
                 break
         observe.queued(len(self.waiting))
         return batch
@@ -213,10 +207,15 @@ class Batcher:
         captions = halved(_caption_together, jobs)
         seconds = time.perf_counter() - started
         self._pace += PACE * (seconds / len(jobs) - self._pace)
-        return [
-            _checked(caption) or Done(cast("Caption", caption), started - job.arrived, seconds, len(jobs))
-            for job, caption in zip(jobs, captions, strict=True)
-        ]
+        results: list[Done | Exception] = []
+        for job, caption in zip(jobs, captions, strict=True):
+            if isinstance(caption, Exception):
+                results.append(caption)
+            elif math.isfinite(caption.score):
+                results.append(Done(caption, started - job.arrived, seconds, len(jobs)))
+            else:
+                results.append(Refusal(400, NOT_FINITE))
+        return results
 
 
 def _caption_together(jobs: Sequence[Job]) -> "list[Caption]":
@@ -232,24 +231,13 @@ def _caption_together(jobs: Sequence[Job]) -> "list[Caption]":
     return jobs[0].served.captioner.caption(items, prompts, decoding, seeds, tell if listening else None)
 
 
-def _checked(caption: "Caption | Exception") -> Exception | None:
-    """What is wrong with a caption, None if nothing; a bug is logged with its trace."""
-    if isinstance(caption, Exception):
-        if not isinstance(caption, InputError):
-            observe.log.error("the model failed on an item", exc_info=caption)
-        return caption
-    if math.isfinite(caption.score):
-        return None
-    return NotFinite("the network's answer to these features is NaN; their numbers are far outside its training range")
-
-
 class EncodingQueue:
     """The queue in front of CLIP and CLAP; call it on the event loop."""
 
     def __init__(self, batch_frames: int = BATCH_FRAMES) -> None:
         self.batch_frames = batch_frames
         self._waiting: list[Clip] = []
-        self._inside = 0  # frames that wait or are being encoded
+        self._frames = 0  # that wait or are being encoded
         self._door, self._left = asyncio.Lock(), asyncio.Event()
         self._worker = Worker("encoders", self._take, lambda clips: halved(_encode_together, clips))
 
@@ -257,10 +245,10 @@ class EncodingQueue:
         """Queue a clip once there is room for it; its future then gets its features or its exception."""
         async with self._door:  # first come, first served: short clips never starve a long one
             most = 2 * self.batch_frames  # the current batch, and the next
-            while self._inside and self._inside + clip.frames > most:
+            while self._frames and self._frames + clip.frames > most:
                 self._left.clear()
                 await self._left.wait()
-            self._inside += clip.frames
+            self._frames += clip.frames
         clip.future.add_done_callback(lambda _: self._leave(clip))
         self._waiting.append(clip)
         self._worker.wake()
@@ -269,7 +257,7 @@ class EncodingQueue:
         await self._worker.stop(self._waiting)
 
     def _leave(self, clip: Clip) -> None:
-        self._inside -= clip.frames
+        self._frames -= clip.frames
         self._left.set()
 
     def _take(self) -> list[Clip]:

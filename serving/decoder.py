@@ -1,9 +1,8 @@
 """The process that opens a stranger's media file: `python -m serving.decoder`, started by `serving.media`.
 
-It reads one JSON job a line on standard input and answers on standard output with messages of a length (8 bytes, big
-endian), a JSON header and, for an array, its bytes. Nothing is pickled: an attacker who takes this process over with a
-crafted file can send numbers to the server, and nothing else. It may not write files, and memory and CPU time are
-limited.
+It reads one JSON job a line on standard input, and answers on standard output with lines of JSON, each followed by the
+bytes of its array if it has one. Nothing is pickled: an attacker who takes this process over with a crafted file can
+send numbers to the server, and nothing else. It cannot write files, and its memory and CPU time are limited.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import json
 import math
 import os
 import resource
-import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -23,13 +21,11 @@ import numpy as np
 from videoblip2.config import InputError
 from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
-LENGTH = struct.Struct(">Q")
 OPEN_FILES = 64
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
-
 TOO_MUCH_MEMORY = "the uploaded file: takes too much memory to decode; scale it down"
 DAMAGED_OR_TOO_LARGE = (
-    "the uploaded file: is damaged, or takes too much memory to decode; see that it plays, or scale it down"
+    "the uploaded file: is damaged, or takes too much memory to decode; check that it plays, or scale it down"
 )
 HEADROOM = 64 << 20  # bytes; no single thing that FFmpeg asks for is larger
 
@@ -59,7 +55,8 @@ def main() -> None:
 
 def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     """Decode one file and send its arrays and `end`, or the reason why not; False if this process should end."""
-    _allow_cpu(job.cpu_seconds)
+    limit = math.ceil(time.process_time() + job.cpu_seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # then the kernel ends this process
     try:
         for array in stream_untrusted(job.path, job.fps, SAMPLING_RATE, job.max_seconds, job.max_pixels):
             if array is None:  # no audio
@@ -100,15 +97,8 @@ def near_memory_limit() -> bool:
     return False
 
 
-def _allow_cpu(seconds: float) -> None:
-    """Let the kernel end this process when this job has used this much CPU time."""
-    limit = math.ceil(time.process_time() + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-
-
 def _send(answers: BinaryIO, header: Mapping[str, object], data: memoryview | bytes = b"") -> None:
-    text = json.dumps(header).encode()
-    answers.write(LENGTH.pack(len(text)) + text)
+    answers.write(json.dumps(header).encode() + b"\n")
     answers.write(data)
     answers.flush()
 

@@ -1,11 +1,18 @@
-"""The service without HTTP: followers, batcher and shadow together; items in, answers, attention and refusals out."""
+"""The service without HTTP: followers, batcher and shadow together; items in, answers, attention and refusals out.
+
+Shadow mode: a challenger captions what the champion has captioned; both are logged and compared, never returned. Shadow
+captions go in the batcher's second lane, so they take only time that the champion leaves.
+"""
 
 import asyncio
+import json
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +22,10 @@ from videoblip2.config import Decoding, InputError
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .answers import Answer, Attention, ModelState, Moment, Refusal, Timings
-from .batching import Batcher, Done, Full, Job, NotFinite
+from .batching import Batcher, Done, Job
 from .following import Follower, Poller, Served
+from .messages import Answer, Attention, Comparison, ModelState, Moment, Refusal, Timings
 from .service_settings import Settings, baked_model
-from .shadow import Shadow
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -27,11 +33,12 @@ if TYPE_CHECKING:
 BAKED = "baked into this Bento"
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 START_SECONDS = 5  # Retry-After while the model is being loaded
+log = logging.getLogger("videoblip2.serving.shadow")
 
 
 @dataclass
 class Ask:
-    """What to do with items: decoding, prompt, seed; and who asks."""
+    """What to do with items: decoding, seed, prompt; and who asks."""
 
     decoding: Decoding = field(default_factory=Decoding)
     seed: int | None = None
@@ -40,6 +47,10 @@ class Ask:
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
     clip: str = ""
+
+    def features_ready(self) -> None:
+        """The items are features from now on."""
+        self.features_seconds = time.perf_counter() - self.began
 
 
 class Engine:
@@ -64,10 +75,6 @@ class Engine:
     async def stop(self) -> None:
         self._poller.stop()
         await self.batcher.stop()
-
-    def ready(self) -> bool:
-        """Whether a warm model is in service."""
-        return self.follower.current is not None
 
     def alive(self) -> bool:
         """False once a batch hangs in the model: only a restart helps then."""
@@ -102,11 +109,13 @@ class Engine:
         except TimeoutError as error:
             raise Refusal(504, f"no answer within {limit:g} s", self.batcher.retry_after()) from error
 
-    async def answer(self, items: Sequence[Features | Refusal], served: Served, ask: Ask) -> list[Answer | Refusal]:
+    async def answer(
+        self, items: Sequence[Features | BaseException], served: Served, ask: Ask
+    ) -> list[Answer | Refusal]:
         """Caption items as one submission; one that is refused or fails has a Refusal in its place."""
         checked = [self.job(item, served, ask) for item in items]
         jobs = [job for job in checked if isinstance(job, Job)]
-        self.submit(jobs)
+        self.batcher.submit(jobs)
         try:
             results = await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
         finally:
@@ -122,33 +131,20 @@ class Engine:
         """Let the challenger, if there is one, caption what was answered; a task a caption (see `Shadow.offer`)."""
         return self.shadow.offer(jobs, results, ask.request_id) if self.shadow else []
 
-    async def attention(self, item: Features, served: Served, prompt: str | None) -> Attention:
-        """Attention over time for one item. Raises Refusal 400 for features that the model cannot take."""
-        try:
-            served.captioner.check(item)
-        except InputError as error:
-            raise Refusal(400, str(error)) from error
+    async def attention(self, item: Features, served: Served, ask: Ask) -> Attention:
+        """Attention over time for one item. Raises InputError for features that the model cannot take."""
         async with self._attending:  # one at a time: captions come first
-            return await to_thread.run_sync(attention_over_time, served.captioner, item, prompt)
+            return await to_thread.run_sync(attention_over_time, served.captioner, item, ask.prompt)
 
-    def job(self, item: Features | Refusal, served: Served, ask: Ask) -> Job | Refusal:
+    def job(self, item: Features | BaseException, served: Served, ask: Ask) -> Job | Refusal:
         """Check one item against the model that will caption it."""
-        if isinstance(item, Refusal):
-            return item
         try:
+            if isinstance(item, BaseException):
+                raise item
             served.captioner.check(item)
-        except InputError as error:
-            return Refusal(400, str(error))
+        except Exception as error:
+            return refusal_of(error)
         return Job(served.captioner.cut(item), served, ask.decoding, ask.prompt, ask.seed)
-
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs. Raises Refusal 429 where there is no room for all of them."""
-        if len(jobs) > self.batcher.max_waiting:
-            raise Refusal(413, f"{len(jobs)} items at once; send at most {self.batcher.max_waiting}")
-        try:
-            self.batcher.submit(jobs)
-        except Full as error:
-            raise Refusal(429, str(error), error.retry_after) from error
 
 
 def answer_of(job: Job, result: Done | BaseException, ask: Ask) -> Answer | Refusal:
@@ -158,27 +154,25 @@ def answer_of(job: Job, result: Done | BaseException, ask: Ask) -> Answer | Refu
     observe.captioned(job.served.version)
     observe.timed("queue", result.queue_seconds, ago=result.model_seconds)
     observe.timed("generate", result.model_seconds)
+    timings = {"features": ask.features_seconds, "queue": result.queue_seconds, "model": result.model_seconds}
     return Answer(
         caption=result.caption.text,
         score=round(result.caption.score, 6),
         model_version=job.served.version,
         seconds=round(time.perf_counter() - ask.began, 4),
-        timings=Timings(
-            features=round(ask.features_seconds, 4),
-            queue=round(result.queue_seconds, 4),
-            model=round(result.model_seconds, 4),
-        ),
+        timings=Timings(**{name: round(seconds, 4) for name, seconds in timings.items()}),
         batch=result.batch,
         clip=ask.clip,
     )
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """A user's mistake with its reason; anything else is our bug and reveals nothing internal."""
+    """A user's mistake with its reason; a bug is logged with its trace, and nothing of it is told to the client."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, InputError | NotFinite):
+    if isinstance(error, InputError):
         return Refusal(400, str(error))
+    observe.log.error("the service failed on an item", exc_info=error)
     return Refusal(500, "the model failed on this item; the server's log has the details")
 
 
@@ -205,3 +199,81 @@ def moment_edges(count: int, seconds: float | None, window: float | None = None)
     if count and seconds and window and (count - 1) * window < seconds <= (count + 1) * window:
         return np.append(np.arange(count) * window, seconds)
     return np.linspace(0, seconds or 1, count + 1)
+
+
+class Shadow:
+    """Compares what a follower's model says with what was answered."""
+
+    def __init__(self, follower: Follower, batcher: Batcher, path: Path | None = None) -> None:
+        self.follower, self._batcher, self._path = follower, batcher, path
+        self.comparison = Comparison(model=follower.model)
+        self._tasks: set[asyncio.Task[str | None]] = set()
+
+    def offer(
+        self, jobs: Sequence[Job], answers: Sequence[Done | BaseException], request_id: str
+    ) -> list[asyncio.Task[str | None]]:
+        """Caption again what was captioned; never raises, never waits.
+
+        Returns a task for each accepted job; its result is the caption, or None if the challenger failed.
+        """
+        challenger = self.follower.current
+        tasks: list[asyncio.Task[str | None]] = []
+        for job, answer in zip(jobs, answers, strict=True):
+            if isinstance(answer, BaseException):
+                continue
+            versions = job.served.version, challenger.version if challenger else ""
+            if versions != (self.comparison.champion, self.comparison.challenger):
+                self.comparison = Comparison(model=self.follower.model, champion=versions[0], challenger=versions[1])
+            # Features made for one say the same to the other only if both have the same encoders.
+            if challenger is None or challenger.captioner.encoders_name != job.served.captioner.encoders_name:
+                self.comparison.dropped += 1
+                continue
+            shadow = Job(job.item, challenger, job.decoding, job.prompt, job.seed)
+            try:
+                self._batcher.submit([shadow], background=True)
+            except Refusal:
+                self.comparison.dropped += 1
+                continue
+            task = asyncio.create_task(self._compare(job, answer, shadow, request_id))
+            self._tasks.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._tasks.discard)
+            tasks.append(task)
+        return tasks
+
+    async def _compare(self, job: Job, answer: Done, shadow: Job, request_id: str) -> str | None:
+        try:
+            done = await shadow.future
+        except Exception as error:
+            self.comparison.failed += 1
+            log.warning("challenger %s failed: %s", shadow.served.version, error)
+            return None
+        row = {
+            "request": request_id,
+            "champion": job.served.version,
+            "challenger": shadow.served.version,
+            "champion_caption": answer.caption.text,
+            "challenger_caption": done.caption.text,
+            "champion_score": round(answer.caption.score, 4),
+            "challenger_score": round(done.caption.score, 4),
+            "overlap": round(overlap(answer.caption.text, done.caption.text), 4),
+            "champion_seconds": round(answer.model_seconds, 4),
+            "challenger_seconds": round(done.model_seconds, 4),
+        }
+        log.info("shadow", extra={"fields": row})
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        total = self.comparison
+        if (row["champion"], row["challenger"]) == (total.champion, total.challenger):
+            total.compared += 1
+            total.same += row["champion_caption"] == row["challenger_caption"]
+            for name in ("overlap", "champion_score", "challenger_score"):  # running means
+                mean = getattr(total, name)
+                setattr(total, name, mean + (float(str(row[name])) - mean) / total.compared)
+        return done.caption.text
+
+
+def overlap(one: str, other: str) -> float:
+    """Jaccard index of the words of two captions."""
+    words, others = set(one.split()), set(other.split())
+    return len(words & others) / len(words | others) if words | others else 1.0

@@ -4,8 +4,7 @@
 2. With VB2_API_KEY set (comma-separated for several keys), all but the probes require `Authorization: Bearer KEY`.
    A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
    count only for requests of this service's own page.
-3. A body is taken in whole before anything looks at it, up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; a form
-   is checked (`serving.forms`), and nothing but forms reaches an endpoint.
+3. A body is read up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; nothing but whole forms reaches an endpoint.
 4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
 5. An exception becomes `{"error": ..., "request_id": ...}` with status 500; its trace stays in the log.
 
@@ -14,21 +13,18 @@ No CORS header is ever sent, so a browser lets no other site's page read an answ
 
 import asyncio
 import base64
-import binascii
 import hmac
 import re
-import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
 
 from . import observe
-from .answers import Refusal
-from .forms import FormWatch
+from .messages import Refusal
 from .service_settings import Settings, read_settings
 
 Scope = MutableMapping[str, Any]
@@ -38,9 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
-FORM = "multipart/form-data"
-MEMORY = 1 << 20  # bytes of a body that are kept in memory; more go to a temporary file without a name
-CHUNK = 1 << 18
+FORM = b"multipart/form-data"
+MAX_BOUNDARY = 200  # bytes
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 
@@ -49,11 +44,11 @@ class Guard:
     """The middleware.
 
     Args:
-        endpoints: path → fields that take files (`forms.file_fields`); forms are checked on these paths only.
+        endpoints: paths that take forms, and nothing else.
         settings: default: from the environment.
     """
 
-    def __init__(self, app: App, endpoints: Mapping[str, Collection[str]], settings: Settings | None = None) -> None:
+    def __init__(self, app: App, endpoints: Collection[str], settings: Settings | None = None) -> None:
         self.app = app
         self.endpoints = endpoints
         self.settings = settings or read_settings()
@@ -65,102 +60,103 @@ class Guard:
             scope = as_client_sent_it(scope)
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
-        else:
-            await self._request(scope, receive, send)
-
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         given = _header(scope, b"x-request-id")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         answer = _Answer(send, request_id, self.settings.retry_after)
         method, path = scope["method"], scope["path"]
-        with observe.request(answer.request_id, method, path, path in self.endpoints, lambda: answer.status):
+        with observe.request(request_id, method, path, path in self.endpoints, lambda: answer.status):
             try:
                 await self._admitted(scope, receive, answer.send)
             except asyncio.CancelledError:  # BentoML answers 504 in our place
                 answer.status = answer.status or 504
                 observe.failed("timeout")
                 raise
-            except Refusal as refusal:
+            except Exception as error:
+                refusal = error
+                if not isinstance(refusal, Refusal):
+                    observe.log.exception("unexpected")
+                    refusal = Refusal(500, "an unexpected error; the server's log has the details")
                 observe.failed(refusal.kind)
-                await answer.refuse(refusal, scope, receive)
-            except Exception:
-                observe.failed("internal")
-                observe.log.exception("unexpected")
-                failure = Refusal(500, "an unexpected error; the server's log has the details")
-                await answer.refuse(failure, scope, receive)
+                if not answer.status:  # otherwise the answer has begun: all that can be done is to break it off
+                    await refusal.response(request_id)(scope, receive, answer.send)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_head(scope)
+        body = _Body(receive, self.settings)
+        self._check_head(scope, body)
         weight = int(scope["path"] in self.endpoints)  # the page's own files take no place
         if self._in_flight + weight > self.settings.max_requests:
             raise Refusal(429, "too many requests in flight; try again later")
         self._in_flight += weight
         try:
-            with tempfile.SpooledTemporaryFile(max_size=MEMORY) as body:
-                await self._take_in(scope, receive, body)
-                await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, body.receive, send)
         finally:
             self._in_flight -= weight
 
-    def _check_head(self, scope: Scope) -> None:
+    def _check_head(self, scope: Scope, body: "_Body") -> None:
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in ONCE):
             raise Refusal(400, "a header that may appear once appears twice")
-        if not self._authorised(scope):
+        given, keys = _given_key(scope), self.settings.api_keys
+        if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
             reason = "this service requires an API key: send `Authorization: Bearer KEY`"
             raise Refusal(401, reason, headers={"WWW-Authenticate": _challenge(scope)})
-        if _header(scope, b"content-length").isdigit():
-            self._check_size(int(_header(scope, b"content-length")))
+        if (length := _header(scope, b"content-length")).isdecimal():
+            body.check_size(int(length))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
-            kind = _header(scope, b"content-type").partition(";")[0].strip()
-            if kind not in (FORM, ""):
-                raise Refusal(415, f"Content-Type {kind[:80]}: send a form, {FORM}, as curl -F does")
+            kind, options = parse_options_header(_header(scope, b"content-type"))
+            if kind not in (FORM, b""):
+                raise Refusal(415, f"Content-Type {kind[:80].decode('latin-1')}: send {FORM.decode()}, as curl -F does")
+            body.boundary = options.get(b"boundary", b"")
+            if kind and not 0 < len(body.boundary) <= MAX_BOUNDARY:
+                raise Refusal(400, "the form has no boundary in its Content-Type; let your HTTP client set that header")
 
-    def _authorised(self, scope: Scope) -> bool:
-        if not self.settings.api_keys:
-            return True
-        given = _given_key(scope)
-        return any([hmac.compare_digest(given, key.encode()) for key in self.settings.api_keys])
 
-    def _check_size(self, size: int) -> None:
-        if size > self.settings.upload_bytes:
-            limit = f"{self.settings.max_upload_mb:g} MB"
+class _Body:
+    """A request's body as it comes in, up to its limits of size and time.
+
+    boundary: of a form, which has to end with it.
+    """
+
+    def __init__(self, receive: Receive, settings: Settings) -> None:
+        self.boundary = b""
+        self._receive, self._settings = receive, settings
+        self._deadline = asyncio.get_running_loop().time() + settings.upload_seconds
+        self._size, self._end, self._whole = 0, b"", False
+
+    def check_size(self, size: int) -> None:
+        """Raise Refusal 413 if this many bytes are too many."""
+        if size > self._settings.upload_bytes:
+            limit = f"{self._settings.max_upload_mb:g} MB"
             raise Refusal(413, f"the upload is larger than {limit}; cut the video or scale it down")
 
-    async def _take_in(self, scope: Scope, receive: Receive, body: Any) -> None:
-        """Copy the request's body to `body` in time, checking it on the way."""
+    async def receive(self) -> Message:
+        """The next message; after the body, the connection's own."""
+        if self._whole:
+            return await self._receive()
         try:
-            async with asyncio.timeout(self.settings.upload_seconds):
-                await self._copy(scope, receive, body)
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
         except TimeoutError:
-            limit = f"{self.settings.upload_seconds:g} s"
+            limit = f"{self._settings.upload_seconds:g} s"
             raise Refusal(408, f"the upload took longer than {limit}; send a smaller file") from None
-        body.seek(0)
-
-    async def _copy(self, scope: Scope, receive: Receive, body: Any) -> None:
-        content_type, fields = _header(scope, b"content-type"), self.endpoints.get(scope["path"])
-        form = fields is not None and content_type.lower().startswith(FORM)
-        watch = FormWatch(content_type, fields or ()) if form else None
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(400, "the upload broke off", kind="disconnected")
-            chunk = message.get("body", b"")
-            size, more = size + len(chunk), message.get("more_body", False)
-            self._check_size(size)
-            if watch:
-                watch.feed(chunk)
-            body.write(chunk)
-        if watch:
-            watch.finish()
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "the upload broke off", kind="disconnected")
+        chunk = message.get("body", b"")
+        self._size += len(chunk)
+        self.check_size(self._size)
+        self._end = (self._end + chunk)[-MAX_BOUNDARY - 8 :]
+        self._whole = not message.get("more_body", False)
+        if self._whole and self.boundary and not self._end.rstrip().endswith(b"--" + self.boundary + b"--"):
+            raise Refusal(400, "the form ends before its last boundary; send it again")
+        return message
 
 
 class _Answer:
-    """The response: our headers on everything sent, and a refusal as JSON if nothing has been sent yet."""
+    """The response, with our headers on everything sent. status: 0 until it begins."""
 
     def __init__(self, send: Send, request_id: str, retry_after: int) -> None:
-        self._send, self.request_id, self._retry_after = send, request_id, retry_after
+        self._send, self._request_id, self._retry_after = send, request_id, retry_after
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -169,14 +165,9 @@ class _Answer:
             headers = [*message.get("headers", ())]
             if self.status in (429, 503) and b"retry-after" not in {name.lower() for name, _ in headers}:
                 headers.append((b"retry-after", str(self._retry_after).encode()))
-            ours = (b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")
+            ours = (b"x-request-id", self._request_id.encode()), (b"x-content-type-options", b"nosniff")
             message = {**message, "headers": [*headers, *ours]}
         await self._send(message)
-
-    async def refuse(self, refusal: Refusal, scope: Scope, receive: Receive) -> None:
-        if not self.status:  # otherwise the answer has begun: all that can be done is to break it off
-            problem = {"error": refusal.reason, "request_id": self.request_id}
-            await JSONResponse(problem, refusal.status, refusal.headers)(scope, receive, self.send)
 
 
 def same_origin(scope: Scope) -> bool:
@@ -210,8 +201,8 @@ def _given_key(scope: Scope) -> bytes:
     scheme, _, given = _header(scope, b"authorization").partition(" ")
     if scheme.lower() == "bearer":
         return given.strip().encode("latin-1")
-    if scheme.lower() == "basic" and same_origin(scope):
-        with suppress(binascii.Error):
+    with suppress(ValueError):  # an Origin that is no address, or what is not base64
+        if scheme.lower() == "basic" and same_origin(scope):
             return base64.b64decode(given.strip()).partition(b":")[2]
     return b""
 
@@ -224,18 +215,3 @@ def _challenge(scope: Scope) -> str:
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
-
-
-def _replay(body: Any, receive: Receive) -> Receive:
-    """The body again, then the connection's own messages."""
-    over = False
-
-    async def replayed() -> Message:
-        nonlocal over
-        if over:
-            return await receive()
-        chunk = body.read(CHUNK)
-        over = len(chunk) < CHUNK
-        return {"type": "http.request", "body": chunk, "more_body": not over}
-
-    return replayed

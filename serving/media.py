@@ -1,7 +1,7 @@
 """An upload decoded in a bounded child process: a crafted, endless or huge file costs that process and nothing else.
 
-A few decoders are started once and used again. One that exceeds its time or memory, or dies, is killed and replaced,
-and the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
+A few decoders are started once and reused. One that exceeds its time or memory, or dies, is killed and replaced, and
+the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
 """
 
 import fcntl
@@ -14,53 +14,42 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from videoblip2.config import InputError
 
 from . import observe
-from .decoder import LENGTH, DecodingJob
+from .decoder import DecodingJob
+from .messages import Refusal
 from .service_settings import MB, Settings, read_settings
 
 SAMPLING_RATE = 48_000
-HEADER_BYTES = 10_000  # no header that a decoder sends is longer
-JOBS_EACH = 500  # then a decoder is replaced: memory that FFmpeg leaks must not pile up
+LINE_BYTES = 10_000  # no line that a decoder sends is longer
+JOBS_EACH = 500  # then a decoder is replaced: FFmpeg may leak memory
 PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 
 
-class Busy(RuntimeError):
-    """Every decoder has work; the client should come back later (429)."""
+BUSY = "every decoder is busy; try again later"
+UNREADABLE = "the uploaded file: cannot be decoded"
 
 
-class Media:
-    """One file as it comes out of a decoder; read `frames` to the end, then `sound`."""
+class Media(NamedTuple):
+    """One file as it comes out of a decoder.
 
-    def __init__(self, messages: Iterator[np.ndarray | None]) -> None:
-        self._messages = messages
-        self._sound: np.ndarray | None = None
+    frames: uint8 [H, W, 3], one at a time; raises InputError with the reason if the file is refused.
+    sound: mono float32 [N] at 48 kHz, None for a video without audio; known once the frames are read.
+    """
 
-    @property
-    def frames(self) -> Iterator[np.ndarray]:
-        """uint8 [H, W, 3], one at a time. Raises InputError with the reason if the file is refused."""
-        for array in self._messages:
-            if array is None or array.ndim == 1:
-                self._sound = array
-                for _ in self._messages:
-                    raise InputError("the uploaded file: cannot be decoded")
-                return
-            yield array
-
-    def sound(self) -> np.ndarray | None:
-        """Mono float32 [N] at 48 kHz, None for a video without audio; known once the frames are read."""
-        return self._sound
+    frames: Iterator[np.ndarray]
+    sound: Callable[[], np.ndarray | None]
 
 
 class Decoders:
@@ -92,12 +81,23 @@ class Decoders:
     def decode(self, path: Path, fps: float) -> Iterator[Media]:
         """Decode `path` at `fps` frames a second, while the block runs.
 
-        Reading the frames raises Busy if no decoder is free in time, and InputError, in words for the client, for a
-        file that is refused. The decoder is free for others when all is read, or at the end of the block.
+        Reading the frames raises Refusal 429 if no decoder is free in time, and InputError with words for the client if
+        the file is refused. The decoder is free for others when all is read, or at the end of the block.
         """
-        arrays = self._arrays(path, fps)
+        arrays, sound = self._arrays(path, fps), None
+
+        def frames() -> Iterator[np.ndarray]:
+            nonlocal sound
+            for array in arrays:
+                if array is None or array.ndim == 1:
+                    sound = array
+                    for _ in arrays:
+                        raise InputError(UNREADABLE)
+                    return
+                yield array
+
         try:
-            yield Media(arrays)
+            yield Media(frames(), lambda: sound)
         finally:
             arrays.close()
 
@@ -106,9 +106,14 @@ class Decoders:
         timer = threading.Timer(self.settings.decode_seconds, decoder.expire)
         timer.daemon = True
         timer.start()
+        waited, start = 0.0, time.perf_counter()
         try:
-            yield from timed(decoder.work(path, fps))
+            for array in decoder.work(path, fps):
+                waited += time.perf_counter() - start
+                yield array
+                start = time.perf_counter()
         finally:
+            observe.timed("decode", waited)
             timer.cancel()
             if decoder.healthy:
                 self._idle.put(decoder)
@@ -123,7 +128,7 @@ class Decoders:
                 if decoder.alive:
                     return decoder
                 self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
-        raise Busy("every decoder is busy; try again later")
+        raise Refusal(429, BUSY, self.settings.retry_after)
 
     def _replace(self, decoder: "_Decoder") -> None:
         decoder.kill()
@@ -172,7 +177,7 @@ class _Decoder:
         try:
             self._stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             self._stdin.flush()
-            while (header := self._header())["kind"] == "array":
+            while (header := json.loads(self._stdout.readline(LINE_BYTES)))["kind"] == "array":
                 yield self._array(header["shape"])
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             self.kill()  # nothing it says from here on can be trusted
@@ -182,7 +187,7 @@ class _Decoder:
             raise InputError(f"the uploaded file: {why}") from error
         self.between_jobs = not header.get("ends")  # short of memory, it ends: its heap may be in pieces
         if header["kind"] != "end":
-            raise InputError(str(header.get("reason", "the uploaded file: cannot be decoded")))
+            raise InputError(str(header.get("reason", UNREADABLE)))
 
     def expire(self) -> None:
         self.expired = True
@@ -194,12 +199,6 @@ class _Decoder:
         for pipe in (self._stdin, self._stdout):
             with suppress(OSError):  # what was not flushed into a broken pipe
                 pipe.close()
-
-    def _header(self) -> dict[str, Any]:
-        (length,) = LENGTH.unpack(self._read(LENGTH.size))
-        if length > HEADER_BYTES:
-            raise ValueError("header too long")
-        return dict(json.loads(self._read(length)))
 
     def _array(self, shape: Sequence[int] | None) -> np.ndarray | None:
         """Check the announced shape against the limits, then read that many bytes: the decoder may be compromised."""
@@ -214,24 +213,6 @@ class _Decoder:
         if count and self._stdout.readinto(array.data.cast("B")) < array.nbytes:
             raise EOFError
         return array
-
-    def _read(self, size: int) -> bytes:
-        data = self._stdout.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
-
-
-def timed(arrays: Iterator[np.ndarray | None]) -> Iterator[np.ndarray | None]:
-    """The same arrays; the time spent waiting for them is the latency of decoding."""
-    waited, start = 0.0, time.perf_counter()
-    try:
-        for array in arrays:
-            waited += time.perf_counter() - start
-            yield array
-            start = time.perf_counter()
-    finally:
-        observe.timed("decode", waited)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

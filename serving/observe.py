@@ -83,19 +83,8 @@ def serving(version: str) -> None:
     log.info("serving", extra={"fields": {"model_version": version}})
 
 
-@contextmanager
-def phase(name: str, **attributes: str | int | float) -> Iterator[None]:
-    """Time a part of the work (see PHASES) as metric and as span."""
-    start = time.perf_counter()
-    with tracer().start_as_current_span(name, attributes=attributes):
-        try:
-            yield
-        finally:
-            metrics().phase.labels(name).observe(time.perf_counter() - start)
-
-
 def timed(name: str, seconds: float, ago: float = 0.0) -> None:
-    """A part of the work (see PHASES) that `phase` cannot be wrapped around took `seconds`, ended `ago` s ago."""
+    """A part of the work (see PHASES) took `seconds` and ended `ago` seconds ago: a metric, and a span."""
     metrics().phase.labels(name).observe(seconds)
     if trace.get_current_span().is_recording():
         end = time.time() - ago

@@ -3,10 +3,10 @@
 The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves; in a Bento
 that `vb2 package` built it is the model baked in. VB2_MODEL names another one; docs/serving.md lists all settings.
 
-guard     before every request      forms      what a form may hold       api       HTTP, and the page
-uploads   files to items            media      decoding processes         decoder   one of these processes
-engine    items in, answers out     batching   the two queues             following the model in service
-answers   what is said              shadow     the challenger's captions  observe   metrics, log lines, spans
+guard     before every request      api       HTTP, and the page           messages   what is sent and what is said
+uploads   files to items            media     decoding processes           decoder    one of these processes
+engine    items in, answers out     batching  the two queues               following  the model in service
+observe   metrics, log lines, spans
 """
 
 import bentoml
@@ -16,10 +16,9 @@ from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
 
 from . import observe
-from .api import create_app
+from .api import create_app, endpoints
 from .engine import Engine
 from .following import find
-from .forms import file_fields
 from .guard import Guard
 from .media import Decoders
 from .service_settings import Settings, read_settings
@@ -40,7 +39,7 @@ class VideoBlip2Service:
     """Videos or features in, captions out, by the champion."""
 
     def __init__(self) -> None:
-        settings = checked_settings()
+        settings = read_settings()
         observe.start_logging(settings.log_level)
         self.engine = Engine(settings)
         self.decoders = Decoders(settings)
@@ -50,10 +49,10 @@ class VideoBlip2Service:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
-        """Stop the start with one line if there is no model or a setting is wrong; a failing worker would be started
-        again for ever."""
+        """Stop the start with one line if there is no model or a setting is wrong; a worker that fails restarts
+        forever."""
         try:
-            settings = checked_settings()
+            settings = read_settings()
             references(settings)
             find(settings.address)
         except InputError as error:
@@ -72,18 +71,10 @@ class VideoBlip2Service:
         self.decoders.stop()
 
     def __is_ready__(self) -> bool:
-        return self.engine.ready()
+        return self.engine.follower.current is not None
 
     def __is_alive__(self) -> bool:
         return self.engine.alive()
-
-
-def checked_settings() -> Settings:
-    """Read the settings; a wrong one ends the start with one line."""
-    try:
-        return read_settings()
-    except InputError as error:
-        raise BentoMLException(str(error)) from error
 
 
 def references(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -92,4 +83,4 @@ def references(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {video.video_id: video.captions for video in videos}
 
 
-VideoBlip2Service.add_asgi_middleware(Guard, endpoints=file_fields(API))  # type: ignore[attr-defined]
+VideoBlip2Service.add_asgi_middleware(Guard, endpoints=endpoints(API))  # type: ignore[attr-defined]

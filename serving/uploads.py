@@ -10,9 +10,10 @@ import math
 import secrets
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,10 @@ from videoblip2.config import InputError
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .answers import Refusal
 from .batching import Clip, EncodingQueue
 from .following import Served
-from .forms import Uploads
-from .media import Busy, Decoders
+from .media import BUSY, Decoders
+from .messages import Refusal, Uploads
 
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
@@ -45,8 +45,8 @@ HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
-async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list[Features | Refusal]:
-    """Items in the order media, .npy, safetensors; a file that cannot be used is a Refusal in its place.
+async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list[Features | BaseException]:
+    """Items in the order media, .npy, safetensors; a file that cannot be used is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
     """
@@ -56,19 +56,29 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
     media = (intake.features(file, served) for file in uploads.video)
-    items: list[Features | Refusal] = [*await asyncio.gather(*media)]
+    items = [*await asyncio.gather(*media, return_exceptions=True)]
     async with intake.reading:
-        for place, file in enumerate(npys):
-            items.append(await _npy_pair(file, sounds[place] if sounds else None))
+        for video, audio in zip_longest(npys, sounds):
+            files = {"audio": audio, "video": video}
+            try:
+                arrays = {
+                    name: npy_array(await file.read(), f"{name}_features") for name, file in files.items() if file
+                }
+                items.append(arrays)
+            except InputError as error:
+                items.append(error)
         for file in uploads.features:
-            items.extend(await _tensors(file))
+            try:
+                items += safetensors_items(await file.read(), "features")
+            except InputError as error:
+                items.append(error)
     return items
 
 
 async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> tuple[Features, str]:
     """The one item of a request, and for a media file the token that replaces it in later requests.
 
-    Raises Refusal if there is no item, more than one, or one that cannot be used.
+    Raises Refusal if there is no item or more than one, and what `items_of` has in its place.
     """
     kinds = [kind for kind in (uploads.video, uploads.video_features, uploads.features, uploads.clip) if kind]
     if len(kinds) > 1:
@@ -78,9 +88,10 @@ async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> t
     items = await items_of(uploads, served, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
-    if isinstance(items[0], Refusal):
-        raise items[0]
-    return items[0], intake.clips.keep(items[0], served) if uploads.video else ""
+    (item,) = items
+    if isinstance(item, BaseException):
+        raise item
+    return item, intake.clips.keep(item, served) if uploads.video else ""
 
 
 class Clips:
@@ -121,34 +132,31 @@ class MediaIntake:
         self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
 
-    async def features(self, file: UploadFile, served: Served) -> Features | Refusal:
-        """One upload → its features, or a Refusal: 400 if it cannot be read, 429 if no decoder is free.
+    async def features(self, file: UploadFile, served: Served) -> Features:
+        """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free.
 
         The client's file name gives a known suffix and nothing else.
         """
+        settings = self.decoders.settings
         try:
-            async with self._turn():
+            async with asyncio.timeout(settings.decode_wait_seconds):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Refusal(429, BUSY, settings.retry_after) from None
+        try:
+            try:
                 prepared = await to_thread.run_sync(self._prepare, file, served, abandon_on_cancel=True)
                 clip = Clip(prepared, served)
                 await self.encoding.enter(clip)
-            with observe.phase("encode"):
+            finally:
+                self._room.release()
+            started = time.perf_counter()
+            try:
                 return await clip.future
+            finally:
+                observe.timed("encode", time.perf_counter() - started)
         except InputError as error:
-            return Refusal(400, str(error), kind="media")
-        except Busy as busy:
-            return Refusal(429, str(busy), self.decoders.settings.retry_after)
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self.decoders.settings.decode_wait_seconds):
-                await self._room.acquire()
-        except TimeoutError:
-            raise Busy("every decoder is busy; try again later") from None
-        try:
-            yield
-        finally:
-            self._room.release()
+            raise Refusal(400, str(error), kind="media") from error
 
     def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
         """On a thread, the temporary file's coming and going included: on a busy disk they would hold up the loop."""
@@ -161,22 +169,6 @@ class MediaIntake:
                     return captioner.prepare_media(media.frames, media.sound)
             except InputError as error:
                 raise InputError(str(error).replace(copy.name, "the uploaded file")) from error
-
-
-async def _npy_pair(video: UploadFile, audio: UploadFile | None) -> Features | Refusal:
-    try:
-        files = {"audio": audio, "video": video}
-        return {name: npy_array(await file.read(), f"{name}_features") for name, file in files.items() if file}
-    except InputError as error:
-        return Refusal(400, str(error))
-
-
-async def _tensors(file: UploadFile) -> list[Features | Refusal]:
-    try:
-        found = safetensors_items(await file.read(), "features")
-    except InputError as error:
-        return [Refusal(400, str(error))]
-    return [Refusal(400, str(item)) if isinstance(item, InputError) else item for item in found]
 
 
 def npy_array(content: bytes, name: str) -> np.ndarray:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from serving.following import Served
-from serving.media import Busy
+from serving.media import BUSY
+from serving.messages import Refusal
 from videoblip2.config import InputError
 
 POISON = 666.0  # as the first number of an item: the whole call fails with it
@@ -54,6 +55,7 @@ class FakeCaptioner:
             raise InputError("video features hold NaN or infinity; extract them again")
 
     def attention(self, item, prompt):
+        self.check(item)
         video, windows = np.arange(1.0, len(item["video"]) + 1), len(item.get("audio", ()))
         return {"video": video / video.sum(), "audio": np.full(windows, 1 / max(1, windows))}
 
@@ -91,7 +93,7 @@ class FakeDecoders:
         if content == b"text":
             raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
         if content == b"busy":
-            raise Busy("every decoder is busy; try again later")
+            raise Refusal(429, BUSY, self.settings.retry_after)
         yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
 
 

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from serving.guard import Guard
 from serving.service_settings import MB, Settings
 
-ENDPOINTS = {"/caption": frozenset({"video"})}
+ENDPOINTS = {"/caption"}
 FORM = b"multipart/form-data; boundary=b"
 
 
@@ -86,7 +86,7 @@ def test_a_good_request_goes_through_unchanged():
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_body_larger_than_memory_goes_through_unchanged():
+def test_a_large_body_goes_through_unchanged():
     inner = Inner()
     body = part("video", "x" * 3_000_000, "v.mp4") + b"--b--\r\n"
     assert run(guard(inner), body=body, chunk=65_536)[0] == 200
@@ -106,6 +106,7 @@ def test_a_request_id_is_the_clients_if_it_is_a_plain_word(given, kept):
         (b"Bearer wrong", 401),
         (b"Basic right", 401),
         (b"Bearer", 401),
+        ("Basic ключ".encode(), 401),
         ("Bearer ключ".encode(), 401),
         (b"Bearer right", 200),
         ("Bearer clé".encode(), 200),
@@ -129,6 +130,7 @@ def test_a_key_is_asked_for_where_one_is_set(authorization, status):
         ("anyone:right", "http://here:2", 401),
         ("anyone:right", "https://elsewhere.example", 401),
         ("anyone:right", "null", 401),
+        ("anyone:right", "http://[", 401),
         ("right:wrong", None, 401),
         ("right", None, 401),
         ("anyone:", None, 401),
@@ -275,13 +277,12 @@ def test_an_exception_shows_nothing_internal_and_is_logged(caplog):
         ({"content_type": b"application/vnd.bentoml+pickle"}, 415, "multipart"),
         ({"content_type": b"application/json", "body": b"{}"}, 415, "multipart"),
         ({"headers": [(b"content-type", b"application/json")]}, 400, "twice"),
-        ({"body": part("video", "http://127.0.0.1:9/v.mp4") + b"--b--\r\n"}, 400, "video: takes a file"),
         ({"body": GOOD[:-6]}, 400, "last boundary"),
         ({"content_type": b"multipart/form-data"}, 400, "boundary"),
-        ({"content_type": b"Multipart/Form-Data; boundary=b"}, 415, "multipart"),
+        ({"content_type": b"multipart/form-data; boundary=" + b"b" * 201}, 400, "boundary"),
     ],
 )
-def test_what_bentoml_must_not_see(request_, status, word):
+def test_what_is_no_whole_form_never_reaches_the_service(request_, status, word):
     inner = Inner()
     answer = run(guard(inner), **request_)
     assert answer[0] == status

@@ -32,7 +32,7 @@ def both(start, tmp_path_factory):
     registry.load = lambda found, model, device: challenger if "challenger" in model else registry.captioner
     with start(registry, REFERENCES=str(references), SHADOW="models:/videoblip2@challenger") as client:
         engine = sys.modules["serving.service"].API.state.engine
-        eventually(lambda: engine.ready() and engine.shadow.follower.current)
+        eventually(lambda: engine.follower.current and engine.shadow.follower.current)
         yield registry, client
 
 

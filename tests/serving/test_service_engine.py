@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from serving_fakes import eventually_async
 
-from serving.answers import Answer, Refusal
 from serving.batching import Job
 from serving.engine import Ask, Engine
+from serving.messages import Answer, Refusal
 from serving.service_settings import Settings
 from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding
@@ -26,12 +26,12 @@ def run(scenario, captioner, tmp_path, **settings):
 
     async def main():
         engine = Engine(Settings(model=str(folder), device="cpu", **settings))
-        assert not engine.ready()
+        assert engine.follower.current is None
         with pytest.raises(Refusal, match="it is being loaded"):
             engine.served()
         engine.start()
         try:
-            await eventually_async(engine.ready, 60)
+            await eventually_async(lambda: engine.follower.current, 60)
             return await asyncio.wait_for(scenario(engine), 60)
         finally:
             await engine.stop()
@@ -92,7 +92,7 @@ def test_a_listener_hears_what_becomes_the_caption(captioner, tmp_path):
         job = engine.job(ITEMS[1], engine.served(), Ask(Decoding(max_new_tokens=10)))
         assert isinstance(job, Job)
         job.listener = heard.append
-        engine.submit([job])
+        engine.batcher.submit([job])
         return await job.future
 
     done = run(scenario, captioner, tmp_path)

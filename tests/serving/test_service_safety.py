@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 import threading
 from collections import Counter
@@ -13,37 +12,21 @@ from serving_fakes import BUG_TEXT, POISON, eventually, item
 
 pytest_plugins = ["serving_app"]
 
+QUESTION = {"/ask": {"question": (None, "what?")}}
 PHASES = ("decode", "encode", "queue", "generate")
 
 
-def test_file_fields_of_each_route(service):
-    """What the guard knows is what the description says: text in none of these fields is passed on."""
-    forms = sys.modules["serving.forms"]
-    fields = forms.file_fields(sys.modules["serving.service"].API)
-    assert set(fields) == {"/caption", "/captions", "/ask", "/caption_stream", "/attention"}
-    assert fields == described_file_fields(service.openapi_spec.asdict())
-    assert [(kind.__name__, options) for kind, options in service.middlewares] == [("Guard", {"endpoints": fields})]
-
-
-def described_file_fields(described):
-    """Path → fields that hold bytes, by the OpenAPI description."""
-    schemas, found = described["components"]["schemas"], {}
-    for path, methods in described["paths"].items():
-        for content in methods.get("post", {}).get("requestBody", {}).get("content", {}).values():
-            form = schemas[content["schema"]["$ref"].rpartition("/")[2]]["properties"]
-            files = (name for name, field in form.items() if re.search("binary|octet-stream", json.dumps(field)))
-            found[path] = frozenset(files)
-    return found
+def test_the_guard_knows_the_endpoints(service):
+    endpoints = {"/caption", "/captions", "/ask", "/caption_stream", "/attention"}
+    assert [(kind.__name__, options) for kind, options in service.middlewares] == [("Guard", {"endpoints": endpoints})]
 
 
 @pytest.mark.parametrize("path", ["/caption", "/captions", "/ask", "/caption_stream"])
 @pytest.mark.parametrize("field", ["video", "video_features", "audio_features", "features"])
 def test_no_address_in_a_file_field_is_passed_on(http, path, field):
-    answer = http.post(path, data={field: "http://127.0.0.1:9/v.mp4"}, files={"other": b""})
-    assert (answer.status_code, answer.json()["error"].split(";")[0]) == (
-        400,
-        f"{field}: takes a file, not text or an address",
-    )
+    answer = http.post(path, files={field: (None, "http://127.0.0.1:9/v.mp4"), **QUESTION.get(path, {})})
+    refused = f"{field}: takes a file, not text or an address"
+    assert (answer.status_code, answer.json()["error"].split(";")[0]) == (400, refused)
     assert http.post(path, data={field: "http://127.0.0.1:9/v.mp4"}).status_code == 415
 
 
@@ -105,12 +88,14 @@ def test_a_request_is_one_json_line_with_its_id(running, monkeypatch):
     assert (line["event"], line["path"], line["status"], line["request_id"]) == ("request", "/caption", 200, "line-1")
 
 
-def test_a_bug_is_logged_once_with_its_trace(running, monkeypatch):
+@pytest.mark.parametrize("path", ["/caption", "/captions", "/caption_stream"])
+@pytest.mark.parametrize("files", [{"video": ("a.mp4", b"bug")}, features(first=POISON)], ids=["media", "model"])
+def test_a_bug_is_logged_once_with_its_trace(running, monkeypatch, path, files):
     _, http = running
     handler = sys.modules["serving.observe"].log.handlers[0]
     text = io.StringIO()
     monkeypatch.setattr(handler, "stream", text)
-    http.post("/caption", files={"video": ("a.mp4", b"bug")})
+    http.post(path, files=files)
     assert text.getvalue().count(BUG_TEXT + '"') == 1
 
 

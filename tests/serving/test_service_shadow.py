@@ -9,8 +9,8 @@ import pytest
 from serving_fakes import POISON, eventually_async, item, served
 
 from serving.batching import Batcher, Job
+from serving.engine import Shadow, overlap
 from serving.following import Follower
-from serving.shadow import Shadow, overlap
 from videoblip2.config import Decoding
 
 

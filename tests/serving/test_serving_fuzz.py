@@ -59,7 +59,7 @@ def url(tmp_path_factory):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
-    while not (server.started and sys.modules["serving.service"].API.state.engine.ready()):
+    while not (server.started and sys.modules["serving.service"].API.state.engine.follower.current):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

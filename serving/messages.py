@@ -1,9 +1,16 @@
-"""What the service says: answers, refusals, the state of its models."""
+"""What the service is sent and what it says: the fields of a form, answers, refusals, the state of its models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
+from fastapi import Depends, File, Form, UploadFile
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from videoblip2.config import Decoding
+
+MAX_TEXT = 300  # characters of a prompt or question
 EXAMPLE: dict[str, JsonValue] = {
     "caption": "a man is playing a guitar on a stage",
     "score": -0.41,
@@ -14,12 +21,6 @@ EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-class Said(BaseModel):
-    """What may have fields whose names begin with `model_`."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-
 class Timings(BaseModel):
     """Seconds: making features, waiting for the model, the model's batch."""
 
@@ -28,7 +29,7 @@ class Timings(BaseModel):
     model: float
 
 
-class Answer(Said):
+class Answer(BaseModel):
     """What the model says about one video."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
@@ -53,7 +54,7 @@ class Moment(BaseModel):
     weight: float = Field(description="all moments of a modality sum to 1")
 
 
-class Attention(Said):
+class Attention(BaseModel):
     """The Q-Formers' cross-attention over time: the mean over their layers, heads and queries."""
 
     model_version: str
@@ -69,7 +70,7 @@ class References(BaseModel):
     captions: list[str]
 
 
-class ChallengerCaption(Said):
+class ChallengerCaption(BaseModel):
     """The caption of a challenger that runs in shadow."""
 
     caption: str | None = Field(description="null if it failed, was too late or had no room in the queue")
@@ -96,7 +97,7 @@ class Answers(BaseModel):
     results: list[Answer | ItemProblem]
 
 
-class Comparison(Said):
+class Comparison(BaseModel):
     """Champion and challenger on the same requests, since either last changed."""
 
     model: str
@@ -111,7 +112,7 @@ class Comparison(Said):
     dropped: int = Field(0, description="requests that the challenger never saw: no room, other encoders, not loaded")
 
 
-class ModelState(Said):
+class ModelState(BaseModel):
     """What is in service."""
 
     model: str
@@ -141,7 +142,7 @@ class Refusal(Exception):
 
     Args:
         retry_after: seconds until it is worth trying again.
-        kind: for the metrics; default: what the status says.
+        kind: for the metrics; default: by the status.
     """
 
     def __init__(
@@ -156,3 +157,84 @@ class Refusal(Exception):
         self.status, self.reason = status, reason
         self.kind = kind or KINDS.get(status, "malformed")
         self.headers = {**(headers or {})} if retry_after is None else {"Retry-After": str(retry_after)}
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The answer that says so."""
+        problem = Problem(error=self.reason, request_id=request_id)
+        return JSONResponse(problem.model_dump(), self.status, self.headers)
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """The files of a request, by kind; or the `clip` of an earlier answer in their place."""
+
+    video: Sequence[UploadFile] = ()
+    video_features: Sequence[UploadFile] = ()
+    audio_features: Sequence[UploadFile] = ()
+    features: Sequence[UploadFile] = ()
+    clip: str = ""
+
+
+OneFile = UploadFile | None
+Files = list[UploadFile]
+
+
+def one_upload(
+    video: Annotated[OneFile, File(description="a media file: mp4, avi, webm …")] = None,
+    video_features: Annotated[OneFile, File(description=".npy, floats [frames, 768]")] = None,
+    audio_features: Annotated[OneFile, File(description=".npy, floats [windows, 512]; omit it without sound")] = None,
+    features: Annotated[OneFile, File(description="safetensors with `video` and, with sound, `audio`")] = None,
+    clip: Annotated[
+        str | None, Form(max_length=64, description="`clip` of an earlier answer, instead of the file; 410 if too old")
+    ] = None,
+) -> Uploads:
+    """The files of a request for one item, or the clip of an earlier answer."""
+    files = {"video": video, "video_features": video_features, "audio_features": audio_features, "features": features}
+    return Uploads(clip=clip or "", **{kind: [file] for kind, file in files.items() if file})
+
+
+def many_uploads(
+    video: Annotated[Files, File(description="media files")] = [],  # noqa: B006 - read only
+    video_features: Annotated[Files, File(description=".npy files, floats [frames, 768]")] = [],  # noqa: B006
+    audio_features: Annotated[Files, File(description=".npy, as many as `video_features`, or none")] = [],  # noqa: B006
+    features: Annotated[Files, File(description="safetensors; `NAME.video`, `NAME.audio` for many")] = [],  # noqa: B006
+) -> Uploads:
+    """The files of a request for many items."""
+    return Uploads(video, video_features, audio_features, features)
+
+
+def decoding_form(
+    num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
+    max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
+    length_penalty: Annotated[
+        float, Form(ge=-5, le=5, allow_inf_nan=False, description="with beams: above 1 favours long captions")
+    ] = 1.0,
+    seed: Annotated[
+        int | None,
+        Form(ge=0, lt=2**63, description="samples a caption; the same seed gives the same one", examples=[7]),
+    ] = None,
+    temperature: Annotated[
+        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of sampling; low = close to greedy")
+    ] = 1.0,
+) -> tuple[Decoding, int | None]:
+    """Decoding options and the seed."""
+    if seed is not None and num_beams > 1:
+        raise Refusal(
+            400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one of them out"
+        )
+    return Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None), seed
+
+
+Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
+One = Annotated[Uploads, Depends(one_upload)]
+Many = Annotated[Uploads, Depends(many_uploads)]
+Prompt = Annotated[
+    str | None, Form(max_length=MAX_TEXT, description="default: the model's own", examples=["a video of"])
+]
+Question = Annotated[
+    str, Form(min_length=1, max_length=MAX_TEXT, description="in plain words", examples=["what is the man playing?"])
+]
+AttentionQuestion = Annotated[
+    str | None, Form(max_length=MAX_TEXT, description="attention while answering it; without it, while captioning")
+]
+Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]
