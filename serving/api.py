@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
 from videoblip2.modality import Features
 
 from . import messages, observe
-from .batching import Job
-from .engine import Ask, Engine, answer_of, refusal_of
+from .batching import Ask, Job
+from .engine import Engine, answer_of, refusal_of
 from .following import Served
 from .messages import Answer, Attention, ItemProblem, Problem, Refusal, Uploads
 from .uploads import items_of, one_item
@@ -163,7 +164,7 @@ async def _read(
     """The one item of a request, the model that it is for, and what to do with it."""
     served, asking = request.app.state.engine.served(), Ask(*options, prompt, observe.request_id())
     item, asking.clip = await one_item(uploads, served, request.app.state.intake)
-    asking.features_ready()
+    asking.features_seconds = time.perf_counter() - asking.began
     return item, served, asking
 
 
@@ -176,7 +177,7 @@ async def captions(
     async with engine.deadline():
         served = engine.served()
         items = await items_of(uploads, served, request.app.state.intake)
-        asking.features_ready()
+        asking.features_seconds = time.perf_counter() - asking.began
         results = await engine.answer(items, served, asking)
     return messages.Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
@@ -219,12 +220,10 @@ async def caption_stream(
     job.listener = texts.put_nowait
     job.future.add_done_callback(lambda _: texts.put_nowait(None))
     engine.batcher.submit([job])
-    return StreamingResponse(_events(engine, job, texts, asking, challenger), media_type="text/event-stream")
+    return StreamingResponse(_events(engine, job, texts, challenger), media_type="text/event-stream")
 
 
-async def _events(
-    engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", asking: Ask, challenger: bool
-) -> AsyncIterator[str]:
+async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", challenger: bool) -> AsyncIterator[str]:
     """Server-sent events; a client that goes away takes its caption out of the queue."""
     said = ""
     try:
@@ -234,10 +233,10 @@ async def _events(
                     yield _event("text", json.dumps({"text": text}, ensure_ascii=False))
                     said = text
             done = job.future.result()
-        answer = answer_of(job, done, asking)
+        answer = answer_of(job, done)
         assert isinstance(answer, Answer)
         yield _event("caption", answer.model_dump_json())
-        compared = engine.compare([job], [done], asking)
+        compared = engine.compare([job], [done])
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
             # A challenger that is too late is not cancelled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+from videoblip2.captioner import Caption
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.modality import Features
 
@@ -25,11 +26,12 @@ from .following import Served
 from .messages import Refusal
 
 if TYPE_CHECKING:
-    from videoblip2.captioner import Caption, PreparedVideo
+    from videoblip2.captioner import PreparedVideo
 
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
 BATCH_FRAMES = 64
+HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 NOT_FINITE = "the network's answer to these features is NaN; their numbers are far outside its training range"
 
 
@@ -37,10 +39,23 @@ NOT_FINITE = "the network's answer to these features is NaN; their numbers are f
 class Done:
     """A caption, and where the time went."""
 
-    caption: "Caption"
+    caption: Caption
     queue_seconds: float
     model_seconds: float
     batch: int
+
+
+@dataclass
+class Ask:
+    """What to do with items: decoding, seed, prompt; and who asks."""
+
+    decoding: Decoding = GREEDY
+    seed: int | None = None
+    prompt: str | None = None
+    request_id: str = ""
+    began: float = field(default_factory=time.perf_counter)
+    features_seconds: float = 0.0
+    clip: str = ""
 
 
 @dataclass(eq=False)
@@ -52,9 +67,7 @@ class Job:
 
     item: Features
     served: Served
-    decoding: Decoding = GREEDY
-    prompt: str | None = None
-    seed: int | None = None
+    ask: Ask = field(default_factory=Ask)
     listener: Callable[[str], None] | None = None
     arrived: float = field(default_factory=time.perf_counter)
     future: "asyncio.Future[Done]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -62,7 +75,7 @@ class Job:
     @property
     def group(self) -> tuple[object, ...]:
         """What has to be equal within a batch."""
-        return self.served, self.decoding, length_group(self.item)
+        return self.served, self.ask.decoding, length_group(self.item)
 
 
 @dataclass(eq=False)
@@ -183,9 +196,10 @@ class Batcher:
         """Seconds until today's queue should have been captioned, 1 to 60."""
         return min(60, max(1, math.ceil(len(self.waiting) * self._pace)))
 
-    def busy_seconds(self) -> float:
-        """How long the model has been working on the current batch; a large number means that it hangs."""
-        return 0.0 if self._worker.busy_since is None else time.perf_counter() - self._worker.busy_since
+    def hangs(self) -> bool:
+        """Whether the model has worked on the current batch for so long that only a restart helps."""
+        since = self._worker.busy_since
+        return since is not None and time.perf_counter() - since > HUNG_SECONDS
 
     def _take(self) -> list[Job]:
         """The oldest job and those that can go with it; shadow captions only when nothing else waits."""
@@ -193,7 +207,7 @@ class Batcher:
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
-                room = max(1, self.max_batch // lane[0].decoding.num_beams)
+                room = max(1, self.max_batch // lane[0].ask.decoding.num_beams)
                 batch = [job for job in lane if job.group == lane[0].group][:room]
                 lane[:] = [job for job in lane if job not in batch]
                 break
@@ -218,16 +232,16 @@ class Batcher:
         return results
 
 
-def _caption_together(jobs: Sequence[Job]) -> "list[Caption]":
-    decoding = jobs[0].decoding
-    seeds = [job.seed or 0 for job in jobs] if decoding.sampled else None
+def _caption_together(jobs: Sequence[Job]) -> list[Caption]:
+    decoding = jobs[0].ask.decoding
+    seeds = [job.ask.seed or 0 for job in jobs] if decoding.sampled else None
     listening = [(place, job) for place, job in enumerate(jobs) if job.listener]
 
     def tell(texts: list[str]) -> None:
         for place, job in listening:
             job.future.get_loop().call_soon_threadsafe(cast(Any, job.listener), texts[place])
 
-    items, prompts = [job.item for job in jobs], [job.prompt for job in jobs]
+    items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
     return jobs[0].served.captioner.caption(items, prompts, decoding, seeds, tell if listening else None)
 
 

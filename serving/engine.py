@@ -7,50 +7,29 @@ captions go in the batcher's second lane, so they take only time that the champi
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from anyio import to_thread
 
-from videoblip2.config import Decoding, InputError
+from videoblip2.captioner import Captioner
+from videoblip2.config import InputError
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .batching import Batcher, Done, Job
-from .following import Follower, Poller, Served
+from .batching import Ask, Batcher, Done, Job
+from .following import Follower, Served
 from .messages import Answer, Attention, Comparison, ModelState, Moment, Refusal, Timings
 from .service_settings import Settings, baked_model
 
-if TYPE_CHECKING:
-    from videoblip2.captioner import Captioner
-
 BAKED = "baked into this Bento"
-HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 START_SECONDS = 5  # Retry-After while the model is being loaded
 log = logging.getLogger("videoblip2.serving.shadow")
-
-
-@dataclass
-class Ask:
-    """What to do with items: decoding, seed, prompt; and who asks."""
-
-    decoding: Decoding = field(default_factory=Decoding)
-    seed: int | None = None
-    prompt: str | None = None
-    request_id: str = ""
-    began: float = field(default_factory=time.perf_counter)
-    features_seconds: float = 0.0
-    clip: str = ""
-
-    def features_ready(self) -> None:
-        """The items are features from now on."""
-        self.features_seconds = time.perf_counter() - self.began
 
 
 class Engine:
@@ -62,23 +41,27 @@ class Engine:
         self.batcher = Batcher(settings.max_batch, settings.max_waiting)
         self.shadow: Shadow | None = None
         self._attending = asyncio.Lock()
-        followers = [self.follower]
+        self._followers = [self.follower]
+        self._stopped = threading.Event()
         if settings.shadow:
             self.shadow = Shadow(Follower(settings.shadow, settings.device), self.batcher, settings.shadow_log)
-            followers.append(self.shadow.follower)
-        self._poller = Poller(followers, settings.poll_seconds)
+            self._followers.append(self.shadow.follower)
 
     def start(self) -> None:
         """Begin to load the model."""
-        self._poller.start()
+        threading.Thread(target=self._follow, name="model-follower", daemon=True).start()
 
     async def stop(self) -> None:
-        self._poller.stop()
+        """Drop what waits, and stop following, without waiting for a load in progress."""
+        self._stopped.set()
         await self.batcher.stop()
 
-    def alive(self) -> bool:
-        """False once a batch hangs in the model: only a restart helps then."""
-        return self.batcher.busy_seconds() < HUNG_SECONDS
+    def _follow(self) -> None:
+        """On a thread of its own: only one may use MLflow's client."""
+        while not self._stopped.is_set():
+            for follower in self._followers:
+                follower.look()
+            self._stopped.wait(self.settings.poll_seconds)
 
     def served(self) -> Served:
         """The current model; a request keeps it to its end. Raises Refusal while none is loaded."""
@@ -121,15 +104,13 @@ class Engine:
         finally:
             for job in jobs:
                 job.future.cancel()  # abandoned requests are not captioned
-        self.compare(jobs, results, ask)
-        answers = iter([answer_of(job, result, ask) for job, result in zip(jobs, results, strict=True)])
+        self.compare(jobs, results)
+        answers = iter([answer_of(job, result) for job, result in zip(jobs, results, strict=True)])
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
 
-    def compare(
-        self, jobs: Sequence[Job], results: Sequence[Done | BaseException], ask: Ask
-    ) -> list[asyncio.Task[str | None]]:
+    def compare(self, jobs: Sequence[Job], results: Sequence[Done | BaseException]) -> list[asyncio.Task[str | None]]:
         """Let the challenger, if there is one, caption what was answered; a task a caption (see `Shadow.offer`)."""
-        return self.shadow.offer(jobs, results, ask.request_id) if self.shadow else []
+        return self.shadow.offer(jobs, results) if self.shadow else []
 
     async def attention(self, item: Features, served: Served, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""
@@ -144,25 +125,25 @@ class Engine:
             served.captioner.check(item)
         except Exception as error:
             return refusal_of(error)
-        return Job(served.captioner.cut(item), served, ask.decoding, ask.prompt, ask.seed)
+        return Job(served.captioner.cut(item), served, ask)
 
 
-def answer_of(job: Job, result: Done | BaseException, ask: Ask) -> Answer | Refusal:
+def answer_of(job: Job, result: Done | BaseException) -> Answer | Refusal:
     """A caption with its timings, which the metrics get too; what failed becomes a Refusal."""
     if isinstance(result, BaseException):
         return refusal_of(result)
     observe.captioned(job.served.version)
     observe.timed("queue", result.queue_seconds, ago=result.model_seconds)
     observe.timed("generate", result.model_seconds)
-    timings = {"features": ask.features_seconds, "queue": result.queue_seconds, "model": result.model_seconds}
+    timings = {"features": job.ask.features_seconds, "queue": result.queue_seconds, "model": result.model_seconds}
     return Answer(
         caption=result.caption.text,
         score=round(result.caption.score, 6),
         model_version=job.served.version,
-        seconds=round(time.perf_counter() - ask.began, 4),
+        seconds=round(time.perf_counter() - job.ask.began, 4),
         timings=Timings(**{name: round(seconds, 4) for name, seconds in timings.items()}),
         batch=result.batch,
-        clip=ask.clip,
+        clip=job.ask.clip,
     )
 
 
@@ -176,7 +157,7 @@ def refusal_of(error: BaseException) -> Refusal:
     return Refusal(500, "the model failed on this item; the server's log has the details")
 
 
-def attention_over_time(captioner: "Captioner", item: Features, prompt: str | None) -> Attention:
+def attention_over_time(captioner: Captioner, item: Features, prompt: str | None) -> Attention:
     """How the Q-Formers of `captioner` divide their attention over one item, on the clip's own time."""
     weights = captioner.attention(item, prompt)
     seconds, window = captioner.timeline(item)
@@ -209,9 +190,7 @@ class Shadow:
         self.comparison = Comparison(model=follower.model)
         self._tasks: set[asyncio.Task[str | None]] = set()
 
-    def offer(
-        self, jobs: Sequence[Job], answers: Sequence[Done | BaseException], request_id: str
-    ) -> list[asyncio.Task[str | None]]:
+    def offer(self, jobs: Sequence[Job], answers: Sequence[Done | BaseException]) -> list[asyncio.Task[str | None]]:
         """Caption again what was captioned; never raises, never waits.
 
         Returns a task for each accepted job; its result is the caption, or None if the challenger failed.
@@ -228,19 +207,19 @@ class Shadow:
             if challenger is None or challenger.captioner.encoders_name != job.served.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue
-            shadow = Job(job.item, challenger, job.decoding, job.prompt, job.seed)
+            shadow = Job(job.item, challenger, job.ask)
             try:
                 self._batcher.submit([shadow], background=True)
             except Refusal:
                 self.comparison.dropped += 1
                 continue
-            task = asyncio.create_task(self._compare(job, answer, shadow, request_id))
+            task = asyncio.create_task(self._compare(job, answer, shadow))
             self._tasks.add(task)  # the loop itself keeps only a weak reference
             task.add_done_callback(self._tasks.discard)
             tasks.append(task)
         return tasks
 
-    async def _compare(self, job: Job, answer: Done, shadow: Job, request_id: str) -> str | None:
+    async def _compare(self, job: Job, answer: Done, shadow: Job) -> str | None:
         try:
             done = await shadow.future
         except Exception as error:
@@ -248,7 +227,7 @@ class Shadow:
             log.warning("challenger %s failed: %s", shadow.served.version, error)
             return None
         row = {
-            "request": request_id,
+            "request": job.ask.request_id,
             "champion": job.served.version,
             "challenger": shadow.served.version,
             "champion_caption": answer.caption.text,

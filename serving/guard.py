@@ -99,8 +99,11 @@ class Guard:
             raise Refusal(400, "a header that may appear once appears twice")
         given, keys = _given_key(scope), self.settings.api_keys
         if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
+            # A browser is made to ask its user for the key; a program is told of the header only.
+            browser = "text/html" in _header(scope, b"accept") or _header(scope, b"sec-fetch-site") == "same-origin"
+            challenge = 'Basic realm="VideoBLIP2", charset="UTF-8"' if browser else "Bearer"
             reason = "this service requires an API key: send `Authorization: Bearer KEY`"
-            raise Refusal(401, reason, headers={"WWW-Authenticate": _challenge(scope)})
+            raise Refusal(401, reason, headers={"WWW-Authenticate": challenge})
         if (length := _header(scope, b"content-length")).isdecimal():
             body.check_size(int(length))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
@@ -205,12 +208,6 @@ def _given_key(scope: Scope) -> bytes:
         if scheme.lower() == "basic" and same_origin(scope):
             return base64.b64decode(given.strip()).partition(b":")[2]
     return b""
-
-
-def _challenge(scope: Scope) -> str:
-    """Make a browser ask its user for the key; a program is told of the header only."""
-    in_browser = "text/html" in _header(scope, b"accept") or _header(scope, b"sec-fetch-site") == "same-origin"
-    return 'Basic realm="VideoBLIP2", charset="UTF-8"' if in_browser else "Bearer"
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 
@@ -28,35 +28,23 @@ from videoblip2.config import InputError
 from . import observe
 from .decoder import DecodingJob
 from .messages import Refusal
-from .service_settings import MB, Settings, read_settings
+from .service_settings import MB, Settings
 
 SAMPLING_RATE = 48_000
 LINE_BYTES = 10_000  # no line that a decoder sends is longer
 JOBS_EACH = 500  # then a decoder is replaced: FFmpeg may leak memory
 PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
-
-
 BUSY = "every decoder is busy; try again later"
 UNREADABLE = "the uploaded file: cannot be decoded"
-
-
-class Media(NamedTuple):
-    """One file as it comes out of a decoder.
-
-    frames: uint8 [H, W, 3], one at a time; raises InputError with the reason if the file is refused.
-    sound: mono float32 [N] at 48 kHz, None for a video without audio; known once the frames are read.
-    """
-
-    frames: Iterator[np.ndarray]
-    sound: Callable[[], np.ndarray | None]
+Sound = Callable[[], np.ndarray | None]
 
 
 class Decoders:
     """The pool; `start` it once, call `decode` from any thread, `stop` it at the end."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or read_settings()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self._idle: queue.Queue[_Decoder] = queue.Queue()
         self._all: set[_Decoder] = set()
         self._lock = threading.Lock()
@@ -78,9 +66,11 @@ class Decoders:
             decoder.kill()
 
     @contextmanager
-    def decode(self, path: Path, fps: float) -> Iterator[Media]:
+    def decode(self, path: Path, fps: float) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
         """Decode `path` at `fps` frames a second, while the block runs.
 
+        Yields frames, uint8 [H, W, 3] one at a time, and a function that returns the sound once they are read: mono
+        float32 [N] at 48 kHz, or None for a video without audio.
         Reading the frames raises Refusal 429 if no decoder is free in time, and InputError with words for the client if
         the file is refused. The decoder is free for others when all is read, or at the end of the block.
         """
@@ -97,7 +87,7 @@ class Decoders:
                 yield array
 
         try:
-            yield Media(frames(), lambda: sound)
+            yield frames(), lambda: sound
         finally:
             arrays.close()
 
@@ -115,7 +105,7 @@ class Decoders:
         finally:
             observe.timed("decode", waited)
             timer.cancel()
-            if decoder.healthy:
+            if decoder.healthy():
                 self._idle.put(decoder)
             else:
                 self._replace(decoder)
@@ -125,7 +115,7 @@ class Decoders:
         with suppress(queue.Empty):
             while (left := deadline - time.monotonic()) > 0:
                 decoder = self._idle.get(timeout=left)
-                if decoder.alive:
+                if decoder.alive():
                     return decoder
                 self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
         raise Refusal(429, BUSY, self.settings.retry_after)
@@ -159,13 +149,11 @@ class _Decoder:
         with suppress(OSError, AttributeError):  # the user's share is used up, or another system: leave it as it is
             fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    @property
     def healthy(self) -> bool:
-        return self.alive and self.between_jobs and not self.expired and self.jobs < JOBS_EACH
+        return self.alive() and self.between_jobs and not self.expired and self.jobs < JOBS_EACH
 
     def work(self, path: Path, fps: float) -> Iterator[np.ndarray | None]:
         """Arrays of one file as they come. Raises InputError if it is refused, or if the process ends over it."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, File, Form, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import FiniteFloat as Finite
 
 from videoblip2.config import Decoding
 
@@ -40,10 +41,7 @@ class Answer(BaseModel):
     seconds: float = Field(description="from the first byte understood to the answer")
     timings: Timings
     batch: int = Field(description="how many captions the model made at once")
-    clip: str = Field(
-        "",
-        description="of an uploaded media file: send it as `clip` in place of the file to ask again without an upload",
-    )
+    clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
 
 
 class Moment(BaseModel):
@@ -184,13 +182,11 @@ def one_upload(
     video_features: Annotated[OneFile, File(description=".npy, floats [frames, 768]")] = None,
     audio_features: Annotated[OneFile, File(description=".npy, floats [windows, 512]; omit it without sound")] = None,
     features: Annotated[OneFile, File(description="safetensors with `video` and, with sound, `audio`")] = None,
-    clip: Annotated[
-        str | None, Form(max_length=64, description="`clip` of an earlier answer, instead of the file; 410 if too old")
-    ] = None,
+    clip: Annotated[str, Form(max_length=64, description="of an earlier answer, in place of a file; else 410")] = "",
 ) -> Uploads:
     """The files of a request for one item, or the clip of an earlier answer."""
     files = {"video": video, "video_features": video_features, "audio_features": audio_features, "features": features}
-    return Uploads(clip=clip or "", **{kind: [file] for kind, file in files.items() if file})
+    return Uploads(clip=clip, **{kind: [file] for kind, file in files.items() if file})
 
 
 def many_uploads(
@@ -206,35 +202,20 @@ def many_uploads(
 def decoding_form(
     num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
     max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
-    length_penalty: Annotated[
-        float, Form(ge=-5, le=5, allow_inf_nan=False, description="with beams: above 1 favours long captions")
-    ] = 1.0,
-    seed: Annotated[
-        int | None,
-        Form(ge=0, lt=2**63, description="samples a caption; the same seed gives the same one", examples=[7]),
-    ] = None,
-    temperature: Annotated[
-        float, Form(ge=0.05, le=5, allow_inf_nan=False, description="of sampling; low = close to greedy")
-    ] = 1.0,
+    length_penalty: Annotated[Finite, Form(ge=-5, le=5, description="with beams: above 1 favours long captions")] = 1.0,
+    seed: Annotated[int | None, Form(ge=0, lt=2**63, description="samples; the same seed gives the same one")] = None,
+    temperature: Annotated[Finite, Form(ge=0.05, le=5, description="of sampling; low = close to greedy")] = 1.0,
 ) -> tuple[Decoding, int | None]:
     """Decoding options and the seed."""
     if seed is not None and num_beams > 1:
-        raise Refusal(
-            400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one of them out"
-        )
+        raise Refusal(400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one out")
     return Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None), seed
 
 
 Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
 One = Annotated[Uploads, Depends(one_upload)]
 Many = Annotated[Uploads, Depends(many_uploads)]
-Prompt = Annotated[
-    str | None, Form(max_length=MAX_TEXT, description="default: the model's own", examples=["a video of"])
-]
-Question = Annotated[
-    str, Form(min_length=1, max_length=MAX_TEXT, description="in plain words", examples=["what is the man playing?"])
-]
-AttentionQuestion = Annotated[
-    str | None, Form(max_length=MAX_TEXT, description="attention while answering it; without it, while captioning")
-]
+Prompt = Annotated[str | None, Form(max_length=MAX_TEXT, description="such as `a video of`; default: the model's own")]
+Question = Annotated[str, Form(min_length=1, max_length=MAX_TEXT, description="such as `what is the man playing?`")]
+AttentionQuestion = Annotated[str | None, Form(max_length=MAX_TEXT, description="attention while answering it")]
 Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]

@@ -18,7 +18,7 @@ from videoblip2.data.annotations import read_annotations
 from . import observe
 from .api import create_app, endpoints
 from .engine import Engine
-from .following import find
+from .following import find_model
 from .guard import Guard
 from .media import Decoders
 from .service_settings import Settings, read_settings
@@ -54,7 +54,7 @@ class VideoBlip2Service:
         try:
             settings = read_settings()
             references(settings)
-            find(settings.address)
+            find_model(settings.address)
         except InputError as error:
             raise BentoMLException(str(error)) from error
 
@@ -74,7 +74,7 @@ class VideoBlip2Service:
         return self.engine.follower.current is not None
 
     def __is_alive__(self) -> bool:
-        return self.engine.alive()
+        return not self.engine.batcher.hangs()
 
 
 def references(settings: Settings) -> dict[str, tuple[str, ...]]:

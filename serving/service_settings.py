@@ -1,6 +1,7 @@
 """What the service is told from outside: environment variables, read when it starts. docs/serving.md has the table."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -40,19 +41,14 @@ class Settings(Section):
     max_pixels: int = Field(4096 * 2304, ge=1, description="of one frame")
     page: bool = Field(True, description="the page at /; without it, / describes the API")
     trust_proxy: bool = Field(False, description="believe X-Forwarded-Host, -Proto and -Prefix: only behind a proxy")
-    references: Path | None = Field(
-        None, description="annotation file whose captions the page shows beside the model's"
-    )
+    references: Path | None = Field(None, description="annotation file with captions for the page to show")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON log lines")
 
     @property
     def address(self) -> str:
         """MODEL with the pin applied: models:/NAME@ALIAS and 3 make models:/NAME/3."""
         model = self.model or baked_model() or CHAMPION
-        if self.pin is None:
-            return model
-        name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
-        return f"models:/{name}/{self.pin}"
+        return model if self.pin is None else f"models:/{re.split('[@/]', model)[1]}/{self.pin}"
 
     @property
     def api_keys(self) -> tuple[str, ...]:

@@ -84,38 +84,14 @@ async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> t
     if len(kinds) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
     if uploads.clip:
-        return intake.clips.find(uploads.clip, served), uploads.clip
+        return intake.kept(uploads.clip, served), uploads.clip
     items = await items_of(uploads, served, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     (item,) = items
     if isinstance(item, BaseException):
         raise item
-    return item, intake.clips.keep(item, served) if uploads.video else ""
-
-
-class Clips:
-    """The features of the most recently uploaded clips, which can be asked about without another upload."""
-
-    def __init__(self, most: int = KEPT_CLIPS) -> None:
-        self._most = most
-        self._kept: OrderedDict[str, tuple[Features, str]] = OrderedDict()
-
-    def keep(self, item: Features, served: Served) -> str:
-        """Keep features made for `served`; returns a token that nobody can guess."""
-        token = secrets.token_urlsafe(16)
-        self._kept[token] = item, served.captioner.encoders_name
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
-        return token
-
-    def find(self, token: str, served: Served) -> Features:
-        """Raises Refusal 410 if the clip is no longer kept, or if `served` reads features of other encoders."""
-        item, encoders = self._kept.get(token, (None, ""))
-        if item is None or encoders != served.captioner.encoders_name:
-            raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
-        self._kept.move_to_end(token)
-        return item
+    return item, intake.keep(item, served) if uploads.video else ""
 
 
 class MediaIntake:
@@ -128,9 +104,25 @@ class MediaIntake:
     def __init__(self, decoders: Decoders) -> None:
         self.decoders = decoders
         self.encoding = EncodingQueue()
-        self.clips = Clips()
         self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
+        self._kept: OrderedDict[str, tuple[Features, str]] = OrderedDict()
+
+    def keep(self, item: Features, served: Served) -> str:
+        """Keep the features of a recent clip, made for `served`; returns a token that nobody can guess."""
+        token = secrets.token_urlsafe(16)
+        self._kept[token] = item, served.captioner.encoders_name
+        if len(self._kept) > KEPT_CLIPS:
+            self._kept.popitem(last=False)
+        return token
+
+    def kept(self, token: str, served: Served) -> Features:
+        """Raises Refusal 410 if the clip is no longer kept, or if `served` reads features of other encoders."""
+        item, encoders = self._kept.get(token, (None, ""))
+        if item is None or encoders != served.captioner.encoders_name:
+            raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
+        self._kept.move_to_end(token)
+        return item
 
     async def features(self, file: UploadFile, served: Served) -> Features:
         """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free.
@@ -164,11 +156,8 @@ class MediaIntake:
         with tempfile.NamedTemporaryFile(prefix="vb2-upload-", suffix=suffix if suffix in SUFFIXES else ".bin") as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
-            try:
-                with self.decoders.decode(Path(copy.name), captioner.media_fps) as media:
-                    return captioner.prepare_media(media.frames, media.sound)
-            except InputError as error:
-                raise InputError(str(error).replace(copy.name, "the uploaded file")) from error
+            with self.decoders.decode(Path(copy.name), captioner.media_fps) as (frames, sound):
+                return captioner.prepare_media(frames, sound)
 
 
 def npy_array(content: bytes, name: str) -> np.ndarray:

@@ -91,10 +91,10 @@ class FakeDecoders:
         assert self.go_on.wait(30)
         content = path.read_bytes()
         if content == b"text":
-            raise InputError(f"{path}: no video in it; send an mp4, avi or webm file")
+            raise InputError("the uploaded file: no video in it; send an mp4, avi or webm file")
         if content == b"busy":
             raise Refusal(429, BUSY, self.settings.retry_after)
-        yield SimpleNamespace(frames=iter([content]), sound=lambda: None)
+        yield iter([content]), lambda: None
 
 
 def item(frames=4, first=0.5, windows=0):

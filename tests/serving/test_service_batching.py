@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from serving_fakes import NAN, POISON, eventually_async, item, served
 
-from serving.batching import Batcher, Job, length_group
+from serving import batching
+from serving.batching import Ask, Batcher, Job, length_group
 from serving.messages import Refusal
 from videoblip2.config import Decoding
 
@@ -65,13 +66,13 @@ def test_a_batch_shares_model_options_and_length_but_not_prompt_and_seed():
 
     async def scenario(batcher):
         jobs = [
-            Job(item(), old, prompt="one"),
+            Job(item(), old, Ask(prompt="one")),
             Job(item(300), old),
             Job(item(), new),
-            Job(item(), old, Decoding(num_beams=3)),
-            Job(item(), old, drawn, seed=1),
-            Job(item(5), old, prompt="two"),
-            Job(item(), old, drawn, seed=2),
+            Job(item(), old, Ask(Decoding(num_beams=3))),
+            Job(item(), old, Ask(drawn, seed=1)),
+            Job(item(5), old, Ask(prompt="two")),
+            Job(item(), old, Ask(drawn, seed=2)),
         ]
         return await while_busy(batcher, old, jobs)
 
@@ -86,7 +87,7 @@ def test_beams_count_as_rows():
     model = served()
 
     async def scenario(batcher):
-        return await while_busy(batcher, model, [Job(item(), model, Decoding(num_beams=4)) for _ in range(5)])
+        return await while_busy(batcher, model, [Job(item(), model, Ask(Decoding(num_beams=4))) for _ in range(5)])
 
     run(scenario, max_batch=8)
     assert model.captioner.batches == [1, 2, 2, 1]
@@ -219,20 +220,21 @@ def test_a_stop_leaves_nobody_waiting():
     asyncio.run(main())
 
 
-def test_a_hanging_model_can_be_seen():
+def test_a_hanging_model_can_be_seen(monkeypatch):
     model = served()
+    monkeypatch.setattr(batching, "HUNG_SECONDS", 0)
 
     async def scenario(batcher):
-        idle = batcher.busy_seconds()
+        idle = batcher.hangs()
         model.captioner.go_on.clear()
         job = Job(item(), model)
         batcher.submit([job])
-        await eventually_async(lambda: batcher.busy_seconds() > 0)
+        await eventually_async(batcher.hangs)
         model.captioner.go_on.set()
         await job.future
-        return idle, batcher.busy_seconds()
+        return idle, batcher.hangs()
 
-    assert run(scenario) == (0.0, 0.0)
+    assert run(scenario) == (False, False)
 
 
 @pytest.mark.parametrize(("lengths", "same"), [((1, 32), True), ((32, 33), False), ((33, 64), True), ((65, 64), False)])

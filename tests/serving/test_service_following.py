@@ -5,10 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from serving_fakes import FakeCaptioner, eventually
+from serving_fakes import FakeCaptioner
 
 from serving import following
-from serving.following import Follower, Poller
+from serving.following import Follower
 from videoblip2.config import InputError
 from videoblip2.predict import FoundModel
 
@@ -34,7 +34,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch):
     registry = Registry()
-    monkeypatch.setattr(following, "find", registry.find)
+    monkeypatch.setattr(following, "find_model", registry.find)
     monkeypatch.setattr(following, "load_warm", registry.load)
     return registry
 
@@ -105,21 +105,7 @@ def test_a_registry_that_does_not_answer_is_said_once_and_changes_nothing(regist
     assert follower.trouble == ""
 
 
-def test_a_thread_looks_again_and_again_until_it_is_stopped(registry, follower):
-    poller = Poller([follower], 0.01)
-    poller.start()
-    try:
-        eventually(lambda: follower.current)
-        registry.version = 2
-        eventually(lambda: follower.current.version == "videoblip2/2")
-    finally:
-        poller.stop()
-    eventually(lambda: not poller._thread.is_alive())
-
-
 def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
-    from videoblip2 import predict
-
     class Loaded(FakeCaptioner):
         warmed = False
 
@@ -129,7 +115,7 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
         def load_media_encoders(self):
             raise InputError("clip: no such folder")
 
-    monkeypatch.setattr(predict, "open_model", lambda *args, **options: SimpleNamespace(captioner=Loaded()))
+    monkeypatch.setattr(following, "open_model", lambda *args, **options: SimpleNamespace(captioner=Loaded()))
     with caplog.at_level(logging.WARNING, "videoblip2.serving"):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed

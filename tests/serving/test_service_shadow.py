@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from serving_fakes import POISON, eventually_async, item, served
 
-from serving.batching import Batcher, Job
+from serving.batching import Ask, Batcher, Job
 from serving.engine import Shadow, overlap
 from serving.following import Follower
 from videoblip2.config import Decoding
@@ -30,11 +30,11 @@ def run(scenario, challenger, path=None, **options):
     return asyncio.run(main())
 
 
-async def answered(batcher, shadow, jobs, request_id="r1"):
+async def answered(batcher, shadow, jobs):
     """Let the champion answer, then offer that to the shadow and wait until it is done with it."""
     batcher.submit(jobs)
     results = await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
-    shadow.offer(jobs, results, request_id)
+    shadow.offer(jobs, results)
     await eventually_async(lambda: not shadow._tasks)
 
 
@@ -45,7 +45,8 @@ def test_both_captions_are_logged_and_compared(tmp_path, caplog):
     ]
 
     async def scenario(batcher, shadow):
-        await answered(batcher, shadow, [Job(item(4), champion), Job(item(5), champion)])
+        ask = Ask(request_id="r1")
+        await answered(batcher, shadow, [Job(item(4), champion, ask), Job(item(5), champion, ask)])
         return shadow.comparison
 
     with caplog.at_level(logging.INFO, "videoblip2.serving.shadow"):
@@ -66,7 +67,7 @@ def test_the_challenger_is_asked_exactly_what_the_champion_was():
     champion, challenger = served(), served()
 
     async def scenario(batcher, shadow):
-        asked = Job(item(), champion, Decoding(max_new_tokens=9, sampled=True), "question: who? answer:", 5)
+        asked = Job(item(), champion, Ask(Decoding(max_new_tokens=9, sampled=True), 5, "question: who? answer:"))
         await answered(batcher, shadow, [asked])
 
     run(scenario, challenger)
@@ -116,7 +117,7 @@ def test_a_full_lane_drops_and_counts():
         batcher.submit([Job(item(), champion)])
         await eventually_async(champion.captioner.started.is_set)
         for _ in range(5):
-            shadow.offer(jobs, results, "")
+            shadow.offer(jobs, results)
         champion.captioner.go_on.set()
         await eventually_async(lambda: not shadow._tasks)
         return shadow.comparison

@@ -41,8 +41,8 @@ def decoders():
 
 
 def read(pool, path, fps=4.0):
-    with pool.decode(path, fps) as media:
-        return list(media.frames), media.sound()
+    with pool.decode(path, fps) as (frames, sound):
+        return list(frames), sound()
 
 
 def process(pool):
@@ -130,10 +130,10 @@ def test_a_decoder_that_dies_over_a_file_or_in_between_is_replaced(video):
     process(pool).kill()
     assert gone_or_zombie(process(pool))
     assert len(read(pool, video)[0]) == 8, "died while idle"
-    with pytest.raises(InputError, match="too much memory or time"), pool.decode(video, 4.0) as media:
-        next(media.frames)
+    with pytest.raises(InputError, match="too much memory or time"), pool.decode(video, 4.0) as (frames, _):
+        next(frames)
         process(pool).kill()
-        list(media.frames)
+        list(frames)
     assert len(read(pool, video)[0]) == 8
     pool.stop()
 
@@ -188,8 +188,8 @@ def test_want_of_memory_is_told_from_damage_and_ends_the_decoder(monkeypatch, ca
 def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
     pool = Decoders(Settings(decoders=1, decode_wait_seconds=0.05))
     pool.start()
-    with pool.decode(video, 4.0) as media:
-        next(media.frames)
+    with pool.decode(video, 4.0) as (frames, _):
+        next(frames)
         with pytest.raises(Refusal, match="every decoder is busy"):
             read(pool, video)
     assert len(read(pool, video)[0]) == 8, "left in the middle, it is replaced"
@@ -198,7 +198,7 @@ def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
 
 def test_decoders_that_do_not_start_are_not_waited_for_without_end(video, monkeypatch):
     pool = Decoders(Settings(decoders=1, decode_wait_seconds=0.2))
-    monkeypatch.setattr("serving.media._Decoder.alive", False)
+    monkeypatch.setattr("serving.media._Decoder.alive", lambda decoder: False)
     pool.start()
     try:
         with pytest.raises(Refusal, match="every decoder is busy"):
@@ -208,8 +208,8 @@ def test_decoders_that_do_not_start_are_not_waited_for_without_end(video, monkey
 
 
 def test_the_decoder_is_free_as_soon_as_all_is_read(decoders, video):
-    with decoders.decode(video, 4.0) as media:
-        list(media.frames)
+    with decoders.decode(video, 4.0) as (frames, _):
+        list(frames)
         assert not decoders._idle.empty()
 
 
