@@ -14,11 +14,11 @@ from bentoml.exceptions import BentoMLException
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
+from videoblip2.predict import find_model
 
 from . import observe
 from .api import create_app, endpoints
 from .engine import Engine
-from .following import find_model
 from .guard import Guard
 from .media import Decoders
 from .service_settings import Settings, read_settings
