@@ -5,7 +5,6 @@ its Content-Security-Policy lets a browser run and load nothing but these files.
 """
 
 import asyncio
-import inspect
 import json
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any, get_origin
 
 import bentoml
 from fastapi import FastAPI, Request
-from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
@@ -33,7 +32,6 @@ from .messages import Answer, Attention, ItemProblem, Problem, Refusal, Uploads
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
-FILES = frozenset(inspect.signature(messages.many_uploads).parameters)
 MAX_PARTS = 256
 FORM_LIMITS = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": 64 * 1024}  # bytes of a text
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
@@ -85,21 +83,13 @@ class FormRoute(APIRoute):
         return checked
 
     def _check(self, names: list[str]) -> None:
-        known = form_fields(self.dependant)
+        fields = get_flat_dependant(self.dependant).body_params
+        known = {field.alias: get_origin(field.field_info.annotation) is list for field in fields}
         for name in names:
             if name not in known:
                 raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
-            if not known[name] and names.count(name) > 1:
-                more = "; /captions takes many" if name in FILES else ""
-                raise Refusal(400, f"{name!r} is in the form {names.count(name)} times; send it once{more}")
-
-
-def form_fields(dependant: Dependant) -> dict[str, bool]:
-    """Name of each field of a route's form → whether it may be repeated."""
-    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
-    for inner in dependant.dependencies:
-        own |= form_fields(inner)
-    return own
+            if not known[name] and (count := names.count(name)) > 1:
+                raise Refusal(400, f"{name!r} is in the form {count} times; send it once; /captions takes many files")
 
 
 def create_app() -> FastAPI:
