@@ -15,7 +15,7 @@ from typing import Any, get_origin
 
 import bentoml
 from fastapi import FastAPI, Request
-from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
@@ -83,13 +83,18 @@ class FormRoute(APIRoute):
         return checked
 
     def _check(self, names: list[str]) -> None:
-        fields = get_flat_dependant(self.dependant).body_params
-        known = {field.alias: get_origin(field.field_info.annotation) is list for field in fields}
+        known = form_fields(self.dependant)
         for name in names:
             if name not in known:
                 raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
             if not known[name] and (count := names.count(name)) > 1:
                 raise Refusal(400, f"{name!r} is in the form {count} times; send it once; /captions takes many files")
+
+
+def form_fields(dependant: Dependant) -> dict[str, bool]:
+    """Name of each field of a route's form → whether it may be repeated."""
+    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
+    return own | {name: many for inner in dependant.dependencies for name, many in form_fields(inner).items()}
 
 
 def create_app() -> FastAPI:
