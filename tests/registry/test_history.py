@@ -7,7 +7,7 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2 import registry
 from videoblip2.config import InputError
-from videoblip2.registry.versions import ChampionHistory, Move, rollback, succession
+from videoblip2.registry.versions import Move, move_champion, moves, rollback, succession
 from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.mlflow.store import connect
 
@@ -22,7 +22,7 @@ def versions(tmp_path, monkeypatch):
         uri = tracker.log_checkpoint(write_checkpoint(tmp_path / "one"), "ce", {})
     for number in (1, 2, 3):
         registry.register(uri)
-        ChampionHistory(connect(), NAME).move(Move("promote", number, number - 1 or None, "better"))
+        move_champion(NAME, Move("promote", number, number - 1 or None, "better"))
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def test_back_and_back_again_with_who_when_and_why(versions):
     assert rollback().version == 1
     with pytest.raises(InputError, match="version 1 has no champion before it"):
         rollback()
-    trail = ChampionHistory(connect()).moves()
+    trail = moves()
     assert [(m.action, m.version) for m in trail] == [
         ("promote", 1),
         ("promote", 2),
@@ -61,7 +61,7 @@ def test_a_version_whose_files_are_gone_is_refused(versions):
     with pytest.raises(InputError, match=f"models:/{NAME}/2: its files are gone"):
         rollback()
     assert registry.champion() == 3
-    assert len(ChampionHistory(connect()).moves()) == 3
+    assert len(moves()) == 3
 
 
 def test_without_a_champion_there_is_no_way_back(versions):
@@ -73,11 +73,11 @@ def test_without_a_champion_there_is_no_way_back(versions):
 def test_no_move_overwrites_another(versions):
     connect().delete_registered_model_tag(NAME, "champion_trail.000001")
     rollback()
-    assert [m.version for m in ChampionHistory(connect()).moves()] == [2, 3, 2]
+    assert [m.version for m in moves()] == [2, 3, 2]
 
 
 @pytest.mark.parametrize(
-    ("moves", "expected"),
+    ("history", "expected"),
     [
         ([], []),
         ([("promote", 1, None), ("promote", 2, 1)], [1, 2]),
@@ -87,5 +87,5 @@ def test_no_move_overwrites_another(versions):
         ([("rollback", 7, 9)], [7]),
     ],
 )
-def test_a_rollback_takes_back_what_it_left(moves, expected):
-    assert succession([Move(*move) for move in moves]) == expected
+def test_a_rollback_takes_back_what_it_left(history, expected):
+    assert succession([Move(*move) for move in history]) == expected

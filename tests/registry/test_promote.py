@@ -17,9 +17,9 @@ from videoblip2.evaluate import evaluate
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import Provenance
-from videoblip2.registry import contenders, lock
+from videoblip2.registry import contenders
 from videoblip2.registry.promote import TRIVIAL
-from videoblip2.registry.versions import ChampionHistory, store_in_words
+from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
 from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
@@ -79,7 +79,7 @@ def test_a_second_verdict_leaves_nothing_of_the_first(house):
     assert (forced.version, forced.forced, registry.champion()) == (1, True, 1)
     assert tags(1)["gate.reason"] == "for the exhibition" and tags(1)["gate.outcome"] == "forced"
     assert any(folder.is_dir() for folder in house.root.rglob(first_files))  # the files of both stay
-    (move,) = ChampionHistory(connect()).moves()
+    (move,) = moves()
     assert (move.action, move.version, move.previous, move.why) == ("force", 1, None, "for the exhibition")
 
 
@@ -94,7 +94,7 @@ def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
     ):
         with pytest.raises(InputError, match=message):
             house.promote(model)
-    assert lock.TAG not in connect().get_registered_model(NAME).tags
+    assert LOCK not in connect().get_registered_model(NAME).tags
 
 
 def other(references):
@@ -180,7 +180,7 @@ def test_an_alias_that_was_moved_meanwhile_stays_where_it_was_moved_to(house):
         house.promote(run, progress=meanwhile(lambda: registry.set_champion(NAME, 2)))
     assert registry.champion() == 2
     assert tags(3)["gate.verdict"] == "passed" and tags(3)["gate.outcome"].startswith("not moved")
-    assert len(ChampionHistory(connect()).moves()) == 1
+    assert len(moves()) == 1
 
 
 def test_a_writer_right_after_ours_is_noticed(house, monkeypatch):
@@ -204,12 +204,12 @@ def test_of_two_promoters_at_once_the_second_is_refused(house):
 
     assert house.promote(good, progress=meanwhile(second)).promoted
     assert len(refusals) == 1
-    assert lock.TAG not in connect().get_registered_model(NAME).tags
+    assert LOCK not in connect().get_registered_model(NAME).tags
 
 
 def holder(**changes):
     tag = {"id": "theirs", "who": "ann", "host": "elsewhere", "pid": 1, "expires": time.time() + 60, **changes}
-    connect().set_registered_model_tag(NAME, lock.TAG, json.dumps(tag))
+    connect().set_registered_model_tag(NAME, LOCK, json.dumps(tag))
 
 
 def test_a_promoter_holds_the_lock_until_its_tag_expires_or_its_process_has_died(house):
@@ -218,12 +218,12 @@ def test_a_promoter_holds_the_lock_until_its_tag_expires_or_its_process_has_died
     holder()
     with pytest.raises(InputError, match=r"under way \(ann, process 1 on elsewhere\); wait .* delete the tag"):
         house.promote(run)
-    assert json.loads(connect().get_registered_model(NAME).tags[lock.TAG])["id"] == "theirs"
+    assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == "theirs"
     for free in ({"expires": time.time() - 1}, {"host": socket.gethostname(), "pid": 2**22 + 1}):
         holder(**free)
-        with lock.promotion_lock(NAME) as taken:
-            assert json.loads(connect().get_registered_model(NAME).tags[lock.TAG])["id"] == taken.owner.id
-    connect().set_registered_model_tag(NAME, lock.TAG, "written by hand")
+        with promotion_lock(NAME) as taken:
+            assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == taken.id
+    connect().set_registered_model_tag(NAME, LOCK, "written by hand")
     assert house.promote(run).promoted
 
 
@@ -232,7 +232,7 @@ def test_a_lock_that_was_lost_changes_nothing(house):
     with pytest.raises(InputError, match="another promotion is under way"):
         house.promote(run, progress=meanwhile(holder))
     assert registry.champion() is None
-    assert json.loads(connect().get_registered_model(NAME).tags[lock.TAG])["id"] == "theirs"
+    assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == "theirs"
 
 
 def test_a_locked_store_is_one_line():

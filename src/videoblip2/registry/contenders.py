@@ -1,11 +1,10 @@
-"""Both sides of the gate: two models on the same validation data, what they say and how fast, measured in turn."""
+"""Both sides of the gate: two models on the same validation data, what they say and how fast."""
 
 import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from videoblip2.captions import caption_metrics, typical_caption
 from videoblip2.captions.answers import common_answers, typed_answer
@@ -43,11 +42,8 @@ class ValidationManifest:
         """What differs, in words; empty if nothing relevant does."""
         if self.videos != other.videos:
             return f"other videos ({self.size} and {other.size})"
-        if self.references != other.references:
-            return "other references"
-        if self.questions != other.questions:
-            return "other questions"
-        return "other features" if same_features and self.features != other.features else ""
+        compared = ("references", "questions", "features") if same_features else ("references", "questions")
+        return next((f"other {name}" for name in compared if getattr(self, name) != getattr(other, name)), "")
 
     def to_json(self) -> str:
         """As stored in a version's tag."""
@@ -104,7 +100,7 @@ def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationMa
 
 
 def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Said]:
-    """What each contender says of all entries; they take turns batch by batch, under the same load of the machine."""
+    """What each contender says of all entries; they alternate batch by batch, so the machine's load is the same."""
     first = contenders[0]
     said: list[Said] = [{task.kind: {} for task in first.tasks} for _ in contenders]
     size = first.config.decode.batch_size
@@ -122,17 +118,15 @@ def time_in_turn(one: Contender, other: Contender, count: int, progress: Progres
     task = one.tasks[0]
     entries = one.entries[task.kind][:count]
     jobs = list(enumerate([entries[0], *entries]))
-    timed: Any = progress(jobs, len(jobs), "latency, in turn")
-    return [_time_pair((one, other), task, entry, swap=n % 2 == 1) for n, entry in timed][1:]
-
-
-def _time_pair(sides: tuple[Contender, Contender], task: Task, entry: Any, swap: bool) -> tuple[float, float]:
-    seconds = {}
-    for contender in reversed(sides) if swap else sides:
-        start = time.perf_counter()
-        contender.say(task, [entry])
-        seconds[contender.label] = time.perf_counter() - start
-    return seconds[sides[0].label], seconds[sides[1].label]
+    timed = []
+    for number, entry in progress(jobs, len(jobs), "latency, in turn"):
+        seconds = {}
+        for contender in (other, one) if number % 2 else (one, other):
+            start = time.perf_counter()
+            contender.say(task, [entry])
+            seconds[contender.label] = time.perf_counter() - start
+        timed.append((seconds[one.label], seconds[other.label]))
+    return timed[1:]
 
 
 def score(said: Said, contender: Contender, metric: str) -> Evaluation:

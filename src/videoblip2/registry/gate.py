@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -127,15 +128,26 @@ def judge(
         extra: conditions decided before, such as different validation data.
     """
     metric = gate.metric_for(challenger)
+    say = partial(shown, metric)
     gain, new, old = _compare(gate, metric, challenger, champion)
-    conditions = [*extra, *_gain(gate, metric, gain, (float(np.mean(new)), float(np.mean(old))))]
-    conditions += [_loss(name, limit, means[name]) for name, limit in gate.losses.items() if name in means]
+    gained, least = f"{say(new.mean())} ({say(gain.difference, '+')})", f"at least {say(gate.minimum_gain, '+')}"
+    name, interval = (
+        f"{100 * gate.confidence:g} % interval of the gain",
+        f"{say(gain.low, '+')} to {say(gain.high, '+')}",
+    )
+    conditions = [
+        *extra,
+        Condition(f"{label_of(metric)} gain", gained, say(old.mean()), least, gain.difference >= gate.minimum_gain),
+        Condition(name, interval, "", "above 0", gain.low > 0),
+        *(_loss(name, limit, means[name]) for name, limit in gate.losses.items() if name in means),
+    ]
     if challenger.answer_rows and metric != ACCURACY and gate.max_accuracy_loss is not None:
         conditions.append(_accuracy(gate, gate.max_accuracy_loss, challenger, champion))
     if challenger.caption_rows:
         conditions += _form(gate, challenger, champion, trivial)
-    conditions += _latency(gate, seconds)
-    differences = {row.key: a - b for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
+    if gate.max_latency_ratio is not None and seconds:
+        conditions.append(_latency(gate.max_latency_ratio, seconds))
+    differences = {row.key: float(a - b) for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
     return GateVerdict(metric, tuple(conditions), gain, differences)
 
 
@@ -146,33 +158,11 @@ def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
 
 def _compare(
     gate: Gate, metric: str, challenger: Evaluation, champion: Evaluation
-) -> tuple[BootstrapResult, list[float], list[float]]:
-    """The gain of the mean with its interval, and the scores of both sides in the same order."""
-    old_scores = {row.key: row.scores[metric] for row in rows_of(champion, metric)}
-    new = [row.scores[metric] for row in rows_of(challenger, metric)]
-    old = [old_scores[row.key] for row in rows_of(challenger, metric)]
+) -> tuple[BootstrapResult, np.ndarray, np.ndarray]:
+    """The gain of the mean with its interval, and the scores of both sides in the challenger's order."""
+    scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in (challenger, champion)]
+    new, old = (np.asarray([side[key] for key in scores[0]]) for side in scores)
     return paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence), new, old
-
-
-def _gain(gate: Gate, name: str, gain: BootstrapResult, means: tuple[float, float]) -> list[Condition]:
-    """The minimum and the interval."""
-    new, old = means
-    return [
-        Condition(
-            f"{label_of(name)} gain",
-            f"{shown(name, new)} ({shown(name, gain.difference, '+')})",
-            shown(name, old),
-            f"at least {shown(name, gate.minimum_gain, '+')}",
-            gain.difference >= gate.minimum_gain,
-        ),
-        Condition(
-            f"{100 * gate.confidence:g} % interval of the gain",
-            f"{shown(name, gain.low, '+')} to {shown(name, gain.high, '+')}",
-            "",
-            "above 0",
-            gain.low > 0,
-        ),
-    ]
 
 
 def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Condition:
@@ -188,38 +178,35 @@ def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Conditio
 
 def _accuracy(gate: Gate, limit: float, challenger: Evaluation, champion: Evaluation) -> Condition:
     """Answers must not get much worse where captions must gain."""
-    difference, new, old = _compare(gate, ACCURACY, challenger, champion)
-    low, high = (shown(ACCURACY, number, "+") for number in (difference.low, difference.high))
-    given = f"{shown(ACCURACY, float(np.mean(new)))} ({low} to {high})"
-    wanted = f"a loss of at most {shown(ACCURACY, limit)}"
-    passed = difference.difference >= -limit
-    return Condition(label_of(ACCURACY), given, shown(ACCURACY, float(np.mean(old))), wanted, passed)
+    say = partial(shown, ACCURACY)
+    gain, new, old = _compare(gate, ACCURACY, challenger, champion)
+    given, wanted = (
+        f"{say(new.mean())} ({say(gain.low, '+')} to {say(gain.high, '+')})",
+        f"a loss of at most {say(limit)}",
+    )
+    return Condition(label_of(ACCURACY), given, say(old.mean()), wanted, gain.difference >= -limit)
 
 
 def _form(gate: Gate, challenger: Evaluation, champion: Evaluation, trivial: bool) -> list[Condition]:
     """The length of captions, and how many end incompletely; the references' own share of such endings is allowed."""
     human = diversity([text for group in challenger.references.values() for text in group])
-    before, length, endings = champion.corpus, challenger.corpus["mean_length"], challenger.corpus["bad_endings"]
-    usual = human["mean_length"] if trivial else before["mean_length"]
+    new, old = challenger.corpus, champion.corpus
+    usual = human["mean_length"] if trivial else old["mean_length"]
     low, high = (factor * usual for factor in gate.length)
-    most = max(before["bad_endings"], human["bad_endings"]) + gate.max_bad_endings_rise
-    at_most = f"at most {shown('bad_endings', most)}"
+    most = max(old["bad_endings"], human["bad_endings"]) + gate.max_bad_endings_rise
+    rows = (
+        ("mean_length", usual, f"{low:.1f} to {high:.1f}", low <= new["mean_length"] <= high),
+        ("bad_endings", old["bad_endings"], f"at most {shown('bad_endings', most)}", new["bad_endings"] <= most),
+    )
     return [
-        _compared("mean_length", length, usual, f"{low:.1f} to {high:.1f}", low <= length <= high),
-        _compared("bad_endings", endings, before["bad_endings"], at_most, endings <= most),
+        Condition(label_of(name), shown(name, new[name]), shown(name, other), wanted, passed)
+        for name, other, wanted, passed in rows
     ]
 
 
-def _latency(gate: Gate, seconds: Sequence[tuple[float, float]]) -> list[Condition]:
+def _latency(limit: float, seconds: Sequence[tuple[float, float]]) -> Condition:
     """The median of the pairs' ratios: a disturbance during one pair does not affect the others."""
-    if gate.max_latency_ratio is None or not seconds:
-        return []
     ratio = float(np.median([new / old for new, old in seconds]))
     new, old = np.median(np.asarray(seconds), axis=0)
-    wanted = f"at most {gate.max_latency_ratio:g} times"
-    passed = ratio <= gate.max_latency_ratio
-    return [Condition("latency, ms", f"{1000 * new:.0f} ({ratio:.2f} times)", f"{1000 * old:.0f}", wanted, passed)]
-
-
-def _compared(name: str, new: float, old: float, wanted: str, passed: bool) -> Condition:
-    return Condition(label_of(name), shown(name, new), shown(name, old), wanted, passed)
+    given = f"{1000 * new:.0f} ({ratio:.2f} times)"
+    return Condition("latency, ms", given, f"{1000 * old:.0f}", f"at most {limit:g} times", ratio <= limit)

@@ -9,7 +9,7 @@ from typing import Any
 from videoblip2.config import InputError
 from videoblip2.overrides import read_yaml
 from videoblip2.provenance import FeatureOrigin, Provenance
-from videoblip2.registry.verdict_files import facts_of
+from videoblip2.registry.verdict_files import PREFIX
 from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
@@ -70,27 +70,34 @@ def describe(found: FoundModel, model: str) -> Ancestor:
     folder = found.folder
     provenance = Provenance.read(folder, optional=True)
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    run_id = provenance.run_id
-    revision = provenance.revision or _revision_of_run(run_id)
+    revision = provenance.revision or _tags_of(provenance.run_id)
     dirty = revision.get("git.dirty")
+    origin = provenance.features or FeatureOrigin()
+    encoders = {kind: f"{made.name} ({made.fingerprint or UNKNOWN})" for kind, made in origin.encoders.items()}
+    if settings := ", ".join(f"{key} {value}" for key, value in origin.settings.recorded.items()):
+        encoders["settings"] = settings
+    locks = (folder / ENVIRONMENT_FILE, folder.parents[1] / "requirements.txt")  # the latter is MLflow's
+    lock = next((file for file in locks if file.is_file()), None)
+    name, _, number = found.version.partition("/")
+    tags = connect().get_model_version(name, number).tags if number else {}
     return Ancestor(
         model=model,
         version=found.version,
         folder=str(folder),
         stage=provenance.stage or UNKNOWN,
         name=provenance.name or UNKNOWN,
-        run_id=run_id,
+        run_id=provenance.run_id,
         step=provenance.step,
         commit=revision.get("git.commit", UNKNOWN),
         dirty=None if dirty is None else dirty == "true",
         seed=config.get("seed"),
         data=provenance.data,
-        encoders=_encoders(provenance.features or FeatureOrigin()),
+        encoders=encoders,
         first_weights=_first_weights(config.get("model", {}), provenance.parent),
-        lock=_lock(folder),
+        lock=f"{lock_digest(lock.read_text(encoding='utf-8'))} ({lock.name})" if lock else UNKNOWN,
         parent=parent_of(provenance),
         scores=read_scores(folder),
-        gate=_gate(found.version),
+        gate={key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)},
     )
 
 
@@ -114,15 +121,6 @@ def read_scores(folder: Path) -> dict[str, float]:
     return scores
 
 
-def _encoders(features: FeatureOrigin) -> dict[str, str]:
-    """CLIP and CLAP with fingerprints, and how frames and windows were taken."""
-    encoders = {
-        kind: f"{encoder.name} ({encoder.fingerprint or UNKNOWN})" for kind, encoder in features.encoders.items()
-    }
-    settings = ", ".join(f"{key} {value}" for key, value in features.settings.recorded.items())
-    return {**encoders, "settings": settings} if settings else encoders
-
-
 def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:
     """The sources of T5 and the Q-Formers, as configured; a model with a parent has the parent's."""
     if parent or not model:
@@ -135,15 +133,7 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
     }
 
 
-def _lock(folder: Path) -> str:
-    """The digest of the checkpoint's environment.txt, or for an older one of the requirements that MLflow stores."""
-    for file in (folder / ENVIRONMENT_FILE, folder.parents[1] / "requirements.txt"):
-        if file.is_file():
-            return f"{lock_digest(file.read_text(encoding='utf-8'))} ({file.name})"
-    return UNKNOWN
-
-
-def _revision_of_run(run_id: str | None) -> dict[str, str]:
+def _tags_of(run_id: str | None) -> dict[str, str]:
     """The tags of the run, with its commit; empty where the store has no such run."""
     from mlflow.exceptions import MlflowException
 
@@ -151,9 +141,3 @@ def _revision_of_run(run_id: str | None) -> dict[str, str]:
         return dict(connect().get_run(run_id).data.tags) if run_id else {}
     except (InputError, MlflowException):
         return {}
-
-
-def _gate(version: str) -> dict[str, str]:
-    """The verdict on a registered version, `NAME/3`."""
-    name, _, number = version.partition("/")
-    return facts_of(connect().get_model_version(name, number).tags) if number else {}

@@ -11,7 +11,6 @@ from videoblip2.config import Decoding
 from videoblip2.modality import MODALITIES, Features
 from videoblip2.predict import load_captioner
 
-SUFFIX = ".npy"  # of feature files
 BATCH = 32  # rows decoded together
 
 
@@ -37,15 +36,13 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def _caption(self, rows: list[dict[str, Any]], prompt: str | None, decoding: Decoding) -> list[Any]:
         """A caption a row, in order; feature files and media files are decoded as one batch each."""
-        stored = [n for n, row in enumerate(rows) if str(row["video"]).endswith(SUFFIX)]
-        media = [n for n in range(len(rows)) if n not in stored]
+        items = {n: _read(row) for n, row in enumerate(rows) if str(row["video"]).endswith(".npy")}
+        paths = {n: Path(row["video"]) for n, row in enumerate(rows) if n not in items}
         captions: dict[int, Any] = {}
-        if stored:
-            items = [_read(rows[n]) for n in stored]
-            captions |= zip(stored, self.captioner.caption(items, prompt, decoding), strict=True)
-        if media:
-            paths = [Path(rows[n]["video"]) for n in media]
-            captions |= zip(media, self.captioner.caption_media(paths, prompt, decoding), strict=True)
+        if items:
+            captions |= zip(items, self.captioner.caption([*items.values()], prompt, decoding), strict=True)
+        if paths:
+            captions |= zip(paths, self.captioner.caption_media([*paths.values()], prompt, decoding), strict=True)
         return [captions[n] for n in range(len(rows))]
 
 

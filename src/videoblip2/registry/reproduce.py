@@ -3,10 +3,10 @@
 Nothing is trained if the data have changed. A change of commit or packages is reported and does not stop it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from videoblip2.captions.metrics import METRICS, scale_of, summary_metrics
 from videoblip2.config import Config, InputError, parse_config, to_yaml
@@ -83,12 +83,18 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), read_scores(folder)
     stage = provenance.stage
-    compared = [name for name in summary_metrics(metrics) if not METRICS[name].needs]  # training computes no others
-    expected = {name: metrics[name] for name in compared}
+    # training computes no metrics that need more than the captions
+    expected = {name: metrics[name] for name in summary_metrics(metrics) if not METRICS[name].needs}
     if stage not in STAGES or not expected:
-        made_by = stage or "an unknown stage"
-        raise InputError(f"{model}: made by {made_by}, and only runs of {' and '.join(STAGES)} can be repeated")
-    config = _config(folder, provenance, out)
+        raise InputError(
+            f"{model}: made by {stage or 'an unknown stage'}, and only runs of {' and '.join(STAGES)} can be repeated"
+        )
+    overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
+    if parent := parent_of(provenance):
+        overrides.append(f"train.start_from={parent}")
+    if out is not None:
+        overrides.append(f"run.out={out}")
+    config = parse_config(read_yaml(folder / "config.yaml"), overrides, source=str(folder / "config.yaml"))
     _same_data(model, config, provenance)
     file = Path(config.run.out) / f"{config.run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,35 +102,18 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
     return Recipe(stage, config, file, expected, tuple(_differences(folder, provenance)))
 
 
-def _config(folder: Path, provenance: Provenance, out: Path | None) -> Config:
-    """The run's configuration under a new name, without `train.resume`."""
-    overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
-    if parent := parent_of(provenance):
-        overrides.append(f"train.start_from={parent}")
-    if out is not None:
-        overrides.append(f"run.out={out}")
-    return parse_config(read_yaml(folder / "config.yaml"), overrides, source=str(folder / "config.yaml"))
-
-
 def _same_data(model: str, config: Config, provenance: Provenance) -> None:
+    """Raise InputError where what training reads is not what the provenance says; a second task's keys end in _qa."""
     store = FeatureStore(config.data.features, config.model.modality_names)
-    digests = provenance.data
-    for split, file, read in _data_files(config):
-        path = Path(config.data.annotations) / file
-        found = data_digest(path, store, sorted({entry.video_id for entry in read(path)}))
-        if split in digests and digests[split] != found:
+    for (number, task), split in product(enumerate(tasks_of(config)), ("train", "val")):
+        path = Path(config.data.annotations) / task.file(config.data, split)
+        found = data_digest(path, store, sorted({entry.video_id for entry in task.read(path)}))
+        expected = provenance.data.get(f"{split}_qa" if number else split, found)
+        if found != expected:
             raise InputError(
-                f"{model}: was trained on {split} data {digests[split]}, and {path} with {store.root} is {found} now; "
+                f"{model}: was trained on {split} data {expected}, and {path} with {store.root} is {found} now; "
                 "restore that data, or train a new run with its config.yaml"
             )
-
-
-def _data_files(config: Config) -> Sequence[tuple[str, str, Callable[[Path], Any]]]:
-    """(key in the provenance, annotation file, its reader) of everything that training reads."""
-    tasks = [(task, "_qa" if place else "") for place, task in enumerate(tasks_of(config))]
-    return [
-        (f"{split}{own}", task.file(config.data, split), task.read) for task, own in tasks for split in ("train", "val")
-    ]
 
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:

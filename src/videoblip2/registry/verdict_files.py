@@ -2,8 +2,7 @@
 
 import csv
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,53 +11,9 @@ from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
 from videoblip2.evaluate import Evaluation
 from videoblip2.files import write_json
 from videoblip2.registry.gate import Gate, GateVerdict, rows_of
-from videoblip2.registry.lock import user
 
 PREFIX = "gate."  # of the tags that hold a verdict
 COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
-
-
-@dataclass(frozen=True)
-class GateRecord:
-    """A verdict in the tags `gate.…` of a version and of its run, and in verdict.json; empty = not recorded.
-
-    digest: of the gate. Scores are in the metric's own scale. when: ISO 8601, UTC.
-    """
-
-    version: str
-    verdict: str
-    failed: str
-    opponent: str
-    previous_champion: str
-    metric: str
-    gain: str
-    interval: str
-    p_value: str
-    videos: str
-    manifest: str
-    digest: str
-    run_id: str
-    reason: str
-    who: str = field(default_factory=user)
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The fields that are recorded."""
-        return {key: value for key, value in asdict(self).items() if value}
-
-    @property
-    def place(self) -> str:
-        """Folder of the files in the model's artifacts."""
-        return f"gate/{self.when.replace(':', '').replace('+0000', 'Z')}"
-
-    def tags(self) -> dict[str, str]:
-        return {f"{PREFIX}{key}": value for key, value in self.facts.items()}
-
-
-def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """What a version's tags record of its verdict, without the prefix: the facts of a GateRecord, outcome and files."""
-    return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
 
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:
@@ -68,7 +23,7 @@ def table_rows(verdict: GateVerdict) -> list[list[str]]:
     ]
 
 
-def markdown(verdict: GateVerdict, labels: tuple[str, str], record: GateRecord) -> str:
+def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, str]) -> str:
     """The verdict for the page of a version or a run; labels: challenger, champion."""
     won, lost = (np.sign(list(verdict.differences.values())) == sign for sign in (1, -1))
     judged = "videos" if METRICS[verdict.metric].of == "captions" else "questions"
@@ -76,11 +31,11 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], record: GateRecord) 
     head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} beside {labels[1]}: {counts}."
     rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(verdict)]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([head, "", *lines, "", *(f"- {key}: {value}" for key, value in record.facts.items())])
+    return "\n".join([head, "", *lines, "", *(f"- {key}: {value}" for key, value in facts.items())])
 
 
 def write_verdict(
-    folder: Path, verdict: GateVerdict, gate: Gate, sides: tuple[Evaluation, Evaluation], record: GateRecord
+    folder: Path, verdict: GateVerdict, gate: Gate, sides: tuple[Evaluation, Evaluation], facts: Mapping[str, str]
 ) -> None:
     """Write verdict.json, a table with the worst loss first (videos.csv or questions.csv) and verdict.png.
 
@@ -88,7 +43,7 @@ def write_verdict(
         sides: challenger, champion.
     """
     content = {
-        **record.facts,
+        **facts,
         "passed": verdict.passed,
         "gain": verdict.gain._asdict(),
         "conditions": [asdict(condition) for condition in verdict.conditions],
@@ -96,11 +51,7 @@ def write_verdict(
         "corpus": {"challenger": dict(sides[0].corpus), "champion": dict(sides[1].corpus)},
     }
     write_json(folder / "verdict.json", content, indent=1)
-    _write_rows(folder, verdict, sides)
     plot(folder / "verdict.png", verdict, gate)
-
-
-def _write_rows(folder: Path, verdict: GateVerdict, sides: tuple[Evaluation, Evaluation]) -> None:
     of_captions = METRICS[verdict.metric].of == "captions"
     file, key, text = ("videos", "video_id", "caption") if of_captions else ("questions", "question_id", "answer")
     challenger, champion = ({row.key: row for row in rows_of(side, verdict.metric)} for side in sides)

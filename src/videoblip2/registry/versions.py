@@ -1,24 +1,36 @@
-"""Versions of a registered model, the alias `champion`, and its history: who moved it, when, why, and the way back.
+"""Versions of a registered model, the alias `champion`, who moved it, when, why, and the lock held meanwhile.
 
 Each move is a tag of the registered model, such as `champion_trail.000007`, which is never overwritten. The alias moves
-first: a crash between the two leaves a champion that no move explains. Such a champion can be rolled back, like one set
-by hand.
+first: a crash between the two leaves a champion that no move explains, which can be rolled back like one set by hand.
+
+MLflow has no compare-and-set. On one machine a file lock keeps promoters apart. Between machines a tag of the
+registered model does: it names its owner, expires, and is read again once the writes of others have arrived.
 """
 
+import getpass
+import hashlib
 import json
 import logging
+import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.registry.lock import make_name, promotion_lock, user
 from videoblip2.tracking import find_model
-from videoblip2.tracking.mlflow.store import connect, tracking_uri
+from videoblip2.tracking.liveness import ProcessRecord
+from videoblip2.tracking.mlflow.store import connect, sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +38,9 @@ if TYPE_CHECKING:
 NAME = "videoblip2"
 CHAMPION = "champion"
 MOVES = "champion_trail."  # of the tags that hold the history
+LOCK = "promotion_lock"  # the tag that names the holder of the lock
+LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
+SETTLE_SECONDS = 1.0  # how long another machine's write may take between reading the tag and writing its own
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
 BUSY = "TEMPORARILY_UNAVAILABLE"  # MLflow's answer while another process locks the database
 
@@ -39,47 +54,27 @@ def register(model_uri: str, name: str = NAME) -> int:
         logged = client.get_logged_model(model_uri.removeprefix("models:/"))
     except MlflowException as error:
         raise InputError(f"{model_uri}: no logged model; give the models:/m-… that a training run printed") from error
-    make_name(client, name)
+    _make_name(client, name)
     source = f"models:/{logged.model_id}"
     return int(client.create_model_version(name, source, run_id=logged.source_run_id, model_id=logged.model_id).version)
 
 
-def version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
-    """Return the newest version of NAME that was registered from this logged model; None where there is none."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    own = [int(version.version) for version in versions if version.source == f"models:/{model_id}"]
-    return max(own, default=None)
-
-
-def set_champion(name: str, version: int) -> None:
-    """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
+def _make_name(client: "MlflowClient", name: str) -> None:
+    """Create the registered model NAME unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
-        connect().set_registered_model_alias(name, CHAMPION, str(version))
+        client.create_registered_model(name)
     except MlflowException as error:
-        if error.error_code not in UNKNOWN:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        raise InputError(f"{name} has no version {version}; register one with `vb2 promote RUN`") from error
 
 
-def replace_champion(name: str, expected: int | None, version: int) -> None:
-    """Point `champion` at a version if it still points at `expected`, and read it again afterwards.
-
-    MLflow's alias is last-writer-wins. Raises InputError where somebody changed it meanwhile, before or after us.
-    """
-    found = champion(name)
-    if found != expected:
-        raise InputError(
-            f"{name}@{CHAMPION}: is {_said(found)} now and was {_said(expected)} when the gate looked at it; nothing "
-            "was changed here, run the command again"
-        )
-    set_champion(name, version)
-    if (found := champion(name)) != version:
-        raise InputError(
-            f"{name}@{CHAMPION}: was set to version {version}, and somebody set it to {_said(found)} at the same time; "
-            "find out who, then run the command again"
-        )
+def version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
+    """Return the newest version of NAME that was registered from this logged model; None if there is none."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    own = [int(version.version) for version in versions if version.source == f"models:/{model_id}"]
+    return max(own, default=None)
 
 
 def champion(name: str = NAME) -> int | None:
@@ -94,8 +89,16 @@ def champion(name: str = NAME) -> int | None:
         return None
 
 
-def _said(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
+def set_champion(name: str, version: int) -> None:
+    """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        connect().set_registered_model_alias(name, CHAMPION, str(version))
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
+        raise InputError(f"{name} has no version {version}; register one with `vb2 promote RUN`") from error
 
 
 @contextmanager
@@ -119,6 +122,19 @@ def store_in_words() -> Iterator[None]:
         noisy.setLevel(level)
 
 
+def user() -> str:
+    """The user's name, or number where the machine has no name for it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Move:
     """`champion` moved from `previous` (None: there was none) to `version`. when: ISO 8601, UTC."""
@@ -128,52 +144,51 @@ class Move:
     previous: int | None
     why: str = ""
     who: str = field(default_factory=lambda: f"{user()}@{socket.gethostname()}")
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    when: str = field(default_factory=now)
 
 
-@dataclass(frozen=True)
-class ChampionHistory:
-    """The moves of one registered model's `champion`, stored as its tags."""
+def moves(name: str = NAME) -> list[Move]:
+    """Every move of NAME's champion, oldest first."""
+    return [Move(**json.loads(text)) for _, text in sorted(_moves(name).items())]
 
-    client: "MlflowClient"
-    name: str = NAME
 
-    def moves(self) -> list[Move]:
-        """Every move, oldest first."""
-        return [Move(**json.loads(text)) for _, text in sorted(self._tags().items())]
+def _moves(name: str) -> dict[int, str]:
+    """Number → move as JSON."""
+    tags = connect().get_registered_model(name).tags.items()
+    return {int(key.removeprefix(MOVES)): text for key, text in tags if key.startswith(MOVES)}
 
-    def move(self, move: Move) -> None:
-        """Move the alias if it still points to `move.previous`, and record the move."""
-        replace_champion(self.name, move.previous, move.version)
-        number = 1 + max((int(key.removeprefix(MOVES)) for key in self._tags()), default=0)
-        text = json.dumps(asdict(move), ensure_ascii=False)
-        self.client.set_registered_model_tag(self.name, f"{MOVES}{number:06d}", text)
 
-    def before(self, current: int) -> int:
-        """The champion before `current`; versions deleted since are skipped. Raises InputError where there is none."""
-        line = succession(self.moves())
-        earlier = _before(line, current) if current in line else line
-        versions = self.client.search_model_versions(f"name = '{self.name}'")
-        existing = {int(version.version) for version in versions} - {current}
-        for version in reversed(earlier):
-            if version in existing:
-                return version
+def move_champion(name: str, move: Move) -> None:
+    """Point `champion` at `move.version` if it still points at `move.previous`, and record the move.
+
+    MLflow's alias is last-writer-wins, so it is read again. Raises InputError where somebody else changed it.
+    """
+    if (found := champion(name)) != move.previous:
         raise InputError(
-            f"{self.name}@{CHAMPION}: version {current} has no champion before it; `vb2 promote RUN` makes another one"
+            f"{name}@{CHAMPION}: is {_said(found)} now and was {_said(move.previous)} when the gate looked at it; "
+            "nothing was changed here, run the command again"
         )
+    set_champion(name, move.version)
+    if (found := champion(name)) != move.version:
+        raise InputError(
+            f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to {_said(found)} at the same "
+            "time; find out who, then run the command again"
+        )
+    key = f"{MOVES}{1 + max(_moves(name), default=0):06d}"
+    connect().set_registered_model_tag(name, key, json.dumps(asdict(move), ensure_ascii=False))
 
-    def _tags(self) -> dict[str, str]:
-        tags = self.client.get_registered_model(self.name).tags
-        return {key: text for key, text in tags.items() if key.startswith(MOVES)}
+
+def _said(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
 
 
-def succession(moves: Sequence[Move]) -> list[int]:
+def succession(history: Sequence[Move]) -> list[int]:
     """The champions up to the current one, which is last; a rollback removes the champion that it left.
 
     A champion that was set by hand is known from the next move's `previous`.
     """
     line: list[int] = []
-    for move in moves:
+    for move in history:
         if move.action == "rollback":
             line = [*_before(line, move.version), move.version]
             continue
@@ -185,24 +200,118 @@ def succession(moves: Sequence[Move]) -> list[int]:
 
 def _before(line: Sequence[int], version: int) -> list[int]:
     """What precedes the last occurrence of `version`; empty if it does not occur."""
-    return list(line[: len(line) - 1 - list(reversed(line)).index(version)]) if version in line else []
+    return list(line[: len(line) - 1 - line[::-1].index(version)]) if version in line else []
 
 
 def rollback(name: str = NAME, why: str = "") -> Move:
     """Restore the previous champion and record who did it and why.
 
-    Raises InputError where there is no previous champion or its files are gone.
+    Versions deleted since are skipped. Raises InputError where there is no previous champion or its files are gone.
     """
     client = connect()
     with store_in_words():
         if (current := champion(name)) is None:
             raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
-        history = ChampionHistory(client, name)
         with promotion_lock(name) as lock:
-            target = history.before(current)
+            line = succession(moves(name))
+            existing = {int(version.version) for version in client.search_model_versions(f"name = '{name}'")}
+            earlier = _before(line, current) if current in line else line
+            target = next((version for version in reversed(earlier) if version in existing - {current}), None)
+            if target is None:
+                raise InputError(
+                    f"{name}@{CHAMPION}: version {current} has no champion before it; "
+                    "`vb2 promote RUN` makes another one"
+                )
             find_model(f"models:/{name}/{target}")
             lock.renew()
             move = Move("rollback", target, current, why or "no reason given")
-            history.move(move)
+            move_champion(name, move)
             client.set_model_version_tag(name, str(current), "rolled_back", f"{move.when} by {move.who}: {move.why}")
     return move
+
+
+class LockTag(BaseModel):
+    """Who holds the lock, in which process (see ProcessRecord), and until when (seconds since 1970)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+
+    id: str
+    host: str
+    pid: str
+    pid_namespace: str = ""
+    pid_started: str = ""
+    who: str = "unknown user"
+    expires: float
+
+    def is_alive(self) -> bool:
+        """Not expired, and on this machine only while its process runs."""
+        process = ProcessRecord.read(self.model_dump())
+        return self.expires >= time.time() and not (process and process.is_local() and not process.is_running())
+
+
+@dataclass(frozen=True)
+class PromotionLock:
+    """The lock on one registered model; call `renew` before changing anything."""
+
+    client: "MlflowClient"
+    name: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def holder(self) -> LockTag | None:
+        """Who holds the lock; None where nobody does, or the tag was written by hand."""
+        text = self.client.get_registered_model(self.name).tags.get(LOCK)
+        try:
+            return LockTag.model_validate_json(text) if text else None
+        except ValidationError:
+            return None
+
+    def write(self) -> None:
+        """Set the tag to this process, for an hour."""
+        tag = {"id": self.id, "who": user(), "expires": time.time() + LOCK_SECONDS, **ProcessRecord.current().fields()}
+        self.client.set_registered_model_tag(self.name, LOCK, json.dumps(tag))
+
+    def renew(self) -> None:
+        """Check that the lock is still ours and extend it by an hour. Raises InputError where it is not."""
+        holder = self.holder()
+        if holder is None:
+            raise InputError(f"{self.name}: the tag {LOCK} was deleted; promote again")
+        if holder.id != self.id:
+            raise InputError(
+                f"{self.name}: another promotion is under way ({holder.who}, process {holder.pid} on {holder.host}); "
+                f"wait for its end, or delete the tag {LOCK} of {self.name} if it is dead"
+            )
+        self.write()
+
+
+@contextmanager
+def promotion_lock(name: str) -> Iterator[PromotionLock]:
+    """Hold the lock on NAME, which is created if needed. Raises InputError at once if another promotion holds it."""
+    client = connect()
+    try:
+        with FileLock(_lock_file(name), timeout=0):
+            _make_name(client, name)
+            lock = PromotionLock(client, name)
+            if (holder := lock.holder()) is None or not holder.is_alive():
+                lock.write()
+                if sqlite_file(tracking_uri()) is None:
+                    time.sleep(SETTLE_SECONDS)
+            lock.renew()
+            try:
+                yield lock
+            finally:
+                if (holder := lock.holder()) and holder.id == lock.id:
+                    client.delete_registered_model_tag(name, LOCK)
+    except Timeout as error:
+        raise InputError(
+            f"{name}: another promotion is under way on this machine ({error.lock_file}); wait for its end"
+        ) from error
+
+
+def _lock_file(name: str) -> Path:
+    """Beside a sqlite store; for any other store in the user's cache, one file for each address and name."""
+    uri = tracking_uri()
+    if (database := sqlite_file(uri)) is not None:
+        return database.with_name(f"{database.name}.{quote(name, safe='')}.lock")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache / f"promotion-{hashlib.sha256((uri + name).encode()).hexdigest()[:12]}.lock"
