@@ -28,10 +28,9 @@ from videoblip2.training.stage import run_stage
 from videoblip2.tune import lead
 from videoblip2.tune.lead import join, tune
 from videoblip2.tune.plan import load_plan
-from videoblip2.tune.rescue import give_back
-from videoblip2.tune.study import distributions, open_storage, open_study
-from videoblip2.tune.trials import training_runner
-from videoblip2.tune.worker import WorkerContext, run_trial
+from videoblip2.tune.study import open_storage, open_study
+from videoblip2.tune.trials import runner_of
+from videoblip2.tune.worker import WorkerContext, give_back, run_trial
 
 
 def lead_and_die(path, said):
@@ -120,7 +119,7 @@ def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypa
     plan = load_plan(path, ["pruner.startup_trials=0", "train.validate_every=1"])
     study = open_study(plan, open_storage(str(finished.root / "pruning.journal")))
     first = create_trial(
-        value=9.0, params={"optim.lr": 0.01}, distributions=distributions(plan), intermediate_values={1: 9.0}
+        value=9.0, params={"optim.lr": 0.01}, distributions=plan.distributions, intermediate_values={1: 9.0}
     )
     study.add_trial(first)
     study.enqueue_trial({"optim.lr": 1e-9})
@@ -128,8 +127,8 @@ def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypa
         monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
         run_trial(
             WorkerContext(study, plan, parent.run_id, no_progress, print),
-            study.ask(distributions(plan)),
-            training_runner(plan),
+            study.ask(plan.distributions),
+            runner_of(plan),
         )
     trial, client = study.get_trials()[1], store.connect()
     assert (trial.state, trial.last_step) == (TrialState.PRUNED, 1)

@@ -5,7 +5,7 @@ import yaml
 from tiny_study import tiny_plan, write_study
 
 from videoblip2.config import InputError
-from videoblip2.tune.plan import Range, kind_of, load_plan
+from videoblip2.tune.plan import kind_of, load_plan
 
 LR = {"low": 0.001, "high": 0.1, "log": True}
 
@@ -45,7 +45,10 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: must be the same in all trials"),
         ({"search": {"data.annotations": {"choices": ["a"]}}}, "data.annotations: must be the same in all trials"),
         ({"search": {"optim.lr": {"low": 0.1, "high": 0.001}}}, "optim.lr: low=0.1, high=0.001; give low < high"),
-        ({"search": {"optim.lr": {"low": 0.0, "high": 1.0, "log": True}}}, "log scale needs low > 0"),
+        (
+            {"search": {"optim.lr": {"low": 0.0, "high": 1.0, "log": True}}},
+            "`low > 0` must hold for `log=True`",
+        ),
         ({"search": {"optim.lr": {"low": 0.1, "choices": [1]}}}, "`choices`, or `low` and `high`, not both"),
         ({"search": {"scst.baseline": {"low": 0, "high": 1}}}, "scst.baseline: not a number; give `choices"),
         ({"search": {"train.steps": {"low": 1.5, "high": 9}}}, "train.steps: takes whole numbers"),
@@ -89,12 +92,17 @@ def test_types_come_from_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("values", "inside", "outside"),
     [
-        ({"low": 1, "high": 9, "step": 2}, (1, 7, 9), (0, 2, 10, None, True, "1")),
-        ({"low": 0.0, "high": 0.3, "step": 0.1}, (0.0, 0.1, 0.3), (0.15, 0.4)),
-        ({"choices": [[1, 2], "a", None]}, ((1, 2), "a", None), ("b", (2, 1))),
+        ({"low": 1, "high": 9, "step": 2}, ("train.steps", (1, 7, 9)), (2, 10)),
+        ({"low": 0.0, "high": 0.3, "step": 0.1}, ("train.label_smoothing", (0.0, 0.1, 0.3)), (0.15, 0.4)),
+        ({"choices": [[0.5, 0.9], [0.1, 0.2]]}, ("optim.betas", ([0.5, 0.9], [0.1, 0.2])), ([0.9, 0.5],)),
+        ({"choices": ["runs/a", None]}, ("train.start_from", ("runs/a", None)), ("runs/b",)),
     ],
 )
-def test_what_a_range_holds(values, inside, outside):
-    found = Range.model_validate(values)
-    assert all(found.holds(value) for value in inside)
-    assert not any(found.holds(value) for value in outside)
+def test_the_default_must_be_a_value_of_the_range(tmp_path, values, inside, outside):
+    key, wanted = inside
+    section, name = key.split(".")
+    for value in wanted:
+        tiny_plan(tmp_path, search={key: values}, config={section: {name: value}})
+    for value in outside:
+        with pytest.raises(InputError, match=rf"{key}: the default .* is not in .*; widen the range"):
+            tiny_plan(tmp_path, search={key: values}, config={section: {name: value}})

@@ -8,8 +8,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from videoblip2.tracking.liveness import ProcessRecord
-from videoblip2.tune import rescue as rescues
-from videoblip2.tune.rescue import ATTEMPTS, LivenessMonitor, beating, give_back, rescue
+from videoblip2.tune import worker as workers
+from videoblip2.tune.worker import ATTEMPTS, LivenessMonitor, beating, give_back, rescue
 
 SPACES = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -22,7 +22,7 @@ def study():
 @pytest.fixture
 def clock(monkeypatch):
     times = [0.0]
-    monkeypatch.setattr(rescues.time, "monotonic", lambda: times[0])
+    monkeypatch.setattr(workers.time, "monotonic", lambda: times[0])
     return times
 
 

@@ -8,7 +8,7 @@ from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.tune import study as studies
-from videoblip2.tune.study import best_of, counted, distributions, identity, open_study, pruner, sampler
+from videoblip2.tune.study import best_of, counted, identity, open_study, pruner, sampler
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_distributions_follow_the_fields(tmp_path):
         "train.batch_size": {"low": 2, "high": 8, "step": 2},
         "scst.end_token": {"choices": [True, False]},
     }
-    assert distributions(tiny_plan(tmp_path, search=search)) == {
+    assert tiny_plan(tmp_path, search=search).distributions == {
         "optim.lr": FloatDistribution(0.001, 0.1, log=True),
         "optim.weight_decay": FloatDistribution(0.0, 1.0),
         "train.batch_size": IntDistribution(2, 8, step=2),
@@ -81,7 +81,7 @@ def test_distributions_follow_the_fields(tmp_path):
 
 def drawn(plan, done, worker=False):
     study = optuna.create_study(sampler=sampler(plan, done, worker))
-    return [study.ask(distributions(plan)).params["optim.lr"] for _ in range(3)]
+    return [study.ask(plan.distributions).params["optim.lr"] for _ in range(3)]
 
 
 def test_a_study_that_goes_on_draws_other_points_and_so_does_each_worker(tmp_path, monkeypatch):

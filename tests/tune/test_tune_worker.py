@@ -12,10 +12,9 @@ from videoblip2.config import InputError
 from videoblip2.progress import no_progress
 from videoblip2.tracking import NullTracker, Stopped
 from videoblip2.tune.lead import begin
-from videoblip2.tune.rescue import give_back
-from videoblip2.tune.study import counted, distributions, open_storage, open_study
+from videoblip2.tune.study import counted, open_storage, open_study
 from videoblip2.tune.trials import Score
-from videoblip2.tune.worker import WorkerContext, run_trial, take, work
+from videoblip2.tune.worker import WorkerContext, give_back, run_trial, take, work
 
 
 @pytest.fixture
@@ -76,8 +75,7 @@ def test_workers_on_one_storage_make_the_total_together(make, tmp_path):
 
 def test_of_two_that_draw_the_last_one_the_later_is_dropped(make, monkeypatch):
     made = make("n_trials=2")
-    spaces = distributions(made.context.plan)
-    assert take(made.study, 2, spaces).number == 0
+    assert take(made.study, made.context.plan).number == 0
     ask = made.study.ask
 
     def beaten_to_it(*arguments):
@@ -85,7 +83,7 @@ def test_of_two_that_draw_the_last_one_the_later_is_dropped(make, monkeypatch):
         return ask(*arguments)
 
     monkeypatch.setattr(made.study, "ask", beaten_to_it)
-    assert take(made.study, 2, spaces) is None
+    assert take(made.study, made.context.plan) is None
     assert [trial.number for trial in counted(made.study.get_trials())] == [0, 1]
 
 
@@ -122,7 +120,7 @@ def test_three_failures_and_nothing_else_stop_it(make):
 
 def test_the_median_prunes_but_never_the_default(make):
     made = make("n_trials=4", "pruner.startup_trials=0")
-    good = {"params": {"optim.lr": 0.1}, "distributions": distributions(made.context.plan)}
+    good = {"params": {"optim.lr": 0.1}, "distributions": made.context.plan.distributions}
     made.study.add_trial(create_trial(value=9.0, intermediate_values={2: 9.0}, **good))
     values = {0: -5.0, 2: -6.0, 3: 10.0}
     work(made.context, wait=True, runner=lambda trial, watcher, p: graded(trial, watcher, values[trial.number]))
@@ -167,7 +165,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
 
 def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_other(make):
     made = make()
-    trial = take(made.study, 3, distributions(made.context.plan))
+    trial = take(made.study, made.context.plan)
 
     def taken(trial, watcher, progress):
         give_back(made.study, made.study.get_trials()[0], "died")
@@ -178,7 +176,7 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
     assert run_trial(made.context, trial, taken) is None
     assert "another worker has taken it over" in made.lines[0]
     assert states(made.study) == ["FAIL", "WAITING"]
-    other = take(made.study, 3, distributions(made.context.plan))
+    other = take(made.study, made.context.plan)
 
     def taken_at_the_end(trial, watcher, progress):
         give_back(made.study, made.study.get_trials()[1], "died")

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from pydantic import Field
 
 from videoblip2.config import Config, InputError, Section, flatten, known_keys, parse_config
@@ -39,23 +41,29 @@ class Range(Section):
     def text(self) -> str:
         """Readable form: `0.0001..0.01 log`, `4 | 8 | 16`."""
         if self.choices is not None:
-            return " | ".join(str(choice) for choice in self.labels())
-        return (
-            f"{self.low:g}..{self.high:g}" + (" log" if self.log else "") + (f" step {self.step}" if self.step else "")
-        )
+            return " | ".join(str(label(choice)) for choice in self.choices)
+        scale, step = " log" if self.log else "", f" step {self.step}" if self.step else ""
+        return f"{self.low:g}..{self.high:g}{scale}{step}"
 
-    def labels(self) -> list[Scalar]:
-        """The choices in a form that the storage can keep: lists as JSON."""
-        return [label(choice) for choice in self.choices or ()]
+    def distribution(self, kind: type[int] | type[float] | None) -> BaseDistribution:
+        """The range as Optuna's distribution. Raises ValueError where its parts do not go together.
 
-    def holds(self, value: Any) -> bool:
-        """Whether the range can produce a value."""
+        Args:
+            kind: of the key's values, see `kind_of`.
+        """
         if self.choices is not None:
-            return label(value) in self.labels()
-        if isinstance(value, bool) or not isinstance(value, Number) or not self.low <= value <= self.high:  # type: ignore[operator]
-            return False
-        steps = (value - self.low) / self.step if self.step else 0.0  # type: ignore[operator]
-        return bool(abs(steps - round(steps)) < 1e-8)
+            if self.model_fields_set != {"choices"}:
+                raise ValueError("give `choices`, or `low` and `high`, not both")
+            return CategoricalDistribution([label(choice) for choice in self.choices])
+        if kind is None:
+            raise ValueError("not a number; give `choices: [...]`")
+        if self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"low={self.low}, high={self.high}; give low < high, or `choices: [...]`")
+        if kind is float:
+            return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+        if any(isinstance(bound, float) for bound in (self.low, self.high, self.step)):
+            raise ValueError("takes whole numbers; give low, high and step without a fraction")
+        return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
 
 
 class Pruner(Section):
@@ -120,6 +128,11 @@ class Plan:
         flat = flatten(self.base)
         return {key: label(flat[key]) for key in self.tuning.search}
 
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The ranges as Optuna's distributions."""
+        return {key: values.distribution(kind_of(key)) for key, values in self.tuning.search.items()}
+
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What is validated: a decoding study captions, a training study does what its experiment teaches."""
@@ -164,47 +177,35 @@ def _base(tuning: Tuning, path: str) -> Document:
 
 
 def _check(plan: Plan) -> None:
-    choices = [choice for values in plan.tuning.search.values() for choice in values.labels()]
+    choices = [choice for values in plan.tuning.search.values() for choice in values.choices or ()]
     if any(Path(str(value)).name == "test.json" for value in [*_leaves(plan.content).values(), *choices]):
         raise InputError(f"{plan.source}: names test.json; a study may use train and val only")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
         _check_key(key, place, plan.tuning.stage)
-        _check_range(key, values, place)
-        ends = values.labels() if values.choices is not None else [values.low, values.high]
-        for end in ends:
+        try:
+            distribution = values.distribution(kind_of(key))
+        except ValueError as error:
+            raise InputError(f"{place}: {error}") from error
+        for end in [values.low, values.high] if values.choices is None else map(label, values.choices):
             plan.config_of({key: end})
-        if not values.holds(plan.defaults[key]):
+        try:
+            create_trial(state=TrialState.WAITING, params={key: plan.defaults[key]}, distributions={key: distribution})
+        except ValueError as error:
             raise InputError(
                 f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}, but the best trial is "
                 f"compared with it; widen the range or set {key} under `config`"
-            )
+            ) from error
 
 
 def _check_key(key: str, place: str, stage: str) -> None:
     if key not in known_keys():
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        raise InputError(f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "; see experiments/"))
+        raise InputError(f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "; see docs/config.md"))
     if key.startswith(FIXED):
         raise InputError(f"{place}: must be the same in all trials; set it under `config`")
     if stage == "decode" and not key.startswith("decode."):
         raise InputError(f"{place}: stage decode searches decode.* keys only; use stage ce or scst")
-
-
-def _check_range(key: str, values: Range, place: str) -> None:
-    kind = kind_of(key)
-    if values.choices is not None:
-        if not values.choices or (values.low, values.high, values.step) != (None, None, None) or values.log:
-            raise InputError(f"{place}: give `choices`, or `low` and `high`, not both")
-        return
-    if kind is None:
-        raise InputError(f"{place}: not a number; give `choices: [...]`")
-    if values.low is None or values.high is None or not values.low < values.high:
-        raise InputError(f"{place}: low={values.low}, high={values.high}; give low < high, or `choices: [...]`")
-    if values.log and (values.low <= 0 or values.step):
-        raise InputError(f"{place}: a log scale needs low > 0 and no step")
-    if kind is int and any(isinstance(bound, float) for bound in (values.low, values.high, values.step)):
-        raise InputError(f"{place}: takes whole numbers; give low, high and step without a fraction")
 
 
 def kind_of(key: str) -> type[int] | type[float] | None:

@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.captions import metrics, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown_interval
-from videoblip2.files import atomic, write_json
+from videoblip2.files import atomic
 from videoblip2.tune.study import attributes, best_of, counted, default_of, finished, maximised, name_of, quiet
 
 Say = Callable[[str], None]
 TrialRow = dict[str, object]  # one trial in trials.json; its parameters are columns
-PLOTS = ("history", "importance", "parallel")
 ALPHA = 0.05
 RESAMPLES = 2000
 
@@ -51,7 +50,7 @@ def score_name(study: optuna.Study) -> str:
 
 def shown_score(trial: FrozenTrial | None) -> str:
     """The value of a trial as metrics are printed, such as "61.3"."""
-    return metrics.shown(PRIMARY, _value(trial))
+    return metrics.shown(PRIMARY, float("nan") if trial is None or trial.value is None else trial.value)
 
 
 def shown(params: Mapping[str, Any]) -> str:
@@ -74,13 +73,6 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
     return rows
 
 
-def write_rows(study: optuna.Study, folder: Path) -> Path:
-    """All trials as `trials.json`."""
-    path = folder / "trials.json"
-    write_json(path, rows_of(study))
-    return path
-
-
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     """History, importance and parallel coordinates as PNG; nothing where fewer than two trials are complete."""
     if len(finished(study)) < 2:
@@ -88,44 +80,33 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
+    paths = {folder / f"{name}.png": name for name in ("history", "importance", "parallel")}
+    draw = (plots.plot_optimization_history, plots.plot_param_importances, plots.plot_parallel_coordinate)
     with quiet():
         printed, score = _as_printed(study), score_name(study)
-        axes = {
-            "history": plots.plot_optimization_history(printed, target_name=score),
-            "importance": plots.plot_param_importances(printed, target_name=score),
-            "parallel": plots.plot_parallel_coordinate(printed, target_name=score),
-        }
-        return [_save(axes[name], folder / f"{name}.png") for name in PLOTS]
+        for path, plot in zip(paths, draw, strict=True):
+            figure = plot(printed, target_name=score).figure
+            figure.set_size_inches(10, 5)
+            with atomic(path) as file:
+                figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+            pyplot.close(figure)
+    return list(paths)
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:
     """A copy of the trials with scores as they are printed. Optuna's own `target` would do this, but then every plot
     is drawn for a minimisation."""
-    copy = optuna.create_study(direction="maximize")
+    printed = optuna.create_study(direction="maximize")
     for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.COMPLETE:
-            value, params, spaces = scale_of(PRIMARY) * _value(trial), trial.params, trial.distributions
-            copy.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
-        else:
-            copy.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-    return copy
-
-
-def _save(axes: Any, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    figure = axes.figure
-    figure.set_size_inches(10, 5)
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    return path
-
-
-def _value(trial: FrozenTrial | None) -> float:
-    return float(trial.value) if trial is not None and trial.value is not None else float("nan")
+        made = create_trial(state=TrialState.FAIL)
+        if trial.value is not None and trial.state == TrialState.COMPLETE:
+            value, spaces = scale_of(PRIMARY) * trial.value, trial.distributions
+            made = create_trial(value=value, params=trial.params, distributions=spaces)
+        printed.add_trial(made)
+    return printed
 
 
 @dataclass(frozen=True)

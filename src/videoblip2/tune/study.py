@@ -20,21 +20,19 @@ from typing import Any
 import numpy as np
 import optuna
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import InputError, flatten
-from videoblip2.tune.plan import Plan, Range, kind_of
+from videoblip2.tune.plan import Plan
 
 Record = dict[str, object]
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 60.0
 GRPC = "grpc://"
 FORMS = "give a file, sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
-UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 #: What may differ between two starts of a study, or between its machines, since it changes no score.
 FREE = (
     "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
@@ -86,21 +84,6 @@ def identity(plan: Plan) -> Record:
     return json.loads(json.dumps({**record, **config}))  # type: ignore[no-any-return]
 
 
-def distributions(plan: Plan) -> dict[str, BaseDistribution]:
-    """Ranges as Optuna's distributions."""
-    return {key: _distribution(key, values) for key, values in plan.tuning.search.items()}
-
-
-def _distribution(key: str, values: Range) -> BaseDistribution:
-    if values.choices is not None:
-        return CategoricalDistribution(values.labels())
-    assert values.low is not None and values.high is not None
-    if kind_of(key) is int:
-        return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
-    step = None if values.step is None else float(values.step)
-    return FloatDistribution(float(values.low), float(values.high), log=values.log, step=step)
-
-
 def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
     """The sampler, seeded by the number of trials so far, or a resumed study would draw its first points again; a
     worker's also by its process, or all workers would draw the same points."""
@@ -109,9 +92,8 @@ def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.Base
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if settings.name == "random":
         return optuna.samplers.RandomSampler(seed)
-    if settings.name == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+    make = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}[settings.name]
+    return make(seed=seed, n_startup_trials=settings.startup_trials)
 
 
 def pruner(plan: Plan) -> optuna.pruners.BasePruner:
@@ -199,17 +181,37 @@ def address(plan: Plan) -> str:
 
 def open_storage(place: str) -> Any:
     """Open a storage, creating it if necessary. Raises InputError where it cannot be reached."""
-    scheme = place.partition("://")[0] if "://" in place else "file"
     try:
-        if scheme == "file":
+        if "://" not in place:
             return _journal(Path(place))
-        if scheme == "grpc":
-            return _proxy(*host_and_port(place.removeprefix(GRPC)))
-        return _database(place)
+        if place.startswith(GRPC):
+            host, port = host_and_port(place.removeprefix(GRPC))
+            with quiet():
+                proxy = optuna.storages.GrpcStorageProxy(host=host, port=port)
+                proxy.wait_server_ready(timeout=20)
+            return proxy
+        if not place.startswith(SQLITE):
+            return optuna.storages.RDBStorage(with_driver(place), engine_kwargs={"pool_pre_ping": True})
+        file = Path(place.removeprefix(SQLITE))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # several processes at once would corrupt its tables
+            return optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"storage {hidden(place)}: {' '.join(str(error).split())[:300]}; {FORMS}") from error
+
+
+def _journal(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"storage {path}: is a folder; {FORMS}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        with path.open("rb") as file:
+            first = file.readline()
+        if first and b'"op_code"' not in first:  # Optuna would append to it
+            raise InputError(f"storage {path}: not a study's journal; {FORMS}")
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
 def hidden(place: str) -> str:
@@ -233,34 +235,6 @@ def storage_errors(place: str) -> Iterator[None]:
         ) from error
 
 
-def _journal(path: Path) -> Any:
-    if path.is_dir():
-        raise InputError(f"storage {path}: is a folder; {FORMS}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not _is_journal(path):  # Optuna would append to it
-        raise InputError(f"storage {path}: not a study's journal; {FORMS}")
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-
-
-def _is_journal(path: Path) -> bool:
-    with path.open("rb") as file:
-        line = file.readline()
-    try:
-        return not line or "op_code" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
-
-
-def _database(url: str) -> Any:
-    """A database; one process creates sqlite's tables, since several at once corrupt them."""
-    if not url.startswith(SQLITE):
-        return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
-    file = Path(url.removeprefix(SQLITE))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
-
-
 def with_driver(url: str) -> str:
     """Name the installed driver: SQLAlchemy 2.1 reads `postgresql://` as psycopg 3 even if only psycopg 2 is there."""
     scheme, _, rest = url.partition("://")
@@ -270,13 +244,6 @@ def with_driver(url: str) -> str:
     if not drivers:
         raise InputError(f"storage {hidden(url)}: no driver for it; pip install 'videoblip2[postgres]'")
     return f"postgresql+{drivers[0]}://{rest}"
-
-
-def _proxy(host: str, port: int) -> Any:
-    with quiet():
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
-        storage.wait_server_ready(timeout=20)
-    return storage
 
 
 def host_and_port(text: str) -> tuple[str, int]:

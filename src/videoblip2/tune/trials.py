@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -19,7 +20,7 @@ from videoblip2.captioner import Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.captions.predictions import rows_of_run, video_scores
-from videoblip2.config import Config, InputError, flatten
+from videoblip2.config import InputError, flatten
 from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
 from videoblip2.predict import open_model
@@ -93,7 +94,7 @@ class Watcher:
         if step == self.last_step or attributes(self.trial).default or not self.trial.should_prune():
             return
         self.pruned_at = step
-        self.tracker.set_tags({"optuna.state": "PRUNED", "optuna.pruned_at": str(step)})
+        self.tracker.set_tags({"optuna.pruned_at": str(step)})
         raise Stopped(f"pruned at step {step}")
 
 
@@ -101,14 +102,11 @@ class Watcher:
 Runner = Callable[[optuna.Trial, Watcher, Progress], Score]
 
 
-def training_runner(plan: Plan) -> Runner:
-    """Trials that train `plan`'s stage."""
-
-    def run(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
-        watcher.last_step = plan.config_of(trial.params).train.steps
-        return train_trial(plan, trial, watcher, progress)
-
-    return run
+def runner_of(plan: Plan) -> Runner:
+    """The function that runs one trial of this study."""
+    return (
+        partial(decode_trial, plan, open_bench(plan)) if plan.tuning.stage == "decode" else partial(train_trial, plan)
+    )
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
@@ -122,6 +120,7 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
     overrides.append(f"train.resume={'auto' if again else 'null'}")
     config = plan.config_of(trial.params, *overrides)
+    watcher.last_step = config.train.steps
     result = run_stage(plan.tuning.stage, config, progress, observer=watcher)
     return Score(*_score(folder), result.model)
 
@@ -140,7 +139,6 @@ class Bench:
 
     captioner: Captioner
     features: CachedFeatures
-    references: dict[str, tuple[str, ...]]
     order: list[str]
     scorer: CiderD
 
@@ -154,47 +152,28 @@ def open_bench(plan: Plan) -> Bench:
     order = sorted(references)
     random.Random(0).shuffle(order)
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
-    return Bench(opened.captioner, CachedFeatures(opened.store), references, order, scorer)
+    return Bench(opened.captioner, CachedFeatures(opened.store), order, scorer)
 
 
-def decoding_runner(plan: Plan) -> Runner:
-    """Trials that caption with `plan`'s model."""
-    bench = open_bench(plan)
-
-    def run(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
-        config = plan.config_of(trial.params)
-        enabled, experiment = config.run.tracking, config.run.experiment
-        name, parent = name_of(trial), watcher.parent_run_id
-        with open_run(RunSpec("decode", name, experiment, enabled, watcher.run_id, parent_run_id=parent)) as tracker:
-            watcher.opened(tracker)
-            return decode_trial(bench, config, watcher, tracker, str(plan.tuning.tuned_model), progress)
-
-    return run
-
-
-def decode_trial(
-    bench: Bench, config: Config, watcher: Watcher, tracker: Tracker, model: str, progress: Progress
-) -> Score:
-    """Caption video by video, report each score, ask the pruner after each batch."""
-    tracker.set_tags({"model": model})
-    tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
-    scores: dict[str, float] = {}
-    rows = []
-    stream = bench.captioner.caption_videos(bench.order, bench.features, config.decode)
-    for number, (video_id, caption) in enumerate(
-        progress(stream, len(bench.order), watcher.tracker.run_id or "decode")
-    ):
-        scores[video_id] = float(bench.scorer.score([video_id], [caption.text])[0])
-        rows.append({"video_id": video_id, "caption": caption.text, PRIMARY: round(scores[video_id], 4)})
-        watcher.report(number, scores[video_id])
-        if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(bench.order):
-            watcher.stop_if_pruned(number)
-    cider = sum(scores.values()) / len(scores)
-    tracker.log_best({f"val/{PRIMARY}": cider})
-    tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
-    return Score(cider, [round(scores[video_id], 5) for video_id in sorted(scores)], model)
-
-
-def runner_of(plan: Plan) -> Runner:
-    """The function that runs one trial of this study."""
-    return decoding_runner(plan) if plan.tuning.stage == "decode" else training_runner(plan)
+def decode_trial(plan: Plan, bench: Bench, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+    """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
+    config, model = plan.config_of(trial.params), str(plan.tuning.tuned_model)
+    run, scores, rows = config.run, dict[str, float](), []
+    spec = RunSpec(
+        "decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=watcher.parent_run_id
+    )
+    with open_run(spec) as tracker:
+        watcher.opened(tracker)
+        tracker.set_tags({"model": model})
+        tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
+        stream = bench.captioner.caption_videos(bench.order, bench.features, config.decode)
+        for number, (video, caption) in enumerate(progress(stream, len(bench.order), tracker.run_id or "decode")):
+            scores[video] = float(bench.scorer.score([video], [caption.text])[0])
+            rows.append({"video_id": video, "caption": caption.text, PRIMARY: round(scores[video], 4)})
+            watcher.report(number, scores[video])
+            if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(bench.order):
+                watcher.stop_if_pruned(number)
+        cider = sum(scores.values()) / len(scores)
+        tracker.log_best({f"val/{PRIMARY}": cider})
+        tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
+    return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model)

@@ -1,31 +1,43 @@
-"""A worker: runs trials until all workers together have run `n_trials`, and reports every failure.
+"""A worker: runs trials until all workers together have run `n_trials`, reports every failure, and rescues trials.
 
 1. `n_trials` is a total. Where two workers draw the last one at once, the later one is dropped before it runs.
 2. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
    row with no complete trial do, since the mistake is then in the study itself.
 3. Ctrl-C and SIGTERM put the trial back: the next start resumes it from its checkpoint.
+4. A trial whose worker is dead is queued again with its values and its name, so that the next attempt resumes from its
+   checkpoint, in its run. On the same machine a worker is dead when its process has ended; a process that sleeps is
+   alive. Elsewhere it is dead when the counter in its trial's attributes has not changed for STALE_SECONDS of the
+   observer's own clock, so no two clocks are compared. A worker that was wrongly taken for dead notices at its next
+   report, and leaves the trial alone. Optuna's heartbeat does this for databases only.
 """
 
 import math
+import os
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from videoblip2.config import InputError
 from videoblip2.progress import Progress
 from videoblip2.tracking import Stopped
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
-from videoblip2.tune.rescue import LivenessMonitor, beating, give_back, rescue
-from videoblip2.tune.study import UNFINISHED, attributes, counted, distributions, finished, name_of
+from videoblip2.tune.study import attributes, counted, finished, name_of
 from videoblip2.tune.trials import Runner, Score, Watcher, runner_of
 
 BROKEN = 3
 POLL_SECONDS = 2.0
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+ATTEMPTS = 4
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 @dataclass(frozen=True)
@@ -45,38 +57,36 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
     Args:
         wait: stay until the other workers' trials end, and take over those whose worker dies.
     """
-    monitor, made, broken = LivenessMonitor(), 0, 0
-    spaces = distributions(context.plan)
+    study, monitor, made, broken = context.study, LivenessMonitor(), 0, 0
     while True:
-        for line in rescue(context.study, monitor):
+        for line in rescue(study, monitor):
             context.say(line)
-        trial = take(context.study, context.plan.tuning.n_trials, spaces)
+        trial = take(study, context.plan)
         if trial is None:
-            if not wait or not context.study.get_trials(deepcopy=False, states=UNFINISHED):
+            if not wait or not study.get_trials(deepcopy=False, states=UNFINISHED):
                 return made
             time.sleep(POLL_SECONDS)
             continue
         runner = runner or runner_of(context.plan)
         reason = run_trial(context, trial, runner)
         made, broken = made + 1, broken + 1 if reason else 0
-        if broken >= BROKEN and not finished(context.study):
+        if broken >= BROKEN and not finished(study):
             raise InputError(
-                f"study {context.plan.tuning.study!r}: {broken} trials in a row failed and none is complete; "
+                f"study {study.study_name!r}: {broken} trials in a row failed and none is complete; "
                 f"the last error: {reason}; fix it, then run the same command again"
             )
 
 
-def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -> optuna.Trial | None:
-    """The next trial: a queued one, or a new one while there are fewer than `total`; else None."""
-    trials = study.get_trials(deepcopy=False)
+def take(study: optuna.Study, plan: Plan) -> optuna.Trial | None:
+    """The next trial: a queued one, or a new one while there are fewer than `n_trials`; else None."""
+    trials, total = study.get_trials(deepcopy=False), plan.tuning.n_trials
     waiting = any(trial.state == TrialState.WAITING for trial in trials)
     if not waiting and len(counted(trials)) >= total:
         return None
-    trial = study.ask(spaces)
+    trial = study.ask(plan.distributions)
     about = attributes(trial)
-    queued = bool(about.attempts) or about.default
     earlier = [other for other in counted(study.get_trials(deepcopy=False)) if other.number < trial.number]
-    if not queued and len(earlier) >= total:
+    if not about.attempts and not about.default and len(earlier) >= total:
         trial.set_user_attr("surplus", True)
         study.tell(trial, state=TrialState.FAIL)
         return None
@@ -85,55 +95,130 @@ def take(study: optuna.Study, total: int, spaces: dict[str, BaseDistribution]) -
 
 def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> str | None:
     """Run one trial, and tell the study and the user how it ended. Return the reason if it failed."""
-    reported, reason = set(_frozen(context.study, trial).intermediate_values), None
+    study, score, reason = context.study, None, None
     with beating(trial) as lost:
-        watcher = Watcher(trial, lost, context.parent_run_id, reported)
+        watcher = Watcher(trial, lost, context.parent_run_id, set(_frozen(study, trial).intermediate_values))
         try:
-            score = _finite(runner(trial, watcher, context.progress))
+            score = runner(trial, watcher, context.progress)
+            if not math.isfinite(score.value):
+                raise FloatingPointError(f"validation score is {score.value}")
         except Stopped:
-            if not lost.is_set():
-                context.study.tell(trial, state=TrialState.PRUNED)
+            pass
         except (KeyboardInterrupt, SystemExit):
-            give_back(context.study, _frozen(context.study, trial), "interrupted")
+            give_back(study, _frozen(study, trial), "interrupted")
             context.say(f"{name_of(trial)}: interrupted; the same command resumes it from its checkpoint")
             raise
         except Exception as error:
-            reason = _fail(context.study, trial, watcher, error)
-        else:
-            _complete(context.study, trial, watcher, score)
-    if lost.is_set():
+            text = " ".join(str(error).split())
+            reason = text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
+    if lost.is_set() or not _tell(study, trial, watcher, score, reason):
         context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
     else:
-        context.say(line_of(context.study, _frozen(context.study, trial), reason))
+        context.say(line_of(study, _frozen(study, trial), reason))
     return reason
 
 
-def _finite(score: Score) -> Score:
-    if not math.isfinite(score.value):
-        raise FloatingPointError(f"validation score is {score.value}")
-    return score
-
-
-def _complete(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score | None, reason: str | None) -> bool:
+    """Store how the trial ended: failed, complete, or pruned. False where another worker has ended it already."""
+    state = TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
+    about = {"reason": reason} if reason else {"scores": score.scores, "model": score.model} if score else {}
     try:
-        trial.set_user_attr("scores", score.scores)
-        trial.set_user_attr("model", score.model)
-        study.tell(trial, score.value)
+        for key, value in about.items():
+            trial.set_user_attr(key, value)
+        study.tell(trial, score.value if score and not reason else None, state=state)
     except (UpdateFinishedTrialError, ValueError):
-        watcher.lost.set()
-        return
-    watcher.tracker.set_tags({"optuna.state": "COMPLETE"})
-
-
-def _fail(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    reason = text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
-    if not watcher.lost.is_set():
-        trial.set_user_attr("reason", reason)
-        study.tell(trial, state=TrialState.FAIL)
-        watcher.tracker.set_tags({"optuna.state": "FAIL", "optuna.reason": reason})
-    return reason
+        return False
+    watcher.tracker.set_tags({"optuna.state": state.name} | ({"optuna.reason": reason} if reason else {}))
+    return True
 
 
 def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
     return study.get_trials(deepcopy=False)[trial.number]
+
+
+@contextmanager
+def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
+    """Signal that the worker lives while the block runs; the event is set once another worker took the trial over.
+
+    The trial must end after the block: a beat on a finished trial is a loss.
+    """
+    stop, lost = threading.Event(), threading.Event()
+    trial.set_user_attr("worker", ProcessRecord.current().fields())
+
+    def beat() -> None:
+        count = 0
+        while not stop.wait(seconds):
+            count += 1
+            try:
+                trial.set_user_attr("beat", f"{os.getpid()}-{count}")
+            except UpdateFinishedTrialError:
+                lost.set()
+                return
+            except Exception:
+                continue  # the storage is briefly unavailable: the next beat, or the trial itself, will tell
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        thread.join()
+
+
+@dataclass
+class LivenessMonitor:
+    """Remembers since when each running trial's counter has not changed."""
+
+    stale_seconds: float = STALE_SECONDS
+    seen: dict[int, tuple[object, float]] = field(default_factory=dict)
+
+    def is_dead(self, trial: FrozenTrial) -> bool:
+        """Whether a running trial's worker is gone."""
+        worker = _worker(trial)
+        if worker and worker.is_local():
+            return not worker.is_running()
+        sign = (worker, trial.user_attrs.get("beat"))
+        if trial.number not in self.seen or self.seen[trial.number][0] != sign:
+            self.seen[trial.number] = (sign, time.monotonic())
+        return time.monotonic() - self.seen[trial.number][1] > self.stale_seconds
+
+
+def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
+    """Queue again the trials of dead workers; one line for each."""
+    lines = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if not monitor.is_dead(trial):
+            continue
+        worker = _worker(trial)
+        reason = f"its worker (process {worker.pid if worker else 'unknown'}) died"
+        again = len(attributes(trial).attempts) + 1 < ATTEMPTS
+        if give_back(study, trial, reason, again):
+            fate = "queued again, resumes from its checkpoint" if again else f"given up after {ATTEMPTS} attempts"
+            lines.append(f"{name_of(trial)}: {reason}: {fate}")
+    return lines
+
+
+def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool = True) -> bool:
+    """End a running trial as failed and queue another attempt. False where another process did so first."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError):
+        return False
+    study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial accepts no attributes
+    if again:
+        kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat")}
+        attempts = [*attributes(trial).attempts, trial.number]
+        attempt = optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            intermediate_values=trial.intermediate_values,
+            user_attrs={**kept, "name": name_of(trial), "attempts": attempts},
+        )
+        study.add_trial(attempt)
+    return True
+
+
+def _worker(trial: FrozenTrial) -> ProcessRecord | None:
+    return ProcessRecord.read(trial.user_attrs.get("worker") or {})
