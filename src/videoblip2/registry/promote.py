@@ -9,6 +9,7 @@ import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
@@ -22,6 +23,9 @@ from videoblip2.registry.verdict_files import PREFIX
 from videoblip2.registry.versions import NAME, Move, PromotionLock, store_in_words
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TRIVIAL = {"captions": "the most typical training caption", "answers": "the most frequent training answers"}
 
@@ -130,7 +134,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
         model_id = _model_id(request.model)
         with versions.promotion_lock(request.name) as lock:
             before = versions.champion(request.name)
-            if before is not None and versions.version_of(lock.client, request.name, model_id) == before:
+            if before is not None and _version_of(lock.client, request.name, model_id) == before:
                 raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
             challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
             case = Case(request, gate, lock, model_id, before, challenger)
@@ -148,6 +152,13 @@ def _model_id(model: str) -> str:
         run = Provenance.read(Path(model), optional=True).run_id
         raise InputError(f"{model}: a folder; promote what a run logged: {run or 'a run id of `vb2 runs list`'}")
     return str(logged_model(model)[0].model_id)
+
+
+def _version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
+    """The newest version of NAME that was registered from this logged model; None if there is none."""
+    found = client.search_model_versions(f"name = '{name}'")
+    own = [int(version.version) for version in found if version.source == f"models:/{model_id}"]
+    return max(own, default=None)
 
 
 def _rival(case: Case) -> Contender | None:
@@ -206,7 +217,7 @@ def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: P
     sides, verdict = _judge(case, rival, progress)
     promotion = Promotion(
         name=request.name,
-        version=versions.version_of(client, request.name, case.model_id)
+        version=_version_of(client, request.name, case.model_id)
         or versions.register(f"models:/{case.model_id}", request.name),
         previous=case.before,
         opponent=rival.label if rival else " and ".join(TRIVIAL[task.kind] for task in challenger.tasks),

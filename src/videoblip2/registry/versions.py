@@ -2,9 +2,8 @@
 
 Each move is a tag of the registered model, such as `champion_trail.000007`, which is never overwritten. The alias moves
 first: a crash between the two leaves a champion that no move explains, which can be rolled back like one set by hand.
-
-MLflow has no compare-and-set. On one machine a file lock keeps promoters apart. Between machines a tag of the
-registered model does: it names its owner, expires, and is read again once the writes of others have arrived.
+MLflow has no compare-and-set. On one machine a file lock keeps promoters apart; between machines a tag of the model
+does: it names its owner, expires, and is read again once the writes of others have arrived.
 """
 
 import getpass
@@ -70,13 +69,6 @@ def _make_name(client: "MlflowClient", name: str) -> None:
             raise
 
 
-def version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
-    """Return the newest version of NAME that was registered from this logged model; None if there is none."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    own = [int(version.version) for version in versions if version.source == f"models:/{model_id}"]
-    return max(own, default=None)
-
-
 def champion(name: str = NAME) -> int | None:
     """Return the version that is `champion`; None while there is none."""
     from mlflow.exceptions import MlflowException
@@ -123,7 +115,7 @@ def store_in_words() -> Iterator[None]:
 
 
 def user() -> str:
-    """The user's name, or number where the machine has no name for it."""
+    """The user's name, or number where the machine has none for it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -165,21 +157,17 @@ def move_champion(name: str, move: Move) -> None:
     """
     if (found := champion(name)) != move.previous:
         raise InputError(
-            f"{name}@{CHAMPION}: is {_said(found)} now and was {_said(move.previous)} when the gate looked at it; "
-            "nothing was changed here, run the command again"
+            f"{name}@{CHAMPION}: is version {found or '(none)'} now and was version {move.previous or '(none)'} when "
+            "the gate looked at it; nothing was changed here, run the command again"
         )
     set_champion(name, move.version)
     if (found := champion(name)) != move.version:
         raise InputError(
-            f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to {_said(found)} at the same "
-            "time; find out who, then run the command again"
+            f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to version {found or '(none)'} "
+            "at the same time; find out who, then run the command again"
         )
     key = f"{MOVES}{1 + max(_moves(name), default=0):06d}"
     connect().set_registered_model_tag(name, key, json.dumps(asdict(move), ensure_ascii=False))
-
-
-def _said(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
 
 
 def succession(history: Sequence[Move]) -> list[int]:
@@ -214,17 +202,16 @@ def rollback(name: str = NAME, why: str = "") -> Move:
             raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
         with promotion_lock(name) as lock:
             line = succession(moves(name))
-            existing = {int(version.version) for version in client.search_model_versions(f"name = '{name}'")}
-            earlier = _before(line, current) if current in line else line
-            target = next((version for version in reversed(earlier) if version in existing - {current}), None)
-            if target is None:
+            others = {int(each.version) for each in client.search_model_versions(f"name = '{name}'")} - {current}
+            line = _before(line, current) if current in line else line
+            earlier = [version for version in line if version in others]
+            if not earlier:
                 raise InputError(
-                    f"{name}@{CHAMPION}: version {current} has no champion before it; "
-                    "`vb2 promote RUN` makes another one"
+                    f"{name}@{CHAMPION}: version {current} has no champion before it; `vb2 promote RUN` makes another"
                 )
-            find_model(f"models:/{name}/{target}")
+            find_model(f"models:/{name}/{earlier[-1]}")
             lock.renew()
-            move = Move("rollback", target, current, why or "no reason given")
+            move = Move("rollback", earlier[-1], current, why or "no reason given")
             move_champion(name, move)
             client.set_model_version_tag(name, str(current), "rolled_back", f"{move.when} by {move.who}: {move.why}")
     return move
@@ -286,14 +273,20 @@ class PromotionLock:
 @contextmanager
 def promotion_lock(name: str) -> Iterator[PromotionLock]:
     """Hold the lock on NAME, which is created if needed. Raises InputError at once if another promotion holds it."""
-    client = connect()
+    uri, client = tracking_uri(), connect()
+    if (database := sqlite_file(uri)) is not None:
+        file = database.with_name(f"{database.name}.{quote(name, safe='')}.lock")
+    else:  # in the user's cache, one file for each address and name
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
+        cache.mkdir(parents=True, exist_ok=True)
+        file = cache / f"promotion-{hashlib.sha256((uri + name).encode()).hexdigest()[:12]}.lock"
     try:
-        with FileLock(_lock_file(name), timeout=0):
+        with FileLock(file, timeout=0):
             _make_name(client, name)
             lock = PromotionLock(client, name)
             if (holder := lock.holder()) is None or not holder.is_alive():
                 lock.write()
-                if sqlite_file(tracking_uri()) is None:
+                if database is None:
                     time.sleep(SETTLE_SECONDS)
             lock.renew()
             try:
@@ -302,16 +295,5 @@ def promotion_lock(name: str) -> Iterator[PromotionLock]:
                 if (holder := lock.holder()) and holder.id == lock.id:
                     client.delete_registered_model_tag(name, LOCK)
     except Timeout as error:
-        raise InputError(
-            f"{name}: another promotion is under way on this machine ({error.lock_file}); wait for its end"
-        ) from error
-
-
-def _lock_file(name: str) -> Path:
-    """Beside a sqlite store; for any other store in the user's cache, one file for each address and name."""
-    uri = tracking_uri()
-    if (database := sqlite_file(uri)) is not None:
-        return database.with_name(f"{database.name}.{quote(name, safe='')}.lock")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"promotion-{hashlib.sha256((uri + name).encode()).hexdigest()[:12]}.lock"
+        busy = f"another promotion is under way on this machine ({error.lock_file})"
+        raise InputError(f"{name}: {busy}; wait for its end") from error
