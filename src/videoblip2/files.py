@@ -14,7 +14,7 @@ from typing import IO
 #: Suffixes of video files; a video's id is its file's name without one of them.
 MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
-    *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv"),
+    *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".gif"),
 }
 
 

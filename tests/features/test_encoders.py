@@ -124,23 +124,53 @@ def test_a_window_longer_than_the_models_is_refused(clap):
         list(clap.windows([sound(1.0)], 10.0))
 
 
-def test_a_fused_clap_is_deterministic_and_ignores_its_neighbours(tmp_path):
+def test_a_fused_clap_is_deterministic_and_ignores_its_neighbours(fused):
+    clap = load_clap(fused)
+    windows = [sound(1.0, seed) for seed in range(4)]
+    together = clap.encode_windows(windows)
+    for _ in range(3):
+        np.testing.assert_array_equal(clap.encode_windows(windows), together)
+    np.testing.assert_allclose(clap.encode_windows(windows[2:3])[0], together[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """A CLAP with fusion, and its processor."""
     from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
+    folder = tmp_path_factory.mktemp("fused")
     torch.manual_seed(0)
     sizes = {"patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": (1, 1), "num_attention_heads": (2, 2)}
     config = ClapAudioConfig(
         spec_size=64, patch_size=8, patch_stride=(8, 8), window_size=4, enable_fusion=True,
         fusion_type="aff_2d", initializer_factor=20.0, **sizes,
     )  # fmt: skip
-    ClapAudioModelWithProjection(config).save_pretrained(tmp_path)
-    ClapFeatureExtractor(hop_length=960, max_length_s=1, truncation="fusion").save_pretrained(tmp_path)
-    clap = load_clap(tmp_path)
-    windows = [sound(1.0, seed) for seed in range(4)]
-    together = clap.encode_windows(windows)
-    for _ in range(3):
-        np.testing.assert_array_equal(clap.encode_windows(windows), together)
-    np.testing.assert_allclose(clap.encode_windows(windows[2:3])[0], together[2], rtol=1e-3, atol=1e-3)
+    ClapAudioModelWithProjection(config).save_pretrained(folder)
+    ClapFeatureExtractor(hop_length=960, max_length_s=1, truncation="fusion").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("weights", "processor"),
+    [("clap", "fused"), ("fused", "clap"), ("clip", "large"), ("clap", "long"), ("clap", "mels")],
+)
+def test_a_processor_of_another_model_is_refused_before_the_first_video(folders, fused, tmp_path, weights, processor):
+    from transformers import CLIPImageProcessorPil
+
+    have = {"clip": folders[0], "clap": folders[1], "fused": fused}
+    made = {
+        "large": lambda: CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}),
+        "long": lambda: ClapFeatureExtractor(feature_size=64, hop_length=480, max_length_s=10, truncation="rand_trunc"),
+        "mels": lambda: ClapFeatureExtractor(feature_size=80, hop_length=960, max_length_s=1, truncation="rand_trunc"),
+    }
+    pair = shutil.copytree(have[weights], tmp_path / "pair")
+    if processor in made:
+        made[processor]().save_pretrained(pair)
+    else:
+        shutil.copy(have[processor] / "preprocessor_config.json", pair)
+    with pytest.raises(InputError, match=r"pair: its preprocessor_config.json does not fit its weights") as caught:
+        (load_clip if weights == "clip" else load_clap)(pair)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_whole_clip_model_gives_its_vision_tower(tmp_path):
@@ -213,7 +243,7 @@ def test_the_fingerprint_follows_weights_and_preprocessing(clip, folders, tmp_pa
     tensors["visual_projection.weight"][0, 0] += 1
     save_file(tensors, weights / "model.safetensors", metadata={"format": "pt"})
     config = crop / "preprocessor_config.json"
-    config.write_text(config.read_text().replace('"do_center_crop": true', '"do_center_crop": false'))
+    config.write_text(config.read_text().replace('"do_normalize": true', '"do_normalize": false'))
     assert load_clip(same).fingerprint == clip.fingerprint and load_clip(same).name != clip.name
     assert len({load_clip(folder).fingerprint for folder in (same, weights, crop)}) == 3
 

@@ -76,7 +76,7 @@ def test_what_is_there_is_kept_and_what_changed_is_done_again(encoders, videos, 
     assert FeatureStore(out).manifest.videos["absent"].audio == "present"
 
 
-def test_a_bad_file_is_reported_and_the_rest_goes_on(encoders, videos, tmp_path):
+def test_a_bad_file_is_reported_and_the_rest_is_extracted(encoders, videos, tmp_path):
     whole = (videos / "present.mp4").read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (videos / "text.mp4").write_text("no video")
@@ -119,10 +119,14 @@ def test_encoders_and_settings_are_not_mixed_in_one_store(encoders, videos, tmp_
         extract_features(paths, out, encoders)
 
 
-def test_names_are_ids_and_must_differ(encoders, videos, tmp_path):
-    (tmp_path / "present.avi").write_bytes(b"")
-    with pytest.raises(InputError, match="same name"):
-        extract_features([videos / "present.mp4", tmp_path / "present.avi"], tmp_path / "out", encoders)
+def test_files_of_one_name_fail_together_and_the_rest_is_extracted(encoders, videos, tmp_path):
+    for name in ("present.avi", "absent.ts", "absent.mkv"):
+        (videos / name).write_bytes((videos / "present.mp4").read_bytes())
+    report = extract_features(find_videos([videos]), tmp_path / "out", encoders)
+    assert report.done == ["silent"] and list(report.failed) == ["absent", "present"]
+    assert all(name in report.failed["absent"] for name in ("absent.mp4", "absent.ts", "absent.mkv", "rename"))
+    twice = [videos / "silent.mp4", *find_videos([videos])]
+    assert extract_features(twice, tmp_path / "out", encoders).skipped == ["silent"], "one file, named twice"
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no video"):
         find_videos([tmp_path / "empty"])

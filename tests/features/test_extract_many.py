@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.features import pipeline
+from videoblip2.features import engines
 from videoblip2.features.check import check_features, refuse_unnoted
 from videoblip2.features.encoders import ClipEncoder, load_clip
+from videoblip2.features.engines import Actor, RayEngine, require_ray
 from videoblip2.features.extract import (
     ExtractionRun,
     extract_features,
@@ -24,7 +25,6 @@ from videoblip2.features.extract import (
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
-from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS
@@ -76,7 +76,7 @@ def test_two_runs_of_one_shard_are_refused_and_two_shards_are_not(encoders, vide
         with pytest.raises(InputError, match="another extraction is writing"):
             extract_features([], tmp_path, encoders, ExtractionRun(shard=(1, 2)))
         extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(2, 2)))
-        yield from pipeline.encode_all(paths, known, tmp_path, encoders, 1)
+        yield from engines.encode_all(paths, known, tmp_path, encoders, 1)
 
     extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(1, 2)), engine=meanwhile)
     assert len(FeatureManifest.read(tmp_path).videos) == 6
@@ -98,7 +98,7 @@ def test_a_store_of_two_encoders_is_refused_by_its_readers(encoders, videos, tmp
 
 def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_path, monkeypatch):
     one = with_settings(encoders, batch_frames=1)
-    whole, write = [], pipeline.write_features
+    whole, write = [], engines.write_features
 
     def full(out, video_id, features):
         if len(whole) == 2:
@@ -106,7 +106,7 @@ def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_pat
         whole.append(video_id)
         write(out, video_id, features)
 
-    monkeypatch.setattr(pipeline, "write_features", full)
+    monkeypatch.setattr(engines, "write_features", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\).*what is stored is kept"):
         extract_features(find_videos([videos]), tmp_path, one, ExtractionRun(workers=1))
     assert sorted(FeatureManifest.read(tmp_path).videos) == sorted(whole)
@@ -124,7 +124,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
         encoded += len(pixels)
         return encode(clip, pixels, batch)
 
-    def frames(path, fps, threads):
+    def frames(path, fps, threads, caveats):
         nonlocal made, most
         for second in range(0, 3 * 3600, 20):
             made += 1
@@ -132,8 +132,10 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
             yield np.full((64, 64, 3), second % 256, np.uint8)
 
     monkeypatch.setattr(ClipEncoder, "encode_pixels", counted)
-    monkeypatch.setattr(pipeline, "stream_frames", frames)
-    monkeypatch.setattr(pipeline, "stream_audio", lambda path, rate: (np.zeros(48_000, np.float32) for _ in range(20)))
+    monkeypatch.setattr(engines, "stream_frames", frames)
+    monkeypatch.setattr(
+        engines, "stream_audio", lambda path, rate, caveats: (np.zeros(48_000, np.float32) for _ in range(20))
+    )
     (tmp_path / "film.mp4").write_bytes(b"film")
     settings = FeatureSettings(fps=1 / 20, window_seconds=1.0)
     report = extract_features(
@@ -141,13 +143,13 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
     )
     note = FeatureStore(tmp_path / "out").manifest.videos["film"]
     assert report.done == ["film"] and (note.frames, note.audio_windows, note.audio) == (540, 20, "silent")
-    assert most <= 64 + 6 * pipeline.PIECE["video"], "a batch, the queue, and what is in the two threads' hands"
+    assert most <= 64 + 6 * engines.PIECE["video"], "a batch, the queue, and what is in the two threads' hands"
 
 
 def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_path, monkeypatch):
-    made, decode = [], pipeline.stream_frames
+    made, decode = [], engines.stream_frames
 
-    def frames(path, fps, threads):
+    def frames(path, fps, threads, caveats):
         if path.stem == "v0":
             yield from decode(path, fps, threads=threads)
             return
@@ -155,24 +157,24 @@ def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_
             made.append(path)
             yield np.zeros((64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(pipeline, "stream_frames", frames)
-    outcomes = pipeline.encode_all([videos / "v0.mp4", videos / "v2.mp4"], {}, tmp_path, encoders, 1)
+    monkeypatch.setattr(engines, "stream_frames", frames)
+    outcomes = engines.encode_all([videos / "v0.mp4", videos / "v2.mp4"], {}, tmp_path, encoders, 1)
     assert next(outcomes).video_id == "v0"
     outcomes.close()
     assert len(made) < 1_000
 
 
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):
-    decode = pipeline.stream_frames
+    decode = engines.stream_frames
 
-    def broken(path, fps, threads):
+    def broken(path, fps, threads, caveats):
         yield from decode(path, fps, threads=threads)
         if path.stem == "v1":
             raise InputError(f"{path}: truncated")
         if path.stem == "v2":
             raise MemoryError("too large")
 
-    monkeypatch.setattr(pipeline, "stream_frames", broken)
+    monkeypatch.setattr(engines, "stream_frames", broken)
     report = extract_features(find_videos([videos]), tmp_path, encoders)
     assert report.done == ["v0", "v3", "v4", "v5"] and list(report.failed) == ["v1", "v2"]
     assert "MemoryError: too large" in report.failed["v2"] and FeatureStore(tmp_path).ids == report.done
@@ -299,7 +301,7 @@ def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
             np.testing.assert_allclose(one, other, atol=1e-4)
     notes = {video_id: note for video_id, note, failure in map(json.loads, outcomes) if failure is None}
     local = FeatureStore(tmp_path / "local").manifest.videos
-    assert notes == {video_id: note.model_dump(exclude={"at"}) for video_id, note in local.items()}
+    assert notes == {video_id: note.model_dump(exclude={"at"}, exclude_unset=True) for video_id, note in local.items()}
     clap = job.origin.model_dump()["clap"]
     with pytest.raises(InputError, match="other weights on this machine"):
         Actor(

@@ -1,5 +1,6 @@
 """Decoding: frames by time, audio mixed to mono, three audio situations, and files that are no videos."""
 
+import re
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -153,16 +154,16 @@ def test_a_file_without_pictures_is_named(tmp_path):
     assert decode_audio(path) is not None
 
 
-@pytest.mark.parametrize("layout", ["faststart", "moov_last", "matroska"])
-def test_a_truncated_file_is_an_error_that_says_how_far_it_got(tmp_path, layout):
+@pytest.mark.parametrize("layout", ["faststart", "matroska"])
+def test_of_a_truncated_file_the_rest_is_used_and_noted(tmp_path, layout):
     path = tmp_path / ("v.mkv" if layout == "matroska" else "v.mp4")
     options = {"options": {"movflags": "faststart"}} if layout == "faststart" else {}
     whole = mux(path, [k / 10 for k in range(40)], seconds=4.0, **options).read_bytes()
-    frames_of(path, 1)
     for part in (0.4, 0.7, 0.9):
         path.write_bytes(whole[: int(part * len(whole))])
-        with pytest.raises(InputError, match=r"v\.m(p4|kv): (.* s|not a readable video).*fetch it again"):
-            frames_of(path, 1)
+        caveats = []
+        assert 0 < len(list(stream_frames(path, 10, caveats=caveats))) < 40
+        assert re.search(r"video: ends at \d\.\d of \d\.\d s, truncated", "; ".join(caveats))
 
 
 @pytest.mark.shared_data
@@ -173,7 +174,7 @@ def test_real_videos():
     assert {name for name, sound in audio.items() if sound is None} == {"video7013", "video9771"}
     assert {name for name, sound in audio.items() if sound is not None and not sound.any()} == {"video7010"}
     frames = frames_of(SHARED / "video7010.mp4", 1)
-    assert frames.shape == (18, 240, 320, 3) and frames.std() > 10
+    assert frames.shape == (18, 240, 525, 3) and frames.std() > 10, "stored as 320 x 240, in pixels of 1.64 : 1"
 
 
 @pytest.fixture(scope="module")

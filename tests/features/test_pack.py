@@ -129,7 +129,7 @@ def killed(ids, count, name):
 
 if how == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-pack_features(folder, out, killed if how == "killed" else None)
+pack_features(folder, out, **({"progress": killed} if how == "killed" else {}))
 """
 
 
@@ -309,7 +309,8 @@ def test_all_of_a_modality_is_asked_for_once_reading_goes_on(file, requests, mon
 
 
 def test_more_than_half_of_the_memory_is_never_asked_for_as_a_whole(file, requests, monkeypatch):
-    monkeypatch.setattr(packed, "_physical_memory", lambda: 2 * where(file, "video")[1] - 2)
+    half = SimpleNamespace(total=2 * where(file, "video")[1] - 2)
+    monkeypatch.setattr(packed.psutil, "virtual_memory", lambda: half)
     store = FeatureStore(file)
     for _ in range(packed.ReadAhead.FIRST + 3):
         store.array("video", "video2")

@@ -75,7 +75,7 @@ def extract(
     )
     ray = None
     if engine is Engine.ray:
-        from videoblip2.features.ray_engine import RayEngine, require_ray
+        from videoblip2.features.engines import RayEngine, require_ray
 
         require_ray()
         ray = RayEngine(encoders, out, device, actors, workers or 1)
@@ -83,10 +83,11 @@ def extract(
         report = extract_features(paths, out, encoders, run, progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
     lines = [f"not a video by suffix or content, ignored: {_counted(others)}"] if others else []
+    lines += [f"noted: {caveat}" for caveat in report.noted.values()]
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
-    result["passed_over"] = others
+    result |= {"noted": report.noted, "passed_over": others}
     emit(result, json, "\n".join(lines))
     exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import ModelConfig
 from videoblip2.errors import InputError
 from videoblip2.features.store import FeatureStore
-from videoblip2.provenance import FeatureOrigin
+from videoblip2.provenance import ENCODERS, FeatureOrigin
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckReport:
     """Counts, and video ids by finding; `ok` if every video asked for can be read."""
 
-    videos: int = 0
-    frames: tuple[int, int] = (0, 0)  # fewest and most per video
-    audio_windows: tuple[int, int] = (0, 0)
-    silent: list[str] = field(default_factory=list)  # known from the manifest alone
-    empty: list[str] = field(default_factory=list)  # an audio stream without a sample; also from the manifest
-    absent: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unusable: dict[str, str] = field(default_factory=dict)  # wrong width, NaN, wrong type; with the reason
-    unannotated: list[str] = field(default_factory=list)  # in the store, not asked for
+    videos: int
+    frames: tuple[int, int]  # fewest and most per video
+    audio_windows: tuple[int, int]
+    silent: list[str]  # known from the manifest alone
+    empty: list[str]  # an audio stream without a sample; also from the manifest
+    absent: list[str]
+    missing: list[str]
+    unusable: dict[str, str]  # wrong width, NaN, wrong type; with the reason
+    unannotated: list[str]  # in the store, not asked for
 
     @property
     def ok(self) -> bool:
@@ -37,29 +37,28 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
     Raises `InputError` only if `root` is not a feature store.
     """
     store = FeatureStore(root)
-    present = set(store.ids)
-    wanted = list(store.ids if video_ids is None else video_ids)
-    noted = {video_id: note.audio for video_id, note in store.manifest.videos.items()} if store.manifest else {}
-    report = CheckReport(unannotated=[i for i in store.ids if video_ids is not None and i not in set(wanted)])
-    frames, windows = [], []
-    for video_id in wanted:
-        if video_id not in present:
-            report.missing.append(video_id)
-            continue
+    wanted, present = dict.fromkeys(store.ids if video_ids is None else video_ids), set(store.ids)
+    frames, windows, unusable = dict[str, int](), dict[str, int](), dict[str, str]()
+    for video_id in filter(present.__contains__, wanted):
         try:
             features = store.features(video_id)
         except InputError as error:
-            report.unusable[video_id] = str(error)
+            unusable[video_id] = str(error)
             continue
-        frames.append(len(features["video"]))
-        windows.append(len(features["audio"]))
-        if not len(features["audio"]) and noted.get(video_id) != "empty":
-            report.absent.append(video_id)
-    report.silent, report.empty = ([i for i in wanted if noted.get(i) == kind] for kind in ("silent", "empty"))
-    report.videos = len(frames)
-    if frames:
-        report.frames, report.audio_windows = (min(frames), max(frames)), (min(windows), max(windows))
-    return report
+        frames[video_id], windows[video_id] = len(features["video"]), len(features["audio"])
+    notes = store.manifest.videos if store.manifest else {}
+    silent, empty = ([i for i in wanted if i in notes and notes[i].audio == kind] for kind in ("silent", "empty"))
+    return CheckReport(
+        videos=len(frames),
+        frames=(min(frames.values(), default=0), max(frames.values(), default=0)),
+        audio_windows=(min(windows.values(), default=0), max(windows.values(), default=0)),
+        silent=silent,
+        empty=empty,
+        absent=[i for i in wanted if windows.get(i) == 0 and i not in empty],
+        missing=[i for i in wanted if i not in present],
+        unusable=unusable,
+        unannotated=[i for i in store.ids if i not in wanted],
+    )
 
 
 def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
@@ -94,10 +93,8 @@ def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None,
     if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
         return
     for name, has, had in (
-        ("CLIP", stored.fingerprint("clip"), trained_on.fingerprint("clip")),
-        ("CLAP", stored.fingerprint("clap"), trained_on.fingerprint("clap")),
-        ("output", stored.settings.output, trained_on.settings.output),
-        ("tokens", stored.settings.tokens, trained_on.settings.tokens),
+        *((kind.upper(), stored.fingerprint(kind), trained_on.fingerprint(kind)) for kind in ENCODERS),
+        *((key, getattr(stored.settings, key), getattr(trained_on.settings, key)) for key in ("output", "tokens")),
     ):
         if has != had:
             raise InputError(

@@ -3,17 +3,19 @@
 Both are transformers' own classes, loaded from any folder in the standard form or by hub name, and both are frozen.
 
 1. Frames are prepared as `preprocessor_config.json` says: resized (bicubic, antialiased), centre crop, normalised.
-2. CLAP's feature extractor draws random crops only from audio longer than its window. We cut the windows ourselves, so
-   nothing is random. For a model with fusion it also marks one short window at random as "longer", a trick of its
-   training; we mark none, so that a window's vector does not depend on its neighbours.
+2. CLAP's windows are cut here, so its feature extractor never draws a random crop. With fusion it also marks one short
+   window at random as "longer", a trick of training; we mark none: a window's vector ignores its neighbours.
 3. CLAP's log-mel spectrogram is computed by torch, on the model's device, in a fraction of the time that
-   `ClapFeatureExtractor` takes. In float32, as in CLAP's own code, where transformers' NumPy has float64: 2e-4 dB apart
-   on noise, up to 0.45 dB in bins at the floor of a periodic sound; at most 1e-6 of a window's largest power.
+   `ClapFeatureExtractor` takes; in float32, as in CLAP's own code, at most 1e-6 of a window's largest power apart.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from videoblip2.errors import InputError
-from videoblip2.features.encoder_files import cast, fingerprint, load, load_model, name_of
+from videoblip2.errors import InputError, first_line
 from videoblip2.features.media import SAMPLING_RATE
+from videoblip2.progress import quiet_transformers
 
+DTYPES = ("float32", "bfloat16", "float16")
 MIN_TAIL = 0.15  # drop a last window shorter than this share of a full one: codecs pad by some milliseconds
 BATCH_WINDOWS = 16
-FLOOR = 1e-10  # of power, before the logarithm
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class ClipEncoder:
     @property
     def rows(self) -> int:
         """Vectors per frame: 1, or P patches."""
-        config = self.model.config
-        return 1 if self.tokens == "pooled" else int((config.image_size // config.patch_size) ** 2)
+        side = self.model.config.image_size // self.model.config.patch_size
+        return 1 if self.tokens == "pooled" else int(side**2)
 
     @property
     def width(self) -> int:
@@ -70,9 +73,8 @@ class ClipEncoder:
 
     def _process(self, image: NDArray[np.uint8], **steps: bool) -> NDArray[Any]:
         """[H, W, 3] -> [3, height, width] by the given steps; the channel order is stated, never guessed."""
-        given = {"images": image, "input_data_format": "channels_last", "return_tensors": "np"}
-        pixels: NDArray[Any] = self.processor(**given, **steps)["pixel_values"][0]
-        return pixels
+        pixels = self.processor(images=image, input_data_format="channels_last", return_tensors="np", **steps)
+        return np.asarray(pixels["pixel_values"][0])
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.float32]], batch: int = 64) -> NDArray[np.float32]:
         """F prepared frames [3, S, S] -> float32 [F * rows, width].
@@ -80,8 +82,8 @@ class ClipEncoder:
         Pooled: CLIP's `image_embeds`, or its `pooler_output` if hidden. Patch tokens exclude the class token: the last
         layer's if hidden, otherwise these through the last norm and the projection.
         """
-        starts = range(0, len(pixels), batch)
-        return _rows((self._vectors(np.stack(pixels[i : i + batch])) for i in starts), self.width)
+        batches = (np.stack(pixels[i : i + batch]) for i in range(0, len(pixels), batch))
+        return _rows(map(self._vectors, batches), self.width)
 
     @torch.inference_mode()
     def _vectors(self, pixels: NDArray[np.float32]) -> torch.Tensor:
@@ -123,9 +125,7 @@ class ClapEncoder:
         """Samples in a full window; None: the model's longest. Raises `InputError` for more than the model takes."""
         seconds = self.max_window_seconds if window_seconds is None else window_seconds
         if seconds > self.max_window_seconds:
-            raise InputError(
-                f"window_seconds={seconds}: {self.name} takes {self.max_window_seconds:g} s; give that or less"
-            )
+            raise InputError(f"window_seconds={seconds}: {self.name} takes at most {self.max_window_seconds:g}")
         return round(seconds * SAMPLING_RATE)
 
     def windows(
@@ -146,8 +146,8 @@ class ClapEncoder:
 
     def encode_windows(self, windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """A windows of at most `max_window_seconds` -> float32 [A, width]: CLAP's `audio_embeds`."""
-        starts = range(0, len(windows), BATCH_WINDOWS)
-        return _rows((self._vectors(windows[i : i + BATCH_WINDOWS]) for i in starts), self.width)
+        batches = (windows[i : i + BATCH_WINDOWS] for i in range(0, len(windows), BATCH_WINDOWS))
+        return _rows(map(self._vectors, batches), self.width)
 
     @torch.inference_mode()
     def _vectors(self, windows: Sequence[NDArray[np.float32]]) -> torch.Tensor:
@@ -173,14 +173,16 @@ def load_clip(
         output: "projected" or "hidden".
         tokens: "pooled" or "patch"; see `ClipEncoder.encode_pixels`.
 
-    Raises `InputError` if it cannot be loaded or weights are missing.
+    Raises `InputError` if it cannot be loaded, weights are missing, or model and processor do not fit together.
     """
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    model, commit = load_model(CLIPVisionModelWithProjection, name_or_folder, device, revision)
-    processor = load(CLIPImageProcessorPil, name_or_folder, revision=commit)
-    mark = fingerprint(model, processor)
-    return ClipEncoder(name_of(name_or_folder), mark, cast(model, dtype), processor, output, tokens, commit)
+    kinds = CLIPVisionModelWithProjection, CLIPImageProcessorPil
+    name, mark, model, processor, commit = _load_pair(kinds, name_or_folder, device, revision, dtype)
+    clip = ClipEncoder(name, mark, model, processor, output, tokens, commit)
+    with _refused_mismatch(clip.name):
+        clip.encode_pixels([clip.pixels(np.zeros((9, 16, 3), np.uint8))])
+    return clip
 
 
 def load_clap(
@@ -188,51 +190,111 @@ def load_clap(
 ) -> ClapEncoder:
     """Load a `ClapAudioModelWithProjection` and its feature extractor from a folder or the hub; see `load_clip`.
 
-    Raises `InputError` if it cannot be loaded, weights are missing, or its sampling rate is not 48 kHz.
+    Also raises `InputError` if its sampling rate is not 48 kHz.
     """
     from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
 
-    model, commit = load_model(ClapAudioModelWithProjection, name_or_folder, device, revision)
-    extractor = load(ClapFeatureExtractor, name_or_folder, revision=commit)
-    if extractor.sampling_rate != SAMPLING_RATE:
+    kinds = ClapAudioModelWithProjection, ClapFeatureExtractor
+    clap = ClapEncoder(*_load_pair(kinds, name_or_folder, device, revision, dtype))
+    if clap.extractor.sampling_rate != SAMPLING_RATE:
         raise InputError(
-            f"{name_or_folder}: takes audio at {extractor.sampling_rate} Hz, features are made at {SAMPLING_RATE} Hz; "
+            f"{clap.name}: takes audio at {clap.extractor.sampling_rate} Hz, features are made at {SAMPLING_RATE} Hz; "
             "use a CLAP model for 48 kHz"
         )
-    mark = fingerprint(model, extractor)
-    return ClapEncoder(name_of(name_or_folder), mark, cast(model, dtype), extractor, commit)
+    with _refused_mismatch(clap.name):
+        processor, weights = clap.extractor.truncation == "fusion", clap.model.config.enable_fusion
+        if processor != weights:  # fused weights would take an unfused processor's other mel filters
+            raise ValueError(f"that is for {'fused' if processor else 'unfused'} CLAP, the weights are not")
+        clap.encode_windows([np.zeros(1, np.float32)])
+    return clap
+
+
+def clap_inputs(extractor: Any, windows: Sequence[NDArray[np.float32]], device: Any = "cpu") -> torch.Tensor:
+    """A windows of 1 to `nb_max_samples` samples each -> float32 [A, channels, frames, mels], in decibels.
+
+    Windows are repeated or padded to the model's length, as `extractor.padding` says. One channel, or four identical
+    ones for `truncation="fusion"`: these windows are too short to be fused.
+    """
+    length, size = extractor.nb_max_samples, extractor.fft_window_size
+    filled = []
+    for window in windows:
+        times = {"repeat": length // len(window) + 1, "repeatpad": length // len(window)}.get(extractor.padding, 1)
+        whole = np.tile(window, times)[:length].astype(np.float32, copy=False)
+        filled.append(np.pad(whole, (0, length - len(whole))))
+    waves = torch.from_numpy(np.stack(filled)).to(device)  # [A,N]
+    hann = torch.hann_window(size, device=waves.device)
+    spectrum = torch.stft(waves, size, extractor.hop_length, window=hann, center=True, return_complex=True)
+    fusion = extractor.truncation == "fusion"
+    filters = torch.from_numpy(extractor.mel_filters if fusion else extractor.mel_filters_slaney).to(waves)
+    power = spectrum.real.square() + spectrum.imag.square()  # [A,bins,frames]
+    mels = 10 * (power.transpose(1, 2) @ filters).clamp(min=1e-10).log10()[:, None]  # [A,1,frames,mels]
+    return mels.repeat(1, 4, 1, 1) if fusion else mels
+
+
+def fingerprint(model: nn.Module, preprocessor: Any) -> str:
+    """16 hex digits that change with any weight and with any preprocessing setting."""
+    settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}
+    state = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(name.encode())
+        if tensor.dim():
+            state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        else:
+            state.update(str(tensor.item()).encode())
+    return state.hexdigest()[:16]
 
 
 def _rows(batches: Iterable[torch.Tensor], width: int) -> NDArray[np.float32]:
     return np.concatenate([np.zeros((0, width), np.float32), *(batch.float().cpu().numpy() for batch in batches)])
 
 
-def clap_inputs(extractor: Any, windows: Sequence[NDArray[np.float32]], device: Any = "cpu") -> torch.Tensor:
-    """A windows of 1 to `nb_max_samples` samples each -> float32 [A, channels, frames, mels], in decibels.
+def _load_pair(
+    kinds: tuple[Any, Any], name: str | Path, device: str, revision: str | None, dtype: str
+) -> tuple[str, str, Any, Any, str | None]:
+    """Name, fingerprint, model, preprocessor and commit of an encoder.
 
-    One channel, or four identical ones for `truncation="fusion"`: these windows are too short to be fused.
+    Refuses missing weights: random ones would give plausible vectors without meaning.
     """
-    waves = torch.from_numpy(np.stack([_filled(window, extractor) for window in windows])).to(device)  # [A,N]
-    mels = _log_mel(waves, extractor)[:, None]  # [A,1,frames,mels]
-    return mels.repeat(1, 4, 1, 1) if extractor.truncation == "fusion" else mels
+    kind, folder = kinds[0], Path(name).is_dir()
+    if not folder and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):  # the hub's OWNER/MODEL
+        raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: not one of {', '.join(DTYPES)}; give one of these")
+    model, info = _load(kind, name, revision, output_loading_info=True, dtype=torch.float32)
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        raise InputError(f"{name}: holds no weights for {missing[0]} (of {len(missing)}); give a {kind.__name__}")
+    commit = None if folder else getattr(model.config, "_commit_hash", None) or revision
+    try:
+        model = model.to(device).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda if torch sees a GPU"
+        ) from error
+    processor = _load(kinds[1], name, commit)
+    full = str(Path(name).resolve()) if folder else str(name)  # found from any working directory
+    return full, fingerprint(model, processor), model.to(getattr(torch, dtype)), processor, commit
 
 
-def _filled(window: NDArray[np.float32], extractor: Any) -> NDArray[np.float32]:
-    """Repeated or padded to the model's length, as `extractor.padding` says."""
-    length = extractor.nb_max_samples
-    if extractor.padding == "repeat":
-        window = np.tile(window, length // len(window) + 1)[:length]
-    elif extractor.padding == "repeatpad":
-        window = np.tile(window, length // len(window))
-    return np.pad(window.astype(np.float32, copy=False), (0, length - len(window)))
+def _load(kind: Any, name: str | Path, revision: str | None, **options: Any) -> Any:
+    """`kind.from_pretrained`. Any failure becomes an `InputError` with its remedy."""
+    try:
+        with quiet_transformers():
+            return kind.from_pretrained(str(name), **options, **({"revision": revision} if revision else {}))
+    except Exception as error:  # a file of another model can fail in any of its readers
+        raise InputError(
+            f"{name}: no {kind.__name__} could be loaded from it ({first_line(error)}); give a folder with its "
+            "config, weights and preprocessor_config.json, or a hub name if you are online"
+        ) from error
 
 
-def _log_mel(waves: torch.Tensor, extractor: Any) -> torch.Tensor:
-    """[A, N] -> [A, frames, mels], in decibels."""
-    size = extractor.fft_window_size
-    window = torch.hann_window(size, device=waves.device)
-    spectrum = torch.stft(waves, size, extractor.hop_length, window=window, center=True, return_complex=True)
-    fusion = extractor.truncation == "fusion"
-    filters = torch.from_numpy(extractor.mel_filters if fusion else extractor.mel_filters_slaney).to(waves)
-    power = spectrum.real.square() + spectrum.imag.square()  # [A,bins,frames]
-    return 10 * (power.transpose(1, 2) @ filters).clamp(min=FLOOR).log10()
+@contextmanager
+def _refused_mismatch(name: str) -> Iterator[None]:
+    """Around one small input, encoded when loading: another model's processor would fail after minutes of work."""
+    try:
+        yield
+    except Exception as error:  # any layer may be the one that does not fit
+        raise InputError(
+            f"{name}: its preprocessor_config.json does not fit its weights ({first_line(error)}); "
+            "copy config, weights and preprocessor_config.json from one repository"
+        ) from error

@@ -2,7 +2,7 @@
 
 1. Every run writes its own manifest while it works, so an interruption loses nothing that was stored.
 2. A video is skipped if the store already has it from the same bytes, encoders and settings.
-3. `features.pipeline` decodes some files while it encodes others; `features.ray_engine` runs that on many machines.
+3. `features.engines` decodes some files while it encodes others, here or on many machines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,18 +20,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
+from videoblip2.features.engines import VideoOutcome, encode_all
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders
-from videoblip2.features.pipeline import VideoOutcome, encode_all
 from videoblip2.files import MEDIA_SUFFIXES
+from videoblip2.progress import Progress, no_progress
 
-Progress = Callable[[Iterable[Path], int, str], Iterable[Path]]
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
 Engine = Callable[[Sequence[Path], dict[str, str]], Generator[VideoOutcome, None, None]]
 
 #: How media files begin, whatever their names: (position, bytes).
-SIGNATURES = ((4, b"ftyp"), (8, b"AVI "), (0, b"\x1a\x45\xdf\xa3"), (0, b"\x00\x00\x01\xba"), (0, b"FLV\x01"))
+SIGNATURES = (
+    (4, b"ftyp"),
+    (8, b"AVI "),
+    (0, b"\x1a\x45\xdf\xa3"),
+    (0, b"\x00\x00\x01\xba"),
+    (0, b"FLV\x01"),
+    (0, b"GIF8"),
+)
 SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write
 PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 
@@ -59,25 +67,18 @@ class ExtractionRun:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return self.workers or min(8, cores or 1)
 
-    def takes(self, path: Path) -> bool:
-        """Whether the video belongs to this run's shard."""
-        return self.shard is None or shard_of(path.stem, self.shard[1]) == self.shard[0]
-
 
 @dataclass
 class ExtractionReport:
-    """Ids of videos that were encoded, that were already in the store, and that failed, with the reason."""
+    """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
+
+    noted: encoded, but for some part that could not be read, or not as it is stored; with what was done.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-
-    def sort(self, ids: Sequence[str]) -> None:
-        """Into the order of `ids`: videos end in any order."""
-        place = {video_id: number for number, video_id in enumerate(ids)}
-        self.done.sort(key=place.__getitem__)
-        self.skipped.sort(key=place.__getitem__)
-        self.failed = {name: self.failed[name] for name in ids if name in self.failed}
+    noted: dict[str, str] = field(default_factory=dict)
 
 
 def extract_features(
@@ -85,27 +86,42 @@ def extract_features(
     out: str | Path,
     encoders: Encoders,
     run: ExtractionRun = ExtractionRun(),
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     engine: Engine | None = None,
 ) -> ExtractionReport:
     """Encode `videos` into the store `out` and record everything in its manifest.
 
+    A file that cannot be read is reported as failed, and so are all files that share one id.
+
     Args:
         engine: what runs the files through the encoders; default: this process.
 
-    Raises `InputError` for two files of one name, for a store made with other encoders or settings, and if the store
-    cannot be written; a file that cannot be read is reported as failed.
+    Raises `InputError` for a store made with other encoders or settings, and if the store cannot be written.
     """
-    out, paths = Path(out), [path for path in _by_id(videos) if run.takes(path)]
+    out, by_id = Path(out), dict[str, list[Path]]()
+    for path in dict.fromkeys(map(Path, videos)):
+        if run.shard is None or shard_of(path.stem, run.shard[1]) == run.shard[0]:
+            by_id.setdefault(path.stem, []).append(path)
+    paths = [same[0] for same in by_id.values() if len(same) == 1]
     with _open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
+        for video_id, same in by_id.items():
+            if len(same) > 1:
+                reason = f"{', '.join(map(str, same))}: the same name, so one video id; rename or remove all but one"
+                ledger.note(VideoOutcome(video_id, failure=reason))
         outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.threads)
         with closing(outcomes):
             ended = (ledger.note(outcome) for outcome in outcomes)
-            for _ in progress(ended, len(paths), "features") if progress else ended:
+            for _ in progress(ended, len(paths), "features"):
                 pass
-    ledger.report.sort([path.stem for path in paths])
-    return ledger.report
+    report, place = (
+        ledger.report,
+        {video_id: number for number, video_id in enumerate(by_id)},
+    )  # videos end in any order
+    for ids in (report.done, report.skipped):
+        ids.sort(key=place.__getitem__)
+    failed, noted = (dict(sorted(d.items(), key=lambda e: place[e[0]])) for d in (report.failed, report.noted))
+    return ExtractionReport(report.done, report.skipped, failed, noted)
 
 
 def shard_of(video_id: str, count: int) -> int:
@@ -117,10 +133,10 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     """ "2/4" -> (2, 4). Raises `InputError` for anything but I/N with 1 <= I <= N."""
     if text is None:
         return None
-    numbers = [int(number) if number.isdecimal() else 0 for number in text.split("/")]
-    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
-        raise InputError(f"--shard {text}: is not I/N with 1 <= I <= N; give 1/4, 2/4, 3/4 and 4/4, for example")
-    return numbers[0], numbers[1]
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard {text}: not I/N with 1 <= I <= N; give 1/4, 2/4, 3/4 and 4/4, for example")
+    return int(found[1]), int(found[2])
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
@@ -130,7 +146,7 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.glob("*") if _is_media(p)) if path.is_dir() else [path]
+        inside = sorted(p for p in path.glob("[!.]*") if _is_media(p)) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no video ({', '.join(sorted(MEDIA_SUFFIXES))}); give another folder")
         found += inside
@@ -139,29 +155,18 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
 
 def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
     """What `find_videos` ignores in these folders: files that are not media, and folders inside."""
-    folders = [path for path in map(Path, paths) if path.is_dir()]
-    inside = [path for folder in folders for path in sorted(folder.glob("*"))]
-    return [path for path in inside if not path.name.startswith(".") and not _is_media(path)]
+    inside = (entry for path in map(Path, paths) if path.is_dir() for entry in sorted(path.glob("[!.]*")))
+    return [entry for entry in inside if not _is_media(entry)]
 
 
 def _is_media(path: Path) -> bool:
-    if not path.is_file() or path.name.startswith("."):
+    if not path.is_file():
         return False
     if path.suffix.lower() in MEDIA_SUFFIXES:
         return True
     with path.open("rb") as file:
         head = file.read(16)
     return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
-
-
-def _by_id(videos: Iterable[str | Path]) -> list[Path]:
-    """The paths, whose names without suffix become the ids and must differ."""
-    seen: dict[str, Path] = {}
-    for path in map(Path, videos):
-        if path.stem in seen:
-            raise InputError(f"{path}: has the same name as {seen[path.stem]}; rename one, names become video ids")
-        seen[path.stem] = path
-    return list(seen.values())
 
 
 @dataclass
@@ -184,10 +189,11 @@ class _Ledger:
         elif outcome.note is None:
             self.report.skipped.append(video_id)
         else:
-            stamped = {**outcome.note.model_dump(exclude_unset=True), "at": round(time.time(), 3)}
-            self.videos[video_id] = VideoNote(**stamped)
+            self.videos[video_id] = outcome.note.model_copy(update={"at": round(time.time(), 3)})
             self.failed.pop(video_id, None)
             self.report.done.append(video_id)
+            if outcome.note.caveats:
+                self.report.noted[video_id] = f"{outcome.note.source}: {'; '.join(outcome.note.caveats)}"
         if time.monotonic() >= self.due:
             self.save()
         return Path(video_id)

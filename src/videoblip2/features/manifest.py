@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -19,12 +19,14 @@ from videoblip2.files import write_json
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Record
 
 MAIN = "manifest.json"
-M = TypeVar("M", bound="FeatureManifest")
 OLDER_WIDTHS = {"video": 768, "audio": 512}  # of manifests that do not record widths
 
 
 class VideoNote(Record):
-    """One extracted video. audio: one of `media_features.LEVELS`. sha256: of the file. at: Unix time."""
+    """One extracted video. audio: one of `media_features.LEVELS`. sha256: of the file. at: Unix time.
+
+    caveats: what of the file was skipped, or is not shown as it is stored.
+    """
 
     frames: int | None = None
     audio_windows: int | None = None
@@ -32,6 +34,7 @@ class VideoNote(Record):
     source: str = ""
     sha256: str = ""
     at: float = 0
+    caveats: tuple[str, ...] = ()
 
 
 class FeatureManifest(Record):
@@ -83,15 +86,20 @@ class FeatureManifest(Record):
         paths = [path for path in (root / MAIN, *sorted(root.glob("manifest.*-of-*.json"))) if path.is_file()]
         if not paths:
             return None
-        first, *others = [(path, cls.read_file(path)) for path in paths]
-        for path, other in others:
-            if found := first[1].difference(other):
+        first, *others = [cls.read_file(path) for path in paths]
+        for path, other in zip(paths[1:], others, strict=True):
+            if found := first.difference(other):
                 what, one, two = found
                 raise InputError(
-                    f"{root}: holds features of two kinds, {what} {one} in {first[0].name} and {two} in {path.name}; "
+                    f"{root}: holds features of two kinds, {what} {one} in {paths[0].name} and {two} in {path.name}; "
                     "extract into one folder for each"
                 )
-        return _merged([manifest for _, manifest in (first, *others)])
+        if not others:
+            return first
+        notes = [entry for manifest in (first, *others) for entry in manifest.videos.items()]
+        videos = dict(sorted(notes, key=lambda entry: entry[1].at))  # the newest note of a video wins
+        failed = {name: why for one in (first, *others) for name, why in one.failed.items() if name not in videos}
+        return first.model_copy(update={"videos": videos, "failed": failed})
 
     @classmethod
     def read_file(cls, path: Path) -> Self:
@@ -119,16 +127,3 @@ class FeatureManifest(Record):
             for made in (self, other)
         )
         return next(((name, mine[name], others[name]) for name in mine if mine[name] != others[name]), None)
-
-
-def _merged(manifests: list[M]) -> M:
-    """One manifest of all; the newest note of a video wins, and a failure ends when another run succeeds."""
-    if len(manifests) == 1:
-        return manifests[0]
-    videos: dict[str, VideoNote] = {}
-    for manifest in manifests:
-        for video_id, note in manifest.videos.items():
-            if video_id not in videos or note.at >= videos[video_id].at:
-                videos[video_id] = note
-    failed = {name: why for one in manifests for name, why in one.failed.items() if name not in videos}
-    return manifests[0].model_copy(update={"videos": videos, "failed": failed})

@@ -1,13 +1,15 @@
 """Media files read by PyAV, as RGB frames at a set rate and mono audio, from trusted and untrusted files; and written.
 
-Anything that FFmpeg cannot read becomes an `InputError` that names the file.
+Whatever can be decoded is used: a damaged part is skipped, and a line about it goes to the caller's `caveats`. A file
+with nothing to use becomes an `InputError` that names it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,31 +17,29 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
+from videoblip2.features.frames import Audio, Frame, Pictures, Sound, shown_size
 from videoblip2.files import atomic
-
-Frame = NDArray[np.uint8]  # [H, W, 3]
-Audio = NDArray[np.float32]  # [N]
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users bring
 FRAME_TOLERANCE = 2  # the same for video, in frames
-SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
+GLITCH = 1  # second: a shorter step back is a wrong time stamp, not the clock of another recording
+LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
 #: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
 #: would make FFmpeg open the files and addresses that it lists.
 UNTRUSTED = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif",
     "protocol_whitelist": "file",
 }
 
 
 @dataclass(frozen=True)
 class MediaHeader:
-    """What a container declares: seconds (0 if unknown), and the size of its first video stream in pixels."""
+    """What a container declares: seconds (0 if unknown), and the size of its video as it is shown, in pixels."""
 
     seconds: float
     width: int
@@ -51,53 +51,69 @@ def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> M
     with _open(Path(path), options) as container:
         stream = _video_stream(container, Path(path))
         seconds = max(map(_declared_seconds, (*container.streams.video, *container.streams.audio)))
-        whole = (container.duration or 0) / av.time_base
-        return MediaHeader(max(seconds, whole), stream.codec_context.width, stream.codec_context.height)
+        whole, codec = (container.duration or 0) / av.time_base, stream.codec_context
+        return MediaHeader(max(seconds, whole), *shown_size(codec.width, codec.height, stream.sample_aspect_ratio))
 
 
 def stream_frames(
-    path: str | Path, fps: float, options: Mapping[str, str] | None = None, threads: int = 0
+    path: str | Path,
+    fps: float,
+    options: Mapping[str, str] | None = None,
+    threads: int = 0,
+    caveats: list[str] | None = None,
 ) -> Iterator[Frame]:
-    """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds: uint8 [H, W, 3], upright, one at a time.
+    """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.
 
     Args:
         threads: of the codec; 0 lets FFmpeg choose, 1 is best if several files are decoded in parallel.
+        caveats: gets a line for each part of the video that is skipped or changed.
 
-    Raises `InputError` for an unreadable or truncated file and for one without a video stream.
+    Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
-    size: tuple[int, int] | None = None
-    converter = VideoReformatter()  # a frame's own would be rebuilt for each frame, with a thread per core
-    for frame in _nearest(_video_frames(Path(path), options, threads), fps):
-        size = size or (frame.width, frame.height)  # a stream that changes size is scaled to its first size
-        pixels = converter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
-        yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    path, caveats = Path(path), [] if caveats is None else caveats
+    with _open(path, options) as container:
+        stream = _video_stream(container, path)
+        stream.thread_type = "NONE" if threads == 1 else "AUTO"
+        stream.codec_context.thread_count = threads
+        pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), _Clock(container, stream)
+        for frame in _nearest(clock.timed(_decode(container, stream, caveats)), fps):
+            yield pictures.rgb(frame)
+        if not clock.started:
+            reason = f" ({caveats[-1]})" if caveats else ""
+            raise InputError(f"{path}: no frame could be decoded{reason}; check that it plays, or fetch it again")
+        _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
 
 
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
     """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None if the file has no audio.
 
     A digitally silent stream gives zeros, and a stream without a sample [0], so the three can be told apart. Raises
-    `InputError` for an unreadable or truncated file.
+    `InputError` for an unreadable file.
     """
     chunks = list(stream_audio(path, rate, options))
     return np.concatenate(chunks) if chunks else None
 
 
 def stream_audio(
-    path: str | Path, rate: int = SAMPLING_RATE, options: Mapping[str, str] | None = None
+    path: str | Path,
+    rate: int = SAMPLING_RATE,
+    options: Mapping[str, str] | None = None,
+    caveats: list[str] | None = None,
 ) -> Iterator[Audio]:
     """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream."""
-    path = Path(path)
+    path, caveats = Path(path), [] if caveats is None else caveats
     with _open(path, options) as container:
-        if not container.streams.audio:
+        streams = sorted(container.streams.audio, key=lambda stream: stream.codec_context is None)
+        if not streams:
             return
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", rate=rate)
-        samples, end = None, 0.0
-        for samples, end in _gathered(_decode(container, stream, path)):  # noqa: B007 - read after the loop
-            yield from _mono(resampler, samples)
-        yield from _mono(resampler, None) if samples is not None else (np.zeros(0, np.float32),)
-        _refuse_truncated(path, stream, end, AUDIO_TOLERANCE)
+        stream, sound = streams[0], Sound(rate)
+        if stream.codec_context is None:
+            caveats.append(f"audio: skipped, FFmpeg cannot decode {_codec_name(container, stream)}")
+            return
+        for frame in _decode(container, stream, caveats):
+            yield from sound.mono(frame)
+        yield from sound.rest() if sound.started else (np.zeros(0, np.float32),)
+        _note_early_end(stream, sound.end, AUDIO_TOLERANCE, caveats)
 
 
 def stream_untrusted(
@@ -128,14 +144,7 @@ def pyav_version() -> str:
 
 def missing_decoders() -> list[str]:
     """The decoders of DECODERS that this FFmpeg lacks."""
-
-    def found(name: str) -> bool:
-        try:
-            return bool(av.Codec(name, "r"))
-        except ValueError:  # PyAV's UnknownCodecError
-            return False
-
-    return [name for name in DECODERS if not found(name)]
+    return [name for name in DECODERS if name not in av.codecs_available]
 
 
 def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
@@ -165,63 +174,93 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
             container.mux(sound.encode(None))
 
 
-def _video_frames(path: Path, options: Mapping[str, str] | None, threads: int) -> Iterator[Any]:
-    """Decoded video frames in presentation order; each has its `time` in seconds."""
-    with _open(path, options) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "NONE" if threads == 1 else "AUTO"
-        stream.codec_context.thread_count = threads
-        last, step = None, 0.0
-        for frame in _decode(container, stream, path):
-            if frame.time is None:
-                continue
-            step = max(step, frame.time - last.time) if last else step
-            last = frame
-            yield frame
-        if last is None:
-            raise InputError(f"{path}: no frame could be decoded; check that it plays, or fetch it again")
-        step = max(step, float((last.duration or 0) * last.time_base))
-        _refuse_truncated(path, stream, last.time + step, FRAME_TOLERANCE * step)
+class _Clock:
+    """Times of the frames of one stream, which never run backwards: a part with a clock of its own follows the last."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest from one frame to the next
+        self._usual = float(1 / (stream.guessed_rate or 25))
+        self._leap = LEAP if container.format.flags & av.format.Flags.ts_discont.value else math.inf
+
+    def timed(self, frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+        """Each frame with its time in seconds."""
+        last, shift, duration = 0.0, 0.0, 0.0
+        for frame in frames:
+            time = last + self._usual if frame.time is None else frame.time + shift
+            if self.started and -GLITCH < time - last < 0:
+                time = last
+            elif self.started and not 0 <= time - last <= self._leap:
+                shift, time = shift + last + self._usual - time, last + self._usual
+            self.step = max(self.step, time - last) if self.started else 0.0
+            self.started, last, duration = True, time, float((frame.duration or 0) * frame.time_base)
+            yield frame, time
+        self.step = max(self.step, duration)
+        self.end = last + self.step
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise InputError(f"{path}: has no video stream; give a video file")
-    return container.streams.video[0]
+    """The first stream of moving pictures. Raises `InputError` if there is none, or none that FFmpeg can decode."""
+    moving = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+    if not moving:
+        only = " but its cover" if container.streams.video else ""
+        raise InputError(f"{path}: has no video stream{only}; give a video file")
+    stream = min(moving, key=lambda one: (one.codec_context is None, one.frames == 1))
+    if stream.codec_context is None:
+        name = _codec_name(container, stream)
+        raise InputError(f"{path}: FFmpeg cannot decode its video codec, {name}; convert it to H.264")
+    return stream
 
 
-def _nearest(frames: Iterable[Any], fps: float) -> Iterator[Any]:
-    """For each k, the frame whose time (counted from the first frame) is nearest to k / fps; stops after the last."""
-    previous, start, k = None, 0.0, 0
-    for frame in frames:
-        if previous is None:
-            previous, start = frame, frame.time
-        while k / fps <= frame.time - start:
-            target = start + k / fps
-            yield previous if target - previous.time <= frame.time - target else frame
-            k += 1
-        previous = frame
-
-
-def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    """Frames of one stream. Raises `InputError` for what FFmpeg cannot decode."""
-    seconds = 0.0
+def _codec_name(container: Any, stream: Any) -> str:
+    """Such as `apac`: PyAV names no codec without a decoder, but FFmpeg's description of the file shows its tag."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
     try:
-        for packet in container.demux(stream):
+        found = re.search(rf"#0:{stream.index}\b.*?: (?:Video|Audio): (?:none \()?([^\s,]+)", container.dumps_format())
+    finally:
+        av.logging.set_level(level)
+    return found[1] if found else "of unknown name"
+
+
+def _nearest(frames: Iterable[tuple[Any, float]], fps: float) -> Iterator[Any]:
+    """For each k, the frame whose time (counted from the first frame) is nearest to k / fps; stops after the last."""
+    previous, before, start, k = None, 0.0, 0.0, 0
+    for frame, time in frames:
+        if previous is None:
+            previous, before, start = frame, time, time
+        while k / fps <= time - start:
+            target = start + k / fps
+            yield previous if target - before <= time - target else frame
+            k += 1
+        previous, before = frame, time
+
+
+def _decode(container: Any, stream: Any, caveats: list[str]) -> Iterator[Any]:
+    """Frames of one stream; packets that FFmpeg cannot decode are skipped."""
+    packets, reading, seconds, bad, first = container.demux(stream), True, 0.0, 0, ""
+    while not (reading and bad):  # where reading fails, the file ends
+        try:
+            reading = True
+            packet = next(packets)
+            reading = False
             for frame in packet.decode():
                 seconds = frame.time if frame.time is not None else seconds
                 yield frame
-    except av.FFmpegError as error:
-        raise InputError(
-            f"{path}: damaged or truncated, decoding stopped at {seconds:.1f} s ({error.strerror}); fetch it again"
-        ) from error
+        except StopIteration:
+            break
+        except av.FFmpegError as error:
+            bad, first = bad + 1, first or f"at {seconds:.1f} s ({error.strerror})"
+    with suppress(av.FFmpegError):  # what the decoder still holds
+        yield from stream.decode(None)
+    if bad:
+        caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
 
 
-def _refuse_truncated(path: Path, stream: Any, end: float, tolerance: float) -> None:
+def _note_early_end(stream: Any, end: float, tolerance: float, caveats: list[str]) -> None:
     """A truncated file may decode without an error; its header still says how long it should be."""
     declared = _declared_seconds(stream)
     if end + tolerance < declared:
-        raise InputError(f"{path}: truncated, its {stream.type} ends at {end:.1f} of {declared:.1f} s; fetch it again")
+        caveats.append(f"{stream.type}: ends at {end:.1f} of {declared:.1f} s, truncated")
 
 
 def _declared_seconds(stream: Any) -> float:
@@ -234,29 +273,13 @@ def _declared_seconds(stream: Any) -> float:
     return 0.0 if stream.duration is None else float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
-def _gathered(frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-    """Audio frames joined up to `SAMPLES_AT_ONCE`, cut where the format changes; each with the second it ends at."""
-    fifo, form, end = av.AudioFifo(), None, 0.0
-    for frame in frames:
-        if form not in (None, here := (frame.format.name, frame.layout.name, frame.sample_rate)):
-            yield from _rest(fifo, end)
-            fifo = av.AudioFifo()
-        form, end = here, (frame.time or end) + frame.samples / frame.sample_rate
-        frame.pts = None  # the queue refuses gaps, which are not filled
-        fifo.write(frame)
-        if fifo.samples >= SAMPLES_AT_ONCE:
-            yield from _rest(fifo, end)
-    yield from _rest(fifo, end)
-
-
-def _rest(fifo: Any, end: float) -> Iterator[tuple[Any, float]]:
-    if fifo.samples:
-        yield fifo.read(0, partial=True), end
-
-
-def _mono(resampler: Any, frame: Any) -> list[Audio]:
-    """Mean over the channels, as librosa mixes for CLAP; FFmpeg's own float mix is 3 dB louder."""
-    return [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in resampler.resample(frame)]
+def named(error: Exception, path: Path) -> InputError:
+    """Any failure of one file as an `InputError` in one line, with the file's name."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file; give the path of a video")
+    return InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; check that it plays")
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from videoblip2.errors import InputError, validated
 from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
-from videoblip2.features.media import SAMPLING_RATE, Audio, Frame, decode_audio, stream_frames
+from videoblip2.features.frames import Audio, Frame
+from videoblip2.features.media import SAMPLING_RATE, decode_audio, named, stream_frames
 from videoblip2.modality import Features
 from videoblip2.provenance import EncoderIdentity, FeatureOrigin, FeatureSampling
 
@@ -160,9 +161,12 @@ class Encoders:
         return [{"video": rows, "audio": sound} for rows, sound in zip(visual, audio, strict=True)]
 
     def encode_file(self, path: str | Path) -> Features:
-        """One media file -> its features. Raises `InputError` for a file that cannot be read."""
-        frames = stream_frames(path, self.settings.fps)
-        return self.encode([self.prepare(frames, lambda: decode_audio(path, SAMPLING_RATE))])[0]
+        """One media file -> its features. Raises `InputError` for a file that cannot be read, whatever the reason."""
+        try:
+            prepared = self.prepare(stream_frames(path, self.settings.fps), lambda: decode_audio(path, SAMPLING_RATE))
+        except Exception as error:
+            raise named(error, Path(path)) from error
+        return self.encode([prepared])[0]
 
 
 def load_encoders(origin: FeatureOrigin | None, device: str, used_by: str, dtype: str = "float32") -> Encoders:

@@ -12,7 +12,7 @@ import glob
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from videoblip2.errors import InputError
 from videoblip2.features.packed import FORMAT, KINDS, PackedFile
 from videoblip2.features.store import FeatureStore
 from videoblip2.files import atomic
+from videoblip2.progress import Progress, no_progress
 
-Progress = Callable[[Iterable[str], int, str], Iterable[str]]
 Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, end of its bytes
 
 HEADER = 4096  # bytes kept free at the start; the entries of a modality need about 150
@@ -43,7 +43,7 @@ class PackReport:
     absent: int  # videos without audio
 
 
-def pack_features(source: str | Path, out: str | Path, progress: Progress | None = None) -> PackReport:
+def pack_features(source: str | Path, out: str | Path, progress: Progress = no_progress) -> PackReport:
     """Write all videos of the store `source` into one packed file `out`, with the manifest.
 
     Raises `InputError` for the first video that cannot be used, and if `out` cannot be written; `out` is then
@@ -51,9 +51,7 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress | None
     """
     store, out = FeatureStore(source), Path(out)
     if out.is_dir():
-        raise InputError(
-            f"{out}: is a folder; name a file for the packed features, such as {out / 'features.safetensors'}"
-        )
+        raise InputError(f"{out}: is a folder; name a file, such as {out / 'features.safetensors'}")
     if not store.ids:
         raise InputError(f"{source}: holds no video; make features with `vb2 features extract`")
     try:
@@ -67,8 +65,8 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress | None
     return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))
 
 
-def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> tuple[dict[str, list[int]], Tensors]:
-    """The whole file; the header comes last, when all sizes are known."""
+def _write(file: IO[bytes], store: FeatureStore, progress: Progress) -> tuple[dict[str, list[int]], Tensors]:
+    """The whole file. safetensors' header of exactly HEADER bytes comes last: its length, JSON, and spaces."""
     file.write(b" " * HEADER)
     rows: dict[str, list[int]] = {}
     tensors: Tensors = {}
@@ -82,13 +80,17 @@ def _write(file: IO[bytes], store: FeatureStore, progress: Progress | None) -> t
     for name, content in (("ids", store.ids), ("manifest", manifest)):
         size = file.write(json.dumps(content, ensure_ascii=False).encode())
         tensors[name] = "U8", [size], file.tell()
+    entries, begin = dict[str, object]({"__metadata__": {"format": FORMAT}}), 0
+    for name, (code, shape, end) in tensors.items():
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end - HEADER]}
+        begin = end - HEADER
     file.seek(0)
-    file.write(_header(tensors))
+    file.write(struct.pack("<Q", HEADER - 8) + json.dumps(entries).encode().ljust(HEADER - 8))
     return rows, tensors
 
 
 def _write_rows(
-    file: IO[bytes], store: FeatureStore, modality: str, progress: Progress | None
+    file: IO[bytes], store: FeatureStore, modality: str, progress: Progress
 ) -> tuple[list[int], np.dtype[Any]]:
     """One modality of all videos → rows per video, and the type; starts again when a wider type turns up."""
     start, kind = file.tell(), min(store.stored(modality, store.ids[0]).dtype.newbyteorder("="), np.dtype(np.float64))
@@ -96,7 +98,7 @@ def _write_rows(
         file.seek(start)
         file.truncate()
         counts, before = list[int](), kind
-        for video_id in progress(store.ids, len(store.ids), f"pack {modality}") if progress else store.ids:
+        for video_id in progress(store.ids, len(store.ids), f"pack {modality}"):
             array = store.stored(modality, video_id)
             if len(array):
                 kind = min(np.promote_types(kind, array.dtype), np.dtype(np.float64))  # 64 bits: the format's limit
@@ -106,17 +108,6 @@ def _write_rows(
             counts.append(len(array))
         else:
             return counts, kind
-
-
-def _header(tensors: Tensors) -> bytes:
-    """safetensors' header of exactly HEADER bytes: its length, then JSON, then spaces."""
-    entries: dict[str, object] = {"__metadata__": {"format": FORMAT}}
-    begin = 0
-    for name, (kind, shape, end) in tensors.items():
-        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end - HEADER]}
-        begin = end - HEADER
-    text = json.dumps(entries).encode()
-    return struct.pack("<Q", HEADER - 8) + text.ljust(HEADER - 8)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -47,14 +48,16 @@ class PackedFile:
             raise InputError(f"{path}: a safetensors file, but not packed features; give a feature store")
         if made != FORMAT:
             raise InputError(f"{path}: packed features of format {made}; update videoblip2 or pack them again")
-        self._ids = self._read_ids()
+        self._ids = self._json("ids")
+        if not isinstance(self._ids, list) or not all(isinstance(video_id, str) for video_id in self._ids):
+            raise self._unfit("ids is not a list of videos")
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
         self._rows: dict[str, NDArray[Any]] = {}
         self._ahead: dict[str, ReadAhead] = {}
+        self._edges: dict[str, list[int]] = {}
         self._map_rows()
-        self._edges = {modality: self._row_edges(modality) for modality in self._rows}
 
     def has(self, modality: str) -> bool:
         return modality in self._rows
@@ -65,14 +68,11 @@ class PackedFile:
     def ids(self) -> list[str]:
         return list(self._ids)
 
-    def _read_ids(self) -> list[str]:
+    def _json(self, name: str) -> Any:
         try:
-            ids = json.loads(self._bytes("ids"))
+            return json.loads(self._bytes(name))
         except ValueError as error:
-            raise self._unfit("ids is not JSON") from error
-        if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
-            raise self._unfit("ids is not a list of videos")
-        return ids
+            raise self._unfit(f"{name} is not JSON") from error
 
     def manifest(self) -> FeatureManifest | None:
         text = self._bytes("manifest")
@@ -111,16 +111,12 @@ class PackedFile:
             start, end = (begin + offset for offset in header[modality]["data_offsets"])  # they count from the data on
             self._ahead[modality] = ReadAhead(self._path, pages, start, end)
             self._rows[modality] = np.frombuffer(memoryview(pages)[start:end], KINDS[kind]).reshape(shape)
-
-    def _row_edges(self, modality: str) -> list[int]:
-        """Where each video's rows begin, and where the last ones end: N+1 places."""
-        counts, rows = self._file.get_tensor(f"{modality}_rows"), self._rows[modality]
-        if counts.shape != (len(self._ids),) or counts.dtype != np.int64 or (counts < 0).any():
-            raise self._unfit(f"{modality}_rows is not one count for each of {len(self._ids)} videos")
-        if counts.sum() != len(rows):
-            raise self._unfit(f"{modality} has {len(rows)} rows, where the videos have {counts.sum()}")
-        edges: list[int] = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        return edges
+            counts = self._file.get_tensor(f"{modality}_rows")
+            if counts.shape != (len(self._ids),) or counts.dtype != np.int64 or (counts < 0).any():
+                raise self._unfit(f"{modality}_rows is not one count for each of {len(self._ids)} videos")
+            if counts.sum() != shape[0]:
+                raise self._unfit(f"{modality} has {shape[0]} rows, where the videos have {counts.sum()}")
+            self._edges[modality] = [0, *np.cumsum(counts).tolist()]  # N+1 places: where each video's rows begin
 
     def _bytes(self, name: str) -> bytes:
         return bytes(self._file.get_tensor(name).tobytes())
@@ -142,7 +138,7 @@ class ReadAhead:
 
     def __init__(self, path: Path, pages: mmap.mmap, start: int, end: int) -> None:
         self._path, self._pages, self._start, self._end, self._reads = path, pages, start, end, 0
-        self._fits = end - start <= _physical_memory() // 2
+        self._fits = end - start <= psutil.virtual_memory().total // 2
         self._done = not hasattr(os, "posix_fadvise") or not hasattr(mmap, "MADV_RANDOM")
         self._advise("MADV_RANDOM", start, end)
 
@@ -168,7 +164,3 @@ class ReadAhead:
         start -= start % mmap.PAGESIZE
         if not self._done and end > start:
             self._pages.madvise(getattr(mmap, advice), start, end - start)
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

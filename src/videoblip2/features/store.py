@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,8 @@ from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
+from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import FeatureOrigin
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class FeatureStore:
@@ -132,24 +131,17 @@ class _Folder:
     def manifest(self) -> FeatureManifest | None:
         return FeatureManifest.read(self._root)
 
-    def where(self, modality: str, video_id: str) -> str:
-        return str(self._root / modality / f"{video_id}.npy")
+    def where(self, modality: str, video_id: str) -> Path:
+        return self._root / modality / f"{video_id}.npy"
 
     def array(self, modality: str, video_id: str) -> NDArray[Any]:
-        path = self._path(modality, video_id)
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: not a plain .npy array ({error}); extract it again") from error
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"{path}: holds {type(array).__name__}, not one array; extract it again")
-        return array
+        return _load(self._path(modality, video_id), "extract it again")
 
     def content(self, modality: str, video_id: str) -> bytes:
         return self._path(modality, video_id).read_bytes()
 
     def _path(self, modality: str, video_id: str) -> Path:
-        path = self._root / modality / f"{video_id}.npy"
+        path = self.where(modality, video_id)
         if path.parent != self._root / modality or not path.is_file():
             entry = MODALITIES[modality]
             rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
@@ -179,33 +171,42 @@ def write_features(root: Path, video_id: str, features: Features) -> None:
 
 
 def import_arrays(
-    video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = lambda items, *_: items
+    video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = no_progress
 ) -> int:
     """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
 
     Rows narrower than the modality's usual width are padded with zeros, which a linear layer ignores. Returns N.
     Raises InputError for other shapes, a different number of ids, and ids that are not file names.
     """
-    frames = _open_array(video, "video")
+    frames, width = _open_array(video, "video"), MODALITIES["audio"].width
     names = _read_ids(ids, len(frames), video)
-    windows = None if audio is None else _open_array(audio, "audio")
-    if windows is not None and len(windows) != len(frames):
-        raise InputError(f"{audio}: holds {len(windows)} videos, {video} {len(frames)}; give arrays of the same videos")
-    silence = np.zeros((0, MODALITIES["audio"].width), np.float32)
+    sound = np.zeros((len(names), 0, width), np.float32) if audio is None else _open_array(audio, "audio")
+    if len(sound) != len(names):
+        raise InputError(f"{audio}: holds {len(sound)} videos, {video} {len(names)}; give arrays of the same videos")
     for row in progress(range(len(names)), len(names), "features"):
-        sound = silence if windows is None else _padded(windows[row], "audio")
-        write_features(out, names[row], {"video": _padded(frames[row], "video"), "audio": sound})
-    count = 0 if windows is None else windows.shape[1]
+        features = {}
+        for name, array in (("video", frames[row]), ("audio", sound[row])):
+            missing = max(0, MODALITIES[name].width - array.shape[1])
+            features[name] = np.pad(array.astype(np.float32), ((0, 0), (0, missing)))
+        write_features(out, names[row], features)
+    count = sound.shape[1]
     note = VideoNote(frames=frames.shape[1], audio_windows=count, audio="present" if count else "absent")
     FeatureManifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
     return len(names)
 
 
-def _open_array(path: Path, modality: str) -> Any:
+def _load(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDArray[Any]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a plain .npy array ({error}); give one array [videos, rows, width]") from error
+        raise InputError(f"{path}: not a plain .npy array ({error}); {remedy}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: holds {type(array).__name__}, not one array; {remedy}")
+    return array
+
+
+def _open_array(path: Path, modality: str) -> NDArray[Any]:
+    array = _load(path, "give one array [videos, rows, width]", "r")
     if array.ndim != 3 or array.dtype.kind != "f" or not array.shape[2]:
         raise InputError(
             f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats [videos, rows, width]"
@@ -217,18 +218,10 @@ def _read_ids(path: Path, count: int, array: Path) -> Sequence[str]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a JSON list of video ids ({error}); give one id for each row of {array}"
-        ) from error
+        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one for each row of {array}") from error
     if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
         raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
     wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
     if wrong:
         raise InputError(f"{path}: {wrong[0]!r} cannot be a file name; give plain video ids such as video0")
     return names
-
-
-def _padded(rows: Any, modality: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    wide = np.zeros((len(rows), max(rows.shape[1], MODALITIES[modality].width)), np.float32)
-    wide[:, : rows.shape[1]] = rows
-    return wide

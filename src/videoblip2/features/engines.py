@@ -1,19 +1,26 @@
-"""Videos through the encoders, decoding and encoding at the same time.
+"""Videos through the encoders, decoding and encoding at the same time: in this process, or on a Ray cluster.
 
 Threads decode (FFmpeg, Pillow and NumPy release the interpreter's lock) and hand over pieces of a few frames or windows
 through a bounded queue; the calling thread collects pieces of several videos into one batch, encodes it, and writes a
 video once all of its rows are there. Pieces, not videos, so that a three-hour film takes no more memory than a clip.
+
+On Ray, each actor loads the encoders once and takes paths in batches; it writes features to the store itself, so videos
+and store are on a disk that all machines see under one path. Only the notes come back.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,12 +31,14 @@ from numpy.typing import NDArray
 from videoblip2.errors import InputError
 from videoblip2.features.encoders import BATCH_WINDOWS
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media import SAMPLING_RATE, stream_audio, stream_frames
-from videoblip2.features.media_features import Encoders, Loudness, choose_frames
+from videoblip2.features.media import SAMPLING_RATE, named, stream_audio, stream_frames
+from videoblip2.features.media_features import Encoders, FeatureSettings, Loudness, choose_frames, load_encoders
 from videoblip2.features.store import write_features
+from videoblip2.provenance import FeatureOrigin
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
 POLL = 0.1  # seconds between two checks whether the decoding threads have ended
+VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
 
 
 @dataclass(frozen=True)
@@ -90,50 +99,49 @@ class RowBatches:
 
     def add(self, piece: Piece) -> Iterator[VideoOutcome]:
         """Take a piece; encode and write whatever it completes."""
+        if piece.outcome is not None and piece.outcome.note is None:
+            self._videos.pop(piece.video_id, None)
+            yield piece.outcome
+            return
+        video = self._videos.setdefault(piece.video_id, Partial())
         if piece.outcome is not None:
-            if piece.outcome.note is None:
-                self._videos.pop(piece.video_id, None)
-                yield piece.outcome
-                return
-            self._videos.setdefault(piece.video_id, Partial()).note = piece.outcome.note
+            video.note = piece.outcome.note
             yield from self._write(piece.video_id)
             return
-        partial = self._videos.setdefault(piece.video_id, Partial())
-        partial.waiting += len(piece.arrays)
+        video.waiting += len(piece.arrays)
         self._queued[piece.modality] += [(piece.video_id, array) for array in piece.arrays]
         yield from self.flush(piece.modality, self._full[piece.modality])
 
     def flush(self, modality: str, full: int) -> Iterator[VideoOutcome]:
         """Encode the queue, batch by batch, while it holds at least `full`."""
+        size = self._full[modality]
         while len(self._queued[modality]) >= full:
-            size = self._full[modality]
             batch, self._queued[modality] = self._queued[modality][:size], self._queued[modality][size:]
-            for video_id, rows in zip((name for name, _ in batch), self._encode(modality, batch), strict=True):
-                partial = self._videos.get(video_id)
-                if partial is None:
+            arrays = [array for _, array in batch]
+            if modality == "audio":
+                encoded = self._encoders.clap.encode_windows(arrays)
+            else:
+                encoded = self._encoders.clip.encode_pixels(arrays, size)
+            for (video_id, _), rows in zip(batch, np.split(encoded, len(batch)), strict=True):
+                video = self._videos.get(video_id)
+                if video is None:
                     continue  # decoding of that file has failed since
-                partial.rows[modality].append(rows)
-                partial.waiting -= 1
+                video.rows[modality].append(rows)
+                video.waiting -= 1
                 yield from self._write(video_id)
-
-    def _encode(self, modality: str, batch: list[tuple[str, NDArray[np.float32]]]) -> Iterable[NDArray[np.float32]]:
-        arrays = [array for _, array in batch]
-        if modality == "audio":
-            return self._encoders.clap.encode_windows(arrays)[:, None]
-        return np.split(self._encoders.clip.encode_pixels(arrays, self._full["video"]), len(arrays))
 
     def _write(self, video_id: str) -> Iterator[VideoOutcome]:
         """Write a video if it is complete."""
-        partial = self._videos[video_id]
-        if partial.note is None or partial.waiting:
+        video = self._videos[video_id]
+        if video.note is None or video.waiting:
             return
         del self._videos[video_id]
         features = {
-            name: np.concatenate([np.zeros((0, width), np.float32), *partial.rows[name]])
+            name: np.concatenate([np.zeros((0, width), np.float32), *video.rows[name]])
             for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            yield VideoOutcome(video_id, failure=f"{partial.note.source}: an encoder gave NaN; use another --dtype")
+            yield VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")
             return
         try:
             write_features(self._out, video_id, features)
@@ -143,7 +151,7 @@ class RowBatches:
                 "command again; what is stored is kept"
             ) from error
         frames, windows = len(features["video"]) // self._encoders.clip.rows, len(features["audio"])
-        yield VideoOutcome(video_id, partial.note.model_copy(update={"frames": frames, "audio_windows": windows}))
+        yield VideoOutcome(video_id, video.note.model_copy(update={"frames": frames, "audio_windows": windows}))
 
 
 def _pieces(
@@ -182,30 +190,111 @@ def _pieces(
 
 def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece]:
     """One file's pieces, and then its outcome."""
-    video_id, settings = path.stem, encoders.settings
+    video_id, settings, caveats = path.stem, encoders.settings, list[str]()
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; give the path of a video")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE):
             yield Piece(video_id, outcome=VideoOutcome(video_id))
             return
-        pixels = map(encoders.clip.pixels, stream_frames(path, settings.fps, threads=1))
-        yield from _cut(video_id, "video", choose_frames(pixels, settings))
+        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats)
+        yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
         loudness = Loudness()
-        sound = loudness.heard(stream_audio(path, SAMPLING_RATE))
+        sound = loudness.heard(stream_audio(path, SAMPLING_RATE, caveats=caveats))
         yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
         note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
+        note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
         yield Piece(video_id, outcome=VideoOutcome(video_id, note))
-    except InputError as error:
-        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=str(error)))
     except Exception as error:  # one strange file among ten thousand must not stop the others
-        reason = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; check that it plays"
-        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=reason))
+        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=str(named(error, path))))
 
 
 def _cut(video_id: str, modality: str, arrays: Iterable[NDArray[np.float32]]) -> Iterator[Piece]:
     stream = iter(arrays)
     while part := list(islice(stream, PIECE[modality])):
         yield Piece(video_id, modality, part)
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """An engine of `extract_features`; uses a running Ray, or starts a local one.
+
+    Args:
+        actors: encoders that work in parallel; a GPU each on "cuda", otherwise one core.
+        workers: decoding threads of each.
+    """
+
+    encoders: Encoders
+    out: Path
+    device: str = "cpu"
+    actors: int = 1
+    workers: int = 1
+
+    def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[VideoOutcome, None, None]:
+        """The outcome of each file, as Ray returns it."""
+        if not paths:
+            return
+        require_ray()
+        import ray
+
+        if not ray.is_initialized():  # a local one, unless RAY_ADDRESS names another
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
+        batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
+        notes = batches.map_batches(
+            Actor,
+            fn_constructor_args=(self.job,),
+            batch_size=VIDEOS_AT_ONCE,
+            compute=ray.data.ActorPoolStrategy(size=self.actors),
+            num_gpus=1 if self.device.startswith("cuda") else 0,
+        )
+        for row in notes.iter_rows():
+            video_id, note, failure = json.loads(row["outcome"])
+            yield VideoOutcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
+
+    @property
+    def job(self) -> ActorJob:
+        """What every actor needs to know."""
+        made, out = self.encoders, str(self.out.resolve())
+        return ActorJob(made.origin, made.settings, made.dtype, self.device, out, self.workers)
+
+
+@dataclass(frozen=True)
+class ActorJob:
+    """How an actor rebuilds the encoders, and where it writes."""
+
+    origin: FeatureOrigin
+    settings: FeatureSettings
+    dtype: str
+    device: str
+    out: str
+    workers: int
+
+
+class Actor:
+    """Encoders in a process of Ray."""
+
+    def __init__(self, job: ActorJob) -> None:
+        self.job = job
+        encoders = load_encoders(job.origin, job.device, f"extraction into {job.out}", job.dtype)
+        for kind, wanted in job.origin.encoders.items():
+            if encoders.origin.fingerprint(kind) != wanted.fingerprint:
+                raise InputError(f"{wanted.name}: other weights on this machine; copy them there")
+        self.encoders = replace(encoders, settings=job.settings)
+
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Paths and known digests -> outcomes as JSON."""
+        paths = [Path(path) for path in batch["path"]]
+        known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
+        outcomes = encode_all(paths, known, Path(self.job.out), self.encoders, self.job.workers)
+        notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in outcomes)
+        return {"outcome": [json.dumps([end.video_id, note, end.failure]) for end, note in notes]}
+
+
+def require_ray() -> None:
+    """Raise `InputError` if Ray Data is not installed."""
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
+        raise InputError("--engine ray: Ray is not installed; `pip install 'videoblip2[ray]'`, or leave --engine out")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
