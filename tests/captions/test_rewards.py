@@ -75,7 +75,7 @@ def test_a_cut_caption_earns_less_where_end_tokens_count():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cidr", f"unknown reward 'cidr'; choose from {', '.join(REWARDS)}, or name your own function as package"),
+        ("cidr", f"unknown reward 'cidr'; choose from {', '.join(REWARDS)}, or name your own as package"),
         ("no_such_module:reward", r"module 'no_such_module' .* cannot be imported .*PYTHONPATH"),
         ("math:no_such_function", r"module 'math' .* has no function 'no_such_function'"),
     ],

@@ -1,8 +1,7 @@
 """Answers to open-ended questions: normalisation, and accuracy by question type as the field reports it.
 
 An answer is correct if it equals the expected answer, both normalised as in the VQA v2 evaluation (Antol et al. 2015,
-`vqaEval.py`): lower case, no punctuation, no articles, number words as digits. Its list of contractions is left out,
-and a longer answer is judged as a whole, not by its first word.
+`vqaEval.py`, without its contractions): lower case, no punctuation, no articles, number words as digits.
 Question types are the first words used in MSRVTT-QA (Xu et al. 2017); any other first word is "other".
 """
 
@@ -15,7 +14,6 @@ MAP_SIZE = 1500  # the usual number of answers that a classifier on MSRVTT-QA ch
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
-_ARTICLES = frozenset(("a", "an", "the"))
 _APOSTROPHES = re.compile("['\u2019`]")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
@@ -23,7 +21,7 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_")
 def normalise_answer(text: str) -> str:
     """ "The  man." → "man", "Two" → "2". An answer made only of articles is kept."""
     words = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower())).split()
-    kept = [word for word in words if word not in _ARTICLES] or words
+    kept = [word for word in words if word not in ("a", "an", "the")] or words
     return " ".join(_DIGITS.get(word, word) for word in kept)
 
 
@@ -35,10 +33,8 @@ def question_type(question: str) -> str:
 
 def exact_match(answers: Sequence[str], expected: Sequence[Sequence[str]]) -> list[float]:
     """1 if an answer equals one of its expected answers, both normalised; else 0."""
-    return [
-        float(normalise_answer(given) in map(normalise_answer, true))
-        for given, true in zip(answers, expected, strict=True)
-    ]
+    pairs = zip(answers, expected, strict=True)
+    return [float(normalise_answer(given) in map(normalise_answer, true)) for given, true in pairs]
 
 
 def answer_accuracy(

@@ -1,10 +1,8 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
 Computes what pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), for n-gram orders 1 to 4 and
-sigma 6. Two things differ, and neither changes a number:
-1. document frequencies are given, not taken from the batch that is scored;
-2. the scorer first builds an inverted index of the references: for each (video, n-gram), the references that contain
-   it and their tf-idf weights. A few numpy calls over the shared n-grams then score a batch.
+sigma 6, but takes the document frequencies as given. The scorer first builds an inverted index of the references: for
+each (video, n-gram), the references that contain it and their tf-idf weights. A few numpy calls then score a batch.
 """
 
 import math
@@ -13,18 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videoblip2.captions.frequencies import (
-    ORDERS,
-    DocumentFrequencies,
-    Int64s,
-    TokenRuns,
-    check_references,
-    cook,
-    extend_table,
-    find,
-    look_up,
-    starts,
-)
+from videoblip2.captions.frequencies import ORDERS, DocumentFrequencies, Int64s, TokenRuns, check_references, cook, find
 from videoblip2.captions.functions import Floats
 from videoblip2.config import InputError
 
@@ -68,25 +55,28 @@ class CiderD:
         self._row = {video: row for row, video in enumerate(references)}
         self._count = np.array([len(group) for group in references.values()])
         captions = [caption for group in references.values() for caption in group]
-        self._table, runs, grams = extend_table(df.table, cook(captions, df.end_token))
+        self._table, runs, grams = df.table.extended(cook(captions, df.end_token))
         self._sizes = [len(counts) for counts in self._table.counts]
         self._unknown_idf = float(np.log(float(df.num_documents)))
         self._idf = self._unknown_idf - np.log(np.maximum(1.0, np.concatenate(self._table.counts)))
-        vectors = self._vectors(runs, grams, self._sizes, len(captions))
         self._first = np.concatenate([[0], np.cumsum(self._count)])
-        self._index = _build_index(vectors, self._first, len(self._idf))
+        vectors = self._vectors(runs, grams, self._sizes, len(captions))
         self._norm, self._length = vectors.norm, vectors.length
+        video = np.searchsorted(self._first, vectors.caption, side="right") - 1
+        pairs = video * len(self._idf) + vectors.gram
+        by_pair = np.argsort(pairs, kind="stable")
+        pair, start = np.unique(pairs[by_pair], return_index=True)
+        reference = (vectors.caption - self._first[video])[by_pair]
+        self._index = Index(pair, np.append(start, len(pairs)), reference, vectors.weight[by_pair])
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
 
-        `ended[i]` False means that caption i was cut off before its end token, so none is added; this matters only if
-        the document frequencies contain end tokens. None means that all captions ended.
-        Raises InputError for an unknown video id or for lists of different lengths.
+        `ended[i]` False means that caption i was cut off before its end token (None: all ended); it only matters if the
+        document frequencies contain end tokens. Raises InputError for an unknown video or lists of different lengths.
         """
         similar = self.similarities(video_ids, captions, ended)
-        counts = self._count[[self._row[video] for video in video_ids]]
-        return np.asarray(10.0 * similar.sum(axis=1) / counts)
+        return np.asarray(10.0 * similar.sum(axis=1) / self._count[[self._row[video] for video in video_ids]])
 
     def similarities(
         self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None
@@ -95,14 +85,13 @@ class CiderD:
 
         Columns past a video's own references are 0. `score` is 10 times the mean over the references.
         """
-        try:
-            rows = np.fromiter((self._row[video] for video in video_ids), np.int64, len(video_ids))
-        except KeyError as error:
-            raise InputError(f"video {error.args[0]!r} has no references here: give its captions to CiderD") from None
-        if len(captions) != len(rows) or (ended is not None and len(ended) != len(rows)):
+        if unknown := [video for video in video_ids if video not in self._row]:
+            raise InputError(f"video {unknown[0]!r} has no references here: give its captions to CiderD")
+        rows = np.array([self._row[video] for video in video_ids], np.int64)
+        if {len(captions), len(rows if ended is None else ended)} != {len(rows)}:
+            marks = "no" if ended is None else len(ended)
             raise InputError(
-                f"{len(rows)} video ids, {len(captions)} captions and "
-                f"{'no' if ended is None else len(ended)} end marks: give the same number of each"
+                f"{len(rows)} video ids, {len(captions)} captions and {marks} end marks: give the same number of each"
             )
         parts = [np.zeros((0, int(self._count.max())))]
         for at in range(0, len(rows), _CHUNK):
@@ -114,8 +103,8 @@ class CiderD:
     def centrality(self) -> Floats:
         """Mean tf-idf cosine of each reference to all references of all videos: [references, in the order given]."""
         index = self._index
-        caption = self._first[np.repeat(index.pair // len(self._idf), np.diff(index.first))] + index.reference
-        gram = np.repeat(index.pair % len(self._idf), np.diff(index.first))
+        video, gram = np.divmod(np.repeat(index.pair, np.diff(index.first)), len(self._idf))
+        caption = self._first[video] + index.reference
         order = np.repeat(np.arange(ORDERS), self._sizes)[gram]
         norm = self._norm[caption, order]
         unit = np.divide(index.weight, norm, out=np.zeros_like(norm), where=norm > 0)
@@ -123,15 +112,14 @@ class CiderD:
         return np.asarray(np.bincount(caption, unit * mean[gram], minlength=len(self._length)) / ORDERS)
 
     def _similarities(self, rows: Int64s, tokens: Sequence[Sequence[str]]) -> Floats:
-        runs, grams, sizes = look_up(self._table, tokens)
-        hyp = self._vectors(runs, grams, sizes, len(tokens))
+        hyp = self._vectors(*self._table.look_up(tokens), len(tokens))
         num_references = int(self._count.max())
         dots = self._dots(rows, hyp, num_references)  # [M, ORDERS, R]
         at = np.minimum(self._first[rows, None] + np.arange(num_references), len(self._length) - 1)  # [M, R]
         norms = hyp.norm[:, :, None] * self._norm[at].transpose(0, 2, 1)
         cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        delta = hyp.length[:, None] - self._length[at]
-        return np.asarray(cosines.mean(axis=1) * np.exp(-(delta**2) / (2 * SIGMA**2)))
+        gap = hyp.length[:, None] - self._length[at]
+        return np.asarray(cosines.mean(axis=1) * np.exp(-(gap**2) / (2 * SIGMA**2)))
 
     def _dots(self, rows: Int64s, hyp: Vectors, num_references: int) -> Floats:
         """Clipped dot products of each caption with each reference, order by order: [M, ORDERS, R]."""
@@ -151,20 +139,15 @@ class CiderD:
     def _vectors(self, runs: TokenRuns, grams: Sequence[Int64s], sizes: Sequence[int], num_captions: int) -> Vectors:
         """Vectors of captions from the ids of their n-grams; unknown n-grams get ids after those of all orders."""
         offsets = np.cumsum([0, *self._sizes])
-        unknown = np.cumsum([0] + [given - own for given, own in zip(sizes, self._sizes, strict=True)])
-        total = int(offsets[-1] + unknown[-1])
-        flat = []
-        for order, ids in enumerate(grams):
-            own = self._sizes[order]
-            gram = np.where(ids < own, ids + offsets[order], ids - own + offsets[-1] + unknown[order])
-            flat.append((runs.caption[starts(runs, order + 1)] * ORDERS + order) * total + gram)
+        unknown = offsets[-1] + np.cumsum([0, *np.subtract(sizes, self._sizes)])
+        total, flat = int(unknown[-1]), []
+        for order, (ids, own) in enumerate(zip(grams, self._sizes, strict=True)):
+            gram = np.where(ids < own, ids + offsets[order], ids - own + unknown[order])
+            flat.append((runs.caption[runs.starts(order + 1)] * ORDERS + order) * total + gram)
         distinct, frequency = np.unique(np.concatenate(flat), return_counts=True)
         slot, gram = np.divmod(distinct, total) if total else (distinct, distinct)
         caption, order_of = np.divmod(slot, ORDERS)
-        idf = np.full(len(gram), self._unknown_idf)
-        known = gram < offsets[-1]
-        idf[known] = self._idf[gram[known]]
-        weight = frequency * idf
+        weight = frequency * np.append(self._idf, self._unknown_idf)[np.minimum(gram, len(self._idf))]
         norm = np.sqrt(np.bincount(slot, weight**2, minlength=num_captions * ORDERS)).reshape(num_captions, ORDERS)
         length = np.bincount(runs.caption[runs.room >= 2], minlength=num_captions)
         return Vectors(caption, gram, order_of, weight, norm, length)
@@ -173,11 +156,10 @@ class CiderD:
 def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> dict[str, Floats]:
     """CIDEr-D of each reference against the other references of its video, in pycocoevalcap's scale: video id → [R].
 
-    A video with a single reference gets 0. Raises InputError for a video without references.
+    A single reference gets 0. Raises InputError for a video without references.
     """
-    videos = [video for video, group in references.items() for _ in group]
-    captions = [caption for group in references.values() for caption in group]
-    similar = CiderD(references, df).similarities(videos, captions)
+    pairs = [(video, caption) for video, group in references.items() for caption in group]
+    similar = CiderD(references, df).similarities([video for video, _ in pairs], [caption for _, caption in pairs])
     consensus, at = {}, 0
     for video, group in references.items():
         own = similar[at : at + len(group), : len(group)]
@@ -189,18 +171,7 @@ def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequenci
 def typical_caption(references: Mapping[str, Sequence[str]]) -> str:
     """The reference caption that agrees best with the whole corpus; the trivial baseline gives it to every video.
 
-    It has the largest mean cosine to all references of all videos, over tf-idf n-gram vectors and averaged over orders
-    1 to 4: CIDEr without the -D, whose mean over a corpus is one product with the corpus's mean vector. The first of
-    equals wins.
+    It has the largest mean cosine to all references of all videos (CIDEr without the -D); the first of equals wins.
     """
     captions = [caption for group in references.values() for caption in group]
     return captions[int(CiderD(references, DocumentFrequencies.from_references(references)).centrality().argmax())]
-
-
-def _build_index(vectors: Vectors, first: Int64s, num_grams: int) -> Index:
-    video = np.searchsorted(first, vectors.caption, side="right") - 1
-    pairs = video * num_grams + vectors.gram
-    by_pair = np.argsort(pairs, kind="stable")
-    pair, start = np.unique(pairs[by_pair], return_index=True)
-    reference = vectors.caption - first[video]
-    return Index(pair, np.append(start, len(pairs)), reference[by_pair], vectors.weight[by_pair])

@@ -4,8 +4,8 @@ CIDEr-D is comparable between runs only if these counts are computed once from t
 takes them from each batch, so they change with it.
 
 N-grams of words are integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls. The id of
-a word is its index in `words`; the id of a longer n-gram is the index of `(id of its first n-1 words, id of its last
-word)` among the sorted keys of its order. Ids are exact (no hashing), and all arrays are int64.
+a word is its index in `words`; the id of a longer n-gram is the index of its key, the id of its first n-1 words times
+2^32 plus the id of its last word, among the sorted keys of its order. Ids are exact (no hashing); arrays are int64.
 
 The file is safetensors: the words as UTF-8 lines and, per order, the keys in compressed rows (where the n-grams of each
 prefix start, and their last words) with their counts, each array in the smallest integer type that fits.
@@ -29,8 +29,9 @@ from videoblip2.files import atomic
 ORDERS = 4
 END_TOKEN = "<eos>"
 Int64s = NDArray[np.int64]
+References = Mapping[str, Sequence[str]]  # raw reference captions by video id
 _FORMAT = "videoblip2-document-frequencies-1"
-_WORD_BITS = 32
+_BASE = 1 << 32
 
 
 class TokenRuns(NamedTuple):
@@ -39,6 +40,15 @@ class TokenRuns(NamedTuple):
     words: Int64s  # [T] word ids
     caption: Int64s  # [T] index of the token's caption
     room: Int64s  # [T] tokens from here to the end of the caption, inclusive
+
+    def starts(self, order: int) -> Int64s:
+        """Tokens at which an n-gram of this order starts."""
+        return np.flatnonzero(self.room >= order)
+
+    def keys(self, shorter: Int64s, order: int) -> Int64s:
+        """Keys of the n-grams of this order, given the ids of those one word shorter."""
+        prefix = shorter[self.room[self.starts(order - 1)] >= order]
+        return np.asarray(prefix * _BASE + self.words[self.starts(order) + order - 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +62,39 @@ class NgramTable:
     keys: tuple[Int64s, ...]  # ORDERS - 1 arrays
     counts: tuple[Int64s, ...]  # ORDERS arrays
 
+    def extended(self, captions: Sequence[Sequence[str]]) -> tuple["NgramTable", TokenRuns, list[Int64s]]:
+        """The table with the n-grams of these captions added (count 0 if new), the captions end to end and, per order,
+        the id of the n-gram at each of its `starts`."""
+        runs, vocabulary = _lay_out(captions, self.words)
+        moved = np.arange(len(self.words))  # old id → new id, order by order
+        keys, grams = [], [runs.words]
+        counts = [np.append(self.counts[0], np.zeros(len(vocabulary) - len(moved), np.int64))]
+        for order in range(2, ORDERS + 1):
+            prefix, last = np.divmod(self.keys[order - 2], _BASE)
+            old, new = moved[prefix] * _BASE + last, runs.keys(grams[-1], order)
+            keys.append(np.union1d(old, new))
+            moved = np.searchsorted(keys[-1], old)
+            counts.append(np.zeros(len(keys[-1]), np.int64))
+            counts[-1][moved] = self.counts[order - 1]
+            grams.append(np.searchsorted(keys[-1], new))
+        return NgramTable(vocabulary, tuple(keys), tuple(counts)), runs, grams
+
+    def look_up(self, captions: Sequence[Sequence[str]]) -> tuple[TokenRuns, list[Int64s], list[int]]:
+        """The captions end to end, the ids of their n-grams and one more than the largest id, both per order.
+
+        The table does not change: n-grams outside it get ids from its size upwards, equal ones the same id.
+        """
+        runs, vocabulary = _lay_out(captions, self.words)
+        grams, sizes = [runs.words], [len(vocabulary)]
+        for order, known in enumerate(self.keys, start=2):
+            keys = runs.keys(grams[-1], order)
+            ids, found = find(keys, known)
+            unknown, ids[~found] = np.unique(keys[~found], return_inverse=True)
+            ids[~found] += len(known)
+            grams.append(ids)
+            sizes.append(len(known) + len(unknown))
+        return runs, grams, sizes
+
 
 @dataclass(frozen=True, eq=False)
 class DocumentFrequencies:
@@ -62,9 +105,7 @@ class DocumentFrequencies:
     end_token: bool  # whether references were counted with an end token
 
     @classmethod
-    def from_references(
-        cls, references: Mapping[str, Sequence[str]], *, end_token: bool = False
-    ) -> "DocumentFrequencies":
+    def from_references(cls, references: References, *, end_token: bool = False) -> "DocumentFrequencies":
         """Count the videos (not captions) that contain each n-gram; `references` is raw text by video id.
 
         Raises InputError for a video without references.
@@ -74,17 +115,17 @@ class DocumentFrequencies:
         video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
         nothing = np.zeros(0, np.int64)
         empty = NgramTable({}, (nothing,) * (ORDERS - 1), (nothing,) * ORDERS)
-        table, runs, grams = extend_table(empty, cook(captions, end_token))
+        table, runs, grams = empty.extended(cook(captions, end_token))
         counts = []
         for order, ids in enumerate(grams, start=1):
             size = len(table.counts[order - 1])
-            pairs = np.unique(video[runs.caption[starts(runs, order)]] * size + ids)
+            pairs = np.unique(video[runs.caption[runs.starts(order)]] * size + ids)
             counts.append(np.bincount(pairs % size, minlength=size) if size else ids)
         return cls(replace(table, counts=tuple(counts)), len(references), end_token)
 
     def count(self, ngram: Sequence[str]) -> int:
         """How many videos contain this n-gram of 1 to 4 tokens."""
-        _, grams, _ = look_up(self.table, [ngram])
+        _, grams, _ = self.table.look_up([ngram])
         counts, place = self.table.counts[len(ngram) - 1], int(grams[len(ngram) - 1][0])
         return int(counts[place]) if place < len(counts) else 0
 
@@ -92,7 +133,7 @@ class DocumentFrequencies:
         """Write the file atomically."""
         arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}
         for order in range(2, ORDERS + 1):
-            prefix, last = split_key(self.table.keys[order - 2])
+            prefix, last = np.divmod(self.table.keys[order - 2], _BASE)
             rows = np.searchsorted(prefix, np.arange(len(self.table.counts[order - 2]) + 1))
             arrays[f"rows{order}"], arrays[f"last{order}"] = _smallest(rows), _smallest(last)
         arrays |= {f"counts{order}": _smallest(counts) for order, counts in enumerate(self.table.counts, start=1)}
@@ -107,20 +148,21 @@ class DocumentFrequencies:
             with safe_open(path, framework="numpy") as file:
                 head = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if head.get("format") != _FORMAT:
+                raise OSError("is of another format")
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"document frequencies {path}: {error}; make the file with DocumentFrequencies.save"
             ) from None
-        if head.get("format") != _FORMAT:
-            raise InputError(f"document frequencies {path}: wrong format; make the file with DocumentFrequencies.save")
         text = arrays.pop("words").tobytes().decode(errors="surrogatepass")
         vocabulary = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
         stored = {name: array.astype(np.int64) for name, array in arrays.items()}
-        rows = {order: stored[f"rows{order}"] for order in range(2, ORDERS + 1)}
-        prefixes = {order: np.repeat(np.arange(len(start) - 1), np.diff(start)) for order, start in rows.items()}
-        keys = tuple(join_key(prefix, stored[f"last{order}"]) for order, prefix in prefixes.items())
+        keys = []
+        for order in range(2, ORDERS + 1):
+            rows = stored[f"rows{order}"]
+            keys.append(np.repeat(np.arange(len(rows) - 1), np.diff(rows)) * _BASE + stored[f"last{order}"])
         counts = tuple(stored[f"counts{order}"] for order in range(1, ORDERS + 1))
-        return cls(NgramTable(vocabulary, keys, counts), int(head["num_documents"]), head["end_token"] == "1")
+        return cls(NgramTable(vocabulary, tuple(keys), counts), int(head["num_documents"]), head["end_token"] == "1")
 
 
 def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
@@ -131,7 +173,7 @@ def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None 
     return [words(caption) + tail for caption, tail in zip(captions, tails, strict=True)]
 
 
-def check_references(references: Mapping[str, Sequence[str]]) -> None:
+def check_references(references: References) -> None:
     """Raise InputError for no videos, or for a video with no references or with a string instead of a list."""
     if not references:
         raise InputError("no references: the mapping of video ids to captions is empty; give at least one video")
@@ -142,54 +184,6 @@ def check_references(references: Mapping[str, Sequence[str]]) -> None:
             raise InputError(f"video {video!r} has no references: give it at least one caption or leave the video out")
 
 
-def extend_table(table: NgramTable, captions: Sequence[Sequence[str]]) -> tuple[NgramTable, TokenRuns, list[Int64s]]:
-    """Add the n-grams of tokenised captions, with count 0 if new; existing counts are kept.
-
-    Returns the larger table, the captions end to end and, per order, the id of the n-gram at each of its `starts`.
-    """
-    vocabulary = dict(table.words)
-    runs = _lay_out(captions, vocabulary)
-    moved = np.arange(len(table.words))  # old id → new id, order by order
-    here = runs.words
-    keys: list[Int64s] = []
-    counts = [_place(table.counts[0], moved, len(vocabulary))]
-    grams = [here]
-    for order in range(2, ORDERS + 1):
-        old_prefix, old_word = split_key(table.keys[order - 2])
-        old, new = join_key(moved[old_prefix], old_word), _keys(runs, here, order)
-        merged = np.union1d(old, new)
-        moved, here = np.searchsorted(merged, old), np.searchsorted(merged, new)
-        keys.append(merged)
-        counts.append(_place(table.counts[order - 1], moved, len(merged)))
-        grams.append(here)
-    return NgramTable(vocabulary, tuple(keys), tuple(counts)), runs, grams
-
-
-def look_up(table: NgramTable, captions: Sequence[Sequence[str]]) -> tuple[TokenRuns, list[Int64s], list[int]]:
-    """Ids of the n-grams of tokenised captions, without changing the table.
-
-    N-grams outside the table get ids from the table's size upwards; equal n-grams get equal ids. Returns the captions
-    end to end, the ids order by order and, per order, one more than the largest id.
-    """
-    runs = _lay_out(captions, _Extended(table.words))
-    here = runs.words
-    grams, sizes = [here], [max(len(table.words), int(here.max(initial=-1)) + 1)]
-    for order in range(2, ORDERS + 1):
-        keys = _keys(runs, here, order)
-        here, known = find(keys, table.keys[order - 2])
-        unknown, inverse = np.unique(keys[~known], return_inverse=True)
-        size = len(table.keys[order - 2])
-        here[~known] = size + inverse
-        grams.append(here)
-        sizes.append(size + len(unknown))
-    return runs, grams, sizes
-
-
-def starts(runs: TokenRuns, order: int) -> Int64s:
-    """Tokens at which an n-gram of this order starts."""
-    return np.flatnonzero(runs.room >= order)
-
-
 def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
     """Indices of `keys` in the sorted `among`, and whether each was found (if not, its index is meaningless)."""
     if not len(among):
@@ -198,45 +192,14 @@ def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
     return places, among[places] == keys
 
 
-def join_key(prefix: Int64s, word: Int64s) -> Int64s:
-    """The key of an n-gram: the id of its first n-1 words and the id of its last word in one integer."""
-    return (prefix << _WORD_BITS) | word
-
-
-def split_key(keys: Int64s) -> tuple[Int64s, Int64s]:
-    """The inverse of `join_key`."""
-    return keys >> _WORD_BITS, keys & ((1 << _WORD_BITS) - 1)
-
-
-class _Extended(dict[str, int]):
-    """A fixed vocabulary that gives new ids to the unknown words of one call without growing."""
-
-    def __init__(self, words: Mapping[str, int]) -> None:
-        self._words = words
-
-    def setdefault(self, word: str, default: int = 0) -> int:
-        known = self._words.get(word)
-        return dict.setdefault(self, word, len(self._words) + len(self)) if known is None else known
-
-
-def _lay_out(captions: Sequence[Sequence[str]], ids: dict[str, int]) -> TokenRuns:
-    """Tokenised captions end to end; unknown words are added to `ids`."""
+def _lay_out(captions: Sequence[Sequence[str]], known: Mapping[str, int]) -> tuple[TokenRuns, dict[str, int]]:
+    """Tokenised captions end to end, and the vocabulary with their words."""
+    ids = dict(known)
     lengths = np.fromiter((len(caption) for caption in captions), np.int64, len(captions))
     total = int(lengths.sum())
     tokens = np.fromiter((ids.setdefault(word, len(ids)) for caption in captions for word in caption), np.int64, total)
-    ends = np.cumsum(lengths)
-    return TokenRuns(tokens, np.repeat(np.arange(len(captions)), lengths), np.repeat(ends, lengths) - np.arange(total))
-
-
-def _keys(runs: TokenRuns, shorter: Int64s, order: int) -> Int64s:
-    """Keys of the n-grams of this order, given the ids of those one word shorter."""
-    return join_key(shorter[runs.room[starts(runs, order - 1)] >= order], runs.words[starts(runs, order) + order - 1])
-
-
-def _place(values: Int64s, at: Int64s, size: int) -> Int64s:
-    placed = np.zeros(size, np.int64)
-    placed[at] = values
-    return placed
+    room = np.repeat(np.cumsum(lengths), lengths) - np.arange(total)
+    return TokenRuns(tokens, np.repeat(np.arange(len(captions)), lengths), room), ids
 
 
 def _smallest(values: Int64s) -> np.ndarray:

@@ -19,9 +19,8 @@ Floats = NDArray[np.float64]
 #: Articles, prepositions and auxiliaries, after which another word must follow. Captions end on them when the reward
 #: leaves out the end token (Rennie et al. 2017, appendix E).
 BAD_ENDINGS = {
-    *("a", "an", "the"),
-    *("in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "and"),
-    *("is", "are", "am"),
+    *("a", "an", "the", "and", "is", "are", "am"),
+    *("in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to"),
 }
 
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
@@ -53,7 +52,7 @@ def repetition(captions: Texts, references: Groups) -> Floats:
 def distinct(captions: Texts, references: Groups, order: int) -> float:
     """One number: distinct n-grams over all n-grams of the whole set (Li et al. 2016)."""
     words = [caption.split() for caption in captions]
-    grams = [tuple(own[at : at + order]) for own in words for at in range(len(own) - order + 1)]
+    grams = [gram for own in words for gram in zip(*(own[at:] for at in range(order)), strict=False)]
     return len(set(grams)) / max(1, len(grams))
 
 
@@ -109,7 +108,7 @@ def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
 
     scorer = Meteor()
     corpus, each = scorer.compute_score(*_coco(captions, references))
-    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it ends its process, but leaves these open
+    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it leaves these open
         pipe.close()
     return OwnCorpusScore(float(corpus), each)
 

@@ -38,13 +38,9 @@ class BootstrapResult(NamedTuple):
 def paired_bootstrap(
     challenger: ArrayLike, champion: ArrayLike, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> BootstrapResult:
-    """Difference between two systems on the same videos; each resample keeps both scores of a video together.
+    """Difference between two systems' scores [N] of the same videos in the same order.
 
-    Args:
-        challenger, champion: [N] scores of the same videos in the same order.
-        confidence: probability mass of the interval (low, high).
-
-    Raises InputError for scores that do not pair.
+    confidence: probability mass of the interval (low, high). Raises InputError for scores that do not pair.
     """
     new, old = np.asarray(challenger, np.float64), np.asarray(champion, np.float64)
     if new.ndim != 1 or new.shape != old.shape or not len(new):
@@ -53,9 +49,8 @@ def paired_bootstrap(
         raise InputError("paired bootstrap of scores that are not finite: leave the videos without a score out of both")
     if not 0.0 < confidence < 1.0 or resamples < 1:
         raise InputError(f"confidence={confidence}, resamples={resamples}: give 0 < confidence < 1 and resamples >= 1")
-    gains = new - old
-    means = resampled_means(gains[:, None], resamples, seed)[:, 0]
-    return difference(float(gains.mean()), means, confidence)
+    means = resampled_means((new - old)[:, None], resamples, seed)[:, 0]
+    return difference(float((new - old).mean()), means, confidence)
 
 
 def resampled_means(table: Floats, resamples: int = 10_000, seed: int = 0) -> Floats:
@@ -87,8 +82,8 @@ def interval(value: float, samples: Floats, confidence: float = 0.95) -> Interva
 def difference(value: float, samples: Floats, confidence: float = 0.95) -> BootstrapResult:
     """Interval and two-sided p-value of resampled differences [R].
 
-    The p-value is twice the smaller share of resampled differences on the far side of zero, (count + 1) / (resamples
-    + 1) so that it is never 0, at most 1 (Davison & Hinkley 1997, section 4.2).
+    The p-value is twice the share on the rarer side of zero, (count + 1) / (resamples + 1), at most 1 (Davison and
+    Hinkley 1997, section 4.2).
     """
     _, low, high = interval(value, samples, confidence)
     tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
@@ -99,8 +94,6 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     """Mean of S ≥ 2 seeds and Student's interval of it, from the spread of the seeds."""
     from scipy import stats
 
-    scores = np.asarray(values, np.float64)
-    error = scores.std(ddof=1) / len(scores) ** 0.5
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(scores) - 1) * error)
-    mean = float(scores.mean())
-    return Interval(mean, mean - reach, mean + reach)
+    mean = float(np.mean(values))
+    low, high = stats.t.interval(confidence, len(values) - 1, mean, stats.sem(values))
+    return Interval(mean, float(low), float(high))

@@ -3,9 +3,8 @@
 `vb2 evaluate`, the predictions file, `vb2 runs compare`, the gate, MLflow runs, figures and the model card all read
 this table (docs/how-to/add-a-metric.md).
 
-Differences from `COCOEvalCap.evaluate`, none of which changes a number: captions are tokenised in Python (same tokens),
-METEOR and SPICE (Java) run in parallel with the others, and a metric that cannot run is reported with the reason,
-where COCOEvalCap would crash.
+Unlike `COCOEvalCap.evaluate`, with the same numbers: captions are tokenised in Python, METEOR and SPICE (Java) run in
+parallel with the others, and a metric that cannot run is reported with the reason.
 """
 
 import importlib.util
@@ -32,11 +31,6 @@ Outcome = Sequence[float] | Floats | OwnCorpusScore | float
 Function = Callable[[Texts, Groups], Outcome]
 #: The metric that chooses checkpoints, ranks videos and must rise at the gate.
 PRIMARY = "CIDEr"
-NO_JAVA = "java not found"
-NO_SPICE_MODELS = (
-    "SPICE's model files are absent; fetch them once with network access: "
-    "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
-)
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,11 @@ class Metric:
     def unavailable(self) -> str:
         """Why it cannot run here; empty if it can."""
         if self.needs and shutil.which("java") is None:
-            return NO_JAVA
-        return NO_SPICE_MODELS if self.needs == "spice" and not spice_models_present() else ""
+            return "java not found"
+        if self.needs == "spice" and not spice_models_present():
+            fetch = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
+            return f"SPICE's model files are absent; fetch them once with network access: {fetch}"
+        return ""
 
     def rows(self, outcome: Outcome, count: int) -> Floats:
         """What the function returned for each of `count` videos: scores [N], or counts [N,k]."""
@@ -109,7 +106,7 @@ _ENTRIES = (
     Metric("accuracy", exact_match, of="answers"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ENTRIES}
-DIVERSITY = ("distinct_1", "distinct_2", "vocabulary", "mean_length", "bad_endings")
+DIVERSITY = ("distinct_1", "distinct_2", "vocabulary", "mean_length", "bad_endings")  # how varied captions are
 
 
 class CaptionMetrics(NamedTuple):
@@ -122,8 +119,7 @@ class CaptionMetrics(NamedTuple):
 
 def default_metrics(fast: bool = False) -> list[str]:
     """Names of the caption metrics computed by default; `fast`: only those that need no Java."""
-    metrics = [metric for metric in METRICS.values() if metric.of == "captions" and metric.default]
-    return [metric.name for metric in metrics if not (fast and metric.needs)]
+    return [name for name in _of_captions() if METRICS[name].default and not (fast and METRICS[name].needs)]
 
 
 def summary_metrics(names: Container[str]) -> list[str]:
@@ -156,18 +152,12 @@ def label_of(name: str, scale: bool = False) -> str:
 def caption_metrics(
     references: Mapping[str, Sequence[str]], captions: Mapping[str, str], metrics: Sequence[str] | None = None
 ) -> CaptionMetrics:
-    """Score one caption per video, as `COCOEvalCap` does for the metrics it has.
+    """Score one raw caption per video, as `COCOEvalCap` does; CIDEr's document frequencies are of these references.
 
-    Args:
-        references: raw reference captions by video id.
-        captions: one raw caption for each of the same videos. CIDEr takes its document frequencies from these
-            references.
-        metrics: names in METRICS; None for all that score captions. METEOR and SPICE need Java.
-
+    metrics: names in METRICS; None for all that score captions. METEOR and SPICE need Java.
     Raises InputError for an unknown metric, a video without references, and a video on one side only.
     """
-    known = [metric.name for metric in METRICS.values() if metric.of == "captions"]
-    wanted = [caption_metric(name) for name in (known if metrics is None else metrics)]
+    wanted = [caption_metric(name) for name in (_of_captions() if metrics is None else metrics)]
     if unpaired := [video for video in (*captions, *references) if (video in captions) != (video in references)]:
         has, lacks = ("a caption", "references") if unpaired[0] in captions else ("references", "a caption")
         raise InputError(f"video {unpaired[0]!r} has {has} but not {lacks}: add what is missing or leave the video out")
@@ -177,23 +167,20 @@ def caption_metrics(
     if not any(text for group in groups for text in group):
         raise InputError(f"references of video {next(iter(references))!r} and the others have no words: give captions")
     outcomes = _outcomes(wanted, texts, groups)
-    corpus: dict[str, float] = {}
-    unavailable: dict[str, str] = {}
-    per_video: dict[str, dict[str, float]] = {video: {} for video in references}
+    found = CaptionMetrics({}, {video: {} for video in references}, {})
     for metric in wanted:
         outcome = outcomes[metric.function]
         if isinstance(outcome, str):
-            unavailable[metric.name] = outcome
+            found.unavailable[metric.name] = outcome
             continue
-        corpus[metric.name], each = metric.scores(outcome, len(texts))
-        if each is not None:
-            for scores, score in zip(per_video.values(), each.tolist(), strict=True):
-                scores[metric.name] = score
-    return CaptionMetrics(corpus, per_video, unavailable)
+        found.corpus[metric.name], each = metric.scores(outcome, len(texts))
+        for scores, score in zip(found.per_video.values(), () if each is None else each.tolist(), strict=False):
+            scores[metric.name] = score
+    return found
 
 
 def diversity(captions: Mapping[str, str] | Sequence[str]) -> dict[str, float]:
-    """How varied a set of captions is: the metrics DIVERSITY, all 0 for no captions."""
+    """The metrics DIVERSITY of a set of captions, all 0 for no captions."""
     texts = [joined(text) for text in (captions.values() if isinstance(captions, Mapping) else captions)]
     outcomes = _outcomes([METRICS[name] for name in DIVERSITY], texts, [()] * len(texts))
     return {name: METRICS[name].scores(outcomes[METRICS[name].function], len(texts))[0] for name in DIVERSITY}
@@ -201,10 +188,13 @@ def diversity(captions: Mapping[str, str] | Sequence[str]) -> dict[str, float]:
 
 def caption_metric(name: str) -> Metric:
     """A metric of captions by its name. Raises InputError for any other name."""
-    known = [metric.name for metric in METRICS.values() if metric.of == "captions"]
-    if name not in known:
-        raise InputError(f"unknown metric {name!r}: choose from {', '.join(known)}")
+    if name not in _of_captions():
+        raise InputError(f"unknown metric {name!r}: choose from {', '.join(_of_captions())}")
     return METRICS[name]
+
+
+def _of_captions() -> list[str]:
+    return [name for name, metric in METRICS.items() if metric.of == "captions"]
 
 
 def spice_models_present() -> bool:
@@ -218,17 +208,14 @@ def spice_models_present() -> bool:
 def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:
     """What each function returned, called once if metrics share it; a metric that cannot run gives the reason."""
     first = {metric.function: metric for metric in reversed(list(metrics))}
-    java = [metric for metric in first.values() if metric.needs]
+
+    def run_java(metric: Metric) -> Outcome | str:
+        try:
+            return metric.unavailable or metric.function(texts, groups)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            return f"its Java process failed: {error}"  # it did not start, it died, or its answer was not a number
+
     with ThreadPoolExecutor() as pool:
-        waiting = {metric.function: pool.submit(_run_java, metric, texts, groups) for metric in java}
+        waiting = {function: pool.submit(run_java, metric) for function, metric in first.items() if metric.needs}
         done = {function: function(texts, groups) for function, metric in first.items() if not metric.needs}
         return {**done, **{function: future.result() for function, future in waiting.items()}}
-
-
-def _run_java(metric: Metric, texts: Texts, groups: Groups) -> Outcome | str:
-    if why := metric.unavailable:
-        return why
-    try:
-        return metric.function(texts, groups)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        return f"its Java process failed: {error}"  # it did not start, it died, or its answer was not a number

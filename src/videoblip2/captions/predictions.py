@@ -74,16 +74,13 @@ class AnswerRow:
 
     @property
     def key(self) -> str:
-        """Unique in its file."""
         return self.question_id
 
     @property
     def text(self) -> str:
-        """What the model said."""
         return self.answer
 
     def shown(self) -> dict[str, object]:
-        """The row in a table, `video_id` first."""
         return dict(vars(self))
 
     @property
@@ -112,7 +109,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def read_rows(path: Path, kind: Kind) -> list[Row]:
     """The rows of one kind in a file. Raises OSError for a missing file and ValueError for a malformed one."""
     key, reader = _READERS[kind]
-    entries = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may hold other separators
+        entries = [dict(json.loads(line)) for line in lines if line.strip()]
     return [reader.validate_python(entry) for entry in entries if key in entry]
 
 

@@ -107,8 +107,7 @@ _ENTITIES = {"apos": "'", "quot": '"', "lt": "<", "gt": ">", "amp": "&", "md": "
 
 def _by_character(token: str) -> str:
     """Quotes, brackets, currencies and fractions in their ASCII form."""
-    token = _entities(token)
-    return "".join(_WRITTEN.get(character, character) for character in token)
+    return "".join(_WRITTEN.get(character, character) for character in _entities(token))
 
 
 def _entities(token: str) -> str:
@@ -145,150 +144,123 @@ def _in_category(*categories: str) -> str:
     return _brackets(" ".join(f"{run[0]:04x}-{run[-1]:04x}" for run in runs))
 
 
-Patterns = list[tuple[str, str, Callable[[str], str] | None]]  # where the rule starts, pattern, spelling
+_URL_END = '[^ \t\n\f\r"<>|.!?(){},-]'
+_PATH = f'(?:/[^ \t\n\f\r"<>|()]+{_URL_END})?'
+_LABEL = "[^ \t\n\f\r\"`'<>|.!?(){},-_$]"
+_HOST = '[^ \t\n\f\r"<>|(){}.\u00a0]'
+_NEAR = "[- \u00a0]"
+_STARTS = "|".join(f"{start[0]}(?i:{start[1:]})" for start in _SENTENCE_STARTS.split("|"))
+_BLANK = f"[{BLANKS}\r\n\u2028\u2029\x0b\x0c\x85]"
+_RUN = f"(?:[dDoOlL]{_TICK}%(alnum)s)?%(alnum)s+"
+_COMPOUND = f"{_RUN}(?:[{_HYPHENS}_]{_RUN})*"
+_PART = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+_INITIALS = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"
+_COMMAS = "[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:[A-Za-z](?:\\.[A-Za-z])+\\.|[A-Za-z0-9\u00ad]+))+"
+_FACE = "[<>]?[:;=]['o*-]?[()DPdpO{@|\\[\\]\\\\]"
+
+# Where a token starts ("a" a letter, "1" a digit, "." anything else), its pattern, how it is written. The order decides
+# between matches of equal length. `rules` fills in the classes of characters, such as %(word)s.
+_PATTERNS: list[tuple[str, str, Callable[[str], str] | None]] = [
+    # Words, words written as one that are two, and apostrophes inside words
+    ("a", "(?i:(can)not)", None),
+    ("a", "(?i:(gon|wan)na)", None),
+    ("a", "(?i:(got)ta)", None),
+    ("a", "(?i:(lem|gim)me)", None),
+    (".", "(?i:('t)(?:is|was))", None),
+    ("a.", f"(%(word)s){_REDUCED}", _without_soft_hyphens),
+    ("a.", f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)(?i:n{_TICK}t)", _without_soft_hyphens),
+    ("a.", "%(word)s", _without_soft_hyphens),
+    (".", f"{_APOSTROPHE}(?i:n){_APOSTROPHE}?", None),
+    (".", f"{_APOSTROPHE}(?i:em|till?|cause)|{_APOSTROPHE}[2-9]0(?i:s)", None),
+    ("a", f"[lLdDjJ]{_APOSTROPHE}|(?i:dunkin|somethin|ol){_APOSTROPHE}", None),
+    ("a", f"[A-HJ-XZn]{_TICK}%(plain)s{{2,}}", None),
+    ("a", f"%(plain)s+[aeiouyAEIOUY]{_TICK}[aeiouA-Z]%(plain)s*", None),
+    ("a", "(?i:nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|cont'd\\.?)", None),
+    ("a", f"(?i:o{_TICK}o|d'ye|cap{_APOSTROPHE}n|c{_APOSTROPHE}est)", None),
+    ("a", f"((?i:y){_APOSTROPHE})%(plain)s", None),
+    # Markup, addresses, and words that begin with @ or #
+    (".", f"[{BLANKS}]+", lambda token: ""),
+    (".", _MARKUP, _unbroken),
+    ("a", f'(?i:https?)://[^ \t\n\f\r"<>|(){{}}]+{_URL_END}', None),
+    ("a", f'(?i:www)\\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\\.)+[a-zA-Z]{{2,4}}{_PATH}', None),
+    ("a1.", f"(?:{_LABEL}+\\.)+(?i:com|net|org|edu){_PATH}", None),
+    ("a1.", f'(?:<|&lt;)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){{}}\u00a0]*@(?:{_HOST}+\\.)*{_HOST}+(?:>|&gt;)?', None),
+    (".", "@[a-zA-Z_][a-zA-Z_0-9]*", None),
+    (".", "#%(letter)s+", None),
+    (".", f"({_REDUCED})[^A-Za-z]", _by_character),
+    ("a", f"(?i:n{_TICK}t)", _by_character),
+    (".", "&(?i:nbsp);", lambda token: ""),
+    (".", "&(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);", None),
+    # Numbers
+    ("1", "%(digit)s{1,2}[-/]%(digit)s{1,2}[-/]%(digit)s{2,4}", None),
+    ("1.", "[-+]?(?:%(digit)s*(?:[.:,\u00ad\u066b\u066c]%(digit)s+)+|%(digit)s+)", _without_soft_hyphens),
+    (".", "[\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+)", None),
+    ("1", f"(?:%(digit)s{{1,4}}{_NEAR})?%(digit)s{{1,4}}(?:\\\\?/|\u2044)%(digit)s{{1,4}}", _unbroken),
+    (".", "[\u00bc-\u00be\u2153-\u215e]", _by_character),
+    ("a.", "[A-Z]*\\$|#", None),
+    (".", "[\u00a2-\u00a5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]", _by_character),
+    (".", f"\\([0-9]{{2,3}}\\)[ \u00a0]?[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}", _unbroken_with_parentheses),
+    (
+        "1.",
+        f"(?:\\+\\+?)?(?:[0-9]{{2,4}}{_NEAR})?[0-9]{{2,4}}{_NEAR}[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}",
+        _unbroken_with_parentheses,
+    ),
+    # Abbreviations
+    ("a", f"((?i:{_ABBREVIATIONS})\\.|(?:{_CAPITAL_ABBREVIATIONS})\\.)[\\s\\S]{{2}}", None),
+    ("a", f"(?i:{_TITLES})\\.", None),
+    ("a", f"([A-Za-z])\\.{_BLANK}+(?:{_STARTS}|{_MARKUP}){_BLANK}", None),
+    ("a", "[A-Za-z]\\.", None),
+    ("a", f"((?i:{_NUMBER_ABBREVIATIONS})\\.){_BLANK}?%(digit)s", None),
+    ("a", "[A-Za-z](?:\\.[A-Za-z])+\\.?", None),
+    ("a", "(?i:(?:canada|sino|korean|eu|japan|non)-u\\.s|u\\.s\\.-u\\.(?:k|s\\.s\\.r))\\.?", None),
+    ("a.", "(%(word)s\\.)[,;:\u3001]", _without_soft_hyphens),
+    (".", f"({_APOSTROPHE}[0-9][0-9]){_BLANK}", None),
+    ("a1.", f"(%(sign)s+(?:\\.%(sign)s+)*\\.(?i:{_FILE_ENDINGS}))(?:{_BLANK}|[.?!,])", None),
+    # Words joined by hyphens, slashes, ampersands
+    (".", "(?i:-[lr][rcs]b-)", None),
+    ("a", "(?i:c\\.d\\.s|pro-|anti-|s(?:&|&amp;)p-500|s(?:&|&amp;)ls|[cf]#|c\\+\\+)", _ampersands),
+    ("a1", f"{_PART}(?:\\\\?/{_PART}){{1,2}}", None),
+    ("a1", _COMMAS, _without_soft_hyphens),
+    ("a1", f"({_COMMAS}\\.)[,;:\u3001]", _without_soft_hyphens),
+    ("a", _INITIALS, _ampersands),
+    ("a", f"({_INITIALS}\\.)[,;:\u3001]", _ampersands),
+    ("a1.", f"({_COMPOUND}\\.)[,;:\u3001]", _without_soft_hyphens),
+    ("a1.", _COMPOUND, _without_soft_hyphens),
+    # Punctuation
+    (".", f"({_FACE})[^A-Za-z0-9]", _unbroken_with_parentheses),
+    ("a.", "[x=~<>'^-]_[x=~<>'^-]", None),
+    (".", "\\([x=~<>'^-][_.]?[x=~<>'^-]\\)|\\([x=~<>'^]-[x=~<>'^`]\\)", _unbroken_with_parentheses),
+    (".", '(?:"|&(?i:quot);)', lambda token: "''"),
+    (".", "[<>]|&(?i:lt|gt|amp);|&", _entities),
+    (".", "<<|>>", None),
+    (".", "[][(){}]", _by_character),
+    (".", "-+", lambda token: "--" if 3 <= len(token) <= 4 else token),
+    (".", "[\x96\x97\u2013-\u2015]|&(?i:MD|mdash|ndash);", lambda token: "--"),
+    (".", "\\.{3,5}|(?:\\.[ \u00a0]){2,4}\\.|\u2026", lambda token: "..."),
+    (".", "@+|#+|_+|\\*+|(?:\\\\\\*){1,3}", None),
+    (".", "[?!]+", None),
+    (".", "[,;:.$/]", None),
+    (".", "(')[A-Za-z][^ \t\n\r\u00a0]", lambda token: "`"),
+    (".", _REDUCED, _by_character),
+    (".", f"''|[{_QUOTES}]{{1,2}}|{_APOSTROPHE}", _by_character),
+    (".", f"[{_brackets(_SYMBOLS)}]", None),
+]
 
 
 @cache
 def rules() -> dict[str, list[Rule]]:
-    """Rules by the first character of their token: "a" a letter, "1" a digit, "." anything else.
-
-    The order of a list decides between matches of equal length.
-    """
-    plain_letters = _in_category("Lu", "Ll", "Lt", "Lm", "Lo") + "\\u1885-\\u1886"  # letters until Unicode 9
-    letters, digits = plain_letters + _brackets(_MARKS), _in_category("Nd")
+    """Rules by the first character of their token: "a" a letter, "1" a digit, "." anything else."""
+    plain = _in_category("Lu", "Ll", "Lt", "Lm", "Lo") + "\\u1885-\\u1886"  # letters until Unicode 9
+    letters, digits = plain + _brackets(_MARKS), _in_category("Nd")
     entity = "&[aeiouAEIOU](?i:acute|grave|uml);"
     letter, sign = f"(?:[{letters}]|{entity})", f"(?:[{letters}{digits}]|{entity})"
-    word = f"{letter}{sign}*(?:[.!?]{letter}{sign}*)*"
-    patterns = [
-        *_words(word, f"[{plain_letters}]"),
-        *_names(letter),
-        *_numbers(f"[{digits}]"),
-        *_abbreviations(word, sign, f"[{digits}]"),
-        *_compounds(f"[{plain_letters}{digits}]"),
-        *_punctuation(),
-    ]
-    compiled = [(first, Rule(re.compile(pattern, re.ASCII), spell)) for first, pattern, spell in patterns]
+    classes = {
+        "plain": f"[{plain}]",
+        "digit": f"[{digits}]",
+        "alnum": f"[{plain}{digits}]",
+        "letter": letter,
+        "sign": sign,
+        "word": f"{letter}{sign}*(?:[.!?]{letter}{sign}*)*",
+    }
+    compiled = [(first, Rule(re.compile(p % classes, re.ASCII), spell)) for first, p, spell in _PATTERNS]
     return {kind: [rule for first, rule in compiled if kind in first] for kind in "a1."}
-
-
-def _words(word: str, plain: str) -> Patterns:
-    """Words, words written as one that are two, and apostrophes inside words."""
-    return [
-        ("a", "(?i:(can)not)", None),
-        ("a", "(?i:(gon|wan)na)", None),
-        ("a", "(?i:(got)ta)", None),
-        ("a", "(?i:(lem|gim)me)", None),
-        (".", "(?i:('t)(?:is|was))", None),
-        ("a.", f"({word}){_REDUCED}", _without_soft_hyphens),
-        ("a.", f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)(?i:n{_TICK}t)", _without_soft_hyphens),
-        ("a.", word, _without_soft_hyphens),
-        (".", f"{_APOSTROPHE}(?i:n){_APOSTROPHE}?", None),
-        (".", f"{_APOSTROPHE}(?i:em|till?|cause)|{_APOSTROPHE}[2-9]0(?i:s)", None),
-        ("a", f"[lLdDjJ]{_APOSTROPHE}|(?i:dunkin|somethin|ol){_APOSTROPHE}", None),
-        ("a", f"[A-HJ-XZn]{_TICK}{plain}{{2,}}", None),
-        ("a", f"{plain}+[aeiouyAEIOUY]{_TICK}[aeiouA-Z]{plain}*", None),
-        ("a", "(?i:nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|cont'd\\.?)", None),
-        ("a", f"(?i:o{_TICK}o|d'ye|cap{_APOSTROPHE}n|c{_APOSTROPHE}est)", None),
-        ("a", f"((?i:y){_APOSTROPHE}){plain}", None),
-    ]
-
-
-def _names(letter: str) -> Patterns:
-    """Markup, addresses, and words that begin with @ or #."""
-    url_end = '[^ \t\n\f\r"<>|.!?(){},-]'
-    path = f'(?:/[^ \t\n\f\r"<>|()]+{url_end})?'
-    label = "[^ \t\n\f\r\"`'<>|.!?(){},-_$]"
-    host = '[^ \t\n\f\r"<>|(){}.\u00a0]'
-    return [
-        (".", f"[{BLANKS}]+", lambda token: ""),
-        (".", _MARKUP, _unbroken),
-        ("a", f'(?i:https?)://[^ \t\n\f\r"<>|(){{}}]+{url_end}', None),
-        ("a", f'(?i:www)\\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\\.)+[a-zA-Z]{{2,4}}{path}', None),
-        ("a1.", f"(?:{label}+\\.)+(?i:com|net|org|edu){path}", None),
-        ("a1.", f'(?:<|&lt;)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){{}}\u00a0]*@(?:{host}+\\.)*{host}+(?:>|&gt;)?', None),
-        (".", "@[a-zA-Z_][a-zA-Z_0-9]*", None),
-        (".", f"#{letter}+", None),
-        (".", f"({_REDUCED})[^A-Za-z]", _by_character),
-        ("a", f"(?i:n{_TICK}t)", _by_character),
-        (".", "&(?i:nbsp);", lambda token: ""),
-        (".", "&(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);", None),
-    ]
-
-
-def _numbers(digit: str) -> Patterns:
-    near = "[- \u00a0]"
-    return [
-        ("1", f"{digit}{{1,2}}[-/]{digit}{{1,2}}[-/]{digit}{{2,4}}", None),
-        ("1.", f"[-+]?(?:{digit}*(?:[.:,\u00ad\u066b\u066c]{digit}+)+|{digit}+)", _without_soft_hyphens),
-        (".", "[\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+)", None),
-        ("1", f"(?:{digit}{{1,4}}{near})?{digit}{{1,4}}(?:\\\\?/|\u2044){digit}{{1,4}}", _unbroken),
-        (".", "[\u00bc-\u00be\u2153-\u215e]", _by_character),
-        ("a.", "[A-Z]*\\$|#", None),
-        (".", "[\u00a2-\u00a5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]", _by_character),
-        (".", f"\\([0-9]{{2,3}}\\)[ \u00a0]?[0-9]{{3,4}}{near}?[0-9]{{3,5}}", _unbroken_with_parentheses),
-        (
-            "1.",
-            f"(?:\\+\\+?)?(?:[0-9]{{2,4}}{near})?[0-9]{{2,4}}{near}[0-9]{{3,4}}{near}?[0-9]{{3,5}}",
-            _unbroken_with_parentheses,
-        ),
-    ]
-
-
-def _abbreviations(word: str, sign: str, digit: str) -> Patterns:
-    starts = "|".join(f"{start[0]}(?i:{start[1:]})" for start in _SENTENCE_STARTS.split("|"))
-    blank = f"[{BLANKS}\r\n\u2028\u2029\x0b\x0c\x85]"
-    return [
-        ("a", f"((?i:{_ABBREVIATIONS})\\.|(?:{_CAPITAL_ABBREVIATIONS})\\.)[\\s\\S]{{2}}", None),
-        ("a", f"(?i:{_TITLES})\\.", None),
-        ("a", f"([A-Za-z])\\.{blank}+(?:{starts}|{_MARKUP}){blank}", None),
-        ("a", "[A-Za-z]\\.", None),
-        ("a", f"((?i:{_NUMBER_ABBREVIATIONS})\\.){blank}?{digit}", None),
-        ("a", "[A-Za-z](?:\\.[A-Za-z])+\\.?", None),
-        ("a", "(?i:(?:canada|sino|korean|eu|japan|non)-u\\.s|u\\.s\\.-u\\.(?:k|s\\.s\\.r))\\.?", None),
-        ("a.", f"({word}\\.)[,;:\u3001]", _without_soft_hyphens),
-        (".", f"({_APOSTROPHE}[0-9][0-9]){blank}", None),
-        ("a1.", f"({sign}+(?:\\.{sign}+)*\\.(?i:{_FILE_ENDINGS}))(?:{blank}|[.?!,])", None),
-    ]
-
-
-def _compounds(sign: str) -> Patterns:
-    """Words joined by hyphens, slashes, ampersands."""
-    run = f"(?:[dDoOlL]{_TICK}{sign})?{sign}+"
-    thing = f"{run}(?:[{_HYPHENS}_]{run})*"
-    part = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-    capitals = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"
-    commas = "[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:[A-Za-z](?:\\.[A-Za-z])+\\.|[A-Za-z0-9\u00ad]+))+"
-    return [
-        (".", "(?i:-[lr][rcs]b-)", None),
-        ("a", "(?i:c\\.d\\.s|pro-|anti-|s(?:&|&amp;)p-500|s(?:&|&amp;)ls|[cf]#|c\\+\\+)", _ampersands),
-        ("a1", f"{part}(?:\\\\?/{part}){{1,2}}", None),
-        ("a1", commas, _without_soft_hyphens),
-        ("a1", f"({commas}\\.)[,;:\u3001]", _without_soft_hyphens),
-        ("a", capitals, _ampersands),
-        ("a", f"({capitals}\\.)[,;:\u3001]", _ampersands),
-        ("a1.", f"({thing}\\.)[,;:\u3001]", _without_soft_hyphens),
-        ("a1.", thing, _without_soft_hyphens),
-    ]
-
-
-def _punctuation() -> Patterns:
-    face = "[<>]?[:;=]['o*-]?[()DPdpO{@|\\[\\]\\\\]"
-    return [
-        (".", f"({face})[^A-Za-z0-9]", _unbroken_with_parentheses),
-        ("a.", "[x=~<>'^-]_[x=~<>'^-]", None),
-        (".", "\\([x=~<>'^-][_.]?[x=~<>'^-]\\)|\\([x=~<>'^]-[x=~<>'^`]\\)", _unbroken_with_parentheses),
-        (".", '(?:"|&(?i:quot);)', lambda token: "''"),
-        (".", "[<>]|&(?i:lt|gt|amp);|&", _entities),
-        (".", "<<|>>", None),
-        (".", "[][(){}]", _by_character),
-        (".", "-+", lambda token: "--" if 3 <= len(token) <= 4 else token),
-        (".", "[\x96\x97\u2013-\u2015]|&(?i:MD|mdash|ndash);", lambda token: "--"),
-        (".", "\\.{3,5}|(?:\\.[ \u00a0]){2,4}\\.|\u2026", lambda token: "..."),
-        (".", "@+|#+|_+|\\*+|(?:\\\\\\*){1,3}", None),
-        (".", "[?!]+", None),
-        (".", "[,;:.$/]", None),
-        (".", "(')[A-Za-z][^ \t\n\r\u00a0]", lambda token: "`"),
-        (".", _REDUCED, _by_character),
-        (".", f"''|[{_QUOTES}]{{1,2}}|{_APOSTROPHE}", _by_character),
-        (".", f"[{_brackets(_SYMBOLS)}]", None),
-    ]

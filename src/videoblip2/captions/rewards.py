@@ -10,18 +10,18 @@ of tokenised texts (see `captions.functions`), which a configuration may also na
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 
 from videoblip2.captions import functions
 from videoblip2.captions.cider import CiderD
-from videoblip2.captions.frequencies import DocumentFrequencies
+from videoblip2.captions.frequencies import DocumentFrequencies, References
 from videoblip2.captions.functions import Floats, Groups, Texts
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 
-References = Mapping[str, Sequence[str]]  # raw reference captions by video id
 Function = Callable[[Texts, Groups], Sequence[float] | Floats]
 
 
@@ -36,14 +36,12 @@ class FunctionReward:
     """A plain function of captions and references as a scorer."""
 
     def __init__(self, name: str, function: Function, references: References) -> None:
-        self._name, self._function, self._references = name, function, references
-        self._tokenised: dict[str, list[str]] = {}
+        self._name, self._function = name, function
+        self._tokenised = cache(lambda video: [joined(text) for text in references[video]])
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         texts = [joined(caption) for caption in captions]
-        for video in set(video_ids) - self._tokenised.keys():
-            self._tokenised[video] = [joined(text) for text in self._references[video]]
-        scores = np.asarray(self._function(texts, [self._tokenised[video] for video in video_ids]), np.float64)
+        scores = np.asarray(self._function(texts, [self._tokenised(video) for video in video_ids]), np.float64)
         if scores.shape != (len(texts),) or not np.isfinite(scores).all():
             raise InputError(
                 f"reward {self._name!r} returned scores of shape {scores.shape} for {len(texts)} captions, "
@@ -65,13 +63,7 @@ REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
 
 
 class MixedReward:
-    """The weighted sum of several rewards.
-
-    Args:
-        weights: name of a reward (in REWARDS, or `package.module:function`) → weight; weight 0 leaves it out.
-
-    Raises InputError for an unknown reward.
-    """
+    """The weighted sum of several rewards: `weights` by name (see `find_reward`); weight 0 leaves one out."""
 
     def __init__(
         self, references: References, df: DocumentFrequencies, weights: Mapping[str, float] | None = None
@@ -99,9 +91,9 @@ def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer
     if name in REWARDS:
         return REWARDS[name]
     if ":" not in name:
+        known = ", ".join(REWARDS)
         raise InputError(
-            f"scst.reward: unknown reward {name!r}; choose from {', '.join(REWARDS)}, or name your own function as "
-            "package.module:function"
+            f"scst.reward: unknown reward {name!r}; choose from {known}, or name your own as package.module:function"
         )
     module, _, attribute = name.partition(":")
     try:

@@ -19,11 +19,20 @@ def tokenize(text: str) -> list[str]:
     """Tokens of a caption, in lower case, without punctuation: "A man's dog." → ["a", "man", "'s", "dog"].
 
     A line break counts as a space. A token that spans a space ("1 1/2") contains a no-break space, as in the original.
-
-    The original reads all captions as one text, so an initial at the end of a caption ("vitamin C.") loses its period
-    if the next caption begins with "A", "The" or a similar word. Here captions are independent and the period stays.
+    The original reads all captions as one text, so that an initial at the end of one ("vitamin C.") loses its period if
+    the next begins with "A", "The" or a similar word. Here captions are independent, and the period stays.
     """
-    return [token for token in lex(text) if token and token not in PUNCTUATION]
+    text = text.replace("\n", " ") + "  "  # the rules look two characters ahead
+    tokens: list[str] = []  # with punctuation, and empty ones for entities that mean a space
+    at, end = 0, len(text)
+    while at < end:
+        plain = _PLAIN.match(text, at)
+        if plain and (token := plain[1].lower()) not in _TWO_WORDS:
+            tokens.append(token)
+            at = plain.end()
+        else:
+            at = _step(text, at, tokens)
+    return [token for token in tokens if token and token not in PUNCTUATION]
 
 
 def words(text: str) -> list[str]:
@@ -34,21 +43,6 @@ def words(text: str) -> list[str]:
 def joined(text: str) -> str:
     """The words of `text` separated by single spaces: "A man's dog." → "a man 's dog"."""
     return " ".join(words(text))
-
-
-def lex(text: str) -> list[str]:
-    """All tokens of a caption, including punctuation and empty ones for entities that mean a space."""
-    text = text.replace("\n", " ") + "  "  # the rules look two characters ahead
-    tokens: list[str] = []
-    at, end = 0, len(text)
-    while at < end:
-        plain = _PLAIN.match(text, at)
-        if plain and (token := plain[1].lower()) not in _TWO_WORDS:
-            tokens.append(token)
-            at = plain.end()
-        else:
-            at = _step(text, at, tokens)
-    return tokens
 
 
 def _step(text: str, at: int, tokens: list[str]) -> int:

@@ -1,23 +1,32 @@
-"""Videos with their captions: the JSON list that every other part reads."""
+"""Annotation files: any file, zipped or not, as a document with rows; and the lists of videos that other parts read."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from videoblip2.config import InputError
-from videoblip2.files import write_json
+from videoblip2.files import MEDIA_SUFFIXES, write_json
 
-
-class OfVideo(Protocol):
-    """A video, or a question about one."""
-
-    @property
-    def video_id(self) -> str: ...
+TABLES = (".csv", ".tsv", ".txt")
+SUFFIXES = (".json", ".jsonl", *TABLES)
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validate"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+Row = tuple[str, Mapping[str, object]]  # where it is, such as `mine.csv line 3`; its values by column
+Entries = TypeVar("Entries", bound=Sequence[Any])  # VideoAnnotation or Question
 
 
 class Store(Protocol):
@@ -29,9 +38,6 @@ class Store(Protocol):
     def ids(self) -> list[str]: ...
 
 
-Entry = TypeVar("Entry", bound=OfVideo)
-
-
 @dataclass(frozen=True)
 class VideoAnnotation:
     """One video and its human captions (its references), in the order in which they were published."""
@@ -41,13 +47,156 @@ class VideoAnnotation:
     captions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Document:
+    """One file; `name` is what errors call it, such as `msvd.zip/AllVideoDescriptions.txt`."""
+
+    name: str
+    data: bytes
+
+    @classmethod
+    def open(cls, path: str | Path, remedy: str = "give an annotation file") -> Document:
+        """Read a file. Raises `InputError` if it is missing."""
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; {remedy}")
+        return cls(str(path), Path(path).read_bytes())
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def split(self) -> str | None:
+        """The split in the file's name, if it names exactly one: `train_qa.json` → train."""
+        words = re.split(r"[^a-z]+", PurePosixPath(self.name).stem.lower())
+        found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+        return found.pop() if len(found) == 1 else None
+
+    def text(self) -> str:
+        """UTF-8, UTF-16 or UTF-32, with or without a byte-order mark. Raises `InputError` for anything else."""
+        try:
+            return self.data.decode(json.detect_encoding(self.data))
+        except UnicodeDecodeError as error:
+            line = self.data.count(b"\n", 0, error.start) + 1
+            raise InputError(f"{self.name} line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+    def lines(self) -> list[tuple[int, str]]:
+        """Number and text of each line. Only line feeds end a line: captions may hold other line separators."""
+        return [(number, line.strip(" \t\r")) for number, line in enumerate(self.text().split("\n"), 1)]
+
+    @cached_property
+    def json(self) -> Any:
+        """Its content; JSON lines, whatever the file is called, are a list. Raises `InputError` for anything else."""
+        try:
+            content = json.loads(self.text())
+            return [content] if self.suffix == ".jsonl" and isinstance(content, dict) else content
+        except json.JSONDecodeError as error:
+            if self.suffix != ".jsonl" and error.msg != "Extra data":
+                raise InputError(
+                    f"{self.name}: not JSON ({error}); give an annotation file or MSR-VTT's zip"
+                ) from error
+        entries = []
+        for number, line in self.lines():
+            try:
+                entries += [json.loads(line)] if line else []
+            except json.JSONDecodeError as error:
+                raise InputError(f"{self.name} line {number}: not JSON ({error}); correct the line") from error
+        return entries
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of a table, of JSON lines, of a JSON list, or of a mapping by id, which goes under `id`.
+
+        Raises `InputError` for a row that is not a mapping.
+        """
+        if self.suffix in TABLES:
+            yield from self._csv_rows()
+            return
+        entries = self.json
+        if isinstance(entries, dict):
+            by_id = ((key, value if isinstance(value, dict) else {"captions": value}) for key, value in entries.items())
+            entries = [{"id": key, **value} for key, value in by_id]
+        for number, entry in enumerate(entries, 1):
+            where = f"{self.name} entry {number}"
+            if not isinstance(entry, dict):
+                raise InputError(
+                    f"{where}: {json.dumps(entry)[:60]} is not an object of names and values; see the README"
+                )
+            yield where, entry
+
+    @property
+    def delimiter(self) -> str:
+        """What the first line of a table has most of, outside quotes; the suffix decides between equals."""
+        header, usual = re.sub('"[^"]*"', "", self.lines()[0][1]), "\t" if self.suffix == ".tsv" else ","
+        return max(DELIMITERS, key=lambda sign: (header.count(sign), sign == usual))
+
+    def _csv_rows(self) -> Iterator[Row]:
+        reader = csv.DictReader(io.StringIO(self.text(), newline=""), delimiter=self.delimiter, strict=True)
+        try:
+            for row in reader:
+                where = f"{self.name} line {reader.line_num}"
+                if None in row or None in row.values():
+                    called = DELIMITERS[self.delimiter]
+                    raise InputError(
+                        f"{where}: not as many fields as in the first line; separate them by {called}, and put "
+                        f"captions that contain {called} in double quotes"
+                    )
+                yield where, {str(key).strip(): value for key, value in row.items()}
+        except csv.Error as error:
+            raise InputError(f"{self.name} line {reader.line_num}: {error}; correct the file") from error
+
+
+def read_documents(paths: Sequence[str | Path]) -> list[Document]:
+    """Every file, and every annotation file inside a zip: its JSON files or, if it has none, its tables and texts.
+
+    Raises `InputError` for a missing file, a pickle, an unreadable zip and a zip without annotations.
+    """
+    return [document for path in paths for document in _documents(Document.open(path))]
+
+
+def _documents(file: Document) -> list[Document]:
+    path, content = file.name, io.BytesIO(file.data)
+    if file.suffix in (".pkl", ".pickle"):
+        raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON form")
+    if file.suffix != ".zip" and not zipfile.is_zipfile(content):
+        return [file]
+    try:
+        with zipfile.ZipFile(content) as archive:
+            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
+            tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
+            wanted = [n for n in names if n.lower().endswith(".json")] or tables
+            contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
+    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # truncated, encrypted, or an unknown compression
+        raise InputError(f"{path}: not a readable zip ({error}); download it again") from error
+    if not contents:
+        raise InputError(
+            f"{path}: holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}; "
+            "give the data set's annotation zip"
+        )
+    return contents
+
+
+def value_of(where: str, row: Mapping[str, object], names: Sequence[str]) -> Any:
+    """The value of the first of `names` (in any case) that the row has. Raises `InputError` listing its columns."""
+    by_name = {name.lower(): value for name, value in row.items()}
+    for name in names:
+        if by_name.get(name) is not None:
+            return by_name[name]
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise InputError(f"{where}: no {names[0]!r}{others} among {', '.join(row) or 'nothing'}; add it")
+
+
+def media_id(value: object) -> str:
+    """A video's id: a file name without folder and media suffix, as features are named; anything else unchanged."""
+    path = PurePosixPath(text := str(value).strip())
+    return path.stem if path.suffix.lower() in MEDIA_SUFFIXES else text
+
+
 def read_annotations(path: str | Path) -> list[VideoAnnotation]:
     """Read `[{"video_id": "video0", "category": 9, "captions": ["…"]}]`; other keys (of a top-5 file) are ignored.
 
     Raises `InputError` for a missing file, another layout, a video without captions and a repeated video.
     """
-    path = Path(path)
-    entries = load_json(path)
+    entries = Document.open(path).json
     if isinstance(entries, dict) and "sentences" in entries:
         raise InputError(f"{path}: is in MSR-VTT's own layout; run `vb2 data prepare {path} --out DIR` first")
     if not isinstance(entries, list) or not entries:
@@ -57,17 +206,20 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
     return videos
 
 
-def require_features(entries: list[Entry], store: Store, file: str) -> list[Entry]:
-    """The entries of an annotation file, unchanged. Raises `InputError` if any video has no features."""
-    known = set(store.ids)
-    videos = list(dict.fromkeys(entry.video_id for entry in entries))
-    missing = [video_id for video_id in videos if video_id not in known]
-    if missing:
-        raise InputError(
-            f"{file}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
-            "run `vb2 features extract` on them or remove them from the annotations; `vb2 data check` lists all"
-        )
-    return entries
+def _video(entry: Any, path: str | Path) -> VideoAnnotation:
+    fields = entry if isinstance(entry, dict) else {}
+    video_id, category, captions = fields.get("video_id"), fields.get("category", 0), fields.get("captions")
+    if not isinstance(video_id, str):
+        problem = 'an entry has no "video_id"'
+    elif not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        problem = f'"captions" of {video_id} is not a list of strings'
+    elif not captions:
+        problem = f"{video_id} has no captions"
+    elif not isinstance(category, int):
+        problem = f"the category of {video_id} is {category!r}, not a number"
+    else:
+        return VideoAnnotation(video_id, category, tuple(captions))
+    raise InputError(f"{path}: {problem}; make the file with `vb2 data prepare`")
 
 
 def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> None:
@@ -75,25 +227,21 @@ def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> No
     write_json(Path(path), [asdict(video) for video in videos])
 
 
-def load_json(path: Path) -> Any:
-    """A JSON file's content. Raises `InputError` for a missing file and for malformed JSON."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give an annotation file")
-    return parse_json(path.read_bytes(), str(path))
-
-
-def parse_json(content: bytes, name: str) -> Any:
-    """JSON from bytes. Raises `InputError` that gives `name`."""
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{name}: not JSON ({error}); give an annotation file or MSR-VTT's zip") from error
+def require_features(entries: Entries, store: Store, file: str) -> Entries:
+    """The entries of an annotation file, unchanged. Raises `InputError` if any video has no features."""
+    known = set(store.ids)
+    videos = list(dict.fromkeys(entry.video_id for entry in entries))
+    if missing := [video_id for video_id in videos if video_id not in known]:
+        raise InputError(
+            f"{file}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
+            "run `vb2 features extract` on them or remove them from the annotations; `vb2 data check` lists all"
+        )
+    return entries
 
 
 def refuse_duplicates(ids: Iterable[str], where: object) -> None:
     """Raise `InputError` naming the ids that occur more than once."""
-    again = [name for name, count in Counter(ids).items() if count > 1]
-    if again:
+    if again := [name for name, count in Counter(ids).items() if count > 1]:
         verb = "appears" if len(again) == 1 else "appear"
         raise InputError(f"{where}: {some(again)} {verb} more than once; give each one once")
 
@@ -101,7 +249,7 @@ def refuse_duplicates(ids: Iterable[str], where: object) -> None:
 def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, str]]:
     """Counts of duplicate, empty and control_character texts, and the first example of each.
 
-    entries: (video, text, …). Only the first text of an entry counts as a duplicate of an earlier one of its video.
+    entries: (video, text, …). Only an entry's first text counts as a duplicate of an earlier one of its video.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -123,19 +271,3 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """Up to `most` names, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _video(entry: Any, path: Path) -> VideoAnnotation:
-    if not isinstance(entry, dict) or not isinstance(entry.get("video_id"), str):
-        raise InputError(f'{path}: an entry has no "video_id"; each must hold video_id, category and captions')
-    video_id, captions = entry["video_id"], entry.get("captions")
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(
-            f'{path}: "captions" of {video_id} is not a list of strings; make the file with `vb2 data prepare`'
-        )
-    if not captions:
-        raise InputError(f"{path}: {video_id} has no captions; add one or remove the video")
-    category = entry.get("category", 0)
-    if not isinstance(category, int):
-        raise InputError(f"{path}: the category of {video_id} is {category!r}; give its number")
-    return VideoAnnotation(video_id, category, tuple(captions))

@@ -5,7 +5,7 @@ Letters: B videos · N captions a video · L rows of a modality · C its width �
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,12 @@ from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.data.questions import Question
 from videoblip2.modality import Features
 
-#: Batch number `step`, as a pure function of (seed, step).
-Batches = Callable[[int], "Batch"]
+Batches = Callable[[int], "Batch"]  #: Batch number `step`, as a pure function of (seed, step).
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class FeatureSource(Protocol):
-    """Anything that gives features by video id, such as a feature store."""
+    """What gives features by video id, such as a feature store."""
 
     def features(self, video_id: str) -> Features:
         """float32 [L,C] of each modality, the same modalities for every video; L = 0 if a video lacks one."""
@@ -105,11 +104,11 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with `change` applied to every tensor."""
-        features, masks = ({name: change(t) for name, t in group.items()} for group in (self.features, self.masks))
-        names = ("qformer_ids", "qformer_mask", "prompt_ids", "prompt_mask")
-        text = {name: change(getattr(self, name)) for name in names}
-        labels = None if self.labels is None else change(self.labels)
-        return Batch(self.video_ids, features, masks, **text, labels=labels)
+        groups: Any = {
+            name: {key: change(t) for key, t in getattr(self, name).items()} for name in ("features", "masks")
+        }
+        tensors: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **groups, **tensors)
 
 
 def collate(
@@ -122,9 +121,9 @@ def collate(
 ) -> Batch:
     """Pad the features of B videos to one length, with masks; the first video names the modalities."""
     padded = {name: pad([item[name] for item in features], max_positions) for name in features[0]}
+    arrays, masks = ({name: pair[place] for name, pair in padded.items()} for place in (0, 1))
     different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
     pieces = {name: ids.expand(len(prompts), -1).contiguous() for name, ids in different.items()}
-    arrays, masks = ({name: pair[place] for name, pair in padded.items()} for place in (0, 1))
     return Batch(tuple(video_ids), arrays, masks, **pieces, labels=labels)
 
 
@@ -148,17 +147,10 @@ def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
     """At most `max_positions` rows, evenly spaced, first and last kept."""
     if len(sequence) <= max_positions:
         return sequence
-    kept: np.ndarray = sequence[np.linspace(0, len(sequence) - 1, max_positions).round().astype(int)]
-    return kept
+    return np.asarray(sequence[np.linspace(0, len(sequence) - 1, max_positions).round().astype(int)])
 
 
-@dataclass(frozen=True)
-class Example:
-    """One entry of a batch: a video, its prompt and the texts it teaches."""
-
-    video_id: str
-    prompt: str
-    texts: Sequence[str]
+Example = tuple[str, str, Sequence[str]]  # one entry of a batch: a video, its prompt and the texts it teaches
 
 
 @dataclass(frozen=True)
@@ -173,12 +165,7 @@ class BatchMaker:
     max_positions: int
 
     def batches(self, count: int, stream: int, example: Callable[[int, int], Example]) -> Batches:
-        """Batches of entries in a new order each epoch. There is no state to save: see `Batches`.
-
-        Args:
-            count: entries per epoch.
-            example: (epoch, index) → what entry `index` teaches in that epoch.
-        """
+        """Batches of `count` entries in a new order each epoch; `example`: (epoch, index) → what that entry teaches."""
 
         @lru_cache(maxsize=2)  # a batch may span two epochs
         def order(epoch: int) -> np.ndarray:
@@ -186,16 +173,12 @@ class BatchMaker:
 
         def batch(step: int) -> Batch:
             places = [divmod(step * self.batch_size + n, count) for n in range(self.batch_size)]
-            examples = [example(epoch, int(order(epoch)[position])) for epoch, position in places]
-            ids = [entry.video_id for entry in examples]
-            return collate(
-                ids,
-                [self.source.features(video_id) for video_id in ids],
-                [entry.prompt for entry in examples],
-                self.text,
-                self.max_positions,
-                self.text.labels([text for entry in examples for text in entry.texts], self.config.max_caption_tokens),
+            ids, prompts, texts = zip(
+                *(example(epoch, int(order(epoch)[place])) for epoch, place in places), strict=True
             )
+            features = [self.source.features(video_id) for video_id in ids]
+            labels = self.text.labels([text for group in texts for text in group], self.config.max_caption_tokens)
+            return collate(ids, features, prompts, self.text, self.max_positions, labels)
 
         return batch
 
@@ -209,7 +192,7 @@ def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Bat
     def example(epoch: int, index: int) -> Example:
         video = videos[index]
         order = np.random.default_rng([maker.seed, 1, index]).permutation(len(video.captions))
-        return Example(video.video_id, config.prompt, taught(video.captions, order, epoch, config.captions_per_video))
+        return video.video_id, config.prompt, taught(video.captions, order, epoch, config.captions_per_video)
 
     return maker.batches(len(videos), 0, example)
 
@@ -227,16 +210,13 @@ def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batche
 
     def example(epoch: int, index: int) -> Example:
         asked = questions[index]
-        return Example(asked.video_id, question_prompt(asked.question), [asked.answer])
+        return asked.video_id, question_prompt(asked.question), [asked.answer]
 
     return maker.batches(len(questions), 2, example)
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
-    """Each step is wholly of one kind, spread evenly: after s steps, ⌊s · qa_share⌋ have taught answers.
-
-    Each kind counts its own steps, so neither skips a batch.
-    """
+    """Each step is of one kind, spread evenly: after s steps, ⌊s · qa_share⌋ taught answers. Neither skips a batch."""
 
     def batch(step: int) -> Batch:
         before, after = int(step * qa_share), int((step + 1) * qa_share)
@@ -253,8 +233,7 @@ def question_prompt(question: str) -> str:
 class Prefetcher:
     """`batches(step)`, made by one thread up to `depth` steps ahead; depth 0 makes each batch on request.
 
-    A batch depends only on its step, so batches made ahead are not state and need no saving. With one thread,
-    `batches` need not be thread-safe.
+    A batch depends only on its step, so those made ahead are not state. `batches` need not be thread-safe.
     """
 
     def __init__(self, batches: Callable[[int], Batch], total: int, depth: int = 2) -> None:

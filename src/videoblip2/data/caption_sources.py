@@ -1,4 +1,4 @@
-"""Captions in the forms that data sets publish: MSR-VTT 2016 and 2017, MSVD, plain tables."""
+"""Captions in the forms that data sets publish: MSR-VTT 2016 and 2017 and its copies, MSVD, VATEX, plain tables."""
 
 from __future__ import annotations
 
@@ -9,78 +9,72 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import VideoAnnotation, some
-from videoblip2.data.documents import SPLIT_WORDS, Document, media_id, rows_of, value_of
+from videoblip2.data.annotations import SPLIT_WORDS, TABLES, Document, VideoAnnotation, media_id, some, value_of
 
-VIDEO = ("video_id", "video", "video_name", "file")
-CAPTION = ("caption", "sentence", "description", "text")
+VIDEO = ("video_id", "videoid", "video", "video_name", "file", "file_name", "filename", "id")
+CAPTION = ("caption", "captions", "sentence", "sentences", "description", "text", "desc", "encap")
 MSVD_COLUMNS = {"VideoID", "Start", "End", "Language", "Description"}
 _MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
 _MSVD_NUMBER = re.compile(r"vid(\d+)")
+Videos = list[tuple[str | None, VideoAnnotation]]  # with the split that the document gives each; None: none
 Entry = tuple[str, str | None, int, list[str]]  # video, split, category, captions
 
 
-@dataclass
-class Captions:
-    """What one document says.
+@dataclass(frozen=True)
+class Source:
+    """What one document says: videos with captions (none in MSR-VTT 2017's test set), or the split of videos by id."""
 
-    videos: (split, or None if the document names none; annotation). uncaptioned: videos without captions, as in
-    MSR-VTT 2017's test set.
-    """
-
-    name: str
-    videos: list[tuple[str | None, VideoAnnotation]] = field(default_factory=list)
-    uncaptioned: list[tuple[str, str, int]] = field(default_factory=list)  # split, id, category
+    videos: Videos = field(default_factory=list)
+    splits: Mapping[str, str] = field(default_factory=dict)
     other_languages: int = 0
 
 
-@dataclass(frozen=True)
-class SplitList:
-    """A document that says which videos belong to which split."""
-
-    name: str
-    splits: Mapping[str, str]  # video id → split
-
-
-def read_captions(document: Document) -> Captions | SplitList:
+def read_captions(document: Document) -> Source:
     """Recognise a document by its suffix and content. Raises `InputError` for an unknown layout."""
-    if document.suffix in (".csv", ".tsv", ".jsonl"):
-        return _from_table(document)
+    name = document.name
     if document.suffix == ".txt":
-        return _from_text(document)
-    content = document.json()
-    if isinstance(content, list) and content:
-        return _from_table(document)
-    if not isinstance(content, dict) or not isinstance(content.get("videos"), list):
-        raise InputError(
-            f'{document.name}: not MSR-VTT\'s layout, which has "videos" and "sentences", '
-            "nor a list of video_id and captions; give the official file"
-        )
-    return _official(content, document.name)
+        header = {column.strip().lower() for column in re.split(r"[,;|\t]", document.lines()[0][1])}
+        if header.isdisjoint(VIDEO) or header.isdisjoint(CAPTION):
+            return _from_text(document)
+    if document.suffix not in TABLES:
+        content = document.json
+        if isinstance(content, dict) and isinstance(content.get("videos"), list):
+            return Source(_official(content, name))
+        if isinstance(content, list) and document.split and all(isinstance(video, str) for video in content):
+            return Source(splits={media_id(video): document.split for video in content})
+        if isinstance(content, dict) and content and content.keys() <= SPLIT_WORDS.keys():
+            listed = [(video, SPLIT_WORDS[word]) for word, ids in content.items() for video in ids]
+            return Source(splits={media_id(video): split for video, split in listed})
+        if not isinstance(content, dict | list) or not content:
+            raise InputError(
+                f'{name}: neither MSR-VTT\'s layout ("videos" and "sentences") nor a list of video_id and caption; '
+                "give the official file or such a list"
+            )
+    return _from_rows(document)
 
 
-def _official(content: Mapping[str, Any], name: str) -> Captions:
+def _official(content: Mapping[str, Any], name: str) -> Videos:
     """MSR-VTT's JSON, videos in its own order, captions by `sen_id`."""
-    sentences, known = [], []
+    captions: dict[str, list[tuple[int, int, str]]] = {}
     for n, entry in enumerate(content.get("sentences") or [], 1):
         where = f"{name} sentence {n}"
         video, caption = _text(where, entry, "video_id"), _text(where, entry, "caption")
         place = entry.get("sen_id", n)
         if not isinstance(place, int):
             raise InputError(f"{where}: its sen_id is {place!r}, not a number; give the official file")
-        sentences.append((place, n, video, caption))
+        captions.setdefault(video, []).append((place, n, caption))
+    videos: Videos = []
     for n, entry in enumerate(content["videos"], 1):
         where = f"{name} video {n}"
         video = _text(where, entry, "video_id")
         split = split_named(_text(where, entry, "split"), f"{where}: {video}")
-        known.append((split, video, _category(where, entry)))
-    if not sentences:
-        return Captions(name, uncaptioned=known)
-    captions: dict[str, list[str]] = {}
-    for _, _, video, caption in sorted(sentences):
-        captions.setdefault(video, []).append(caption)
-    _refuse_mismatch([video for _, video, _ in known], captions, name)
-    return Captions(name, [(split, VideoAnnotation(v, category, tuple(captions[v]))) for split, v, category in known])
+        texts = tuple(caption for _, _, caption in sorted(captions.get(video, [])))
+        videos.append((split, VideoAnnotation(video, _category(where, entry), texts)))
+    if captions and (silent := [video.video_id for _, video in videos if not video.captions]):
+        raise InputError(f"{name}: no captions for {some(silent)}; add one each or remove the videos")
+    if unknown := sorted(captions.keys() - {video.video_id for _, video in videos}):
+        raise InputError(f'{name}: captions for {some(unknown)}, which is not in "videos"; give the official file')
+    return videos
 
 
 def _text(where: str, entry: Any, key: str) -> str:
@@ -88,16 +82,6 @@ def _text(where: str, entry: Any, key: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: its {key} is {value!r}, not text; give the official file")
     return value
-
-
-def _refuse_mismatch(videos: list[str], captions: Mapping[str, list[str]], name: str) -> None:
-    silent = [video for video in videos if video not in captions]
-    if silent:
-        verb = "has no captions" if len(silent) == 1 else "have no captions"
-        raise InputError(f"{name}: {some(silent)} {verb}; add one each or remove the videos")
-    unknown = sorted(captions.keys() - set(videos))
-    if unknown:
-        raise InputError(f'{name}: captions for {some(unknown)}, which is not in "videos"; give the official file')
 
 
 def split_named(word: object, where: str) -> str:
@@ -108,32 +92,39 @@ def split_named(word: object, where: str) -> str:
     return split
 
 
-def _from_table(document: Document) -> Captions:
-    """Rows of a video and a caption (or a list of captions), with an optional split and category."""
-    found = Captions(document.name)
+def _from_rows(document: Document) -> Source:
+    """Rows of a video and one or several captions, with an optional split and category; or of videos of a split."""
+    rows = list(document.rows())
+    if not rows:
+        raise InputError(f"{document.name}: holds no rows; give a line with video_id and caption for each caption")
+    columns = {name.lower() for name in rows[0][1]}
+    listing = columns.isdisjoint(CAPTION) and bool(document.split or "split" in columns)
     entries: list[Entry] = []
     names: dict[str, str] = {}
-    for where, named in rows_of(document):
+    other_languages = 0
+    for where, named in rows:
         row = named if named.keys() >= MSVD_COLUMNS else {name.lower(): value for name, value in named.items()}
+        captions = [] if listing else value_of(where, row, CAPTION)
         if row.keys() >= MSVD_COLUMNS:
             if row["Language"] != "English":
-                found.other_languages += 1
+                other_languages += 1
                 continue
-            video, captions = f"{row['VideoID']}_{row['Start']}_{row['End']}", [str(row["Description"])]
+            video = f"{row['VideoID']}_{row['Start']}_{row['End']}"
         else:
-            video, captions = _video_and_captions(where, row, names)
+            video = _video(where, row, names)
+        captions = [captions] if isinstance(captions, str) else captions
+        if not listing and not (captions and isinstance(captions, list) and all(isinstance(c, str) for c in captions)):
+            raise InputError(f"{where}: the captions of {video} are {captions!r:.60}; give text, or a list of texts")
         split = split_named(row["split"], f"{where}: {video}") if row.get("split") else None
         entries.append((video, split, _category(where, row), captions))
-    if not entries and not found.other_languages:
-        raise InputError(
-            f"{document.name}: holds no rows; give a line with {VIDEO[0]} and {CAPTION[0]} for each caption"
-        )
-    found.videos = _grouped(entries, document)
-    return found
+    videos = _grouped(entries, document.name)
+    if listing:
+        return Source(splits={video.video_id: split or str(document.split) for split, video in videos})
+    return Source(videos, other_languages=other_languages)
 
 
-def _video_and_captions(where: str, row: Mapping[str, Any], names: dict[str, str]) -> tuple[str, list[str]]:
-    """names: the file name behind each id so far; two files must not share an id."""
+def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
+    """The id in a row. names: the file name behind each id so far; two files must not share an id."""
     written = str(value_of(where, row, VIDEO)).strip()
     video = media_id(written)
     if not video:
@@ -142,10 +133,7 @@ def _video_and_captions(where: str, row: Mapping[str, Any], names: dict[str, str
         raise InputError(
             f"{where}: {written} and {names[video]} have the same id, {video}; rename one, or spell them alike"
         )
-    captions = row["captions"] if isinstance(row.get("captions"), list) else [value_of(where, row, CAPTION)]
-    if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"{where}: the captions of {video} are {captions!r}; give text")
-    return video, captions
+    return video
 
 
 def _category(where: str, row: Mapping[str, Any]) -> int:
@@ -155,21 +143,19 @@ def _category(where: str, row: Mapping[str, Any]) -> int:
         raise InputError(f"{where}: the category is {row['category']!r}; give its number") from error
 
 
-def _grouped(entries: Iterable[Entry], document: Document) -> list[tuple[str | None, VideoAnnotation]]:
+def _grouped(entries: Iterable[Entry], name: str) -> Videos:
     """One annotation a video, in the order of first mention."""
     captions: dict[str, list[str]] = {}
     facts: dict[str, tuple[str | None, int]] = {}
     for video, split, category, texts in entries:
         captions.setdefault(video, []).extend(texts)
         if facts.setdefault(video, (split, category))[0] != split:
-            raise InputError(f"{document.name}: {video} is in {facts[video][0]} and in {split}; give it one split")
-    return [
-        (split, VideoAnnotation(video, category, tuple(captions[video]))) for video, (split, category) in facts.items()
-    ]
+            raise InputError(f"{name}: {video} is in {facts[video][0]} and in {split}; give it one split")
+    return [(split, VideoAnnotation(v, category, tuple(captions[v]))) for v, (split, category) in facts.items()]
 
 
-def _from_text(document: Document) -> Captions | SplitList:
-    """MSVD's `ID_START_END caption` lines, a list of ids, or `ID vid7` lines that number MSVD's videos."""
+def _from_text(document: Document) -> Source:
+    """MSVD's `ID_START_END caption` lines, a list of ids, `ID vid7` lines that number MSVD's videos, or a table."""
     lines = [(n, line) for n, line in document.lines() if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{document.name}: holds no lines; give captions or a list of video ids")
@@ -178,9 +164,9 @@ def _from_text(document: Document) -> Captions | SplitList:
         # MSVD's usual 1,200 / 100 / 670 by the number in `vid7` (Venugopalan et al. 2015)
         numbers = {video: int(word.removeprefix("vid")) for video, word in words}
         bounds = {video: bisect_left((1200, 1300), number) for video, number in numbers.items()}
-        return SplitList(document.name, {video: ("train", "validate", "test")[n] for video, n in bounds.items()})
+        return Source(splits={video: ("train", "validate", "test")[n] for video, n in bounds.items()})
     if all(len(line) == 1 for line in words) and document.split:
-        return SplitList(document.name, {media_id(line[0]): document.split for line in words})
+        return Source(splits={media_id(line[0]): document.split for line in words})
     entries: list[Entry] = []
     for number, line in lines:
         if not (match := _MSVD_LINE.fullmatch(line)):
@@ -189,4 +175,4 @@ def _from_text(document: Document) -> Captions | SplitList:
                 "named train, val or test, one video id"
             )
         entries.append((match[1], None, 0, [match[2] or ""]))
-    return Captions(document.name, _grouped(entries, document))
+    return Source(_grouped(entries, document.name))

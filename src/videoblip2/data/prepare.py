@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import (
+    SPLIT_WORDS,
+    Document,
     VideoAnnotation,
     flaws,
     read_annotations,
+    read_documents,
     refuse_duplicates,
     some,
     write_annotations,
 )
-from videoblip2.data.caption_sources import Captions, SplitList, read_captions
-from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
+from videoblip2.data.caption_sources import Source, read_captions
 from videoblip2.data.questions import QUESTION_FILES, read_questions
 from videoblip2.files import write_json
 
@@ -49,114 +51,114 @@ class PrepareReport:
     uncaptioned: dict[str, int] = field(default_factory=dict)
     unassigned: int = 0
     listed_only: list[str] = field(default_factory=list)
+    moved: int = 0  # videos that lists, or a random split, put in another split than their own file does
+    without_features: list[str] = field(default_factory=list)  # left out on request
     other_language_captions: int = 0
     left_alone: list[str] = field(default_factory=list)  # split files of an earlier preparation
 
 
 def prepare_captions(
-    paths: Sequence[str | Path], out: str | Path, split: str | None = None, first: int | None = None
+    paths: Sequence[str | Path],
+    out: str | Path,
+    split: str | None = None,
+    first: int | None = None,
+    only: Collection[str] | None = None,
 ) -> PrepareReport:
     """Write `train.json`, `val.json` and `test.json` in `out` from annotation files, zipped or not.
 
     Reads MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
-    `video_id, caption`. Captions keep their order and their exact text. A split comes from the document itself, from
-    lists of ids, from a file name (`train.csv`), or from `split`: one of CHOICES, where "random" gives 80/10/10 by a
-    digest of the id, which keeps a video in its split when others are added. A split without videos is not written.
-    With `first` only the first N captions of each video are kept.
-    Raises `InputError` for another layout, a repeated video and a video in no split, and then writes nothing.
+    `video_id, caption`. Captions keep their order and their exact text. A split comes from lists of ids, else from the
+    document itself, else from `split` or a file name (`train.csv`). `split` is one of CHOICES; "random" gives every
+    video a new split, 80/10/10 by a digest of the id, which keeps a video in its split when others are added. A split
+    without videos is not written. With `first` only the first N captions of each video are kept, with `only` only the
+    videos of these ids. Raises `InputError` for another layout, a repeated video, a video in no split, and splits that
+    contradict each other, and then writes nothing.
     """
+    sources, lists = _read(paths, split)
+    splits: dict[str, list[VideoAnnotation]] = {}
+    uncaptioned, without, moved = [], [], 0
+    for document, found in sources:
+        for own, video in found.videos:
+            if only is not None and video.video_id not in only:
+                without.append(video.video_id)
+            elif not video.captions:
+                uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": str(own)})
+            else:
+                chosen = lists.get(video.video_id, "") if lists else _split_for(video.video_id, own, document, split)
+                splits.setdefault(chosen, []).append(replace(video, captions=video.captions[:first]))
+                moved += own is not None and chosen not in (own, "")
+    out, unassigned = Path(out), splits.pop("", [])
+    if unassigned and not splits:
+        raise InputError(
+            f"{paths[0]}: none of the videos is in the lists, which name {some(list(lists), 2)}, while the captions "
+            f"are of {some([video.video_id for video in unassigned], 2)}; give lists of the same ids"
+        )
+    files = {name: out / file for name, file in SPLIT_FILES.items() if name in splits}
+    for name, file in files.items():
+        write_annotations(file, splits[name])
+    for extra, entries in ((UNCAPTIONED, uncaptioned), (UNASSIGNED, [asdict(video) for video in unassigned])):
+        if entries:
+            write_json(out / extra, entries)
+    written = [video for videos in (*splits.values(), unassigned) for video in videos]
+    known = {video.video_id for _, found in sources for _, video in found.videos}
+    counts, examples = flaws((video.video_id, caption) for video in written for caption in video.captions)
+    return PrepareReport(
+        videos={name: len(splits[name]) for name in files},
+        captions={name: sum(len(video.captions) for video in splits[name]) for name in files},
+        files={name: str(file) for name, file in files.items()},
+        duplicate_captions=counts["duplicate"],
+        empty_captions=counts["empty"],
+        control_character_captions=counts["control_character"],
+        examples=examples,
+        uncaptioned=dict(sorted(Counter(str(entry["split"]) for entry in uncaptioned).items())),
+        unassigned=len(unassigned),
+        listed_only=[video for video in lists if video not in known],
+        moved=moved,
+        without_features=without,
+        other_language_captions=sum(found.other_languages for _, found in sources),
+        left_alone=sorted(f for name, f in SPLIT_FILES.items() if name not in files and (out / f).is_file()),
+    )
+
+
+def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Document, Source]], dict[str, str]]:
+    """The documents with captions, and the split of each video that the other documents list."""
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
-    read = [(document, read_captions(document)) for document in read_documents(paths)]
-    sources = [(document, found) for document, found in read if isinstance(found, Captions)]
-    lists = _merged([found for _, found in read if isinstance(found, SplitList)])
+    sources = [(document, read_captions(document)) for document in read_documents(paths)]
     ids = [video.video_id for _, found in sources for _, video in found.videos]
-    ids += [video for _, found in sources for _, video, _ in found.uncaptioned]
+    if not ids:
+        raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
     refuse_duplicates(ids, where)
     # Features are stored as ID.npy, so an id must be a valid file name.
     unusable = [repr(video) for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
     if unusable:
         raise InputError(f"{where}: {some(unusable)} cannot name a file of features; rename it")
-    if not ids:
-        raise InputError(f"{some([str(path) for path in paths])}: lists of ids, no captions; give the captions as well")
-    splits = _into_splits(sources, lists, split)
-    if first is not None:
-        for videos in splits.values():
-            videos[:] = [replace(video, captions=video.captions[:first]) for video in videos]
-    return _write(splits, [found for _, found in sources], lists, Path(out))
-
-
-def _merged(lists: Sequence[SplitList]) -> dict[str, str]:
-    merged: dict[str, str] = {}
-    for found in lists:
-        for video, split in found.splits.items():
-            if merged.setdefault(video, split) != split:
-                raise InputError(f"{found.name}: {video} is in {split}, and in {merged[video]} by another list")
-    return merged
-
-
-def _into_splits(
-    sources: Iterable[tuple[Document, Captions]], lists: Mapping[str, str], split: str | None
-) -> dict[str, list[VideoAnnotation]]:
-    """Videos by split; those in none of the lists under ""."""
-    splits: dict[str, list[VideoAnnotation]] = {}
+    lists: dict[str, str] = {}
     for document, found in sources:
-        for own, video in found.videos:
-            listed = lists.get(video.video_id, "") if lists else None
-            chosen = own or (listed if listed is not None else _split_for(video.video_id, document, split))
-            splits.setdefault(chosen, []).append(video)
-    return splits
+        if found.splits and split:
+            raise InputError(f"--split {split}: {document.name} says which split videos are in; give one of the two")
+        for video, own in found.splits.items():
+            if lists.setdefault(video, own) != own:
+                raise InputError(f"{document.name}: {video} is in {own}, and in {lists[video]} by another list")
+    return sources, lists
 
 
-def _split_for(video_id: str, document: Document, split: str | None) -> str:
-    """The split from `split`, else from the document's name."""
+def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
+    """The split of a video that no list names. own: the one that its document gives it."""
     if split == "random":
         place = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 2**32
         return "train" if place < SHARES[0] else "validate" if place < SHARES[1] else "test"
-    if chosen := SPLIT_WORDS.get(split or "") or document.split:
+    asked = SPLIT_WORDS.get(split or "")
+    if own and asked and own != asked:
+        raise InputError(
+            f"--split {split}: {document.name} has {video_id} in {own}; leave --split out, or give lists of ids"
+        )
+    if chosen := own or asked or document.split:
         return chosen
     raise InputError(
         f"{document.name}: nothing says which split {video_id} is in; give a column `split`, lists of ids "
         "(train_list.txt, val_list.txt, test_list.txt), file names with train, val or test, or --split random"
-    )
-
-
-def _write(
-    splits: dict[str, list[VideoAnnotation]], sources: Sequence[Captions], lists: Mapping[str, str], out: Path
-) -> PrepareReport:
-    unassigned = splits.pop("", [])
-    if lists and not splits:
-        raise InputError(
-            f"{sources[0].name}: none of its videos is in the lists, which name {some(list(lists), 2)}, while it has "
-            f"{some([video.video_id for video in unassigned], 2)}; give lists of the same ids"
-        )
-    files = {split: out / name for split, name in SPLIT_FILES.items() if split in splits}
-    left_alone = sorted(name for split, name in SPLIT_FILES.items() if split not in files and (out / name).is_file())
-    for split, file in files.items():
-        write_annotations(file, splits[split])
-    uncaptioned = [entry for found in sources for entry in found.uncaptioned]
-    if uncaptioned:
-        entries = [{"video_id": video, "category": category, "split": split} for split, video, category in uncaptioned]
-        write_json(out / UNCAPTIONED, entries)
-    if unassigned:
-        write_annotations(out / UNASSIGNED, unassigned)
-    assigned = [video for videos in splits.values() for video in videos]
-    known = {video.video_id for video in assigned}
-    counts, examples = flaws((v.video_id, caption) for v in (*assigned, *unassigned) for caption in v.captions)
-    return PrepareReport(
-        videos={split: len(splits[split]) for split in files},
-        captions={split: sum(len(video.captions) for video in splits[split]) for split in files},
-        files={split: str(file) for split, file in files.items()},
-        duplicate_captions=counts["duplicate"],
-        empty_captions=counts["empty"],
-        control_character_captions=counts["control_character"],
-        examples=examples,
-        uncaptioned=dict(sorted(Counter(split for split, _, _ in uncaptioned).items())),
-        unassigned=len(unassigned),
-        listed_only=[video for video in lists if video not in known],
-        other_language_captions=sum(found.other_languages for found in sources),
-        left_alone=left_alone,
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from videoblip2.captions.answers import MAP_SIZE, question_type
 from videoblip2.config import InputError
-from videoblip2.data.annotations import flaws, load_json, refuse_duplicates
-from videoblip2.data.documents import SPLIT_WORDS, Document, media_id, read_documents, rows_of, value_of
+from videoblip2.data.annotations import TABLES, Document, flaws, media_id, read_documents, refuse_duplicates, value_of
 from videoblip2.files import write_json
 
 QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
@@ -42,9 +41,10 @@ class QuestionReport:
     questions: dict[str, int]
     videos: dict[str, int]
     types: dict[str, dict[str, int]]
-    files: dict[str, str]
     in_map: dict[str, float]
-    map_from: str
+    files: dict[str, str] = field(default_factory=dict)
+    map_from: str = "none"
+    without_features: list[str] = field(default_factory=list)  # videos left out on request
     repeated: int = 0
     empty: int = 0
     control_character: int = 0
@@ -58,54 +58,68 @@ def read_questions(path: str | Path) -> list[Question]:
     An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
     Raises `InputError` for a missing file, another layout and a repeated id.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; make it with `vb2 data prepare --task qa`")
-    return questions_in(Document(str(path), path.read_bytes()))
+    return questions_in(Document.open(path, "make it with `vb2 data prepare --task qa`"))
 
 
 def questions_in(document: Document) -> list[Question]:
     """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV."""
-    content = document.json() if document.suffix == ".json" else []
+    content = [] if document.suffix in TABLES else document.json
     by_id = list(content.values()) if isinstance(content, dict) else []
     if not isinstance(content, list) and not (by_id and all(isinstance(q, dict) and "question" in q for q in by_id)):
         raise InputError(
             f"{document.name}: not a list of question, answer and video; give MSRVTT-QA's file or make one with "
             "`vb2 data prepare --task qa`"
         )
-    questions = [_question(where, row, number) for number, (where, row) in enumerate(rows_of(document))]
+    questions = []
+    for number, (where, row) in enumerate(document.rows()):
+        video = value_of(where, row, VIDEO)
+        texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
+        if wrong := [f"the {name} is {text!r:.60}" for name, text in texts.items() if not isinstance(text, str)]:
+            raise InputError(f"{where}: {wrong[0]}; give text")
+        own = next((str(row[key]) for key in ID if row.get(key) is not None), str(number))
+        questions.append(Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts))
     if not questions:
-        raise InputError(f"{document.name}: holds no questions")
+        raise InputError(f"{document.name}: holds no questions; give one in each line or entry")
     refuse_duplicates((question.question_id for question in questions), f"{document.name}, question ids")
     return questions
 
 
 def read_answer_map(path: str | Path) -> dict[str, int]:
     """MSRVTT-QA's `ans2label.json`: the usual answers, with the number of each."""
-    content = load_json(Path(path))
+    content: dict[str, int] = Document.open(path).json
     if not _is_answer_map(content):
         raise InputError(f'{path}: not a mapping of answers to numbers, such as {{"man": 0}}; give ans2label.json')
-    found: dict[str, int] = content
-    return found
+    return content
 
 
-def prepare_questions(paths: Sequence[str | Path], out: str | Path, split: str | None = None) -> QuestionReport:
+def prepare_questions(
+    paths: Sequence[str | Path], out: str | Path, split: str | None = None, only: Collection[str] | None = None
+) -> QuestionReport:
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
     A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
-    without one, the 1,500 most frequent training answers make one.
+    without one, the 1,500 most frequent training answers make one. `only`: ids of the videos to keep; None keeps all.
     """
+    if split not in (None, "train", "val", "test"):
+        raise InputError(f"--split {split}: questions keep the split of their videos; give train, val or test")
     splits: dict[str, list[Question]] = {}
     given: dict[str, int] | None = None
     for document in read_documents(paths):
-        if document.suffix == ".json" and _is_answer_map(content := document.json()):
-            given = content
+        if document.suffix == ".json" and _is_answer_map(document.json):
+            given = document.json
         else:
-            splits.setdefault(_split(document, split), []).extend(questions_in(document))
+            if not (chosen := {"val": "validate"}.get(split or "", split) or document.split):
+                raise InputError(
+                    f"{document.name}: its name does not say train, val or test; rename it or give --split"
+                )
+            splits.setdefault(chosen, []).extend(questions_in(document))
     if not splits:
         raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
+    videos = {question.video_id for questions in splits.values() for question in questions}
+    without = [] if only is None else sorted(videos.difference(only))
     for name, questions in splits.items():
         refuse_duplicates((question.question_id for question in questions), f"{name} questions, ids")
+        splits[name] = [question for question in questions if question.video_id not in without]
     files = {name: Path(out) / file for name, file in QUESTION_FILES.items() if name in splits}
     for name, file in files.items():
         write_json(file, [asdict(question) for question in splits[name]])
@@ -114,37 +128,17 @@ def prepare_questions(paths: Sequence[str | Path], out: str | Path, split: str |
     if made:
         write_json(Path(out) / ANSWER_MAP, made)
     source = "given" if given else f"the {len(made):,} most frequent training answers" if made else "none"
-    return _report({name: splits[name] for name in files}, files, made, source)
+    report = _report({name: splits[name] for name in files}, made)
+    return replace(
+        report, files={name: str(file) for name, file in files.items()}, map_from=source, without_features=without
+    )
 
 
 def _is_answer_map(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(label, int) for label in content.values())
 
 
-def _question(where: str, row: Mapping[str, object], number: int) -> Question:
-    video = value_of(where, row, VIDEO)
-    texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise InputError(f"{where}: the {name} is {text!r}; give text")
-    own = next((str(row[key]) for key in ID if row.get(key) is not None), str(number))
-    return Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts)
-
-
-def _split(document: Document, split: str | None) -> str:
-    if split == "random":
-        raise InputError("--split random: questions keep the split of their videos; name the files train, val or test")
-    chosen = SPLIT_WORDS.get(split) if split else document.split
-    if chosen is None:
-        raise InputError(
-            f"{document.name}: its name does not say train, val or test; rename it or give --split train|val|test"
-        )
-    return chosen
-
-
-def _report(
-    splits: Mapping[str, list[Question]], files: Mapping[str, Path], answers: Mapping[str, int], source: str
-) -> QuestionReport:
+def _report(splits: Mapping[str, list[Question]], answers: Mapping[str, int]) -> QuestionReport:
     counts = Counter[str]()
     examples: dict[str, str] = {}
     for questions in splits.values():  # a question may occur again in another split
@@ -157,9 +151,7 @@ def _report(
         questions={name: len(questions) for name, questions in splits.items()},
         videos={name: len(videos) for name, videos in in_videos.items()},
         types={name: dict(Counter(question_type(q.question) for q in qs).most_common()) for name, qs in splits.items()},
-        files={name: str(file) for name, file in files.items()},
         in_map={name: sum(q.answer in answers for q in qs) / len(qs) for name, qs in splits.items()} if answers else {},
-        map_from=source,
         repeated=counts["duplicate"],
         empty=counts["empty"],
         control_character=counts["control_character"],

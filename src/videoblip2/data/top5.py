@@ -30,11 +30,12 @@ OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is 
 
 @dataclass
 class Selection:
-    """The videos with their chosen captions, and the same statistics of all captions and of the chosen ones.
+    """The videos with their chosen captions, the same statistics of all captions and of the chosen ones, and `reasons`:
+    captions by DETAIL, CONSENSUS, REPETITION.
 
     Means over videos: `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share
     with a consensus below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words
-    (Jaccard). `reasons`: captions by DETAIL, CONSENSUS, REPETITION.
+    (Jaccard).
     """
 
     videos: list[Video] = field(default_factory=list)
