@@ -1,21 +1,14 @@
 """VideoBLIP2: video and audio captioning on BLIP-2 Q-Formers and Flan-T5."""
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["VideoBlip2", "load"]
+__version__ = "0.1.0"  # pyproject.toml reads it here
+_MODULES = {"VideoBlip2": "videoblip2.model.network", "load": "videoblip2.predict"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VideoBlip2":
-        from videoblip2.model.network import VideoBlip2
-
-        return VideoBlip2
-    if name == "load":
-        from videoblip2.predict import load
-
-        return load
-    if name == "__version__":
-        from videoblip2.config import VERSION
-
-        return VERSION
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,16 +2,23 @@
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:  # every command imports this module, pydantic only those that read a configuration
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound="BaseModel")
 
 
 class InputError(ValueError):
     """A mistake in what the user gave: one line that names the value, the place and the remedy."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 video", "2 videos"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def first_line(error: BaseException) -> str:
@@ -32,6 +39,8 @@ def validated(model: type[Model], content: object, source: str = "", name: Calla
     Args:
         name: what the user calls a key, such as the environment variable that sets it.
     """
+    from pydantic import ValidationError
+
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -39,7 +48,7 @@ def validated(model: type[Model], content: object, source: str = "", name: Calla
         raise InputError(f"{source}: {problems}" if source else problems) from error
 
 
-def dotted_keys(model: type[BaseModel]) -> list[str]:
+def dotted_keys(model: "type[BaseModel]") -> list[str]:
     """Every key of a model and of the models within it, such as `optim.lr`."""
     keys: list[str] = []
     for key in model.model_fields:
@@ -48,31 +57,24 @@ def dotted_keys(model: type[BaseModel]) -> list[str]:
     return keys
 
 
-def _explain(model: type[BaseModel], problem: Mapping[str, Any], name: Callable[[str], str]) -> str:
+def _explain(model: "type[BaseModel]", problem: "ErrorDetails", name: Callable[[str], str]) -> str:
     path = [str(part) for part in problem["loc"] if part not in ("int", "float")]  # pydantic's names of a union's parts
     key, message = ".".join(path), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {_hint(model, path)}"
+        section = _section(model, path[:-1])
+        siblings = [".".join([*path[:-1], sibling]) for sibling in section.model_fields]
+        near = difflib.get_close_matches(key, siblings if section is not model else dotted_keys(model), 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
+        return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"{name(key)}: is missing"
     given = f"{name(key)}={problem['input']!r}: " if key else ""
     return f"{given}{message[0].lower()}{message[1:]}"
 
 
-def _hint(model: type[BaseModel], path: Sequence[str]) -> str:
-    """The key that was probably meant, else the keys of the same section."""
-    section = _section(model, path[:-1])
-    siblings = [".".join([*path[:-1], key]) for key in section.model_fields]
-    every = siblings if section is not model else dotted_keys(model)
-    near = difflib.get_close_matches(".".join(path), every, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
-
-
-def _section(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+def _section(model: "type[BaseModel]", path: list[str]) -> "type[BaseModel]":
     """The model at a path; a path to a plain value leads to the last model on the way."""
     for part in path:
-        if part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
-            model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+        inner: Any = model.model_fields[part].annotation if part in model.model_fields else None
+        model = inner if hasattr(inner, "model_fields") else model
     return model

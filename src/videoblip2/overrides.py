@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
@@ -14,8 +16,6 @@ from videoblip2.files import shipped
 Tree = dict[str, Any]
 #: Overrides with a shorter name: `vb2 ce CONFIG resume=RUN`.
 SHORT = {"resume": "train.resume"}
-#: Overrides that are no number even where they look like one: a run id may be all digits, or `12e3…`.
-NAMES = ("train.resume", "train.start_from")
 
 
 def find_experiment(name: str | Path) -> Path:
@@ -45,34 +45,54 @@ def read_yaml(path: str | Path) -> Tree:
     return content or {}
 
 
-def overridden(content: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
-    """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked."""
+def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type[BaseModel] | None = None) -> Tree:
+    """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked.
+
+    Args:
+        model: where a key of it is text, the override is taken as typed, and as YAML everywhere else.
+    """
     merged: Tree = json.loads(json.dumps(content, default=str))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: not of the form key=value, such as optim.lr=1e-5")
-        key = SHORT.get(key.strip(), key.strip())
-        value = _parse_value(text)
-        _assign(merged, key, text.strip() if key in NAMES and isinstance(value, int | float) else value, override)
+        (*parents, leaf), kind = _locate(model, SHORT.get(key.strip(), key.strip()))
+        tree = merged
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+            if not isinstance(tree, dict):
+                raise InputError(f"override {override!r}: {parent!r} is a value, not a section; see docs/config.md")
+        try:
+            tree[leaf] = _value(text, kind)
+        except yaml.YAMLError as error:
+            raise InputError(f"override {override!r}: not a valid value ({' '.join(str(error).split())})") from error
     return merged
 
 
-def _parse_value(text: str) -> object:
-    """YAML's reading, and also 1e-5 (which YAML 1.1 takes for a string)."""
+def _locate(model: type[BaseModel] | None, key: str) -> tuple[list[str], Any]:
+    """The parts of a dotted key, and the type of its value; inside a mapping the rest of the key is one part."""
+    parts: list[str] = []
+    kind: Any = model
+    while key:
+        if get_origin(kind) is dict:
+            return [*parts, key], get_args(kind)[1]
+        part, _, key = key.partition(".")
+        parts.append(part)
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = field and field.annotation
+    return parts, kind
+
+
+def _value(text: str, kind: Any) -> object:
+    """The text itself where `kind` takes text; else YAML's reading, and also 1e-5 (which YAML 1.1 takes for text)."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    plain = [get_args(each)[0] if get_origin(each) is Annotated else each for each in kinds]
+    is_null = NoneType in plain and text.strip() in ("", "~", "null")
+    is_list = any(get_origin(each) is tuple for each in plain) and text.lstrip().startswith("[")
+    if any(each is str or get_origin(each) is Literal for each in plain) and not is_null and not is_list:
+        return text
     value = yaml.safe_load(text) if text.strip() else None
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _assign(tree: Tree, key: str, value: object, override: str) -> None:
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"override {override!r}: {parent!r} is a value, not a section; see docs/config.md")
-    tree[leaf] = value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from videoblip2.config import VERSION, InputError
+from videoblip2 import __version__
+from videoblip2.errors import InputError
 from videoblip2.files import write_json
 
 Json = dict[str, Any]
@@ -117,44 +118,32 @@ class Provenance(Record):
         path = folder / FILE
         if optional and not path.is_file():
             return cls()
-        content = _upgraded(folder, _read_json(folder, path))
         try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise _damaged(folder, error) from error
+            return cls.model_validate(_upgraded(folder, dict(json.loads(path.read_text(encoding="utf-8")))))
+        except FileNotFoundError as error:
+            reason = f"no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote"
+            raise InputError(f"checkpoint {folder}: {reason}") from error
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"checkpoint {folder}: {FILE} is damaged ({reason}); train or copy it again") from error
 
     def write(self, folder: Path) -> None:
         """Write provenance.json to a checkpoint folder, in this version's format."""
-        stamped = self.model_copy(update={"format": FORMAT, "written_by": f"videoblip2 {VERSION}"})
+        stamped = self.model_copy(update={"format": FORMAT, "written_by": f"videoblip2 {__version__}"})
         write_json(folder / FILE, stamped.model_dump(mode="json"))
-
-
-def _read_json(folder: Path, path: Path) -> Json:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint {folder}: no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote") from error
-    except (ValueError, TypeError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:300]
-    return InputError(f"checkpoint {folder}: {FILE} is damaged ({reason}); train or copy it again")
 
 
 def _upgraded(folder: Path, content: Json) -> Json:
     """`content` in this version's format."""
     found = content.get("format", 0)
-    writer = content.get("written_by") or "an unknown version"
-    readable = f"this is videoblip2 {VERSION}, which reads formats {min(UPGRADES)} to {FORMAT}"
-    if not isinstance(found, int) or found > FORMAT:
-        raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: update videoblip2")
-    if found < min(UPGRADES):
-        raise InputError(
-            f"checkpoint {folder}: format {found}, written by {writer}; {readable}: load and save it with a version "
-            "in between, or train again"
-        )
+    newer = not isinstance(found, int) or found > FORMAT
+    if newer or found < min(UPGRADES):
+        writer = content.get("written_by") or "an unknown version"
+        readable = f"this is videoblip2 {__version__}, which reads formats {min(UPGRADES)} to {FORMAT}"
+        remedy = "update videoblip2" if newer else "load and save it with a version in between, or train again"
+        raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: {remedy}")
     for older in range(found, FORMAT):
         content = UPGRADES[older](content)
     return content

@@ -64,7 +64,7 @@ def test_a_packaged_checkpoint_keeps_its_version_and_has_its_encoders_with_it(mo
     monkeypatch.setattr(
         "videoblip2.tracking.find_model", lambda name: SimpleNamespace(folder=model, version="videoblip2/3")
     )
-    assert stage("models:/videoblip2@champion", tmp_path / "out").version == "videoblip2/3"
+    assert stage("models:/videoblip2@champion", tmp_path / "out") == ("videoblip2/3", True)
     monkeypatch.undo()
     found = find_model(tmp_path / "out" / "model")
     assert found.version == "videoblip2/3"
@@ -91,7 +91,7 @@ def test_an_encoder_that_is_nowhere_is_named(model, tmp_path, monkeypatch):
 
 def test_without_a_manifest_there_are_no_encoders(model, tmp_path):
     (model / "provenance.json").write_text('{"format": 2}')
-    assert stage(str(model), tmp_path / "out").media is False
+    assert stage(str(model), tmp_path / "out") == ("best", False)
     assert not (tmp_path / "out" / "model" / "encoders").exists()
 
 

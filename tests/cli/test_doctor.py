@@ -1,6 +1,7 @@
 """`vb2 doctor`: every check with a machine in and out of order, and the store's own findings."""
 
 import json
+import os
 import sqlite3
 import subprocess
 from importlib import metadata
@@ -30,40 +31,43 @@ def only(findings):
     return finding
 
 
-def test_the_command_prints_remedies_and_one_json_object(monkeypatch):
-    bad = Finding("disk (here)", "fail", "0.1 GB free in /", "make room")
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("Java", "ok", "17")], lambda: [bad]))
+def test_the_command_prints_remedies_and_one_json_object(store, monkeypatch):
+    checks = {"Java": (lambda: ("ok", "17"), "install it"), "disk": (lambda: ("fail", "0.1 GB free in /"), "make room")}
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    found = [Finding("store", "ok", "here")]
+    monkeypatch.setattr("videoblip2.tracking.mlflow.run_records.store_findings", lambda: found)
     run = CliRunner().invoke(app, ["doctor", "--json"])
     *lines, last = run.stdout.splitlines()
     assert lines == [
         "ok    Java: 17",
-        "fail  disk (here): 0.1 GB free in /",
+        "fail  disk: 0.1 GB free in /",
         "      → make room",
-        "faults: 1, warnings: 0",
+        "ok    store: here",
+        "1 fault, 0 warnings",
     ]
-    assert json.loads(last)["counts"] == {"ok": 1, "note": 0, "warn": 0, "fail": 1}
+    assert json.loads(last)["counts"] == {"ok": 2, "note": 0, "warn": 0, "fail": 1}
     assert json.loads(last)["findings"][1]["remedy"] == "make room"
     assert run.exit_code == 3
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("Java", "warn", "not found", "install it")],))
+    monkeypatch.setattr(doctor, "CHECKS", {"Java": (lambda: ("warn", "not found"), "install it")})
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
 
 def test_java_absent_broken_and_there(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert (only(doctor.java()).status, "apt-get install" in only(doctor.java()).remedy) == ("warn", True)
+    assert doctor.java() == ("warn", "not found") and "apt-get install" in doctor.CHECKS["Java"][1]
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/java")
     answers = [SimpleNamespace(returncode=1, stderr="no memory", stdout="")]
     answers.append(SimpleNamespace(returncode=0, stderr='openjdk version "17"\nmore', stdout=""))
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answers.pop(0))
-    assert "no memory" in only(doctor.java()).found
-    assert by_name(doctor.java())["Java"] == Finding("Java", "ok", 'openjdk version "17"')
+    assert doctor.java() == ("warn", "does not start (no memory)")
+    assert doctor.java() == ("ok", 'openjdk version "17"')
 
 
 def test_missing_decoders_are_named(monkeypatch):
-    assert by_name(doctor.video())["video decoding (PyAV)"].status == "ok"
+    assert doctor.decoders()[0] == "ok"
     monkeypatch.setattr(media, "DECODERS", ("h264", "no-such-codec"))
-    finding = by_name(doctor.video())["video decoding (PyAV)"]
-    assert (finding.status, "without no-such-codec" in finding.found) == ("warn", True)
+    status, found = doctor.decoders()
+    assert (status, "without no-such-codec" in found) == ("warn", True)
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
@@ -71,39 +75,34 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert only(doctor.gpu()).status == "note"
+    assert doctor.gpu()[0] == "note"
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert (only(doctor.gpu()).status, "CUDA build" in only(doctor.gpu()).remedy) == ("warn", True)
+    assert doctor.gpu()[0] == "warn" and "CUDA build" in doctor.CHECKS["GPU"][1]
 
 
 def test_environment_managers(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_CONDA_HOME", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/uv" if name == "uv" else None)
-    found = by_name(doctor.managers())
-    assert {name: finding.status for name, finding in found.items()} == {
-        "environment manager uv": "ok",
-        "environment manager conda": "note",
-        "environment manager pyenv": "note",
-    }
+    found = {name: doctor.CHECKS[f"environment manager {name}"][0]() for name in ("uv", "conda", "pyenv")}
+    assert found == {"uv": ("ok", "/bin/uv"), "conda": ("note", "not found"), "pyenv": ("note", "not found")}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "conda").touch()
     monkeypatch.setenv("MLFLOW_CONDA_HOME", str(tmp_path))
-    assert by_name(doctor.managers())["environment manager conda"].found == str(tmp_path / "bin" / "conda")
+    assert doctor.program("conda") == ("ok", str(tmp_path / "bin" / "conda"))
 
 
 @pytest.mark.parametrize(("gigabytes", "status"), [(0.5, "fail"), (5, "warn"), (500, "ok")])
-def test_disk(monkeypatch, tmp_path, gigabytes, status):
+def test_disk(store, monkeypatch, gigabytes, status):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=gigabytes * 1e9))
-    assert doctor._free_space("disk", tmp_path).status == status
+    assert doctor.disk() == (status, f"{gigabytes:.1f} GB free in {store}")
 
 
 def test_versions_against_the_ranges_of_the_package(monkeypatch):
-    assert only(doctor.versions()).status == "ok"
+    assert doctor.versions()[0] == "ok"
     asked = ["numpy>=99", "no-such-package>=1", "torch>=2.6", 'ray>=99; extra == "ray"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
-    finding = only(doctor.versions())
     wanted = f"numpy {metadata.version('numpy')}, needs >=99; no-such-package is not installed"
-    assert (finding.status, finding.found) == ("fail", wanted)
+    assert doctor.versions() == ("fail", wanted)
 
 
 # --- the store
@@ -114,7 +113,7 @@ def test_a_store_in_order_and_its_unclosed_runs(store):
     process = subprocess.Popen(["true"])
     process.wait()
     client = stores.connect()
-    tags = {"host": doctor.os.uname().nodename, "pid": str(process.pid)}
+    tags = {"host": os.uname().nodename, "pid": str(process.pid)}
     client.create_run(client.create_experiment("toy"), run_name="left", tags=tags)
     finding = by_name(store_findings())["store: unclosed runs"]
     assert (finding.status, finding.found) == ("warn", "1 RUNNING without a process: left")

@@ -6,43 +6,44 @@ Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
 import sys
 from typing import Annotated
 
-import typer
+from typer import Exit, Option, Typer
 
-from videoblip2.cli import data, demo, deploy, doctor, experiments, features, predict, registry, runs, train, weights
-from videoblip2.cli.console import ANY_OPTION
+from videoblip2 import __version__
+from videoblip2.cli import assets, data, demo, deploy, doctor, features, predict, registry, runs, train
+from videoblip2.errors import InputError
 
-app = typer.Typer(
+app = Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 160},
     epilog="Every command takes --debug, which shows where an error came from.",
 )
-OVERRIDABLE = (train.ce, train.scst, train.tune, predict.evaluate, registry.promote)
-for command in (
-    *(train.ce, train.scst, train.lm),
-    *(predict.evaluate, predict.caption, predict.ask, train.tune),
-    *(registry.promote, registry.rollback, registry.lineage, registry.reproduce),
-    *(deploy.serve, deploy.package, demo.demo, doctor.doctor),
-):
-    app.command(context_settings=ANY_OPTION if command in OVERRIDABLE else {})(command)
-for group in (data, features, weights, experiments, runs):
-    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
+GROUPS = (
+    *((None, room.app) for room in (train, predict, registry, deploy, demo, doctor)),
+    *(("data", data.app), ("features", features.app), ("weights", assets.weights)),
+    *(("experiments", assets.experiments), ("runs", runs.app)),
+)
+for name, group in GROUPS:
+    app.add_typer(group, name=name)
+    for info in group.registered_commands:
+        assert info.callback
+        info.short_help = (info.callback.__doc__ or "").partition("\n")[0]  # shown whole in lists of commands
+        if "overrides" in info.callback.__annotations__:  # `mlflow run -P optim.lr=1` gives `--optim.lr 1`
+            info.context_settings = {"ignore_unknown_options": True}
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from videoblip2.config import VERSION
-
-        print(f"vb2 {VERSION}")
-        raise typer.Exit
+        print(f"vb2 {__version__}")
+        raise Exit
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """VideoBLIP2: video and audio captioning, from features to a served model."""
@@ -62,8 +63,6 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """One line: a user's mistake as it is; anything else with its type and how to see more."""
-    from videoblip2.errors import InputError
-
     text = " ".join(str(error).split())
     if isinstance(error, InputError | FloatingPointError):
         return text

@@ -7,41 +7,35 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import typer
+from typer import Argument, Exit, Option
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
-ConfigFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file, or a name from `vb2 experiments list`, such as toy_ce.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Configuration keys to override: optim.lr=1e-5. `--optim.lr 1e-5` works too."
-    ),
-]
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint folder, run id, or models:/videoblip2@champion.")
-]
-RegisteredName = Annotated[str, typer.Option(help="Registered model.")]
-Folder = Annotated[Path, typer.Option(help="Folder that relative paths in the configuration start from.")]
-FeatureStore = Annotated[Path | None, typer.Option("--features", help="Feature store; VIDEO is then a video id.")]
-Beams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+from videoblip2.errors import InputError
 
-#: Settings of a command that takes overrides: `mlflow run -P optim.lr=1e-5` arrives as `--optim.lr 1e-5`.
-ANY_OPTION = {"ignore_unknown_options": True}
-
-
-T = TypeVar("T")
-Record = Mapping[str, object]  # what --json prints
+Json = Annotated[bool, Option("--json", help="Print one JSON object on the last line of standard output.")]
+ConfigFile = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or a name from `vb2 experiments list`.")]
+ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, run, or models:/videoblip2@champion.")]
+RegisteredName = Annotated[str, Option(help="Registered model.")]
+Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
+FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; VIDEO is then a video id.")]
+Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beams of the search; 1 is greedy.")]
+Words = list[str] | None  # KEY=VALUE …; each command says which keys
 
 REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar
 SOME_FAILED = 3  # exit code
 
+T = TypeVar("T")
 
-def overrides_from(words: list[str] | None) -> list[str]:
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  vb2 {line}" for line in commands)])
+
+
+def overrides_from(words: Words) -> list[str]:
     """["a=1", "--b.c", "2"] → ["a=1", "b.c=2"]."""
     pairs, rest = [], list(words or [])
     while rest:
@@ -53,33 +47,50 @@ def overrides_from(words: list[str] | None) -> list[str]:
     return pairs
 
 
+def key_values(what: str) -> Any:
+    """The argument KEY=VALUE …"""
+    told = f"{what} `--optim.lr 1e-5` means optim.lr=1e-5."
+    return Argument(metavar="KEY=VALUE", help=told, callback=overrides_from)
+
+
 def go_to(folder: Path) -> None:
     """Let relative paths start at `folder`."""
-    from videoblip2.errors import InputError
-
     try:
         os.chdir(folder)
     except OSError as error:
         raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
 
 
-def emit(record: Record, json: bool, text: str) -> None:
-    """Print `text` for a person; with `json`, also `record` as one JSON object on the last line of standard output."""
+def emit(record: object, json: bool, text: str, **more: object) -> None:
+    """Print `text` for a person; with `json`, also a record as one JSON object on the last line of standard output.
+
+    Args:
+        record: a mapping, or a dataclass.
+        more: further fields.
+    """
     if text:
         print(text)
     if json:
-        print(json_module.dumps(record, ensure_ascii=False, default=str))
+        print(json_module.dumps({**more, **plain(record)}, ensure_ascii=False, default=str))
     sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and named tuples as mappings, however deep."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "_asdict") or isinstance(value, Mapping):
+        items = value if isinstance(value, Mapping) else value._asdict()
+        return {key: plain(item) for key, item in items.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def exit_if_failed(failed: int, done: int) -> None:
     """Exit with 3 if some items failed. Raises InputError if all did."""
-    from videoblip2.errors import InputError
-
     if failed and not done:
         raise InputError(f"all {failed} items failed; fix what the lines above name")
     if failed:
-        raise typer.Exit(SOME_FAILED)
+        raise Exit(SOME_FAILED)
 
 
 def say(line: str) -> None:
@@ -92,40 +103,34 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def listed(*lines: tuple[object, str]) -> list[str]:
+    """The lines of a report whose number or list is not empty."""
+    return [line for value, line in lines if value]
+
+
 def progress(items: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
     """Yield `items` behind a progress bar (speed, time left) on a terminal; elsewhere a line a minute says the same."""
     if not sys.stderr.isatty():
-        yield from _reported(items, total, description)
+        start = last = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            if (now := time.monotonic()) - last >= REPORT_SECONDS:
+                last, speed = now, done / (now - start)
+                of = f" of {total}, {(total - done) / speed / 60:.0f} min left" if total else ""
+                print(f"{description}: {done}{of}, {speed:.1f}/s", file=sys.stderr, flush=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    text = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[speed]", "fields[note]")]
+    columns = (text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn(), text[2])
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         size = total if total is not None else (len(items) if isinstance(items, Sized) else None)
         task = bar.add_task(description, total=size, speed="", note="")
         for item in items:
             yield item
-            speed = bar.tasks[0].speed
-            note = str(getattr(items, "note", ""))
-            bar.update(task, advance=1, speed=f"{speed:.1f}/s" if speed else "", note=note)
-
-
-def _reported(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        if (now := time.monotonic()) - last >= REPORT_SECONDS:
-            last, speed = now, done / (now - start)
-            of = f" of {total}, {(total - done) / speed / 60:.0f} min left" if total else ""
-            print(f"{description}: {done}{of}, {speed:.1f}/s", file=sys.stderr, flush=True)
+            rate, note = bar.tasks[0].speed, str(getattr(items, "note", ""))
+            bar.update(task, advance=1, speed=f"{rate:.1f}/s" if rate else "", note=note)
 
 
 @contextmanager

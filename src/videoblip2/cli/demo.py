@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option, Typer
 
-from videoblip2.cli.console import Json, emit, progress, table
+from videoblip2.cli.console import Json, emit, examples, progress, say, table
+from videoblip2.errors import counted
 
 if TYPE_CHECKING:
     from videoblip2.toy.demo import Demo
 
+app = Typer()
 LABELS = {
     "ce": "CE (video + audio)",
     "scst": "CE, then SCST",
@@ -18,22 +20,38 @@ LABELS = {
 }
 
 
+@app.command(epilog=examples("demo", "demo --quick --out /tmp/demo"))
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Half a minute, to check that everything works.")] = False,
+    out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    quick: Annotated[bool, Option("--quick", help="Half a minute, to check that everything works.")] = False,
     json: Json = False,
 ) -> None:
     """Run the whole path on generated videos, offline: data, features, training, promotion, serving."""
     from videoblip2.captions.metrics import PRIMARY
     from videoblip2.toy.demo import FULL, QUICK, run_demo
 
-    made = run_demo(out, QUICK if quick else FULL, progress, lambda line: print(line, flush=True))
+    made = run_demo(out, QUICK if quick else FULL, progress, say)
+    scst, ce = made.tests["scst"].evaluation, made.tests["ce"].evaluation
+    shown = [
+        f"{made.videos / video_id}.mp4\n"
+        f"  reference  {scst.references[video_id][0]}\n"
+        f"  CE         {ce.captions[video_id]}\n"
+        f"  SCST       {scst.captions[video_id]}"
+        for video_id in made.example_videos()
+    ]
+    video = made.videos / f"{made.example_videos()[0]}.mp4"
+    after = f"""Next:
+  mlflow ui                                       # compare the runs at http://127.0.0.1:5000
+  vb2 caption models:/videoblip2@champion {video}
+  vb2 serve                                       # then, in another terminal:
+  curl -s http://127.0.0.1:3000/caption -F video=@{video}
+  vb2 scst toy_scst scst.baseline=leave_one_out"""
+    served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
     scores = {name: (test.metrics[PRIMARY], made.stages[name].run_id) for name, test in made.tests.items()}
     scores["trivial"] = (made.trivial, None)
     record = {name: {"cider": cider, "run_id": run_id} for name, (cider, run_id) in scores.items()}
     seconds = made.seconds
-    served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
-    text = [_results(made), *_examples(made), served, _next_commands(made), f"{seconds:.0f} seconds"]
+    text = [_results(made), *shown, served, after, f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
 
 
@@ -48,26 +66,5 @@ def _results(made: "Demo") -> str:
         rows.append([label, *values, str(made.stages[name].run_id)])
     trivial = [shown(PRIMARY, made.trivial) if key == PRIMARY else "" for key in names]
     rows.append(["most typical training caption", *trivial, ""])
-    title = f"Toy world, test split ({made.tests['ce'].videos} videos, none seen in training)"
+    title = f"Toy world, test split ({counted(made.tests['ce'].videos, 'video')}, none seen in training)"
     return table(title, ["model", *map(label_of, names), "run id"], rows)
-
-
-def _examples(made: "Demo") -> list[str]:
-    scst, ce = made.tests["scst"].evaluation, made.tests["ce"].evaluation
-    return [
-        f"{made.videos / video_id}.mp4\n"
-        f"  reference  {scst.references[video_id][0]}\n"
-        f"  CE         {ce.captions[video_id]}\n"
-        f"  SCST       {scst.captions[video_id]}"
-        for video_id in made.example_videos()
-    ]
-
-
-def _next_commands(made: "Demo") -> str:
-    video = made.videos / f"{made.example_videos()[0]}.mp4"
-    return f"""Next:
-  mlflow ui                                       # compare the runs at http://127.0.0.1:5000
-  vb2 caption models:/videoblip2@champion {video}
-  vb2 serve                                       # then, in another terminal:
-  curl -s http://127.0.0.1:3000/caption -F video=@{video}
-  vb2 scst toy_scst scst.baseline=leave_one_out"""

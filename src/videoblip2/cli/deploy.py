@@ -16,12 +16,15 @@ import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-import typer
+from typer import Option, Typer
 
-from videoblip2.cli.console import Json, emit, progress
+from videoblip2.cli.console import Json, emit, examples, progress
+from videoblip2.errors import InputError
+from videoblip2.files import shipped
 
+app = Typer()
 CHAMPION = "models:/videoblip2@champion"
 #: What serving imports; their own requirements are found in their metadata.
 NEEDED = (
@@ -41,43 +44,16 @@ BENTOFILE = {
 }
 
 
-class Staged(NamedTuple):
-    """What a folder to build from contains: the model's version, and whether its encoders are included."""
-
-    version: str
-    media: bool
-
-
+@app.command(epilog=examples("serve", "serve --model runs/demo/runs/scst/best --port 8080"))
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="MODEL to serve; an alias is followed. Default: models:/videoblip2@champion.")
-    ] = None,
-    pin: Annotated[int | None, typer.Option(min=1, help="Serve this version, whichever is the champion.")] = None,
-    shadow: Annotated[
-        str | None, typer.Option(help="MODEL that runs in shadow: logged and compared, never returned.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every network of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+    model: Annotated[str | None, Option(help=f"MODEL to serve; an alias is followed. Default: {CHAMPION}.")] = None,
+    pin: Annotated[int | None, Option(min=1, help="Serve this version, whichever is the champion.")] = None,
+    shadow: Annotated[str | None, Option(help="MODEL in shadow: logged and compared, never returned.")] = None,
+    host: Annotated[str, Option(help="0.0.0.0 listens on every network of this machine.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = 3000,
 ) -> None:
-    """Serve the champion over HTTP; promotions and rollbacks take effect within seconds.
-
-    \b
-    Examples:
-      vb2 serve
-      vb2 serve --model runs/demo/runs/scst/best --port 8080
-    """
+    """Serve the champion over HTTP; promotions and rollbacks take effect within seconds."""
     from videoblip2.server import server_command, server_environment
-
-    _check_address(host, port)
-    home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
-    own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
-    settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}
-    os.execve(sys.executable, server_command(host, port), server_environment(settings))
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raise InputError if the address cannot be bound."""
-    from videoblip2.errors import InputError
 
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -86,47 +62,29 @@ def _check_address(host: str, port: int) -> None:
             listener.bind(found[4])
     except OSError as error:
         raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from error
+    home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
+    own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
+    settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}
+    os.execve(sys.executable, server_command(host, port), server_environment(settings))
 
 
+@app.command(epilog=examples("package", "package --model runs/demo/runs/scst/best --export videoblip2.bento"))
 def package(
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
-    export: Annotated[
-        Path | None, typer.Option(help="Also write the Bento to this file, to move it to another machine.")
-    ] = None,
+    model: Annotated[str, Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
+    export: Annotated[Path | None, Option(help="Also write the Bento to this file, for another machine.")] = None,
     json: Json = False,
 ) -> None:
-    """Build a Bento that serves MODEL with no MLflow store and no network.
-
-    \b
-    Examples:
-      vb2 package
-      vb2 package --model runs/demo/runs/scst/best --export videoblip2.bento
-    """
-    target = _checked(export) if export else None
+    """Build a Bento that serves MODEL with no MLflow store and no network."""
+    if export and (export.is_dir() or not export.absolute().parent.is_dir()):
+        reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
+        raise InputError(f"--export {export}: {reason}; name a file such as videoblip2.bento")
     with tempfile.TemporaryDirectory(prefix="vb2-package-") as folder:
         steps = progress(["collect", "build"], description="package")
         next(steps)
         version, media = stage(model, Path(folder))
         next(steps)
-        built = build(Path(folder), version, target)
+        built = build(Path(folder), version, export and export.absolute())
         list(steps)
-    record = {**built, "model_version": version, "media": media, "export": str(export) if export else None}
-    emit(record, json, _text(built, version, media, export))
-
-
-def _checked(export: Path) -> Path:
-    """The absolute path to export to. Raises InputError, before the minutes of building, if it cannot be written."""
-    from videoblip2.errors import InputError
-
-    if export.is_dir() or not export.absolute().parent.is_dir():
-        reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
-        raise InputError(f"--export {export}: {reason}; name a file such as videoblip2.bento")
-    return export.absolute()
-
-
-def _text(built: dict[str, str], version: str, media: bool, export: Path | None) -> str:
-    from videoblip2.files import shipped
-
     tag = built["tag"]
     lines = [f"Bento: {tag}   model: {version}", built["path"]]
     if not media:
@@ -139,7 +97,8 @@ def _text(built: dict[str, str], version: str, media: bool, export: Path | None)
         f"  bentoml containerize {tag} -t videoblip2:latest",
         f"  kubectl apply -k {shipped('serving') / 'k8s'}",
     ]
-    return "\n".join(lines)
+    record = {**built, "model_version": version, "media": media, "export": str(export) if export else None}
+    emit(record, json, "\n".join(lines))
 
 
 def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:
@@ -152,24 +111,23 @@ def build(folder: Path, version: str, export: Path | None = None) -> dict[str, s
 
 def _bentoml(folder: Path, *words: str) -> str:
     """The last line that a BentoML command prints, run in `folder` to import the code that the folder contains."""
-    from videoblip2.errors import InputError
-
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "COLUMNS": "10000"}  # it wraps long lines
     command = [sys.executable, "-m", "bentoml", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     if done.returncode:
-        raise InputError(
-            f"bentoml {words[0]} failed: {' '.join((done.stderr or done.stdout).strip().splitlines()[-1:])}"
-        )
+        reason = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise InputError(f"bentoml {words[0]} failed: {' '.join(reason)}")
     return done.stdout.strip().splitlines()[-1]
 
 
-def stage(model: str, folder: Path) -> Staged:
-    """Copy everything a Bento of MODEL needs into `folder`. Raises InputError if something is missing."""
+def stage(model: str, folder: Path) -> tuple[str, bool]:
+    """Copy everything a Bento of MODEL needs into `folder` → the model's version, and whether its encoders are in it.
+
+    Raises InputError if something is missing.
+    """
     import yaml
 
     import videoblip2
-    from videoblip2.files import shipped
     from videoblip2.tracking import find_model
 
     found, ignore = find_model(model), shutil.ignore_patterns(*LEFT_OUT)
@@ -180,7 +138,7 @@ def stage(model: str, folder: Path) -> Staged:
     (folder / "model" / "VERSION").write_text(found.version + "\n", encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(pinned(NEEDED)) + "\n", encoding="utf-8")
     (folder / "bentofile.yaml").write_text(yaml.safe_dump(BENTOFILE, sort_keys=False), encoding="utf-8")
-    return Staged(found.version, _copy_encoders(folder / "model"))
+    return found.version, _copy_encoders(folder / "model")
 
 
 def _copy_encoders(checkpoint: Path) -> bool:
@@ -188,7 +146,6 @@ def _copy_encoders(checkpoint: Path) -> bool:
 
     Raises InputError if one is not available, or is not the one that made the features.
     """
-    from videoblip2.errors import InputError
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.provenance import ENCODERS, Provenance
 
@@ -208,16 +165,14 @@ def _copy_encoders(checkpoint: Path) -> bool:
     return True
 
 
-def _encoder_folder(name: str, revision: str | None = None) -> Path:
+def _encoder_folder(name: str, revision: str | None) -> Path:
     """The folder itself, or the local copy of a hub repository, downloaded if necessary."""
-    from videoblip2.errors import InputError
+    from huggingface_hub import snapshot_download
 
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
     try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise InputError(
@@ -232,8 +187,6 @@ def pinned(needed: Iterable[str]) -> list[str]:
     A local label such as `+cpu` is left out, since no index has it: on a GPU machine pip installs the CUDA build.
     """
     from packaging.requirements import Requirement
-
-    from videoblip2.errors import InputError
 
     versions: dict[str, str] = {}
     waiting, seen = list(needed), set(needed)

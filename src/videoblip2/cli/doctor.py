@@ -4,154 +4,141 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import typer
+from typer import Exit, Typer
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, progress
+from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, progress
+from videoblip2.errors import counted
 
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
-
-    from videoblip2.tracking.mlflow.store import Finding
-
-PACKAGE = "videoblip2"
+app = Typer()
+Status = tuple[str, str]  # ok, note, warn or fail; and what was found
 LITTLE_SPACE, NO_SPACE = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
-MANAGERS = {
-    "uv": "`pip install uv`; then `mlflow run . -e ce --env-manager uv`",
-    "conda": "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce` makes the environment",
-    "pyenv": "install pyenv; then `mlflow run . -e ce --env-manager virtualenv`",
-}
 
 
+@app.command(epilog=examples("doctor"))
 def doctor(json: Json = False) -> None:
     """Check Java, video decoding, GPU, tracking store, environment managers, disk, versions; exit with 3 on a fault."""
-    findings = [finding for check in progress(CHECKS, len(CHECKS), "check") for finding in check()]
+    from videoblip2.tracking.mlflow.run_records import store_findings
+    from videoblip2.tracking.mlflow.store import Finding
+
+    findings = []
+    for name, (check, remedy) in progress(CHECKS.items(), len(CHECKS), "check"):
+        status, found = check()
+        findings.append(Finding(name, status, found, "" if status == "ok" else remedy))
+    findings += store_findings()
     counts = {status: sum(f.status == status for f in findings) for status in ("ok", "note", "warn", "fail")}
     lines = []
     for finding in findings:
         lines.append(f"{finding.status:4}  {finding.name}: {finding.found}")
         lines += [f"      → {finding.remedy}"] if finding.remedy else []
-    faults = f"faults: {counts['fail']}" if counts["fail"] else "no faults"
-    text = "\n".join([*lines, f"{faults}, warnings: {counts['warn']}"])
-    emit({"findings": [asdict(f) for f in findings], "counts": counts}, json, text)
+    faults = counted(counts["fail"], "fault") if counts["fail"] else "no faults"
+    lines.append(f"{faults}, {counted(counts['warn'], 'warning')}")
+    emit({"findings": findings, "counts": counts}, json, "\n".join(lines))
     if counts["fail"]:
-        raise typer.Exit(SOME_FAILED)
+        raise Exit(SOME_FAILED)
 
 
-def _finding(name: str, status: str, found: str, remedy: str = "") -> "Finding":
-    from videoblip2.tracking.mlflow.store import Finding
-
-    return Finding(name, status, found, "" if status == "ok" else remedy)
-
-
-def java() -> list["Finding"]:
-    from videoblip2.captions.metrics import spice_models_present
-
-    remedy = "`apt-get install default-jre-headless`; without it METEOR and SPICE are left out"
-    if shutil.which("java") is None:
-        return [_finding("Java", "warn", "not found", remedy)]
-    done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        return [_finding("Java", "warn", f"does not start ({(done.stderr or done.stdout).strip()[:100]})", remedy)]
-    spice = spice_models_present()
-    fetch = "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them; only SPICE needs them"
-    models = _finding(
-        "SPICE's model files", "ok" if spice else "note", "installed" if spice else "not installed", fetch
-    )
-    return [_finding("Java", "ok", done.stderr.splitlines()[0]), models]
-
-
-def video() -> list["Finding"]:
-    from videoblip2.features.media import missing_decoders, pyav_version
-
-    missing = missing_decoders()
-    remedy = "`pip install --only-binary av av`: its wheels bring FFmpeg with these decoders"
-    found = pyav_version() + (f", without {', '.join(missing)}" if missing else "")
-    ffmpeg = shutil.which("ffmpeg")
-    return [
-        _finding("video decoding (PyAV)", "warn" if missing else "ok", found, remedy),
-        _finding("ffmpeg", "ok" if ffmpeg else "note", ffmpeg or "not on PATH", "optional: PyAV has its own"),
-    ]
-
-
-def gpu() -> list["Finding"]:
-    import torch
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return [_finding("GPU", "ok", f"{', '.join(names)}, torch {torch.__version__}")]
-    if shutil.which("nvidia-smi"):
-        remedy = "install torch's CUDA build: see https://pytorch.org/get-started/locally"
-        return [_finding("GPU", "warn", f"present, but torch {torch.__version__} cannot use it", remedy)]
-    return [
-        _finding("GPU", "note", f"none, torch {torch.__version__}", "the toy world needs none; MSR-VTT needs 24 GB")
-    ]
-
-
-def tracking() -> list["Finding"]:
-    from videoblip2.tracking.mlflow.run_records import store_findings
-
-    return store_findings()
-
-
-def managers() -> list["Finding"]:
-    """None is required: `mlflow run --env-manager local` works in this environment."""
-    found = {name: shutil.which(name) for name in MANAGERS}
-    conda = Path(os.environ.get("MLFLOW_CONDA_HOME", "nowhere")) / "bin" / "conda"
-    if conda.is_file():
-        found["conda"] = found["conda"] or str(conda)
-    return [
-        _finding(f"environment manager {name}", "ok" if path else "note", path or "not found", MANAGERS[name])
-        for name, path in found.items()
-    ]
-
-
-def disk() -> list["Finding"]:
-    from videoblip2.tracking.mlflow import store
-
-    places = {"disk (here)": Path.cwd()}
-    database = store.sqlite_file(store.tracking_uri())
-    if database and database.parent.is_dir() and database.parent != Path.cwd():
-        places["disk (store)"] = database.parent
-    return [_free_space(name, folder) for name, folder in places.items()]
-
-
-def _free_space(name: str, folder: Path) -> "Finding":
-    free = shutil.disk_usage(folder).free / 1e9
-    status = "fail" if free < NO_SPACE else "warn" if free < LITTLE_SPACE else "ok"
-    return _finding(
-        name, status, f"{free:.1f} GB free in {folder}", "free some space; a full-size run takes about 6 GB"
-    )
-
-
-def versions() -> list["Finding"]:
+def versions() -> Status:
     """Compare the installed packages with the ranges of pyproject.toml."""
     from packaging.requirements import Requirement
 
     try:
-        asked = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+        asked = [Requirement(text) for text in metadata.requires("videoblip2") or []]
     except metadata.PackageNotFoundError:
-        return [_finding("versions", "fail", f"{PACKAGE} is not installed", "`make setup`, or `pip install -e .`")]
-    wanted = [
-        requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate({"extra": ""})
-    ]
-    wrong = [text for text in map(_shortfall, wanted) if text]
-    remedy = "`pip install -e . -c constraints.txt` installs versions that were tested together"
-    found = "; ".join(wrong) or f"{len(wanted)} packages within their ranges"
-    return [_finding("versions", "fail" if wrong else "ok", found, remedy)]
+        return "fail", "videoblip2 is not installed"
+    wanted = [one for one in asked if not one.marker or one.marker.evaluate({"extra": ""})]
+    wrong = []
+    for one in wanted:
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{one.name} is not installed")
+        else:
+            fits = one.specifier.contains(version, prereleases=True)
+            wrong += [] if fits else [f"{one.name} {version}, needs {one.specifier}"]
+    return ("fail", "; ".join(wrong)) if wrong else ("ok", f"{len(wanted)} packages within their ranges")
 
 
-def _shortfall(requirement: "Requirement") -> str:
-    name, specifier = requirement.name, requirement.specifier
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return f"{name} is not installed"
-    return "" if specifier.contains(version, prereleases=True) else f"{name} {version}, needs {specifier}"
+def java() -> Status:
+    if shutil.which("java") is None:
+        return "warn", "not found"
+    done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        return "warn", f"does not start ({(done.stderr or done.stdout).strip()[:100]})"
+    return "ok", done.stderr.splitlines()[0]
 
 
-CHECKS: tuple[Callable[[], list["Finding"]], ...] = (versions, java, video, gpu, tracking, managers, disk)
+def spice() -> Status:
+    from videoblip2.captions.metrics import spice_models_present
+
+    return ("ok", "installed") if spice_models_present() else ("note", "not installed")
+
+
+def decoders() -> Status:
+    from videoblip2.features.media import missing_decoders, pyav_version
+
+    missing = missing_decoders()
+    return ("warn", f"{pyav_version()}, without {', '.join(missing)}") if missing else ("ok", pyav_version())
+
+
+def program(name: str) -> Status:
+    """On PATH; conda also where MLFLOW_CONDA_HOME says."""
+    conda = Path(os.environ.get("MLFLOW_CONDA_HOME", "nowhere")) / "bin" / "conda"
+    path = shutil.which(name) or (str(conda) if name == "conda" and conda.is_file() else None)
+    return ("ok", path) if path else ("note", "not found")
+
+
+def gpu() -> Status:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return "ok", f"{', '.join(names)}, torch {torch.__version__}"
+    if shutil.which("nvidia-smi"):
+        return "warn", f"present, but torch {torch.__version__} cannot use it"
+    return "note", f"none, torch {torch.__version__}"
+
+
+def disk() -> Status:
+    """Here, and where the tracking store is."""
+    from videoblip2.tracking.mlflow import store
+
+    database = store.sqlite_file(store.tracking_uri())
+    folders = {Path.cwd(), database.parent} if database and database.parent.is_dir() else {Path.cwd()}
+    free = {folder: shutil.disk_usage(folder).free / 1e9 for folder in sorted(folders)}
+    least = min(free.values())
+    status = "fail" if least < NO_SPACE else "warn" if least < LITTLE_SPACE else "ok"
+    return status, "; ".join(f"{gigabytes:.1f} GB free in {folder}" for folder, gigabytes in free.items())
+
+
+#: Name → the check, and its remedy. No environment manager is required: `mlflow run --env-manager local` works.
+CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
+    "versions": (versions, "`pip install -e . -c constraints.txt` installs versions that were tested together"),
+    "Java": (java, "`apt-get install default-jre-headless`; without it METEOR and SPICE are left out"),
+    "SPICE's model files": (
+        spice,
+        "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them; only SPICE needs them",
+    ),
+    "video decoding (PyAV)": (
+        decoders,
+        "`pip install --only-binary av av`: its wheels bring FFmpeg with these decoders",
+    ),
+    "ffmpeg": (partial(program, "ffmpeg"), "optional: PyAV has its own"),
+    "GPU": (
+        gpu,
+        "the toy world needs none, MSR-VTT 24 GB; torch's CUDA build: https://pytorch.org/get-started/locally",
+    ),
+    "environment manager uv": (partial(program, "uv"), "`pip install uv`; then `mlflow run . -e ce --env-manager uv`"),
+    "environment manager conda": (
+        partial(program, "conda"),
+        "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce` makes the environment",
+    ),
+    "environment manager pyenv": (
+        partial(program, "pyenv"),
+        "install pyenv; then `mlflow run . -e ce --env-manager virtualenv`",
+    ),
+    "disk": (disk, "free some space; a full-size run takes about 6 GB"),
+}

@@ -4,55 +4,50 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, exit_if_failed, interruptible, progress, some
+from videoblip2.cli.console import (
+    SOME_FAILED,
+    Json,
+    emit,
+    examples,
+    exit_if_failed,
+    interruptible,
+    progress,
+    some,
+)
+from videoblip2.errors import counted
 
-app = typer.Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
-
-
+app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 Engine = StrEnum("Engine", "local ray")  # where the encoders run
+Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
-@app.command()
+@app.command(epilog=examples("features extract videos/ --out features/mine --device cuda --shard 1/4"))
 def extract(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
-    clip: Annotated[str, typer.Option(help="CLIP model: folder or hub name.")] = "openai/clip-vit-large-patch14",
-    clap: Annotated[str, typer.Option(help="CLAP model: folder or hub name.")] = "laion/clap-htsat-unfused",
-    clip_revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
-    clap_revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second; default: 1, with --frames 4.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Exact number of frames a video, evenly spaced, out of those at --fps.")
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(help="Largest number of frames; longer videos are thinned evenly.")
-    ] = None,
-    output: Annotated[str, typer.Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
-    tokens: Annotated[str, typer.Option(help="pooled: one vector a frame; patch: one for each patch.")] = "pooled",
-    window_seconds: Annotated[
-        float | None, typer.Option(help="Seconds of audio in one vector; default: the model's own.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: bfloat16 on cuda.")] = None,
-    batch_frames: Annotated[int, typer.Option(help="Frames in one forward pass.")] = 64,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads; default: one a core.")] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Process part I of N; the parts can run at the same time.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Skip videos already extracted and unchanged.")] = True,
-    engine: Annotated[Engine, typer.Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
-    actors: Annotated[int, typer.Option(min=1, help="Number of encoders, with ray.")] = 1,
+    videos: Annotated[list[Path], Argument(help="Video files, or folders of them.")],
+    out: Annotated[Path, Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
+    clip: Annotated[str, Option(help="CLIP model: folder or hub name.")] = "openai/clip-vit-large-patch14",
+    clap: Annotated[str, Option(help="CLAP model: folder or hub name.")] = "laion/clap-htsat-unfused",
+    clip_revision: Revision = None,
+    clap_revision: Revision = None,
+    fps: Annotated[float | None, Option(help="Frames a second; default: 1, with --frames 4.")] = None,
+    frames: Annotated[int | None, Option(help="Exact frames a video, evenly spaced, of those at --fps.")] = None,
+    max_frames: Annotated[int | None, Option(help="Most frames a video; longer ones are thinned evenly.")] = None,
+    output: Annotated[str, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
+    tokens: Annotated[str, Option(help="pooled: one vector a frame; patch: one for each patch.")] = "pooled",
+    window_seconds: Annotated[float | None, Option(help="Seconds of audio a vector; default: the model's.")] = None,
+    device: Annotated[str, Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    dtype: Annotated[str | None, Option(help="float32, bfloat16, float16; default: bfloat16 on cuda.")] = None,
+    batch_frames: Annotated[int, Option(help="Frames in one forward pass.")] = 64,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one a core.")] = None,
+    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
+    resume: Annotated[bool, Option(help="Skip videos already extracted and unchanged.")] = True,
+    engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
+    actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
     json: Json = False,
 ) -> None:
-    """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest.
-
-    \b
-    Examples:
-      vb2 features extract videos/ --out features/mine
-      vb2 features extract videos/ --out features/mine --device cuda --shard 1/4
-    """
+    """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
     from videoblip2.features.media_features import Encoders, feature_settings
@@ -82,77 +77,67 @@ def extract(
     with interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
         report = extract_features(paths, out, encoders, run, progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
-    lines = [f"not a video by suffix or content, ignored: {_counted(others)}"] if others else []
+    lines = [f"not a video by suffix or content, ignored: {_named(others)}"] if others else []
     lines += [f"noted: {caveat}" for caveat in report.noted.values()]
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
-    result = {"out": str(out), "done": report.done, "skipped": report.skipped, "failed": report.failed}
-    result |= {"noted": report.noted, "passed_over": others}
-    emit(result, json, "\n".join(lines))
+    emit(report, json, "\n".join(lines), out=str(out), passed_over=others)
     exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
 
 
-@app.command("import")
+@app.command("import", epilog=examples("features import clip.npy ids.json --out features/mine --audio clap.npy"))
 def import_(
-    video: Annotated[Path, typer.Argument(help=".npy of frame features [videos, frames, width up to 768].")],
-    ids: Annotated[Path, typer.Argument(help="JSON list of video ids, one for each row.")],
-    out: Annotated[Path, typer.Option(help="The feature store to write.")],
-    audio: Annotated[
-        Path | None, typer.Option(help=".npy of audio features [videos, windows, width up to 512].")
-    ] = None,
+    video: Annotated[Path, Argument(help=".npy of frame features [videos, frames, width up to 768].")],
+    ids: Annotated[Path, Argument(help="JSON list of video ids, one for each row.")],
+    out: Annotated[Path, Option(help="The feature store to write.")],
+    audio: Annotated[Path | None, Option(help=".npy of audio features [videos, windows, width up to 512].")] = None,
     json: Json = False,
 ) -> None:
     """Make a feature store from features that are already in one array."""
     from videoblip2.features.store import import_arrays
 
     videos = import_arrays(video, ids, out, audio, progress)
-    emit({"out": str(out), "videos": videos}, json, f"{out}: {videos} videos")
+    emit({"out": str(out), "videos": videos}, json, f"{out}: {counted(videos, 'video')}")
 
 
-@app.command()
+@app.command(epilog=examples("features pack features/mine features/mine.safetensors"))
 def pack(
-    store: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
+    store: Annotated[Path, Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
     json: Json = False,
 ) -> None:
     """Pack a feature store into one memory-mapped file, which every command takes in place of the folder."""
-    from dataclasses import asdict
-
     from videoblip2.features.pack import pack_features
 
     report = pack_features(store, out, progress)
     kinds = ", ".join(f"{modality} {kind}" for modality, kind in report.kinds.items())
-    text = f"{out}: {report.videos} videos, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB"
-    emit(asdict(report), json, text)
+    videos = counted(report.videos, "video")
+    emit(report, json, f"{out}: {videos}, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB")
 
 
-@app.command()
+@app.command(epilog=examples("features check features/msrvtt --annotations data/msrvtt/train.json"))
 def check(
-    store: Annotated[Path, typer.Argument(help="A folder with video/ID.npy and audio/ID.npy, or a packed file.")],
-    annotations: Annotated[Path | None, typer.Option(help="Check the videos of this file; default: all.")] = None,
+    store: Annotated[Path, Argument(help="A folder with video/ID.npy and audio/ID.npy, or a packed file.")],
+    annotations: Annotated[Path | None, Option(help="Check the videos of this file; default: all.")] = None,
     json: Json = False,
 ) -> None:
     """Check shapes, types, NaN, missing files, silent, empty and absent audio; exit with 3 if a video is unusable."""
-    from dataclasses import asdict
-
     from videoblip2.data.annotations import read_annotations
     from videoblip2.features.check import check_features
 
     wanted = [video.video_id for video in read_annotations(annotations)] if annotations else None
     report = check_features(store, wanted)
     lines = [f"unusable: {reason}" for reason in report.unusable.values()]
-    lines += [
-        f"{name}: {_counted(ids)}"
-        for name in ("missing", "silent", "empty", "absent")
-        if (ids := getattr(report, name))
-    ]
-    lines += [f"not in the annotations: {_counted(report.unannotated)}"] if report.unannotated else []
+    groups = [(name, getattr(report, name)) for name in ("missing", "silent", "empty", "absent")]
+    groups.append(("not in the annotations", report.unannotated))
+    lines += [f"{name}: {_named(ids)}" for name, ids in groups if ids]
     (least, most), (few, many) = report.frames, report.audio_windows
-    lines.append(f"{store}: {report.videos} videos usable, {least}-{most} frames, {few}-{many} audio windows")
-    emit({"ok": report.ok, **asdict(report)}, json, "\n".join(lines))
+    videos = counted(report.videos, "video")
+    lines.append(f"{store}: {videos} usable, {least}-{most} frames, {few}-{many} audio windows")
+    emit(report, json, "\n".join(lines), ok=report.ok)
     if not report.ok:
-        raise typer.Exit(SOME_FAILED)
+        raise Exit(SOME_FAILED)
 
 
-def _counted(ids: list[str]) -> str:
+def _named(ids: list[str]) -> str:
     return f"{len(ids)} ({some(ids)})"

@@ -3,108 +3,90 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
-from videoblip2.cli.console import (
-    Beams,
-    FeatureStore,
-    Folder,
-    Json,
-    ModelName,
-    Overrides,
-    emit,
-    exit_if_failed,
-    go_to,
-    overrides_from,
-    progress,
-    table,
+from videoblip2.cli import console
+
+app = Typer()
+
+
+@app.command(
+    epilog=console.examples("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
 )
-
-
 def evaluate(
-    model: ModelName,
-    overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
-    folder: Folder = Path(),
-    json: Json = False,
+    model: console.ModelName,
+    overrides: Annotated[
+        console.Words,
+        console.key_values("Keys of the model's own configuration, such as decode.num_beams=3 or data.features=DIR."),
+    ] = None,
+    split: Annotated[str, Option(help="val or test.")] = "val",
+    out: Annotated[Path | None, Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
+    folder: console.Folder = Path(),
+    json: console.Json = False,
 ) -> None:
-    """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run.
-
-    \b
-    Examples:
-      vb2 evaluate models:/videoblip2@champion --split test
-      vb2 evaluate runs/demo/runs/ce/best decode.num_beams=3
-    """
+    """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
     from videoblip2.captions.metrics import label_of, shown
+    from videoblip2.errors import counted
     from videoblip2.training.evaluation import evaluate_model
 
-    go_to(folder)
-    result = evaluate_model(model, split, overrides_from(overrides), out, progress)
+    console.go_to(folder)
+    result = evaluate_model(model, split, overrides or [], out, console.progress)
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
-    text = table(f"{model} on {split} ({result.videos} videos)", ["metric", "score"], rows)
-    files = [f"predictions: {result.predictions}", *([f"answers: {result.answers}"] if result.answers else [])]
-    lines = [text, *files, f"run: {result.run_id or 'not tracked'}"]
-    record = {
-        "run_id": result.run_id,
-        "split": split,
-        "metrics": result.metrics,
-        "unavailable": result.unavailable,
-        "predictions": str(result.predictions),
-        **({"answers": str(result.answers)} if result.answers else {}),
-    }
-    emit(record, json, "\n".join(lines))
+    answers = {"answers": str(result.answers)} if result.answers else {}
+    files = {"predictions": str(result.predictions), **answers}
+    lines = [console.table(f"{model} on {split} ({counted(result.videos, 'video')})", ["metric", "score"], rows)]
+    lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
+    scores = {"metrics": result.metrics, "unavailable": result.unavailable}
+    console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
 
 
+@app.command(
+    epilog=console.examples(
+        "caption models:/videoblip2@champion holiday.mp4",
+        "caption RUN video560 --features runs/demo/features",
+    )
+)
 def caption(
-    model: ModelName,
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Media files, or video ids with --features.")],
-    features: FeatureStore = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt to use instead of the model's own.")] = None,
-    beams: Beams = 1,
-    json: Json = False,
+    model: console.ModelName,
+    videos: Annotated[list[str], Argument(metavar="VIDEO", help="Media files, or video ids with --features.")],
+    features: console.FeatureFolder = None,
+    prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
+    num_beams: console.Beams = 1,
+    json: console.Json = False,
 ) -> None:
-    """Caption media files, or stored features.
-
-    \b
-    Examples:
-      vb2 caption models:/videoblip2@champion holiday.mp4
-      vb2 caption runs/demo/runs/scst/best video560 video561 --features runs/demo/features
-    """
+    """Caption media files, or stored features."""
     from videoblip2.config import Decoding
     from videoblip2.predict import caption_each, load_captioner
 
     captioner = load_captioner(model)
-    rows = list(caption_each(captioner, videos, features, prompt, Decoding(beams)))
+    rows = list(caption_each(captioner, videos, features, prompt, Decoding(num_beams)))
     lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in rows]
-    emit({"model_version": captioner.version, "captions": rows}, json, "\n".join(lines))
+    console.emit({"model_version": captioner.version, "captions": rows}, json, "\n".join(lines))
     failed = sum("error" in row for row in rows)
-    exit_if_failed(failed, len(rows) - failed)
+    console.exit_if_failed(failed, len(rows) - failed)
 
 
+@app.command(
+    epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what can be heard?'")
+)
 def ask(
-    model: ModelName,
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="Such as 'what color is the ball?'.")],
-    features: FeatureStore = None,
-    beams: Beams = 1,
-    json: Json = False,
+    model: console.ModelName,
+    video: Annotated[str, Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
+    questions: Annotated[list[str], Argument(metavar="QUESTION", help="Such as 'what color is the ball?'.")],
+    features: console.FeatureFolder = None,
+    num_beams: console.Beams = 1,
+    json: console.Json = False,
 ) -> None:
-    """Answer questions about one video, with a model trained on questions (data.task=qa or mixed).
-
-    \b
-    Example:
-      vb2 ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what can be heard?'
-    """
+    """Answer questions about one video, with a model trained on questions (data.task=qa or mixed)."""
     from videoblip2.config import Decoding
     from videoblip2.predict import ask_video, load_captioner
 
     captioner = load_captioner(model)
-    answers = ask_video(captioner, video, questions, features, Decoding(beams))
+    answers = ask_video(captioner, video, questions, features, Decoding(num_beams))
     rows = [
         {"question": question, "answer": answer.text, "score": round(answer.score, 4)}
         for question, answer in zip(questions, answers, strict=True)
     ]
     lines = [f"{row['question']}  {row['answer'] or '(no answer)'}" for row in rows]
-    emit({"model_version": captioner.version, "video": video, "answers": rows}, json, "\n".join(lines))
+    console.emit({"model_version": captioner.version, "video": video, "answers": rows}, json, "\n".join(lines))

@@ -2,25 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from videoblip2.cli.console import (
-    ConfigFile,
-    Folder,
-    Json,
-    Overrides,
-    Record,
-    emit,
-    go_to,
-    overrides_from,
-    progress,
-    say,
-    table,
-)
+from videoblip2.cli import console
+from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
     from videoblip2.model.qformer.weight_report import WeightReport
@@ -28,70 +17,51 @@ if TYPE_CHECKING:
     from videoblip2.training.stage import StageResult
     from videoblip2.tune.lead import Outcome
 
-Seeds = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")
-]
+app = typer.Typer()
+Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
+Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
 
 
+@app.command(epilog=console.examples("ce toy_ce", "ce experiments/msrvtt_ce.yaml optim.lr=1e-4 --seeds 3"))
 def ce(
-    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+    config: console.ConfigFile,
+    overrides: Overrides = None,
+    folder: console.Folder = Path(),
+    seeds: Seeds = 1,
+    json: console.Json = False,
 ) -> None:
-    """Stage 1: train with cross-entropy, as one MLflow run. resume=RUN resumes a run that was stopped.
-
-    \b
-    Examples:
-      vb2 ce toy_ce
-      vb2 ce experiments/msrvtt_ce.yaml optim.lr=1e-4 --seeds 3
-    """
+    """Stage 1: train with cross-entropy, as one MLflow run. resume=RUN resumes a run that was stopped."""
     _train("ce", config, overrides, folder, seeds, json)
 
 
+@app.command(epilog=console.examples("scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN"))
 def scst(
-    config: ConfigFile, overrides: Overrides = None, folder: Folder = Path(), seeds: Seeds = 1, json: Json = False
+    config: console.ConfigFile,
+    overrides: Overrides = None,
+    folder: console.Folder = Path(),
+    seeds: Seeds = 1,
+    json: console.Json = False,
 ) -> None:
-    """Stage 2: train with self-critical sequence training on CIDEr-D, as one MLflow run.
-
-    \b
-    Examples:
-      vb2 scst toy_scst
-      vb2 scst experiments/msrvtt_scst.yaml train.start_from=RUN
-      vb2 scst experiments/msrvtt_scst.yaml resume=RUN
-    """
+    """Stage 2: train with self-critical sequence training on CIDEr-D, as one MLflow run."""
     _train("scst", config, overrides, folder, seeds, json)
 
 
-def lm(
-    annotations: Annotated[Path, typer.Argument(help="train.json: the captions to learn from.")],
-    out: Annotated[Path, typer.Option(help="Folder for t5/ and bert/.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Such as steps=500.")] = None,
-    prompt: Annotated[str, typer.Option(help="Words that both vocabularies must contain.")] = "a video of",
-    json: Json = False,
-) -> None:
-    """Train a small T5 on captions alone, for machines and data sets without a pre-trained one."""
-    from videoblip2.data.annotations import read_annotations
-    from videoblip2.toy.small_t5 import parse_settings, train_language_model
-
-    videos = read_annotations(annotations)
-    t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), progress)
-    emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
-
-
-def _train(stage: str, path: str, overrides: list[str] | None, folder: Path, seeds: int, json: bool) -> None:
+def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds: int, json: bool) -> None:
     from videoblip2.config import load_config
 
-    usual, config = load_config(path), load_config(path, overrides_from(overrides))
-    go_to(folder)
+    usual, config = load_config(path), load_config(path, overrides or [])
+    console.go_to(folder)
     try:
         if seeds > 1:
             from videoblip2.training.seeds import run_seeds
 
-            result = run_seeds(stage, config, seeds, progress, show_weights, usual)
-            emit(_seeds_record(stage, result), json, _seeds_table(result))
+            result = run_seeds(stage, config, seeds, console.progress, show_weights, usual)
+            console.emit(result, json, _seeds_table(result))
         else:
             from videoblip2.training.stage import run_stage
 
-            trained = run_stage(stage, config, progress, show_weights, usual)
-            emit(asdict(trained), json, _summary(trained))
+            trained = run_stage(stage, config, console.progress, show_weights, usual)
+            console.emit(trained, json, _summary(trained))
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
 
@@ -102,7 +72,7 @@ def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]
         print(f"{part}: {line}")
     for name, report in reports.items():
         columns = ["group", "tensors", "parameters", "what", "from or why"]
-        print(table(f"{name} Q-Former from {report.file}", columns, report.table()))
+        print(console.table(f"{name} Q-Former from {report.file}", columns, report.table()))
     sys.stdout.flush()
 
 
@@ -113,16 +83,6 @@ def _summary(result: "StageResult") -> str:
     scores = "  ".join(f"{label_of(name)} {shown(name, value)}" for name, value in metrics if name != "step")
     head = f"{result.name}: best at step {result.best_step}: {scores}\nrun: {result.run_id or 'not tracked'}"
     return f"{head}\ncheckpoint: {result.checkpoint}\nmodel: {result.model}"
-
-
-def _seeds_record(stage: str, result: "SeedsResult") -> Record:
-    return {
-        "stage": stage,
-        "name": result.name,
-        "run_id": result.run_id,
-        "seeds": [asdict(seed) for seed in result.seeds],
-        "metrics": {name: value._asdict() for name, value in result.metrics.items()},
-    }
 
 
 def _seeds_table(result: "SeedsResult") -> str:
@@ -136,69 +96,70 @@ def _seeds_table(result: "SeedsResult") -> str:
     means = [shown_interval(name, result.metrics[name]) for name in names]
     rows.append(["mean", *means, "", result.run_id or "not tracked"])
     title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
-    return f"{result.name}\n{table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
+    return f"{result.name}\n{console.table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
 
 
-def tune(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Study: a YAML file, or a name such as tune_toy_ce.")],
-    overrides: Overrides = None,
-    worker: Annotated[bool, typer.Option("--worker", help="Run trials of a study that another process leads.")] = False,
-    storage: Annotated[
-        str | None, typer.Option(help="Journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT.")
-    ] = None,
-    serve: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Run no trial: offer the database at grpc://HOST:PORT.")
-    ] = None,
-    json: Json = False,
+@app.command(epilog=console.examples("lm data/mine/train.json --out models/small steps=500"))
+def lm(
+    annotations: Annotated[Path, Argument(help="train.json: the captions to learn from.")],
+    out: Annotated[Path, Option(help="Folder for t5/ and bert/.")],
+    settings: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help="Such as steps=500.")] = None,
+    prompt: Annotated[str, Option(help="Words that both vocabularies must contain.")] = "a video of",
+    json: console.Json = False,
 ) -> None:
-    """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials.
+    """Train a small T5 on captions alone, for machines and data sets without a pre-trained one."""
+    from videoblip2.data.annotations import read_annotations
+    from videoblip2.toy.small_t5 import parse_settings, train_language_model
 
-    \b
-    Examples:
-      vb2 tune tune_toy_ce
-      vb2 tune tune_toy_ce --worker
-    """
-    pairs = [*overrides_from(overrides), *([f"storage={storage}"] if storage else [])]
+    videos = read_annotations(annotations)
+    t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), console.progress)
+    console.emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
+
+
+@app.command(epilog=console.examples("tune tune_toy_ce", "tune tune_toy_ce n_trials=40", "tune tune_toy_ce --worker"))
+def tune(
+    config: Annotated[str, Argument(metavar="CONFIG", help="Study: a YAML file, or a name such as tune_toy_ce.")],
+    overrides: Annotated[console.Words, console.key_values("Keys of the study (n_trials=40) or experiment.")] = None,
+    worker: Annotated[bool, Option("--worker", help="Run trials of a study that another process leads.")] = False,
+    storage: Annotated[str | None, Option(help="Journal file, sqlite:///…, postgresql://… or grpc://….")] = None,
+    serve: Annotated[str | None, Option(metavar="HOST:PORT", help="Run no trial: offer the database there.")] = None,
+    json: console.Json = False,
+) -> None:
+    """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
+    pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
     if serve is not None:
         from videoblip2.tune import study as stores
         from videoblip2.tune.plan import load_plan
 
         place = stores.address(load_plan(config, pairs))
-        say(f"serving {stores.hidden(place)} to grpc://{serve}; press Ctrl-C to stop")
+        console.say(f"serving {stores.hidden(place)} to grpc://{serve}; press Ctrl-C to stop")
         stores.serve(place, serve)
     elif worker:
         from videoblip2.tune.lead import join
 
-        made = join(config, pairs, progress, say)
-        emit({"made": made}, json, f"{made} trials run; none is left")
+        made = join(config, pairs, console.progress, console.say)
+        console.emit({"made": made}, json, f"{counted(made, 'trial')} run; none is left")
     else:
-        from videoblip2.errors import InputError
         from videoblip2.tune.lead import tune as lead
 
-        outcome = lead(config, pairs, progress, say)
-        emit(_study_record(outcome), json, _study_text(outcome))
+        outcome = lead(config, pairs, console.progress, console.say)
+        console.emit(_study_record(outcome), json, _study_text(outcome))
         if outcome.best is None:
             raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
 
 
-def _study_record(outcome: "Outcome") -> Record:
+def _study_record(outcome: "Outcome") -> dict[str, object]:
     best, verdict = outcome.best, outcome.verdict
+    number = verdict.best if verdict else best and best.number
+    judged = verdict and {"better": verdict.better, "interval": [verdict.low, verdict.high], **console.plain(verdict)}
     return {
         "study": outcome.study,
         "run_id": outcome.run_id,
         "trials": outcome.states,
-        "best": best
-        and {"trial": verdict.best if verdict else best.number, outcome.metric: best.value, "params": best.params},
-        "best_file": outcome.best_file and str(outcome.best_file),
-        "verdict": verdict
-        and {
-            "better": verdict.better,
-            "difference": verdict.difference,
-            "interval": [verdict.low, verdict.high],
-            "chosen_among": verdict.chosen_among,
-            "chosen_again": verdict.chosen_again,
-        },
-        "plots": [str(path) for path in outcome.plots],
+        "best": best and {"trial": number, outcome.metric: best.value, "params": best.params},
+        "best_file": outcome.best_file,
+        "verdict": judged,
+        "plots": outcome.plots,
         "rows": outcome.rows,
     }
 
@@ -211,10 +172,10 @@ def _study_text(outcome: "Outcome") -> str:
     from videoblip2.captions.metrics import label_of
     from videoblip2.tune.report import shown, shown_score
 
-    lines.append(
-        f"best: validation {label_of(outcome.metric)} {shown_score(outcome.best)}   {shown(outcome.best.params)}"
-    )
+    score, params = shown_score(outcome.best), shown(outcome.best.params)
     alone = "the default trial is not complete, so there is nothing to compare with"
-    lines += [outcome.verdict.text() if outcome.verdict else alone, f"best.yaml: {outcome.best_file}"]
-    lines += [f"plots: {', '.join(str(path) for path in outcome.plots)}"] if outcome.plots else []
+    verdict = outcome.verdict.text() if outcome.verdict else alone
+    lines += [f"best: validation {label_of(outcome.metric)} {score}   {params}", verdict]
+    plots = ", ".join(map(str, outcome.plots))
+    lines += [f"best.yaml: {outcome.best_file}", *console.listed((plots, f"plots: {plots}"))]
     return "\n".join([*lines, "next:", *(f"  {command}" for command in outcome.commands)])

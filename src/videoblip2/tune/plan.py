@@ -145,7 +145,7 @@ class Plan:
 
     def content_of(self, params: Mapping[str, Scalar]) -> Document:
         """The base with a trial's values, as nested mappings."""
-        return overridden(self.content, [f"{key}={_text(value)}" for key, value in params.items()])
+        return overridden(self.content, [f"{key}={_text(value)}" for key, value in params.items()], Config)
 
     def config_of(self, params: Mapping[str, Scalar], *overrides: str) -> Config:
         """The configuration of a trial."""
@@ -156,9 +156,10 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     """Read a study and its base. Raises InputError naming the key, the range or the value that is wrong."""
     pairs = list(overrides)
     own = [pair for pair in pairs if pair.partition("=")[0].split(".")[0] in Tuning.model_fields]
-    tuning = validated(Tuning, overridden(read_yaml(path), own), str(path))
+    tuning = validated(Tuning, overridden(read_yaml(path), own, Tuning), str(path))
     on_top = [f"{key}={_text(value)}" for key, value in _leaves(tuning.config).items()]
-    content = overridden(_base(tuning, str(path)), [*on_top, *(pair for pair in pairs if pair not in own)])
+    on_top += [pair for pair in pairs if pair not in own]
+    content = overridden(_base(tuning, str(path)), on_top, Config)
     plan = Plan(tuning, content, str(path))
     _check(plan)
     return plan
@@ -227,4 +228,4 @@ def _leaves(node: Document, prefix: str = "") -> Document:
 
 def _text(value: Any) -> str:
     """A value as the right side of an override; JSON is YAML."""
-    return json.dumps(value) if not isinstance(value, str) or not value.startswith(("[", "{")) else value
+    return value if isinstance(value, str) else json.dumps(value)

@@ -5,7 +5,6 @@ by the video's number, in the same shuffled order in all trials, so that the Wil
 one on the videos they share, and stops it early.
 """
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,7 +116,7 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     ended = read_finished(folder / FOLDER) if again else None
     if ended is not None:  # its worker died after training and before the report
         return Score(*_score(folder), ended.model)
-    overrides = [f"run.out={json.dumps(str(plan.folder))}", f"run.name={json.dumps(name)}"]
+    overrides = [f"run.out={plan.folder}", f"run.name={name}"]
     overrides.append(f"train.resume={'auto' if again else 'null'}")
     config = plan.config_of(trial.params, *overrides)
     watcher.last_step = config.train.steps
@@ -146,7 +145,7 @@ class Bench:
 def open_bench(plan: Plan) -> Bench:
     """Load model and data, once for all trials of a process."""
     settings = flatten(plan.base)
-    opened = open_model(str(plan.tuning.tuned_model), [f"{key}={json.dumps(settings[key])}" for key in OF_STUDY])
+    opened = open_model(str(plan.tuning.tuned_model), [f"{key}={settings[key]}" for key in OF_STUDY])
     videos = require_features(read_annotations(opened.annotations("val.json")), opened.store, "val.json")
     references = {video.video_id: video.captions for video in videos}
     order = sorted(references)
