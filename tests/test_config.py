@@ -21,6 +21,8 @@ def test_file_then_overrides_in_order(tmp_path):
         ("colour=red", "unknown key 'colour'"),
         ("optim.lr", "not of the form key=value"),
         ("seed.x=1", "seed"),
+        ("optim.lr={", "override 'optim.lr={': not a valid value"),
+        ("optim.lr=inf", "optim.lr=inf: input should be a finite number"),
     ],
 )
 def test_what_is_wrong_is_named(override, message):
@@ -28,6 +30,36 @@ def test_what_is_wrong_is_named(override, message):
         parse_config({}, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("data.prompt", text) for text in ("clip #3 shows", "a video of: ", "what's this: {", '"quoted"', "", "yes")),
+        *(("run.name", text) for text in ("2026-11-29", "7e12345", "0x10", "12:30", "- a", "[x", "null and void")),
+        *(("run.out", text) for text in ("/x/demo #2", "a: b", "*star", "&x", "@home", "%y", "!tag")),
+        *(("train.resume", "12e3" * 8), ("train.start_from", "7e12345"), ("model.modalities", "audio")),
+    ],
+)
+def test_where_a_key_is_text_the_text_is_the_value(tmp_path, key, text):
+    config = parse_config({}, [f"{key}={text}"])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert flatten(config)[key] == text == flatten(load_config(tmp_path / "c.yaml"))[key]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optim.lr=1e-5", "optim.lr", 1e-5),
+        ("train.start_from=null", "train.start_from", None),
+        ("run.name=", "run.name", None),
+        ("model.modalities=[audio]", "model.modalities", "audio"),
+        ("model.lora.target_modules=[q, k]", "model.lora.target_modules", ["q", "k"]),
+        ("scst.reward.terms.my.rewards:short=-0.5", "scst.reward.terms.my.rewards:short", -0.5),
+    ],
+)
+def test_other_values_are_read_as_yaml(override, key, value):
+    assert flatten(parse_config({}, [override]))[key] == value
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])

@@ -17,17 +17,13 @@ from videoblip2.errors import dotted_keys, validated
 from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 from videoblip2.overrides import overridden, read_yaml
 
-#: The version of the package; pyproject.toml reads it here.
-VERSION = "0.1.0"
+QUESTION_PROMPT = "question: {} answer:"
 
 
 class Section(BaseModel):
     """Frozen, strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-QUESTION_PROMPT = "question: {} answer:"
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -255,22 +251,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
     """Build a Config from nested mappings and `key=value` overrides."""
-    return validated(Config, overridden(content, overrides), source)
+    return validated(Config, overridden(content, overrides, Config), source)
 
 
-def flatten(config: BaseModel) -> dict[str, object]:
+def flatten(config: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Dotted keys and plain values, such as {"optim.lr": 1e-05, ...}; none stays None."""
     flat: dict[str, object] = {}
-    _flatten(config.model_dump(mode="json"), "", flat)
+    for key, value in (config.model_dump(mode="json") if isinstance(config, BaseModel) else config).items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _flatten(node: Mapping[str, Any], prefix: str, flat: dict[str, object]) -> None:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", flat)
-        else:
-            flat[f"{prefix}{key}"] = value
 
 
 def to_yaml(config: Config) -> str:

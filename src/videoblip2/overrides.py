@@ -45,7 +45,7 @@ def read_yaml(path: str | Path) -> Tree:
     return content or {}
 
 
-def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type[BaseModel] | None = None) -> Tree:
+def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type[BaseModel]) -> Tree:
     """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked.
 
     Args:
@@ -69,7 +69,7 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type
     return merged
 
 
-def _locate(model: type[BaseModel] | None, key: str) -> tuple[list[str], Any]:
+def _locate(model: type[BaseModel], key: str) -> tuple[list[str], Any]:
     """The parts of a dotted key, and the type of its value; inside a mapping the rest of the key is one part."""
     parts: list[str] = []
     kind: Any = model
