@@ -46,7 +46,7 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.toy.small_t5 import train_bert_tokenizer, train_t5_tokenizer
 from videoblip2.training.ce import ce_step
-from videoblip2.training.optimizer import build_optimizer, clip_gradients
+from videoblip2.training.update import build_optimizer, clip_gradients
 from videoblip2.training.workspace import Workspace
 
 FRAMES, WINDOWS, BATCH = 20, 10, 32

@@ -21,7 +21,7 @@ def test_corpus_and_per_video_scores():
 
 
 def test_a_video_without_caption_is_named():
-    with pytest.raises(InputError, match="video1: has references but no caption"):
+    with pytest.raises(InputError, match="video 'video1' has references but not a caption"):
         evaluate({"video0": "a"}, REFERENCES, default_metrics(fast=True))
 
 
@@ -33,5 +33,5 @@ def test_predictions_file_and_table_rows(tmp_path):
     assert [row["video_id"] for row in rows] == ["video0", "video1"]
     assert rows[0]["references"] == REFERENCES["video0"]
     assert rows[0]["scores"]["CIDEr"] == result.per_video["video0"]["CIDEr"]
-    assert next(iter(result.rows()[0])) == "video_id"
+    assert next(iter(result.tables()["predictions"][0])) == "video_id"
     assert [path.name for path in path.parent.iterdir()] == ["predictions.jsonl"]

@@ -42,10 +42,6 @@ class Evaluation:
         rows: tuple[Row, ...] = (*self.caption_rows, *self.answer_rows)
         return list(dict.fromkeys(row.video_id for row in rows))
 
-    def rows(self) -> list[dict[str, object]]:
-        """The captions as a table, `video_id` first."""
-        return [row.shown() for row in self.caption_rows]
-
     def tables(self) -> dict[str, list[dict[str, object]]]:
         """Table's name → rows; only tables that have rows."""
         both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
@@ -58,12 +54,10 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     categories: Mapping[str, int] | None = None,
 ) -> Evaluation:
-    """Score one caption per video against that video's references; metrics: names in METRICS, None = the defaults."""
-    missing = sorted(set(references) - set(captions))
-    if missing:
-        raise InputError(
-            f"video {missing[0]}: has references but no caption ({len(missing)} such); caption every video"
-        )
+    """Score one caption per video against that video's references; metrics: names in METRICS, None = the defaults.
+
+    Raises InputError as `caption_metrics` does.
+    """
     result = caption_metrics(references, captions, default_metrics() if metrics is None else metrics)
     known = categories or {}
     rows = [
@@ -96,9 +90,9 @@ def evaluate_answers(
     if train:
         texts, labels = [question.question for question in train], [question.answer for question in train]
         common = common_answers(texts, labels)
-        same_type = [typed_answer(common, question) for question in asked]
+        same_type, same_words = [typed_answer(common, text) for text in asked], blind_answers(asked, texts, labels)
         scores["accuracy_common"] = answer_accuracy(asked, same_type, expected)["accuracy"]
-        scores["accuracy_blind"] = answer_accuracy(asked, blind_answers(asked, texts, labels), expected)["accuracy"]
+        scores["accuracy_blind"] = answer_accuracy(asked, same_words, expected)["accuracy"]
     rows = [
         AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer)
         for q, text in zip(questions, given, strict=True)

@@ -11,14 +11,16 @@ from tiny_training import Remember, teach, workspace
 from videoblip2.training.ce import ce_step
 from videoblip2.training.interruptions import signals_wait
 from videoblip2.training.loop import Training, train
-from videoblip2.training.microbatch import MicroBatch
-from videoblip2.training.monitors import BandMonitor
-from videoblip2.training.rollout import build_reward
+from videoblip2.training.rollout import BandMonitor, build_reward
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import StateFile, read_saved
+from videoblip2.training.update import MicroBatch
 from videoblip2.training.workspace import start_copy
 
-SCST = ("scst.kl_weight=0.1", "scst.reuse=2", "train.accumulate=2", "scst.reward.repetition=0.1")
+SCST = (
+    *("scst.kl_weight=0.1", "scst.reuse=2", "scst.samples=2", "scst.reward.repetition=0.1"),
+    *("train.accumulate=2", "decode.max_new_tokens=6"),
+)
 
 
 class Stop(Exception):
@@ -182,7 +184,7 @@ class SpoiledGradient(torch.autograd.Function):
         return gradient * float("inf")
 
 
-def test_samples_are_tabled_at_validations_and_bands_watched(model, tokenizers, caplog):
+def test_samples_are_tabled_at_validations_and_bands_watched(model, tokenizers, capsys):
     """A band that cannot be kept (captions ten times as long as the references) is warned of once, and counted."""
     tracker = Remember()
     run("scst", model, tokenizers, tracker, options=("scst.watch.length=[10,20]",))
@@ -190,7 +192,7 @@ def test_samples_are_tabled_at_validations_and_bands_watched(model, tokenizers, 
     assert set(names) == {"samples"}
     assert [rows[0]["step"] for rows in tables] == [3, 6]
     assert {"video_id", "sampled", "reward", "greedy", "greedy_reward", "step"} == set(tables[0][0])
-    lines = [record.message for record in caplog.records if "length" in record.message]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "length" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning: step 2: length is ")
     assert tracker.tags["warning.2.length"] in lines[0]

@@ -11,9 +11,9 @@ from torch import nn
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.config import parse_config
 from videoblip2.model import decode
-from videoblip2.training import monitors, scst
-from videoblip2.training.optimizer import clip_gradients
-from videoblip2.training.rollout import build_reward
+from videoblip2.training import scst
+from videoblip2.training.rollout import TOLERANCE, build_reward
+from videoblip2.training.update import clip_gradients
 from videoblip2.training.workspace import start_copy
 
 
@@ -138,7 +138,7 @@ def test_passes_that_are_not_one_policy_are_refused(work, make_batch, monkeypatc
 def test_bf16_passes_stay_within_their_tolerance(model, tokenizers, make_batch):
     work = workspace(model, tokenizers, "precision=bf16")
     (part,) = scst.scst_step(work, scorer(), make_batch(), 0)
-    assert 1e-3 < float(part.metrics["log_prob_gap"]) < monitors.TOLERANCE["bf16"]
+    assert 1e-3 < float(part.metrics["log_prob_gap"]) < TOLERANCE["bf16"]
 
 
 def test_dropout_makes_two_policies_and_is_not_refused(model, tokenizers, make_batch):
@@ -196,22 +196,22 @@ def test_k3_is_zero_at_home_and_estimates_the_divergence():
 
 def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
     """Descent on the KL term alone: the policy comes back to the start."""
-    work = workspace(model, tokenizers, "scst.kl_weight=1", "scst.reward.cider=0", "scst.samples=12")
+    work = workspace(model, tokenizers, "scst.kl_weight=1", "scst.reward.cider=0", "scst.samples=8")
     start = start_copy(work)
     assert start.language_model.shared.weight is work.model.language_model.shared.weight  # frozen: not copied
     assert start.proj_video.weight is not work.model.proj_video.weight
     assert not start.trainable()
     work.model = moved(work.model)
-    optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=1e-3)
+    optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=5e-4)
     judge, batch, kl = build_reward(work), work.batches(0), []
-    for step in range(80):
+    for step in range(40):
         (part,) = scst.scst_step(work, judge, batch, step, start)
         kl.append(float(part.metrics["kl"]))
         part.loss.backward()
         clip_gradients(work.model.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    assert np.mean(kl[-5:]) < 0.7 * np.mean(kl[:5])
+    assert np.mean(kl[-10:]) < 0.85 * np.mean(kl[:10])
 
 
 def test_no_copy_of_the_start_without_a_kl_term(work):
@@ -284,7 +284,7 @@ def test_unended_samples_are_counted_and_can_be_left_out(model, tokenizers, make
     assert torch.equal(one.mask, one.sampled.mask)
     assert torch.equal(other.mask[ended], one.mask[ended])
     assert other.mask[~ended].sum() == 0
-    assert float(monitors.rollout_metrics(other)["ended"]) == pytest.approx(ended.float().mean().item())
+    assert float(other.metrics()["ended"]) == pytest.approx(ended.float().mean().item())
 
 
 def test_a_batch_whose_samples_all_ran_on_moves_nothing(model, tokenizers, make_batch, monkeypatch):

@@ -18,7 +18,7 @@ from videoblip2.tracking import source as revision
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.training.evaluation import evaluate_model
-from videoblip2.training.figures import category_means, draw_categories, draw_curves
+from videoblip2.training.record import category_means, draw_categories, draw_curves, log_text
 from videoblip2.training.seeds import mean_curve, run_seeds, seed_configs
 from videoblip2.training.stage import run_stage
 
@@ -125,13 +125,11 @@ def test_source_and_environment_are_files_of_the_run(world):
 
 
 def test_a_clean_source_leaves_no_diff_also_not_an_older_one(world, tmp_path, monkeypatch):
-    from videoblip2.training.record import _log_text
-
     kept = []
     tracker = type("Keep", (), {"log_file": lambda self, path: kept.append(path.name)})()
     (tmp_path / "source.diff").write_text("of an earlier run")
     monkeypatch.setattr(revision, "_git", lambda command, *rest: "" if command == "diff" else "tracked")
-    _log_text(tmp_path / "source.diff", revision.source_diff(), tracker)
+    log_text(tmp_path / "source.diff", revision.source_diff(), tracker)
     assert (list(tmp_path.iterdir()), kept) == ([], [])
 
 
@@ -297,7 +295,8 @@ def test_a_mean_curve_has_the_steps_that_all_have():
 
 
 def test_category_means_are_sorted_and_counted():
-    assert category_means({"a": 1.0, "b": 3.0, "c": 2.5}, {"a": 0, "b": 0, "c": 7}) == {7: (2.5, 1), 0: (2.0, 2)}
+    means = category_means({"a": 1.0, "b": 3.0, "c": 2.5}, {"a": 0, "b": 0, "c": 7})
+    assert list(means.itertuples(name=None)) == [(7, 2.5, 1), (0, 2.0, 2)]
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path):

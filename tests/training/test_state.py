@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from videoblip2.config import InputError, WatchConfig, parse_config
+from videoblip2.config import InputError, WatchConfig, flatten, parse_config
 from videoblip2.training import state as states
-from videoblip2.training.monitors import NAMES, BandMonitor
-from videoblip2.training.resume import find_saved, plain, resumed_config
+from videoblip2.training.resume import find_saved, resumed_config
+from videoblip2.training.rollout import NAMES, BandMonitor
 from videoblip2.training.state import FOLDER, Finished, Identity, StateFile, TrainState, read_finished, read_saved
-from videoblip2.training.validation import Validation
+from videoblip2.training.workspace import Validation
 
 
 def made(seed=0):
@@ -120,7 +120,7 @@ def test_an_older_state_stays_until_the_new_one_is_complete(tmp_path, monkeypatc
 
 def saved(folder, stage="ce", config=None, step=3):
     trainable, optimizer = made()
-    identity = Identity(stage=stage, name="n", run_id="r1", config=plain(config or parse_config({})))
+    identity = Identity(stage=stage, name="n", run_id="r1", config=flatten(config or parse_config({})))
     file = StateFile(folder / FOLDER, identity)
     file.save(trainable, optimizer, TrainState(step=step))
     return file

@@ -19,7 +19,7 @@ from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.errors import validated
 from videoblip2.progress import Progress, Steps, no_progress, quiet_transformers
-from videoblip2.training.optimizer import schedule
+from videoblip2.training.update import schedule
 
 
 class LanguageModelConfig(BaseModel):

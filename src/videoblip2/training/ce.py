@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from videoblip2.data.batches import Batch
-from videoblip2.training.microbatch import MicroBatch, cut, take
+from videoblip2.training.update import MicroBatch, cut, take
 from videoblip2.training.workspace import Workspace
 
 

@@ -5,36 +5,34 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from videoblip2.captions.metrics import shown
-from videoblip2.data.batches import Batch, Prefetcher
+from videoblip2.data.batches import Prefetcher
 from videoblip2.progress import Progress, Steps, no_progress
+from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.interruptions import signals_wait
 from videoblip2.training.meters import SystemMeter
-from videoblip2.training.microbatch import StepFunction
-from videoblip2.training.monitors import BandMonitor, warn
-from videoblip2.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.state import StateFile, TrainState
-from videoblip2.training.validation import Validation, Validator
-from videoblip2.training.workspace import Workspace
+from videoblip2.training.update import StepFunction, build_optimizer, clip_gradients, set_learning_rate
+from videoblip2.training.workspace import Validation, Workspace
 
 
-class Observer(Protocol):
-    """Watches a training from outside, such as the study whose trial it is.
+class Observer:
+    """Watches a training from outside, such as the study whose trial it is. This one does nothing.
 
     The training's run becomes a child of `parent_run_id`; `run_id` is its own from an earlier attempt, if any.
     """
 
-    @property
-    def parent_run_id(self) -> str | None: ...
+    parent_run_id: str | None = None
 
     @property
-    def run_id(self) -> str | None: ...
+    def run_id(self) -> str | None:
+        return None
 
     def opened(self, tracker: Tracker) -> None:
         """The training's run is open."""
@@ -67,7 +65,7 @@ class Training:
     state_file: StateFile | None = None
     resume: bool = False
     bands: BandMonitor | None = None
-    observer: Observer | None = None
+    observer: Observer = field(default_factory=Observer)
     samples: Sequence[Mapping[str, object]] = field(default=(), init=False)  # of the newest step that showed some
     in_step: bool = field(default=False, init=False)
 
@@ -86,10 +84,6 @@ class Training:
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(self.trainable, self.work.config.optim)
-
-    @cached_property
-    def validator(self) -> Validator:
-        return Validator(self.work)
 
     @cached_property
     def batches(self) -> Prefetcher:
@@ -137,18 +131,14 @@ def _advance(training: Training, step: int, steps: Steps) -> None:
 
 
 def _step(training: Training, step: int) -> None:
-    """One batch through the network, and its metrics into the running means."""
-    state = training.state
+    """One batch through the network, and its metrics into the running means.
+
+    The gradients of micro-batches add up; the optimizer moves after the last one of each update.
+    """
+    state, config = training.state, training.work.config.optim
     with state.means.waiting():
         batch = training.batches(step).to(training.work.device)
-    rate = set_learning_rate(training.optimizer, step, training.total, training.work.config.optim)
-    state.means.add({**_update(training, batch, step), "lr": rate}, len(batch.video_ids))
-    state.step = step + 1
-
-
-def _update(training: Training, batch: Batch, step: int) -> dict[str, float]:
-    """All micro-batches of a step: gradients add up, and the optimizer moves after the last one of each update."""
-    values: dict[str, float] = {}
+    values = {"lr": set_learning_rate(training.optimizer, step, training.total, config)}
     for part in training.take_step(batch, step):
         _stop_unless_finite("loss", float(part.loss.detach()), part.video_ids, step)
         part.loss.backward()
@@ -156,12 +146,12 @@ def _update(training: Training, batch: Batch, step: int) -> dict[str, float]:
             values[name] = values.get(name, 0.0) + float(value)
         training.samples = part.rows or training.samples
         if part.last:
-            norm = clip_gradients(training.trainable.values(), training.work.config.optim.max_grad_norm)
-            _stop_unless_finite("gradient norm", norm, batch.video_ids, step)
-            values["grad_norm"] = norm
+            values["grad_norm"] = clip_gradients(training.trainable.values(), config.max_grad_norm)
+            _stop_unless_finite("gradient norm", values["grad_norm"], batch.video_ids, step)
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
-    return values
+    state.means.add(values, len(batch.video_ids))
+    state.step = step + 1
 
 
 def _stop_unless_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> None:
@@ -181,9 +171,10 @@ def _log_if_due(training: Training, steps: Steps) -> None:
     best = "".join(f"  val {name} {shown(name, value)}" for name, value in state.best.metrics.items())
     steps.note = f"loss {means['train/loss']:.3f}{best}"
     if bands is not None:
-        for line in bands.look({name.removeprefix("train/"): value for name, value in means.items()}, state.step):
+        left = bands.look({name.removeprefix("train/"): value for name, value in means.items()}, state.step)
+        for name, line in left.items():
             warn(line)
-            training.tracker.set_tags({f"warning.{state.step}.{line.split()[2]}": line})
+            training.tracker.set_tags({f"warning.{state.step}.{name}": line})
         means["train/outside_bands"] = float(len(bands.outside))
     training.tracker.log_metrics({**means, **training.meter.read()}, state.step)
 
@@ -195,7 +186,7 @@ def _validate_if_due(training: Training) -> None:
     if not due or state.validated >= step:
         return
     began = time.perf_counter()
-    judged = training.validator.judge(step)
+    judged = training.work.judge(step)
     points = {f"val/{name}": value for name, value in judged.metrics.items()}
     training.tracker.log_metrics({**points, "time/validation_seconds": time.perf_counter() - began}, step)
     if training.samples:
@@ -204,8 +195,7 @@ def _validate_if_due(training: Training) -> None:
         training.keep(judged)
         state.best = judged
     state.validated = step
-    if training.observer is not None:
-        training.observer.validated(step, judged.score)
+    training.observer.validated(step, judged.score)
     state.means.restart_clock()
 
 

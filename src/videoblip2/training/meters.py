@@ -1,4 +1,4 @@
-"""What the loop measures beside the loss: running means, speed, and the load of the machine."""
+"""What the loop measures: running means, speed, and the load of the machine."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class RunningMeans:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what a step waits for before it can compute, its batch."""
+        """Count the time inside the block as waiting for a batch."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -38,7 +38,7 @@ class RunningMeans:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def flush(self) -> dict[str, float]:
-        """`train/…` means and `time/…`: speed, and how long a step waited for its batch; starts anew."""
+        """`train/…` means and `time/…`: speed, and how long a step waited for its batch. Starts over."""
         means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
         seconds = time.perf_counter() - self._since
         if self._timed:
@@ -50,27 +50,23 @@ class RunningMeans:
         return means
 
 
-# MLflow's own system metrics come from a thread that writes to the store directly: their points have another step axis,
-# and are lost while the store is away. These are points like any other.
 class SystemMeter:
-    """Readings of this process and its device, each since the one before; a reading takes well under a millisecond."""
+    """Readings of this process and its device, each since the one before; a reading takes well under a millisecond.
+
+    MLflow's own system metrics have another step axis, and are lost while the store is away; these are ordinary points.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._process = device, psutil.Process()
         self._process.cpu_percent()  # the first call only starts the clock
 
     def read(self) -> dict[str, float]:
-        """Return `sys/memory_gib`, `sys/cpu_percent` (100 = one core) and, on a GPU, its memory and use."""
-        readings = {
-            "sys/memory_gib": self._process.memory_info().rss / GIB,
-            "sys/cpu_percent": self._process.cpu_percent(),
-        }
-        return readings | (self._gpu() if self._device.type == "cuda" else {})
-
-    def _gpu(self) -> dict[str, float]:
-        """Peak memory since the last reading; the share of time at work where NVIDIA's library tells."""
-        readings = {"sys/gpu_memory_gib": torch.cuda.max_memory_reserved(self._device) / GIB}
-        torch.cuda.reset_peak_memory_stats(self._device)
-        with suppress(ImportError, RuntimeError):  # no library, or one that knows no such figure on this device
-            readings["sys/gpu_percent"] = float(torch.cuda.utilization(self._device))
+        """`sys/memory_gib` and `sys/cpu_percent` (100 = one core); on a GPU, its peak memory and, if known, its use."""
+        readings = {"sys/memory_gib": self._process.memory_info().rss / GIB}
+        readings["sys/cpu_percent"] = self._process.cpu_percent()
+        if self._device.type == "cuda":
+            readings["sys/gpu_memory_gib"] = torch.cuda.max_memory_reserved(self._device) / GIB
+            torch.cuda.reset_peak_memory_stats(self._device)
+            with suppress(ImportError, RuntimeError):  # no NVIDIA library, or one that cannot tell for this device
+                readings["sys/gpu_percent"] = float(torch.cuda.utilization(self._device))
         return readings

@@ -12,7 +12,6 @@ SAID_ALWAYS = ("seed", "optim.lr", "model.modalities", "scst.baseline", "data.ta
 PLACES = ("device", "data.annotations", "data.features", "model.language_model", "model.qformer.bert")
 HABITS = ("train.resume", "train.save_every", "train.probe_videos", "train.log_every", "decode.batch_size")
 LONGEST = 100
-NUMBERS = re.compile(r"-seed\d+")
 
 
 def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
@@ -20,6 +19,8 @@ def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
 
     Args:
         said: what `what_differs` gives.
+
+    What is cut off a long name leaves a digest, so that different runs keep different names.
     """
     parts = [stage]
     if config.model.modalities != BOTH:
@@ -28,7 +29,10 @@ def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
         parts.append(config.data.task)
     if stage == "scst":
         parts.append(config.scst.baseline)
-    return _short("-".join([*parts, *said, f"lr{config.optim.lr:g}"])) + f"-seed{config.seed}"
+    name = "-".join([*parts, *said, f"lr{config.optim.lr:g}"])
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}-seed{config.seed}"
 
 
 def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
@@ -39,36 +43,34 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
 
     Places and habits that change no result are left out, as are keys of the other stage's section.
     """
-    before = flatten(usual)
-    other = () if stage == "scst" else ("scst.",)
-    left_out = (*SAID_ALWAYS, *PLACES, *HABITS)
-    changed = {k: v for k, v in flatten(config).items() if v != before.get(k) and k not in left_out}
-    said = {key: value for key, value in changed.items() if not key.startswith(("run.", *other))}
-    return [_part(key, value, said) for key, value in said.items()]
+    before, left_out = flatten(usual), (*SAID_ALWAYS, *PLACES, *HABITS)
+    sections = ("run.",) if stage == "scst" else ("run.", "scst.")
+    said = {
+        key: value
+        for key, value in flatten(config).items()
+        if value != before.get(key) and key not in left_out and not key.startswith(sections)
+    }
+    return [_part(key, value, list(said)) for key, value in said.items()]
 
 
 def group_name(name: str, seeds: int) -> str:
     """The name of the parent of a run's seeds: `ce-lr0.0001-seed0` → `ce-lr0.0001-3seeds`."""
-    return f"{NUMBERS.sub('', name)}-{seeds}seeds"
+    return f"{re.sub(r'-seed[0-9]+', '', name)}-{seeds}seeds"
 
 
-def _part(key: str, value: object, changed: dict[str, object]) -> str:
+def _part(key: str, value: object, changed: Sequence[str]) -> str:
     """`samples8`, `train_steps_400`: the key's last part, with the one before it where two changed keys end alike."""
     if key == "train.start_from":
         return f"from_{_model(str(value))}"
     section, last = key.split(".")[-2:] if "." in key else ("", key)
     alike = sum(other.rpartition(".")[2] == last for other in changed)
-    word = re.sub(r"[^\w.]+", "_", last if alike == 1 else f"{section}_{last}")
-    joint = "" if type(value) in (int, float) and not word[-1].isdigit() else "_"
-    return f"{word}{joint}{_value(value)}"
-
-
-def _value(value: object) -> str:
-    """A value that fits into a folder's name; of a path the file's name."""
+    word = _plain(last if alike == 1 else f"{section}_{last}")
     if isinstance(value, float):
-        return f"{value:g}"
-    text = PurePath(value).stem if isinstance(value, str) else str(value).lower()
-    return re.sub(r"[^\w.]+", "_", text).strip("_")
+        text = f"{value:g}"
+    else:  # of a path the file's name
+        text = _plain(PurePath(value).stem if isinstance(value, str) else str(value).lower()).strip("_")
+    joint = "" if type(value) in (int, float) and not word[-1].isdigit() else "_"
+    return f"{word}{joint}{text}"
 
 
 def _model(model: str) -> str:
@@ -76,11 +78,9 @@ def _model(model: str) -> str:
     if re.fullmatch(r"[0-9a-f]{32}", model):
         return model[:6]
     path = PurePath(model)
-    return re.sub(r"[^\w.]+", "_", path.parent.name if path.name == "best" else re.split("[/@]", model)[-1])
+    return _plain(path.parent.name if path.name == "best" else re.split("[/@]", model)[-1])
 
 
-def _short(name: str) -> str:
-    """At most LONGEST letters; what is cut off leaves a digest, so that different runs keep different names."""
-    if len(name) <= LONGEST:
-        return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def _plain(text: str) -> str:
+    """What fits into a folder's name."""
+    return re.sub(r"[^\w.]+", "_", text)

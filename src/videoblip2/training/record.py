@@ -1,14 +1,16 @@
-"""What a stage logs to its run beside its curves: at the start what it is, at the end its results."""
+"""What a stage logs to its run beside its points: at the start what it is, at the end its results and figures."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
-from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
 from videoblip2.captions.predictions import FILES, Kind, Row, write_rows
 from videoblip2.config import flatten, to_yaml
 from videoblip2.evaluate import Evaluation
@@ -21,10 +23,22 @@ from videoblip2.tracking import local_model
 from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.figures import METRICS, draw_categories, draw_curves
 from videoblip2.training.workspace import Workspace
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DIGITS = 12
+Curve = Sequence[tuple[int, float]]  # points (step, value)
+BLUE, RED, GREY = "#2563eb", "#dc2626", "#6b7280"
+VALIDATION = f"val/{PRIMARY}"
+#: Panels of learning curves: title → the metrics drawn in it, and the factor that they are shown with.
+PANELS: Mapping[str, tuple[tuple[str, ...], float]] = {
+    "training loss": (("train/loss",), 1.0),
+    "reward in training ×100": (("train/reward", "train/greedy_reward"), 100.0),
+    f"validation {label_of(PRIMARY, scale=True)}": ((VALIDATION,), scale_of(PRIMARY)),
+}
+METRICS = tuple(name for names, _ in PANELS.values() for name in names)
 
 
 def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[str] = ()) -> dict[str, str]:
@@ -40,41 +54,50 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
     tags["command"] = command_line()
     if work.parent:
         tags |= {"warm_start": work.parent, **lineage_tags(local_model(work.parent))}
-    tracker.set_tags({**tags, **({"differs": " ".join(said)} if said else {})})
+    if said:
+        tags["differs"] = " ".join(said)
+    tracker.set_tags(tags)
     digests = {}
     for context, file, video_ids in work.inputs:
         both = data_digest(annotations / file, work.store, video_ids)
         digests[context if context not in digests else f"{context}_qa"] = both
         tracker.log_data(f"{annotations.name}/{file}", both, context)
-    _log_text(folder / ENVIRONMENT_FILE, environment(), tracker)
-    _log_text(folder / "source.diff", source_diff(), tracker)
+    log_text(folder / ENVIRONMENT_FILE, environment(), tracker)
+    log_text(folder / "source.diff", source_diff(), tracker)
     return digests
 
 
 def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
     """12 hex digits (sha256) over an annotation file and the features of its videos."""
     annotations = hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
-    features = digest(store, video_ids)
-    return hashlib.sha256(f"{annotations}{features}".encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(f"{annotations}{digest(store, video_ids)}".encode()).hexdigest()[:DIGITS]
 
 
 def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
     """Log what became of every tensor as `first_weights.json` (also beside the checkpoint), and a tag for each part."""
-    _log_text(folder / "first_weights.json", json.dumps(reports_as_json(lines, reports), indent=1) + "\n", tracker)
+    log_text(folder / "first_weights.json", json.dumps(reports_as_json(lines, reports), indent=1) + "\n", tracker)
     tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
+
+
+def log_text(path: Path, text: str, tracker: Tracker) -> None:
+    """Write a text beside the checkpoint and log it; an empty one removes the file that an older run left."""
+    if not text:
+        path.unlink(missing_ok=True)
+        return
+    write_text(path, text)
+    tracker.log_file(path)
 
 
 def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work: Workspace, tracker: Tracker) -> str:
     """Log scores under `best/`, captions, figures, a summary, the checkpoint as a model; return its MODEL name."""
     folder, config = checkpoint.parent, work.config
-    scores = {f"val/{key}": value for key, value in result.corpus.items()}
-    tracker.log_best({**scores, **interval_scores("val", result), "step": float(step)})
-    files = {kind: folder / name.format(split="val") for kind, name in FILES.items()}
+    tracker.log_best({**split_scores("val", result), "step": float(step)})
+    files = {kind: folder / file.format(split="val") for kind, file in FILES.items()}
     log_predictions(files, "val", result, config.train.probe_videos, tracker)
-    _log_text(folder / "config.yaml", to_yaml(config), tracker)
+    log_text(folder / "config.yaml", to_yaml(config), tracker)
     log_figures(name, folder / "figures", result, tracker)
     tracker.note(summary(result, step, work))
-    return tracker.log_checkpoint(checkpoint, name, scores)
+    return tracker.log_checkpoint(checkpoint, name, {f"val/{key}": value for key, value in result.corpus.items()})
 
 
 def log_predictions(
@@ -98,6 +121,47 @@ def log_predictions(
     return [path for _, path in written]
 
 
+def split_scores(split: str, result: Evaluation) -> dict[str, float]:
+    """Each score as `SPLIT/NAME`, and the ends of the primary metric's interval."""
+    scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
+    if PRIMARY in result.corpus:
+        sure = primary_interval(result)
+        scores |= {f"{split}/{PRIMARY}_ci_low": sure.low, f"{split}/{PRIMARY}_ci_high": sure.high}
+    return scores
+
+
+def primary_interval(result: Evaluation) -> Interval:
+    """The primary metric with its 95 % interval over videos."""
+    scores = np.array([[row.scores[PRIMARY]] for row in result.caption_rows])
+    return interval(float(scores.mean()), resampled_means(scores)[:, 0])
+
+
+def summary(result: Evaluation, step: int, work: Workspace) -> str:
+    """The markdown at the head of the run's page."""
+    scores, rows = [], {"command": f"`{command_line()}`"}
+    if work.parent:
+        made = lineage_tags(local_model(work.parent))
+        rows["started from"] = f"`{work.parent}`"
+        if {"lineage.parent_run", "lineage.parent_name"} <= made.keys():
+            rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
+            if "lineage.parent_cider" in made:
+                rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
+    if result.caption_rows:
+        value, ends = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
+        scores.append(f"**{label_of(PRIMARY)} {value}** {ends} on {len(result.caption_rows)} validation videos")
+        others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
+        rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
+        rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
+    if result.answer_rows:
+        accuracy = shown("accuracy", result.corpus["accuracy"])
+        scores.append(f"**accuracy {accuracy}** of {len(result.answer_rows)} answers")
+    head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
+    return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+# --- figures, drawn once at the end of a run
+
+
 def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -> None:
     """Log learning curves and the mean score of each category as images; an untracked run has no curves to draw."""
     if tracker.run_id is None:
@@ -114,52 +178,83 @@ def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -
             tracker.log_file(path, "figures")
 
 
-def interval_scores(split: str, result: Evaluation) -> dict[str, float]:
-    """The ends of the primary metric's interval, as metrics; none where no captions were judged."""
-    if not result.caption_rows:
-        return {}
-    sure = primary_interval(result)
-    return {f"{split}/{PRIMARY}_ci_low": sure.low, f"{split}/{PRIMARY}_ci_high": sure.high}
+def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str) -> Path | None:
+    """Draw the learning curves of one run, or of several over each other, as PNG; None where there are no points.
+
+    Args:
+        runs: label → metric (of METRICS) → its curve.
+    """
+    given = {metric for curves in runs.values() for metric, points in curves.items() if points}
+    panels = {name: panel for name, panel in PANELS.items() if given.intersection(panel[0])}
+    if not panels:
+        return None
+    figure, axes = _figure(len(panels), title)
+    for axis, (name, (metrics, factor)) in zip(axes, panels.items(), strict=True):
+        for (run, curves), metric in product(runs.items(), metrics):
+            if not curves.get(metric):
+                continue
+            words = [run] * (len(runs) > 1) + [metric.partition("/")[2].replace("_", " ")] * (len(metrics) > 1)
+            steps, values = np.array(curves[metric]).T * [[1], [factor]]
+            axis.plot(steps, values, linewidth=1.5, label=" ".join(words))
+            if len(runs) == 1 and metric == VALIDATION:
+                best = steps[values.argmax()], values.max()
+                axis.plot(*best, "o", color=RED, markersize=5)
+                text = f"best {best[1]:.1f}"
+                axis.annotate(text, best, (-6, -2), textcoords="offset points", ha="right", va="top", fontsize=8)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("step")
+        axis.locator_params(axis="x", integer=True)
+        if len(runs) * len(metrics) > 1:
+            axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
 
 
-def primary_interval(result: Evaluation) -> Interval:
-    """The primary metric with its 95 % interval over videos."""
-    scores = np.array([[row.scores[PRIMARY]] for row in result.caption_rows])
-    return interval(float(scores.mean()), resampled_means(scores)[:, 0])
+def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping[str, int], title: str) -> Path | None:
+    """Draw the mean score of each category as bars, best first, as PNG; None where all videos are of one category.
+
+    Args:
+        scores: the primary metric by video. categories: each video's.
+    """
+    means = category_means(scores, categories)
+    if len(means) < 2:
+        return None
+    figure, (axis,) = _figure(1, title, height=1.2 + 0.28 * len(means))
+    factor = scale_of(PRIMARY)
+    names = [f"category {category}  ({count})" for category, count in means["count"].items()]
+    bars = axis.barh(names, factor * means["mean"], color=BLUE)
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    whole = factor * float(np.mean(list(scores.values())))
+    axis.axvline(whole, color=GREY, linestyle="--", linewidth=1, label=f"all videos {whole:.1f}")
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    axis.set_xlabel(label_of(PRIMARY, scale=True))
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    return _save(figure, path)
 
 
-def summary(result: Evaluation, step: int, work: Workspace) -> str:
-    """The markdown at the head of the run's page."""
-    scores = []
-    if result.caption_rows:
-        value, interval_text = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
-        count = f"on {len(result.caption_rows)} validation videos"
-        scores.append(f"**{label_of(PRIMARY)} {value}** {interval_text} {count}")
-    if result.answer_rows:
-        scores.append(
-            f"**accuracy {shown('accuracy', result.corpus['accuracy'])}** of {len(result.answer_rows)} answers"
-        )
-    head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
-    rows = {"command": f"`{command_line()}`"}
-    if work.parent:
-        made = lineage_tags(local_model(work.parent))
-        if {"lineage.parent_run", "lineage.parent_name"} <= made.keys():
-            rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
-            if "lineage.parent_cider" in made:
-                rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
-        else:
-            rows["started from"] = f"`{work.parent}`"
-    if result.caption_rows:
-        others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
-        rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
-        rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
-    return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+def category_means(scores: Mapping[str, float], categories: Mapping[str, int]) -> Any:
+    """A table with the mean score and the count of videos of each category, the best first."""
+    import pandas as pd
+
+    groups = pd.Series(scores, dtype=float).groupby(categories)
+    return groups.agg(["mean", "count"]).sort_values("mean", ascending=False)
 
 
-def _log_text(path: Path, text: str, tracker: Tracker) -> None:
-    """Write a text beside the checkpoint and log it; an empty one leaves no file, also not an older run's."""
-    if not text:
-        path.unlink(missing_ok=True)
-        return
-    write_text(path, text)
-    tracker.log_file(path)
+def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Sequence["Axes"]]:
+    """A figure outside pyplot's global state, with its panels. The first import takes more than a second."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * panels if panels > 1 else 7.0, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,31 +1,32 @@
 """Which training `train.resume` means, and whether this configuration may resume it.
 
-It is an MLflow run id, a run's folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
+It is a run's id, name or folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder was, then
 in this OUT/NAME, and last in the store, which has a copy where the run was stopped and the store is a server.
 """
 
 import json
-import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
-from videoblip2.config import Config, InputError, flatten
-from videoblip2.tracking.mlflow.saved_state import StoppedRun, fetch_state, find_stopped_run
+from videoblip2.config import Config, InputError, flatten, known_keys
+from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
 from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
 
 #: What may change when a training resumes: it moves no weight.
 FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
-RUN_ID = re.compile(r"[0-9a-f]{32}")
+DEFAULTS = flatten(Config())
 
 
 def resumed_config(config: Config, stage: str = "") -> Config:
-    """With `train.resume=FOLDER` or a run id, OUT and NAME are that run's. Raises InputError for an unknown run."""
+    """With `train.resume=FOLDER` or a run, OUT and NAME are that run's. Raises InputError for an unknown run."""
     wanted = config.train.resume
-    if wanted in (None, "auto"):
+    if wanted is None or wanted == "auto":
         return config
-    folder = Path(str(wanted))
-    if RUN_ID.fullmatch(str(wanted)) and not folder.exists():
-        folder = _folder_of(find_stopped_run(str(wanted)), Path(config.run.out), stage)
+    folder = Path(wanted)
+    if folder.name == wanted and not folder.exists():
+        folder = _folder_of(find_stopped_run(wanted), Path(config.run.out), stage)
     run = config.run.model_copy(update={"out": str(folder.parent), "name": folder.name})
     return config.model_copy(update={"run": run})
 
@@ -51,11 +52,27 @@ def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
         if wanted == "auto":
             return None
         raise InputError(f"train.resume={wanted}: no training state in {folder / FOLDER}; leave train.resume out")
-    _check(stage, folder, config, saved)
+    if saved.identity.stage != stage:
+        raise InputError(f"train.resume: {folder} is a run of `vb2 {saved.identity.stage}`, not of `vb2 {stage}`")
+    keys, settings = [key for key in known_keys() if not key.startswith(FREE)], flatten(config)
+    pairs = {key: (_value(key, settings), _value(key, saved.identity.config)) for key in keys}
+    if other := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+        words = " ".join(shlex.quote(f"{key}={json.dumps(then)}") for key, (_, then) in other.items())
+        key, (now, then) = next(iter(other.items()))
+        raise InputError(
+            f"{key}={now!r}: {folder} started with {then!r}, and would not be the same training; "
+            f"to resume it, add {words}; {REMEDY.format(folder)}"
+        )
     return saved
 
 
-def _folder_of(run: StoppedRun, out: Path, stage: str) -> Path:
+def _value(key: str, record: Mapping[str, object]) -> object:
+    """The value of a key in a flat configuration, which may be older than the key: then the default counts."""
+    entries = {name.removeprefix(f"{key}."): value for name, value in record.items() if name.startswith(f"{key}.")}
+    return entries or record.get(key, DEFAULTS.get(key, {}))
+
+
+def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
     """The folder on this machine with the state of a run, downloaded if it must be."""
     if run.stage and stage and run.stage != stage:
         raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
@@ -84,24 +101,3 @@ def _run_in(folder: Path) -> str | None:
     except ValueError:
         return None
     return saved.identity.run_id if saved else None
-
-
-def _check(stage: str, folder: Path, config: Config, saved: SavedState) -> None:
-    if saved.identity.stage != stage:
-        raise InputError(f"train.resume: {folder} is a run of `vb2 {saved.identity.stage}`, not of `vb2 {stage}`")
-    now, then = plain(config), saved.identity.config
-    other = [
-        key for key in sorted(now.keys() | then.keys()) if not key.startswith(FREE) and now.get(key) != then.get(key)
-    ]
-    if other:
-        key, words = other[0], " ".join(f"{key}={json.dumps(then.get(key))}" for key in other)
-        raise InputError(
-            f"{key}={now.get(key)!r}: {folder} started with {then.get(key)!r}, and would not be the same training; "
-            f"to resume it, add {words}; {REMEDY.format(folder)}"
-        )
-
-
-def plain(config: Config) -> dict[str, object]:
-    """The flat configuration as JSON gives it back."""
-    record: dict[str, object] = json.loads(json.dumps(flatten(config)))
-    return record

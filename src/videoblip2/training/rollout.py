@@ -1,16 +1,28 @@
-"""What a step of self-critical training samples, and the reward of it."""
+"""What a step of self-critical training samples, its reward, and what shows whether training cheats its reward."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from videoblip2.captions.rewards import MixedReward, Scorer, find_reward
-from videoblip2.config import Config
+from videoblip2.captions import diversity
+from videoblip2.captions.functions import repetition
+from videoblip2.captions.rewards import MixedReward, Scorer
+from videoblip2.captions.tokenizer import joined
+from videoblip2.config import Config, WatchConfig
 from videoblip2.model.decode.decoded import Decoded
 from videoblip2.training.workspace import Workspace
+
+#: Where `scst.log_prob_tolerance` is left out. In bf16 a logit of 20 is known to 0.06 only.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
+#: Videos of a step whose first sample goes into the table.
+TABLE_VIDEOS = 4
+#: Samples this near to the greedy caption are never called far behind (CIDEr-D, 0.1 = ten points).
+NEAR_GREEDY = 0.1
+#: What has a band.
+NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_advantage", "sample_minus_greedy")
 
 
 @dataclass(frozen=True)
@@ -36,11 +48,38 @@ class Rollout:
         sampled = replace(self.sampled, ids=self.sampled.ids[rows], log_probs=self.sampled.log_probs[rows])
         return replace(self, sampled=sampled, mask=self.mask[rows], advantage=self.advantage[videos])
 
+    def metrics(self) -> dict[str, float | Tensor]:
+        """Rewards and words of the samples: lengths in words and tokens, shares from 0 to 1, rewards in CIDEr scale."""
+        words = diversity(self.captions)
+        repeated = repetition([joined(caption) for caption in self.captions], ())
+        return {
+            "reward": self.reward.mean(),
+            "reward_spread": self.reward.std(dim=1, correction=0).mean(),
+            "greedy_reward": self.greedy_reward.mean(),
+            "sample_minus_greedy": (self.reward.mean(dim=1) - self.greedy_reward).mean(),
+            "zero_advantage": (self.advantage == 0).float().mean(),
+            "ended": self.sampled.ended.float().mean(),
+            "tokens": self.sampled.mask.sum(dim=1).float().mean(),
+            "length": words["mean_length"],
+            "bad_endings": words["bad_endings"],
+            "distinct_1": words["distinct_1"],
+            "distinct_2": words["distinct_2"],
+            "repetition": float(repeated.mean()),
+            **{f"reward/{name}": mean for name, mean in self.terms.items()},
+        }
 
-def check_reward(config: Config) -> None:
-    """Raise InputError for a term of `scst.reward` that is not a reward, before anything is loaded."""
-    for name in config.scst.reward.weights:
-        find_reward(name)
+    def rows(self, video_ids: Sequence[str]) -> list[dict[str, object]]:
+        """The first sample of the first few videos beside their greedy captions, with rewards."""
+        return [
+            {
+                "video_id": video_id,
+                "sampled": self.captions[place * self.reward.shape[1]],
+                "reward": round(float(self.reward[place, 0]), 4),
+                "greedy": self.greedy_captions[place],
+                "greedy_reward": round(float(self.greedy_reward[place]), 4),
+            }
+            for place, video_id in enumerate(video_ids[:TABLE_VIDEOS])
+        ]
 
 
 def build_reward(work: Workspace) -> MixedReward:
@@ -77,3 +116,58 @@ def check_finite(video_ids: Sequence[str], states: Tensor) -> None:
             f"the encoder's states are not finite on videos {', '.join(bad)}; "
             "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
         )
+
+
+def check_same_policy(gap: float, config: Config) -> None:
+    """Raise AssertionError where both passes, without dropout, give a token different log-probabilities."""
+    tolerance = config.scst.log_prob_tolerance or TOLERANCE[config.precision]
+    if gap > tolerance and not config.scst.dropout:
+        raise AssertionError(
+            f"scst: the sampling and the gradient pass differ by {gap:.2g} nats at a token, more than {tolerance:g}: "
+            "they are not one policy; use precision=fp32 or raise scst.log_prob_tolerance"
+        )
+
+
+class BandMonitor:
+    """Compares each interval's means with their bands and warns once when one is left.
+
+    Args:
+        references: of the training videos; lengths and bad endings are compared with theirs.
+    """
+
+    def __init__(self, config: WatchConfig, references: Mapping[str, Sequence[str]]) -> None:
+        words = diversity([caption for captions in references.values() for caption in captions])
+        self._config, self._references = config, words
+        self.start: dict[str, float] = {}
+        self.outside: set[str] = set()
+
+    def look(self, means: Mapping[str, float], step: int) -> dict[str, str]:
+        """Warnings, by name, about what has just left its band. The first look is the start that later ones compare to.
+
+        Args:
+            means: an interval's, by the names of `Rollout.metrics`.
+        """
+        self.start = self.start or {name: means[name] for name in NAMES}
+        left = {name: ends for name, ends in self.bands().items() if not ends[0] <= means[name] <= ends[1]}
+        new, self.outside = left.keys() - self.outside, set(left)
+        return {
+            name: f"step {step}: {name} is {means[name]:.3g}, outside {low:.3g} to {high:.3g}"
+            for name, (low, high) in left.items()
+            if name in new
+        }
+
+    def bands(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each monitor."""
+        config, start, references = self._config, self.start, self._references
+        shortest, longest = (factor * references["mean_length"] for factor in config.length)
+        bad = max(start["bad_endings"], references["bad_endings"]) + config.bad_endings
+        behind = config.sample_minus_greedy * min(start["sample_minus_greedy"], -NEAR_GREEDY)
+        return {
+            "length": (shortest, longest),
+            "ended": (start["ended"] - config.ended, 1.0),
+            "bad_endings": (0.0, bad),
+            "distinct_2": (config.distinct_2 * start["distinct_2"], 1.0),
+            "repetition": (0.0, start["repetition"] + config.repetition),
+            "zero_advantage": (0.0, config.zero_advantage),
+            "sample_minus_greedy": (behind, float("inf")),
+        }

@@ -36,9 +36,8 @@ from videoblip2.data.batches import Batch
 from videoblip2.model.decode import Sampling, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.ce import cross_entropy, live_tokens
-from videoblip2.training.microbatch import MicroBatch, cut, take
-from videoblip2.training.monitors import check_same_policy, rollout_metrics, sample_rows
-from videoblip2.training.rollout import Rollout, check_finite, rewards
+from videoblip2.training.rollout import Rollout, check_finite, check_same_policy, rewards
+from videoblip2.training.update import MicroBatch, cut, take
 from videoblip2.training.workspace import Workspace
 
 Encoded = tuple[Tensor, Tensor]  # encoder states [B,S,E] and their mask [B,S]
@@ -69,7 +68,7 @@ def scst_step(
         old.append(log_probs.detach())
         metrics = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
         about = describe(rollout, torch.cat(old), work.config) if last else {}
-        rows = sample_rows(batch.video_ids, rollout) if last else ()
+        rows = rollout.rows(batch.video_ids) if last else ()
         yield MicroBatch(loss, {**metrics, **about}, some.video_ids, last, rows)
 
 
@@ -103,13 +102,12 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
 
 def baseline(reward: Tensor, greedy_reward: Tensor, config: ScstConfig) -> Tensor:
     """b, what a sample must beat: reward [B,K], greedy_reward [B] → [B,1] or [B,K]."""
-    if config.baseline == "greedy":
-        return greedy_reward[:, None]
-    if config.baseline == "leave_one_out":
-        return leave_one_out_mean(reward)
-    if config.baseline == "batch_mean":
-        return reward.mean().expand(len(reward), 1)
-    return torch.zeros(len(reward), 1)
+    return {
+        "greedy": greedy_reward[:, None],
+        "leave_one_out": leave_one_out_mean(reward),
+        "batch_mean": reward.mean().expand(len(reward), 1),
+        "none": torch.zeros(len(reward), 1),
+    }[config.baseline]
 
 
 def leave_one_out_mean(reward: Tensor) -> Tensor:
@@ -216,6 +214,6 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 def describe(rollout: Rollout, log_probs: Tensor, config: Config) -> dict[str, float | Tensor]:
     """Metrics of the whole batch, and the check that log_probs [B·K,T] are those that were sampled from."""
     gap = ((log_probs - rollout.sampled.log_probs).abs() * rollout.mask).max()
-    check_same_policy(gap, config)
+    check_same_policy(float(gap), config)
     entropy = -(log_probs * rollout.mask).sum() / rollout.mask.sum().clamp(min=1)
-    return {**rollout_metrics(rollout), "log_prob_gap": gap, "entropy_estimate": entropy}
+    return {**rollout.metrics(), "log_prob_gap": gap, "entropy_estimate": entropy}

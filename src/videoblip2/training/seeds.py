@@ -14,8 +14,9 @@ from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking.mlflow.run_records import curve, run_link
 from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.figures import METRICS, Curve, draw_curves
+from videoblip2.training.loop import Observer
 from videoblip2.training.naming import group_name, run_name, what_differs
+from videoblip2.training.record import METRICS, Curve, draw_curves
 from videoblip2.training.stage import ShowWeights, StageResult, run_stage
 from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.training.tasks import Task, tasks_of
@@ -38,18 +39,13 @@ class SeedsResult:
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Observer):
     """Watches a training whose run joins a group once it is open."""
 
     group: SeedGroup
-    parent_run_id: None = None
-    run_id: None = None
 
     def opened(self, tracker: Tracker) -> None:
         self.group.join(tracker.run_id)
-
-    def validated(self, step: int, score: float) -> None:
-        """Nothing ends a seed early."""
 
 
 def run_seeds(
@@ -65,11 +61,10 @@ def run_seeds(
     With `train.resume=auto` seeds that have finished are kept as they are, and the parent run is resumed.
     """
     configs, name = seed_configs(stage, config, count, usual)
-    run = config.run
-    with seed_group(stage, name, run.experiment) as group:
+    with seed_group(stage, name, config.run.experiment) as group:
         results = [_one(stage, each, group, progress, show_weights) for each in configs]
         metrics = mean_scores(results)
-        _log(group, Path(run.out) / name, config, results, metrics)
+        _log(group, config, results, metrics)
     numbers = tuple(each.seed for each in configs)
     return SeedsResult(stage, name, group.run_id, numbers, tuple(results), metrics)
 
@@ -81,13 +76,12 @@ def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -
     if config.train.resume not in (None, "auto"):
         raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
     said = what_differs(stage, config, usual) if usual else []
-    known = inherit_model(config)
-    names = [config.run.name and f"{config.run.name}-seed{seed}" for seed in range(config.seed, config.seed + count)]
-    configs = []
-    for number, name in enumerate(names):
-        each = known.model_copy(update={"seed": config.seed + number})
-        run = config.run.model_copy(update={"name": name or run_name(stage, each, said)})
-        configs.append(config.model_copy(update={"seed": each.seed, "run": run}))
+    known, configs = inherit_model(config), []
+    for seed in range(config.seed, config.seed + count):
+        own = config.run.name and f"{config.run.name}-seed{seed}"
+        name = own or run_name(stage, known.model_copy(update={"seed": seed}), said)
+        run = config.run.model_copy(update={"name": name})
+        configs.append(config.model_copy(update={"seed": seed, "run": run}))
     return configs, group_name(str(configs[0].run.name), count)
 
 
@@ -100,8 +94,8 @@ def mean_scores(results: Sequence[StageResult]) -> dict[str, Interval]:
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
     """The mean at each step that all curves have."""
     tables = [dict(curve) for curve in curves]
-    steps = [step for step in tables[0] if all(step in table for table in tables)] if tables else []
-    return [(step, sum(table[step] for table in tables) / len(tables)) for step in sorted(steps)]
+    steps = sorted(set.intersection(*map(set, tables))) if tables else []
+    return [(step, sum(table[step] for table in tables) / len(tables)) for step in steps]
 
 
 def _one(
@@ -128,31 +122,27 @@ def finished(stage: str, folder: Path) -> StageResult | None:
     return StageResult(stage, folder.name, ended.run_id, ended.model, folder / "best", step, metrics)
 
 
-def _log(
-    group: SeedGroup, folder: Path, config: Config, results: Sequence[StageResult], metrics: Mapping[str, Interval]
-) -> None:
+def _log(group: SeedGroup, config: Config, results: Sequence[StageResult], metrics: Mapping[str, Interval]) -> None:
     """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
+    seeds, tasks = [config.seed + number for number in range(len(results))], tasks_of(config)
     best = {f"val/{name}": value.value for name, value in metrics.items()}
-    tasks = tasks_of(config)
     for task in tasks:
-        low, high = metrics[task.metric].low, metrics[task.metric].high
+        _, low, high = metrics[task.metric]
         best |= {f"val/{task.metric}_ci_low": low, f"val/{task.metric}_ci_high": high}
-    seeds = [config.seed + number for number in range(len(results))]
     curves = {
-        f"seed {n}": {metric: curve(r.run_id, metric) for metric in METRICS}
-        for n, r in zip(seeds, results, strict=True)
-        if r.run_id
+        f"seed {n}": {metric: curve(result.run_id, metric) for metric in METRICS}
+        for n, result in zip(seeds, results, strict=True)
+        if result.run_id
     }
     means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
     group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
     for task in tasks:
         group.log_table(*probe_table(results, task, config.train.probe_videos))
-    figure = draw_curves(folder / "figures" / "learning_curves.png", curves, f"{group.name}: every seed")
-    if figure is not None:
-        group.log_file(figure, "figures")
-    modalities = modality_label(config.model.modalities)
+    picture = Path(config.run.out) / group.name / "figures" / "learning_curves.png"
+    if draw_curves(picture, curves, f"{group.name}: every seed") is not None:
+        group.log_file(picture, "figures")
     note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
-    group.set_tags({"mlflow.note.content": note, "modalities": modalities})
+    group.set_tags({"mlflow.note.content": note, "modalities": modality_label(config.model.modalities)})
 
 
 def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:

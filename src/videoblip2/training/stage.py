@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from videoblip2.captions.metrics import default_metrics
-from videoblip2.config import Config, InputError
+from videoblip2.captions.rewards import find_reward
+from videoblip2.config import Config, InputError, flatten
 from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
@@ -20,17 +21,15 @@ from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
-from videoblip2.training.microbatch import StepFunction
-from videoblip2.training.monitors import BandMonitor
 from videoblip2.training.naming import run_name, what_differs
 from videoblip2.training.record import log_inputs, log_results, log_weights
-from videoblip2.training.resume import find_saved, plain, resumed_config
-from videoblip2.training.rollout import build_reward, check_reward, reward_references
+from videoblip2.training.resume import find_saved, resumed_config
+from videoblip2.training.rollout import BandMonitor, build_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
-from videoblip2.training.validation import Validation
-from videoblip2.training.workspace import Workspace, inherit_model, open_workspace, start_copy
+from videoblip2.training.update import StepFunction
+from videoblip2.training.workspace import Validation, Workspace, inherit_model, open_workspace, start_copy
 
 ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
 
@@ -99,26 +98,23 @@ def run_stage(
     ready = open_stage(stage, config, usual)
     if show_weights is not None:
         show_weights(ready.weights, ready.work.reports)
-    run, folder = ready.config.run, ready.folder
-    earlier = ready.saved.identity.run_id if ready.saved else None
-    parent = None
-    if observer is not None:
-        earlier, parent = earlier or observer.run_id, observer.parent_run_id
-    opened = open_run(RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, parent))
-    with only_one_in(folder), opened as tracker, stop_well(tracker, folder):
-        if observer is not None:
-            observer.opened(tracker)
+    run, folder, observer = ready.config.run, ready.folder, observer or Observer()
+    earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
+    spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
+    with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
+        observer.opened(tracker)
         return _run(ready, tracker, progress, observer)
 
 
 def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
     """Read everything that a stage needs, and find its saved state where it resumes."""
-    if kind == "scst" and tasks_of(config) != (CAPTIONS,):
-        raise InputError(
-            f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
-        )
     if kind == "scst":
-        check_reward(config)
+        if tasks_of(config) != (CAPTIONS,):
+            raise InputError(
+                f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
+            )
+        for reward in config.scst.reward.weights:
+            find_reward(reward)
     said = what_differs(kind, config, usual) if usual else []
     config = inherit_model(resumed_config(config, kind))
     name = config.run.name or run_name(kind, config, said)
@@ -128,51 +124,42 @@ def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
     return Stage(kind, name, work, said, weights, saved)
 
 
-def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer | None) -> StageResult:
-    work = stage.work
+def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer) -> StageResult:
+    work, config = stage.work, stage.config
     log_weights(stage.folder, stage.weights, work.reports, tracker)
     digests = log_inputs(work, stage.folder, tracker, stage.said)
-    keep = partial(_keep, stage, _provenance(stage, tracker.run_id, digests))
-    file = _state_file(stage, tracker.run_id)
+    identity = Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(config))
+    file = StateFile(stage.folder / FOLDER, identity)
+    if stage.saved is None:
+        file.clear()  # what an earlier run left there
+    take_step: StepFunction = partial(ce_step, work)
+    bands = None
+    if stage.kind == "scst":
+        take_step = partial(scst_step, work, build_reward(work), start=start_copy(work))
+        bands = BandMonitor(config.scst.watch, reward_references(work))
     best = train(
         Training(
             work,
-            _step_function(stage),
-            keep,
+            take_step,
+            partial(_keep, stage, _provenance(stage, tracker.run_id, digests)),
             tracker,
             progress,
             description=stage.kind,
             validate_first=stage.kind == "scst",
             state_file=file,
             resume=stage.saved is not None,
-            bands=BandMonitor(stage.config.scst.watch, reward_references(work)) if stage.kind == "scst" else None,
+            bands=bands,
             observer=observer,
         )
     )
-    result = evaluate_tasks(work.config, work.val, best.said, default_metrics(fast=True))
+    result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
     metrics = dict(result.corpus)
     write_json(stage.checkpoint / "metrics.json", {**metrics, "step": float(best.step)})
     write_card(stage.checkpoint)
     model = log_results(stage.name, stage.checkpoint, result, best.step, work, tracker)
-    file.finish(Finished(run_id=tracker.run_id, model=model, steps=stage.config.train.steps))
+    file.finish(Finished(run_id=tracker.run_id, model=model, steps=config.train.steps))
     tracker.drop_state()
     return StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, metrics)
-
-
-def _step_function(stage: Stage) -> StepFunction:
-    work = stage.work
-    if stage.kind == "ce":
-        return partial(ce_step, work)
-    return partial(scst_step, work, build_reward(work), start=start_copy(work))
-
-
-def _state_file(stage: Stage, run_id: str | None) -> StateFile:
-    """The state file of this run; what an earlier run left there is removed unless it is resumed."""
-    identity = Identity(stage=stage.kind, name=stage.name, run_id=run_id, config=plain(stage.config))
-    file = StateFile(stage.folder / FOLDER, identity)
-    if stage.saved is None:
-        file.clear()
-    return file
 
 
 def _keep(stage: Stage, provenance: Provenance, best: Validation) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from videoblip2.files import atomic, write_text
 from videoblip2.training.meters import RunningMeans
-from videoblip2.training.monitors import BandMonitor
-from videoblip2.training.validation import Validation
+from videoblip2.training.rollout import BandMonitor
+from videoblip2.training.workspace import Validation
 
 FORMAT = 2
 FOLDER, FILE, FINISHED = "state", "state.safetensors", "finished.json"

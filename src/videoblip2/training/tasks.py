@@ -1,12 +1,12 @@
 """What `data.task` asks of a model: captions of videos, answers to questions, or both.
 
-A `Task` owns everything that differs between them: the data that are read, batches, what is generated, the score of a
-validation, the full evaluation. All other code asks `tasks_of`; a mixture is simply two tasks, and its score their sum.
+A `Task` owns all that differs between them: data files, batches, what is generated, the validation score, the full
+evaluation. All other code asks `tasks_of`; a mixture is two tasks, and its score is the sum of theirs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from videoblip2.captioner import Caption, Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
@@ -23,54 +23,26 @@ Texts = Mapping[str, str]  # what the model said, by video id or question id
 Entries = list[Any]  # VideoAnnotation for captions, Question for answers
 
 
-class Task(Protocol):
-    """One kind of text that a model learns to give. metric: its validation score, higher is better."""
-
-    kind: Kind
-    metric: str
-
-    def file(self, data: DataConfig, split: str) -> str:
-        """The annotation file of a split (train, val, test)."""
-
-    def read(self, path: Path) -> Entries:
-        """The entries of an annotation file: each has a `video_id`."""
-
-    def batches(self, entries: Entries, maker: BatchMaker) -> Batches:
-        """Batches that teach these entries."""
-
-    def say(
-        self, captioner: Captioner, entries: Entries, source: FeatureSource, decode: DecodeConfig
-    ) -> Iterator[tuple[str, Caption]]:
-        """What the model says of each entry, with the entry's key."""
-
-    def scorer(self, entries: Entries) -> Callable[[Texts], float]:
-        """A function from what was said of all entries to `metric`; made once, called at each validation."""
-
-    def evaluate(self, entries: Entries, said: Texts, data: DataConfig, metrics: Sequence[str] | None) -> Evaluation:
-        """All metrics, with a row for each entry. metrics: those of captions, None = the defaults."""
-
-
 class CaptionTask:
-    """Captions of videos."""
+    """Captions of videos. metric: the validation score, higher is better."""
 
     kind: Kind = CaptionRow.kind
     metric = CaptionRow.metric
+    read = staticmethod(read_annotations)  # an annotation file → its entries
+    batches = staticmethod(caption_batches)  # entries → batches that teach them
 
     def file(self, data: DataConfig, split: str) -> str:
+        """The annotation file of a split (train, val, test)."""
         return data.train if split == "train" else f"{split}.json"
-
-    def read(self, path: Path) -> list[VideoAnnotation]:
-        return read_annotations(path)
-
-    def batches(self, entries: list[VideoAnnotation], maker: BatchMaker) -> Batches:
-        return caption_batches(entries, maker)
 
     def say(
         self, captioner: Captioner, entries: list[VideoAnnotation], source: FeatureSource, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
+        """What the model says of each entry, with the entry's key."""
         return captioner.caption_videos([video.video_id for video in entries], source, decode)
 
     def scorer(self, entries: list[VideoAnnotation]) -> Callable[[Texts], float]:
+        """A function from what was said of all entries to `metric`; made once, called at each validation."""
         references = {video.video_id: video.captions for video in entries}
         scorer = CiderD(references, DocumentFrequencies.from_references(references))  # as pycocoevalcap on this split
         return lambda captions: float(scorer.score(list(captions), list(captions.values())).mean())
@@ -78,24 +50,21 @@ class CaptionTask:
     def evaluate(
         self, entries: list[VideoAnnotation], said: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
+        """All metrics, with a row for each entry. metrics: those of captions, None = the defaults."""
         references = {video.video_id: video.captions for video in entries}
         return evaluate(said, references, metrics, {video.video_id: video.category for video in entries})
 
 
 class AnswerTask:
-    """Answers to questions on videos."""
+    """Answers to questions about videos; the same methods."""
 
     kind: Kind = AnswerRow.kind
     metric = AnswerRow.metric
+    read = staticmethod(read_questions)
+    batches = staticmethod(question_batches)
 
     def file(self, data: DataConfig, split: str) -> str:
         return data.train_qa if split == "train" else f"{split}_qa.json"
-
-    def read(self, path: Path) -> list[Question]:
-        return read_questions(path)
-
-    def batches(self, entries: list[Question], maker: BatchMaker) -> Batches:
-        return question_batches(entries, maker)
 
     def say(
         self, captioner: Captioner, entries: list[Question], source: FeatureSource, decode: DecodeConfig
@@ -110,12 +79,12 @@ class AnswerTask:
     def evaluate(
         self, entries: list[Question], said: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
-        folder = Path(data.annotations)
-        train = read_questions(path) if (path := folder / self.file(data, "train")).exists() else []
-        answer_map = read_answer_map(path) if (path := folder / ANSWER_MAP).exists() else None
-        return evaluate_answers(said, entries, train, answer_map)
+        train, answer_map = (Path(data.annotations) / name for name in (data.train_qa, ANSWER_MAP))
+        taught = read_questions(train) if train.exists() else []
+        return evaluate_answers(said, entries, taught, read_answer_map(answer_map) if answer_map.exists() else None)
 
 
+Task = CaptionTask | AnswerTask
 CAPTIONS, ANSWERS = CaptionTask(), AnswerTask()
 TASKS: Mapping[str, tuple[Task, ...]] = {"caption": (CAPTIONS,), "qa": (ANSWERS,), "mixed": (CAPTIONS, ANSWERS)}
 
@@ -127,11 +96,9 @@ def tasks_of(config: Config) -> tuple[Task, ...]:
 
 def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, Entries]:
     """Kind → the entries of a split (train, val, test), of every task. Raises InputError where features are missing."""
-    entries: dict[Kind, Entries] = {}
-    for task in tasks_of(config):
-        file = task.file(config.data, split)
-        entries[task.kind] = require_features(task.read(Path(config.data.annotations) / file), store, file)
-    return entries
+    files = {task: task.file(config.data, split) for task in tasks_of(config)}
+    folder = Path(config.data.annotations)
+    return {task.kind: require_features(task.read(folder / file), store, file) for task, file in files.items()}
 
 
 def batches_of(config: Config, entries: Mapping[Kind, Entries], maker: BatchMaker) -> Batches:

@@ -1,19 +1,19 @@
-"""What a training stage works with: network, tokenizers, data, document frequencies."""
+"""What a training stage works with: network, tokenizers, data, document frequencies; and how the network is judged."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import torch
-import yaml
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.captions.predictions import Kind
-from videoblip2.config import Config, InputError, ModelConfig
+from videoblip2.config import Config, InputError, ModelConfig, known_keys
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
 from videoblip2.data.batches import Batches, BatchMaker, CachedFeatures
 from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
@@ -23,8 +23,12 @@ from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers
+from videoblip2.overrides import read_yaml
 from videoblip2.tracking import local_model
-from videoblip2.training.tasks import CAPTIONS, Entries, batches_of, read_split, tasks_of
+from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
+
+#: Keys that name where first weights come from.
+SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert", "model.qformer.bert_weights")
 
 
 @dataclass
@@ -53,18 +57,17 @@ class Workspace:
     @cached_property
     def batches(self) -> Batches:
         """What `data.task` teaches, step by step."""
-        config, positions = self.config, self.model.config.max_positions
-        maker = BatchMaker(self.features, self.tokenizers, config.data, config.train.batch_size, config.seed, positions)
+        config, longest = self.config, self.model.config.max_positions
+        maker = BatchMaker(self.features, self.tokenizers, config.data, config.train.batch_size, config.seed, longest)
         return batches_of(config, self.train, maker)
 
     @property
-    def inputs(self) -> list[tuple[str, str, list[str]]]:
+    def inputs(self) -> list[tuple[str, str, set[str]]]:
         """(split, annotation file, ids of its videos) of everything that this training reads."""
-        splits = (("train", self.train), ("val", self.val))
         return [
-            (split, task.file(self.config.data, split), sorted({entry.video_id for entry in entries[task.kind]}))
+            (split, task.file(self.config.data, split), {entry.video_id for entry in entries[task.kind]})
             for task in tasks_of(self.config)
-            for split, entries in splits
+            for split, entries in (("train", self.train), ("val", self.val))
         ]
 
     @cached_property
@@ -79,16 +82,38 @@ class Workspace:
         """Of the complete training references, always."""
         return DocumentFrequencies.from_references(self.all_references, end_token=self.config.scst.end_token)
 
-    @property
-    def captioner(self) -> Captioner:
-        """The network as it is now."""
-        return Captioner(self.model, self.tokenizers, name=str(self.config.run.name))
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        enabled = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            yield
+    @cached_property
+    def _scorers(self) -> list[tuple[Task, Callable[[Texts], float]]]:
+        return [(task, task.scorer(self.val[task.kind])) for task in tasks_of(self.config)]
+
+    def judge(self, step: int) -> "Validation":
+        """The network, as it is now, by what it says of the validation entries of every task."""
+        said: dict[Kind, Texts] = {}
+        metrics: dict[str, float] = {}
+        captioner = Captioner(self.model.eval(), self.tokenizers)
+        for task, score in self._scorers:
+            with self.autocast():
+                stream = task.say(captioner, self.val[task.kind], self.features, self.config.decode)
+                said[task.kind] = {key: caption.text for key, caption in stream}
+            metrics[task.metric] = score(said[task.kind])
+        return Validation(step, metrics, said)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The network at one step. metrics: the score of each task. said: kind → what it said, by video or question id."""
+
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    said: Mapping[Kind, Texts] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What the best is chosen by: CIDEr, accuracy, or their sum (both about 0.5 on MSR-VTT)."""
+        return sum(self.metrics.values()) if self.metrics else -math.inf
 
 
 def open_workspace(config: Config) -> Workspace:
@@ -116,46 +141,37 @@ def start_copy(work: Workspace) -> VideoBlip2 | None:
 
 
 def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, Mapping[str, WeightReport]]:
-    if config.train.start_from is None:
+    source = config.train.start_from
+    if source is None:
         return build_model(config.model, config.data.prompt)
-    folder = local_model(config.train.start_from)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(local_model(source))
     if checkpoint.model.config.lora_merged:
         raise InputError(
-            f"train.start_from={config.train.start_from}: its LoRA is merged, so the language model could not train; "
+            f"train.start_from={source}: its LoRA is merged, so the language model cannot train; "
             "start from the checkpoint that was merged"
         )
-    refuse_other_encoders(store, checkpoint.provenance.features, config.train.start_from)
-    _check_same_network(config.model, checkpoint.config.get("model", {}), config.train.start_from)
+    refuse_other_encoders(store, checkpoint.provenance.features, source)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}
 
 
 def inherit_model(config: Config) -> Config:
-    """With `train.start_from`, the network is the checkpoint's: take its `model` section, refuse one that differs."""
-    if config.train.start_from is None:
+    """With `train.start_from`, the network is the checkpoint's: take its `model` section.
+
+    Raises InputError for a key that the user set otherwise; sources of first weights do not count.
+    """
+    source = config.train.start_from
+    if source is None:
         return config
-    path = local_model(config.train.start_from) / "config.yaml"
-    saved = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
-    _check_same_network(config.model, saved, config.train.start_from)
-    return config.model_copy(update={"model": ModelConfig.model_validate(saved)})
-
-
-def _check_same_network(wanted: ModelConfig, saved: Mapping[str, object], source: str) -> None:
-    """Only what the user set counts; sources of first weights do not, since the checkpoint holds the weights."""
-    said = _leaves(wanted.model_dump(mode="json", exclude_unset=True))
-    has = _leaves(saved)
-    sources = {"language_model", "qformer.weights", "qformer.bert", "qformer.bert_weights"}
-    for key, value in said.items():
-        if key not in sources and key in has and has[key] != value:
+    content = read_yaml(local_model(source) / "config.yaml").get("model", {})
+    inherited = config.model_copy(update={"model": ModelConfig.model_validate(content)})
+    for key in known_keys():
+        section, _, name = key.rpartition(".")
+        if not key.startswith("model.") or key in SOURCES or name not in attrgetter(section)(config).model_fields_set:
+            continue
+        if (value := attrgetter(key)(config)) != (had := attrgetter(key)(inherited)):
             raise InputError(
-                f"model.{key}={value!r}: checkpoint {source} was trained with {has[key]!r}; "
-                f"leave model.{key} out or start from another checkpoint"
+                f"{key}={value!r}: checkpoint {source} was trained with {had!r}; "
+                f"leave {key} out or start from another checkpoint"
             )
-
-
-def _leaves(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
+    return inherited

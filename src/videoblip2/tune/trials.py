@@ -25,6 +25,7 @@ from videoblip2.data.batches import CachedFeatures
 from videoblip2.predict import open_model
 from videoblip2.progress import Progress
 from videoblip2.tracking import NullTracker, RunSpec, Stopped, Tracker, open_run
+from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.tune.plan import Plan
@@ -44,7 +45,7 @@ class Score:
 
 
 @dataclass
-class Watcher:
+class Watcher(Observer):
     """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training.
 
     Args:

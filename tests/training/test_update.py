@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from videoblip2.config import OptimConfig
-from videoblip2.training.optimizer import build_optimizer, decays, kind_of, schedule, set_learning_rate
+from videoblip2.training.update import build_optimizer, decays, kind_of, schedule, set_learning_rate
 
 
 def test_schedule_warms_up_and_comes_down():
