@@ -4,11 +4,13 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.prepare import compare_with_features, prepare_captions
+from videoblip2.features.store import FeatureStore, write_features
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 
@@ -319,14 +321,89 @@ def test_both_directions_are_named(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(videos))
     asked = [{"video": v, "question": "what?", "answer": "a"} for v in ("v1", "v9", "v9")]
     (tmp_path / "val_qa.json").write_text(json.dumps(asked))
-    report = compare_with_features(tmp_path, ["v1", "v3", "v5", "v4"])
+    for name in ("v1", "v3", "v5", "v4"):
+        write_features(tmp_path / "features", name, {"video": np.ones((1, 8))})
+    store = FeatureStore(tmp_path / "features")
+    report = compare_with_features(tmp_path, store)
     assert report.videos == {"train.json": 3, "val_qa.json": 2}
     assert report.missing == {"train.json": ["v2"], "val_qa.json": ["v9"]}
     assert report.unannotated == ["v4", "v5"] and not report.ok
-    alone = compare_with_features(tmp_path / "train.json", ["v1", "v2", "v3"])
-    assert alone.ok and alone.unannotated == []
+    assert report.lacking == {"video": ["v2", "v9"]}
 
 
 def test_a_folder_without_annotations_is_named(tmp_path):
+    (tmp_path / "video").mkdir()
     with pytest.raises(InputError, match=r"holds none of train\.json"):
-        compare_with_features(tmp_path, [])
+        compare_with_features(tmp_path, FeatureStore(tmp_path))
+
+
+LINES = '{"video_id": "v1", "caption": "a"}\n\n{"video_id": "v1", "caption": "b\u2028c"}\n'
+TABLE = 'video_id;caption\nv1;"a"\nv1;b\u2028c\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "train.json",
+            [{"video_id": "v1", "video": "x.mp4", "caption": ["a", "b\u2028c"], "id": 7}],
+        ),  # copies on the hub
+        ("train.json", [{"videoID": "v1", "enCap": ["a", "b\u2028c"], "chCap": ["\u4e00"]}]),  # VATEX
+        ("train.json", {"v1": ["a", "b\u2028c"]}),
+        ("train.json", {"v1": {"duration": 3.5, "sentences": ["a", "b\u2028c"]}}),
+        ("train.json", LINES),
+        ("train.jsonl", LINES),
+        ("train.jsonl", [{"file": "clips/v1.mp4", "text": "a"}, {"file": "clips/v1.mp4", "text": "b\u2028c"}]),
+        ("train.csv", TABLE),
+        ("train.csv", TABLE.replace(";", "\t")),
+        ("train.tsv", TABLE.replace(";", ",")),
+        ("train.txt", TABLE.replace(";", "|")),
+        ("train.csv", 'Filename,Caption,"x;y;z"\nv1.mp4,a,1\nv1.mp4,b\u2028c,2\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_in_every_form_and_encoding(tmp_path, name, content, encoding):
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    prepare_captions([tmp_path / name], tmp_path / "out")
+    assert videos_in(tmp_path / "out" / "train.json") == {"v1": ("a", "b\u2028c")}
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"train_list.txt": "video1\nvideo2\n", "test_list.txt": "video3.mp4\n"},
+        {"train.9k.csv": "video_id\nvideo1\nvideo2\n", "1k-A_test.csv": "key,video_id\nret0,video3\n"},
+        {"train_ids.json": ["video1", "video2"], "test_ids.json": ["video3"]},
+        {"splits.json": {"train": ["video1", "video2"], "test": ["video3"]}},
+        {"splits.csv": "video_id,split\nvideo1,train\nvideo2,train\nvideo3,test\n"},
+    ],
+)
+def test_lists_decide_where_the_official_file_has_another_split(tmp_path, lists):
+    own = {"video1": "train", "video2": "validate", "video3": "test", "video4": "train"}
+    paths = [save(tmp_path / "data.json", official(own)), *(save(tmp_path / n, c) for n, c in lists.items())]
+    report = prepare_captions(paths, tmp_path / "out")
+    assert report.videos == {"train": 2, "test": 1} and (report.moved, report.unassigned) == (1, 1)
+    assert list(videos_in(tmp_path / "out" / "train.json")) == ["video1", "video2"]
+
+
+def test_a_random_split_moves_videos_of_any_split(tmp_path):
+    path = save(tmp_path / "data.json", official({f"video{n}": "train" for n in range(60)}))
+    report = prepare_captions([path], tmp_path / "out", "random")
+    assert len(report.videos) == 3 and sum(report.videos.values()) == 60
+    assert report.moved == 60 - report.videos["train"] > 0
+
+
+@pytest.mark.parametrize(
+    ("split", "lists", "message"),
+    [
+        ("train", [], r"--split train: .*data\.json has video2 in test; leave --split out"),
+        ("random", ["train_list.txt"], r"--split random: .*train_list\.txt says which split videos are in"),
+    ],
+)
+def test_splits_that_contradict_each_other_are_refused(tmp_path, split, lists, message):
+    paths = [save(tmp_path / "data.json", official({"video1": "train", "video2": "test"}))]
+    paths += [save(tmp_path / name, "video1\n") for name in lists]
+    with pytest.raises(InputError, match=message):
+        prepare_captions(paths, tmp_path / "out", split)
+    assert not (tmp_path / "out").exists()

@@ -33,9 +33,11 @@ class Store(Protocol):
     """A feature store."""
 
     root: Path
+    modalities: tuple[str, ...]
 
     @property
     def ids(self) -> list[str]: ...
+    def holds(self, modality: str, video_id: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -228,15 +230,20 @@ def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> No
 
 
 def require_features(entries: Entries, store: Store, file: str) -> Entries:
-    """The entries of an annotation file, unchanged. Raises `InputError` if any video has no features."""
-    known = set(store.ids)
+    """The entries of an annotation file, unchanged. Raises `InputError` if a video lacks features of a modality."""
     videos = list(dict.fromkeys(entry.video_id for entry in entries))
-    if missing := [video_id for video_id in videos if video_id not in known]:
+    if missing := [f"{len(ids)} have no {name} ({some(ids)})" for name, ids in lacking(videos, store).items() if ids]:
         raise InputError(
-            f"{file}: {len(missing)} of {len(videos)} videos have no features in {store.root}: {some(missing)}; "
-            "run `vb2 features extract` on them or remove them from the annotations; `vb2 data check` lists all"
+            f"{file}: of {len(videos)} videos, {', '.join(missing)} features in {store.root}; extract them, or leave "
+            f"these videos out with `vb2 data prepare … --only-with {store.root}`; `vb2 data check` lists all"
         )
     return entries
+
+
+def lacking(videos: Iterable[str], store: Store) -> dict[str, list[str]]:
+    """Modality that the store is read for → the videos for which it has no array."""
+    ids = list(videos)
+    return {name: [video for video in ids if not store.holds(name, video)] for name in store.modalities}
 
 
 def refuse_duplicates(ids: Iterable[str], where: object) -> None:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import (
     SPLIT_WORDS,
     Document,
+    Store,
     VideoAnnotation,
     flaws,
+    lacking,
     read_annotations,
     read_documents,
     refuse_duplicates,
@@ -62,24 +65,23 @@ def prepare_captions(
     out: str | Path,
     split: str | None = None,
     first: int | None = None,
-    only: Collection[str] | None = None,
+    keep: Callable[[str], bool] = bool,
 ) -> PrepareReport:
     """Write `train.json`, `val.json` and `test.json` in `out` from annotation files, zipped or not.
 
     Reads MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
     `video_id, caption`. Captions keep their order and their exact text. A split comes from lists of ids, else from the
     document itself, else from `split` or a file name (`train.csv`). `split` is one of CHOICES; "random" gives every
-    video a new split, 80/10/10 by a digest of the id, which keeps a video in its split when others are added. A split
-    without videos is not written. With `first` only the first N captions of each video are kept, with `only` only the
-    videos of these ids. Raises `InputError` for another layout, a repeated video, a video in no split, and splits that
-    contradict each other, and then writes nothing.
+    video a new split, 80/10/10 by a digest of the id, which stays when others are added. A split without videos is not
+    written. Only the `first` captions of each video are kept, and only videos whose id satisfies `keep`. Raises
+    `InputError`, and writes nothing, for another layout, a repeated video, a video in no split, contradicting splits.
     """
     sources, lists = _read(paths, split)
     splits: dict[str, list[VideoAnnotation]] = {}
     uncaptioned, without, moved = [], [], 0
     for document, found in sources:
         for own, video in found.videos:
-            if only is not None and video.video_id not in only:
+            if not keep(video.video_id):
                 without.append(video.video_id)
             elif not video.captions:
                 uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": str(own)})
@@ -164,10 +166,13 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
 
 @dataclass(frozen=True)
 class Coverage:
-    """videos: their number by annotation file. missing: those without features, by file. unannotated: the reverse."""
+    """videos: their number by annotation file. missing: those that lack features of a modality, by file; `lacking`: by
+    modality. unannotated: videos with features only.
+    """
 
     videos: dict[str, int]
     missing: dict[str, list[str]]
+    lacking: dict[str, list[str]]
     unannotated: list[str]
 
     @property
@@ -175,8 +180,8 @@ class Coverage:
         return not any(self.missing.values())
 
 
-def compare_with_features(annotations: str | Path, feature_ids: Iterable[str]) -> Coverage:
-    """Compare one annotation file, or all those in a folder, with the videos that have features.
+def compare_with_features(annotations: str | Path, store: Store) -> Coverage:
+    """Compare one annotation file, or all those in a folder, with a feature store.
 
     Raises `InputError` for a folder without annotation files.
     """
@@ -185,12 +190,15 @@ def compare_with_features(annotations: str | Path, feature_ids: Iterable[str]) -
     files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: holds none of {', '.join(names)}; make them with `vb2 data prepare`")
-    have, wanted = set(feature_ids), {}
+    wanted = {}
     for file in files:
         entries = read_questions(file) if file.stem.endswith("_qa") else read_annotations(file)
         wanted[file.name] = list(dict.fromkeys(entry.video_id for entry in entries))
+    without = lacking(dict.fromkeys(chain(*wanted.values())), store)
+    bad = {video for videos in without.values() for video in videos}
     return Coverage(
         videos={name: len(videos) for name, videos in wanted.items()},
-        missing={name: [video for video in videos if video not in have] for name, videos in wanted.items()},
-        unannotated=sorted(have.difference(*wanted.values())),
+        missing={name: [video for video in videos if video in bad] for name, videos in wanted.items()},
+        lacking=without,
+        unannotated=sorted(set(store.ids).difference(*wanted.values())),
     )

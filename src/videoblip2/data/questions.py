@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,13 @@ def read_answer_map(path: str | Path) -> dict[str, int]:
 
 
 def prepare_questions(
-    paths: Sequence[str | Path], out: str | Path, split: str | None = None, only: Collection[str] | None = None
+    paths: Sequence[str | Path], out: str | Path, split: str | None = None, keep: Callable[[str], bool] = bool
 ) -> QuestionReport:
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
     A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
-    without one, the 1,500 most frequent training answers make one. `only`: ids of the videos to keep; None keeps all.
+    without one, the 1,500 most frequent training answers make one. Only questions
+    about videos whose id satisfies `keep` are kept.
     """
     if split not in (None, "train", "val", "test"):
         raise InputError(f"--split {split}: questions keep the split of their videos; give train, val or test")
@@ -115,8 +116,8 @@ def prepare_questions(
             splits.setdefault(chosen, []).extend(questions_in(document))
     if not splits:
         raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
-    videos = {question.video_id for questions in splits.values() for question in questions}
-    without = [] if only is None else sorted(videos.difference(only))
+    videos = sorted({question.video_id for questions in splits.values() for question in questions})
+    without = [video for video in videos if not keep(video)]
     for name, questions in splits.items():
         refuse_duplicates((question.question_id for question in questions), f"{name} questions, ids")
         splits[name] = [question for question in questions if question.video_id not in without]

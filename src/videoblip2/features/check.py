@@ -45,7 +45,7 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
         except InputError as error:
             unusable[video_id] = str(error)
             continue
-        frames[video_id], windows[video_id] = len(features["video"]), len(features["audio"])
+        frames[video_id], windows[video_id] = len(features["video"]), len(features.get("audio", ()))
     notes = store.manifest.videos if store.manifest else {}
     silent, empty = ([i for i in wanted if i in notes and notes[i].audio == kind] for kind in ("silent", "empty"))
     return CheckReport(

@@ -65,6 +65,9 @@ class PackedFile:
     def width(self, modality: str) -> int | None:
         return self._rows[modality].shape[1] if modality in self._rows else None
 
+    def holds(self, modality: str, video_id: str) -> bool:
+        return modality in self._rows and video_id in self._places
+
     def ids(self) -> list[str]:
         return list(self._ids)
 

@@ -30,7 +30,7 @@ class FeatureStore:
     None. Can be pickled: the copy opens the store again.
 
     Args:
-        modalities: what to read; by default what the package extracts, and any other that the store has.
+        modalities: what to read; by default all that the store has.
     """
 
     def __init__(self, root: str | Path, modalities: Sequence[str] | None = None) -> None:
@@ -45,8 +45,7 @@ class FeatureStore:
                 f"{self.root}: no packed features and no folder with video/ in it; "
                 "make features with `vb2 features extract`"
             )
-        present = [name for name, entry in MODALITIES.items() if entry.encoder or self._files.has(name)]
-        self.modalities = tuple(present if modalities is None else modalities)
+        self.modalities = tuple(filter(self._files.has, MODALITIES) if modalities is None else modalities)
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[str, ...]]]:
         return FeatureStore, (self.root, self.modalities)
@@ -60,6 +59,14 @@ class FeatureStore:
     def ids(self) -> list[str]:
         """The videos that have frame features, sorted; numbers count as numbers (video2 before video10)."""
         return self._files.ids()
+
+    def holds(self, modality: str, video_id: str) -> bool:
+        """Whether there is an array of this modality for the video, if only one of 0 rows."""
+        return self._files.holds(modality, video_id)
+
+    def complete(self, video_id: str) -> bool:
+        """Whether the video has every modality that is read."""
+        return all(self.holds(modality, video_id) for modality in self.modalities)
 
     @cached_property
     def manifest(self) -> FeatureManifest | None:
@@ -125,6 +132,9 @@ class _Folder:
         shape = () if first is None else self.array(modality, first.stem).shape
         return shape[1] if len(shape) == 2 else None
 
+    def holds(self, modality: str, video_id: str) -> bool:
+        return (self._root / modality / f"{video_id}.npy").is_file()
+
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
 
@@ -152,13 +162,13 @@ class _Folder:
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
     """12 hex digits (sha256) over the features of these videos: what a run was trained on, packed or not.
 
-    What the package extracts always counts, so that runs that read a part of a store name it alike.
+    What the package extracts counts where it exists, so that runs that read a part of a store name it alike.
     """
     state = hashlib.sha256()
     for video_id in sorted(ids):
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
-            if modality.encoder or name in store.modalities:
+            if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
                 state.update(store.content(name, video_id))
     return state.hexdigest()[:12]
 
