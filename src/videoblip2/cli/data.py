@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option, Typer
 
 from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, listed, progress, some, table
-from videoblip2.errors import counted
+from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport
@@ -40,26 +40,38 @@ def prepare(
     annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")],
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
     task: Annotated[Task, Option(help="Captions, or questions with answers.")] = Task.caption,
-    split: Annotated[str | None, Option(help="Split of files that do not name one: train, val, test, random.")] = None,
+    split: Annotated[
+        str | None, Option(help="Split of files that do not name one: train, val, test; or random, a new split of all.")
+    ] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
+    only_with: Annotated[
+        Path | None, Option(help="Keep only videos that this feature store has; count others.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
 
-    Captions: MSR-VTT's JSON or zips (2016, 2017); MSVD's AllVideoDescriptions.txt or CSV with train_list.txt,
-    val_list.txt, test_list.txt (or youtube_mapping.txt); tables with the columns video_id, caption, optionally split.
+    Captions: MSR-VTT's JSON or zips (2016, 2017); VATEX's JSON; MSVD's AllVideoDescriptions.txt or CSV (with
+    youtube_mapping.txt); tables with the columns video_id, caption, optionally split. Lists of ids (train_list.txt,
+    val_list.txt, test_list.txt) decide the split of any of them.
     With --task qa: MSRVTT-QA's JSON, or tables with the columns video_id, question, answer.
     """
     from videoblip2.data.prepare import prepare_captions
     from videoblip2.data.questions import prepare_questions
+    from videoblip2.features.store import FeatureStore
 
     report: PrepareReport | QuestionReport
+    keep = FeatureStore(only_with).complete if only_with else bool
     if task is Task.qa:
-        report = prepare_questions(annotations, out, split)
+        report = prepare_questions(annotations, out, split, keep)
         lines = _question_lines(report)
     else:
-        report = prepare_captions(annotations, out, split, captions)
+        report = prepare_captions(annotations, out, split, captions, keep)
         lines = _caption_lines(report)
+    if gone := report.without_features:
+        if not report.files:
+            raise InputError(f"--only-with {only_with}: leaves no video; give the features of {some(gone)}")
+        lines.append(f"left out, because {only_with} lacks them: {counted(len(gone), 'video')} ({some(gone)})")
     flaws = [f"  {flaw}, for example {example}" for flaw, example in report.examples.items()]
     emit(report, json, "\n".join([*lines, *flaws]))
 
@@ -75,6 +87,7 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
         (report.other_language_captions, f"not English, left out: {others}"),
+        (report.moved, f"in another split than in their own file: {counted(report.moved, 'video')}"),
         (
             report.left_alone,
             f"already there, left unchanged: {', '.join(report.left_alone)}; delete those of other data",
@@ -151,12 +164,13 @@ def check(
     from videoblip2.data.prepare import compare_with_features
     from videoblip2.features.store import FeatureStore
 
-    report = compare_with_features(annotations, FeatureStore(features).ids)
+    report = compare_with_features(annotations, FeatureStore(features))
     lines = [
         f"{file}: {number - len(report.missing[file])} of {counted(number, 'video')} have features"
         + (f"; missing: {some(report.missing[file])}" if report.missing[file] else "")
         for file, number in report.videos.items()
     ]
+    lines += [f"without {name} features: {len(ids)} ({some(ids)})" for name, ids in report.lacking.items() if ids]
     spare = f": {some(report.unannotated)}" if report.unannotated else ""
     alone = counted(len(report.unannotated), "video")
     lines.append(f"{features}: {alone} with features and without annotations{spare}")

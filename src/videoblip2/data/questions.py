@@ -120,7 +120,8 @@ def prepare_questions(
     without = [video for video in videos if not keep(video)]
     for name, questions in splits.items():
         refuse_duplicates((question.question_id for question in questions), f"{name} questions, ids")
-        splits[name] = [question for question in questions if question.video_id not in without]
+    kept = {name: [q for q in questions if q.video_id not in without] for name, questions in splits.items()}
+    splits = {name: questions for name, questions in kept.items() if questions}
     files = {name: Path(out) / file for name, file in QUESTION_FILES.items() if name in splits}
     for name, file in files.items():
         write_json(file, [asdict(question) for question in splits[name]])
