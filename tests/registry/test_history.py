@@ -7,7 +7,8 @@ from tracking_store import place_store, write_checkpoint
 
 from videoblip2 import registry
 from videoblip2.config import InputError
-from videoblip2.registry.versions import Move, move_champion, moves, rollback, succession
+from videoblip2.registry.promote import rollback
+from videoblip2.registry.versions import Move, move_champion, moves, succession
 from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.mlflow.store import connect
 
@@ -71,7 +72,7 @@ def test_without_a_champion_there_is_no_way_back(versions):
 
 
 def test_no_move_overwrites_another(versions):
-    connect().delete_registered_model_tag(NAME, "champion_trail.000001")
+    connect().delete_registered_model_tag(NAME, "mlflow.champion_trail.000001")
     rollback()
     assert [m.version for m in moves()] == [2, 3, 2]
 

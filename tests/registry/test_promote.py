@@ -18,7 +18,9 @@ from videoblip2.features.manifest import FeatureManifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders
-from videoblip2.registry.promote import TRIVIAL
+from videoblip2.registry.lineage import lineage
+from videoblip2.registry.promote import TRIVIAL, rollback
+from videoblip2.registry.verdict_files import TAG, facts_of
 from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
 from videoblip2.tracking.mlflow.store import connect
 
@@ -34,15 +36,15 @@ def version(number):
     return connect().get_model_version(NAME, str(number))
 
 
-def tags(number):
-    return version(number).tags
+def facts(number):
+    return facts_of(version(number).tags)
 
 
 def test_a_version_becomes_champion_only_through_the_gate(house):
     held = house.promote(house.log("poor", POOR))
     assert (held.promoted, held.opponent, held.version) == (False, TRIVIAL["captions"], 1)
     assert registry.champion() is None
-    assert tags(1)["gate.verdict"] == "failed" and tags(1)["gate.outcome"] == "held back"
+    assert facts(1)["verdict"] == "failed" and facts(1)["outcome"] == "held back"
     first = house.promote(house.log("good", GOOD))
     assert (first.promoted, first.version, registry.champion()) == (True, 2, 2)
     second = house.promote(house.log("again", GOOD))
@@ -54,30 +56,30 @@ def test_the_verdict_its_table_and_plot_are_on_the_version_and_its_run(tmp_path,
     house = Gatehouse(tmp_path, monkeypatch, plots=True)
     run = house.log("good", GOOD)
     result = house.promote(run)
-    found = tags(1)
-    assert found["gate.verdict"] == "passed" and found["gate.outcome"] == "promoted" and found["gate.who"]
-    assert float(found["gate.gain"]) == pytest.approx(result.verdict.gain.difference, abs=1e-6)
-    assert json.loads(found["gate.manifest"])["size"] == len(REFERENCES)
-    description = connect().get_model_version(NAME, "1").description
-    assert "| CIDEr gain |" in description and "Gate: passed" in description
-    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / found["gate.files"]
+    found = facts(1)
+    assert found["verdict"] == "passed" and found["outcome"] == "promoted" and found["who"]
+    assert float(found["gain"]) == pytest.approx(result.verdict.gain.difference, abs=1e-6)
+    assert json.loads(found["manifest"])["size"] == len(REFERENCES)
+    description = version(1).description
+    assert description.count("| CIDEr gain |") == 1 and "Gate: passed" in description
+    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / found["files"]
     assert {file.name for file in place.iterdir()} == {"verdict.json", "verdict.png", "videos.csv"}
     assert (place / "verdict.png").read_bytes().startswith(b"\x89PNG")
     assert len((place / "videos.csv").read_text().splitlines()) == 1 + len(REFERENCES)
     logged = connect().get_run(result.run_id)
     assert logged.data.metrics["gate/difference"] == pytest.approx(result.verdict.gain.difference)
-    assert logged.data.tags["gate.outcome"] == "promoted" and logged.info.status == "FINISHED"
+    assert logged.data.tags["gate"] == "promoted" and logged.info.status == "FINISHED"
 
 
 def test_a_second_verdict_leaves_nothing_of_the_first(house):
     run = house.log("poor", POOR)
     house.promote(run)
-    assert tags(1)["gate.failed"]
+    assert facts(1)["failed"]
     (house.root / "gate.yaml").write_text(json.dumps({"minimum_gain": 0.02, "resamples": 500}))
-    first_files = tags(1)["gate.files"]
+    first_files = facts(1)["files"]
     forced = house.promote(run, reason="for the exhibition")
     assert (forced.version, forced.forced, registry.champion()) == (1, True, 1)
-    assert tags(1)["gate.reason"] == "for the exhibition" and tags(1)["gate.outcome"] == "forced"
+    assert facts(1)["reason"] == "for the exhibition" and facts(1)["outcome"] == "forced"
     assert any(folder.is_dir() for folder in house.root.rglob(first_files))  # the files of both stay
     (move,) = moves()
     assert (move.action, move.version, move.previous, move.why) == ("force", 1, None, "for the exhibition")
@@ -95,6 +97,52 @@ def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
         with pytest.raises(InputError, match=message):
             house.promote(model)
     assert LOCK not in connect().get_registered_model(NAME).tags
+
+
+def shown_to_a_person(tags):
+    """MLflow's page hides tags of its own prefix."""
+    return {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+
+
+def test_a_persons_page_has_descriptions_and_one_tag(house):
+    house.promote(house.log("fair", FAIR), reason="for the | exhibition")
+    result = house.promote(house.log("good", GOOD))
+    model, run = connect().get_registered_model(NAME), connect().get_run(result.run_id)
+    assert shown_to_a_person(model.tags) == {}
+    assert shown_to_a_person(version(1).tags) == {"gate": "forced"}
+    assert shown_to_a_person(version(2).tags) == {"gate": "promoted"}
+    assert {key for key in shown_to_a_person(run.data.tags) if key.startswith("gate")} == {"gate"}
+    head, _, *rows = [line for line in model.description.splitlines() if line.startswith("|")]
+    assert head == "| when | champion | by | why | who |"
+    assert [row.split(" | ")[1:4] for row in rows] == [
+        ["2", "promote", rows[0].split(" | ")[3]],
+        ["1", "force", "for the / exhibition"],
+    ]
+    connect().update_registered_model(NAME, "our own words")
+    rollback()
+    assert connect().get_registered_model(NAME).description == "our own words"
+
+
+def test_a_registry_of_an_older_release_is_read(house):
+    """One tag for each fact of a verdict, and moves without MLflow's prefix."""
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    client, old = connect(), facts(1)
+    move = client.get_registered_model(NAME).tags["mlflow.champion_trail.000001"]
+    for key, value in old.items():
+        client.set_model_version_tag(NAME, "1", f"gate.{key}", value)
+    for key in ("gate", TAG):
+        client.delete_model_version_tag(NAME, "1", key)
+    client.set_registered_model_tag(NAME, "champion_trail.000001", move)
+    client.delete_registered_model_tag(NAME, "mlflow.champion_trail.000001")
+    assert facts(1) == old and [m.why for m in moves()] == ["a first one"]
+    assert lineage(f"models:/{NAME}/1")[0].gate["reason"] == "a first one"
+    house.write_data("data", other(REFERENCES))
+    run = house.log("good", GOOD)
+    with pytest.raises(InputError, match=f"{NAME}/1 was promoted on other references"):
+        house.promote(run)
+    assert house.promote(run, new_manifest=True).promoted
+    assert [m.version for m in moves()] == [1, 2] and rollback().version == 1
+    assert [m.version for m in moves()] == [1, 2, 1]
 
 
 def other(references):
@@ -119,7 +167,7 @@ def test_other_validation_data_than_the_champions_are_refused_or_forced(house, d
     assert registry.champion() == 1
     forced = house.promote(run, reason="new data from now on")
     assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL["captions"], 2)
-    assert "comparable with the champion" in tags(2)["gate.failed"]
+    assert "comparable with the champion" in facts(2)["failed"]
 
 
 def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(house):
@@ -179,7 +227,7 @@ def test_an_alias_that_was_moved_meanwhile_stays_where_it_was_moved_to(house):
     with pytest.raises(InputError, match="is version 2 now and was version 1 when the gate looked"):
         house.promote(run, progress=meanwhile(lambda: registry.set_champion(NAME, 2)))
     assert registry.champion() == 2
-    assert tags(3)["gate.verdict"] == "passed" and tags(3)["gate.outcome"].startswith("not moved")
+    assert facts(3)["verdict"] == "passed" and facts(3)["outcome"].startswith("not moved")
     assert len(moves()) == 1
 
 
@@ -282,9 +330,9 @@ def test_answers_are_promoted_by_their_accuracy_over_questions(house):
     assert (second.promoted, second.opponent, second.verdict.metric) == (True, f"{NAME}/1", "accuracy")
     assert second.verdict.gain.difference == pytest.approx(0.5) and set(second.verdict.differences) == set(RIGHT)
     assert second.verdict.conditions[0].name == "accuracy gain"
-    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/2")) / tags(2)["gate.files"]
+    place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/2")) / facts(2)["files"]
     assert (place / "questions.csv").read_text().startswith("question_id,difference,")
-    assert tags(2)["gate.metric"] == "accuracy" and "6 questions won, 0 lost" in version(2).description
+    assert facts(2)["metric"] == "accuracy" and "6 questions won, 0 lost" in version(2).description
     held = house.promote(house.log("again", RIGHT, task="qa"))
     assert not held.promoted and "accuracy gain 100.0 (+0.0)" in held.verdict.failed[0]
 

@@ -76,7 +76,7 @@ def rollback(
     json: console.Json = False,
 ) -> None:
     """Restore the previous champion."""
-    from videoblip2.registry.versions import rollback as go_back
+    from videoblip2.registry.promote import rollback as go_back
 
     move = go_back(name, reason)
     text = f"champion: {name}/{move.version} again, was {name}/{move.previous} ({move.why}; {move.who}, {move.when})"

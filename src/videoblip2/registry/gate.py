@@ -146,7 +146,11 @@ def judge(
     if challenger.caption_rows:
         conditions += _form(gate, challenger, champion, trivial)
     if gate.max_latency_ratio is not None and seconds:
-        conditions.append(_latency(gate.max_latency_ratio, seconds))
+        # the median of the pairs' ratios: a disturbance during one pair does not affect the others
+        ratio = float(np.median([slow / fast for slow, fast in seconds]))
+        mine, other = 1000 * np.median(np.asarray(seconds), axis=0)
+        wanted, passed = f"at most {gate.max_latency_ratio:g} times", ratio <= gate.max_latency_ratio
+        conditions.append(Condition("latency, ms", f"{mine:.0f} ({ratio:.2f} times)", f"{other:.0f}", wanted, passed))
     differences = {row.key: float(a - b) for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
     return GateVerdict(metric, tuple(conditions), gain, differences)
 
@@ -202,11 +206,3 @@ def _form(gate: Gate, challenger: Evaluation, champion: Evaluation, trivial: boo
         Condition(label_of(name), shown(name, new[name]), shown(name, other), wanted, passed)
         for name, other, wanted, passed in rows
     ]
-
-
-def _latency(limit: float, seconds: Sequence[tuple[float, float]]) -> Condition:
-    """The median of the pairs' ratios: a disturbance during one pair does not affect the others."""
-    ratio = float(np.median([new / old for new, old in seconds]))
-    new, old = np.median(np.asarray(seconds), axis=0)
-    given = f"{1000 * new:.0f} ({ratio:.2f} times)"
-    return Condition("latency, ms", given, f"{1000 * old:.0f}", f"at most {limit:g} times", ratio <= limit)

@@ -9,7 +9,7 @@ from typing import Any
 from videoblip2.config import InputError
 from videoblip2.overrides import read_yaml
 from videoblip2.provenance import FeatureOrigin, Provenance
-from videoblip2.registry.verdict_files import PREFIX
+from videoblip2.registry.verdict_files import facts_of
 from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
@@ -20,11 +20,8 @@ UNKNOWN = "not recorded"
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One model of the line. missing: why nothing else is known about it.
-
-    data: split → digest of annotations and features. encoders: kind → name and fingerprint. lock: digest of the
-    installed packages. gate: the verdict's tags on the registered version.
-    """
+    """One model of the line. data: split → digest of annotations and features. encoders: kind → name and fingerprint.
+    lock: digest of the installed packages. gate: the registered version's verdict. missing: why nothing is known."""
 
     model: str
     version: str = ""
@@ -97,7 +94,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
         lock=f"{lock_digest(lock.read_text(encoding='utf-8'))} ({lock.name})" if lock else UNKNOWN,
         parent=parent_of(provenance),
         scores=read_scores(folder),
-        gate={key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)},
+        gate=facts_of(tags),
     )
 
 

@@ -3,13 +3,14 @@
 1. A lock is held from reading the current champion until the alias has moved.
 2. Wrong input stops the promotion before anything is written. The verdict is written before the alias moves.
 3. A reason moves the alias despite a failed verdict, and is stored. It never bypasses the lock.
+
+`rollback` restores the champion before the current one.
 """
 
 import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
@@ -19,13 +20,9 @@ from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files, versions
 from videoblip2.registry.contenders import Contender, ValidationManifest
 from videoblip2.registry.gate import Condition, Gate, GateVerdict, judge, load_gate
-from videoblip2.registry.verdict_files import PREFIX
 from videoblip2.registry.versions import NAME, Move, PromotionLock, store_in_words
-from videoblip2.tracking import RunSpec, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 TRIVIAL = {"captions": "the most typical training caption", "answers": "the most frequent training answers"}
 
@@ -44,10 +41,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Promotion:
-    """The outcome. previous: the champion until now. opponent: what the challenger was compared with.
-
-    reason: why the verdict was overruled, empty if it was not.
-    """
+    """The outcome. previous: the champion until now. opponent: what the challenger was compared with. reason: why the
+    verdict was overruled, empty if it was not."""
 
     name: str
     version: int
@@ -57,28 +52,15 @@ class Promotion:
     manifest: ValidationManifest
     gate: str
     run_id: str | None
+    promoted: bool
+    forced: bool
     reason: str = ""
     who: str = field(default_factory=versions.user)
     when: str = field(default_factory=versions.now)
 
     @property
-    def forced(self) -> bool:
-        return bool(self.reason)
-
-    @property
-    def promoted(self) -> bool:
-        return self.verdict.passed or self.forced
-
-    @property
-    def outcome(self) -> str:
-        return "forced" if self.forced else "promoted" if self.promoted else "held back"
-
-    @property
     def facts(self) -> dict[str, str]:
-        """What is recorded of it in tags and verdict.json; what is not known is left out.
-
-        digest: of the gate. Scores are in the metric's own scale.
-        """
+        """What is recorded in verdict.json and on the version: what is known, scores in the metric's own scale."""
         verdict, gain = self.verdict, self.verdict.gain
         facts = {
             "version": f"{self.name}/{self.version}",
@@ -97,6 +79,7 @@ class Promotion:
             "reason": self.reason,
             "who": self.who,
             "when": self.when,
+            "files": f"gate/{self.when.replace(':', '').replace('+0000', 'Z')}",
         }
         return {key: value for key, value in facts.items() if value}
 
@@ -104,9 +87,7 @@ class Promotion:
 @dataclass(frozen=True)
 class Case:
     """One promotion that holds the lock. model_id: the challenger's logged model. before: the champion's version.
-
-    problems: failed conditions that a reason overrules.
-    """
+    problems: failed conditions that a reason overrules."""
 
     request: Request
     gate: Gate
@@ -115,11 +96,6 @@ class Case:
     before: int | None
     challenger: Contender
     problems: list[Condition] = field(default_factory=list)
-
-    def tag(self, version: int, tags: dict[str, str]) -> None:
-        """Tag a version of the registered model."""
-        for key, value in tags.items():
-            self.lock.client.set_model_version_tag(self.request.name, str(version), key, value)
 
 
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
@@ -134,7 +110,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
         model_id = _model_id(request.model)
         with versions.promotion_lock(request.name) as lock:
             before = versions.champion(request.name)
-            if before is not None and _version_of(lock.client, request.name, model_id) == before:
+            if before is not None and _version_of(lock, model_id) == before:
                 raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
             challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
             case = Case(request, gate, lock, model_id, before, challenger)
@@ -154,11 +130,10 @@ def _model_id(model: str) -> str:
     return str(logged_model(model)[0].model_id)
 
 
-def _version_of(client: "MlflowClient", name: str, model_id: str) -> int | None:
-    """The newest version of NAME that was registered from this logged model; None if there is none."""
-    found = client.search_model_versions(f"name = '{name}'")
-    own = [int(version.version) for version in found if version.source == f"models:/{model_id}"]
-    return max(own, default=None)
+def _version_of(lock: PromotionLock, model_id: str) -> int | None:
+    """The newest version that was registered from this logged model; None if there is none."""
+    found = lock.client.search_model_versions(f"name = '{lock.name}'")
+    return max((int(each.version) for each in found if each.source == f"models:/{model_id}"), default=None)
 
 
 def _rival(case: Case) -> Contender | None:
@@ -185,7 +160,8 @@ def _refuse_other_data(case: Case, rival: Contender) -> None:
             f"{challenger.label} ({challenger.paths}) and {rival.label} ({rival.paths}) have {found} for validation, "
             "so their scores cannot be compared; name the same data for both, such as data.annotations=DIR"
         )
-    kept = case.lock.client.get_model_version(case.request.name, str(case.before)).tags.get(f"{PREFIX}manifest")
+    tags = case.lock.client.get_model_version(case.request.name, str(case.before)).tags
+    kept = verdict_files.facts_of(tags).get("manifest")
     if not kept or case.request.new_manifest:
         return
     if found := rival.manifest.difference(ValidationManifest(**json.loads(kept))):
@@ -213,18 +189,19 @@ def _judge(
 
 def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: Progress) -> Promotion:
     """Judge, register the version, store the verdict with it, and move the alias if allowed."""
-    request, client, challenger = case.request, case.lock.client, case.challenger
+    request, challenger = case.request, case.challenger
     sides, verdict = _judge(case, rival, progress)
     promotion = Promotion(
         name=request.name,
-        version=_version_of(client, request.name, case.model_id)
-        or versions.register(f"models:/{case.model_id}", request.name),
+        version=_version_of(case.lock, case.model_id) or versions.register(f"models:/{case.model_id}", request.name),
         previous=case.before,
         opponent=rival.label if rival else " and ".join(TRIVIAL[task.kind] for task in challenger.tasks),
         verdict=verdict,
         manifest=challenger.manifest,
         gate=case.gate.digest,
         run_id=tracker.run_id,
+        promoted=verdict.passed or bool(request.reason),
+        forced=not verdict.passed and bool(request.reason),
         reason="" if verdict.passed else request.reason,
     )
     _store_verdict(case, tracker, promotion, sides)
@@ -236,32 +213,37 @@ def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: P
             move = Move("force" if promotion.forced else "promote", promotion.version, case.before, why)
             versions.move_champion(request.name, move)
         except InputError as error:  # another promotion was faster
-            case.tag(promotion.version, {f"{PREFIX}outcome": f"not moved: {error}"})
+            _tag(case, promotion, f"not moved: {error}")
             raise
-    tracker.set_tags({f"{PREFIX}outcome": promotion.outcome})
-    case.tag(promotion.version, {f"{PREFIX}outcome": promotion.outcome})
+    outcome = "forced" if promotion.forced else "promoted" if promotion.promoted else "held back"
+    tracker.set_tags({"gate": outcome})
+    _tag(case, promotion, outcome)
     return promotion
 
 
+def _tag(case: Case, promotion: Promotion, outcome: str) -> None:
+    """Tag the version with the outcome for people, and with all facts for the next promotion and for the lineage."""
+    facts = json.dumps(promotion.facts | {"outcome": outcome}, ensure_ascii=False)
+    for key, value in {"gate": outcome, verdict_files.TAG: facts}.items():
+        case.lock.client.set_model_version_tag(promotion.name, str(promotion.version), key, value)
+
+
 def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tuple[Evaluation, Evaluation]) -> None:
-    """On the version: tags `gate.…`, the table as its description, and the files in its model under gate/WHEN; on the
-    run: metrics, the files, what the challenger said."""
-    client, version, verdict = case.lock.client, str(promotion.version), promotion.verdict
-    facts = promotion.facts
-    place = f"gate/{promotion.when.replace(':', '').replace('+0000', 'Z')}"
+    """On the version: its tags, the table as its description, and the files in its model under gate/WHEN; on the run:
+    metrics, the files, what the challenger said."""
+    client, version, verdict, facts = case.lock.client, str(promotion.version), promotion.verdict, promotion.facts
     text = verdict_files.markdown(verdict, (case.challenger.label, promotion.opponent), facts)
     with tempfile.TemporaryDirectory() as folder:
         verdict_files.write_verdict(Path(folder), verdict, case.gate, sides, facts)
-        client.log_model_artifacts(case.model_id, folder, place)
+        client.log_model_artifacts(case.model_id, folder, facts["files"])
         for file in sorted(Path(folder).iterdir()):
             tracker.log_file(file, "gate")
     for old in client.get_model_version(promotion.name, version).tags:
-        if old.startswith(PREFIX):
+        if old.startswith(verdict_files.OLD_PREFIX):
             client.delete_model_version_tag(promotion.name, version, old)
-    tags = {f"{PREFIX}{key}": value for key, value in facts.items()}
-    case.tag(promotion.version, tags | {f"{PREFIX}files": place})
+    _tag(case, promotion, facts["verdict"])
     client.update_model_version(promotion.name, version, description=text)
-    tracker.set_tags(tags | {"model": f"models:/{case.model_id}"})
+    tracker.set_tags({"model": f"models:/{case.model_id}"})
     tracker.note(text)
     challenger = sides[0]
     tracker.log_data("gate/val.json", promotion.manifest.digest, "val")
@@ -269,3 +251,30 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tu
     tracker.log_metrics({f"val/{key}": value for key, value in challenger.corpus.items()}, step=0)
     for table, rows in challenger.tables().items():
         tracker.log_table(table, rows[: case.challenger.config.train.probe_videos])
+
+
+def rollback(name: str = NAME, why: str = "") -> Move:
+    """Restore the previous champion and record who did it and why.
+
+    Versions deleted since are skipped. Raises InputError where there is no previous champion or its files are gone.
+    """
+    with store_in_words():
+        if (current := versions.champion(name)) is None:
+            raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
+        with versions.promotion_lock(name) as lock:
+            line = versions.succession(versions.moves(name))
+            existing = {int(each.version) for each in lock.client.search_model_versions(f"name = '{name}'")}
+            line = versions.before(line, current) if current in line else line
+            earlier = [version for version in line if version in existing - {current}]
+            if not earlier:
+                raise InputError(
+                    f"{name}@champion: version {current} has no champion before it; `vb2 promote RUN` makes another"
+                )
+            find_model(f"models:/{name}/{earlier[-1]}")
+            lock.renew()
+            move = Move("rollback", earlier[-1], current, why or "no reason given")
+            versions.move_champion(name, move)
+            lock.client.set_model_version_tag(
+                name, str(current), "rolled_back", f"{move.when} by {move.who}: {move.why}"
+            )
+    return move

@@ -67,8 +67,8 @@ def reproduce(
     """Train a run (or any MODEL that a stage made) again, as a new run, and compare its main validation scores.
 
     Args:
-        tolerance: largest difference that counts as the same, as scores are shown; 0 = the same number.
-        out: folder for the new run; default the original's `run.out`. announce: receives the recipe before training.
+        tolerance: see Reproduction. out: folder for the new run; default the original's `run.out`.
+        announce: receives the recipe before training.
     """
     recipe = read_recipe(model, out)
     announce(recipe)
@@ -118,12 +118,10 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
     """What may move the last digits: the source, or the packages."""
-    then, now = provenance.revision, revision_tags()
-    differences = [
-        f"{key} {then.get(key, 'not recorded')} -> {now.get(key, 'unknown')}"
-        for key in ("git.commit", "git.dirty")
-        if then.get(key) != now.get(key)
+    pairs = {key: (provenance.revision.get(key), revision_tags().get(key)) for key in ("git.commit", "git.dirty")}
+    changed = [
+        f"{key} {old or 'not recorded'} -> {new or 'unknown'}" for key, (old, new) in pairs.items() if old != new
     ]
-    if not (folder / ENVIRONMENT_FILE).is_file():
-        return [*differences, "packages not recorded"]
-    return differences + lock_difference((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"), environment())
+    file = folder / ENVIRONMENT_FILE
+    packages = lock_difference(file.read_text(encoding="utf-8"), environment()) if file.is_file() else None
+    return [*changed, *(["packages not recorded"] if packages is None else packages)]

@@ -1,6 +1,7 @@
 """A verdict as files: a Markdown table, a CSV table of the videos or questions, JSON, and a plot."""
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,17 @@ from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
 from videoblip2.evaluate import Evaluation
 from videoblip2.files import write_json
 from videoblip2.registry.gate import Gate, GateVerdict, rows_of
+from videoblip2.registry.versions import markdown_table
 
-PREFIX = "gate."  # of the tags that hold a verdict
+TAG = "mlflow.gate"  # of a version: the facts of its promotion as JSON; MLflow's page hides it
+OLD_PREFIX = "gate."  # of the tags, one for each fact, of versions promoted by older releases
 COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
+
+
+def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """What a version's tags record of its promotion: the facts, the outcome, and where the files are."""
+    old = {key.removeprefix(OLD_PREFIX): value for key, value in tags.items() if key.startswith(OLD_PREFIX)}
+    return dict(json.loads(tags[TAG])) if TAG in tags else old
 
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:
@@ -29,9 +38,9 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
     judged = "videos" if METRICS[verdict.metric].of == "captions" else "questions"
     counts = f"{int(won.sum())} {judged} won, {int(lost.sum())} lost, {len(verdict.differences)} in total"
     head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} beside {labels[1]}: {counts}."
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(verdict)]
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([head, "", *lines, "", *(f"- {key}: {value}" for key, value in facts.items())])
+    reason = f" Promoted all the same: {facts['reason']}." if "reason" in facts else ""
+    foot = f"Judged {facts['when']} by {facts['who']} in run {facts['run_id']}.{reason}"
+    return "\n\n".join([head, markdown_table(COLUMNS, table_rows(verdict)), foot])
 
 
 def write_verdict(

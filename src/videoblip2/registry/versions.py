@@ -1,7 +1,8 @@
 """Versions of a registered model, the alias `champion`, who moved it, when, why, and the lock held meanwhile.
 
-Each move is a tag of the registered model, such as `champion_trail.000007`, which is never overwritten. The alias moves
-first: a crash between the two leaves a champion that no move explains, which can be rolled back like one set by hand.
+Each move is a tag of the registered model, such as `mlflow.champion_trail.000007`, which is never overwritten; MLflow's
+page hides it, and shows the model's description with a table of all moves. The alias moves first: a crash between the
+two leaves a champion that no move explains, which can be rolled back like one set by hand.
 MLflow has no compare-and-set. On one machine a file lock keeps promoters apart; between machines a tag of the model
 does: it names its owner, expires, and is read again once the writes of others have arrived.
 """
@@ -27,7 +28,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.tracking import find_model
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect, sqlite_file, tracking_uri
 
@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 NAME = "videoblip2"
 CHAMPION = "champion"
-MOVES = "champion_trail."  # of the tags that hold the history
+MOVES = "mlflow.champion_trail."  # of the tags that hold the history; older registries have them without `mlflow.`
+ABOUT = (
+    "Captions of videos and their sound, by VideoBLIP2. The alias `champion` is the version that is served: "
+    "`vb2 promote RUN` moves it through the gate, `vb2 rollback` moves it back."
+)
 LOCK = "promotion_lock"  # the tag that names the holder of the lock
 LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
 SETTLE_SECONDS = 1.0  # how long another machine's write may take between reading the tag and writing its own
@@ -63,7 +67,7 @@ def _make_name(client: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -141,13 +145,13 @@ class Move:
 
 def moves(name: str = NAME) -> list[Move]:
     """Every move of NAME's champion, oldest first."""
-    return [Move(**json.loads(text)) for _, text in sorted(_moves(name).items())]
+    return [move for _, move in sorted(_moves(name).items())]
 
 
-def _moves(name: str) -> dict[int, str]:
-    """Number → move as JSON."""
+def _moves(name: str) -> dict[int, Move]:
     tags = connect().get_registered_model(name).tags.items()
-    return {int(key.removeprefix(MOVES)): text for key, text in tags if key.startswith(MOVES)}
+    prefixes = (MOVES, MOVES.removeprefix("mlflow."))
+    return {int(key.rpartition(".")[2]): Move(**json.loads(text)) for key, text in tags if key.startswith(prefixes)}
 
 
 def move_champion(name: str, move: Move) -> None:
@@ -166,8 +170,19 @@ def move_champion(name: str, move: Move) -> None:
             f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to version {found or '(none)'} "
             "at the same time; find out who, then run the command again"
         )
-    key = f"{MOVES}{1 + max(_moves(name), default=0):06d}"
-    connect().set_registered_model_tag(name, key, json.dumps(asdict(move), ensure_ascii=False))
+    client, history = connect(), _moves(name)
+    number = 1 + max(history, default=0)
+    client.set_registered_model_tag(name, f"{MOVES}{number:06d}", json.dumps(asdict(move), ensure_ascii=False))
+    if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # a person's own text stays
+        rows = [[m.when, str(m.version), m.action, m.why, m.who] for _, m in sorted({**history, number: move}.items())]
+        table = markdown_table(["when", "champion", "by", "why", "who"], rows[::-1])
+        client.update_registered_model(name, f"{ABOUT}\n\n{table}")
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with cells on one line."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)
 
 
 def succession(history: Sequence[Move]) -> list[int]:
@@ -178,7 +193,7 @@ def succession(history: Sequence[Move]) -> list[int]:
     line: list[int] = []
     for move in history:
         if move.action == "rollback":
-            line = [*_before(line, move.version), move.version]
+            line = [*before(line, move.version), move.version]
             continue
         for version in (move.previous, move.version):
             if version is not None and line[-1:] != [version]:
@@ -186,35 +201,9 @@ def succession(history: Sequence[Move]) -> list[int]:
     return line
 
 
-def _before(line: Sequence[int], version: int) -> list[int]:
+def before(line: Sequence[int], version: int) -> list[int]:
     """What precedes the last occurrence of `version`; empty if it does not occur."""
     return list(line[: len(line) - 1 - line[::-1].index(version)]) if version in line else []
-
-
-def rollback(name: str = NAME, why: str = "") -> Move:
-    """Restore the previous champion and record who did it and why.
-
-    Versions deleted since are skipped. Raises InputError where there is no previous champion or its files are gone.
-    """
-    client = connect()
-    with store_in_words():
-        if (current := champion(name)) is None:
-            raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
-        with promotion_lock(name) as lock:
-            line = succession(moves(name))
-            others = {int(each.version) for each in client.search_model_versions(f"name = '{name}'")} - {current}
-            line = _before(line, current) if current in line else line
-            earlier = [version for version in line if version in others]
-            if not earlier:
-                raise InputError(
-                    f"{name}@{CHAMPION}: version {current} has no champion before it; `vb2 promote RUN` makes another"
-                )
-            find_model(f"models:/{name}/{earlier[-1]}")
-            lock.renew()
-            move = Move("rollback", earlier[-1], current, why or "no reason given")
-            move_champion(name, move)
-            client.set_model_version_tag(name, str(current), "rolled_back", f"{move.when} by {move.who}: {move.why}")
-    return move
 
 
 class LockTag(BaseModel):
