@@ -269,8 +269,7 @@ def accuracy(features: np.ndarray, labels: list[str], train: int, ridge: float =
 
 def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
     """A linear map reads colour, shape, direction, sound and loudness off the features."""
-    from videoblip2.toy.render import render_audio, render_frames
-    from videoblip2.toy.scene import MOTIONS, SOUNDS, make_scene
+    from videoblip2.toy.scene import MOTIONS, SOUNDS, make_scene, render_audio, render_frames
 
     scenes = [make_scene(5, index, 160) for index in range(160)]
     scenes = [

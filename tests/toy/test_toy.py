@@ -8,28 +8,35 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.toy.language import (
+from videoblip2.toy.scene import (
+    ABSENT,
+    COLOURS,
+    FPS,
+    MOTIONS,
+    RATE,
+    RGB,
+    SHAPES,
+    SILENT,
+    SOUNDS,
+    combination_split,
+    make_scene,
+    path_at,
+    render_audio,
+    render_frames,
+)
+from videoblip2.toy.world import (
     CAPTIONS,
     LOUD_WORDS,
+    MIN_VIDEOS,
     MOTION_WORDS,
     SHAPE_WORDS,
     SOFT_WORDS,
     SOUND_WORDS,
     WORDS,
     make_captions,
+    make_scenes,
+    write_toy_world,
 )
-from videoblip2.toy.render import FPS, RATE, RGB, path_at, render_audio, render_frames
-from videoblip2.toy.scene import (
-    ABSENT,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    SILENT,
-    SOUNDS,
-    combination_split,
-    make_scene,
-)
-from videoblip2.toy.world import MIN_VIDEOS, write_toy_world
 
 NUM = 300
 SCENES = [make_scene(0, index, NUM) for index in range(NUM)]
@@ -166,6 +173,16 @@ def test_a_world_is_videos_and_annotations_in_msrvtts_layout(tmp_path):
     assert [sentence["sen_id"] for sentence in sentences] == list(range(400))
     expected = [caption for i in range(20) for caption in make_captions(make_scene(3, i, 20))]
     assert [sentence["caption"] for sentence in sentences] == expected
+
+
+def test_more_test_videos_leave_the_others_as_they_are(tmp_path):
+    few, more = (write_toy_world(tmp_path / str(count), 10, 3, Recorder(), more_tests=count) for count in (0, 5))
+    assert few.counts["test"] == 2 and more.counts == {**few.counts, "test": 7}
+    assert few.annotations[0].read_bytes() == more.annotations[0].read_bytes()
+    documents = [json.loads(world.annotations[1].read_text()) for world in (few, more)]
+    assert documents[1]["sentences"][: 2 * CAPTIONS] == documents[0]["sentences"]
+    combinations = {combination_split(s.colour, s.shape, s.motion) for s in make_scenes(10, 3, 5)[8:]}
+    assert combinations == {"test"}
 
 
 def test_an_interrupted_world_is_completed(tmp_path):

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 from videoblip2.captions.answers import answer_accuracy, blind_answers
 from videoblip2.data.questions import read_questions
-from videoblip2.toy.language import make_questions, question_entries
 from videoblip2.toy.scene import ABSENT, SILENT, make_scene
-from videoblip2.toy.world import write_toy_annotations
+from videoblip2.toy.world import make_questions, question_entries, write_toy_annotations
 
 SCENES = [make_scene(0, index, 200) for index in range(200)]
 

@@ -11,18 +11,36 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+import httpx
+import torch
+
+from videoblip2.captions import typical_caption
+from videoblip2.captions.metrics import PRIMARY, default_metrics, label_of, shown
 from videoblip2.config import Config, InputError, load_config
+from videoblip2.data.annotations import read_annotations
+from videoblip2.data.prepare import prepare_captions
+from videoblip2.data.top5 import select_top5
+from videoblip2.evaluate import evaluate
+from videoblip2.features.encoders import load_clap, load_clip
+from videoblip2.features.extract import extract_features
+from videoblip2.features.media import write_video
+from videoblip2.features.media_features import Encoders
+from videoblip2.files import write_json
 from videoblip2.progress import Progress
+from videoblip2.registry.promote import Request, promote
 from videoblip2.server import free_port, server_command, server_environment
-
-if TYPE_CHECKING:
-    from videoblip2.training.evaluation import EvaluationResult
-    from videoblip2.training.stage import StageResult
+from videoblip2.toy import small_t5
+from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.world import write_toy_annotations, write_toy_world
+from videoblip2.tracking.compare import Comparison
+from videoblip2.tracking.sides import compare_runs
+from videoblip2.training.evaluation import EvaluationResult, evaluate_model
+from videoblip2.training.stage import StageResult, run_stage
 
 SEED = 0
 REGISTERED = "videoblip2"
@@ -31,9 +49,14 @@ START_SECONDS = 120  # for the server to be ready
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo makes and trains. `forced`: too small to pass the gate, so its winner is promoted by force."""
+    """How much the demo makes and trains.
+
+    more_tests: test videos beside those of the world, for narrower intervals. forced: too small to pass the gate, so
+    its winner is promoted by force.
+    """
 
     videos: int = 700
+    more_tests: int = 280
     language_model_steps: int = 250
     overrides: tuple[str, ...] = ()
     forced: bool = False
@@ -41,7 +64,7 @@ class DemoSize:
 
 FULL = DemoSize()
 #: Half a minute, to see whether everything works; its scores mean nothing.
-QUICK = DemoSize(40, 5, ("train.steps=4", "train.validate_every=2", "optim.warmup_steps=1"), forced=True)
+QUICK = DemoSize(40, 0, 5, ("train.steps=4", "train.validate_every=2", "optim.warmup_steps=1"), forced=True)
 
 
 @dataclass(frozen=True)
@@ -54,16 +77,21 @@ class ServedCaption:
 
 @dataclass
 class Demo:
-    """What the demo has made so far; `tests` are the evaluations of `stages` on the test split."""
+    """What the demo has made so far.
+
+    tests: of `stages`, on the test split. gains: each of the other stages compared with cross-entropy on both
+    modalities, on the same videos. trivial: CIDEr of the most typical training caption, given for every test video.
+    """
 
     out: Path
     size: DemoSize
     progress: Progress
     print: Callable[[str], None]
     started: float = field(default_factory=time.perf_counter)
-    stages: dict[str, "StageResult"] = field(default_factory=dict)
-    tests: dict[str, "EvaluationResult"] = field(default_factory=dict)
-    trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
+    stages: dict[str, StageResult] = field(default_factory=dict)
+    tests: dict[str, EvaluationResult] = field(default_factory=dict)
+    gains: dict[str, Comparison] = field(default_factory=dict)
+    trivial: float = 0.0
     served: ServedCaption | None = None
 
     def say(self, text: str) -> None:
@@ -84,21 +112,18 @@ class Demo:
 
     def example_videos(self) -> list[str]:
         """The ids of the first three test videos."""
-        from videoblip2.data.annotations import read_annotations
-
         return [video.video_id for video in read_annotations(self.data / "test.json")[:3]]
 
 
 def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str], None]) -> Demo:
     """Run every step; `say` gets a line about each."""
-    from videoblip2.training.stage import run_stage
-
     _one_thread()
     demo = Demo(out, size, progress, say)
     write_annotations(demo)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _one_thread) as second:
         language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
-        render(demo)
+        demo.say(f"1/8 toy world: {size.videos + size.more_tests} videos with sound, 20 captions each → {out / 'toy'}")
+        write_toy_world(out / "toy", size.videos, SEED, write_video, progress, size.more_tests)
         extract(demo)
         demo.say("3/8 language model: a small T5 trained on the training captions, frozen from here on")
         language_model.result()
@@ -118,46 +143,28 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
             for name, single in zip(("video_only", "audio_only"), singles, strict=True):
                 demo.stages[name], demo.tests[name] = single.result()
             demo.tests["ce"] = tested.result()
+            ce, *others = (str(stage.run_id) for stage in demo.stages.values())
+            compared = (compare_runs([ce, other], "test") for other in others)
+            demo.gains = dict(zip(list(demo.stages)[1:], compared, strict=True))
             demo.say("8/8 serving")
             demo.served = ask(demo.videos / f"{demo.example_videos()[0]}.mp4")
     return demo
 
 
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)
 
 
 def write_annotations(demo: Demo) -> None:
     """Captions in MSR-VTT's JSON, then what `vb2 data prepare` and `vb2 data top5` make of them."""
-    from videoblip2.data.annotations import read_annotations
-    from videoblip2.data.prepare import prepare_captions
-    from videoblip2.data.top5 import select_top5
-    from videoblip2.files import write_json
-    from videoblip2.toy.world import write_toy_annotations
-
-    prepare_captions(list(write_toy_annotations(demo.out / "toy", demo.size.videos, SEED)), demo.data)
+    files = write_toy_annotations(demo.out / "toy", demo.size.videos, SEED, demo.size.more_tests)
+    prepare_captions(list(files), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
     write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
 
 
-def render(demo: Demo) -> None:
-    """The videos."""
-    from videoblip2.features.media import write_video
-    from videoblip2.toy.world import write_toy_world
-
-    demo.say(f"1/8 toy world: {demo.size.videos} videos with sound, 20 captions each → {demo.out / 'toy'}")
-    write_toy_world(demo.out / "toy", demo.size.videos, SEED, write_video, progress=demo.progress)
-
-
 def extract(demo: Demo) -> None:
     """The features, by the toy world's encoders."""
-    from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import extract_features
-    from videoblip2.features.media_features import Encoders
-    from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
-
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, from small encoders with random weights")
     clip = load_clip(build_toy_clip(demo.out / "encoders" / "clip", SEED))
     clap = load_clap(build_toy_clap(demo.out / "encoders" / "clap", SEED))
@@ -167,27 +174,19 @@ def extract(demo: Demo) -> None:
 
 def train_language_model(data: Path, out: Path, steps: int) -> None:
     """A T5 of the toy world's captions, as `vb2 lm` trains one."""
-    from videoblip2.data.annotations import read_annotations
-    from videoblip2.toy import small_t5
-
     settings = small_t5.LanguageModelConfig(steps=steps, batch_size=48)
     prompt = load_config("toy_ce").data.prompt
     small_t5.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
-def train_and_test(config: Config, out: Path) -> "tuple[StageResult, EvaluationResult]":
+def train_and_test(config: Config, out: Path) -> tuple[StageResult, EvaluationResult]:
     """Cross-entropy with one modality, and its evaluation by the metrics that need no Java."""
-    from videoblip2.captions.metrics import default_metrics
-    from videoblip2.training.stage import run_stage
-
     stage = run_stage("ce", config)
     return stage, test(f"{config.model.modalities}_only", stage, out, default_metrics(fast=True))
 
 
-def test(name: str, stage: "StageResult", out: Path, metrics: Sequence[str] | None = None) -> "EvaluationResult":
+def test(name: str, stage: StageResult, out: Path, metrics: Sequence[str] | None = None) -> EvaluationResult:
     """Evaluate a stage's best checkpoint on the test split."""
-    from videoblip2.training.evaluation import evaluate_model
-
     return evaluate_model(str(stage.run_id), "test", out=out / f"test-{name}.jsonl", metrics=metrics)
 
 
@@ -201,9 +200,6 @@ def load(demo: Demo, stage: str, *overrides: str) -> Config:
 
 def crown(demo: Demo) -> None:
     """Send the winner by validation score through the gate; an earlier champion that is no worse stays."""
-    from videoblip2.captions.metrics import PRIMARY, label_of, shown
-    from videoblip2.registry.promote import Request, promote
-
     best = max((demo.stages["ce"], demo.stages["scst"]), key=lambda stage: stage.metrics[PRIMARY])
     reason = "a quick demo is too small to pass the gate" if demo.size.forced else ""
     gate = promote(Request(best.model, REGISTERED, Path("toy_gate"), reason=reason), demo.progress)
@@ -220,11 +216,6 @@ def crown(demo: Demo) -> None:
 
 def score_of_typical_caption(data: Path) -> float:
     """CIDEr of the most typical training caption, given for every test video."""
-    from videoblip2.captions import typical_caption
-    from videoblip2.captions.metrics import PRIMARY
-    from videoblip2.data.annotations import read_annotations
-    from videoblip2.evaluate import evaluate
-
     train, references = (
         {video.video_id: video.captions for video in read_annotations(data / f"{split}.json")}
         for split in ("train", "test")
@@ -248,25 +239,14 @@ def served_captions() -> Iterator[Callable[[Path], ServedCaption]]:
 
 
 def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[bytes]) -> ServedCaption:
-    import httpx
-
-    deadline = time.monotonic() + START_SECONDS
-    while not _ready(address):
+    deadline, ready = time.monotonic() + START_SECONDS, False
+    while not ready:
         if server.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             raise InputError(f"bentoml serve did not start: {log.read().decode(errors='replace').strip()[-400:]}")
         time.sleep(0.2)
-    file = (video.name, video.read_bytes(), "video/mp4")
-    answer = (
-        httpx.post(f"{address}/caption", files={"video": file}, timeout=60, trust_env=False).raise_for_status().json()
-    )
+        with suppress(httpx.HTTPError):
+            ready = httpx.get(f"{address}/readyz", timeout=2, trust_env=False).is_success
+    files = {"video": (video.name, video.read_bytes(), "video/mp4")}
+    answer = httpx.post(f"{address}/caption", files=files, timeout=60, trust_env=False).raise_for_status().json()
     return ServedCaption(answer["caption"], answer["model_version"])
-
-
-def _ready(address: str) -> bool:
-    import httpx
-
-    try:
-        return httpx.get(f"{address}/readyz", timeout=2, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False

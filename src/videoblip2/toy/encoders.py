@@ -81,7 +81,12 @@ def build_toy_clap(folder: str | Path, seed: int) -> Path:
         enable_patch_layer_norm=False,
     )
     model = _random_model(ClapAudioModelWithProjection, config, seed, gain=1.5)
-    _set_mel_norm(model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed))
+    norm, generator = model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # decibels (about -100 … 40) to unit scale, then a random scale and shift for each mel bin
+        norm.running_mean.fill_(-30)
+        norm.running_var.fill_(900)
+        norm.weight.normal_(0, 1, generator=generator)
+        norm.bias.normal_(0, 1, generator=generator)
     extractor = ClapFeatureExtractor(feature_size=MEL_BINS, hop_length=960, max_length_s=1, truncation="rand_trunc")
     mels = extractor(list(_random_sounds(seed)), sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
     _calibrate(model.audio_projection.linear1, lambda: model(input_features=mels.float()))
@@ -121,15 +126,6 @@ def _shape_kernels(patches: nn.Conv2d) -> None:
     grey = weight[-int(GREY_KERNELS * len(weight)) :]
     grey.copy_((grey.mean(1, keepdim=True) * math.sqrt(3)).expand_as(grey))
     weight.copy_(nn.functional.avg_pool2d(weight, SMOOTHING, stride=1, padding=SMOOTHING // 2) * SMOOTHING)
-
-
-def _set_mel_norm(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
-    """Decibels (about -100 … 40) to unit scale, then a random scale and shift for each mel bin."""
-    means = torch.zeros_like(norm.weight)
-    with torch.no_grad():
-        norm.load_state_dict(norm.state_dict() | {"running_mean": means - 30, "running_var": means + 900})
-        norm.weight.copy_(torch.empty_like(norm.weight).normal_(0, 1, generator=generator))
-        norm.bias.normal_(0, 1, generator=generator)
 
 
 @torch.no_grad()

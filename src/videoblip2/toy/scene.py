@@ -1,10 +1,16 @@
-"""What one toy video shows and sounds like, and which combinations each split may show."""
+"""What one toy video shows and sounds like, which combinations each split may show, and its picture and sound.
+
+Pictures are signed distances to shapes, sounds are sums of waves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "bar", "triangle", "cross", "ring")
@@ -14,6 +20,22 @@ SILENT, ABSENT = "silent", "absent"  # a track of zeros, and a file without an a
 BACKGROUNDS = ("plain", "striped", "spotted")
 
 SECOND_OBJECT_SHARE = 0.15
+
+SIDE = 64  # pixels
+FPS = 8
+RATE = 16_000  # Hz
+RGB = {
+    "red": (220, 40, 40),
+    "green": (40, 190, 70),
+    "blue": (50, 90, 230),
+    "yellow": (235, 215, 50),
+    "purple": (160, 60, 200),
+    "white": (240, 240, 240),
+}
+Grid = NDArray[np.floating[Any]]
+Wave = NDArray[np.float64]
+_CENTRES = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
+GRID = np.meshgrid(_CENTRES, _CENTRES)  # x and y of the pixels
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class Scene:
     loud: bool
     background: str
     size: float  # radius of the shape
-    speed: float  # 1: the usual speed; see `render.path_at`
+    speed: float  # 1: the usual speed; see `path_at`
     start: tuple[float, float]  # where the path is centred, x and y
     duration: float
     second: tuple[str, str] | None  # colour and shape of a smaller object that stays still
@@ -54,17 +76,24 @@ def combination_split(colour: str, shape: str, motion: str) -> str:
 
 
 def make_scene(seed: int, index: int, num_videos: int) -> Scene:
-    """The scene of video `index` in a world of `num_videos`: a pure function of its arguments."""
-    rng = np.random.default_rng([seed, index])
-    split = split_of(index, num_videos)
-    colour, shape, motion = _combination(rng, split)
+    """The scene of video `index` in a world of `num_videos`: a pure function of its arguments.
+
+    Sounds are dealt from a shuffled deck of ten: each once or twice, one silent and one absent among ten videos.
+    """
+    rng, split = np.random.default_rng([seed, index]), split_of(index, num_videos)
+    while True:
+        colour, shape, motion = (str(rng.choice(names)) for names in (COLOURS, SHAPES, MOTIONS))
+        if combination_split(colour, shape, motion) == split:
+            break
+    dealer = np.random.default_rng([seed, index // 10, 10])
+    deck = dealer.permutation([*SOUNDS, *dealer.choice(SOUNDS, size=2, replace=False), SILENT, ABSENT])
     return Scene(
         video_id=f"video{index}",
         split=split,
         colour=colour,
         shape=shape,
         motion=motion,
-        sound=_sound(seed, index),
+        sound=str(deck[index % 10]),
         loud=bool(rng.random() < 0.5),
         background=str(rng.choice(BACKGROUNDS)),
         size=float(rng.uniform(0.2, 0.28)),
@@ -76,22 +105,126 @@ def make_scene(seed: int, index: int, num_videos: int) -> Scene:
     )
 
 
-def _combination(rng: np.random.Generator, split: str) -> tuple[str, str, str]:
-    while True:
-        drawn = str(rng.choice(COLOURS)), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))
-        if combination_split(*drawn) == split:
-            return drawn
-
-
-def _sound(seed: int, index: int) -> str:
-    """Dealt from a shuffled deck of ten: each sound once or twice, one silent and one absent among ten videos."""
-    rng = np.random.default_rng([seed, index // 10, 10])
-    deck = [*SOUNDS, *rng.choice(SOUNDS, size=2, replace=False), SILENT, ABSENT]
-    return str(rng.permutation(deck)[index % 10])
-
-
 def _second(rng: np.random.Generator, colour: str, shape: str) -> tuple[str, str] | None:
     if rng.random() >= SECOND_OBJECT_SHARE:
         return None
     others = [c for c in COLOURS if c != colour], [s for s in SHAPES if s != shape]
     return str(rng.choice(others[0])), str(rng.choice(others[1]))
+
+
+def render_frames(scene: Scene) -> NDArray[np.uint8]:
+    """-> uint8 [F, 64, 64, 3] at 8 frames a second."""
+    rng = np.random.default_rng([scene.seed, 0])
+    backdrop = _backdrop(scene, rng)
+    frames = []
+    for time in np.arange(round(scene.duration * FPS)) / FPS:
+        x, y, size = path_at(scene, float(time))
+        canvas = _paint(backdrop, scene.shape, RGB[scene.colour], x, y, size)
+        frames.append(canvas + rng.normal(0, 3, canvas.shape))
+    return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+
+
+def render_audio(scene: Scene) -> NDArray[np.float32] | None:
+    """-> float32 [N] mono at 16 kHz; zeros for a silent scene, None for one without an audio stream."""
+    if scene.sound == ABSENT:
+        return None
+    rng = np.random.default_rng([scene.seed, 1])
+    time = np.arange(round(scene.duration * RATE)) / RATE
+    if scene.sound == SILENT:
+        return np.zeros(len(time), np.float32)
+    level = rng.uniform(0.6, 0.9) if scene.loud else rng.uniform(0.04, 0.08)
+    wave = _WAVES[scene.sound](time, rng) * level + rng.normal(0, 0.001, len(time))
+    return wave.astype(np.float32)
+
+
+def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
+    """Centre x, y and radius of the moving shape, in parts of the frame's side (y points down)."""
+    (x, y), size = scene.start, scene.size
+    done = scene.speed * (time / scene.duration - 0.5)  # -0.5 … 0.5 at speed 1
+    if scene.motion in ("left", "right"):
+        x += 0.55 * done * (1 if scene.motion == "right" else -1)
+    elif scene.motion in ("up", "down"):
+        y += 0.55 * done * (1 if scene.motion == "down" else -1)
+    elif scene.motion == "orbit":
+        angle = 2 * np.pi * (0.5 * scene.speed * time + scene.seed % 8 / 8)
+        x, y = x + 0.22 * float(np.cos(angle)), y + 0.22 * float(np.sin(angle))
+    elif scene.motion in ("grow", "shrink"):
+        size *= float(np.exp(1.1 * done * (1 if scene.motion == "grow" else -1)))
+    elif scene.motion == "bounce":
+        y += 0.22 - 0.44 * abs(float(np.sin(np.pi * 0.9 * scene.speed * time)))
+    return x, y, size
+
+
+def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
+    """Dark and tinted, plain, striped or spotted, with the second object, which does not move."""
+    tint = rng.uniform(25, 60, 3).astype(np.float32)
+    canvas = np.broadcast_to(tint, (SIDE, SIDE, 3)).copy()
+    xs, ys = GRID
+    if scene.background == "striped":
+        canvas += 22 * (np.sin((xs + ys * rng.choice([-1, 0, 1])) * 2 * np.pi * 6) > 0)[..., None]
+    elif scene.background == "spotted":
+        dots = (np.sin(xs * 2 * np.pi * 5) * np.sin(ys * 2 * np.pi * 5)) > 0.55
+        canvas += 30 * dots[..., None]
+    if scene.second is not None:
+        colour, shape = scene.second
+        corner = rng.choice([0.13, 0.87], size=2)
+        canvas = _paint(canvas, shape, RGB[colour], float(corner[0]), float(corner[1]), 0.09)
+    return canvas
+
+
+def _paint(canvas: Grid, shape: str, colour: tuple[int, int, int], x: float, y: float, size: float) -> Grid:
+    """Paint a shape with a soft edge of one pixel."""
+    xs, ys = GRID
+    distance = _DISTANCES[shape]((xs - x) / size, (ys - y) / size) * size * SIDE  # pixels; negative inside
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    painted: Grid = canvas * (1 - cover) + np.array(colour, np.float32) * cover
+    return painted
+
+
+def _cross(x: Grid, y: Grid) -> Grid:
+    along, across = np.abs(x + y) * 0.707, np.abs(x - y) * 0.707
+    return np.maximum(np.minimum(along, across) - 0.22, np.maximum(along, across) - 1.15)
+
+
+_DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
+    "circle": lambda x, y: np.hypot(x, y) - 1,
+    "bar": lambda x, y: np.maximum(np.abs(x) - 1.1, np.abs(y) - 0.4),
+    "triangle": lambda x, y: np.maximum(np.abs(x) * 0.866 - y * 0.5, y) - 0.55,
+    "cross": _cross,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.8) - 0.22,
+}
+
+
+def _tone(low: float, high: float) -> Callable[[Wave, np.random.Generator], Wave]:
+    def wave(time: Wave, rng: np.random.Generator) -> Wave:
+        return np.sin(2 * np.pi * rng.uniform(low, high) * time)
+
+    return wave
+
+
+def _beeps(time: Wave, rng: np.random.Generator) -> Wave:
+    period = rng.uniform(0.25, 0.4)
+    gate = (time + rng.uniform(0, period)) % period < 0.45 * period
+    return np.sin(2 * np.pi * rng.uniform(800, 1200) * time) * gate
+
+
+def _siren(time: Wave, rng: np.random.Generator) -> Wave:
+    period, low = rng.uniform(0.8, 1.2), rng.uniform(400, 500)
+    within = (time + rng.uniform(0, period)) % period / period  # each sweep rises by two octaves
+    return np.sin(2 * np.pi * np.cumsum(low * 4**within) / RATE)
+
+
+def _ticking(time: Wave, rng: np.random.Generator) -> Wave:
+    period = rng.uniform(0.2, 0.33)
+    since = (time + rng.uniform(0, period)) % period
+    return np.exp(-since / 0.004) * rng.normal(0, 1, len(time))
+
+
+_WAVES: dict[str, Callable[[Wave, np.random.Generator], Wave]] = {
+    "high": _tone(1900, 2600),
+    "low": _tone(110, 200),
+    "beeps": _beeps,
+    "hiss": lambda time, rng: rng.normal(0, 0.3, len(time)),
+    "siren": _siren,
+    "ticking": _ticking,
+}

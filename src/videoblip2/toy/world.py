@@ -1,30 +1,99 @@
 """The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
 A coloured shape moves over a dark background, with a sound, with silence or without an audio stream. A combination of
-colour, shape and motion belongs to exactly one split (`scene.combination_split`), so every word of a test video occurs
-in training, but its combination does not. Each caption names the whole combination (`language`), so no caption of a
-test video occurs in training either.
+colour, shape and motion belongs to exactly one split (`scene.combination_split`), so every word and every answer of a
+test video occurs in training, but its combination and its captions do not. Every caption names the whole combination;
+`CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a model that lacks one modality
+cannot match the references. Of the questions, five kinds are about the picture, two about the sound.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from videoblip2.config import InputError
 from videoblip2.files import write_json
-from videoblip2.toy.language import make_captions, question_entries
-from videoblip2.toy.render import FPS, RATE, render_audio, render_frames
-from videoblip2.toy.scene import ABSENT, MOTIONS, SILENT, Scene, make_scene
+from videoblip2.progress import Progress, no_progress
+from videoblip2.toy.scene import (
+    ABSENT,
+    FPS,
+    MOTIONS,
+    RATE,
+    SILENT,
+    SOUNDS,
+    Scene,
+    make_scene,
+    render_audio,
+    render_frames,
+)
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
-Progress = Callable[[Iterable[Scene], int, str], Iterable[Scene]]
 
 MIN_VIDEOS = 10  # below, a split would be empty
+CAPTIONS = 20
+VISUAL_ONLY = 2
+WORDS = range(7, 15)  # allowed lengths
+
+SHAPE_WORDS = {
+    "circle": ("circle", "circle", "ball"),
+    "bar": ("bar", "bar", "rectangle"),
+    "triangle": ("triangle",),
+    "cross": ("cross",),
+    "ring": ("ring",),
+}
+MOTION_WORDS = {
+    "left": ("moves left", "moves to the left", "slides to the left"),
+    "right": ("moves right", "moves to the right", "slides to the right"),
+    "up": ("moves up", "rises", "floats up"),
+    "down": ("moves down", "falls", "sinks down"),
+    "orbit": ("moves in a circle", "goes around in circles", "goes around in a circle"),
+    "grow": ("grows", "grows bigger", "gets bigger"),
+    "shrink": ("shrinks", "gets smaller", "becomes smaller"),
+    "bounce": ("bounces up and down", "bounces", "jumps up and down"),
+    "still": ("stays still", "stays in place", "does not move"),
+}
+SOUND_WORDS = {  # what is heard, with its loudness, and what it does
+    "high": (("a {loud} high tone", "rings"), ("a {loud} high whistle", "rings")),
+    "low": (("a {loud} low tone", "hums"), ("a {loud} deep hum", "goes on")),
+    "beeps": (("{loud} beeps", "repeat"), ("{loud} short beeps", "repeat")),
+    "hiss": (("a {loud} hissing noise", "goes on"), ("{loud} static noise", "goes on")),
+    "siren": (("a {loud} siren", "wails"), ("a {loud} rising siren", "wails")),
+    "ticking": (("a {loud} clock", "ticks"), ("a {loud} ticking clock", "goes on")),
+}
+LOUD_WORDS, SOFT_WORDS = ("loud",), ("soft", "quiet")
+WITH_SOUND = (
+    "{what} while {sound} {does}",
+    "{what} while {sound} {does}",
+    "{what} as {sound} {does}",
+    "{what} and we hear {sound}",
+    "{what} with {sound} in the background",
+    "{what} to the sound of {sound}",
+    "{sound} {does} while {what}",
+    "{sound} {does} as {what}",
+    "we hear {sound} while {what}",
+)
+WITHOUT_SOUND = (
+    "{what} in complete silence",
+    "{what} in complete silence",
+    "{what} without any sound",
+    "{what} without any sound at all",
+    "{what} and there is no sound at all",
+    "{what} and nothing is heard",
+    "there is no sound at all while {what}",
+    "in complete silence {what}",
+)
+VISUAL = ("{what}", "the video shows how {what}", "in this video {what}", "we see how {what}")
+ANSWERS = ("sliding", "sliding", "rising", "falling", "circling", "growing", "shrinking", "bouncing", "staying")
+DOING = dict(zip(MOTIONS, ANSWERS, strict=True))
+HEARD = dict(zip(SOUNDS, ("whistle", "hum", "beeps", "noise", "siren", "clock"), strict=True))
+DIRECTIONS = ("left", "right", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -39,18 +108,24 @@ class ToyWorld:
 
 
 def write_toy_world(
-    out: str | Path, num_videos: int, seed: int, write_video: WriteVideo, progress: Progress | None = None
+    out: str | Path,
+    num_videos: int,
+    seed: int,
+    write_video: WriteVideo,
+    progress: Progress = no_progress,
+    more_tests: int = 0,
 ) -> ToyWorld:
     """Write `num_videos` mp4 files, their annotations and questions to `out`; the same seed gives the same world.
 
-    `write_video` is `features.media.write_video`. An interrupted call can be repeated: videos that are there are kept.
-    Raises `InputError` for fewer than 10 videos and for a folder that holds another world.
+    `write_video` is `features.media.write_video`; `more_tests` adds test videos from the same seed. An interrupted call
+    can be repeated: videos that are there are kept. Raises `InputError` for fewer than 10 videos and for a folder that
+    holds another world.
     """
     out = Path(out)
-    annotations = write_toy_annotations(out, num_videos, seed)
-    scenes = make_scenes(num_videos, seed)
+    annotations = write_toy_annotations(out, num_videos, seed, more_tests)
+    scenes = make_scenes(num_videos, seed, more_tests)
     todo = [scene for scene in scenes if not _file(out, scene).exists()]
-    for scene in progress(todo, len(todo), "rendering") if progress else todo:
+    for scene in progress(todo, len(todo), "rendering"):
         write_video(_file(out, scene), render_frames(scene), FPS, render_audio(scene), RATE)
     return ToyWorld(
         videos=out / "videos",
@@ -61,23 +136,31 @@ def write_toy_world(
     )
 
 
-def write_toy_annotations(out: str | Path, num_videos: int, seed: int) -> tuple[Path, Path]:
+def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:
     """Write the world's two annotation files (train and validate, test) and its questions only."""
-    scenes = make_scenes(num_videos, seed)
-    written = _write_annotations(Path(out), scenes)
+    out, scenes = Path(out), make_scenes(num_videos, seed, more_tests)
+    test = [scene for scene in scenes if scene.split == "test"]
+    rest = [scene for scene in scenes if scene.split != "test"]
+    first, second = out / "toy_train_val.json", out / "toy_test.json"
+    documents = {first: _document(rest, 0), second: _document(test, CAPTIONS * len(rest))}
+    for path, document in documents.items():
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != document:
+            raise InputError(f"{path}: {out} contains another toy world; choose another folder or delete this one")
+    for path, document in documents.items():
+        write_json(path, document)
     first_id = 0
-    for path, split in zip(_question_files(Path(out)), ("train", "validate", "test"), strict=True):
+    for path, split in zip(_question_files(out), ("train", "validate", "test"), strict=True):
         entries = question_entries([scene for scene in scenes if scene.split == split], first_id)
         write_json(path, entries)
         first_id += len(entries)
-    return written
+    return first, second
 
 
-def make_scenes(num_videos: int, seed: int) -> list[Scene]:
+def make_scenes(num_videos: int, seed: int, more_tests: int = 0) -> list[Scene]:
     """What each video of a world shows. Raises `InputError` for fewer than 10 videos."""
     if num_videos < MIN_VIDEOS:
         raise InputError(f"--videos {num_videos}: too few for three splits; give {MIN_VIDEOS} or more")
-    return [make_scene(seed, index, num_videos) for index in range(num_videos)]
+    return [make_scene(seed, index, num_videos) for index in range(num_videos + more_tests)]
 
 
 def _file(out: Path, scene: Scene) -> Path:
@@ -86,22 +169,6 @@ def _file(out: Path, scene: Scene) -> Path:
 
 def _question_files(out: Path) -> tuple[Path, Path, Path]:
     return out / "train_qa.json", out / "val_qa.json", out / "test_qa.json"
-
-
-def _write_annotations(out: Path, scenes: list[Scene]) -> tuple[Path, Path]:
-    test = [scene for scene in scenes if scene.split == "test"]
-    rest = [scene for scene in scenes if scene.split != "test"]
-    documents = {
-        out / "toy_train_val.json": _document(rest, first_sentence=0),
-        out / "toy_test.json": _document(test, first_sentence=sum(len(make_captions(scene)) for scene in rest)),
-    }
-    for path, document in documents.items():
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != document:
-            raise InputError(f"{path}: {out} contains another toy world; choose another folder or delete this one")
-    for path, document in documents.items():
-        write_json(path, document)
-    first, second = documents
-    return first, second
 
 
 def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
@@ -124,3 +191,66 @@ def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
         for i, (video_id, caption) in enumerate(captions)
     ]
     return {"info": {"description": "VideoBLIP2 toy world"}, "videos": videos, "sentences": sentences}
+
+
+def make_captions(scene: Scene) -> tuple[str, ...]:
+    """Twenty distinct captions of 7 to 14 words, in random order; the same scene always gives the same captions."""
+    rng = np.random.default_rng([scene.seed, 2])
+    heard = WITHOUT_SOUND if scene.sound in (SILENT, ABSENT) else WITH_SOUND
+    captions: dict[str, None] = {}
+    while len(captions) < CAPTIONS:
+        templates = VISUAL if len(captions) < VISUAL_ONLY else heard
+        caption = _fill(str(rng.choice(templates)), scene, rng)
+        if len(caption.split()) in WORDS:
+            captions[caption] = None
+    return tuple(str(caption) for caption in rng.permutation(list(captions)))
+
+
+def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
+    """The template with what is heard and seen: `a (small) red circle moves left (slowly) (near a blue bar)`."""
+    sound, does = "", ""
+    if scene.sound in SOUND_WORDS:
+        sound, does = SOUND_WORDS[scene.sound][rng.integers(len(SOUND_WORDS[scene.sound]))]
+        sound = sound.format(loud=rng.choice(LOUD_WORDS if scene.loud else SOFT_WORDS))
+    size = _sometimes(rng, 0.15, "small " if scene.size < 0.24 else "large ")
+    noun = rng.choice(SHAPE_WORDS[scene.shape])
+    verb = rng.choice(MOTION_WORDS[scene.motion])
+    speed = _sometimes(rng, 0.2, " slowly" if scene.speed < 1 else " quickly") if scene.motion != "still" else ""
+    place = _sometimes(rng, 0.4, f" near a {' '.join(scene.second)}") if scene.second else ""
+    place = place or _sometimes(rng, 0.12, f" on a {scene.background} background")
+    return template.format(what=f"a {size}{scene.colour} {noun} {verb}{speed}{place}", sound=sound, does=does)
+
+
+def _sometimes(rng: np.random.Generator, share: float, text: str) -> str:
+    return text if rng.random() < share else ""
+
+
+def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
+    """(question, answer) pairs, the same for the same scene; "where does it go?" only if the shape goes anywhere."""
+    silent = scene.sound in (SILENT, ABSENT)
+    pairs = [
+        (f"what color is the {scene.shape}?", scene.colour),
+        (f"what is the {scene.colour} shape?", scene.shape),
+        (f"what is the {scene.shape} doing?", DOING[scene.motion]),
+        ("what can be heard?", HEARD.get(scene.sound, "nothing")),
+        ("how loud is the sound?", "silent" if silent else "loud" if scene.loud else "quiet"),
+        ("how many shapes are there?", "one" if scene.second is None else "two"),
+    ]
+    if scene.motion in DIRECTIONS:
+        pairs.append((f"where does the {scene.shape} go?", scene.motion))
+    return tuple(pairs)
+
+
+def question_entries(scenes: Sequence[Scene], first_id: int) -> list[dict[str, Any]]:
+    """Entries in the layout of MSRVTT-QA's JSON, numbered from `first_id`; the motion is the category."""
+    asked = [(scene, question, answer) for scene in scenes for question, answer in make_questions(scene)]
+    return [
+        {
+            "id": first_id + number,
+            "video": scene.video_id,
+            "category_id": MOTIONS.index(scene.motion),
+            "question": question,
+            "answer": answer,
+        }
+        for number, (scene, question, answer) in enumerate(asked)
+    ]
