@@ -56,15 +56,26 @@ def demo(
 
 
 def _results(made: "Demo") -> str:
-    from videoblip2.captions.metrics import PRIMARY, label_of, shown, summary_metrics
+    from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 
     names = summary_metrics(made.tests["ce"].metrics)
+    gains = {name: {score.metric.name: score for score in found.scores} for name, found in made.gains.items()}
     rows = []
     for name, label in LABELS.items():
-        scores = made.tests[name].metrics
-        values = [shown(key, scores[key]) if key in scores else "" for key in names]
-        rows.append([label, *values, str(made.stages[name].run_id)])
-    trivial = [shown(PRIMARY, made.trivial) if key == PRIMARY else "" for key in names]
-    rows.append(["most typical training caption", *trivial, ""])
+        scores, main = made.tests[name].metrics, gains["scst" if name == "ce" else name][PRIMARY]
+        value = shown_interval(PRIMARY, main.values[name != "ce"])
+        gain = "" if name == "ce" else shown_interval(PRIMARY, main.differences[0], "+")
+        others = [shown(key, scores[key]) if key in scores else "" for key in names if key != PRIMARY]
+        rows.append([label, value, gain, *others, str(made.stages[name].run_id)[:8]])
+    rows.append(["most typical training caption", shown(PRIMARY, made.trivial), *[""] * (len(names) + 1)])
     title = f"Toy world, test split ({counted(made.tests['ce'].videos, 'video')}, none seen in training)"
-    return table(title, ["model", *map(label_of, names), "run id"], rows)
+    heads = [label_of(key) for key in names if key != PRIMARY]
+    said = []
+    for key in filter(gains["scst"].get, names):
+        difference = gains["scst"][key].differences[0]
+        clear = difference.low > 0 or difference.high < 0
+        said.append(f"{label_of(key)} {shown_interval(key, difference, '+')}{'' if clear else ' (not significant)'}")
+    return (
+        table(title, ["model", label_of(PRIMARY), "minus CE", *heads, "run id"], rows)
+        + f"\nBrackets: 95 % intervals over the test videos. SCST minus CE: {', '.join(said)}."
+    )
