@@ -15,7 +15,7 @@ from videoblip2.provenance import Provenance
 
 @pytest.fixture
 def captioner(tiny_model, tokenizers):
-    return Captioner(tiny_model, tokenizers, name="tiny", version="1")
+    return Captioner(tiny_model, tokenizers, model_name="tiny", version="1")
 
 
 SHORT = Decoding(max_new_tokens=10)

@@ -1,7 +1,7 @@
 """A network with its tokenizers and media encoders: features or media in, captions and answers out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,22 +45,15 @@ def pick_device(name: str) -> Any:
     return device
 
 
+@dataclass(eq=False)
 class Captioner:
     """A network with its tokenizers: features or media in, captions out."""
 
-    def __init__(
-        self,
-        model: "VideoBlip2",
-        tokenizers: "Tokenizers",
-        provenance: Provenance | None = None,
-        name: str = "",
-        version: str = "",
-    ) -> None:
-        self.model = model
-        self.tokenizers = tokenizers
-        self.provenance = provenance or Provenance()
-        self.model_name = name
-        self.version = version
+    model: "VideoBlip2"
+    tokenizers: "Tokenizers"
+    provenance: Provenance = field(default_factory=Provenance)
+    model_name: str = ""
+    version: str = ""
 
     def caption(
         self,
@@ -80,37 +73,25 @@ class Captioner:
         import torch
 
         from videoblip2.data.batches import collate
+        from videoblip2.model import decode
 
-        items = [self._item(number, item) for number, item in enumerate(items)]
+        checked = []
+        for number, item in enumerate(items):
+            try:
+                checked.append(self.check(item))
+            except InputError as error:
+                raise InputError(f"item {number}: {error}") from error
         given = [prompt] * len(items) if isinstance(prompt, str | None) else prompt
         prompts = [self.model.config.prompt if text is None else text for text in given]
         ids = [str(number) for number in range(len(items))]
-        batch = collate(ids, items, prompts, self.tokenizers, self.model.config.max_positions)
+        batch = collate(ids, checked, prompts, self.tokenizers, self.model.config.max_positions)
+        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
         with torch.inference_mode():
-            states, mask = self.model.encode(**batch.to(self.model.device).inputs)
-            out, scores = self._decode(states, mask, decoding, seeds, watch)
+            encoded = self.model.encode(**batch.to(self.model.device).inputs)
+            out, scores = decode.generate(self.model.text, encoded, decoding, generators, watch=seen)
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
-
-    def _decode(
-        self, states: Any, mask: Any, decoding: Decoding, seeds: Sequence[int] | None, watch: Any
-    ) -> tuple[Any, Any]:
-        """The decoded batch and a score for each caption."""
-        import torch
-
-        from videoblip2.model import decode
-
-        text, longest = self.model.text, decoding.max_new_tokens
-        if decoding.num_beams > 1:
-            return decode.beam(text, states, mask, longest, decoding.num_beams, decoding.length_penalty)
-        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
-        if decoding.sampled:
-            generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-            sampling = decode.Sampling(1, decoding.temperature, generators)
-            out = decode.sample(text, states, mask, longest, sampling, seen)
-        else:
-            out = decode.greedy(text, states, mask, longest, seen)
-        return out, out.log_probs.sum(dim=1) / out.mask.sum(dim=1)
 
     def caption_videos(
         self, video_ids: Sequence[str], source: Any, decode: DecodeConfig
@@ -145,23 +126,20 @@ class Captioner:
     def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
         """Where the Q-Formers look: [rows] of each modality that the model reads, each summing to 1.
 
-        See `model.attention.cross_attention`. Longer features than the model's positions are thinned evenly, as when
-        they are captioned; a modality that the video lacks has no rows.
+        Rows are thinned evenly to the model's positions, as for a caption; a modality that the video lacks has none.
         """
         from videoblip2.data.batches import collate
-        from videoblip2.model.attention import cross_attention
 
-        text = self.model.config.prompt if prompt is None else prompt
-        item = self.check(item)
-        batch = collate(["0"], [item], [text], self.tokenizers, self.model.config.max_positions)
-        inputs = batch.to(self.model.device).inputs
-        weights = cross_attention(self.model, **{name: x for name, x in inputs.items() if "prompt" not in name})
+        config, item = self.model.config, self.check(item)
+        text = config.prompt if prompt is None else prompt
+        inputs = collate(["0"], [item], [text], self.tokenizers, config.max_positions).to(self.model.device).inputs
+        weights = self.model.cross_attention(**{name: x for name, x in inputs.items() if "prompt" not in name})
         return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 
     def timeline(self, item: Features) -> tuple[float | None, float | None]:
         """Seconds that a clip lasts, to a frame, and that an audio window spans; None where that is not known."""
-        settings = (self.provenance.features or FeatureOrigin()).settings
-        fps, most, window = settings.fps, settings.max_frames, settings.window_seconds
+        made = (self.provenance.features or FeatureOrigin()).settings
+        fps, most, window = made.fps, made.max_frames, made.window_seconds
         frames, windows = (len(item.get(name, ())) for name in ("video", "audio"))
         if fps and not (most and frames >= most):  # frames were not thinned
             return frames / fps, window
@@ -170,10 +148,7 @@ class Captioner:
     def caption_media(
         self, paths: Sequence[Path], prompt: str | None = None, decoding: Decoding = GREEDY
     ) -> list[Caption]:
-        """Media files → captions, through the encoders that made the training features.
-
-        Raises InputError for a file that cannot be decoded, naming it.
-        """
+        """Media files → captions. Raises InputError naming a file that cannot be decoded."""
         return self.caption([self.media_features(path) for path in paths], prompt, decoding)
 
     def media_features(self, path: Path) -> Features:
@@ -211,11 +186,10 @@ class Captioner:
     def prepare_media(
         self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]
     ) -> "PreparedVideo":
-        """A decoded file (`features.media.stream_untrusted`), in two parts → what `encode_prepared` takes.
+        """A decoded file (`features.media.stream_untrusted`) → what `encode_prepared` takes.
 
-        Args:
-            frames: uint8 [H, W, 3] each, `media_fps` a second; taken one by one: a film never has to fit in memory.
-            sound_after: called once they are taken; mono float32 [N] at 48 kHz, or None for a video without audio.
+        Frames, uint8 [H, W, 3], are taken one by one at `media_fps`, so that a film never has to fit in memory; then
+        `sound_after` gives mono float32 [N] at 48 kHz, or None for a video without audio.
         """
         return self.media_encoders.prepare(frames, sound_after)
 
@@ -238,27 +212,18 @@ class Captioner:
 
         return {name: thin(array, self.model.config.max_positions) for name, array in item.items()}
 
-    def _item(self, number: int, item: Features) -> Features:
-        try:
-            return self.check(item)
-        except InputError as error:
-            raise InputError(f"item {number}: {error}") from error
-
     def check(self, item: Features) -> Features:
         """Exactly the modalities that this model reads; one that the video lacks has no rows.
 
         Raises InputError for features that the model cannot take.
         """
-        return {name: _checked(name, item.get(name), width) for name, width in self.model.config.widths.items()}
-
-
-def _checked(modality: str, array: np.ndarray | None, width: int) -> np.ndarray:
-    required = MODALITIES[modality].required
-    if array is None:
-        array = np.zeros((0, width), np.float32)
-    if array.ndim != 2 or array.shape[1] != width or (required and not len(array)):
-        least = ", N at least 1" if required else ""
-        raise InputError(f"{modality} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
-    if not np.isfinite(array).all():
-        raise InputError(f"{modality} features hold NaN or infinity; extract them again")
-    return array
+        checked = {}
+        for name, width in self.model.config.widths.items():
+            array, required = item.get(name, np.zeros((0, width), np.float32)), MODALITIES[name].required
+            if array.ndim != 2 or array.shape[1] != width or (required and not len(array)):
+                least = ", N at least 1" if required else ""
+                raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
+            if not np.isfinite(array).all():
+                raise InputError(f"{name} features hold NaN or infinity; extract them again")
+            checked[name] = array
+        return checked

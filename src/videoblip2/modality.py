@@ -45,10 +45,10 @@ def modality_names(setting: str | Sequence[str]) -> tuple[str, ...]:
     if setting == BOTH:
         return "video", "audio"
     chosen = (setting,) if isinstance(setting, str) else setting
-    if unknown := [name for name in chosen if name not in MODALITIES]:
-        raise ValueError(f"{unknown[0]!r} is not a modality; use {BOTH} or names out of {', '.join(MODALITIES)}")
-    if not chosen:
-        raise ValueError(f"no modality; use {BOTH} or names out of {', '.join(MODALITIES)}")
+    unknown = [name for name in chosen if name not in MODALITIES]
+    if unknown or not chosen:
+        what = f"{unknown[0]!r} is not a modality" if unknown else "no modality"
+        raise ValueError(f"{what}; use {BOTH} or names out of {', '.join(MODALITIES)}")
     return tuple(name for name in MODALITIES if name in chosen)
 
 

@@ -20,26 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model, and the data that its configuration names. Each part is loaded on first use.
+    """A model, and the data that its configuration names. Each part is loaded on first use."""
 
-    Args:
-        name: MODEL as the user gave it.
-        version: `NAME/3`, `m-…` or the folder's name.
-        overrides: `key=value` on the configuration of its checkpoint.
-        device: None = the configuration's.
-    """
-
-    name: str
+    name: str  # MODEL as the user gave it
     folder: Path
-    version: str
-    overrides: tuple[str, ...] = ()
-    device: str | None = None
+    version: str  # `NAME/3`, `m-…` or the folder's name
+    overrides: tuple[str, ...] = ()  # `key=value` on the configuration of its checkpoint
+    device: str | None = None  # None = the configuration's
 
     @cached_property
     def config(self) -> Config:
         """The configuration that it was trained with, overridden."""
-        content = read_yaml(self.folder / "config.yaml")
-        return parse_config(content, self.overrides, source=f"{self.name}'s config.yaml")
+        return parse_config(read_yaml(self.folder / "config.yaml"), self.overrides, f"{self.name}'s config.yaml")
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -68,9 +60,7 @@ class OpenModel:
 def open_model(
     model: str | Path, overrides: Sequence[str] = (), device: str | None = None, found: FoundModel | None = None
 ) -> OpenModel:
-    """MODEL (a checkpoint folder, an MLflow run id, `models:/videoblip2@champion`) → the model with its data.
-
-    Raises InputError where MODEL does not exist.
+    """MODEL (a checkpoint folder, an MLflow run, `models:/videoblip2@champion`) → the model with its data.
 
     Args:
         overrides: `key=value` on the configuration of its checkpoint, such as data.features=DIR.
@@ -98,10 +88,9 @@ def caption_each(
     prompt: str | None = None,
     decoding: Decoding = GREEDY,
 ) -> Iterator[dict[str, Any]]:
-    """One row a video, {"video", "caption", "score"} or {"video", "error"}: a bad one does not stop the rest.
+    """One row a media file, or with `features` (a feature store) a video id; a bad one does not stop the rest.
 
-    Args:
-        videos: media files, or with `features` (a feature store) video ids.
+    A row is {"video", "caption", "score"} or {"video", "error"}.
     """
     for video in videos:
         try:

@@ -8,7 +8,6 @@ import torch
 from transformers import InstructBlipQFormerModel
 
 from videoblip2.captioner import Captioner
-from videoblip2.model.attention import cross_attention
 
 INPUTS = ("features", "masks", "qformer_ids", "qformer_mask")
 
@@ -49,7 +48,7 @@ def test_weights_are_those_that_transformers_records(tiny_config, make_batch, fr
             torch.nn.init.normal_(layer.crossattention.attention.query.weight)
             torch.nn.init.normal_(layer.crossattention.attention.key.weight)
     batch = make_batch(frames=(3, 7), windows=(4, 2))
-    weights = cross_attention(model, **inputs_of(batch))
+    weights = model.cross_attention(**inputs_of(batch))
     for row in range(2):
         text = batch.qformer_ids[row : row + 1], batch.qformer_mask[row : row + 1]
         upscaled = model.audio_upscaler(batch.features["audio"][row])
@@ -62,7 +61,7 @@ def test_weights_are_those_that_transformers_records(tiny_config, make_batch, fr
 
 def test_rows_sum_to_one_and_padding_and_absent_sound_get_nothing(tiny_model, make_batch):
     batch = make_batch(frames=(3, 7), windows=(4, 0))
-    weights = cross_attention(tiny_model, **inputs_of(batch))
+    weights = tiny_model.cross_attention(**inputs_of(batch))
     assert weights["video"].shape == (2, 7)
     assert torch.allclose(weights["video"].sum(dim=1), torch.ones(2))
     assert torch.equal(weights["video"][0, 3:], torch.zeros(4))
@@ -73,7 +72,7 @@ def test_the_model_keeps_its_attention_its_weights_and_its_hooks(tiny_model, mak
     batch = make_batch()
     before = tiny_model.encode(**batch.inputs)[0]
     kept = {name: parameter.data_ptr() for name, parameter in tiny_model.named_parameters()}
-    cross_attention(tiny_model, **inputs_of(batch))
+    tiny_model.cross_attention(**inputs_of(batch))
     assert torch.equal(tiny_model.encode(**batch.inputs)[0], before)
     assert kept == {name: parameter.data_ptr() for name, parameter in tiny_model.named_parameters()}
     assert tiny_model.video_branch.qformer.config._attn_implementation == "sdpa"

@@ -5,8 +5,7 @@ import json
 import pytest
 import yaml
 
-from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.model.model_card import tensor_sizes, write_card
+from videoblip2.model.checkpoint import Checkpoint, save_checkpoint, tensor_sizes, write_card
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import Provenance
 

@@ -7,8 +7,7 @@ import torch
 from reference_qformer import CROSS, FFN, HEADS, LAYERS, ROOT, WIDTH, State, bert_state, lavis_state, saved
 
 from videoblip2.config import InputError
-from videoblip2.model.qformer.load_weights import load_qformer
-from videoblip2.model.qformer.weight_plan import QFormerOptions, plan_qformer
+from videoblip2.model.load_weights import QFormerOptions, load_qformer, plan_qformer
 
 EXTRAS = {"t5_proj.weight": torch.ones(16, WIDTH), "ln_vision.weight": torch.ones(CROSS)}
 

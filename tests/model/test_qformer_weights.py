@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from videoblip2.config import InputError
 from videoblip2.model.branch import FeatureAdapter
-from videoblip2.model.qformer.load_weights import load_qformer
+from videoblip2.model.load_weights import load_qformer
 
 EXTRAS = {
     "t5_proj.weight": torch.ones(16, WIDTH),
@@ -252,21 +252,6 @@ def test_without_text_branch_or_bert_the_report_names_the_remedy(tmp_path):
     assert qformer.state_dict()["encoder.layer.1.output.LayerNorm.weight"].eq(1).all()
     assert qformer.state_dict()["encoder.layer.1.output.dense.bias"].eq(0).all()
     assert output(qformer, query_tokens, False).allclose(expected(lavis_state(text=False), False), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "note"), [(VOCAB + 2, f"{VOCAB} rows and 2 fresh"), (40, f"first 40 of {VOCAB} rows")]
-)
-def test_another_vocabulary_keeps_the_rows_there_are(tmp_path, wanted, note):
-    bert = bert_state()
-    path = saved(tmp_path / "stage2.pth", lavis_state(text=False))
-    qformer, _, report = load(path, bert=saved(tmp_path / "bert.bin", bert), vocab_size=wanted)
-    words = qformer.state_dict()["embeddings.word_embeddings.weight"]
-    shared = min(wanted, VOCAB)
-    assert words.shape == (wanted, WIDTH) and qformer.config.vocab_size == wanted
-    assert words[:shared].equal(bert["bert.embeddings.word_embeddings.weight"][:shared])
-    assert not words[VOCAB:].eq(0).any()
-    assert note in report.summary("q")
 
 
 @pytest.mark.parametrize("vocab", [VOCAB, VOCAB + 1])

@@ -17,9 +17,8 @@ from huggingface_hub import HfApi, constants, file_download
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.model.qformer import weight_fetch
-from videoblip2.model.qformer.weight_download import digests, fetch_file
-from videoblip2.model.qformer.weight_fetch import KNOWN, fetch_repository, fetch_weights
+from videoblip2.model import weight_fetch
+from videoblip2.model.weight_fetch import KNOWN, digests, fetch_file, fetch_repository, fetch_weights
 
 BROKEN = [1_000_000] + [0] * 5  # the first answer breaks off, and every try after it
 
@@ -301,14 +300,14 @@ def test_a_repository_is_fetched_at_one_commit_and_verified(tmp_path, site, hub)
     assert not fetch_repository("bert", "o/bert", folder, hub).downloaded
     assert site.asked == []
     (folder / "config.json").write_bytes(b"{}")
-    with pytest.raises(InputError, match=r"config.json: its sha256 .* is not the one recorded"):
+    with pytest.raises(InputError, match=r"config.json: its checksum .* is not the sha256 recorded"):
         fetch_repository("bert", "o/bert", folder, hub)
 
 
 def test_a_repository_that_arrives_damaged_is_an_error(tmp_path, site, hub):
     damaged = f"/o/bert/resolve/{COMMIT}/model.safetensors"
     site.files[damaged] = b"Weights" + site.files[damaged][7:]
-    with pytest.raises(InputError, match=r"model.safetensors: its sha256 .* is not the one published by the hub"):
+    with pytest.raises(InputError, match=r"model.safetensors: its checksum .* is not the sha256 published by the hub"):
         fetch_repository("bert", "o/bert", tmp_path / "bert", hub)
     assert not (tmp_path / "bert" / "SHA256SUMS").exists()
 

@@ -105,7 +105,16 @@ def test_the_wheel_is_one_package_with_every_file_of_the_service_and_every_exper
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"videoblip2"}
     serving = {f"videoblip2/serving/{name}" for name in files_in(ROOT / "serving") if "__pycache__" not in name}
     experiments = {f"videoblip2/experiments/{path.name}" for path in (ROOT / "experiments").glob("*.yaml")}
-    assert serving | experiments | {"videoblip2/py.typed", "videoblip2/tracking/compare.html.j2"} <= names
+    assert (
+        serving
+        | experiments
+        | {
+            "videoblip2/py.typed",
+            "videoblip2/model/model_card.md.j2",
+            "videoblip2/tracking/compare.html.j2",
+        }
+        <= names
+    )
 
 
 def test_the_shipped_experiments_are_listed_shown_and_copied(vb2, tmp_path):

@@ -24,7 +24,7 @@ def fetch(
     json: Json = False,
 ) -> None:
     """Download weights; an interrupted download resumes, and checksums are verified."""
-    from videoblip2.model.qformer.weight_fetch import KNOWN, fetch_weights
+    from videoblip2.model.weight_fetch import KNOWN, fetch_weights
 
     if name is None:
         rows = [[known.name, known.what, known.url or f"hub: {known.repository}"] for known in KNOWN.values()]
@@ -42,7 +42,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
-    from videoblip2.model.qformer.weight_inspect import inspect_weights
+    from videoblip2.model.weight_report import inspect_weights
 
     inspection = inspect_weights(file)
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in inspection.dtypes.items())

@@ -12,7 +12,7 @@ from videoblip2.cli import console
 from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
-    from videoblip2.model.qformer.weight_report import WeightReport
+    from videoblip2.model.weight_report import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.training.stage import StageResult
     from videoblip2.tune.lead import Outcome

@@ -10,7 +10,7 @@ _HOMES = {
     "build_model": "build",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
-    "load_qformer": "qformer.load_weights",
+    "load_qformer": "load_weights",
 }
 __all__ = sorted(_HOMES)
 

@@ -4,6 +4,8 @@ Letters: B videos · F features (frames or audio windows) · C their width · Q 
 P prompt pieces.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers import InstructBlipQFormerModel
@@ -44,7 +46,13 @@ class ModalityBranch(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """[B,F,C], [B,F] (1 = real), [B,P], [B,P] → [B,Q,D]."""
-        features, mask = self._fill_absent(self._embed(features), mask)
+        features = self.norm(features)
+        if self.positions is not None:
+            features = features + self.positions.weight[: features.shape[1]]  # [F,C] on [B,F,C]
+        empty = mask.sum(dim=1, keepdim=True) == 0  # [B,1]: no feature at all, so the first place is the learned one
+        first = torch.where(empty, self.absent.to(features.dtype), features[:, 0])  # [B,C]
+        features = torch.cat([first[:, None], features[:, 1:]], dim=1)
+        mask = torch.cat([mask[:, :1] | empty.to(mask.dtype), mask[:, 1:]], dim=1)
         queries = self.query_tokens.expand(len(features), -1, -1)  # [B,Q,D]
         seen = torch.cat([mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,Q+P]
         output = self.qformer(
@@ -57,18 +65,21 @@ class ModalityBranch(nn.Module):
         states: Tensor = output.last_hidden_state[:, : queries.shape[1]]  # [B,Q,D]
         return states
 
-    def _embed(self, features: Tensor) -> Tensor:
-        features = self.norm(features)
-        if self.positions is None:
-            return features
-        return features + self.positions.weight[: features.shape[1]]  # [F,C] on [B,F,C]
+    def attention(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        """Cross-attention for the arguments of `forward`, averaged over its layers, heads and queries: [B,F].
 
-    def _fill_absent(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a video has no feature at all, its first place becomes the learned one."""
-        empty = mask.sum(dim=1) == 0  # [B]
-        first = torch.where(empty[:, None], self.absent.to(features.dtype), features[:, 0])  # [B,C]
-        features = torch.cat([first[:, None], features[:, 1:]], dim=1)
-        return features, torch.cat([mask[:, :1] | empty[:, None].to(mask.dtype), mask[:, 1:]], dim=1)
+        It is read off a twin on the same weights, with the attention backend that gives its weights: this branch stays
+        as it is, so another thread may use it meanwhile.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        twin, seen = copy.deepcopy(self, shared).eval(), []
+        twin.qformer.config._attn_implementation = "eager"
+        for layer in twin.qformer.encoder.layer:
+            if layer.has_cross_attention:
+                layer.crossattention.attention.register_forward_hook(lambda _, __, output: seen.append(output[1]))
+        twin(features, mask, prompt_ids, prompt_mask)
+        layers = torch.stack([weights.float().mean(dim=(1, 2)) for weights in seen])  # [layers,B,F] of [B,heads,Q,F]
+        return layers.mean(dim=0) * mask  # an empty row shows the learned absent state in its first place
 
 
 class FeatureAdapter(nn.Module):

@@ -1,28 +1,33 @@
 """Build the network for training: language model, the Q-Formers' first weights, tokenizers, and an account of them."""
 
 from collections.abc import Mapping
-from typing import Any
 
+import torch
 from torch import nn
-from transformers import InstructBlipQFormerConfig
+from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
 from videoblip2.modality import MODALITIES
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import has_own_head, load_language_model
+from videoblip2.model.load_weights import load_qformer
 from videoblip2.model.network import VideoBlip2, branch_around
-from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
+from videoblip2.model.weight_report import WeightReport
 
 #: A Q-Former, its query tokens [1,Q,D], and the report of what was loaded, if anything was.
-First = tuple[Any, nn.Parameter, WeightReport | None]
+First = tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport | None]
 
 
 def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, WeightReport]]:
     """The network with its first weights, its tokenizers, and what was loaded where (a report a Q-Former)."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
-    qformers = {name: _first_qformer(config, name, len(tokenizers.bert)) for name in config.modality_names}
+    first = _fresh_qformer if config.qformer.weights is None else _loaded_qformer
+    qformers: dict[str, First] = {}
+    for name in config.modality_names:  # an upscaled modality reaches its Q-Former in the width of the frame features
+        width = config.video_dim if MODALITIES[name].upscaled else config.width(name)
+        qformers[name] = first(config.qformer, width, len(tokenizers.bert))
     network = VideoBlip2Config(
         text_config=language_model.config,
         **{f"{name}_qformer_config": qformer.config for name, (qformer, _, _) in qformers.items()},
@@ -45,47 +50,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
 
 
-def _first_qformer(config: ModelConfig, modality: str, vocab_size: int) -> First:
-    """(Q-Former, query tokens [1,Q,D], report); an upscaled modality reaches it in the width of the frame features."""
-    width = config.video_dim if MODALITIES[modality].upscaled else config.width(modality)
-    if config.qformer.weights is None:
-        return (*_fresh_qformer(config.qformer, width, vocab_size), None)
-    qformer, queries, report = _loaded_qformer(config, config.qformer.weights, width)
-    if qformer.config.vocab_size < vocab_size:
-        raise InputError(
-            f"model.qformer.weights={config.qformer.weights}: knows {qformer.config.vocab_size} word pieces, but "
-            f"model.qformer.bert={config.qformer.bert} has {vocab_size}; give the word pieces it was trained with"
-        )
-    _set_dropout(qformer, config.qformer.dropout)
-    return qformer, queries, report
-
-
-def _loaded_qformer(config: ModelConfig, weights: str, width: int) -> First:
-    from videoblip2.model.qformer.load_weights import load_qformer
-
-    bert = config.qformer.bert if config.qformer.bert_weights else None
-    return load_qformer(
-        weights,
-        feature_dim=width,
-        cross_attention=config.qformer.cross_attention,
-        num_attention_heads=config.qformer.num_attention_heads,
-        bert=bert,
-        num_queries=config.qformer.num_queries,
-    )
-
-
-def _set_dropout(qformer: Any, dropout: float) -> None:
-    """A loaded Q-Former comes with the library's dropout: give it the configuration's, on every live module too."""
-    qformer.config.hidden_dropout_prob = qformer.config.attention_probs_dropout_prob = dropout
-    for module in qformer.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
-
-
-def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[Any, nn.Parameter]:
-    import torch
-    from transformers import InstructBlipQFormerModel
-
+def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> First:
     qformer = InstructBlipQFormerModel(
         InstructBlipQFormerConfig(
             vocab_size=vocab_size,
@@ -99,7 +64,29 @@ def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[
             encoder_hidden_size=reads,
         )
     )
-    return qformer, nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size).normal_(std=0.02))
+    return qformer, nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size).normal_(std=0.02)), None
+
+
+def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> First:
+    qformer, queries, report = load_qformer(
+        str(config.weights),
+        feature_dim=reads,
+        cross_attention=config.cross_attention,
+        num_attention_heads=config.num_attention_heads,
+        bert=config.bert if config.bert_weights else None,
+        num_queries=config.num_queries,
+    )
+    if qformer.config.vocab_size < vocab_size:
+        raise InputError(
+            f"model.qformer.weights={config.weights}: knows {qformer.config.vocab_size} word pieces, but "
+            f"model.qformer.bert={config.bert} has {vocab_size}; give the word pieces it was trained with"
+        )
+    # It comes with the library's dropout: give it the configuration's, on every live module too.
+    qformer.config.hidden_dropout_prob = qformer.config.attention_probs_dropout_prob = config.dropout
+    for module in qformer.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = config.dropout
+    return qformer, queries, report
 
 
 def describe_first_weights(
@@ -109,40 +96,27 @@ def describe_first_weights(
 
     Args:
         reports: modality → what `load_qformer` did; a modality without one has fresh weights.
-        language_model: where T5 came from.
+        language_model: where it came from.
         start_from: the checkpoint that gave every weight, where one did.
     """
+    lines: dict[str, str] = {}
     if start_from is not None:
-        lines = {"network": f"every weight from checkpoint {start_from}"}
+        lines["network"] = f"every weight from checkpoint {start_from}"
     else:
-        lines = {f"{name} Q-Former": _qformer(name, reports.get(name)) for name in model.config.modality_names}
-        lines["language model"] = f"{language_model}, {_state(model)}, {_head(model)}"
-    return {**lines, "training": _training(model)}
+        for name in model.config.modality_names:
+            title, report = f"{name} Q-Former", reports.get(name)
+            lines[title] = "freshly initialised (model.qformer.weights is not set)"
+            if report is not None:
+                lines[title] = f"{report.summary(title).removeprefix(f'{title}: ')}; from {report.file}"
+        state = "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
+        head = "apart from" if model.config.separate_lm_head else "tied to"
+        lines["language model"] = f"{language_model}, {state}, lm_head {head} shared"
+    trained = {name: parameter.numel() for name, parameter in model.trainable().items()}
+    lora = sum(size for name, size in trained.items() if "lora_" in name)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return {**lines, "training": f"{sum(trained.values()):,} of {everything:,} parameters, {lora:,} of them LoRA"}
 
 
 def reports_as_json(lines: Mapping[str, str], reports: Mapping[str, WeightReport]) -> dict[str, object]:
     """The lines, and for each loaded Q-Former every tensor of it."""
     return {"summary": dict(lines), "qformers": {name: report.to_json() for name, report in reports.items()}}
-
-
-def _qformer(name: str, report: WeightReport | None) -> str:
-    if report is None:
-        return "freshly initialised (model.qformer.weights is not set)"
-    title = f"{name} Q-Former"
-    return f"{report.summary(title).removeprefix(f'{title}: ')}; from {report.file}"
-
-
-def _state(model: VideoBlip2) -> str:
-    return "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
-
-
-def _head(model: VideoBlip2) -> str:
-    return f"lm_head {'apart from' if model.config.separate_lm_head else 'tied to'} shared"
-
-
-def _training(model: VideoBlip2) -> str:
-    moved = model.trainable()
-    lora = sum(parameter.numel() for name, parameter in moved.items() if "lora_" in name)
-    total = sum(parameter.numel() for parameter in moved.values())
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    return f"{total:,} of {everything:,} parameters, {lora:,} of them LoRA"

@@ -5,26 +5,29 @@ tokenizer files, qformer_tokenizer/   the language model's pieces, BERT's word p
 config.yaml                           the training configuration
 document_frequencies/…                CIDEr-D's, of the training set
 metrics.json  provenance.json         scores; where it came from: features' encoders, data digests, commit, parent
-README.md                             the model card, made from the others
+README.md                             the model card (Mitchell et al. 2019), made from the others by model_card.md.j2
 """
 
 import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from videoblip2.config import InputError
-from videoblip2.files import write_json
+from videoblip2.files import write_json, write_text
+from videoblip2.modality import MODALITIES, modality_names
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.model_card import write_card
+from videoblip2.model.language_model import LANGUAGE_MODELS
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tensor_files import read_tensors
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
@@ -56,7 +59,12 @@ def save_checkpoint(
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _write(fresh, checkpoint, extras or {})
-        _swap(fresh, folder)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(fresh, folder)  # only between the two renames is there neither
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
@@ -72,25 +80,10 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
     write_json(folder / "metrics.json", checkpoint.metrics)
     checkpoint.provenance.write(folder)
     write_card(folder)
-    _as_umask_says(folder)
-
-
-def _as_umask_says(folder: Path) -> None:
-    """Let the umask decide who may read the checkpoint; temporary files and safetensors are private otherwise."""
-    mask = os.umask(0)
+    mask = os.umask(0)  # it decides who may read the checkpoint: temporary files and safetensors are private otherwise
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    """Put `fresh` in the place of `folder`; only between the two renames is there neither."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -100,58 +93,43 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     provenance = Provenance.read(folder)
-    config, metrics = _read_yaml(folder, "config.yaml"), _read_json(folder, "metrics.json")
+    for name in ("config.yaml", "metrics.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"checkpoint {folder}: no {name}; train or copy it again")
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"checkpoint {folder}: metrics.json is damaged ({error}); train or copy it again") from error
     tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
-    return Checkpoint(_load_network(folder), tokenizers, config, metrics, provenance)
-
-
-def _load_network(folder: Path) -> VideoBlip2:
     try:
         with quiet_transformers():
-            return load_network(folder)
+            network = _load_network(folder)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"checkpoint {folder}: its network does not load ({reason}); train or copy it again"
         ) from error
-
-
-def _read_json(folder: Path, name: str) -> dict[str, float]:
-    path = folder / name
-    if not path.is_file():
-        raise InputError(f"checkpoint {folder}: no {name}; give a folder that `vb2 ce` or `vb2 scst` wrote")
-    try:
-        content: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"checkpoint {folder}: {name} is damaged ({error}); train or copy it again") from error
-    return content
-
-
-def _read_yaml(folder: Path, name: str) -> dict[str, Any]:
-    if not (folder / name).is_file():
-        raise InputError(f"checkpoint {folder}: no {name}; train or copy it again")
-    return read_yaml(folder / name)
+    return Checkpoint(network, tokenizers, read_yaml(folder / "config.yaml"), metrics, provenance)
 
 
 _FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-def load_network(folder: Path) -> VideoBlip2:
-    """The network in eval mode on the CPU, its language model frozen.
-
-    Raises InputError where config.json or the safetensors are missing, damaged or do not fit each other; a pickle is
-    never opened.
-    """
-    from transformers.initialization import no_init_weights
-
+def _load_network(folder: Path) -> VideoBlip2:
+    """The network in eval mode on the CPU, its language model frozen; a pickle is never opened."""
     config = VideoBlip2Config.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"), no_init_weights():
         model = VideoBlip2(config)
-    model.tie_weights()  # what shares one parameter, before any is given a tensor
     files = [folder / name for name in _FILES if (folder / name).is_file()]
     if not files:
         raise InputError(f"no {_FILES[0]}")
-    _assign(model, read_tensors(files[0]))
+    unexpected = model.load_state_dict(read_tensors(files[0]), strict=False, assign=True).unexpected_keys
+    model.tie_weights()  # what shares one parameter is stored once
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if wrong := missing + unexpected:
+        raise InputError(
+            f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}; the folder mixes two models"
+        )
     for module in model.modules():
         if (ids := module._buffers.get("position_ids")) is not None:  # counted, not stored
             module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
@@ -162,24 +140,50 @@ def load_network(folder: Path) -> VideoBlip2:
     return network
 
 
-def _assign(model: VideoBlip2, tensors: Mapping[str, Tensor]) -> None:
-    """Put `tensors` where parameters and stored buffers are; names that share one keep sharing it."""
-    places: dict[int, list[str]] = {}
-    wanted = model.state_dict(keep_vars=True)
-    for name, parameter in wanted.items():
-        places.setdefault(id(parameter), []).append(name)
-    given: dict[str, Tensor] = {}
-    missing, strange = [], set(tensors) - set(wanted)
-    for names in places.values():
-        found = next((name for name in names if name in tensors), None)
-        if found is None or tensors[found].shape != wanted[found].shape:
-            missing.append(names[0])
-            continue
-        tensor, old = tensors[found], wanted[found]
-        is_parameter = isinstance(old, nn.Parameter)
-        given |= dict.fromkeys(names, nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor)
-    if wrong := [*missing, *sorted(strange)]:
-        raise InputError(
-            f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}; the folder mixes two models"
-        )
-    model.load_state_dict(given, strict=True, assign=True)
+def write_card(folder: Path) -> Path:
+    """Write README.md from the folder's config.json, config.yaml, metrics.json, provenance.json and tensor sizes."""
+    from jinja2 import Environment, FileSystemLoader
+
+    from videoblip2.captions.metrics import label_of, shown
+
+    network, metrics = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "metrics")
+    )
+    kind = network["text_config"].get("model_type", "t5")
+    parts: Counter[str] = Counter()
+    for name, size in tensor_sizes(folder).items():
+        parts[_part(name)] += size
+    scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True).get_template("model_card.md.j2")
+    text = template.render(
+        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {},
+        kind=LANGUAGE_MODELS[kind].label if kind in LANGUAGE_MODELS else kind,
+        network=network,
+        parts=parts,
+        provenance=Provenance.read(folder),
+        scores={label_of(name): shown(name, value) for name, value in scores.items()},
+        widths={n: network.get(f"{n}_dim", MODALITIES[n].width) for n in modality_names(network["modalities"])},
+    )
+    write_text(folder / "README.md", text)
+    return folder / "README.md"
+
+
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Tensor name → number of elements, from the headers of the folder's safetensors: no weight is read."""
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            sizes |= {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return sizes
+
+
+def _part(name: str) -> str:
+    if name.startswith("proj_"):
+        return "projections to the language model"
+    for modality, entry in MODALITIES.items():
+        if name.startswith((f"{modality}_branch.", f"{modality}_upscaler.")):
+            return f"{modality} Q-Former and upscaler" if entry.upscaled else f"{modality} Q-Former"
+    return "LoRA" if "lora_" in name else "language model"

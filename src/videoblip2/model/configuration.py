@@ -50,7 +50,9 @@ class VideoBlip2Config(PreTrainedConfig):
     prompt: str = "a video of"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.text_config = _text_config(self.text_config)
+        text = self.text_config
+        kind = text.get("model_type", "t5") if isinstance(text, dict) else "t5"
+        self.text_config = _as(CONFIG_MAPPING[kind], text)
         for name in modality_names((*modality_names(BOTH), *self.modality_names)):
             key = f"{name}_qformer_config"
             setattr(self, key, _as(InstructBlipQFormerConfig, kwargs.pop(key, getattr(self, key, None))))
@@ -65,15 +67,6 @@ class VideoBlip2Config(PreTrainedConfig):
     def widths(self) -> dict[str, int]:
         """Width of the features of each modality that the network reads."""
         return {name: getattr(self, f"{name}_dim", MODALITIES[name].width) for name in self.modality_names}
-
-    def branch_width(self, modality: str) -> int:
-        """Width of the features that reach the modality's branch."""
-        return self.upscaled_dim if MODALITIES[modality].upscaled else self.widths[modality]
-
-
-def _text_config(value: Part) -> PreTrainedConfig:
-    kind = "t5" if value is None or isinstance(value, PreTrainedConfig) else value.get("model_type", "t5")
-    return _as(CONFIG_MAPPING[kind], value)
 
 
 def _as(kind: type[PreTrainedConfig], value: Part) -> PreTrainedConfig:

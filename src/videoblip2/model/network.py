@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel
 
-from videoblip2.config import InputError
+from videoblip2.config import Decoding, InputError
 from videoblip2.modality import MODALITIES
 from videoblip2.model import decode
 from videoblip2.model.branch import FeatureAdapter, ModalityBranch
@@ -46,7 +46,11 @@ class VideoBlip2(PreTrainedModel):
         for name in config.modality_names:
             if MODALITIES[name].upscaled:
                 self.add_module(f"{name}_upscaler", nn.Linear(config.widths[name], config.upscaled_dim))
-            branch = (branches or {}).get(name) or fresh_branch(config, name)
+            branch = (branches or {}).get(name)
+            if branch is None:
+                qformer = InstructBlipQFormerModel(getattr(config, f"{name}_qformer_config"))
+                queries = torch.empty(1, config.num_queries, qformer.config.hidden_size).normal_(std=0.02)
+                branch = branch_around(config, name, qformer, nn.Parameter(queries))
             self.add_module(f"{name}_branch", branch)
             self.add_module(f"proj_{name}", nn.Linear(branch.qformer.config.hidden_size, width))
         self.language_model = language_model or fresh_language_model(config.text_config)  # type: ignore[arg-type]
@@ -119,11 +123,29 @@ class VideoBlip2(PreTrainedModel):
         upscaled: Tensor = self.get_submodule(f"{modality}_upscaler")(features)
         return upscaled
 
-    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
+    @torch.inference_mode()
+    def cross_attention(
+        self,
+        features: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        qformer_ids: Tensor,
+        qformer_mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """Where the Q-Formers look, one weight a row of features; the arguments are those of `encode`.
 
-        Labels hold N captions a video, one video after the other; the states of a video serve all of them.
+        Returns:
+            [B,L] of each modality: each row sums to 1, padding gets exactly 0, and the row of a video without that
+            modality is all 0. See `ModalityBranch.attention`.
         """
+        return {
+            name: self.branch(name).attention(
+                self.upscaled(name, features[name]), masks[name], qformer_ids, qformer_mask
+            )
+            for name in self.config.modality_names
+        }
+
+    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] → logits. See `LanguageModel.decode`."""
         return self.text.decode(states, mask, labels)
 
     def forward(self, labels: Tensor, **inputs: Any) -> Tensor:
@@ -137,7 +159,6 @@ class VideoBlip2(PreTrainedModel):
         max_new_tokens: int = 32,
         num_beams: int = 1,
         do_sample: bool = False,
-        num_return_sequences: int = 1,
         temperature: float = 1.0,
         length_penalty: float = 1.0,
         generator: torch.Generator | None = None,
@@ -149,20 +170,14 @@ class VideoBlip2(PreTrainedModel):
             inputs: the arguments of `encode`.
             num_beams: 1 = the likeliest token at each step, or with `do_sample` one drawn from the whole
                 distribution (no top-k, no top-p); more = beam search.
-            num_return_sequences: captions a video, with `do_sample` only.
 
         Returns:
-            [B·num_return_sequences, T+1]: the start token first, padding after the end; video by video.
+            [B,T+1]: the start token first, padding after the end.
         """
-        _check_strategy(num_beams, do_sample, num_return_sequences)
-        encoded = self.encode(**inputs)
-        if do_sample:
-            sampling = decode.Sampling(num_return_sequences, temperature, generator)
-            out = decode.sample(self.text, *encoded, max_new_tokens, sampling)
-        elif num_beams > 1:
-            out, _ = decode.beam(self.text, *encoded, max_new_tokens, num_beams, length_penalty)
-        else:
-            out = decode.greedy(self.text, *encoded, max_new_tokens)
+        if num_beams > 1 and do_sample:
+            raise InputError(f"num_beams={num_beams} with do_sample=True: beams are not drawn; choose one of the two")
+        decoding = Decoding(num_beams, max_new_tokens, length_penalty, temperature, do_sample)
+        out, _ = decode.generate(self.text, self.encode(**inputs), decoding, generator)
         return torch.cat([out.ids.new_full((len(out.ids), 1), self.text.tokens.start), out.ids], dim=1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -173,29 +188,11 @@ class VideoBlip2(PreTrainedModel):
         """Nothing is left to transformers: each module draws its weights where it is built."""
 
 
-def _check_strategy(num_beams: int, do_sample: bool, num_return_sequences: int) -> None:
-    if do_sample and num_beams > 1:
-        raise InputError(f"num_beams={num_beams} with do_sample=True: beams are not drawn; choose one of the two")
-    if num_return_sequences > 1 and not do_sample:
-        raise InputError(
-            f"num_return_sequences={num_return_sequences}: greedy and beam search give one caption a video; "
-            "set do_sample=True for several"
-        )
-
-
-def fresh_branch(config: VideoBlip2Config, modality: str) -> ModalityBranch:
-    """A branch with fresh weights and the sizes of the configuration."""
-    qformer = InstructBlipQFormerModel(getattr(config, f"{modality}_qformer_config"))
-    width: int = qformer.config.hidden_size
-    queries = nn.Parameter(torch.empty(1, config.num_queries, width).normal_(std=0.02))
-    return branch_around(config, modality, qformer, queries)
-
-
 def branch_around(
     config: VideoBlip2Config, modality: str, qformer: InstructBlipQFormerModel, query_tokens: nn.Parameter
 ) -> ModalityBranch:
     """A branch around a given Q-Former; an adapter joins where it reads another width than the features have."""
-    width = config.branch_width(modality)
+    width = config.upscaled_dim if MODALITIES[modality].upscaled else config.widths[modality]
     reads: int = qformer.config.encoder_hidden_size
     adapter = FeatureAdapter(width, reads) if reads != width else None
     positions = config.max_positions if config.temporal_embedding else 0

@@ -176,7 +176,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
-    shards = _shards(index)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(shards.values())):
         if Path(name).name != name or name.endswith(_INDEX_SUFFIX):
@@ -184,16 +188,6 @@ def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: shard {name} is missing beside it; {_AGAIN}")
         tensors |= read_tensors(index.parent / name)
-    lost = [name for name in shards if name not in tensors]
-    if lost:
+    if lost := [name for name in shards if name not in tensors]:
         raise InputError(f"{index}: {len(lost)} tensors are not in the shards it names (first: {lost[0]!r}); {_AGAIN}")
     return tensors
-
-
-def _shards(index: Path) -> dict[str, str]:
-    """tensor name -> name of the shard that holds it, as the index says."""
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(shard) for name, shard in shards.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error

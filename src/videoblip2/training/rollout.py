@@ -12,7 +12,7 @@ from videoblip2.captions.functions import repetition
 from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, WatchConfig
-from videoblip2.model.decode.decoded import Decoded
+from videoblip2.model.decode import Decoded
 from videoblip2.training.workspace import Workspace
 
 #: Where `scst.log_prob_tolerance` is left out. In bf16 a logit of 20 is known to 0.06 only.

@@ -21,8 +21,8 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.network import VideoBlip2
-from videoblip2.model.qformer.weight_report import WeightReport
 from videoblip2.model.tokenizers import Tokenizers
+from videoblip2.model.weight_report import WeightReport
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import local_model
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of

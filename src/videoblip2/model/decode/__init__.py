@@ -1,7 +1,33 @@
 """From encoder states to captions: greedy, sampled, beam search."""
 
-from videoblip2.model.decode.beam_search import beam
-from videoblip2.model.decode.decoded import Decoded
-from videoblip2.model.decode.sampling import Sampling, greedy, greedy_and_sample, sample
+from torch import Tensor
 
-__all__ = ["Decoded", "Sampling", "beam", "greedy", "greedy_and_sample", "sample"]
+from videoblip2.config import Decoding
+from videoblip2.model.decode.beam_search import beam
+from videoblip2.model.decode.sampling import Generators, Sampling, Watch, greedy, greedy_and_sample, sample
+from videoblip2.model.decode.stepper import Decoded
+from videoblip2.model.language_model import LanguageModel
+
+__all__ = ["Decoded", "Sampling", "beam", "generate", "greedy", "greedy_and_sample", "sample"]
+
+
+def generate(
+    language_model: LanguageModel,
+    encoded: tuple[Tensor, Tensor],
+    decoding: Decoding,
+    generator: Generators = None,
+    watch: Watch | None = None,
+) -> tuple[Decoded, Tensor]:
+    """Encoder states [B,S,E] and their mask [B,S] → captions, and a score of each.
+
+    The score is the mean log-probability of a caption's tokens, or the beam's length-normalised one. Only sampled
+    captions have a `generator`, and beams cannot be watched.
+    """
+    if decoding.num_beams > 1:
+        return beam(language_model, *encoded, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty)
+    if decoding.sampled:
+        sampling = Sampling(1, decoding.temperature, generator)
+        out = sample(language_model, *encoded, decoding.max_new_tokens, sampling, watch)
+    else:
+        out = greedy(language_model, *encoded, decoding.max_new_tokens, watch)
+    return out, out.log_probs.sum(dim=1) / out.mask.sum(dim=1)

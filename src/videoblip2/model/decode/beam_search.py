@@ -7,20 +7,18 @@ the next running beams. A video is done when it has W finished beams, or none of
 Letters: B videos · W beams · T tokens · V vocabulary.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from videoblip2.model.decode.decoded import Decoded
-from videoblip2.model.decode.stepper import start
+from videoblip2.model.decode.stepper import Decoded, start
 from videoblip2.model.language_model import LanguageModel
 
 NEVER = -1e9
 
 
-@dataclass
-class Beams:
+class Beams(NamedTuple):
     """ids [B,W,T], scores [B,W]: running ones with summed log-probabilities, or finished ones with final scores."""
 
     ids: Tensor
@@ -46,7 +44,10 @@ def beam(
     token = torch.full((videos,), special.start, device=device)
     open_video = torch.ones(videos, 1, dtype=torch.bool, device=device)
     for at in range(max_new_tokens):
-        log_probs = _imposed(torch.log_softmax(stepper.step(token), dim=-1), special.imposed(at, max_new_tokens))
+        log_probs = torch.log_softmax(stepper.step(token), dim=-1)
+        if (imposed := special.imposed(at, max_new_tokens)) is not None:  # no other token is possible
+            log_probs = torch.full_like(log_probs, -torch.inf)
+            log_probs[:, imposed] = 0.0
         if at == 0:
             log_probs = log_probs.repeat_interleave(num_beams, dim=0)
             stepper.repeat(num_beams)
@@ -73,15 +74,6 @@ def beam(
     return Decoded(best, ended, torch.zeros(best.shape, device=device), special.end), done.scores[:, 0]
 
 
-def _imposed(log_probs: Tensor, token: int | None) -> Tensor:
-    """[n,V] → the same, or where a token is imposed: 0 for it, and no other is possible."""
-    if token is None:
-        return log_probs
-    only = torch.full_like(log_probs, -torch.inf)
-    only[:, token] = 0.0
-    return only
-
-
 def _empty(videos: int, num_beams: int, max_tokens: int, pad: int, device: torch.device) -> Beams:
     shape = (videos, num_beams)
     return Beams(
@@ -98,19 +90,11 @@ def _finish(done: Beams, new: Beams, open_video: Tensor, num_beams: int, divisor
     joins = new.finished & leading
     full = done.finished.all(dim=1, keepdim=True)
     scores = new.scores / divisor + (full.float() + (~open_video).float() + (~joins).float()) * NEVER
-    merged = Beams(
-        torch.cat([done.ids, new.ids], dim=1),
-        torch.cat([done.scores, scores], dim=1),
-        torch.cat([done.finished, joins], dim=1),
-        torch.cat([done.lengths, new.lengths], dim=1),
-    )
+    new = new._replace(scores=scores, finished=joins)
+    merged = Beams(*(torch.cat(pair, dim=1) for pair in zip(done, new, strict=True)))
     return _gather(merged, merged.scores.topk(num_beams)[1])
 
 
 def _gather(beams: Beams, places: Tensor) -> Beams:
-    return Beams(
-        beams.ids.gather(1, places[:, :, None].expand(-1, -1, beams.ids.shape[2])),
-        beams.scores.gather(1, places),
-        beams.finished.gather(1, places),
-        beams.lengths.gather(1, places),
-    )
+    videos = torch.arange(len(places), device=places.device)[:, None]
+    return Beams(*(part[videos, places] for part in beams))

@@ -53,7 +53,10 @@ def layout_pays(weight: Tensor, rows: int) -> bool:
 
 
 def _kept(weight: Tensor) -> Tensor:
-    stamp = _stamp(weight)
+    # What a change of the weight changes: its place, its version, and (for a write through `.data`) some numbers.
+    version = None if weight.is_inference() else weight._version
+    sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)]
+    stamp = weight.data_ptr(), version, sample.double().sum().item()
     if weight not in _packs or _packs[weight][0] != stamp:
         _packs[weight] = (stamp, _lay_out(weight))
     packed: Tensor = _packs[weight][1]
@@ -63,13 +66,6 @@ def _kept(weight: Tensor) -> Tensor:
 def _lay_out(weight: Tensor) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     return packed
-
-
-def _stamp(weight: Tensor) -> tuple[Any, ...]:
-    """What a change of the weight changes: its place, its version, and (for a write through `.data`) some numbers."""
-    version = None if weight.is_inference() else weight._version
-    sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)]
-    return weight.data_ptr(), version, sample.double().sum().item()
 
 
 def attention_pays(states: Tensor, rows: int, max_tokens: int) -> bool:

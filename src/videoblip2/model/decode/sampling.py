@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoblip2.model.decode.decoded import Decoded
-from videoblip2.model.decode.stepper import Stepper, start
+from videoblip2.model.decode.stepper import Decoded, Stepper, start
 from videoblip2.model.language_model import LanguageModel, SpecialTokens
 
 #: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
@@ -36,13 +35,18 @@ class Sampling:
     temperature: float = 1.0
     generator: Generators = None
 
+    def uniform(self, total: int, device: torch.device) -> Tensor:
+        """[N] numbers in [0,1), one a caption."""
+        if isinstance(self.generator, torch.Generator | None):
+            return torch.rand(total, generator=self.generator, device=device)
+        return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generator]).to(device)
+
 
 def greedy(
     language_model: LanguageModel, states: Tensor, mask: Tensor, max_new_tokens: int, watch: Watch | None = None
 ) -> Decoded:
     """The likeliest token at each step: states [B,S,E], mask [B,S] → B captions."""
-    rows = RunningRows(language_model.tokens, len(states), max_new_tokens, states.device, num_greedy=1)
-    return _roll(rows, start(language_model, states, mask, max_new_tokens, 1), None, watch)
+    return _roll(language_model, (states, mask), max_new_tokens, num_greedy=1, watch=watch)
 
 
 def sample(
@@ -54,16 +58,14 @@ def sample(
     watch: Watch | None = None,
 ) -> Decoded:
     """B·K sampled captions, video by video."""
-    rows = RunningRows(language_model.tokens, len(states), max_new_tokens, states.device, samples=sampling.samples)
-    return _roll(rows, start(language_model, states, mask, max_new_tokens, sampling.samples), sampling, watch)
+    return _roll(language_model, (states, mask), max_new_tokens, sampling=sampling, watch=watch)
 
 
 def greedy_and_sample(
     language_model: LanguageModel, states: Tensor, mask: Tensor, max_new_tokens: int, sampling: Sampling
 ) -> tuple[Decoded, Decoded]:
     """Both in one batch: B greedy captions and B·K sampled ones."""
-    rows = RunningRows(language_model.tokens, len(states), max_new_tokens, states.device, 1, sampling.samples)
-    both = _roll(rows, start(language_model, states, mask, max_new_tokens, 1 + sampling.samples), sampling)
+    both = _roll(language_model, (states, mask), max_new_tokens, num_greedy=1, sampling=sampling)
     numbers = torch.arange(len(both.ids), device=both.ids.device).view(len(states), -1)
     order = torch.cat([numbers[:, 0], numbers[:, 1:].flatten()])
     moved = Decoded(both.ids[order], both.ended[order], both.log_probs[order], both.end)
@@ -82,8 +84,8 @@ class RunningRows:
         videos: int,
         max_tokens: int,
         device: torch.device,
-        num_greedy: int = 0,
-        samples: int = 0,
+        num_greedy: int,
+        samples: int,
     ) -> None:
         rows = num_greedy + samples
         total = videos * rows
@@ -109,10 +111,6 @@ class RunningRows:
         self.log_probs[rows, at] = chosen.masked_fill(ended, 0.0)
         self.ended[rows] = ended | (self.token == self.special.end)
 
-    def any_live(self) -> bool:
-        """Whether a caption still runs."""
-        return not bool(self.ended.all())
-
     def drop_ended(self, stepper: Stepper) -> bool:
         """Leave out rows that ended, where that is worth the copying; False when none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
@@ -133,10 +131,18 @@ class RunningRows:
 
 
 @torch.no_grad()
-def _roll(run: RunningRows, stepper: Stepper, sampling: Sampling | None, watch: Watch | None = None) -> Decoded:
-    """Token by token, until every caption has ended."""
-    total, max_tokens = run.ids.shape
-    rows, device = run.numbers.shape[1], run.ids.device
+def _roll(
+    language_model: LanguageModel,
+    encoded: tuple[Tensor, Tensor],
+    max_tokens: int,
+    num_greedy: int = 0,
+    sampling: Sampling | None = None,
+    watch: Watch | None = None,
+) -> Decoded:
+    """Token by token, until every caption has ended: of each video the greedy captions, then the samples."""
+    rows, device = num_greedy + (sampling.samples if sampling else 0), encoded[0].device
+    run = RunningRows(language_model.tokens, len(encoded[0]), max_tokens, device, num_greedy, rows - num_greedy)
+    stepper = start(language_model, *encoded, max_tokens, rows)
     for at in range(max_tokens):
         logits = stepper.step(run.token)
         if sampling is not None:
@@ -145,22 +151,15 @@ def _roll(run: RunningRows, stepper: Stepper, sampling: Sampling | None, watch: 
             logits = logits.repeat_interleave(rows, dim=0)
             stepper.repeat(rows)
         # One number a caption and token, running or not, so that dropping rows changes no draw.
-        uniform = None if sampling is None else _uniform(total, sampling.generator, device)
+        uniform = None if sampling is None else sampling.uniform(len(run.ids), device)
         run.take(torch.log_softmax(logits, dim=-1), uniform, at)
         if watch is not None:
             watch(run.ids[:, : at + 1])
         if (at + 1) % STEPS_BETWEEN_LOOKS.get(device.type, 1):
             continue
-        if not (run.any_live() if stepper.fixed_shape else run.drop_ended(stepper)):
+        if run.ended.all() if stepper.fixed_shape else not run.drop_ended(stepper):
             break
     return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.special.end)
-
-
-def _uniform(total: int, generator: Generators, device: torch.device) -> Tensor:
-    """[N] numbers in [0,1), one a caption."""
-    if isinstance(generator, torch.Generator | None):
-        return torch.rand(total, generator=generator, device=device)
-    return torch.cat([torch.rand(1, generator=one, device=one.device) for one in generator]).to(device)
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor) -> Tensor:

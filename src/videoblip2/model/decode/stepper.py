@@ -1,18 +1,45 @@
-"""One token of every caption at a time: what each decoding strategy asks of a language model.
+"""One token of every caption at a time: what each decoding strategy asks of a language model, and what it gives.
 
-Letters: B videos · R rows (captions) a video · S encoder places · E width · V vocabulary.
+Letters: B videos · R rows (captions) a video · N captions · S encoder places · E width · T tokens · V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.model.decode.t5_stepper import start_t5
 from videoblip2.model.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Captions as tokens.
+
+    ids: [N,T], the start token left out, the padding token after the end.
+    ended: [N], whether the caption came to its end token within T.
+    log_probs: [N,T], log-probability of each token under the distribution it was drawn from; 0 after the end.
+    end: the end token.
+    """
+
+    ids: Tensor
+    ended: Tensor
+    log_probs: Tensor
+    end: int = 1
+
+    @property
+    def mask(self) -> Tensor:
+        """[N,T]: 1 up to and with the first end token, 0 after it."""
+        hits = (self.ids == self.end).long()
+        return (hits.cumsum(dim=1) - hits == 0).to(self.ids.dtype)
+
+    def rows(self, chosen: slice) -> "Decoded":
+        """Some of the captions, cut to the longest of them."""
+        length = int(self.mask[chosen].sum(dim=1).max())
+        return Decoded(self.ids[chosen, :length], self.ended[chosen], self.log_probs[chosen, :length], self.end)
 
 
 class Stepper(Protocol):
@@ -45,7 +72,9 @@ class CacheStepper:
         self._cache: Any = None
 
     def step(self, tokens: Tensor) -> Tensor:
-        with _without_dropout(self._network):
+        training = self._network.training
+        self._network.eval()  # without dropout
+        try:
             output = self._network(
                 encoder_outputs=BaseModelOutput(last_hidden_state=self._states),
                 attention_mask=self._mask,
@@ -53,6 +82,8 @@ class CacheStepper:
                 past_key_values=self._cache,
                 use_cache=True,
             )
+        finally:
+            self._network.train(training)
         self._cache = output.past_key_values
         logits: Tensor = output.logits[:, -1].float()
         return logits
@@ -67,18 +98,6 @@ class CacheStepper:
 
     def reorder(self, rows: Tensor) -> None:
         self._cache.self_attention_cache.batch_select_indices(rows)
-
-
-@contextmanager
-def _without_dropout(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    if training:
-        network.eval()
-    try:
-        yield
-    finally:
-        if training:
-            network.train()
 
 
 Start = Callable[[LanguageModel, Tensor, Tensor, int, int], Stepper]

@@ -65,7 +65,8 @@ class T5Decoder:
         self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self.device = language_model.shared.weight.device
-        self.dtype = _compute_dtype(language_model.shared.weight)
+        kind, stored = self.device.type, language_model.shared.weight.dtype
+        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stored
         self._activation = decoder.block[0].layer[2].DenseReluDense.act
         self._position = decoder.block[0].layer[0].SelfAttention
         self._embedding = language_model.shared.weight
@@ -77,7 +78,10 @@ class T5Decoder:
         """Caches for one row a video: states [B,S,E], mask [B,S]."""
         states = states.to(self.dtype)
         direct = not self.compiled and attention_pays(states, self.rows, max_tokens)
-        cross = [] if direct else [self._keys_and_values(states, layer) for layer in self._layers]
+        cross: _Pairs = []
+        for layer in () if direct else self._layers:
+            key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
+            cross.append((self._split(key).contiguous(), self._split(value).contiguous()))
         shape = (len(states), self.heads, max_tokens, self._layers[0].cross_kv.shape[2])
         own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
         cross_bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
@@ -87,10 +91,6 @@ class T5Decoder:
         self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)
         self.places = torch.arange(max_tokens, device=self.device)
         return T5Stepper(self, cross, own, cross_bias[:, None, None], states=states if direct else None)
-
-    def _keys_and_values(self, states: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
-        key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
-        return self._split(key).contiguous(), self._split(value).contiguous()
 
     def logits(
         self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: Sequence[_Pair | Tensor], cross_bias: Tensor
@@ -106,18 +106,15 @@ class T5Decoder:
     def _attend_own(self, hidden: Tensor, layer: Layer, own: _Pair, at: int | Tensor) -> Tensor:
         qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
         query, key, value = qkv.view(len(hidden), 3, self.heads, -1).unbind(dim=1)  # [B·R,H,d] each
-        keys, values, bias = self._written(own, key, value, at)
+        if isinstance(at, int):  # what is written so far
+            own[0][:, :, at], own[1][:, :, at] = key, value
+            keys, values, bias = (*(part[:, :, : at + 1] for part in own), self._bias[:, :, at : at + 1, : at + 1])
+        else:  # [1]: all places, of fixed shape
+            own[0].index_copy_(2, at, key.unsqueeze(2))
+            own[1].index_copy_(2, at, value.unsqueeze(2))
+            keys, values, bias = *own, self._bias.index_select(2, at)
         seen = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
         return layer.own_out(seen.reshape(len(hidden), -1))
-
-    def _written(self, own: _Pair, key: Tensor, value: Tensor, at: int | Tensor) -> tuple[Tensor, ...]:
-        """Keys, values, bias after writing place `at`: what is filled, or (`at` [1], of fixed shape) all places."""
-        if isinstance(at, int):
-            own[0][:, :, at], own[1][:, :, at] = key, value
-            return own[0][:, :, : at + 1], own[1][:, :, : at + 1], self._bias[:, :, at : at + 1, : at + 1]
-        own[0].index_copy_(2, at, key.unsqueeze(2))
-        own[1].index_copy_(2, at, value.unsqueeze(2))
-        return *own, self._bias.index_select(2, at)
 
     def _attend_cross(self, hidden: Tensor, layer: Layer, cross: _Pair | Tensor, bias: Tensor) -> Tensor:
         videos = len(bias)
@@ -145,22 +142,19 @@ class T5Decoder:
     def _layer(self, parts: Any) -> Layer:
         own, cross, feed = parts[0].SelfAttention, parts[1].EncDecAttention, parts[2].DenseReluDense
         entries = (feed.wi_0, feed.wi_1) if hasattr(feed, "wi_0") else (feed.wi,)
+        cross_kv = torch.stack([folded(cross.k), folded(cross.v)])  # [2,H·d,E]
         return Layer(
             own_norm=self._cast(parts[0].layer_norm.weight),
             own_qkv=product(self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])), self.rows),
             own_out=self._product(own.o),
             cross_norm=self._cast(parts[1].layer_norm.weight),
             cross_q=self._product(cross.q),
-            cross_kv=self._heads_of(torch.stack([folded(cross.k), folded(cross.v)])),
+            cross_kv=self._cast(cross_kv).view(2, self.heads, -1, cross_kv.shape[-1]),
             cross_out=self._product(cross.o),
             feed_norm=self._cast(parts[2].layer_norm.weight),
             feed_in=tuple(self._product(entry) for entry in entries),
             feed_out=self._product(feed.wo),
         )
-
-    def _heads_of(self, weights: Tensor) -> Tensor:
-        """[2, H·d, E] → [2,H,d,E]."""
-        return self._cast(weights).view(2, self.heads, -1, weights.shape[-1])
 
     def _product(self, module: Any) -> Product:
         weight, own = folded(module), getattr(module, "weight", None)
@@ -176,7 +170,7 @@ class T5Decoder:
 
 @dataclass
 class T5Stepper:
-    """Captions in the making, with keys and values: one entry a layer.
+    """A `stepper.Stepper` with keys and values: one entry a layer.
 
     cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
     states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).
@@ -191,11 +185,9 @@ class T5Stepper:
 
     @property
     def fixed_shape(self) -> bool:
-        """Whether each step is one compiled graph."""
         return self.decoder.compiled
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32; the caches grow by one place."""
         decoder, at = self.decoder, self.length
         self.length += 1
         with torch.autocast(decoder.device.type, enabled=False):
@@ -206,18 +198,15 @@ class T5Stepper:
             return decoder.logits(tokens, at, self.own, seen, self.cross_bias)
 
     def repeat(self, rows: int) -> None:
-        """One row a video becomes `rows` equal ones."""
         self.own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self.own]
 
     def select(self, videos: Tensor, rows: Tensor) -> None:
-        """Keep some videos [B'] and of their rows those numbered `rows` [B'·R'], video by video."""
         self.cross = [(k[videos], v[videos]) for k, v in self.cross]
         self.cross_bias = self.cross_bias[videos]
         self.states = None if self.states is None else self.states[videos]
         self.reorder(rows)
 
     def reorder(self, rows: Tensor) -> None:
-        """New row i is old row `rows[i]`."""
         self.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.own]
 
 
@@ -243,8 +232,3 @@ def folded(module: Any) -> Tensor:
     for adapter in module.active_adapters:
         total = total + module.get_delta_weight(adapter)
     return total
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -44,6 +44,11 @@ _LOOKS = (
     (r"(^|\.)model\.layers\.0\.", "a decoder-only language model"),
 )
 
+#: What a Q-Former has beside its layers, by their names in `QFormerSource.tensors`.
+QUERIES = "query_tokens"
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -57,12 +62,11 @@ class Source:
 
 @dataclass(frozen=True)
 class QFormerSource:
-    """The Q-Former of one file: `tensors` by their name in InstructBlipQFormerModel, `query_tokens` [1,Q,D] beside."""
+    """The Q-Former of one file: its tensors by name in InstructBlipQFormerModel, `query_tokens` [1,Q,D] among them."""
 
     root: str
     layout: str
     tensors: dict[str, Source]
-    query_tokens: Source | None
 
     @property
     def has_text(self) -> bool:
@@ -79,8 +83,8 @@ class QFormerSizes:
     intermediate_size: int
     encoder_hidden_size: int
     cross_attention_frequency: int
-    vocab_size: int = 30522
-    max_position_embeddings: int = 512
+    vocab_size: int
+    max_position_embeddings: int
 
 
 def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFormerSource:
@@ -99,29 +103,55 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
     if root not in roots:
         raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {', '.join(map(repr, roots))}")
     found = _below(tensors, root, file)
-    query = query_name(root)
-    query_tokens = Source(query, tensors[query]) if query in tensors else None
-    has_text = any(map(is_text_name, found))
-    return QFormerSource(root, layout_of(root, set(tensors), has_text), found, query_tokens)
+    layout = _layout(root, tensors, any(map(is_text_name, found)))
+    own = root.removesuffix("bert.").rstrip(".").removeprefix(_parent(root))  # video_Qformer → video_query_tokens
+    queries = _parent(root) + (re.sub("[Qq]former", QUERIES, own) or QUERIES)
+    if queries in tensors:
+        found[QUERIES] = Source(queries, tensors[queries])
+    return QFormerSource(root, layout, found)
 
 
 def _below(tensors: Tensors, root: str, file: str) -> dict[str, Source]:
-    """Canonical name -> source for all under `root`; transformers' BLIP-2 keeps the word embeddings one level up."""
+    """Name in the model → source for all under `root`; transformers' BLIP-2 keeps the word embeddings one level up."""
     found: dict[str, Source] = {}
-    beside = parent_of(root) + "embeddings."
+    beside = _parent(root) + "embeddings."
     for name, tensor in tensors.items():
-        inner = name.removeprefix(root) if name.startswith(root) else name.removeprefix(parent_of(root))
+        inner = name.removeprefix(root) if name.startswith(root) else name.removeprefix(_parent(root))
         if not (name.startswith(root) or (name.startswith(beside) and is_text_name(inner))):
             continue
-        target = canonical_name(inner)
-        if target in found:
-            raise InputError(f"{file}: {found[target].name!r} and {name!r} are the same tensor; remove one of them")
-        found[target] = Source(name, tensor)
+        for pattern, replacement in _RULES:
+            inner = pattern.sub(replacement, inner)
+        if inner in found:
+            raise InputError(f"{file}: {found[inner].name!r} and {name!r} are the same tensor; remove one of them")
+        found[inner] = Source(name, tensor)
     return found
 
 
-def read_sizes(source: QFormerSource, file: str) -> QFormerSizes:
-    """Sizes off the tensors; InputError where layers are missing or cross-attention has no regular period."""
+def _parent(root: str) -> str:
+    """What comes before the Q-Former itself: `model.qformer.` → `model.`, `Qformer.bert.` → `""`."""
+    head = root.removesuffix("bert.").rstrip(".")
+    return head[: head.rfind(".") + 1]
+
+
+def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
+    """Which program wrote the Q-Former under `root`, in words."""
+    names = set(names)
+    if f"{root}encoder.layer.0.attention.self.query.weight" in names:
+        head = _parent(root) + root.removeprefix(_parent(root)).split(".")[0] + ".cls."
+        if any(name.startswith(head) for name in names):
+            return "LAVIS BLIP-2 stage 1"
+        return "LAVIS InstructBLIP" if has_text else "LAVIS BLIP-2 stage 2"
+    if f"{root}layernorm.weight" in names:
+        return "transformers BLIP-2"
+    return "transformers InstructBLIP" if root else "bare InstructBlipQFormerModel"
+
+
+def read_sizes(source: QFormerSource, file: str, text: Mapping[str, Source] | None = None) -> QFormerSizes:
+    """Sizes off the tensors; InputError where layers are missing or cross-attention has no regular period.
+
+    Args:
+        text: where word and position embeddings are looked up next; without any, their numbers are BERT's.
+    """
     layers = _layers(source, "intermediate_query.dense.weight")
     crossing = _layers(source, "crossattention.attention.key.weight")
     if layers != list(range(len(layers))):
@@ -134,7 +164,12 @@ def read_sizes(source: QFormerSource, file: str) -> QFormerSizes:
         raise InputError(f"{file}: cross-attention in layers {crossing} of {len(layers)} is not a regular period")
     ffn, width = _shape(source, "encoder.layer.0.intermediate_query.dense.weight", file)
     _, encoder_width = _shape(source, "encoder.layer.0.crossattention.attention.key.weight", file)
-    return QFormerSizes(len(layers), width, ffn, encoder_width, frequency)
+    embeddings = {**(text or {}), **source.tensors}
+    words, positions = (
+        int(embeddings[name].tensor.shape[0]) if name in embeddings else default
+        for name, default in ((WORDS, 30522), (POSITIONS, 512))
+    )
+    return QFormerSizes(len(layers), width, ffn, encoder_width, frequency, words, positions)
 
 
 def _layers(source: QFormerSource, ending: str) -> list[int]:
@@ -150,15 +185,13 @@ def _shape(source: QFormerSource, name: str, file: str) -> tuple[int, int]:
 
 
 def find_text(tensors: Tensors, file: str) -> tuple[str, dict[str, Source]]:
-    """(what the file is, its tensors by canonical name), for a BERT or for a Q-Former with a text branch."""
-    if len(qformer_roots(tensors)) == 1:
-        source = find_qformer(tensors, file)
-        if source.has_text:
-            return source.layout, source.tensors
-    root = bert_root(tensors)
-    if root is None:
-        raise InputError(f"{file}: no BERT in it (it looks like {looks_like(tensors)}); give bert-base-uncased")
-    return "BERT", _below(tensors, root, file)
+    """(what the file is, its tensors by name in the model), for a BERT or for a Q-Former with a text branch."""
+    if len(qformer_roots(tensors)) == 1 and (source := find_qformer(tensors, file)).has_text:
+        return source.layout, source.tensors
+    for match in filter(None, map(_BERT_ROOT.match, tensors)):
+        if match[1] == "" or match[1].split(".")[-2] == "bert":
+            return "BERT", _below(tensors, match[1], file)
+    raise InputError(f"{file}: no BERT in it (it looks like {looks_like(tensors)}); give bert-base-uncased")
 
 
 def qformer_roots(names: Iterable[str]) -> list[str]:
@@ -166,50 +199,13 @@ def qformer_roots(names: Iterable[str]) -> list[str]:
     return sorted(match[1] for match in map(_ROOT.match, names) if match)
 
 
-def bert_root(names: Iterable[str]) -> str | None:
-    """The prefix of a BERT among `names` (`bert.` or `""`); None where there is none."""
-    roots = (match[1] for match in map(_BERT_ROOT.match, names) if match)
-    return next((root for root in roots if root == "" or root.split(".")[-2] == "bert"), None)
-
-
-def canonical_name(name: str) -> str:
-    """The `InstructBlipQFormerModel` name of a tensor named `name` below the root of a Q-Former or a BERT."""
-    for pattern, replacement in _RULES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def parent_of(root: str) -> str:
-    """What comes before the Q-Former itself: `model.qformer.` -> `model.`, `Qformer.bert.` -> `""`."""
-    head = root.removesuffix("bert.").rstrip(".")
-    return head[: head.rfind(".") + 1]
-
-
-def query_name(root: str) -> str:
-    """The name of the query tokens of the Q-Former under `root`: `video_Qformer.bert.` -> `video_query_tokens`."""
-    own = root.removesuffix("bert.").rstrip(".").removeprefix(parent_of(root))
-    return parent_of(root) + (re.sub("[Qq]former", "query_tokens", own) or "query_tokens")
-
-
 def is_text_name(name: str) -> bool:
     """Whether only text passes through this tensor: the embeddings of words and positions, the text feed-forward."""
     return _TEXT.match(name) is not None
 
 
-def layout_of(root: str, names: set[str], has_text: bool) -> str:
-    """Which program wrote the Q-Former under `root`, in words."""
-    if f"{root}encoder.layer.0.attention.self.query.weight" in names:
-        head = parent_of(root) + root.removeprefix(parent_of(root)).split(".")[0] + ".cls."
-        if any(name.startswith(head) for name in names):
-            return "LAVIS BLIP-2 stage 1"
-        return "LAVIS InstructBLIP" if has_text else "LAVIS BLIP-2 stage 2"
-    if f"{root}layernorm.weight" in names:
-        return "transformers BLIP-2"
-    return "transformers InstructBLIP" if root else "bare InstructBlipQFormerModel"
-
-
 def why_unused(name: str) -> str:
-    """One phrase on why the Q-Former leaves a tensor of this name aside."""
+    """One phrase on why the Q-Former does not use a tensor of this name."""
     return next((why for pattern, why in _UNUSED if re.search(pattern, name)), "no such tensor in the Q-Former")
 
 

@@ -1,0 +1,276 @@
+"""Published weights by name: a file of LAVIS, or a model folder from the Hugging Face hub.
+
+LAVIS publishes no sha256. What is checked is the one that the user gives, the MD5 that Google's storage sends with a
+file, and on every later run the sha256 recorded when the file was fetched. The hub publishes a sha256 for each large
+file; a folder is fetched at one commit, only the files that are read here, and its checksums are recorded.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from videoblip2.errors import InputError, first_line
+from videoblip2.files import write_text
+from videoblip2.model.tensor_files import sniff
+from videoblip2.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_CHUNK = 1 << 20  # bytes: one step of the progress bar
+_TEXTS = (".json", ".txt", ".model")
+_SUMS = "SHA256SUMS"
+_RECORDED = "the sha256 recorded when it was fetched"
+_LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights that can be fetched by name: from a `url`, or from a hub `repository`."""
+
+    name: str
+    what: str
+    url: str = ""
+    repository: str = ""
+
+
+KNOWN = {
+    weights.name: weights
+    for weights in (
+        KnownWeights(
+            "blip2-flant5xl", "BLIP-2 stage 2: no text branch", f"{_LAVIS}/BLIP2/blip2_pretrained_flant5xl.pth"
+        ),
+        KnownWeights("blip2-stage1", "BLIP-2 stage 1: with text branch", f"{_LAVIS}/BLIP2/blip2_pretrained.pth"),
+        KnownWeights(
+            "instructblip-flant5xl",
+            "InstructBLIP: with text branch",
+            f"{_LAVIS}/InstructBLIP/instruct_blip_flanxl_trimmed.pth",
+        ),
+        KnownWeights("bert-base-uncased", "text side of the Q-Formers", repository="google-bert/bert-base-uncased"),
+        KnownWeights("google/flan-t5-base", "language model", repository="google/flan-t5-base"),
+        KnownWeights("openai/clip-vit-large-patch14", "frame encoder", repository="openai/clip-vit-large-patch14"),
+        KnownWeights("laion/clap-htsat-unfused", "audio encoder", repository="laion/clap-htsat-unfused"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What is on the disk now: `files` gives each file's sha256, `checked` says what they were compared with."""
+
+    name: str
+    path: Path
+    files: dict[str, str]
+    checked: str
+    downloaded: bool
+    revision: str = ""
+
+
+def fetch_weights(name: str, out: Path, sha256: str | None = None, progress: Progress = no_progress) -> Fetched:
+    """Fetch the weights known as `name` into the folder `out`; what is there already is only verified.
+
+    Raises InputError for an unknown name, an unreachable or refusing server, a full disk and a wrong checksum.
+    """
+    known = KNOWN.get(name)
+    if known is None:
+        raise InputError(f"{name}: not among the known weights; choose from {', '.join(KNOWN)}")
+    if known.url:
+        return fetch_file(name, known.url, out / known.url.rpartition("/")[2], sha256, progress)
+    if sha256 is not None:
+        raise InputError(f"--sha256 is for a single file; {name} is a folder whose checksums the hub publishes")
+    return fetch_repository(name, known.repository, out / name.rpartition("/")[2])
+
+
+def fetch_file(
+    name: str, url: str, target: Path, sha256: str | None = None, progress: Progress = no_progress
+) -> Fetched:
+    """Download `url` to `target`, or verify what is there already; only one process at a time.
+
+    Raises InputError for an unreachable or refusing server, a full disk and a wrong checksum.
+    """
+    from filelock import FileLock, Timeout
+
+    given = (sha256 or "").strip().lower()
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", given):
+        raise InputError(f"--sha256 {sha256}: must be 64 hexadecimal digits")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
+            return _fetch_file(name, url, target, given, progress)
+    except Timeout as error:
+        raise InputError(f"{target}: another process is fetching it; wait until it ends") from error
+
+
+def _fetch_file(name: str, url: str, target: Path, given: str, progress: Progress) -> Fetched:
+    there, sums = target.exists(), target.with_name(f"{target.name}.sha256")
+    file, sent = (target, "") if there else _receive(url, target)
+    sha256, md5 = digests(file, progress)
+    recorded = _read_sums(sums).get(target.name, "") if there else ""
+    remedy = "delete it and fetch it again" if there else "it was discarded: fetch it again"
+    checked = "nothing: no sha256 is given, published or recorded; it is recorded for later runs"
+    try:
+        for found, wanted, whose in (
+            (md5, sent, "the MD5 that the server sent"),
+            (sha256, recorded, _RECORDED),
+            (sha256, given, "the sha256 given"),
+        ):
+            if wanted:
+                _compare(file, found, wanted, whose, remedy)
+                checked = whose
+        sniff(file)
+    except InputError:
+        if not there:
+            file.unlink()  # complete and wrong, so resuming cannot help
+        raise
+    if not there:
+        os.replace(file, target)
+    if not recorded:
+        _write_sums(sums, {target.name: sha256})
+    return Fetched(name, target, {target.name: sha256}, checked, downloaded=not there)
+
+
+def _receive(url: str, target: Path) -> tuple[Path, str]:
+    """The complete part of `target`, and its MD5 (hexadecimal) if the server sent one, or ""."""
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.file_download import http_get
+
+    _quiet_hub()
+    try:
+        answer = get_session().head(url, follow_redirects=True, timeout=60)
+        answer.raise_for_status()
+        etag = answer.headers.get("ETag", "")
+        etag = "" if etag.startswith("W/") else etag
+        size = int(answer.headers.get("Content-Length", -1))
+        part = _part(url, target, etag, size)
+        with part.open("ab") as file:
+            kept = file.tell()
+            if (needed := size - kept) > (free := shutil.disk_usage(part.parent).free):
+                raise InputError(f"{part.parent}: {free:,} bytes free, {needed:,} needed; make room and run again")
+            headers = {"If-Range": etag, "Accept-Encoding": "identity"}
+            expected = size if size >= 0 else None
+            http_get(
+                url, file, resume_size=kept, headers=headers, expected_size=expected, displayed_filename=target.name
+            )
+    except (HTTPError, OSError) as error:
+        raise InputError(f"{urlsplit(url).hostname}: {_reason(error, target)}") from error
+    hashes = (item.strip().partition("=") for item in answer.headers.get("x-goog-hash", "").split(","))
+    return part, next((base64.b64decode(value).hex() for kind, _, value in hashes if kind == "md5"), "")
+
+
+def _part(url: str, target: Path, etag: str, size: int) -> Path:
+    """Where this version of the file is collected, named after the server's own name for it, its ETag.
+
+    Parts of other versions are removed, so that two are never spliced, and so is one that cannot be resumed.
+    """
+    version = hashlib.sha256(f"{url} {etag}".encode()).hexdigest()[:8]
+    part = target.with_name(f"{target.name}.{version}.part")
+    for other in target.parent.glob(f"{target.name}.*.part"):
+        if other != part or not etag or (0 <= size < other.stat().st_size):
+            other.unlink()
+    return part
+
+
+def _reason(error: Exception, target: Path) -> str:
+    """Why the download of `target` ended, what is kept of it, and the remedy."""
+    response: Any = getattr(error, "response", None)
+    if response is None:
+        reason = f"cannot be reached ({first_line(error)})"
+    else:
+        reason = f"the server answered {response.status_code} {response.reason_phrase} for {response.url.path}"
+    kept = sum(part.stat().st_size for part in target.parent.glob(f"{target.name}.*.part"))
+    again = f"; {kept:,} bytes are kept, run again to resume" if kept else ""
+    return f"{reason}{again}; behind a proxy set HTTPS_PROXY, or copy the file from another machine to {target}"
+
+
+def _quiet_hub() -> None:
+    """Without a terminal, huggingface_hub shows no progress bars."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | None" = None) -> Fetched:
+    """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
+
+    Safetensors are preferred; pytorch_model.bin is taken where there are none. The hub's client resumes and honours
+    HTTPS_PROXY and HF_ENDPOINT. Raises InputError where the hub cannot be reached or a checksum differs.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    if recorded := _read_sums(folder / _SUMS):
+        _verify(folder, recorded, _RECORDED)
+        return Fetched(name, folder, recorded, _RECORDED, downloaded=False)
+    _quiet_hub()
+    client: Any = hub or HfApi()
+    try:
+        info = client.model_info(repository, files_metadata=True)
+        wanted = _wanted(info.siblings)
+        names = [file.rfilename for file in wanted]
+        client.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=names)
+    except (HTTPError, OSError) as error:
+        raise InputError(
+            f"{repository}: the hub cannot be reached or refuses ({first_line(error)}); behind a proxy set "
+            f"HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to {folder}"
+        ) from error
+    published = {file.rfilename: file.lfs.sha256 for file in wanted if file.lfs is not None}
+    files = _verify(folder, published, "the sha256 published by the hub")
+    files = {file: files.get(file) or digests(folder / file)[0] for file in names}
+    _write_sums(folder / _SUMS, files)
+    checked = f"the sha256 published by the hub ({len(published)} of {len(files)} files have one)"
+    return Fetched(name, folder, files, checked, downloaded=True, revision=info.sha)
+
+
+def _wanted(siblings: Iterable[Any]) -> list[Any]:
+    """The files at the top of the repository that are read here."""
+    files = [file for file in siblings if "/" not in file.rfilename]
+    safetensors = [file for file in files if file.rfilename.endswith(".safetensors")]
+    weights = safetensors or [file for file in files if file.rfilename.startswith("pytorch_model")]
+    return [file for file in files if file.rfilename.endswith(_TEXTS) and file not in weights] + weights
+
+
+def _verify(folder: Path, wanted: Mapping[str, str], whose: str) -> dict[str, str]:
+    """Compare each file's sha256 with the one wanted."""
+    for name, digest in wanted.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing; delete {folder} and fetch it again")
+        _compare(folder / name, digests(folder / name)[0], digest, whose, "delete it and fetch it again")
+    return dict(wanted)
+
+
+def _compare(path: Path, found: str, wanted: str, whose: str, remedy: str) -> None:
+    if found != wanted:
+        raise InputError(f"{path}: its checksum {found} is not {whose} ({wanted}); {remedy}")
+
+
+def digests(path: Path, progress: Progress = no_progress) -> tuple[str, str]:
+    """(sha256, MD5) of a file, as hexadecimal; the MD5 shows a damaged transfer, never a forgery."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    chunks = -(-path.stat().st_size // _CHUNK)
+    with path.open("rb") as file:
+        for chunk in progress(iter(lambda: file.read(_CHUNK), b""), chunks, f"checking {path.name} (MiB)"):
+            sha256.update(chunk)
+            md5.update(chunk)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _write_sums(path: Path, files: Mapping[str, str]) -> None:
+    """In the form that `sha256sum --check` reads."""
+    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in files.items()))
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {parts[1].strip(): parts[0].lower() for parts in lines if len(parts) == 2}
