@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import VideoAnnotation, read_annotations, some, write_annotations
+from videoblip2.data.annotations import VideoAnnotation, read_annotations, write_annotations
+from videoblip2.errors import some
 
 
 def save(path: Path, content: object) -> Path:

@@ -38,8 +38,7 @@ def fetch(
 
 @weights.command(epilog=examples("weights inspect models/blip2_pretrained_flant5xl.pth"))
 def inspect(
-    file: Annotated[Path, Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")],
-    json: Json = False,
+    file: Annotated[Path, Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")], json: Json = False
 ) -> None:
     """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
     from videoblip2.model.weight_report import inspect_weights
@@ -98,8 +97,8 @@ def _files() -> dict[str, Path]:
 
 def _find(name: str) -> Path:
     files, stem = _files(), Path(name).name.removesuffix(".yaml")
-    if stem not in files:
-        near = difflib.get_close_matches(stem, files, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`vb2 experiments list` shows their names"
-        raise InputError(f"experiment {name!r}: does not come with the package; {hint}")
-    return files[stem]
+    if stem in files:
+        return files[stem]
+    near = difflib.get_close_matches(stem, files, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`vb2 experiments list` shows their names"
+    raise InputError(f"experiment {name!r}: does not come with the package; {hint}")

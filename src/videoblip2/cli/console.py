@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,6 +29,7 @@ REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar
 SOME_FAILED = 3  # exit code
 
 T = TypeVar("T")
+say = partial(print, flush=True)
 
 
 def examples(*commands: str) -> str:
@@ -71,7 +73,7 @@ def emit(record: object, json: bool, text: str, **more: object) -> None:
     if text:
         print(text)
     if json:
-        print(json_module.dumps({**more, **plain(record)}, ensure_ascii=False, default=str))
+        print(json_module.dumps(plain(more) | plain(record), ensure_ascii=False, default=str))
     sys.stdout.flush()
 
 
@@ -91,16 +93,6 @@ def exit_if_failed(failed: int, done: int) -> None:
         raise InputError(f"all {failed} items failed; fix what the lines above name")
     if failed:
         raise Exit(SOME_FAILED)
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, such as "a, b, c, d, e, …"."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def listed(*lines: tuple[object, str]) -> list[str]:

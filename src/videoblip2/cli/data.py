@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, listed, progress, some, table
-from videoblip2.errors import InputError, counted
+from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, listed, progress, table
+from videoblip2.errors import InputError, counted, some
 
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport
@@ -82,22 +82,19 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         for split, file in report.files.items()
     ]
     bare = [f"uncaptioned.json: {counted(n, f'{s} video')} without captions" for s, n in report.uncaptioned.items()]
-    without, others = report.listed_only, counted(report.other_language_captions, "caption")
+    without, others, kept = report.listed_only, report.other_language_captions, ", ".join(report.left_alone)
     rest = listed(
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
-        (report.other_language_captions, f"not English, left out: {others}"),
+        (others, f"not English, left out: {counted(others, 'caption')}"),
         (report.moved, f"in another split than in their own file: {counted(report.moved, 'video')}"),
-        (
-            report.left_alone,
-            f"already there, left unchanged: {', '.join(report.left_alone)}; delete those of other data",
-        ),
+        (kept, f"already there, left unchanged: {kept}; delete those of other data"),
     )
-    kept = (
+    flaws = (
         f"captions are kept as they are, including {report.duplicate_captions} that repeat another of the same video, "
         f"{report.empty_captions} empty, {report.control_character_captions} with control characters"
     )
-    return [*files, *bare, *rest, kept]
+    return [*files, *bare, *rest, flaws]
 
 
 def _question_lines(report: "QuestionReport") -> list[str]:

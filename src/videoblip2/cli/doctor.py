@@ -44,21 +44,20 @@ def doctor(json: Json = False) -> None:
 def versions() -> Status:
     """Compare the installed packages with the ranges of pyproject.toml."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     try:
         asked = [Requirement(text) for text in metadata.requires("videoblip2") or []]
     except metadata.PackageNotFoundError:
         return "fail", "videoblip2 is not installed"
     wanted = [one for one in asked if not one.marker or one.marker.evaluate({"extra": ""})]
-    wrong = []
-    for one in wanted:
-        try:
-            version = metadata.version(one.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is not installed")
-        else:
-            fits = one.specifier.contains(version, prereleases=True)
-            wrong += [] if fits else [f"{one.name} {version}, needs {one.specifier}"]
+    there = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
+    found = [(one, there.get(canonicalize_name(one.name))) for one in wanted]
+    wrong = [
+        f"{one.name} {version or 'not installed'}, needs {one.specifier}"
+        for one, version in found
+        if version is None or not one.specifier.contains(version, prereleases=True)
+    ]
     return ("fail", "; ".join(wrong)) if wrong else ("ok", f"{len(wanted)} packages within their ranges")
 
 
@@ -118,27 +117,15 @@ def disk() -> Status:
 CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
     "versions": (versions, "`pip install -e . -c constraints.txt` installs versions that were tested together"),
     "Java": (java, "`apt-get install default-jre-headless`; without it METEOR and SPICE are left out"),
-    "SPICE's model files": (
-        spice,
-        "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them; only SPICE needs them",
-    ),
-    "video decoding (PyAV)": (
-        decoders,
-        "`pip install --only-binary av av`: its wheels bring FFmpeg with these decoders",
-    ),
+    "SPICE's model files": (spice, "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them"),
+    "video decoding (PyAV)": (decoders, "`pip install --only-binary av av`: its wheels bring FFmpeg with all decoders"),
     "ffmpeg": (partial(program, "ffmpeg"), "optional: PyAV has its own"),
     "GPU": (
         gpu,
         "the toy world needs none, MSR-VTT 24 GB; torch's CUDA build: https://pytorch.org/get-started/locally",
     ),
-    "environment manager uv": (partial(program, "uv"), "`pip install uv`; then `mlflow run . -e ce --env-manager uv`"),
-    "environment manager conda": (
-        partial(program, "conda"),
-        "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce` makes the environment",
-    ),
-    "environment manager pyenv": (
-        partial(program, "pyenv"),
-        "install pyenv; then `mlflow run . -e ce --env-manager virtualenv`",
-    ),
+    "uv": (partial(program, "uv"), "`pip install uv`; then `mlflow run . -e ce --env-manager uv`"),
+    "conda": (partial(program, "conda"), "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce`"),
+    "pyenv": (partial(program, "pyenv"), "install pyenv; then `mlflow run . -e ce --env-manager virtualenv`"),
     "disk": (disk, "free some space; a full-size run takes about 6 GB"),
 }

@@ -6,17 +6,8 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import (
-    SOME_FAILED,
-    Json,
-    emit,
-    examples,
-    exit_if_failed,
-    interruptible,
-    progress,
-    some,
-)
-from videoblip2.errors import counted
+from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, exit_if_failed, interruptible, progress
+from videoblip2.errors import counted, some
 
 app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 Engine = StrEnum("Engine", "local ray")  # where the encoders run

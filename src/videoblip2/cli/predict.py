@@ -43,8 +43,7 @@ def evaluate(
 
 @app.command(
     epilog=console.examples(
-        "caption models:/videoblip2@champion holiday.mp4",
-        "caption RUN video560 --features runs/demo/features",
+        "caption models:/videoblip2@champion holiday.mp4", "caption RUN video560 --features runs/demo/features"
     )
 )
 def caption(

@@ -43,7 +43,7 @@ def promote(
     verdict = result.verdict
     more = {
         **{name: getattr(result, name) for name in ("promoted", "forced")},
-        **{name: console.plain(getattr(verdict, name)) for name in ("passed", "failed", "gain", "conditions")},
+        **{name: getattr(verdict, name) for name in ("passed", "failed", "gain", "conditions")},
         "champion": result.version if result.promoted else result.previous,
         "manifest": {**console.plain(result.manifest), "digest": result.manifest.digest},
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, Typer
 
-from videoblip2.cli.console import Json, emit, examples, plain, table
+from videoblip2.cli.console import Json, emit, examples, table
 from videoblip2.errors import counted
 
 if TYPE_CHECKING:
@@ -87,17 +87,16 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
     from videoblip2.tracking.compare import letter
 
     letters = [letter(place) for place in range(len(comparison.sides))]
-    legend = [f"{counted(comparison.videos, comparison.counted[:-1])} of {comparison.split}"]
+    legend = [f"{counted(comparison.videos, comparison.counted.removesuffix('s'))} of {comparison.split}"]
     for name, side in zip(letters, comparison.sides, strict=True):
         runs = side.runs[0].run_id if len(side.runs) == 1 else f"{len(side.runs)} seeds"
         legend.append(f"  {name}  {side.name}  {runs}")
-    differs = "Nothing differs in configuration, data and source."
-    if comparison.differs:  # a long value is cut at its start: paths and addresses differ at the end
-        cut = [
-            [key, *(v if len(v) <= LONGEST else f"…{v[1 - LONGEST :]}" for v in values)]
-            for key, values in comparison.differs
-        ]
-        differs = table("What differs", ["", *letters], cut)
+    # A long value is cut at its start: paths and addresses differ at the end.
+    cut = [
+        [key, *(v if len(v) <= LONGEST else f"…{v[1 - LONGEST :]}" for v in each)] for key, each in comparison.differs
+    ]
+    nothing = "Nothing differs in configuration, data and source."
+    differs = table("What differs", ["", *letters], cut) if cut else nothing
     parts = ["\n".join(legend), *(f"warning: {line}" for line in comparison.warnings), differs]
     for judged in filter(None, (comparison, comparison.answers)):
         parts += [] if judged is comparison else [f"{counted(judged.videos, 'answer')} of {judged.split}"]
@@ -152,23 +151,18 @@ def _pair_text(pair: "VideoPair", metric: str, letters: Sequence[str]) -> str:
         lines += [f"  {letter}  {caption}" for caption, _ in captions]
     lines += [f"  =  {text}" for text in pair.references[:SHOWN_REFERENCES]]
     more = len(pair.references) - SHOWN_REFERENCES
-    return "\n".join(
-        [*lines, *([f"     … {counted(more, 'more reference')} with --json or --html"] if more > 0 else [])]
-    )
+    lines += [f"     … {counted(more, 'more reference')} with --json or --html"] if more > 0 else []
+    return "\n".join(lines)
 
 
 def _comparison_record(comparison: "Comparison", top: int) -> dict[str, object]:
     """The comparison as plain data; scores in pycocoevalcap's scale."""
     answers = {"answers": _comparison_record(comparison.answers, top)} if comparison.answers else {}
-    scores = {score.metric.name: score for score in comparison.scores}
     return {
         **{name: getattr(comparison, name) for name in ("split", "videos", "warnings")},
         "sides": [{"name": side.name, "runs": [run.run_id for run in side.runs]} for side in comparison.sides],
         "differs": dict(comparison.differs),
-        "metrics": {
-            name: {"values": plain(score.values), "differences": plain(score.differences)}
-            for name, score in scores.items()
-        },
+        "metrics": {s.metric.name: {"values": s.values, "differences": s.differences} for s in comparison.scores},
         "duels": [
             {
                 "baseline": comparison.sides[0].name,
@@ -189,9 +183,5 @@ def _pair_record(pair: "VideoPair") -> dict[str, object]:
         {name: score, "captions": [caption for caption, _ in captions]}
         for score, captions in zip(pair.scores, pair.captions, strict=True)
     )
-    return {
-        "video_id": pair.video_id,
-        **({"question": pair.question} if pair.question else {"category": pair.category}),
-        **{"baseline": baseline, "challenger": challenger},
-        **{"gain": pair.gain, "references": pair.references},
-    }
+    shared = {key: getattr(pair, key) for key in ("video_id", "question", "category", "gain", "references")}
+    return {**shared, "baseline": baseline, "challenger": challenger}

@@ -14,7 +14,6 @@ from videoblip2.errors import InputError, counted
 if TYPE_CHECKING:
     from videoblip2.model.weight_report import WeightReport
     from videoblip2.training.seeds import SeedsResult
-    from videoblip2.training.stage import StageResult
     from videoblip2.tune.lead import Outcome
 
 app = typer.Typer()
@@ -47,6 +46,7 @@ def scst(
 
 
 def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds: int, json: bool) -> None:
+    from videoblip2.captions.metrics import label_of, shown
     from videoblip2.config import load_config
 
     usual, config = load_config(path), load_config(path, overrides or [])
@@ -61,7 +61,13 @@ def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds:
             from videoblip2.training.stage import run_stage
 
             trained = run_stage(stage, config, console.progress, show_weights, usual)
-            console.emit(trained, json, _summary(trained))
+            scores = [
+                f"{label_of(name)} {shown(name, value)}" for name, value in trained.metrics.items() if name != "step"
+            ]
+            head = f"{trained.name}: best at step {trained.best_step}: {'  '.join(scores)}"
+            run = trained.run_id or "not tracked"
+            text = f"{head}\nrun: {run}\ncheckpoint: {trained.checkpoint}\nmodel: {trained.model}"
+            console.emit(trained, json, text)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
 
@@ -74,15 +80,6 @@ def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]
         columns = ["group", "tensors", "parameters", "what", "from or why"]
         print(console.table(f"{name} Q-Former from {report.file}", columns, report.table()))
     sys.stdout.flush()
-
-
-def _summary(result: "StageResult") -> str:
-    from videoblip2.captions.metrics import label_of, shown
-
-    metrics = result.metrics.items()
-    scores = "  ".join(f"{label_of(name)} {shown(name, value)}" for name, value in metrics if name != "step")
-    head = f"{result.name}: best at step {result.best_step}: {scores}\nrun: {result.run_id or 'not tracked'}"
-    return f"{head}\ncheckpoint: {result.checkpoint}\nmodel: {result.model}"
 
 
 def _seeds_table(result: "SeedsResult") -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError, some
 from videoblip2.files import MEDIA_SUFFIXES, write_json
 
 TABLES = (".csv", ".tsv", ".txt")
@@ -272,9 +272,3 @@ def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, s
             examples.setdefault(flaw, f"{video}: {' '.join(map(repr, texts))}")
         seen.add((video, texts[0]))
     return counts, examples
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Up to `most` names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from videoblip2.config import InputError
-from videoblip2.data.annotations import SPLIT_WORDS, TABLES, Document, VideoAnnotation, media_id, some, value_of
+from videoblip2.data.annotations import SPLIT_WORDS, TABLES, Document, VideoAnnotation, media_id, value_of
+from videoblip2.errors import InputError, some
 
 VIDEO = ("video_id", "videoid", "video", "video_name", "file", "file_name", "filename", "id")
 CAPTION = ("caption", "captions", "sentence", "sentences", "description", "text", "desc", "encap")

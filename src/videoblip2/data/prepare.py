@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from videoblip2.config import InputError
 from videoblip2.data.annotations import (
     SPLIT_WORDS,
     Document,
@@ -23,11 +22,11 @@ from videoblip2.data.annotations import (
     read_annotations,
     read_documents,
     refuse_duplicates,
-    some,
     write_annotations,
 )
 from videoblip2.data.caption_sources import Source, read_captions
 from videoblip2.data.questions import QUESTION_FILES, read_questions
+from videoblip2.errors import InputError, some
 from videoblip2.files import write_json
 
 SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
