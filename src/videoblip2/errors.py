@@ -12,8 +12,26 @@ if TYPE_CHECKING:  # every command imports this module, pydantic only those that
 Model = TypeVar("Model", bound="BaseModel")
 
 
+#: Passwords and tokens in addresses: after a user's name, as the only login of a web address, and in the query.
+SECRETS = (
+    (re.compile(r"(://[^\s:/@'\"]*:)[^\s'\"]+@"), r"\1***@"),
+    (re.compile(r"(https?://)[^\s:/@'\"]+@"), r"\1***@"),
+    (re.compile(r"([?&](?:\w*passw\w*|pass|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
+)
+
+
+def masked(text: str) -> str:
+    """A text that may hold addresses, without their passwords and tokens."""
+    for secret, shown in SECRETS:
+        text = secret.sub(shown, text)
+    return text
+
+
 class InputError(ValueError):
-    """A mistake in what the user gave: one line that names the value, the place and the remedy."""
+    """A mistake in what the user gave: one line that names the value, the place and the remedy, and no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 def counted(number: int, noun: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import sqlite3
-import subprocess
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -110,8 +109,6 @@ def test_versions_against_the_ranges_of_the_package(monkeypatch):
 
 def test_a_store_in_order_and_its_unclosed_runs(store):
     assert {finding.status for finding in store_findings()} == {"ok"}
-    process = subprocess.Popen(["true"])
-    process.wait()
     client = stores.connect()
     tags = {"host": os.uname().nodename, "pid": str(process.pid)}
     client.create_run(client.create_experiment("toy"), run_name="left", tags=tags)

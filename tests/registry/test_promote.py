@@ -1,7 +1,6 @@
 """Promotion: the first champion, the next one, what holds one back, and what two promoters do to each other."""
 
 import json
-import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from videoblip2.registry.lineage import lineage
 from videoblip2.registry.promote import TRIVIAL, rollback
 from videoblip2.registry.verdict_files import TAG, facts_of
 from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
@@ -267,7 +267,7 @@ def test_a_promoter_holds_the_lock_until_its_tag_expires_or_its_process_has_died
     with pytest.raises(InputError, match=r"under way \(ann, process 1 on elsewhere\); wait .* delete the tag"):
         house.promote(run)
     assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == "theirs"
-    for free in ({"expires": time.time() - 1}, {"host": socket.gethostname(), "pid": 2**22 + 1}):
+    for free in ({"expires": time.time() - 1}, {**ProcessRecord.current().fields(), "pid": 2**22 + 1}):
         holder(**free)
         with promotion_lock(NAME) as taken:
             assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == taken.id

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ def child():
 def test_a_record_survives_storage_and_knows_its_process(child):
     record = ProcessRecord.of(child.pid)
     assert ProcessRecord.read(record.fields()) == record
+    assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() in record.namespace
     assert record.is_local()
     assert record.is_running()
 
@@ -36,8 +38,8 @@ def test_a_reused_pid_is_another_process_and_a_zombie_is_none(child):
     assert not record.is_running()
 
 
-@pytest.mark.parametrize("changes", [{"host": "far"}, {"namespace": "pid:[1]"}])
-def test_another_machine_or_container_cannot_be_looked_at(changes):
+@pytest.mark.parametrize("changes", [{"host": "far"}, {"namespace": "pid:[1] 0-0-0"}, {"namespace": ""}])
+def test_another_or_an_unknown_machine_or_container_cannot_be_looked_at(changes):
     assert not replace(ProcessRecord.current(), **changes).is_local()
 
 

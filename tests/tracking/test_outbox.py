@@ -50,7 +50,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def record(step):
-    return Batch(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é"})
+    return Batch(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é, of\u2028two lines"})
 
 
 def test_what_cannot_be_sent_waits_in_order_and_attempts_grow_rare(box, store, monkeypatch, capsys):

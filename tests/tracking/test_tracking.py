@@ -3,21 +3,26 @@
 import json
 import multiprocessing
 import os
-import socket
+import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from tracking_store import first_run, place_store, run_until_killed
+from tracking_store import first_run, place_store, run_until_killed, write_checkpoint
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, local_model, open_run
+from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
+from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs, store_findings
 
 PROCESSES = 3
 
@@ -194,6 +199,112 @@ def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path, m
     assert (tmp_path / "mlruns").is_dir() is False  # nothing was logged as a file
 
 
+@pytest.fixture
+def network(monkeypatch):
+    """Every file is on NFS."""
+    places = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint="/", fstype="nfs4")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: places)
+
+
+def journal(findings):
+    return next(finding for finding in findings if finding.name == "store: write-ahead logging")
+
+
+def test_on_a_network_file_system_the_journal_mode_stays_and_the_doctor_says_why(tmp_path, monkeypatch, network):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for _ in range(2):
+        with open_run(RunSpec("ce", "name", "toy")):
+            pass
+        assert stores._journal_mode(tmp_path / "mlflow.db") == "delete"
+    found = journal(store_findings())
+    assert (found.status, "nfs4 is a network file system" in found.found) == ("note", True)
+    stores._journal_mode(tmp_path / "mlflow.db", "=wal")
+    found = journal(store_findings())
+    assert (found.status, "journal_mode=DELETE" in found.remedy) == ("warn", True)
+    assert stores._journal_mode(tmp_path / "mlflow.db") == "wal"
+
+
+@pytest.mark.parametrize("name", ["new place", "sub/folder"])
+def test_a_folder_that_was_moved_finds_its_files_and_keeps_new_ones(tmp_path, monkeypatch, name):
+    (tmp_path / "old place").mkdir()
+    place_store(tmp_path / "old place", monkeypatch)
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
+        tracker.log_table("predictions", [{"video_id": "video0"}])
+        model = tracker.log_checkpoint(write_checkpoint(tmp_path / "old place" / "best"), "ce", {})
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "old place").rename(tmp_path / name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    assert local_model(model).is_relative_to(tmp_path / name)
+    assert json.loads(Path(client().download_artifacts(tracker.run_id, "predictions.json")).read_text())["data"]
+    with open_run(RunSpec("ce", "later", "toy")) as later:
+        later.log_table("predictions", [{"video_id": "video0"}])
+    assert client().get_experiment_by_name("toy").artifact_location == (tmp_path / name / "mlruns" / "toy").as_uri()
+    assert not (tmp_path / "old place").exists()
+
+
+def test_addresses_stay_where_the_old_place_exists_or_a_run_is_being_written(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    place_store(tmp_path / "old", monkeypatch)
+    with open_run(RunSpec("ce", "name", "toy")) as tracker:
+        tracker.log_table("predictions", [{"video_id": "video0"}])
+    address = client().get_run(tracker.run_id).info.artifact_uri
+    monkeypatch.chdir(tmp_path)
+
+    def seen_from(name):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+        return client().get_run(tracker.run_id).info.artifact_uri
+
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    assert seen_from("copy") == address
+    shutil.rmtree(tmp_path / "old")
+    (tmp_path / "copy").rename(tmp_path / "mounted")
+    client_there = sqlite3.connect(tmp_path / "mounted" / "mlflow.db")
+    with client_there:
+        client_there.execute("UPDATE runs SET status = 'RUNNING'")
+    assert seen_from("mounted") == address
+    with client_there:
+        client_there.execute("UPDATE tags SET value = '1000' WHERE key = 'heartbeat'")
+    client_there.close()
+    stores._follow_move.cache_clear()
+    assert seen_from("mounted") != address
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An address that answers every request with `answer`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        answer = (401, "You are not authenticated")
+
+        def do_GET(self):
+            self.send_response(self.answer[0])
+            self.end_headers()
+            self.wfile.write(self.answer[1].encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:s3cret@127.0.0.1:{server.server_port}")
+        yield Handler
+        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [(401, "You are not authenticated"), (403, "Permission denied")])
+def test_a_server_that_wants_another_login_names_the_variables(server, answer):
+    server.answer = answer
+    refusal = rf"http://ann:\*\*\*@127.*refuses \({answer[0]}: {answer[1]}\)"
+    message = f"{refusal}.*MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    with pytest.raises(InputError, match=message), open_run(RunSpec("ce", "name", "toy")):
+        pass
+    (finding,) = store_findings()
+    assert finding.status == "fail" and "s3cret" not in str(finding)
+
+
 def test_the_default_store_is_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -221,27 +332,58 @@ def test_a_deleted_experiment_is_named(store):
 # --- listing and closing
 
 
-def dead_pid():
-    process = subprocess.Popen(["true"])
+def dead_process():
+    """The record of a process of this machine that has ended."""
+    process = subprocess.Popen(["sleep", "60"])
+    record = ProcessRecord.of(process.pid)
+    process.kill()
     process.wait()
-    return process.pid
+    return record.fields()
 
 
-def left_running(tags):
+def left_running(tags, parent=None):
     experiment = client().get_experiment_by_name("left")
     experiment_id = experiment.experiment_id if experiment else client().create_experiment("left")
+    tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
     return client().create_run(experiment_id, tags={key: str(value) for key, value in tags.items()}).info.run_id
 
 
-def test_gc_closes_the_runs_of_dead_processes_only(store):
-    here, now = socket.gethostname(), int(time.time())
-    dead = left_running({"host": here, "pid": dead_pid(), "heartbeat": now})
-    alive = left_running({"host": here, "pid": os.getpid(), "heartbeat": now})
-    far_silent = left_running({"host": "far", "pid": 1, "heartbeat": now - 25 * 3600})
-    far_alive = left_running({"host": "far", "pid": dead_pid(), "heartbeat": now - 3600})
-    assert {row.run_id for row in close_dead_runs(hours=24)} == {dead, far_silent}
+def test_gc_closes_the_runs_of_dead_processes_and_no_others(store):
+    now = int(time.time())
+    dead, alive = dead_process(), ProcessRecord.current().fields()
+    closed = [
+        left_running({**dead, "heartbeat": now}),
+        left_running({"host": "far", "pid": 1, "heartbeat": now - 25 * 3600}),
+        left_running({**dead, "pid_namespace": "", "heartbeat": now - 25 * 3600}),
+        left_running({"mlflow.source.type": "PROJECT"}),  # `mlflow run` opened it, and could make no environment
+    ]
+    silent_parent = left_running({"host": "far", "pid": 1, "heartbeat": now - 25 * 3600})
+    kept = [
+        left_running({**alive, "heartbeat": now}),
+        left_running({"host": "far", "pid": dead["pid"], "heartbeat": now - 3600}),
+        left_running({**dead, "pid_namespace": "pid:[1] of a container", "heartbeat": now}),
+        left_running({"host": dead["host"], "pid": dead["pid"], "heartbeat": now}),  # written by an older version
+        left_running({}),  # of another program
+        silent_parent,
+        left_running({"host": "far", "pid": 2, "heartbeat": now}, silent_parent),
+    ]
+    assert {row.run_id for row in close_dead_runs(hours=24)} == set(closed)
     status = {row.run_id: row.status for row in list_runs()}
-    assert status == {dead: "KILLED", far_silent: "KILLED", alive: "RUNNING", far_alive: "RUNNING"}
+    assert status == dict.fromkeys(closed, "KILLED") | dict.fromkeys(kept, "RUNNING")
+
+
+def test_gc_leaves_a_run_whose_environment_is_being_made(store, monkeypatch):
+    making = left_running({"mlflow.source.type": "PROJECT"})
+    busy = SimpleNamespace(info={"cmdline": ["/usr/bin/python", "/opt/bin/mlflow", "run", ".", "-e", "ce"]})
+    monkeypatch.setattr("psutil.process_iter", lambda fields: [SimpleNamespace(info={"cmdline": None}), busy])
+    assert close_dead_runs() == []
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
+    assert [run.run_id for run in close_dead_runs()] == [making]
+    with pytest.MonkeyPatch.context() as patch:  # closed too early, by a container: the run is taken up all the same
+        patch.setenv("MLFLOW_RUN_ID", making)
+        with open_run(RunSpec("ce", "name", "toy")):
+            assert client().get_run(making).info.status == "RUNNING"
 
 
 def test_the_commands_print_runs_and_what_was_closed(store):
@@ -253,7 +395,7 @@ def test_the_commands_print_runs_and_what_was_closed(store):
     assert "61.3" in listed.stdout
     (run,) = json.loads(listed.stdout.splitlines()[-1])["runs"]
     assert (run["run_id"], run["stage"], run["metrics"]) == (tracker.run_id, "ce", {"best/val/CIDEr": 0.613})
-    dead = left_running({"host": socket.gethostname(), "pid": dead_pid()})
+    dead = left_running(dead_process())
     closed = CliRunner().invoke(app, ["gc", "--json"])
     assert json.loads(closed.stdout.splitlines()[-1]) == {"closed": [dead]}
     only = CliRunner().invoke(app, ["list", "--experiment", "toy", "--json"])

@@ -125,11 +125,12 @@ def tune(
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
     pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
     if serve is not None:
+        from videoblip2.errors import masked
         from videoblip2.tune import study as stores
         from videoblip2.tune.plan import load_plan
 
         place = stores.address(load_plan(config, pairs))
-        console.say(f"serving {stores.hidden(place)} to grpc://{serve}; press Ctrl-C to stop")
+        console.say(f"serving {masked(place)} to grpc://{serve}; press Ctrl-C to stop")
         stores.serve(place, serve)
     elif worker:
         from videoblip2.tune.lead import join

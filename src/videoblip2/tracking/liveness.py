@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -13,7 +14,8 @@ class ProcessRecord:
     """One process, told apart from a later one with the same pid. Stored as flat text: tags, attributes, JSON.
 
     Args:
-        namespace: the process namespace on Linux, since containers can share a host name; empty = unknown.
+        namespace: the process namespace and the start of the machine on Linux, since containers, and machines, can
+            share a host name; empty = unknown.
         started: seconds between the start of the machine and of the process, which no clock change moves;
             empty = unknown, as in the records of older versions.
     """
@@ -47,8 +49,8 @@ class ProcessRecord:
         return {"host": self.host, "pid": str(self.pid), **named}
 
     def is_local(self) -> bool:
-        """Whether the process belongs to this machine and container, so that `is_running` can tell."""
-        return self.host == socket.gethostname() and self.namespace in ("", _namespace())
+        """Whether the process surely belongs to this machine and container, so that `is_running` can tell."""
+        return self.host == socket.gethostname() and self.namespace == _namespace()
 
     def is_running(self) -> bool:
         """Whether a local process still runs; a zombie does not."""
@@ -63,7 +65,7 @@ class ProcessRecord:
 
 def _namespace() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return f"{os.readlink('/proc/self/ns/pid')} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     except OSError:
         return ""
 

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from videoblip2.errors import masked
 from videoblip2.provenance import Provenance
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -86,5 +87,5 @@ def lineage_tags(checkpoint: Path) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command of this process as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command of this process as one would type it, without passwords."""
+    return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))

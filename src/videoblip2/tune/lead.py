@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError, parse_config
+from videoblip2.errors import masked
 from videoblip2.files import write_json, write_text
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
@@ -18,7 +19,7 @@ from videoblip2.tune import report
 from videoblip2.tune import study as studies
 from videoblip2.tune.plan import Plan, load_plan
 from videoblip2.tune.report import Say, TrialRow, Verdict
-from videoblip2.tune.study import counted, default_of, hidden, maximised, name_of
+from videoblip2.tune.study import counted, default_of, maximised, name_of
 from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, work
 
 LEADER_SECONDS = 120.0
@@ -55,7 +56,7 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
             with open_run(RunSpec("tune", name, run.experiment, run.tracking, earlier)) as tracker:
                 begin(study, plan, tracker)
                 made = len(counted(study.get_trials(deepcopy=False)))
-                say(f"study {name}: {made} of {plan.tuning.n_trials} trials in {hidden(place)}")
+                say(f"study {name}: {made} of {plan.tuning.n_trials} trials in {masked(place)}")
                 work(WorkerContext(study, plan, tracker.run_id, progress, say), wait=True)
                 return conclude(study, plan, tracker)
     except Timeout as error:
@@ -74,7 +75,7 @@ def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
         while "run_id" not in study.user_attrs:
             if monotonic() > give_up:
                 raise InputError(
-                    f"study {plan.tuning.study!r}: no process leads it in {hidden(place)}; "
+                    f"study {plan.tuning.study!r}: no process leads it in {masked(place)}; "
                     "start `vb2 tune` once without --worker"
                 )
             sleep(POLL_SECONDS)
@@ -92,7 +93,7 @@ def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
     settings |= {"tune.stage": tuning.stage, "tune.n_trials": str(tuning.n_trials)}
     settings |= {"tune.sampler": tuning.sampler.name, "tune.pruner": tuning.pruner.name or "the stage's default"}
     tracker.log_config(settings)
-    tracker.set_tags({"optuna.study": study.study_name, "optuna.storage": hidden(studies.address(plan))})
+    tracker.set_tags({"optuna.study": study.study_name, "optuna.storage": studies.address(plan)})
 
 
 def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:

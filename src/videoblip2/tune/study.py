@@ -199,7 +199,7 @@ def open_storage(place: str) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"storage {hidden(place)}: {' '.join(str(error).split())[:300]}; {FORMS}") from error
+        raise InputError(f"storage {place}: {' '.join(str(error).split())[:300]}; {FORMS}") from error
 
 
 def _journal(path: Path) -> Any:
@@ -214,15 +214,6 @@ def _journal(path: Path) -> Any:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def hidden(place: str) -> str:
-    """An address without its password."""
-    if "@" not in place or "://" not in place:
-        return place
-    scheme, rest = place.split("://", 1)
-    user, host = rest.rsplit("@", 1)
-    return f"{scheme}://{user.partition(':')[0]}@{host}"
-
-
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
     """Turn the error of a locked, full or missing storage into one line; the study can be resumed."""
@@ -231,7 +222,7 @@ def storage_errors(place: str) -> Iterator[None]:
     except optuna.exceptions.StorageInternalError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise InputError(
-            f"storage {hidden(place)}: {reason}; free it, then run the same command again to resume the study"
+            f"storage {place}: {reason}; free it, then run the same command again to resume the study"
         ) from error
 
 
@@ -242,7 +233,7 @@ def with_driver(url: str) -> str:
         return url
     drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)]
     if not drivers:
-        raise InputError(f"storage {hidden(url)}: no driver for it; pip install 'videoblip2[postgres]'")
+        raise InputError(f"storage {url}: no driver for it; pip install 'videoblip2[postgres]'")
     return f"postgresql+{drivers[0]}://{rest}"
 
 

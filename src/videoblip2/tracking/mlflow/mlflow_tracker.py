@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, masked
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
@@ -61,7 +61,7 @@ class MlflowTracker(Tracker):
             logged = self._client.get_run(self._run_id).data.params
         params, tags = {}, {}
         for key, value in config.items():
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            text = masked(value if isinstance(value, str) else json.dumps(value, default=str))
             if key not in logged:
                 params[key] = text
             elif plain(logged[key]).lower() != plain(text).lower():
@@ -115,7 +115,7 @@ class MlflowTracker(Tracker):
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.put(outbox.Batch(tags={key: str(value) for key, value in tags.items()}))
+        self._outbox.put(outbox.Batch(tags={key: masked(str(value)) for key, value in tags.items()}))
 
     def note(self, markdown: str) -> None:
         self.set_tags({"mlflow.note.content": markdown})

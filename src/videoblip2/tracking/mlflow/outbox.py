@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, masked
 from videoblip2.files import write_text
 from videoblip2.tracking.mlflow import store
 
@@ -275,7 +275,7 @@ def describe(messages: Sequence[Message]) -> str:
 
 def warn(text: str) -> None:
     """A warning on standard error, where it is seen even when no store can be reached."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
 
 
 def _step(row: Row) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
@@ -24,7 +26,6 @@ SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
 #: The training state of a run that was stopped: its artifact folder, what of the run's folder is in it, and the tag
 #: that is `true` once all of it is in the store.
 STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
-SILENT_SECONDS = 300.0  # after which a process on another machine may be dead
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
 
@@ -168,7 +169,7 @@ def find_stopped_run(word: str) -> RunRecord:
     if process.is_local():  # two processes that write to one run would spoil it
         if process.is_running() and process.pid != os.getpid():
             raise InputError(f"resume={word}: still running as process {process.pid}; stop it first")
-    elif (silent := seconds_silent(record)) < SILENT_SECONDS:
+    elif (silent := seconds_silent(record)) < store.ALIVE_SECONDS:
         raise InputError(
             f"resume={word}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
             "dead, mark it as failed with `vb2 runs gc --hours 0.02`"
@@ -188,8 +189,15 @@ def fetch_state(run_id: str, folder: Path) -> None:
 
 
 def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
-    """The RUNNING runs whose process is gone: here at once, on other machines after HOURS of silence."""
-    return [run for run in _search("attributes.status = 'RUNNING'", _experiments()) if _is_dead(run, hours)]
+    """The RUNNING runs without a process.
+
+    Known at once of processes here, and of a run that `mlflow run` opened and could not start; of any other after HOURS
+    of silence from the run and from those below it.
+    """
+    running = _search("attributes.status = 'RUNNING'", _experiments())
+    silent = {run.run_id for run in running if seconds_silent(run) > hours * 3600}
+    heard = {run.tags.get(PARENT) for run in running if run.run_id not in silent}
+    return [run for run in running if _is_gone(run) or run.run_id in silent - heard]
 
 
 def close_dead_runs(hours: float = 24.0) -> list[RunRecord]:
@@ -221,10 +229,17 @@ def store_findings() -> list[Finding]:
     return [*found, Finding(name, "warn", text, remedy)]
 
 
-def _is_dead(run: RunRecord, hours: float) -> bool:
+def _is_gone(run: RunRecord) -> bool:
+    """Whether it is certain that no process here writes to a run."""
     process = ProcessRecord.read(run.tags)
-    gone = process is not None and process.is_local() and not process.is_running()
-    return gone or seconds_silent(run) > hours * 3600
+    if process is not None:
+        return process.is_local() and not process.is_running()
+    database = store.sqlite_file(store.tracking_uri())
+    if run.tags.get("mlflow.source.type") != "PROJECT" or database is None or store.network_file_system(database):
+        return False
+    # `mlflow run` has opened the run, and has made the environment for as long as it runs.
+    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    return not any("run" in words and any(Path(word).name == "mlflow" for word in words[:3]) for words in commands)
 
 
 def _beside(record: RunRecord, condition: str) -> list[RunRecord]:

@@ -7,16 +7,19 @@ lock. Write-ahead logging, which the file remembers, lets readers and writers ru
 import logging
 import os
 import sqlite3
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
+import psutil
 from filelock import FileLock
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,11 +28,21 @@ DEFAULT_DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"
 REACH_SECONDS = 10
 BUSY_SECONDS = 2.0
-FORBIDDEN = 403
+ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
+#: MLflow's codes where a server wants another login, and what to do.
+DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with access"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes where nothing has the name
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
 MOVE_AWAY = "move it away and start again, or bring back a copy"
+#: File systems that several machines share, where sqlite's write-ahead logging corrupts data; so do most on FUSE.
+NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "beegfs", "gpfs"}
+#: Columns with addresses of artifacts.
+ADDRESSES = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
 
 
 def tracking_uri() -> str:
@@ -66,6 +79,7 @@ def connect(create: bool = False) -> "MlflowClient":
         if not create and not database.is_file():
             raise InputError(f"{database}: no MLflow store there; {NO_STORE}")
         _first_start(uri, database)
+        _follow_move(database)
     elif uri.startswith("http"):
         check_reachable(uri)
     import mlflow
@@ -80,22 +94,23 @@ def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
 
 
 def check_reachable(uri: str) -> None:
-    """Check that a tracking server answers. Raises InputError within seconds if it does not."""
+    """Check that a tracking server answers and accepts the login. Raises InputError within seconds if not."""
     try:
-        answer = _get(uri, "/health")
+        answer = _get(uri, "/api/2.0/mlflow/experiments/search", params={"max_results": 1})
     except Exception as error:
         remedy = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
         raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {remedy}") from error
-    if answer.status_code == FORBIDDEN:
-        reason = answer.text.strip()[:100]
-        raise InputError(f"{uri}: the server refuses ({reason}); see its --allowed-hosts and your login")
+    if answer.status_code in (401, 403):
+        hosts = "; see the server's --allowed-hosts, too" if answer.status_code == 403 else ""
+        reason = f"{answer.status_code}: {' '.join(answer.text.split())[:100]}"
+        raise InputError(f"{uri}: the server refuses ({reason}); {LOGIN}{hosts}")
 
 
-def _get(uri: str, path: str) -> Any:
+def _get(uri: str, path: str, **options: Any) -> Any:
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    return http_request(get_default_host_creds(uri), path, "GET", max_retries=0, timeout=REACH_SECONDS)
+    return http_request(get_default_host_creds(uri), path, "GET", max_retries=0, timeout=REACH_SECONDS, **options)
 
 
 def _first_start(uri: str, database: Path) -> None:
@@ -104,15 +119,56 @@ def _first_start(uri: str, database: Path) -> None:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
-        if database.is_file() and _journal_mode(database) == "wal":
+        shared = network_file_system(database)
+        if database.is_file() and (_journal_mode(database) == "wal" or (shared and "runs" in _tables(database))):
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         for noisy in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         SqlAlchemyStore(uri, str(artifact_root(uri))).engine.dispose()
-        with suppress(sqlite3.OperationalError):  # a reader holds the file: the next start sets it
-            _journal_mode(database, "=wal")
+        if not shared:
+            with suppress(sqlite3.OperationalError):  # a reader holds the file: the next start sets it
+                _journal_mode(database, "=wal")
+
+
+def network_file_system(path: Path) -> str:
+    """The type of the file system below a path if several machines can share it, such as `nfs4`; else empty."""
+    path = path.resolve()
+    mounted = reversed(psutil.disk_partitions(all=True))  # the last of two at one place is the one in use
+    places = [place for place in mounted if path.is_relative_to(place.mountpoint)]
+    kind = max(places, key=lambda place: len(place.mountpoint)).fstype.lower() if places else ""
+    return kind if kind in NETWORK or kind.startswith("fuse.") else ""
+
+
+@cache
+def _follow_move(database: Path) -> None:
+    """Where the store's folder was renamed or is mounted elsewhere, point MLflow's absolute addresses to the new place.
+
+    Done where the old folder is gone, `mlruns` is beside the database, and no run is being written (a container may
+    know this folder under another name).
+    """
+    root, alive = database.parent / "mlruns", time.time() - ALIVE_SECONDS
+    busy = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE status = 'RUNNING' AND key = 'heartbeat' AND value > ?"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
+        for (address,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
+            old, folder, _ = address.rpartition("/mlruns/")
+            there = Path(unquote(urlparse(old).path)) / "mlruns"
+            if not folder or not is_local(old) or there.exists() or not root.is_dir():
+                continue
+            if connection.execute(busy, (str(alive),)).fetchone():
+                return
+            new = database.parent.as_uri() if old.startswith("file:") else str(database.parent)
+            for table, column in ADDRESSES:
+                changed = f"{column} = ? || substr({column}, ?)"
+                where = f"substr({column}, 1, ?) = ?"
+                values = (new, len(old) + 1, len(old + folder), old + folder)
+                connection.execute(f"UPDATE {table} SET {changed} WHERE {where}", values)
+
+
+def _tables(database: Path) -> set[str]:
+    with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _journal_mode(database: Path, change: str = "") -> str:
@@ -143,11 +199,10 @@ def _sqlite(database: Path) -> list[Finding]:
     if not database.is_file():
         return [Finding("store", "note", f"{database}: does not exist yet", NO_STORE)]
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+        with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
+        tables, mode = _tables(database), _journal_mode(database)
     except sqlite3.Error as error:
         remedy = f"if no process writes there, {MOVE_AWAY}"
         if "locked" in str(error):
@@ -157,11 +212,22 @@ def _sqlite(database: Path) -> list[Finding]:
     if half or not {"runs", "experiments"} <= tables:
         found = f"{database}: its first start or an upgrade was cut off ({', '.join(half) or 'tables are missing'})"
         return [Finding("store", "fail", found, MOVE_AWAY)]
-    journal = Finding("store: write-ahead logging", "ok", "on")
-    if mode != "wal":
-        remedy = f"`sqlite3 {database} 'PRAGMA journal_mode=WAL'` while nothing else uses it, or `vb2 runs list`"
-        journal = Finding(journal.name, "warn", f"off ({mode}): processes wait for each other", remedy)
-    return [Finding("store", "ok", str(database)), journal]
+    return [Finding("store", "ok", str(database)), _journal(database, mode)]
+
+
+def _journal(database: Path, mode: str) -> Finding:
+    name, shared = "store: write-ahead logging", network_file_system(database)
+    change = f"`sqlite3 {database} 'PRAGMA journal_mode={{}}'` while nothing else uses it"
+    if shared and mode == "wal":
+        found = f"on, but {shared} is a network file system, where it corrupts a store that two machines use"
+        return Finding(name, "warn", found, f"{change.format('DELETE')}, or use a tracking server")
+    if shared:
+        found = f"off ({mode}), and left so: {shared} is a network file system, where it would corrupt the store"
+        return Finding(name, "note", found, "for many processes or machines use a tracking server")
+    if mode == "wal":
+        return Finding(name, "ok", "on")
+    remedy = f"{change.format('WAL')}, or `vb2 runs list`"
+    return Finding(name, "warn", f"off ({mode}): processes wait for each other", remedy)
 
 
 def _server(uri: str) -> Finding:
@@ -170,7 +236,7 @@ def _server(uri: str) -> Finding:
     except InputError as error:
         found, _, remedy = str(error).partition("; ")
         return Finding("store", "fail", found, remedy)
-    return Finding("store", "ok", uri)
+    return Finding("store", "ok", masked(uri))
 
 
 def _schema(uri: str) -> Finding:
@@ -192,9 +258,8 @@ def _schema(uri: str) -> Finding:
         has, wants = _get_schema_version(engine), _get_latest_schema_revision()
         engine.dispose()
     except Exception as error:
-        place = uri.partition("@")[2] or uri
-        return Finding(name, "fail", first_line(error), f"see that {place} is an MLflow database")
+        return Finding(name, "fail", masked(first_line(error)), f"see that {masked(uri)} is an MLflow database")
     if has == wants:
         return Finding(name, "ok", f"{has}, as MLflow {ours} wants it")
-    remedy = f"`mlflow db upgrade {uri}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
+    remedy = f"`mlflow db upgrade {masked(uri)}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
     return Finding(name, "fail", f"{has}, but MLflow {ours} wants {wants}", remedy)
