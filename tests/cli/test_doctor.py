@@ -1,7 +1,6 @@
 """`vb2 doctor`: every check with a machine in and out of order, and the store's own findings."""
 
 import json
-import os
 import sqlite3
 from importlib import metadata
 from types import SimpleNamespace
@@ -110,7 +109,7 @@ def test_versions_against_the_ranges_of_the_package(monkeypatch):
 def test_a_store_in_order_and_its_unclosed_runs(store):
     assert {finding.status for finding in store_findings()} == {"ok"}
     client = stores.connect()
-    tags = {"host": os.uname().nodename, "pid": str(process.pid)}
+    tags = {"mlflow.source.type": "PROJECT"}  # `mlflow run` could make no environment for it
     client.create_run(client.create_experiment("toy"), run_name="left", tags=tags)
     finding = by_name(store_findings())["store: unclosed runs"]
     assert (finding.status, finding.found) == ("warn", "1 RUNNING without a process: left")
