@@ -1,9 +1,6 @@
-"""Features, captions, a T5 and a configuration on disk, small enough to train on in a second, and processes to kill."""
+"""Features, captions, a T5 and a configuration on disk, small enough to train on in a second."""
 
 import json
-import os
-import signal
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,6 @@ from conftest import CAPTIONS
 from videoblip2.config import Config, parse_config
 from videoblip2.features.store import write_features
 from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
-from videoblip2.training.stage import run_stage
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)
 STEPS, PAUSE = 8, 5
@@ -48,18 +44,3 @@ def tiny_config(world: Path, out: Path, *overrides: str) -> Config:
         "device": "cpu",
     }
     return parse_config(content, overrides)
-
-
-def train_until_stopped(uri: str, world: str, out: str, name: str, sender: Connection) -> None:
-    """Train in a process of its own; before step PAUSE tell so, and wait for a signal for ever."""
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    os.chdir(out)
-
-    def wait_at_pause(steps, total, description):
-        for step in steps:
-            if step == PAUSE:
-                sender.send("waiting")
-                signal.pause()
-            yield step
-
-    run_stage("ce", tiny_config(Path(world), Path(out), f"run.name={name}"), wait_at_pause)

@@ -1,4 +1,4 @@
-"""Trainings really stopped, in a process of their own, that go on: one run, the same points, the same weights."""
+"""Trainings stopped by real signals, and resumed: one run, the same points, the same weights."""
 
 import multiprocessing
 import os
@@ -9,24 +9,18 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
-from tiny_world import PAUSE, STEPS, make_world, tiny_config, train_until_stopped
+from tiny_world import PAUSE, STEPS, make_world, tiny_config
 from tracking_store import place_store
 
 from videoblip2.config import InputError
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
+from videoblip2.tracking.tracker import Terminated
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import read_saved
 
 SAVED = PAUSE // 2 * 2  # the last step with a regular save before the pause
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_world", "torch._dynamo", "mlflow", "mlflow.store.tracking.sqlalchemy_store"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +49,43 @@ def points(run_id):
     return sorted((key, p.step, p.value) for key in keys for p in client.get_metric_history(run_id, key))
 
 
-def stop(processes, world, store, number):
-    """Train up to the pause, send a signal, and return the exit code and the run."""
-    receiver, sender = processes.Pipe(duplex=False)
-    arguments = (os.environ["MLFLOW_TRACKING_URI"], str(world), str(store), "stopped", sender)
-    process = processes.Process(target=train_until_stopped, args=arguments)
-    process.start()
-    assert receiver.poll(300)
-    assert receiver.recv() == "waiting"
-    os.kill(process.pid, number)
-    process.join(120)
+def signalled(number):
+    """A Progress that sends this process a signal before step PAUSE."""
+
+    def progress(steps, total, description):
+        for step in steps:
+            if step == PAUSE:
+                os.kill(os.getpid(), number)
+            yield step
+
+    return progress
+
+
+def stop(world, store, number):
+    """Train up to the pause and get a signal there; return the exit code and the run."""
+    arguments = ("ce", tiny_config(world, store, "run.name=stopped"), signalled(number))
+    if number == signal.SIGKILL:  # in a process of its own
+        process = multiprocessing.get_context("fork").Process(target=run_stage, args=arguments)
+        process.start()
+        process.join(120)
+        code = process.exitcode
+    else:
+        with pytest.raises((KeyboardInterrupt, Terminated)) as caught:
+            run_stage(*arguments)
+        code = getattr(caught.value, "code", None)
     (run,) = list_runs()
-    return process.exitcode, run
+    return code, run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, processes, world, store, whole):
-    code, run = stop(processes, world, store, number)
+def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, world, store, whole):
+    code, run = stop(world, store, number)
     saved = read_saved(store / "stopped" / "state")
     if number == signal.SIGKILL:
         assert (code, run.status, saved.step) == (-number, "RUNNING", SAVED)
         assert [(row.run_id, row.status) for row in close_dead_runs()] == [(run.run_id, "KILLED")]
     else:
-        assert (code, run.status, saved.step) == ({signal.SIGTERM: 143}.get(number, 1), "KILLED", PAUSE)
+        assert (code, run.status, saved.step) == ({signal.SIGTERM: 143}.get(number), "KILLED", PAUSE)
         assert max(step for key, step, _ in points(run.run_id) if key == "train/loss") == PAUSE
     result = run_stage("ce", tiny_config(world, store, f"resume={run.run_id}"))
     assert (result.run_id, result.name) == (run.run_id, "stopped")
@@ -89,8 +97,8 @@ def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, pro
     assert all((found[name] == tensor).all() for name, tensor in expected_weights.items())
 
 
-def test_under_mlflow_run_the_earlier_run_goes_on_and_the_empty_one_goes(processes, world, store, whole, monkeypatch):
-    _, run = stop(processes, world, store, signal.SIGKILL)
+def test_under_mlflow_run_the_earlier_run_goes_on_and_the_empty_one_goes(world, store, whole, monkeypatch):
+    _, run = stop(world, store, signal.SIGTERM)
     client = stores.connect()
     empty = client.create_run(client.create_experiment("of-mlflow-run")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", empty)
@@ -123,13 +131,13 @@ def test_a_run_that_is_still_running_is_left_alone(world, store):
         busy.communicate(b"\n")
 
 
-def test_what_cannot_go_on_is_named(processes, world, store):
+def test_what_cannot_go_on_is_named(world, store):
     with pytest.raises(InputError, match=r"no run of that id or name in sqlite.*`vb2 runs list`"):
         run_stage("ce", tiny_config(world, store, f"resume={'0' * 32}"))
-    _, run = stop(processes, world, store, signal.SIGKILL)
+    _, run = stop(world, store, signal.SIGTERM)
     with pytest.raises(InputError, match="a run of `vb2 ce`, not of `vb2 scst`"):
         run_stage("scst", tiny_config(world, store, f"resume={run.run_id}"))
-    with pytest.raises(InputError, match=r"to resume it, add optim.lr=0.05 seed=0;"):
+    with pytest.raises(InputError, match=r"to resume it, add seed=0 optim.lr=0.05;"):
         run_stage("ce", tiny_config(world, store, f"resume={run.run_id}", "optim.lr=0.1", "seed=1"))
     shutil.move(store / "stopped", store / "elsewhere")
     with pytest.raises(InputError, match=r"no training state in .*stopped .*copy that folder to .*moved.stopped"):
@@ -141,9 +149,9 @@ def test_what_cannot_go_on_is_named(processes, world, store):
         run_stage("ce", tiny_config(world, store / "moved", f"resume={run.run_id}"))
 
 
-def test_a_state_in_the_store_is_enough(processes, world, store, whole):
+def test_a_state_in_the_store_is_enough(world, store, whole):
     """Logged by hand here, as a stopped run does it where the store is a server."""
-    _, run = stop(processes, world, store, signal.SIGTERM)
+    _, run = stop(world, store, signal.SIGTERM)
     client = stores.connect()
     for part in ("best", "state"):
         client.log_artifacts(run.run_id, str(store / "stopped" / part), f"resume/{part}")
