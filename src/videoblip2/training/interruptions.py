@@ -27,18 +27,15 @@ def only_one_in(folder: Path) -> Iterator[None]:
     """Lock a run's folder; the lock ends with the process. Raises InputError where another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout as error:
         raise InputError(
             f"{folder}: another training is writing there; stop it, or set run.name to another name"
         ) from error
     except OSError as error:
         raise InputError(f"run.out={folder.parent}: {error.strerror}; set run.out to a writable folder") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -79,27 +76,24 @@ def signals_wait() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in NUMBERS}
 
     def hold(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
         if arrived.count(signal.SIGINT) > 1:
-            _act(before[signal.SIGINT], number, frame)
+            act(number)
 
-    for number in NUMBERS:
-        signal.signal(number, hold)
+    def act(number: int) -> None:
+        """Do what the signal would have done."""
+        if callable(before[number]):
+            before[number](number, None)
+        elif before[number] == signal.SIG_DFL:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before: dict[int, Any] = {number: signal.signal(number, hold) or signal.SIG_DFL for number in NUMBERS}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if arrived:
-        _act(before[signal.Signals(arrived[0])], arrived[0], None)
-
-
-def _act(handler: Any, number: int, frame: FrameType | None) -> None:
-    """Do what the signal would have done."""
-    if callable(handler):
-        handler(number, frame)
-    elif handler == signal.SIG_DFL:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        act(arrived[0])

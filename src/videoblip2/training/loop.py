@@ -4,10 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-
-import torch
-from torch import nn
 
 from videoblip2.captions.metrics import shown
 from videoblip2.data.batches import Prefetcher
@@ -70,25 +66,14 @@ class Training:
     in_step: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        config, on_cpu = self.work.config, self.work.device.type == "cpu"
+        self.total = config.train.steps
+        self.trainable = self.work.model.trainable()
+        self.optimizer = build_optimizer(self.trainable, config.optim)
+        # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
+        self.batches = Prefetcher(self.work.batches, self.total, depth=0 if on_cpu else 2)
         self.state = TrainState(bands=self.bands)
         self.meter = SystemMeter(self.work.device)
-
-    @property
-    def total(self) -> int:
-        return self.work.config.train.steps
-
-    @cached_property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return self.work.model.trainable()
-
-    @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.trainable, self.work.config.optim)
-
-    @cached_property
-    def batches(self) -> Prefetcher:
-        # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
-        return Prefetcher(self.work.batches, self.total, depth=0 if self.work.device.type == "cpu" else 2)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps happens now."""

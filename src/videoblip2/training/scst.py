@@ -141,7 +141,10 @@ class Objective:
         with self.work.autocast():
             logits = self.work.model.decode(*encoded, ids)  # [B·K,T,V]
         log_probs = token_log_probs(logits, ids, config.temperature)
-        terms = {"policy": self.policy(log_probs, old, live, rollout.advantage.flatten())}
+        advantage = rollout.advantage.flatten()
+        terms = {"policy": policy_loss(log_probs, live, advantage, self.tokens)}
+        if old is not None:  # a later update from the same samples
+            terms["policy"] = clipped_loss(log_probs, old, live, advantage, config.clip, self.tokens)
         if config.kl_weight:
             terms["kl"] = (k3(log_probs, self.at_start(batch, ids)) * live).sum() / self.tokens
         if config.entropy_weight:
@@ -149,12 +152,6 @@ class Objective:
         if config.cross_entropy_weight:
             terms["cross_entropy"] = self.on_references(batch, encoded)
         return terms, log_probs
-
-    def policy(self, log_probs: Tensor, old: Tensor | None, live: Tensor, advantage: Tensor) -> Tensor:
-        """The policy gradient at the first update, its clipped form at later ones."""
-        if old is None:
-            return policy_loss(log_probs, live, advantage, self.tokens)
-        return clipped_loss(log_probs, old, live, advantage, self.work.config.scst.clip, self.tokens)
 
     @torch.no_grad()
     def at_start(self, batch: Batch, ids: Tensor) -> Tensor:

@@ -62,13 +62,9 @@ class Stage:
     saved: SavedState | None = None
 
     @property
-    def config(self) -> Config:
-        return self.work.config
-
-    @property
     def folder(self) -> Path:
         """The run's folder, OUT/NAME."""
-        return Path(self.config.run.out) / self.name
+        return Path(self.work.config.run.out) / self.name
 
     @property
     def checkpoint(self) -> Path:
@@ -95,9 +91,9 @@ def run_stage(
         observer: see `training.loop`.
     """
     ready = open_stage(stage, config, usual)
-    if show_weights is not None:
+    if show_weights:
         show_weights(ready.weights, ready.work.reports)
-    run, folder, observer = ready.config.run, ready.folder, observer or Observer()
+    run, folder, observer = ready.work.config.run, ready.folder, observer or Observer()
     earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
     spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
     with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
@@ -124,7 +120,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
 
 
 def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer) -> StageResult:
-    work, config = stage.work, stage.config
+    work, config = stage.work, stage.work.config
     log_weights(stage.folder, stage.weights, work.reports, tracker)
     digests = log_inputs(work, stage.folder, tracker, stage.said)
     identity = Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(config))

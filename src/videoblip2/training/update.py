@@ -59,10 +59,10 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) 
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         members.setdefault((kind_of(name), decays(name, parameter)), []).append(parameter)
-    groups = []
-    for (kind, decayed), parameters in members.items():
-        decay = config.weight_decay if decayed else 0.0
-        groups.append({"params": parameters, "weight_decay": decay, "peak_lr": config.lr * scales[kind], "kind": kind})
+    groups = [
+        {"params": some, "weight_decay": config.weight_decay * decayed, "peak_lr": config.lr * scales[kind]}
+        for (kind, decayed), some in members.items()
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
