@@ -44,6 +44,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ({"search": {"optim.lrr": LR}}, "optim.lrr: no such key; did you mean 'optim.lr'"),
         ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: must be the same in all trials"),
         ({"search": {"data.annotations": {"choices": ["a"]}}}, "data.annotations: must be the same in all trials"),
+        ({"search": {"data.task": {"choices": ["caption", "mixed"]}}}, "data.task: must be the same in all trials"),
         ({"search": {"optim.lr": {"low": 0.1, "high": 0.001}}}, "optim.lr: low=0.1, high=0.001; give low < high"),
         (
             {"search": {"optim.lr": {"low": 0.0, "high": 1.0, "log": True}}},

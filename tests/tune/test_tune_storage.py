@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import optuna
 import pytest
-from optuna.storages.journal import JournalFileBackend
 from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
@@ -87,19 +86,51 @@ def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, mon
     assert open_study(tiny_plan(tmp_path), open_storage(place)).user_attrs["a"] == 2
 
 
-def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch):
-    """The library waits 30 s for it by its clock; here that clock runs fast."""
-    path = str(tmp_path / "study.journal")
-    study = optuna.create_study(storage=open_storage(path))
-    os.symlink(path, path + ".lock")  # what a process leaves that was killed while it wrote
+@pytest.mark.parametrize(
+    "target", ["study.journal", "runs/study.journal", "{0}/runs/study.journal", "/moved/study.journal", ""]
+)
+def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch, target):
+    """Whether the link leads to the journal, to nowhere (a relative path, a folder that moved), or is a file.
+
+    The library waits 30 s for it by its clock; here that clock runs fast.
+    """
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(study_name="s", storage=open_storage("runs/study.journal"))
+    lock = tmp_path / "runs" / "study.journal.lock"
+    if target:
+        lock.symlink_to(target.format(tmp_path))
+    else:
+        lock.touch()
+    os.utime(lock, (0, 0), follow_symlinks=False)
     from optuna.storages.journal import _file
 
     ticks = iter(range(0, 10**6, 20))
     monkeypatch.setattr(_file.time, "monotonic", lambda: next(ticks))
     monkeypatch.setattr(_file.time, "sleep", lambda seconds: None)
-    study.set_user_attr("a", 1)
-    assert not os.path.lexists(path + ".lock")
-    assert list(JournalFileBackend(path).read_logs(0))
+    again = optuna.load_study(study_name="s", storage=open_storage("runs/study.journal"))
+    again.set_user_attr("a", 1)
+    assert study.user_attrs == {"a": 1} and not os.path.lexists(lock)
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code":8,"worker_id":"x","tri', b"{", b"\x00" * 700])
+def test_half_a_line_at_the_journals_end_is_cut_with_a_warning(tmp_path, caplog, tail):
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(study_name="s", storage=open_storage(str(path)))
+    study.tell(study.ask(), 0.5)
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    again = optuna.load_study(study_name="s", storage=open_storage(str(path)))
+    assert f"cut half a line ({len(tail)} bytes)" in caplog.text and path.read_bytes() == whole
+    again.tell(again.ask(), 0.7)
+    assert optuna.load_study(study_name="s", storage=open_storage(str(path))).best_value == 0.5
+    assert len(again.get_trials()) == 2
+
+
+def test_a_journal_cut_in_its_first_line_begins_anew(tmp_path):
+    path = tmp_path / "study.journal"
+    path.write_bytes(b'{"op_co')
+    optuna.create_study(storage=open_storage(str(path)))
+    assert path.read_bytes().startswith(b'{"op_code":')
 
 
 SERVER = """

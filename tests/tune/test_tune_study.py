@@ -1,5 +1,7 @@
 """A study in its storage: the same search or refused by name, totals, samplers of several processes."""
 
+import json
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -8,7 +10,7 @@ from tiny_study import tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.tune import study as studies
-from videoblip2.tune.study import best_of, counted, identity, open_study, pruner, sampler
+from videoblip2.tune.study import best_of, counted, identity, open_storage, open_study, pruner, sampler
 
 
 @pytest.fixture
@@ -19,8 +21,8 @@ def storage():
 @pytest.mark.parametrize(
     ("overrides", "changes", "key", "value"),
     [
-        ((), {"search": {"optim.lr": {"low": 0.001, "high": 0.2, "log": True}}}, "search.optim.lr", "0.001..0.1 log"),
         ((), {"search": {"optim.lr": {"low": 0.001, "high": 0.1}}}, "search.optim.lr", "0.001..0.1 log"),
+        ((), {"search": {"optim.lr": {"choices": [0.01, 0.1]}}}, "search.optim.lr", "0.001..0.1 log"),
         ((), {"search": {"train.label_smoothing": {"low": 0, "high": 0.1}}}, "search.train.label_smoothing", "absent"),
         (("train.steps=9",), {}, "train.steps", "4"),
         (("optim.lr=0.02",), {}, "optim.lr", "0.01"),
@@ -30,6 +32,42 @@ def test_another_search_or_experiment_is_refused_by_the_key(tmp_path, storage, o
     open_study(tiny_plan(tmp_path), storage)
     with pytest.raises(InputError, match=f": {key}: .* began with {value}, .*study=NAME"):
         open_study(tiny_plan(tmp_path, *overrides, **changes), storage)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("optim.lr", {"low": 0.001, "high": 0.1, "log": True}, {"low": 1e-5, "high": 0.5, "log": True}),
+        ("optim.weight_decay", {"low": 0.0, "high": 0.1}, {"low": 0, "high": 1.5}),
+        ("train.steps", {"low": 2, "high": 8, "step": 2}, {"low": 1, "high": 40}),
+        ("train.label_smoothing", {"low": 0.0, "high": 0.2, "step": 0.1}, {"low": 0.0, "high": 0.9, "step": 0.1}),
+    ],
+)
+def test_a_study_resumes_on_a_range_with_other_bounds(tmp_path, key, before, after, sampler):
+    """Also where the range is given as an override; and a worker with the old file does not take it back."""
+    path, settings = str(tmp_path / "study.journal"), (f"sampler.name={sampler}", "sampler.startup_trials=2")
+    begun = tiny_plan(tmp_path, *settings, search={key: before})
+    first = open_study(begun, open_storage(path))
+    for number in range(4):
+        first.tell(first.ask(begun.distributions), number)
+    wider = tiny_plan(tmp_path, *settings, f"search.{key}={json.dumps(after)}", search={key: before})
+    again = open_study(wider, open_storage(path))
+    for number in range(8):
+        again.tell(again.ask(wider.distributions), number)
+    assert len(again.get_trials()) == 12
+    assert open_study(begun, open_storage(path), worker=True)._study_id == again._study_id
+    assert again.user_attrs["identity"][f"search.{key}"] == wider.tuning.search[key].text()
+
+
+def test_a_key_that_is_newer_than_the_study_counts_by_its_default(tmp_path, storage):
+    study = open_study(tiny_plan(tmp_path), storage)
+    old = {key: value for key, value in study.user_attrs["identity"].items() if key != "optim.final_lr"}
+    study.set_user_attr("identity", old)
+    open_study(tiny_plan(tmp_path), storage)
+    study.set_user_attr("identity", old)
+    with pytest.raises(InputError, match=r"optim\.final_lr: 0\.5; study 'study' began with 0\.1"):
+        open_study(tiny_plan(tmp_path, "optim.final_lr=0.5"), storage)
 
 
 def test_another_validation_set_is_refused(tmp_path, storage):

@@ -1,6 +1,7 @@
 """A worker: totals among several processes, failures, pruning, and what is put back."""
 
 import multiprocessing
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -184,3 +185,32 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
 
     run_trial(made.context, other, taken_at_the_end)
     assert states(made.study) == ["FAIL", "FAIL", "WAITING"]
+
+
+def ends_as(error):
+    def run(trial, watcher, progress):
+        if error:
+            raise error
+        return Score(0.5, [0.5], "m")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "COMPLETE"), (Stopped("pruned"), "PRUNED"), (ValueError("broken"), "FAIL")]
+)
+def test_no_beat_comes_after_a_trials_end(make, monkeypatch, error, state):
+    """A beat on a finished trial would be taken for another worker's takeover."""
+    made = make()
+    trial = take(made.study, made.context.plan)
+    trial.report(0.1, 1)
+    tell, beats = made.study.tell, []
+
+    def told(*arguments, **named):
+        beats.append("heartbeat" in [thread.name for thread in threading.enumerate()])
+        return tell(*arguments, **named)
+
+    monkeypatch.setattr(made.study, "tell", told)
+    run_trial(made.context, trial, ends_as(error))
+    assert beats == [False] and states(made.study) == [state]
+    assert "another worker" not in made.lines[0]

@@ -22,11 +22,11 @@ from videoblip2.overrides import overridden, read_yaml
 from videoblip2.training.tasks import CAPTIONS, Task, tasks_of
 
 Number = int | float
-#: A YAML document as nested mappings.
-Document = dict[str, Any]
+Document = dict[str, Any]  # a YAML document as nested mappings
+STORAGES = "journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT"
 Scalar = bool | int | float | str | None
-#: What no study may vary: paths, and the data that trials are compared on.
-FIXED = ("run.", "device", "train.resume", "data.annotations")
+#: What no study may vary: paths, and the data and the task that trials are compared on.
+FIXED = ("run.", "device", "train.resume", "data.annotations", "data.task")
 
 
 class Range(Section):
@@ -92,10 +92,7 @@ class Tuning(Section):
     n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()
-    storage: str | None = Field(
-        None,
-        description="journal file, sqlite:///…, postgresql://…, grpc://HOST:PORT; default: OUT/STUDY/study.journal",
-    )
+    storage: str | None = Field(None, description=f"{STORAGES}; default: OUT/STUDY/study.journal")
     out: str = Field("runs", description="trials and results go to OUT/STUDY")
 
 
@@ -157,7 +154,7 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     pairs = list(overrides)
     own = [pair for pair in pairs if pair.partition("=")[0].split(".")[0] in Tuning.model_fields]
     tuning = validated(Tuning, overridden(read_yaml(path), own, Tuning), str(path))
-    on_top = [f"{key}={_text(value)}" for key, value in _leaves(tuning.config).items()]
+    on_top = [f"{key}={_text(value)}" for key, value in flatten(tuning.config).items()]
     on_top += [pair for pair in pairs if pair not in own]
     content = overridden(_base(tuning, str(path)), on_top, Config)
     plan = Plan(tuning, content, str(path))
@@ -179,7 +176,7 @@ def _base(tuning: Tuning, path: str) -> Document:
 
 def _check(plan: Plan) -> None:
     choices = [choice for values in plan.tuning.search.values() for choice in values.choices or ()]
-    if any(Path(str(value)).name == "test.json" for value in [*_leaves(plan.content).values(), *choices]):
+    if any(Path(str(value)).name == "test.json" for value in [*flatten(plan.content).values(), *choices]):
         raise InputError(f"{plan.source}: names test.json; a study may use train and val only")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
@@ -215,15 +212,8 @@ def kind_of(key: str) -> type[int] | type[float] | None:
     model: Any = Config
     for section in sections:
         model = model.model_fields[section].annotation
-    annotation = model.model_fields[name].annotation
-    return {int: int, float: float, int | None: int, float | None: float}.get(annotation)
-
-
-def _leaves(node: Document, prefix: str = "") -> Document:
-    flat: Document = {}
-    for key, value in node.items():
-        flat.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    kinds = {int: int, float: float, int | None: int, float | None: float}
+    return kinds.get(model.model_fields[name].annotation)
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) 
         return f"{name}: failed: {reason}   {shown(trial.params)}"
     if trial.state == TrialState.PRUNED:
         return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
-    best = best_of(finished(study))
+    best = best_of(study.get_trials(deepcopy=False))
     rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
     default = " (the default)" if attributes(trial).default else ""
     return f"{name}{default}: {label_of(maximised(study))} {shown_score(trial)}, {rank}   {shown(trial.params)}"
@@ -62,20 +62,19 @@ def shown(params: Mapping[str, Any]) -> str:
 
 def rows_of(study: optuna.Study) -> list[TrialRow]:
     """One row per trial, with the score as it is stored; the value of a pruned trial is its last validation."""
-    rows = []
+    rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
-        row: TrialRow = {"trial": name_of(trial), "state": trial.state.name, maximised(study): trial.value}
+        row = {"trial": name_of(trial), "state": trial.state.name, maximised(study): trial.value}
         row |= {"step": trial.last_step, **trial.params, "run_id": about.run_id, "model": about.model}
         reason = about.reason or study.user_attrs.get(f"reason.{trial.number}")
-        row |= {"attempts": len(about.attempts) + 1, "default": about.default, "reason": reason}
-        rows.append(row)
+        rows.append({**row, "attempts": len(about.attempts) + 1, "default": about.default, "reason": reason})
     return rows
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     """History, importance and parallel coordinates as PNG; nothing where fewer than two trials are complete."""
-    if len(finished(study)) < 2:
+    if len(finished(study.get_trials(deepcopy=False))) < 2:
         return []
     import matplotlib
 
@@ -83,17 +82,20 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    paths = {folder / f"{name}.png": name for name in ("history", "importance", "parallel")}
-    draw = (plots.plot_optimization_history, plots.plot_param_importances, plots.plot_parallel_coordinate)
+    drawn = {
+        folder / "history.png": plots.plot_optimization_history,
+        folder / "importance.png": plots.plot_param_importances,
+        folder / "parallel.png": plots.plot_parallel_coordinate,
+    }
     with quiet():
         printed, score = _as_printed(study), score_name(study)
-        for path, plot in zip(paths, draw, strict=True):
+        for path, plot in drawn.items():
             figure = plot(printed, target_name=score).figure
             figure.set_size_inches(10, 5)
             with atomic(path) as file:
                 figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
             pyplot.close(figure)
-    return list(paths)
+    return list(drawn)
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:

@@ -1,7 +1,8 @@
 """The study in its storage: how it opens, what makes it the same study, and what counts as one of its trials.
 
 Optuna's storage is the source of truth, MLflow a view of it. A study remembers what it is about (`identity`), and is
-refused under another search space, experiment or validation set: trials that mean different things cannot be compared.
+refused under another experiment, validation set or set of searched keys: trials that mean different things cannot be
+compared. The bounds of a range may change.
 
 The storage is a journal file (one machine or a shared disk), a database, or a gRPC proxy to one. A journal file has no
 races and needs no server. Its lock is a link beside it; that of a killed process is broken after 30 s, with a warning.
@@ -10,7 +11,10 @@ races and needs no server. Its lock is a link beside it; that of a killed proces
 import hashlib
 import importlib.util
 import json
+import logging
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,19 +24,23 @@ from typing import Any
 import numpy as np
 import optuna
 from filelock import FileLock
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
-from videoblip2.config import InputError, flatten
+from videoblip2.config import Config, InputError, flatten
 from videoblip2.tune.plan import Plan
 
+logger = logging.getLogger(__name__)
 Record = dict[str, object]
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 60.0
+LOCK_GRACE_SECONDS = 30
+POLL_SECONDS = 0.5
 GRPC = "grpc://"
 FORMS = "give a file, sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
+NUMBER = r"[-+.\de]+"
 #: What may differ between two starts of a study, or between its machines, since it changes no score.
 FREE = (
     "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
@@ -49,16 +57,24 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
     study.set_user_attr("maximises", plan.metric)
-    now, then = identity(plan), study.user_attrs.get("identity")
-    if then is None:
+    now, then = identity(plan), study.user_attrs.get("identity", {})
+    old, default = then or now, flatten(Config())  # an older release's study lacks the keys that are new since
+    for key in [*now, *old]:
+        found, began = (record.get(key, default.get(key, "absent")) for record in (now, old))
+        if found != began and not (key.startswith("search.") and _fits(str(found), str(began))):
+            raise InputError(
+                f"{plan.source}: {key}: {found}; study {plan.tuning.study!r} began with {began}, and trials of both "
+                "cannot share a study; give this one another name: study=NAME"
+            )
+    if now != then and not (worker and then):
         study.set_user_attr("identity", now)
-    elif then != now:
-        key = next(key for key in [*now, *then] if now.get(key) != then.get(key))
-        raise InputError(
-            f"{plan.source}: {key}: {now.get(key, 'absent')}; study {plan.tuning.study!r} began with "
-            f"{then.get(key, 'absent')}, so its trials could not be compared; give this one another name: study=NAME"
-        )
     return study
+
+
+def _fits(text: str, began: str) -> bool:
+    """Whether a study may resume on a range: its bounds and step may change, not its scale nor a list of choices."""
+    scales = [re.sub(rf"^{NUMBER}\.\.{NUMBER}( step {NUMBER})?", "a range", each) for each in (text, began)]
+    return scales[0] == scales[1] and ".." in began
 
 
 def maximised(study: optuna.Study) -> str:
@@ -108,28 +124,21 @@ def pruner(plan: Plan) -> optuna.pruners.BasePruner:
         "wilcoxon": lambda: pruners.WilcoxonPruner(
             p_threshold=settings.p_threshold, n_startup_steps=max(2, settings.warmup_steps)
         ),
-        "none": lambda: pruners.NopPruner(),
+        "none": pruners.NopPruner,
     }
     return makers[settings.name or {"ce": "median", "scst": "patient", "decode": "wilcoxon"}[plan.tuning.stage]]()
 
 
 class TrialAttributes(BaseModel):
-    """What a trial carries in Optuna's storage beside its parameters and values.
-
-    Args:
-        default: it has the base configuration's values, and is never pruned.
-        attempts: numbers of the earlier attempts at it.
-        scores: CIDEr by video, in the order of ids.
-        surplus: it was drawn after `n_trials` had been reached, and never ran.
-    """
+    """What a trial carries in Optuna's storage beside its parameters and values."""
 
     name: str | None = None
-    default: bool = False
-    attempts: tuple[int, ...] = ()
+    default: bool = False  # it has the base configuration's values, and is never pruned
+    attempts: tuple[int, ...] = ()  # numbers of the earlier attempts at it
     run_id: str | None = None
     model: str | None = None
-    scores: tuple[float, ...] = ()
-    surplus: bool = False
+    scores: tuple[float, ...] = ()  # by video, in the order of ids
+    surplus: bool = False  # it was drawn after `n_trials` had been reached, and never ran
     reason: str | None = None
 
 
@@ -149,15 +158,14 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.number not in repeated and not attributes(trial).surplus]
 
 
-def finished(study: optuna.Study) -> list[FrozenTrial]:
+def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials."""
-    return list(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
 def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The complete trial with the highest score; the first one on a tie."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+    return max(finished(trials), key=lambda trial: (trial.value, -trial.number), default=None)
 
 
 def name_of(trial: Trial | FrozenTrial) -> str:
@@ -203,15 +211,37 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(path: Path) -> Any:
+    """A journal file. Half a line at its end, from a power cut, is cut off: the next line would be glued to it."""
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.absolute()  # its lock is a link to it, and would lead nowhere
     if path.exists():
         with path.open("rb") as file:
             first = file.readline()
-        if first and b'"op_code"' not in first:  # Optuna would append to it
+        if first and not first.startswith(b'{"op_code"'[: len(first)]):  # Optuna would append to it
             raise InputError(f"storage {path}: not a study's journal; {FORMS}")
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    _break_lock(Path(f"{path}.lock"))
+    lock = JournalFileSymlinkLock(str(path), LOCK_GRACE_SECONDS)
+    backend = JournalFileBackend(str(path), lock)
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if rest := len(content) - content.rfind(b"\n") - 1:
+            logger.warning("warning: storage %s: cut half a line (%d bytes) at its end, from an interrupted write", path, rest)
+            os.truncate(path, len(content) - rest)
+    finally:
+        lock.release()
+    return optuna.storages.JournalStorage(backend)
+
+
+def _break_lock(lock: Path) -> None:
+    """Remove a link that leads nowhere, as in a folder that was moved: Optuna would wait for it for ever."""
+    while lock.is_symlink() and not lock.exists():
+        if time.time() - lock.lstat().st_mtime > LOCK_GRACE_SECONDS:
+            logger.warning("warning: %s: removed, as the process that held it is gone", lock)
+            lock.unlink(missing_ok=True)
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

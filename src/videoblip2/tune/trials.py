@@ -46,21 +46,14 @@ class Score:
 
 @dataclass
 class Watcher(Observer):
-    """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training.
-
-    Args:
-        lost: set when another worker has taken the trial over.
-        reported: steps that an earlier attempt has reported.
-        last_step: the final step, where pruning would save nothing.
-    """
+    """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training."""
 
     trial: optuna.Trial
-    lost: Event
+    lost: Event  # set when another worker has taken the trial over
     parent_run_id: str | None = None
-    reported: set[int] = field(default_factory=set)
-    last_step: int | None = None
+    reported: set[int] = field(default_factory=set)  # steps that an earlier attempt has reported
+    last_step: int | None = None  # the final step, where pruning would save nothing
     tracker: Tracker = field(default_factory=NullTracker)
-    pruned_at: int | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -93,7 +86,6 @@ class Watcher(Observer):
         """Raise Stopped if the pruner says so; never for the default, which the best is compared with."""
         if step == self.last_step or attributes(self.trial).default or not self.trial.should_prune():
             return
-        self.pruned_at = step
         self.tracker.set_tags({"optuna.pruned_at": str(step)})
         raise Stopped(f"pruned at step {step}")
 
@@ -104,9 +96,8 @@ Runner = Callable[[optuna.Trial, Watcher, Progress], Score]
 
 def runner_of(plan: Plan) -> Runner:
     """The function that runs one trial of this study."""
-    return (
-        partial(decode_trial, plan, open_bench(plan)) if plan.tuning.stage == "decode" else partial(train_trial, plan)
-    )
+    decodes = plan.tuning.stage == "decode"
+    return partial(decode_trial, plan, open_bench(plan)) if decodes else partial(train_trial, plan)
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:

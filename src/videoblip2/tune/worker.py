@@ -70,7 +70,7 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
         runner = runner or runner_of(context.plan)
         reason = run_trial(context, trial, runner)
         made, broken = made + 1, broken + 1 if reason else 0
-        if broken >= BROKEN and not finished(study):
+        if broken >= BROKEN and not finished(study.get_trials(deepcopy=False)):
             raise InputError(
                 f"study {study.study_name!r}: {broken} trials in a row failed and none is complete; "
                 f"the last error: {reason}; fix it, then run the same command again"
@@ -157,7 +157,7 @@ def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[thre
             except Exception:
                 continue  # the storage is briefly unavailable: the next beat, or the trial itself, will tell
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield lost
