@@ -6,21 +6,20 @@ its Content-Security-Policy lets a browser run and load nothing but these files.
 
 import asyncio
 import json
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-import bentoml
 from fastapi import FastAPI, Request
-from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from videoblip2 import __version__
 from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
 from videoblip2.modality import Features
 
@@ -32,8 +31,6 @@ from .messages import Answer, Attention, ItemProblem, Problem, Refusal, Uploads
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
-MAX_PARTS = 256
-FORM_LIMITS = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": 64 * 1024}  # bytes of a text
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
 REFUSALS: Responses = {
     400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
@@ -42,13 +39,8 @@ REFUSALS: Responses = {
     504: {"model": Problem, "description": "No answer before the timeout"},
     "default": {"model": Problem, "description": "Any other refusal, with its reason"},
 }
-STREAM: Responses = {
-    200: {
-        "description": "Server-sent events: `text` with the caption so far, then `caption` with the answer, or "
-        "`error`; last `challenger`, if it was asked for and one runs in shadow",
-        "content": {"text/event-stream": {"example": 'event: text\ndata: {"text": "a man is"}\n\n'}},
-    }
-}
+STREAM: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}}
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx too passes words on as they come
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
@@ -59,53 +51,22 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-API_DESCRIPTION = Path(bentoml.__file__).parents[1] / "_bentoml_impl" / "server" / "main-openapi.html"
-TRACKER = re.compile(r"<!-- Google Tag Manager.*?<!-- End Google Tag Manager[^>]*-->", re.DOTALL)
-
-
-class FormRoute(APIRoute):
-    """Reads a form within bounds and refuses a field that is unknown or sent twice: nothing is ignored silently."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the route's handler behind the checks of its form."""
-        handle = super().get_route_handler()
-
-        async def checked(request: Request) -> Response:
-            if request.method == "GET":
-                return await handle(request)
-            if request.query_params:
-                name = next(iter(request.query_params))
-                raise Refusal(400, f"{name[:80]!r} in the address; send it as a field of the form")
-            async with request.form(**FORM_LIMITS) as form:
-                self._check([name for name, _ in form.multi_items()])
-                return await handle(request)
-
-        return checked
-
-    def _check(self, names: list[str]) -> None:
-        known = form_fields(self.dependant)
-        for name in names:
-            if name not in known:
-                raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
-            if not known[name] and (count := names.count(name)) > 1:
-                raise Refusal(400, f"{name!r} is in the form {count} times; send it once; /captions takes many files")
-
-
-def form_fields(dependant: Dependant) -> dict[str, bool]:
-    """Name of each field of a route's form → whether it may be repeated."""
-    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
-    return own | {name: many for inner in dependant.dependencies for name, many in form_fields(inner).items()}
+DESCRIPTION = """Videos or their features in; captions, answers and attention out. A request is a multipart form, and
+a refusal is `{"error": ..., "request_id": ...}`. Where a key is set, send `Authorization: Bearer KEY`."""
 
 
 def create_app() -> FastAPI:
     """The API; `app.state.engine` and `app.state.intake` are set by the service when it starts."""
     app = FastAPI(
         title="VideoBLIP2",
-        docs_url=None,  # /docs, made by BentoML, describes these routes too, and needs no network
+        description=DESCRIPTION,
+        version=__version__,
+        servers=[{"url": "."}],
+        docs_url=None,  # `docs`, which needs no network
         redoc_url=None,
-        openapi_url=None,
+        openapi_url="/docs.json",
     )
-    app.router.route_class = FormRoute
+    app.router.route_class = messages.FormRoute
     post = partial(app.post, responses=REFUSALS, tags=["Captions"])
     post("/caption", response_model=Answer)(caption)
     post("/captions", response_model=messages.Answers)(captions)
@@ -204,7 +165,11 @@ async def caption_stream(
     prompt: messages.Prompt = None,
     challenger: messages.Challenger = False,
 ) -> StreamingResponse:
-    """Caption one video, and send the caption word by word while it is made."""
+    """Caption one video, and send the caption word by word while it is made.
+
+    Events: `text` with the caption so far, then `caption` with the answer, or `error`; last `challenger`, if it was
+    asked for and one runs in shadow.
+    """
     engine: Engine = request.app.state.engine
     async with engine.deadline():
         item, served, asking = await _read(request, uploads, options, prompt)
@@ -215,7 +180,7 @@ async def caption_stream(
     job.listener = texts.put_nowait
     job.future.add_done_callback(lambda _: texts.put_nowait(None))
     engine.batcher.submit([job])
-    return StreamingResponse(_events(engine, job, texts, challenger), media_type="text/event-stream")
+    return StreamingResponse(_events(engine, job, texts, challenger), 200, UNBUFFERED, "text/event-stream")
 
 
 async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", challenger: bool) -> AsyncIterator[str]:
@@ -231,7 +196,7 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
         answer = answer_of(job, done)
         assert isinstance(answer, Answer)
         yield _event("caption", answer.model_dump_json())
-        compared = engine.compare([job], [done])
+        compared = engine.shadow.offer([job], [done]) if engine.shadow else []
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
             # A challenger that is too late is not cancelled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
@@ -295,5 +260,11 @@ async def static_file(name: str) -> Response:
 
 
 async def docs() -> Response:
-    """BentoML's interactive description of the API, without the tracker it contains."""
-    return HTMLResponse(TRACKER.sub("", API_DESCRIPTION.read_text(encoding="utf-8")))
+    """The interactive description of the API; BentoML has the files of Swagger UI."""
+    return get_swagger_ui_html(
+        openapi_url="docs.json",
+        title="VideoBLIP2 API",
+        swagger_js_url="static_content/swagger-ui-bundle.js",
+        swagger_css_url="static_content/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )

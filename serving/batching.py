@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from videoblip2.captioner import Caption
 from videoblip2.config import GREEDY, Decoding
@@ -91,23 +91,12 @@ class Clip:
         return len(self.prepared.pixels)
 
 
-class Waiting(Protocol):
-    """What a queue holds."""
-
-    future: "asyncio.Future[Any]"
-
-
-Item = TypeVar("Item", bound=Waiting)
-In = TypeVar("In")
-Out = TypeVar("Out")
-
-
 def length_group(item: Features) -> int:
     """Powers of two from SHORT up: at most half of a batch's rows are padding."""
     return math.ceil(math.log2(max(SHORT, *(len(array) for array in item.values()))))
 
 
-class Worker(Generic[Item]):
+class Worker:
     """One thread that works through a queue, from `wake` until nothing waits.
 
     Args:
@@ -116,10 +105,10 @@ class Worker(Generic[Item]):
     """
 
     def __init__(
-        self, name: str, take: Callable[[], list[Item]], work: Callable[[list[Item]], Sequence[object]]
+        self, name: str, take: Callable[[], Sequence[Job | Clip]], work: Callable[[Any], Sequence[Any]]
     ) -> None:
         self.busy_since: float | None = None
-        self._batch: list[Item] = []
+        self._batch: Sequence[Job | Clip] = ()
         self._take, self._work = take, work
         self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +117,7 @@ class Worker(Generic[Item]):
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
-    async def stop(self, waiting: Sequence[Item]) -> None:
+    async def stop(self, waiting: Sequence[Job | Clip]) -> None:
         """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
@@ -153,7 +142,7 @@ class Worker(Generic[Item]):
             self.busy_since = None
 
 
-def halved(work: Callable[[Sequence[In]], Sequence[Out]], items: Sequence[In]) -> list[Out | Exception]:
+def halved(work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
     """Do `work` on all items together; items that fail are halved until the bad one fails by itself."""
     try:
         return [*work(items)]

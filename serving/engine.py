@@ -37,7 +37,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.follower = Follower(settings.address, settings.device, observe.serving)
+        self.follower = Follower(settings.address, settings.device)
         self.batcher = Batcher(settings.max_batch, settings.max_waiting)
         self.shadow: Shadow | None = None
         self._attending = asyncio.Lock()
@@ -60,7 +60,8 @@ class Engine:
         """On a thread of its own: only one may use MLflow's client."""
         while not self._stopped.is_set():
             for follower in self._followers:
-                follower.look()
+                if follower.look() and follower is self.follower:
+                    observe.serving(self.served().version)
             self._stopped.wait(self.settings.poll_seconds)
 
     def served(self) -> Served:
@@ -104,13 +105,10 @@ class Engine:
         finally:
             for job in jobs:
                 job.future.cancel()  # abandoned requests are not captioned
-        self.compare(jobs, results)
+        if self.shadow:
+            self.shadow.offer(jobs, results)
         answers = iter([answer_of(job, result) for job, result in zip(jobs, results, strict=True)])
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
-
-    def compare(self, jobs: Sequence[Job], results: Sequence[Done | BaseException]) -> list[asyncio.Task[str | None]]:
-        """Let the challenger, if there is one, caption what was answered; a task a caption (see `Shadow.offer`)."""
-        return self.shadow.offer(jobs, results) if self.shadow else []
 
     async def attention(self, item: Features, served: Served, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""

@@ -5,12 +5,11 @@ registry does not answer, the old one stays. Two copies are in memory during a s
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
-from videoblip2.predict import FoundModel, find_model, open_model
+from videoblip2.predict import FoundModel, ModelMark, find_model, model_mark, open_model
 
 from . import observe
 
@@ -41,26 +40,24 @@ def load_warm(found: FoundModel, model: str, device: str) -> Captioner:
 
 
 class Follower:
-    """Keeps `current` at what MODEL points to; `look` is called again and again, from one thread.
+    """Keeps `current` at what MODEL points to; `look` is called again and again, from one thread."""
 
-    Args:
-        announce: called with each version that comes into service.
-    """
-
-    def __init__(
-        self, model: str, device: str = "auto", announce: Callable[[str], None] = lambda version: None
-    ) -> None:
-        self.model, self.device, self._announce = model, device, announce
+    def __init__(self, model: str, device: str = "auto") -> None:
+        self.model, self.device = model, device
         self.current: Served | None = None
         self.trouble = ""
         self._found: FoundModel | None = None
+        self._mark: ModelMark | None = None
         self._failed: FoundModel | None = None
         self._retry_at = 0.0
 
     def look(self) -> bool:
-        """Look once; True where another model came into service."""
+        """Look once, as cheaply as the registry allows; True where another model came into service."""
         kept = f"version {self.current.version} stays" if self.current else "nothing to serve yet"
         try:
+            seen, self._mark = self._mark, model_mark(self.model, self._mark)
+            if self.current and not self.trouble and seen is not None and seen == self._mark:
+                return False
             found = find_model(self.model)
         except Exception as error:  # a registry can fail in many ways; the model in service stays
             self._note(f"{error}; {kept}")
@@ -82,7 +79,6 @@ class Follower:
         seconds = round(time.perf_counter() - started, 1)
         fields = {"model": self.model, "version": found.version, "seconds": seconds}
         observe.log.info("loaded", extra={"fields": fields})
-        self._announce(found.version)
         return True
 
     def _note(self, trouble: str) -> None:

@@ -36,6 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 FORM = b"multipart/form-data"
 MAX_BOUNDARY = 200  # bytes
+PORTS = {"http": 80, "https": 443}
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 
@@ -173,23 +174,16 @@ class _Answer:
         await self._send(message)
 
 
-def same_origin(scope: Scope) -> bool:
-    """False for a request that another site's page sends; one without an Origin is not a browser's POST."""
-    origin = urlsplit(_header(scope, b"origin"))
-    if origin == urlsplit(""):
-        return True
-    return origin.netloc == _header(scope, b"host") and origin.scheme == scope.get("public_scheme", origin.scheme)
-
-
 def as_client_sent_it(scope: Scope) -> Scope:
-    """Undo what a proxy in front changed, by its X-Forwarded-Host, -Proto and -Prefix headers.
+    """Undo what a proxy in front changed, by its X-Forwarded-Host, -Port, -Proto and -Prefix headers.
 
     A prefix that the proxy left in the path is removed. Nothing in the service answers with an absolute address.
     """
-    host, scheme, prefix = (
-        _header(scope, b"x-forwarded-" + name).partition(",")[0].strip() for name in (b"host", b"proto", b"prefix")
-    )
+    names = (b"host", b"port", b"proto", b"prefix")
+    host, port, scheme, prefix = (_header(scope, b"x-forwarded-" + name).partition(",")[0].strip() for name in names)
     changed = dict(scope)
+    if port:
+        host = re.sub(r":\d*$", "", host or _header(scope, b"host")) + f":{port}"
     if host:
         changed["headers"] = [*((k, v) for k, v in scope["headers"] if k != b"host"), (b"host", host.encode("latin-1"))]
     if scheme:
@@ -205,9 +199,20 @@ def _given_key(scope: Scope) -> bytes:
     if scheme.lower() == "bearer":
         return given.strip().encode("latin-1")
     with suppress(ValueError):  # an Origin that is no address, or what is not base64
-        if scheme.lower() == "basic" and same_origin(scope):
+        if scheme.lower() == "basic" and _of_own_page(scope):
             return base64.b64decode(given.strip()).partition(b":")[2]
     return b""
+
+
+def _of_own_page(scope: Scope) -> bool:
+    """False for what another site's page sends; what has no Origin is not a browser's POST."""
+    origin = _header(scope, b"origin")
+    if not origin or _header(scope, b"sec-fetch-site") == "same-origin":
+        return True
+    theirs = urlsplit(origin)
+    ours = urlsplit(f"{scope.get('public_scheme', theirs.scheme)}://{_header(scope, b'host')}")
+    pages = [(page.scheme, page.hostname, page.port or PORTS.get(page.scheme)) for page in (theirs, ours)]
+    return bool(theirs.hostname) and pages[0] == pages[1]
 
 
 def _header(scope: Scope, name: bytes) -> str:

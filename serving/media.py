@@ -137,12 +137,18 @@ class _Decoder:
         self.jobs = 0
         self.expired = False
         self.between_jobs = True
+        # Only what decoding needs, and this process's module path: PYTHONPATH does not hold a Bento's folder.
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+            "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+            "VB2_DECODER_MEMORY": str(settings.decode_memory_mb * MB),
+        }
         self.process = process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.decoder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(settings),
+            env=environment,
             cwd=tempfile.gettempdir(),
         )
         self._stdin, self._stdout = cast(BufferedWriter, process.stdin), cast(BufferedReader, process.stdout)
@@ -201,11 +207,3 @@ class _Decoder:
         if count and self._stdout.readinto(array.data.cast("B")) < array.nbytes:
             raise EOFError
         return array
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """Only what decoding needs, and this process's module path: PYTHONPATH does not hold a Bento's folder."""
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return environment | threads | {"PYTHONPATH": path, "VB2_DECODER_MEMORY": str(settings.decode_memory_mb * MB)}

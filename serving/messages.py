@@ -1,17 +1,21 @@
 """What the service is sent and what it says: the fields of a form, answers, refusals, the state of its models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
-from fastapi import Depends, File, Form, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi import Depends, File, Form, Request, UploadFile
+from fastapi.dependencies.models import Dependant
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic import FiniteFloat as Finite
 
 from videoblip2.config import Decoding
 
 MAX_TEXT = 300  # characters of a prompt or question
+MAX_PARTS = 256
+FORM_LIMITS = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": 64 * 1024}  # bytes of a text
 EXAMPLE: dict[str, JsonValue] = {
     "caption": "a man is playing a guitar on a stage",
     "score": -0.41,
@@ -160,6 +164,40 @@ class Refusal(Exception):
         """The answer that says so."""
         problem = Problem(error=self.reason, request_id=request_id)
         return JSONResponse(problem.model_dump(), self.status, self.headers)
+
+
+class FormRoute(APIRoute):
+    """Reads a form within bounds and refuses a field that is unknown or sent twice: nothing is ignored silently."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler behind the checks of its form."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if request.method == "GET":
+                return await handle(request)
+            if request.query_params:
+                name = next(iter(request.query_params))
+                raise Refusal(400, f"{name[:80]!r} in the address; send it as a field of the form")
+            async with request.form(**FORM_LIMITS) as form:
+                self._check([name for name, _ in form.multi_items()])
+                return await handle(request)
+
+        return checked
+
+    def _check(self, names: list[str]) -> None:
+        known = form_fields(self.dependant)
+        for name in names:
+            if name not in known:
+                raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
+            if not known[name] and (count := names.count(name)) > 1:
+                raise Refusal(400, f"{name!r} is in the form {count} times; send it once; /captions takes many files")
+
+
+def form_fields(dependant: Dependant) -> dict[str, bool]:
+    """Name of each field of a route's form → whether it may be repeated."""
+    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
+    return own | {name: many for inner in dependant.dependencies for name, many in form_fields(inner).items()}
 
 
 @dataclass(frozen=True)

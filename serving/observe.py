@@ -10,7 +10,6 @@ prometheus_client must be imported after BentoML has set up the worker, so all m
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ from opentelemetry import trace
 log = logging.getLogger("videoblip2.serving")
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-#: decode: waiting for the decoding process; encode: upload to features, decode included; queue: waiting for a batch
-PHASES = ("decode", "encode", "queue", "generate")
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
@@ -45,14 +42,10 @@ class Metrics:
         self.model = Gauge("vb2_model", "1 for the version that is served.", ["version"], multiprocess_mode="livemax")
 
 
+@cache
 def metrics() -> Metrics:
-    """The metrics of this process. Several threads may ask first, and a metric can be registered only once."""
-    with _making_metrics:
-        return _metrics()
-
-
-_metrics = cache(lambda: Metrics())
-_making_metrics = threading.Lock()
+    """The metrics of this process; `start` makes them before several threads may ask, as each can be made once only."""
+    return Metrics()
 
 
 def queued(length: int) -> None:
@@ -84,7 +77,10 @@ def serving(version: str) -> None:
 
 
 def timed(name: str, seconds: float, ago: float = 0.0) -> None:
-    """A part of the work (see PHASES) took `seconds` and ended `ago` seconds ago: a metric, and a span."""
+    """A part of the work took `seconds` and ended `ago` seconds ago: a metric, and a span.
+
+    decode: waiting for the decoding process; encode: for the encoders; queue: for a batch; generate: in the model.
+    """
     metrics().phase.labels(name).observe(seconds)
     if trace.get_current_span().is_recording():
         end = time.time() - ago
@@ -124,8 +120,9 @@ def tracer() -> trace.Tracer:
     return provider.get_tracer("videoblip2")
 
 
-def start_logging(level: str = "INFO") -> None:
-    """Write the service's log lines as JSON to standard error."""
+def start(level: str = "INFO") -> None:
+    """Make the metrics, and write the service's log lines as JSON to standard error."""
+    metrics()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     log.handlers = [handler]

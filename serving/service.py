@@ -40,7 +40,7 @@ class VideoBlip2Service:
 
     def __init__(self) -> None:
         settings = read_settings()
-        observe.start_logging(settings.log_level)
+        observe.start(settings.log_level)
         self.engine = Engine(settings)
         self.decoders = Decoders(settings)
         API.state.engine, API.state.intake = self.engine, MediaIntake(self.decoders)

@@ -40,7 +40,7 @@ class Settings(Section):
     max_video_seconds: float = Field(600, gt=0, allow_inf_nan=False, description="length of a video")
     max_pixels: int = Field(4096 * 2304, ge=1, description="of one frame")
     page: bool = Field(True, description="the page at /; without it, / describes the API")
-    trust_proxy: bool = Field(False, description="believe X-Forwarded-Host, -Proto and -Prefix: only behind a proxy")
+    trust_proxy: bool = Field(False, description="believe X-Forwarded-{Host,Port,Proto,Prefix}; only behind a proxy")
     references: Path | None = Field(None, description="annotation file with captions for the page to show")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON log lines")
 

@@ -12,16 +12,16 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from anyio import to_thread
 from fastapi import UploadFile
 
 from videoblip2.config import InputError
+from videoblip2.files import MEDIA_SUFFIXES
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
@@ -34,14 +34,7 @@ if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
 
 KEPT_CLIPS = 32
-SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
-ONE_OF = (
-    "send a media file as `video`, an .npy as `video_features` (and `audio_features`), or safetensors as `features`"
-)
-HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+ONE_OF = "send a media file as `video`, .npy as `video_features` and `audio_features`, or safetensors as `features`"
 NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
@@ -153,7 +146,9 @@ class MediaIntake:
     def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
         """On a thread, the temporary file's coming and going included: on a busy disk they would hold up the loop."""
         suffix, captioner = PurePath(file.filename or "").suffix.lower(), served.captioner
-        with tempfile.NamedTemporaryFile(prefix="vb2-upload-", suffix=suffix if suffix in SUFFIXES else ".bin") as copy:
+        with tempfile.NamedTemporaryFile(
+            prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
+        ) as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
             with self.decoders.decode(Path(copy.name), captioner.media_fps) as (frames, sound):
@@ -164,7 +159,8 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
     """The bytes of a .npy file with floating-point numbers [rows, width] → float32. Raises InputError naming `name`."""
     file = io.BytesIO(content)
     try:
-        shape, fortran_order, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+        major, minor = np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{major}_{minor}")(file)
     except Exception as error:  # numpy parses the header as Python, which fails in many ways
         raise InputError(f"{name}: not a .npy file; send what numpy.save wrote") from error
     if not np.issubdtype(dtype, np.floating) or dtype.itemsize > 8 or len(shape) != 2:

@@ -160,6 +160,33 @@ def test_behind_a_proxy_the_own_page_is_the_one_the_client_sees(trusted, origin,
 
 
 @pytest.mark.parametrize(
+    ("origin", "headers", "status"),
+    [
+        ("http://here:8080", {"host": "here"}, 401),  # a proxy dropped the port, and nothing tells which it was
+        ("http://here:8080", {"host": "here", "x-forwarded-port": "8080"}, 200),
+        ("http://here:8080", {"host": "here:3000", "x-forwarded-port": "8080"}, 200),
+        ("http://here:8080", {"host": "inner", "x-forwarded-host": "here:8080"}, 200),
+        ("http://[::1]:8080", {"host": "[::1]", "x-forwarded-port": "8080"}, 200),
+        ("https://here", {"host": "here:443", "x-forwarded-proto": "https"}, 200),
+        ("https://here", {"host": "here", "x-forwarded-proto": "https", "x-forwarded-port": "443"}, 200),
+        ("https://Here", {"host": "here", "x-forwarded-proto": "https"}, 200),
+        (
+            "https://here:8443",
+            {"host": "here", "sec-fetch-site": "same-origin"},
+            200,
+        ),  # no script can write this header
+        ("https://here:8443", {"host": "here", "sec-fetch-site": "same-site"}, 401),
+        ("http://here", {"host": "here", "x-forwarded-host": "[", "x-forwarded-port": "x"}, 401),
+    ],
+)
+def test_a_port_that_a_proxy_dropped_or_added_is_found(origin, headers, status):
+    headers = [(b"authorization", b"Basic " + base64.b64encode(b":right")), (b"origin", origin.encode())] + [
+        (name.encode(), value.encode()) for name, value in headers.items()
+    ]
+    assert run(guard(api_key="right", trust_proxy=True), headers=headers)[0] == status
+
+
+@pytest.mark.parametrize(
     ("trusted", "path", "seen"),
     [
         (True, "/videos/caption", "/caption"),

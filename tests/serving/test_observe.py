@@ -3,10 +3,6 @@
 import io
 import json
 import logging
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -26,7 +22,7 @@ def lines():
     """What the service logs, as the lines it writes."""
     log, text = observe.log, io.StringIO()
     before = log.handlers, log.propagate, log.level
-    observe.start_logging()
+    observe.start()
     log.handlers[0].setStream(text)
     yield lambda: [json.loads(line) for line in text.getvalue().splitlines()]
     log.handlers, log.propagate, log.level = before[0], before[1], before[2]
@@ -52,21 +48,6 @@ def test_each_event_has_its_metric(spans):
     assert value("vb2_captions_total", model_version="v/9") == before[0] + 2
     assert value("vb2_errors_total", kind="test") == before[1] + 1
     assert value("vb2_phase_seconds_sum", phase="queue") >= 0.3
-
-
-def test_two_threads_that_ask_first_get_the_same_metrics(monkeypatch):
-    made, both = [], threading.Barrier(2)
-
-    def make():
-        made.append(object())
-        with suppress(threading.BrokenBarrierError):
-            both.wait(0.2)  # a second thread that is let in here makes metrics, too
-        return made[-1]
-
-    monkeypatch.setattr(observe, "_metrics", cache(make))
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: observe.metrics(), range(2))
-    assert first is second and len(made) == 1
 
 
 def test_one_version_at_a_time_is_the_one_served(lines):
@@ -132,7 +113,7 @@ def test_an_exceptions_trace_stays_on_one_line(lines):
 
 
 def test_the_level_comes_from_the_environment(monkeypatch, lines):
-    observe.start_logging("WARNING")
+    observe.start("WARNING")
     assert observe.log.level == logging.WARNING
 
 

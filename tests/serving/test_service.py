@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from serving_app import ROOT, Registry, counted, features, npy
 from serving_fakes import BUG_TEXT, NAN, POISON, FakeCaptioner, eventually, item
 
+from videoblip2 import __version__
 from videoblip2.config import Decoding
 from videoblip2.predict import FoundModel
 
@@ -45,6 +46,29 @@ def test_every_kind_of_input_gets_a_caption_with_version_and_timings(http, files
     assert set(timings) == {"features", "queue", "model"}
     assert body.pop("seconds") + 0.001 >= sum(timings.values()) > 0  # each is rounded
     assert body == {"caption": caption, "score": -0.25, "model_version": "videoblip2/1", "batch": 1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "映" * 43 + ".mp4",
+        "x" * 900 + ".MP4",
+        "clip.gif",
+        "no suffix",
+        "",
+        ".",
+        "..\\..\\a;b=c.mkv",
+        '"quoted" name.webm',
+        "a\tb\x00.mov",
+        "👩‍🚀é\u202e4pm.mp4",
+        "clip.mp4 (1)",
+    ],
+)
+def test_any_file_name_is_fine(http, name):
+    parts = [f'--b\r\nContent-Disposition: form-data; name="video"; filename="{name}"\r\n\r\nvideo\r\n--b--\r\n']
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = http.post("/caption", content=parts[0].encode(), headers=headers)
+    assert (answer.status_code, answer.json().get("caption")) == (200, "3 frames"), answer.text
 
 
 def test_options_reach_the_model(running):
@@ -162,6 +186,7 @@ def test_a_bug_shows_nothing_of_the_inside(http, files):
 def test_a_stream_tells_the_caption_as_it_grows(http):
     answer = http.post("/caption_stream", files=features(5))
     assert answer.headers["content-type"].startswith("text/event-stream")
+    assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
     told = events(answer.text)
     assert told[:2] == [("text", {"text": "a"}), ("text", {"text": "a red"})]
     assert (told[2][0], told[2][1]["caption"], told[2][1]["model_version"]) == ("caption", "5 frames", "videoblip2/1")
@@ -177,6 +202,10 @@ def test_a_stream_refuses_before_it_begins_and_tells_what_fails_later(http):
 
 def test_the_api_is_described_with_examples(http):
     described = http.get("/docs.json").json()
+    assert (described["info"]["title"], described["info"]["version"]) == ("VideoBLIP2", __version__)
+    assert "captions, answers and attention" in described["info"]["description"]
+    assert "bentoml" not in json.dumps(described).lower() and "badge" not in json.dumps(described)
+    assert described["servers"] == [{"url": "."}]  # relative, as the page's addresses are
     assert {"/caption", "/captions", "/ask", "/caption_stream", "/model"} <= set(described["paths"])
     caption = described["paths"]["/caption"]["post"]
     assert list(caption["requestBody"]["content"]) == ["multipart/form-data"]

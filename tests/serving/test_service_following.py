@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from serving_fakes import FakeCaptioner
+from tracking_store import place_store
 
 from serving import following
 from serving.following import Follower
 from videoblip2.config import InputError
-from videoblip2.predict import FoundModel
+from videoblip2.predict import FoundModel, ModelMark, model_mark
+from videoblip2.tracking.mlflow import store
 
 
 class Registry:
@@ -56,6 +58,25 @@ def test_a_promotion_and_a_rollback_are_followed(registry, follower):
     assert registry.loads == seen
 
 
+def test_a_registry_that_nobody_wrote_is_not_asked_again(registry, follower, monkeypatch):
+    """A full look costs up to 120 ms of CPU, and there is one a second."""
+    marks, asked = [ModelMark("1"), ModelMark("1"), ModelMark("1"), ModelMark("2"), None, None], []
+    monkeypatch.setattr(following, "model_mark", lambda model, last: marks.pop(0))
+    monkeypatch.setattr(following, "find_model", lambda model: asked.append(len(marks)) or registry.find(model))
+    assert [follower.look() for _ in range(3)] == [True, False, False]
+    registry.version = 2
+    assert [follower.look() for _ in range(3)] == [True, False, False]
+    assert asked == [5, 2, 1, 0]  # without a mark, each look is a full one
+
+
+def test_after_a_trouble_the_registry_is_asked_whatever_the_mark(registry, follower, monkeypatch):
+    monkeypatch.setattr(following, "model_mark", lambda model, last: ModelMark("1"))
+    registry.gone = "no such model"
+    assert follower.look() is False
+    registry.gone = ""
+    assert follower.look() is True
+
+
 def test_a_request_keeps_the_model_it_began_with(registry, follower):
     follower.look()
     held = follower.current
@@ -73,7 +94,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_and_is_tried_again_late
         assert [follower.look() for _ in range(3)] == [False] * 3
     assert follower.current.version == "videoblip2/1"
     assert registry.loads == ["videoblip2/1", "videoblip2/2"]
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
     assert "videoblip2/2 does not load (OSError: model.safetensors: torn); version videoblip2/1 stays" in caplog.text
     assert follower.trouble
     registry.broken = set()
@@ -120,3 +141,46 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed
     assert "features only, no media: clip: no such folder" in caplog.text
+
+
+@pytest.fixture
+def sqlite_registry(tmp_path, monkeypatch):
+    """An sqlite store with two versions, the first of them the champion."""
+    from mlflow import MlflowClient
+
+    place_store(tmp_path, monkeypatch)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model("videoblip2")
+    for number in (1, 2):
+        client.create_model_version("videoblip2", f"{tmp_path}/{number}")
+    client.set_registered_model_alias("videoblip2", "champion", "1")
+    return client
+
+
+def test_the_mark_of_an_alias_moves_with_it_and_an_unwritten_store_is_not_opened(sqlite_registry, monkeypatch):
+    address = "models:/videoblip2@champion"
+    first = model_mark(address)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_kept_client", lambda uri: 1 / 0)
+        assert model_mark(address, first) is first  # no query
+    sqlite_registry.set_registered_model_tag("videoblip2", "some", "tag")
+    again = model_mark(address, first)
+    assert again == first and again is not first  # written, yet nothing moved
+    sqlite_registry.set_registered_model_alias("videoblip2", "champion", "2")
+    assert model_mark(address, again) not in (None, again)
+    assert model_mark("models:/videoblip2@nobody") is None
+    assert model_mark("models:/videoblip2/1") == model_mark("models:/videoblip2/1")
+    assert model_mark("runs/ce/best") is None
+
+
+def test_a_server_is_asked_one_small_question(monkeypatch):
+    asked = []
+    answer = {"model_version": {"version": "3"}}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        store, "_get", lambda *asks, params: asked.append(params) or SimpleNamespace(json=lambda: answer)
+    )
+    assert model_mark("models:/a b@champion") == ModelMark("3")
+    assert asked == [{"name": "a b", "alias": "champion"}]
+    answer.clear()
+    assert model_mark("models:/videoblip2@champion") is None

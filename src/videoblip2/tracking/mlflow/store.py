@@ -6,10 +6,11 @@ lock. Write-ahead logging, which the file remembers, lets readers and writers ru
 
 import logging
 import os
+import re
 import sqlite3
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,43 @@ def _get(uri: str, path: str, **options: Any) -> Any:
     from mlflow.utils.rest_utils import http_request
 
     return http_request(get_default_host_creds(uri), path, "GET", max_retries=0, timeout=REACH_SECONDS, **options)
+
+
+@dataclass(frozen=True)
+class ModelMark:
+    """Where MODEL leads. written: when the files of a sqlite store changed; marks are compared without it."""
+
+    version: str
+    written: tuple[int, ...] = field(default=(), compare=False)
+
+
+def model_mark(model: str, last: ModelMark | None = None) -> ModelMark | None:
+    """Mark what MODEL names now, for a service that asks every second: equal marks, same model; None: ask `find_model`.
+
+    A sqlite store that nobody has written since `last` costs a look at its files; any other store one small query.
+    """
+    address = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", model)
+    if address is None:
+        return ModelMark(model) if model.startswith("models:/") else None  # a version never moves
+    uri = tracking_uri()
+    database = sqlite_file(uri)
+    files = (database, database.with_name(f"{database.name}-wal")) if database else ()
+    try:
+        written = tuple(file.stat().st_mtime_ns for file in files if file.exists())
+        if last and written and written == last.written:
+            return last
+        if uri.startswith("http"):  # not through the client, which asks a server that is gone for minutes
+            names = dict(zip(("name", "alias"), address.groups(), strict=True))
+            answer = _get(uri, "/api/2.0/mlflow/registered-models/alias", params=names).json()
+            return ModelMark(answer["model_version"]["version"])
+        return ModelMark(str(_kept_client(uri).get_model_version_by_alias(*address.groups()).version), written)
+    except Exception:
+        return None  # `find_model` says what is wrong
+
+
+@cache
+def _kept_client(uri: str) -> "MlflowClient":
+    return connect()
 
 
 def _first_start(uri: str, database: Path) -> None:
