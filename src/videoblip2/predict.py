@@ -11,9 +11,9 @@ from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config
 from videoblip2.modality import Features
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
+from videoblip2.tracking import ModelMark as ModelMark
 from videoblip2.tracking import find_model as find_model
-from videoblip2.tracking.mlflow.store import ModelMark as ModelMark
-from videoblip2.tracking.mlflow.store import model_mark as model_mark
+from videoblip2.tracking import model_mark as model_mark
 
 if TYPE_CHECKING:
     from videoblip2.features.store import FeatureStore

@@ -12,7 +12,7 @@ from serving import following
 from serving.following import Follower
 from videoblip2.config import InputError
 from videoblip2.predict import FoundModel, ModelMark, model_mark
-from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow import models, store
 
 
 class Registry:
@@ -161,7 +161,7 @@ def test_the_mark_of_an_alias_moves_with_it_and_an_unwritten_store_is_not_opened
     address = "models:/videoblip2@champion"
     first = model_mark(address)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_kept_client", lambda uri: 1 / 0)
+        patch.setattr(models, "alias_version", lambda address: 1 / 0)
         assert model_mark(address, first) is first  # no query
     sqlite_registry.set_registered_model_tag("videoblip2", "some", "tag")
     again = model_mark(address, first)
@@ -178,7 +178,7 @@ def test_a_server_is_asked_one_small_question(monkeypatch):
     answer = {"model_version": {"version": "3"}}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(
-        store, "_get", lambda *asks, params: asked.append(params) or SimpleNamespace(json=lambda: answer)
+        store, "get", lambda *asks, params: asked.append(params) or SimpleNamespace(json=lambda: answer)
     )
     assert model_mark("models:/a b@champion") == ModelMark("3")
     assert asked == [{"name": "a b", "alias": "champion"}]

@@ -2,13 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from videoblip2.config import InputError
 from videoblip2.tracking.tracker import NullTracker, RunSpec, Stopped, Tracker, sigterm_raises
 
-__all__ = ["FoundModel", "NullTracker", "RunSpec", "Stopped", "Tracker", "find_model", "local_model", "open_run"]
+__all__ = [
+    "FoundModel",
+    "ModelMark",
+    "NullTracker",
+    "RunSpec",
+    "Stopped",
+    "Tracker",
+    "find_model",
+    "local_model",
+    "model_mark",
+    "open_run",
+]
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,14 @@ class FoundModel:
 
     folder: Path
     version: str
+
+
+@dataclass(frozen=True)
+class ModelMark:
+    """Where an alias leads. written: when the files of a sqlite store changed; marks are compared without it."""
+
+    version: str
+    written: tuple[int, ...] = field(default=(), compare=False)
 
 
 @contextmanager
@@ -59,3 +78,21 @@ def find_model(model: str | Path) -> FoundModel:
     from videoblip2.tracking.mlflow.models import find_checkpoint
 
     return FoundModel(*find_checkpoint(str(model)))
+
+
+def model_mark(model: str, last: ModelMark | None = None) -> ModelMark | None:
+    """Mark what MODEL names now, for a service that asks every second: equal marks, same model; None: ask `find_model`.
+
+    A sqlite store that nobody has written since `last` costs a look at its files; any other store one small query.
+    """
+    if "@" not in model:
+        return ModelMark(model) if model.startswith("models:/") else None  # a version never moves
+    from videoblip2.tracking.mlflow import models, store
+
+    try:
+        written = store.written()
+        if last and written and written == last.written:
+            return last
+        return ModelMark(models.alias_version(model), written)
+    except Exception:
+        return None  # `find_model` says what is wrong

@@ -99,6 +99,20 @@ def logged_model(model: str) -> tuple[Any, str]:
         raise InputError(f"{model}: unknown to {store.tracking_uri()} ({first_line(error)}); {remedy}") from error
 
 
+def alias_version(address: str) -> str:
+    """The version that `models:/NAME@ALIAS` leads to, by one question to a server or on a client that is kept."""
+    uri, (name, alias) = store.tracking_uri(), address.removeprefix("models:/").split("@")
+    if uri.startswith("http"):  # the client asks a server that is gone for minutes
+        answer = store.get(uri, "/api/2.0/mlflow/registered-models/alias", params={"name": name, "alias": alias})
+        return str(answer.json()["model_version"]["version"])
+    return str(_kept_client(uri).get_model_version_by_alias(name, alias).version)
+
+
+@cache
+def _kept_client(uri: str) -> mlflow.MlflowClient:
+    return store.connect()
+
+
 def _newest_model(client: mlflow.MlflowClient, run: RunRecord) -> Any:
     logged_models = client.search_logged_models(
         experiment_ids=[run.experiment_id],

@@ -6,11 +6,10 @@ lock. Write-ahead logging, which the file remembers, lets readers and writers ru
 
 import logging
 import os
-import re
 import sqlite3
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,13 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
 
 
+def written() -> tuple[int, ...]:
+    """When the files of a sqlite store changed; empty for any other store."""
+    database = sqlite_file(tracking_uri())
+    files = (database, database.with_name(f"{database.name}-wal")) if database else ()
+    return tuple(file.stat().st_mtime_ns for file in files if file.exists())
+
+
 def artifact_root(uri: str) -> Path | None:
     """Return the artifact folder beside a sqlite store; None where the store has its own idea of the place."""
     database = sqlite_file(uri)
@@ -97,7 +103,7 @@ def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
 def check_reachable(uri: str) -> None:
     """Check that a tracking server answers and accepts the login. Raises InputError within seconds if not."""
     try:
-        answer = _get(uri, "/api/2.0/mlflow/experiments/search", params={"max_results": 1})
+        answer = get(uri, "/api/2.0/mlflow/experiments/search", params={"max_results": 1})
     except Exception as error:
         remedy = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
         raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {remedy}") from error
@@ -107,48 +113,12 @@ def check_reachable(uri: str) -> None:
         raise InputError(f"{uri}: the server refuses ({reason}); {LOGIN}{hosts}")
 
 
-def _get(uri: str, path: str, **options: Any) -> Any:
+def get(uri: str, path: str, **options: Any) -> Any:
+    """Ask a tracking server once, with its credentials."""
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     return http_request(get_default_host_creds(uri), path, "GET", max_retries=0, timeout=REACH_SECONDS, **options)
-
-
-@dataclass(frozen=True)
-class ModelMark:
-    """Where MODEL leads. written: when the files of a sqlite store changed; marks are compared without it."""
-
-    version: str
-    written: tuple[int, ...] = field(default=(), compare=False)
-
-
-def model_mark(model: str, last: ModelMark | None = None) -> ModelMark | None:
-    """Mark what MODEL names now, for a service that asks every second: equal marks, same model; None: ask `find_model`.
-
-    A sqlite store that nobody has written since `last` costs a look at its files; any other store one small query.
-    """
-    address = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", model)
-    if address is None:
-        return ModelMark(model) if model.startswith("models:/") else None  # a version never moves
-    uri = tracking_uri()
-    database = sqlite_file(uri)
-    files = (database, database.with_name(f"{database.name}-wal")) if database else ()
-    try:
-        written = tuple(file.stat().st_mtime_ns for file in files if file.exists())
-        if last and written and written == last.written:
-            return last
-        if uri.startswith("http"):  # not through the client, which asks a server that is gone for minutes
-            names = dict(zip(("name", "alias"), address.groups(), strict=True))
-            answer = _get(uri, "/api/2.0/mlflow/registered-models/alias", params=names).json()
-            return ModelMark(answer["model_version"]["version"])
-        return ModelMark(str(_kept_client(uri).get_model_version_by_alias(*address.groups()).version), written)
-    except Exception:
-        return None  # `find_model` says what is wrong
-
-
-@cache
-def _kept_client(uri: str) -> "MlflowClient":
-    return connect()
 
 
 def _first_start(uri: str, database: Path) -> None:
@@ -285,7 +255,7 @@ def _schema(uri: str) -> Finding:
 
     name, ours = "store: schema", mlflow.__version__
     if uri.startswith("http"):
-        answer = _get(uri, "/version")
+        answer = get(uri, "/version")
         theirs = answer.text.strip() if answer.status_code == 200 else ""
         if theirs.split(".")[:2] == ours.split(".")[:2]:
             return Finding(name, "ok", f"server {theirs}, here {ours}")
