@@ -255,7 +255,7 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
 
 def test_patch_tokens_of_a_whole_store(encoders, videos, tmp_path):
     clip = load_clip(encoders.clip.name, tokens="patch")
-    with pytest.raises(InputError, match="was loaded for pooled"):
+    with pytest.raises(InputError, match="was loaded for output=projected, tokens=pooled"):
         with_settings(encoders, tokens="patch")
     patches = Encoders(clip, encoders.clap, TOY_SETTINGS.model_copy(update={"tokens": "patch"}))
     extract_features([videos / "v0.mp4"], tmp_path, patches)
@@ -293,7 +293,7 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
     paths, job = find_videos([videos]), RayEngine(encoders, tmp_path / "ray").job
-    outcomes = Actor(job)({"path": [str(path) for path in paths], "known": [""] * len(paths)})["outcome"]
+    outcomes = Actor(**job)({"path": [str(path) for path in paths], "known": [""] * len(paths)})["outcome"]
     extract_features(paths, tmp_path / "local", encoders)
     here, there = arrays(tmp_path / "local"), arrays(tmp_path / "ray")
     for name, pair in here.items():
@@ -302,14 +302,9 @@ def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     notes = {video_id: note for video_id, note, failure in map(json.loads, outcomes) if failure is None}
     local = FeatureStore(tmp_path / "local").manifest.videos
     assert notes == {video_id: note.model_dump(exclude={"at"}, exclude_unset=True) for video_id, note in local.items()}
-    clap = job.origin.model_dump()["clap"]
+    clap = {**job["origin"].model_dump()["clap"], "fingerprint": "b"}
     with pytest.raises(InputError, match="other weights on this machine"):
-        Actor(
-            replace(
-                job,
-                origin=FeatureOrigin.model_validate(job.origin.model_dump() | {"clap": {**clap, "fingerprint": "b"}}),
-            )
-        )
+        Actor(**{**job, "origin": FeatureOrigin.model_validate(job["origin"].model_dump() | {"clap": clap})})
 
 
 def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):

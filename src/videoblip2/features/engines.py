@@ -52,12 +52,11 @@ class VideoOutcome:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some frames or windows of one video; or its end."""
+    """Some frames or windows of one video, ready for the encoder."""
 
     video_id: str
-    modality: str = ""
-    arrays: Sequence[NDArray[np.float32]] = ()
-    outcome: VideoOutcome | None = None
+    modality: str
+    arrays: Sequence[NDArray[np.float32]]
 
 
 @dataclass
@@ -97,20 +96,20 @@ class RowBatches:
         self._videos: dict[str, Partial] = {}
         self._queued: dict[str, list[tuple[str, NDArray[np.float32]]]] = {"video": [], "audio": []}
 
-    def add(self, piece: Piece) -> Iterator[VideoOutcome]:
-        """Take a piece; encode and write whatever it completes."""
-        if piece.outcome is not None and piece.outcome.note is None:
-            self._videos.pop(piece.video_id, None)
-            yield piece.outcome
+    def add(self, item: Piece | VideoOutcome) -> Iterator[VideoOutcome]:
+        """Take a piece or the end of a video; encode and write whatever it completes."""
+        if isinstance(item, VideoOutcome) and item.note is None:
+            self._videos.pop(item.video_id, None)
+            yield item
             return
-        video = self._videos.setdefault(piece.video_id, Partial())
-        if piece.outcome is not None:
-            video.note = piece.outcome.note
-            yield from self._write(piece.video_id)
+        video = self._videos.setdefault(item.video_id, Partial())
+        if isinstance(item, VideoOutcome):
+            video.note = item.note
+            yield from self._write(item.video_id)
             return
-        video.waiting += len(piece.arrays)
-        self._queued[piece.modality] += [(piece.video_id, array) for array in piece.arrays]
-        yield from self.flush(piece.modality, self._full[piece.modality])
+        video.waiting += len(item.arrays)
+        self._queued[item.modality] += [(item.video_id, array) for array in item.arrays]
+        yield from self.flush(item.modality, self._full[item.modality])
 
     def flush(self, modality: str, full: int) -> Iterator[VideoOutcome]:
         """Encode the queue, batch by batch, while it holds at least `full`."""
@@ -155,10 +154,10 @@ class RowBatches:
 
 
 def _pieces(
-    paths: Iterable[Path], read: Callable[[Path], Iterator[Piece]], workers: int
-) -> Generator[Piece, None, None]:
-    """The pieces of `read(path)`, whose last has an outcome, from decoding threads; closing it ends the threads."""
-    ready: queue.Queue[Piece | BaseException] = queue.Queue(maxsize=workers + 2)
+    paths: Iterable[Path], read: Callable[[Path], Iterator[Piece | VideoOutcome]], workers: int
+) -> Generator[Piece | VideoOutcome, None, None]:
+    """The pieces of `read(path)`, and then its outcome, from decoding threads; closing it ends the threads."""
+    ready: queue.Queue[Piece | VideoOutcome | BaseException] = queue.Queue(maxsize=workers + 2)
     stop = threading.Event()
 
     def work(path: Path) -> None:
@@ -178,7 +177,7 @@ def _pieces(
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
-            ended += item.outcome is not None
+            ended += isinstance(item, VideoOutcome)
             yield item
     finally:
         stop.set()
@@ -188,14 +187,14 @@ def _pieces(
                 ready.get(timeout=POLL)
 
 
-def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece]:
+def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece | VideoOutcome]:
     """One file's pieces, and then its outcome."""
     video_id, settings, caveats = path.stem, encoders.settings, list[str]()
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE):
-            yield Piece(video_id, outcome=VideoOutcome(video_id))
+            yield VideoOutcome(video_id)
             return
         frames = stream_frames(path, settings.fps, threads=1, caveats=caveats)
         yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
@@ -204,9 +203,9 @@ def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -
         yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
         note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
-        yield Piece(video_id, outcome=VideoOutcome(video_id, note))
+        yield VideoOutcome(video_id, note)
     except Exception as error:  # one strange file among ten thousand must not stop the others
-        yield Piece(video_id, outcome=VideoOutcome(video_id, failure=str(named(error, path))))
+        yield VideoOutcome(video_id, failure=str(named(error, path)))
 
 
 def _cut(video_id: str, modality: str, arrays: Iterable[NDArray[np.float32]]) -> Iterator[Piece]:
@@ -245,7 +244,7 @@ class RayEngine:
         batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
         notes = batches.map_batches(
             Actor,
-            fn_constructor_args=(self.job,),
+            fn_constructor_kwargs=self.job,
             batch_size=VIDEOS_AT_ONCE,
             compute=ray.data.ActorPoolStrategy(size=self.actors),
             num_gpus=1 if self.device.startswith("cuda") else 0,
@@ -255,41 +254,30 @@ class RayEngine:
             yield VideoOutcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
 
     @property
-    def job(self) -> ActorJob:
-        """What every actor needs to know."""
-        made, out = self.encoders, str(self.out.resolve())
-        return ActorJob(made.origin, made.settings, made.dtype, self.device, out, self.workers)
-
-
-@dataclass(frozen=True)
-class ActorJob:
-    """How an actor rebuilds the encoders, and where it writes."""
-
-    origin: FeatureOrigin
-    settings: FeatureSettings
-    dtype: str
-    device: str
-    out: str
-    workers: int
+    def job(self) -> dict[str, object]:
+        """What every actor needs to rebuild the encoders, and where it writes."""
+        made = self.encoders
+        identity = {"origin": made.origin, "settings": made.settings, "dtype": made.dtype, "device": self.device}
+        return {**identity, "out": self.out.resolve(), "workers": self.workers}
 
 
 class Actor:
-    """Encoders in a process of Ray."""
+    """Encoders in a process of Ray; see `RayEngine.job`."""
 
-    def __init__(self, job: ActorJob) -> None:
-        self.job = job
-        encoders = load_encoders(job.origin, job.device, f"extraction into {job.out}", job.dtype)
-        for kind, wanted in job.origin.encoders.items():
+    def __init__(
+        self, origin: FeatureOrigin, settings: FeatureSettings, dtype: str, device: str, out: Path, workers: int
+    ) -> None:
+        encoders = load_encoders(origin, device, f"extraction into {out}", dtype)
+        for kind, wanted in origin.encoders.items():
             if encoders.origin.fingerprint(kind) != wanted.fingerprint:
                 raise InputError(f"{wanted.name}: other weights on this machine; copy them there")
-        self.encoders = replace(encoders, settings=job.settings)
+        self.encode = partial(encode_all, out=out, encoders=replace(encoders, settings=settings), workers=workers)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Paths and known digests -> outcomes as JSON."""
         paths = [Path(path) for path in batch["path"]]
         known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
-        outcomes = encode_all(paths, known, Path(self.job.out), self.encoders, self.job.workers)
-        notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in outcomes)
+        notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in self.encode(paths, known))
         return {"outcome": [json.dumps([end.video_id, note, end.failure]) for end, note in notes]}
 
 

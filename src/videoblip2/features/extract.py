@@ -57,11 +57,6 @@ class ExtractionRun:
     resume: bool = True
 
     @property
-    def manifest_name(self) -> str:
-        """The file that this run alone writes."""
-        return f"manifest.{self.shard[0]}-of-{self.shard[1]}.json" if self.shard else MAIN
-
-    @property
     def threads(self) -> int:
         """Decoding threads."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -212,7 +207,8 @@ def _open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[
 
     Raises `InputError` for a store made with other encoders or settings, and if another run of this shard is writing.
     """
-    path, whole = out / run.manifest_name, FeatureManifest.read(out)
+    name = "manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN
+    path, whole = out / name, FeatureManifest.read(out)
     fresh = FeatureManifest(
         origin=encoders.origin,
         widths=encoders.widths,

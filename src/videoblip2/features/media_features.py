@@ -116,12 +116,9 @@ class Encoders:
 
     def __post_init__(self) -> None:
         self.clap.samples(self.settings.window_seconds)
-        for name in ("output", "tokens"):
-            made, wanted = getattr(self.clip, name), getattr(self.settings, name)
-            if made != wanted:
-                raise InputError(
-                    f"{name}={wanted}: {self.clip.name} was loaded for {made}; load it with the same {name}"
-                )
+        wanted, made = (f"output={one.output}, tokens={one.tokens}" for one in (self.settings, self.clip))
+        if made != wanted:
+            raise InputError(f"{wanted}: {self.clip.name} was loaded for {made}; load it with the same")
 
     @property
     def widths(self) -> dict[str, int]:

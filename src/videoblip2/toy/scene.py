@@ -57,6 +57,11 @@ class Scene:
     second: tuple[str, str] | None  # colour and shape of a smaller object that stays still
     seed: int  # of the noise in picture and sound, and of the captions
 
+    @property
+    def audio(self) -> str:
+        """ "present", "silent" or "absent"."""
+        return self.sound if self.sound in (SILENT, ABSENT) else "present"
+
 
 def split_of(index: int, num_videos: int) -> str:
     """The first 70 % of the videos are for training, the next 10 % for validation, the rest for testing."""
@@ -108,8 +113,7 @@ def make_scene(seed: int, index: int, num_videos: int) -> Scene:
 def _second(rng: np.random.Generator, colour: str, shape: str) -> tuple[str, str] | None:
     if rng.random() >= SECOND_OBJECT_SHARE:
         return None
-    others = [c for c in COLOURS if c != colour], [s for s in SHAPES if s != shape]
-    return str(rng.choice(others[0])), str(rng.choice(others[1]))
+    return str(rng.choice([c for c in COLOURS if c != colour])), str(rng.choice([s for s in SHAPES if s != shape]))
 
 
 def render_frames(scene: Scene) -> NDArray[np.uint8]:

@@ -21,18 +21,7 @@ import numpy as np
 from videoblip2.config import InputError
 from videoblip2.files import write_json
 from videoblip2.progress import Progress, no_progress
-from videoblip2.toy.scene import (
-    ABSENT,
-    FPS,
-    MOTIONS,
-    RATE,
-    SILENT,
-    SOUNDS,
-    Scene,
-    make_scene,
-    render_audio,
-    render_frames,
-)
+from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, Scene, make_scene, render_audio, render_frames
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 
@@ -132,25 +121,24 @@ def write_toy_world(
         annotations=annotations,
         questions=_question_files(out),
         counts=dict(Counter(scene.split for scene in scenes)),
-        audio=dict(Counter(s.sound if s.sound in (SILENT, ABSENT) else "present" for s in scenes)),
+        audio=dict(Counter(scene.audio for scene in scenes)),
     )
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:
     """Write the world's two annotation files (train and validate, test) and its questions only."""
     out, scenes = Path(out), make_scenes(num_videos, seed, more_tests)
-    test = [scene for scene in scenes if scene.split == "test"]
-    rest = [scene for scene in scenes if scene.split != "test"]
-    first, second = out / "toy_train_val.json", out / "toy_test.json"
-    documents = {first: _document(rest, 0), second: _document(test, CAPTIONS * len(rest))}
+    by_split = {split: [s for s in scenes if s.split == split] for split in ("train", "validate", "test")}
+    rest, first, second = by_split["train"] + by_split["validate"], out / "toy_train_val.json", out / "toy_test.json"
+    documents = {first: _document(rest, 0), second: _document(by_split["test"], CAPTIONS * len(rest))}
     for path, document in documents.items():
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != document:
             raise InputError(f"{path}: {out} contains another toy world; choose another folder or delete this one")
     for path, document in documents.items():
         write_json(path, document)
     first_id = 0
-    for path, split in zip(_question_files(out), ("train", "validate", "test"), strict=True):
-        entries = question_entries([scene for scene in scenes if scene.split == split], first_id)
+    for path, shown in zip(_question_files(out), by_split.values(), strict=True):
+        entries = question_entries(shown, first_id)
         write_json(path, entries)
         first_id += len(entries)
     return first, second
@@ -196,7 +184,7 @@ def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
 def make_captions(scene: Scene) -> tuple[str, ...]:
     """Twenty distinct captions of 7 to 14 words, in random order; the same scene always gives the same captions."""
     rng = np.random.default_rng([scene.seed, 2])
-    heard = WITHOUT_SOUND if scene.sound in (SILENT, ABSENT) else WITH_SOUND
+    heard = WITH_SOUND if scene.audio == "present" else WITHOUT_SOUND
     captions: dict[str, None] = {}
     while len(captions) < CAPTIONS:
         templates = VISUAL if len(captions) < VISUAL_ONLY else heard
@@ -227,13 +215,13 @@ def _sometimes(rng: np.random.Generator, share: float, text: str) -> str:
 
 def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
     """(question, answer) pairs, the same for the same scene; "where does it go?" only if the shape goes anywhere."""
-    silent = scene.sound in (SILENT, ABSENT)
+    loudness = "loud" if scene.loud else "quiet"
     pairs = [
         (f"what color is the {scene.shape}?", scene.colour),
         (f"what is the {scene.colour} shape?", scene.shape),
         (f"what is the {scene.shape} doing?", DOING[scene.motion]),
         ("what can be heard?", HEARD.get(scene.sound, "nothing")),
-        ("how loud is the sound?", "silent" if silent else "loud" if scene.loud else "quiet"),
+        ("how loud is the sound?", loudness if scene.audio == "present" else "silent"),
         ("how many shapes are there?", "one" if scene.second is None else "two"),
     ]
     if scene.motion in DIRECTIONS:
