@@ -1,6 +1,7 @@
 """The Captioner: one and many, bad features named, a bad video beside good ones."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -74,10 +75,54 @@ def test_a_checkpoint_captions_like_its_model(captioner, tmp_path):
     assert not load(folder, "cpu").training
 
 
-def test_media_without_known_encoders_says_what_to_do(captioner):
-    rows = list(caption_each(captioner, ["a.mp4"]))
-    assert rows == [{"video": "a.mp4", "error": rows[0]["error"]}]
-    assert "manifest" in rows[0]["error"]
+def test_media_without_known_encoders_says_once_what_to_do(captioner):
+    with pytest.raises(InputError, match="manifest"):
+        list(caption_each(captioner, ["a.mp4", "b.mp4"]))
+
+
+@pytest.fixture
+def project(tiny_model, tokenizers, encoders, tmp_path):
+    """A folder with a model in runs/ce/best and the encoders of its features in encoders/."""
+    home = tmp_path / "home"
+    named = {kind: home / "encoders" / kind for kind in ("clip", "clap")}
+    for kind, folder in named.items():
+        shutil.copytree(getattr(encoders, kind).name, folder)
+    origin = {
+        kind: {"name": str(folder), "fingerprint": getattr(encoders, kind).fingerprint}
+        for kind, folder in named.items()
+    }
+    provenance = Provenance.model_validate({"features": {**origin, "settings": {"fps": 4.0, "window_seconds": 1.0}}})
+    save_checkpoint(home / "runs" / "ce" / "best", Checkpoint(tiny_model, tokenizers, provenance=provenance))
+    return home
+
+
+def test_encoders_are_found_in_a_project_that_moved(project, tmp_path):
+    project.rename(tmp_path / "elsewhere")
+    captioner = load_captioner(tmp_path / "elsewhere" / "runs" / "ce" / "best", "cpu")
+    assert captioner.media_encoders.clip.name == str(tmp_path / "elsewhere" / "encoders" / "clip")
+
+
+@pytest.mark.parametrize("place", ["named", "inside"])
+def test_a_checkpoint_that_was_copied_alone_takes_its_encoders_by_name_or_inside(project, tmp_path, place):
+    copied, there = tmp_path / "other" / "model", tmp_path / "mine"
+    shutil.copytree(project / "runs" / "ce" / "best", copied)
+    shutil.move(project / "encoders", there)
+    with pytest.raises(InputError, match=r"encoders/clip: no such folder.*--clip.*model/encoders/clip"):
+        load_captioner(copied, "cpu").load_media_encoders()
+    given = {kind: str(there / kind) for kind in ("clip", "clap")} if place == "named" else {}
+    if place == "inside":
+        there.rename(copied / "encoders")
+    loaded = load_captioner(copied, "cpu", given).media_encoders
+    assert loaded.clap.name == (given.get("clap") or str(copied / "encoders" / "clap"))
+
+
+@pytest.mark.parametrize("kind", ["clip", "clap"])
+def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
+    from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
+
+    other = {"clip": build_toy_clip, "clap": build_toy_clap}[kind](tmp_path / "other", 1)
+    with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*trained on features of \w+; .*--{kind}"):
+        load_captioner(project / "runs" / "ce" / "best", "cpu", {kind: str(other)}).load_media_encoders()
 
 
 @pytest.mark.parametrize("name", ["warp", "cuda:0"])

@@ -169,10 +169,23 @@ class Captioner:
 
     @cached_property
     def media_encoders(self) -> "Encoders":
-        """CLIP and CLAP, loaded on first use. Raises InputError where they are not available."""
+        """CLIP and CLAP, loaded on first use. Raises InputError where those of its features are not available."""
         from videoblip2.features.media_features import load_encoders
 
-        return load_encoders(self.provenance.features, str(self.model.device), f"model {self.model_name}")
+        origin, name = self.provenance.features or FeatureOrigin(), self.model_name
+        remedy = f"name them with --clip and --clap, or copy them to {name}/encoders/clip and {name}/encoders/clap"
+        try:
+            encoders = load_encoders(origin, str(self.model.device), f"model {name}")
+        except InputError as error:
+            raise InputError(f"{error}; {remedy}" if origin.encoders else str(error)) from error
+        for kind in ENCODERS:
+            loaded, wanted = getattr(encoders, kind), origin.fingerprint(kind)
+            if wanted not in (None, loaded.fingerprint):
+                raise InputError(
+                    f"{loaded.name}: is {kind.upper()} {loaded.fingerprint}, but model {name} was trained on features "
+                    f"of {wanted}; {remedy}"
+                )
+        return encoders
 
     def load_media_encoders(self) -> None:
         """Load CLIP and CLAP now rather than with the first media file."""

@@ -1,7 +1,7 @@
 """Open a model (checkpoint folder, MLflow run, registered version) with its data; caption videos, answer questions."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ class OpenModel:
     version: str  # `NAME/3`, `m-…` or the folder's name
     overrides: tuple[str, ...] = ()  # `key=value` on the configuration of its checkpoint
     device: str | None = None  # None = the configuration's
+    encoders: Mapping[str, str] = field(default_factory=dict)  # `clip`, `clap`: where they are, unless where they were
 
     @cached_property
     def config(self) -> Config:
@@ -43,7 +44,8 @@ class OpenModel:
         device = pick_device(self.device or self.config.device)
         checkpoint = load_checkpoint(self.folder)
         features = checkpoint.provenance.features
-        provenance = checkpoint.provenance.model_copy(update={"features": features and features.stored_in(self.folder)})
+        features = features and features.stored_in(self.folder, self.encoders)
+        provenance = checkpoint.provenance.model_copy(update={"features": features})
         network = checkpoint.model.to(device).eval()
         if self.device is None:
             network.compiled_decoding = self.config.decode.compile
@@ -78,9 +80,16 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
     return load_captioner(model, device).model
 
 
-def load_captioner(model: str | Path, device: str | None = None) -> Captioner:
-    """MODEL → a Captioner on `device` (default: CUDA where there is one)."""
-    return open_model(model, device=device or "auto").captioner
+def load_captioner(
+    model: str | Path, device: str | None = None, encoders: Mapping[str, str] | None = None
+) -> Captioner:
+    """MODEL → a Captioner on `device` (default: CUDA where there is one).
+
+    Args:
+        encoders: folder or hub name by kind, `clip` or `clap`, where an encoder is not where it was in training.
+    """
+    found = find_model(model)
+    return OpenModel(str(model), found.folder, found.version, (), device or "auto", encoders or {}).captioner
 
 
 def caption_each(
@@ -92,8 +101,10 @@ def caption_each(
 ) -> Iterator[dict[str, Any]]:
     """One row a media file, or with `features` (a feature store) a video id; a bad one does not stop the rest.
 
-    A row is {"video", "caption", "score"} or {"video", "error"}.
+    A row is {"video", "caption", "score"} or {"video", "error"}. Raises InputError where no video can be captioned.
     """
+    if features is None:
+        captioner.load_media_encoders()
     for video in videos:
         try:
             item = _features(captioner, video, features)

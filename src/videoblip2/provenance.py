@@ -80,12 +80,21 @@ class FeatureOrigin(Record):
         """The fingerprint of an encoder; None where it is not recorded."""
         return self.encoders[kind].fingerprint if kind in self.encoders else None
 
-    def stored_in(self, folder: Path) -> Self:
-        """The same with the copies in `folder`/encoders, as in a package, in place of the encoders it names."""
-        copies = {kind: str(folder / "encoders" / kind) for kind in self.encoders}
-        there = {kind: name for kind, name in copies.items() if Path(name).is_dir()}
-        renamed = {kind: self.encoders[kind].model_copy(update={"name": name}) for kind, name in there.items()}
-        return self.model_copy(update={"encoders": {**self.encoders, **renamed}})
+    def stored_in(self, folder: Path, given: Mapping[str, str] | None = None) -> Self:
+        """The same with the encoders where they are now, for a checkpoint in `folder`.
+
+        An encoder is the one `given`; else its copy in `folder`/encoders, as in a package; else the one it names; else,
+        in a project that was moved, the end of that path below a parent of `folder`.
+        """
+        found = {}
+        for kind, encoder in self.encoders.items():
+            path, chosen = Path(encoder.name), (given or {}).get(kind)
+            ends = [Path(*path.parts[start:]) for start in range(1, len(path.parts) - 1)] if path.is_absolute() else []
+            moved = (parent / end for end in ends for parent in folder.resolve().parents)
+            places = (folder / "encoders" / kind, path, *moved)
+            name = chosen or next((str(place) for place in places if place.is_dir()), encoder.name)
+            found[kind] = encoder.model_copy(update={"name": name, **({"revision": None} if chosen else {})})
+        return self.model_copy(update={"encoders": found})
 
 
 class Provenance(Record):

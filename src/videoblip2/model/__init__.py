@@ -1,21 +1,14 @@
-"""The network, weight loading, decoding, checkpoints. Names are loaded on first use: importing this is free."""
+"""The network, weight loading, decoding, checkpoints."""
 
-from importlib import import_module
 from typing import Any
 
-_HOMES = {
-    "VideoBlip2": "network",
-    "VideoBlip2Config": "configuration",
-    "Tokenizers": "tokenizers",
-    "build_model": "build",
-    "load_checkpoint": "checkpoint",
-    "save_checkpoint": "checkpoint",
-    "load_qformer": "load_weights",
-}
-__all__ = sorted(_HOMES)
+__all__ = ["load_qformer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """`load_qformer` is imported on first use, so that importing this is free."""
+    if name != "load_qformer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from videoblip2.model.load_weights import load_qformer
+
+    return load_qformer

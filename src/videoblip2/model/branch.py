@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import InstructBlipQFormerModel
 
+from videoblip2.modality import MODALITIES
+from videoblip2.model.configuration import VideoBlip2Config
+
+QFormer = tuple[InstructBlipQFormerModel, nn.Parameter]
+
 
 class ModalityBranch(nn.Module):
     """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for a modality that is absent.
@@ -19,26 +24,25 @@ class ModalityBranch(nn.Module):
     stream, is shown to the queries as one learned feature, `absent`: padding is never attended to.
 
     Args:
-        qformer: reads features of width `encoder_hidden_size`.
-        query_tokens: [1, Q, D].
-        feature_dim: C, the width of the incoming features.
-        max_positions: the longest sequence whose rows each have a position; 0 switches the temporal embedding off.
-        adapter: C → the Q-Former's `encoder_hidden_size`, where these differ.
+        config: of the whole network.
+        given: a Q-Former with its query tokens [1,Q,D]; None draws fresh ones. Where it reads another width than the
+            features have, an adapter joins.
     """
 
-    def __init__(
-        self,
-        qformer: InstructBlipQFormerModel,
-        query_tokens: nn.Parameter,
-        feature_dim: int,
-        max_positions: int,
-        adapter: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, config: VideoBlip2Config, modality: str, given: QFormer | None = None) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(feature_dim)
-        self.positions = nn.Embedding(max_positions, feature_dim) if max_positions else None
-        self.absent = nn.Parameter(torch.empty(feature_dim).normal_(std=0.02))
-        self.adapter = adapter or nn.Identity()
+        if given is None:
+            qformer = InstructBlipQFormerModel(getattr(config, f"{modality}_qformer_config"))
+            queries = torch.empty(1, config.num_queries, qformer.config.hidden_size).normal_(std=0.02)
+            given = qformer, nn.Parameter(queries)
+        qformer, query_tokens = given
+        width = config.upscaled_dim if MODALITIES[modality].upscaled else config.widths[modality]
+        reads: int = qformer.config.encoder_hidden_size
+        adapter = FeatureAdapter(width, reads) if reads != width else nn.Identity()
+        self.norm = nn.LayerNorm(width)
+        self.positions = nn.Embedding(config.max_positions, width) if config.temporal_embedding else None
+        self.absent = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.adapter = adapter
         self.query_tokens = query_tokens
         self.qformer = qformer
         if self.positions is not None:

@@ -8,10 +8,11 @@ from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
 from videoblip2.modality import MODALITIES
+from videoblip2.model.branch import ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import has_own_head, load_language_model
 from videoblip2.model.load_weights import load_qformer
-from videoblip2.model.network import VideoBlip2, branch_around
+from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
 from videoblip2.model.weight_report import WeightReport
 
@@ -45,7 +46,7 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
         lora_target_modules=list(config.lora.target_modules),
         prompt=prompt,
     )
-    branches = {n: branch_around(network, n, qformer, queries) for n, (qformer, queries, _) in qformers.items()}
+    branches = {name: ModalityBranch(network, name, found[:2]) for name, found in qformers.items()}
     model = VideoBlip2(network, language_model, branches)
     return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, InstructBlipQFormerModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from videoblip2.config import Decoding, InputError
 from videoblip2.modality import MODALITIES
 from videoblip2.model import decode
-from videoblip2.model.branch import FeatureAdapter, ModalityBranch
+from videoblip2.model.branch import ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import LanguageModel, fresh_language_model, separate_lm_head
 
@@ -46,11 +46,7 @@ class VideoBlip2(PreTrainedModel):
         for name in config.modality_names:
             if MODALITIES[name].upscaled:
                 self.add_module(f"{name}_upscaler", nn.Linear(config.widths[name], config.upscaled_dim))
-            branch = (branches or {}).get(name)
-            if branch is None:
-                qformer = InstructBlipQFormerModel(getattr(config, f"{name}_qformer_config"))
-                queries = torch.empty(1, config.num_queries, qformer.config.hidden_size).normal_(std=0.02)
-                branch = branch_around(config, name, qformer, nn.Parameter(queries))
+            branch = (branches or {}).get(name) or ModalityBranch(config, name)
             self.add_module(f"{name}_branch", branch)
             self.add_module(f"proj_{name}", nn.Linear(branch.qformer.config.hidden_size, width))
         self.language_model = language_model or fresh_language_model(config.text_config)  # type: ignore[arg-type]
@@ -186,17 +182,6 @@ class VideoBlip2(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is left to transformers: each module draws its weights where it is built."""
-
-
-def branch_around(
-    config: VideoBlip2Config, modality: str, qformer: InstructBlipQFormerModel, query_tokens: nn.Parameter
-) -> ModalityBranch:
-    """A branch around a given Q-Former; an adapter joins where it reads another width than the features have."""
-    width = config.upscaled_dim if MODALITIES[modality].upscaled else config.widths[modality]
-    reads: int = qformer.config.encoder_hidden_size
-    adapter = FeatureAdapter(width, reads) if reads != width else None
-    positions = config.max_positions if config.temporal_embedding else 0
-    return ModalityBranch(qformer, query_tokens, width, positions, adapter)
 
 
 AutoModel.register(VideoBlip2Config, VideoBlip2, exist_ok=True)
