@@ -29,7 +29,7 @@ class OpenModel:
     version: str  # `NAME/3`, `m-…` or the folder's name
     overrides: tuple[str, ...] = ()  # `key=value` on the configuration of its checkpoint
     device: str | None = None  # None = the configuration's
-    encoders: Mapping[str, str] = field(default_factory=dict)  # `clip`, `clap`: where they are, unless where they were
+    encoders: Mapping[str, str | None] = field(default_factory=dict)  # `clip`, `clap`: where they are now, if moved
 
     @cached_property
     def config(self) -> Config:
@@ -81,7 +81,7 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
 
 
 def load_captioner(
-    model: str | Path, device: str | None = None, encoders: Mapping[str, str] | None = None
+    model: str | Path, device: str | None = None, encoders: Mapping[str, str | None] | None = None
 ) -> Captioner:
     """MODEL → a Captioner on `device` (default: CUDA where there is one).
 

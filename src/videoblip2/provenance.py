@@ -80,7 +80,7 @@ class FeatureOrigin(Record):
         """The fingerprint of an encoder; None where it is not recorded."""
         return self.encoders[kind].fingerprint if kind in self.encoders else None
 
-    def stored_in(self, folder: Path, given: Mapping[str, str] | None = None) -> Self:
+    def stored_in(self, folder: Path, given: Mapping[str, str | None] | None = None) -> Self:
         """The same with the encoders where they are now, for a checkpoint in `folder`.
 
         An encoder is the one `given`; else its copy in `folder`/encoders, as in a package; else the one it names; else,

@@ -99,7 +99,7 @@ def test_json_is_the_last_line(tmp_path):
 @pytest.mark.parametrize(("bad", "code", "error"), [(0, 0, ""), (1, 3, ""), (2, 1, "error: all 2 items failed")])
 def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, bad, code, error):
     rows = [{"video": "a", "error": "broken"}] * bad + [{"video": "b", "caption": "a dog"}] * (2 - bad)
-    monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model: SimpleNamespace(version="1"))
+    monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1"))
     monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
     monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "a", "b", "--json"])
     with pytest.raises(SystemExit) as end:

@@ -9,6 +9,9 @@ from videoblip2.cli import console
 
 app = Typer()
 
+Clip = Annotated[str | None, Option(help="CLIP of the model's features, if it has moved: folder or hub name.")]
+Clap = Annotated[str | None, Option(help="CLAP of the model's features, if it has moved: folder or hub name.")]
+
 
 @app.command(
     epilog=console.examples("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
@@ -52,13 +55,15 @@ def caption(
     features: console.FeatureFolder = None,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     num_beams: console.Beams = 1,
+    clip: Clip = None,
+    clap: Clap = None,
     json: console.Json = False,
 ) -> None:
     """Caption media files, or stored features."""
     from videoblip2.config import Decoding
     from videoblip2.predict import caption_each, load_captioner
 
-    captioner = load_captioner(model)
+    captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
     rows = list(caption_each(captioner, videos, features, prompt, Decoding(num_beams)))
     lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in rows]
     console.emit({"model_version": captioner.version, "captions": rows}, json, "\n".join(lines))
@@ -75,13 +80,15 @@ def ask(
     questions: Annotated[list[str], Argument(metavar="QUESTION", help="Such as 'what color is the ball?'.")],
     features: console.FeatureFolder = None,
     num_beams: console.Beams = 1,
+    clip: Clip = None,
+    clap: Clap = None,
     json: console.Json = False,
 ) -> None:
     """Answer questions about one video, with a model trained on questions (data.task=qa or mixed)."""
     from videoblip2.config import Decoding
     from videoblip2.predict import ask_video, load_captioner
 
-    captioner = load_captioner(model)
+    captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
     answers = ask_video(captioner, video, questions, features, Decoding(num_beams))
     rows = [
         {"question": question, "answer": answer.text, "score": round(answer.score, 4)}
