@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_frequencies import count
 
 from videoblip2.captions import CiderD, DocumentFrequencies, leave_one_out, typical_caption
 from videoblip2.config import InputError
@@ -62,7 +63,7 @@ def cider_cosines(references):
 
     def vector(tokens, order):
         grams = [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
-        return {gram: grams.count(gram) * np.log(df.num_documents / max(1, df.count(gram))) for gram in grams}
+        return {gram: grams.count(gram) * np.log(df.num_documents / max(1, count(df, gram))) for gram in grams}
 
     def cosine(one, other):
         norms = np.sqrt(sum(v**2 for v in one.values()) * sum(v**2 for v in other.values()))

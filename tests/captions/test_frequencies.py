@@ -27,6 +27,12 @@ CORPUS = st.dictionaries(
 )
 
 
+def count(df, ngram):
+    """Videos with an n-gram; 0 for one outside the table."""
+    counts, (place,) = df.table.counts[len(ngram) - 1], df.table.look_up([ngram])[1][len(ngram) - 1]
+    return int(counts[place]) if place < len(counts) else 0
+
+
 def plain_counts(references, end_token):
     """Videos that hold each n-gram, counted the obvious way."""
     counts = Counter()
@@ -43,21 +49,21 @@ def test_counts_equal_a_plain_count(references, end_token):
     counts = plain_counts(references, end_token)
     assert df.num_documents == len(references)
     assert sum(map(len, df.table.counts)) == len(counts)
-    assert {ngram: df.count(ngram) for ngram in counts} == dict(counts)
+    assert {ngram: count(df, ngram) for ngram in counts} == dict(counts)
 
 
 def test_unknown_ngrams_count_zero():
     df = DocumentFrequencies.from_references(REFERENCES)
-    assert df.count(["a", "man"]) == 1
-    assert df.count(["a"]) == 2
-    assert df.count(["man", "a"]) == df.count(["giraffe"]) == df.count(["a", "giraffe"]) == 0
+    assert count(df, ["a", "man"]) == 1
+    assert count(df, ["a"]) == 2
+    assert count(df, ["man", "a"]) == count(df, ["giraffe"]) == count(df, ["a", "giraffe"]) == 0
 
 
 def test_the_end_token_is_counted_only_on_request():
-    assert DocumentFrequencies.from_references(REFERENCES).count([END_TOKEN]) == 0
+    assert count(DocumentFrequencies.from_references(REFERENCES), [END_TOKEN]) == 0
     df = DocumentFrequencies.from_references(REFERENCES, end_token=True)
-    assert df.count([END_TOKEN]) == 3
-    assert df.count(["runs", END_TOKEN]) == 2
+    assert count(df, [END_TOKEN]) == 3
+    assert count(df, ["runs", END_TOKEN]) == 2
 
 
 @pytest.mark.parametrize("end_token", [False, True])

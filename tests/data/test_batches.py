@@ -141,8 +141,3 @@ def test_prompts_are_each_videos_own(tokenizers, prompts):
     batch = collate(["video0", "video1", "video2"], items, prompts, tokenizers, 10)
     for name, expected in tokenizers.prompts(prompts).items():
         assert torch.equal(getattr(batch, name), expected) and getattr(batch, name).is_contiguous()
-
-
-def test_no_videos_is_reported_before_training(tokenizers):
-    with pytest.raises(InputError, match=r"train\.json: no videos"):
-        caption_batches([], BatchMaker(Source(), tokenizers, DataConfig(), 3, 0, 10))

@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-import pytest
 import torch
 from tiny_training import Features
 
-from videoblip2.config import DataConfig, InputError
+from videoblip2.config import DataConfig
 from videoblip2.data.batches import BatchMaker, mixed, question_batches, question_prompt
 from videoblip2.data.questions import Question
 
@@ -49,8 +48,3 @@ def test_a_mixture_is_whole_steps_in_proportion_and_skips_nothing():
 
 def test_the_prompt():
     assert question_prompt(" what is it? ") == "question: what is it? answer:"
-
-
-def test_no_questions_is_reported_before_training(tokenizers):
-    with pytest.raises(InputError, match=r"train_qa\.json: no questions"):
-        batches(tokenizers, [])

@@ -123,12 +123,6 @@ class DocumentFrequencies:
             counts.append(np.bincount(pairs % size, minlength=size) if size else ids)
         return cls(replace(table, counts=tuple(counts)), len(references), end_token)
 
-    def count(self, ngram: Sequence[str]) -> int:
-        """How many videos contain this n-gram of 1 to 4 tokens."""
-        _, grams, _ = self.table.look_up([ngram])
-        counts, place = self.table.counts[len(ngram) - 1], int(grams[len(ngram) - 1][0])
-        return int(counts[place]) if place < len(counts) else 0
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically."""
         arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}

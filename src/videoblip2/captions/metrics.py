@@ -158,9 +158,8 @@ def caption_metrics(
     Raises InputError for an unknown metric, a video without references, and a video on one side only.
     """
     wanted = [caption_metric(name) for name in (_of_captions() if metrics is None else metrics)]
-    if unpaired := [video for video in (*captions, *references) if (video in captions) != (video in references)]:
-        has, lacks = ("a caption", "references") if unpaired[0] in captions else ("references", "a caption")
-        raise InputError(f"video {unpaired[0]!r} has {has} but not {lacks}: add what is missing or leave the video out")
+    if unpaired := sorted(captions.keys() ^ references.keys()):
+        raise InputError(f"video {unpaired[0]!r} has only a caption or only references: give both or leave it out")
     check_references(references)
     texts = [joined(captions[video]) for video in references]
     groups = [[joined(text) for text in references[video]] for video in references]

@@ -73,7 +73,6 @@ class TextEncoder(Protocol):
     """The model's tokenizers."""
 
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]: ...
-
     def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor: ...
 
 
@@ -104,11 +103,9 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with `change` applied to every tensor."""
-        groups: Any = {
-            name: {key: change(t) for key, t in getattr(self, name).items()} for name in ("features", "masks")
-        }
-        tensors: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **groups, **tensors)
+        changed: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        features, masks = ({key: change(t) for key, t in group.items()} for group in (self.features, self.masks))
+        return replace(self, features=features, masks=masks, **changed)
 
 
 def collate(
@@ -134,13 +131,12 @@ def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Te
     numpy copies with one thread; torch would take all threads away from the training step that is running.
     """
     sequences = [thin(sequence, max_positions) for sequence in sequences]
-    length = max(1, *(len(sequence) for sequence in sequences))
-    padded = np.zeros((len(sequences), length, sequences[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(sequences), length), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return torch.from_numpy(padded), torch.from_numpy(mask)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    padded = np.zeros((len(sequences), max(1, lengths.max()), sequences[0].shape[1]), np.float32)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    mask = np.arange(padded.shape[1]) < lengths[:, None]
+    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
 
 
 def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
@@ -173,9 +169,8 @@ class BatchMaker:
 
         def batch(step: int) -> Batch:
             places = [divmod(step * self.batch_size + n, count) for n in range(self.batch_size)]
-            ids, prompts, texts = zip(
-                *(example(epoch, int(order(epoch)[place])) for epoch, place in places), strict=True
-            )
+            entries = [example(epoch, int(order(epoch)[place])) for epoch, place in places]
+            ids, prompts, texts = zip(*entries, strict=True)
             features = [self.source.features(video_id) for video_id in ids]
             labels = self.text.labels([text for group in texts for text in group], self.config.max_caption_tokens)
             return collate(ids, features, prompts, self.text, self.max_positions, labels)
@@ -186,8 +181,6 @@ class BatchMaker:
 def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Batches:
     """B videos per step, N captions each."""
     config = maker.config
-    if not videos:
-        raise InputError(f"{config.annotations}/{config.train}: no videos to train on; run `vb2 data prepare` first")
 
     def example(epoch: int, index: int) -> Example:
         video = videos[index]
@@ -204,9 +197,6 @@ def taught(captions: Sequence[str], order: np.ndarray, epoch: int, count: int) -
 
 def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batches:
     """B questions per step, each the prompt of its video, with one answer to teach."""
-    config = maker.config
-    if not questions:
-        raise InputError(f"{config.annotations}/{config.train_qa}: no questions to train on")
 
     def example(epoch: int, index: int) -> Example:
         asked = questions[index]

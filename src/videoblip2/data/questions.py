@@ -98,8 +98,7 @@ def prepare_questions(
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
     A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
-    without one, the 1,500 most frequent training answers make one. Only questions
-    about videos whose id satisfies `keep` are kept.
+    without one, the 1,500 most frequent training answers make one. Only videos whose id satisfies `keep` are kept.
     """
     if split not in (None, "train", "val", "test"):
         raise InputError(f"--split {split}: questions keep the split of their videos; give train, val or test")
@@ -116,8 +115,7 @@ def prepare_questions(
             splits.setdefault(chosen, []).extend(questions_in(document))
     if not splits:
         raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
-    videos = sorted({question.video_id for questions in splits.values() for question in questions})
-    without = [video for video in videos if not keep(video)]
+    without = {q.video_id for questions in splits.values() for q in questions if not keep(q.video_id)}
     for name, questions in splits.items():
         refuse_duplicates((question.question_id for question in questions), f"{name} questions, ids")
     kept = {name: [q for q in questions if q.video_id not in without] for name, questions in splits.items()}
@@ -132,7 +130,10 @@ def prepare_questions(
     source = "given" if given else f"the {len(made):,} most frequent training answers" if made else "none"
     report = _report({name: splits[name] for name in files}, made)
     return replace(
-        report, files={name: str(file) for name, file in files.items()}, map_from=source, without_features=without
+        report,
+        files={name: str(file) for name, file in files.items()},
+        map_from=source,
+        without_features=sorted(without),
     )
 
 
