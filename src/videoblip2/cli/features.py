@@ -28,7 +28,7 @@ def extract(
     output: Annotated[str, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
     tokens: Annotated[str, Option(help="pooled: one vector a frame; patch: one for each patch.")] = "pooled",
     window_seconds: Annotated[float | None, Option(help="Seconds of audio a vector; default: the model's.")] = None,
-    device: Annotated[str, Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    device: Annotated[str, Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 …")] = "auto",
     dtype: Annotated[str | None, Option(help="float32, bfloat16, float16; default: bfloat16 on cuda.")] = None,
     batch_frames: Annotated[int, Option(help="Frames in one forward pass.")] = 64,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one a core.")] = None,
@@ -39,6 +39,7 @@ def extract(
     json: Json = False,
 ) -> None:
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
+    from videoblip2.captioner import pick_device
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
     from videoblip2.features.media_features import Encoders, feature_settings
@@ -53,6 +54,7 @@ def extract(
         tokens=tokens,
         batch_frames=batch_frames,
     )
+    device = str(pick_device(device))
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     encoders = Encoders(
         load_clip(clip, device, clip_revision, kind, output, tokens),
