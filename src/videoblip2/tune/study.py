@@ -228,7 +228,9 @@ def _journal(path: Path) -> Any:
     try:
         content = path.read_bytes()
         if rest := len(content) - content.rfind(b"\n") - 1:
-            logger.warning("warning: storage %s: cut half a line (%d bytes) at its end, from an interrupted write", path, rest)
+            logger.warning(
+                "warning: storage %s: cut half a line (%d bytes) at its end, from an interrupted write", path, rest
+            )
             os.truncate(path, len(content) - rest)
     finally:
         lock.release()
