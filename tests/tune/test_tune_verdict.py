@@ -1,11 +1,19 @@
 """Better than the default, or not: also when the best was chosen among many that are no better."""
 
+import shlex
+
 import numpy as np
 import optuna
 import pytest
+from tiny_study import tiny_plan
 
 from videoblip2.captions import paired_bootstrap
-from videoblip2.tune.report import chosen_again, judge
+from videoblip2.captions.metrics import PRIMARY
+from videoblip2.captions.predictions import FILES, CaptionRow, write_rows
+from videoblip2.config import load_config
+from videoblip2.tune.lead import commands_of, write_best
+from videoblip2.tune.report import chosen_again, judge, shown
+from videoblip2.tune.trials import _score
 
 
 def trials(scores, default=0):
@@ -69,3 +77,26 @@ def test_videos_left_out_judge_what_the_drawn_ones_chose():
     scores = np.zeros((2, 40))
     scores[1, 0] = 40.0  # one lucky video
     assert chosen_again(scores, default=0) < 0.5 * scores[1].mean()
+
+
+@pytest.mark.parametrize("text", ["a\u2028b: {c", "line\nbreak", "plain: 'quoted'"])
+def test_best_yaml_and_its_commands_take_any_text(tmp_path, text):
+    """U+2028 ends a YAML comment, and a path may hold a space."""
+    root = tmp_path / "my runs"
+    root.mkdir()
+    plan = tiny_plan(root, search={"data.prompt": {"choices": ["a video of", text]}})
+    best = optuna.trial.create_trial(
+        value=0.5, params={"data.prompt": text}, distributions=plan.distributions, user_attrs={"model": f"{root}/m"}
+    )
+    commands = commands_of(plan, best, None)
+    assert shlex.split(commands[0]) == ["vb2", "ce", f"{root}/runs/study/best.yaml"]
+    assert shlex.split(commands[1]) == ["vb2", "evaluate", f"{root}/m", "--split", "test"]
+    path = tmp_path / "best.yaml"
+    write_best(path, plan, best, [f"Chosen: {shown(best.params)}", "", *commands])
+    assert load_config(path).data.prompt == text
+
+
+def test_a_caption_with_a_line_separator_counts_in_a_trials_score(tmp_path):
+    rows = [CaptionRow(f"v{n}", f"a dog\u2028runs\x85{n}", {PRIMARY: float(n)}, ("a dog runs",)) for n in range(3)]
+    write_rows(tmp_path / FILES["captions"].format(split="val"), rows)
+    assert _score(tmp_path) == (1.0, [0.0, 1.0, 2.0])

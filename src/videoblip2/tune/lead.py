@@ -1,5 +1,6 @@
 """`vb2 tune`: the process that leads a study, the study's MLflow run, and its results."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,15 +129,16 @@ def write_best(path: Path, plan: Plan, best: FrozenTrial, head: Sequence[str]) -
     if "name" in content.get("run", {}):  # or it would overwrite the run of the base
         content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source=path.name)
-    text = "\n".join(f"# {line}".rstrip() for line in head)
+    # a text value may hold separators that end a YAML comment
+    text = "\n".join(f"# {part}".rstrip() for line in head for part in line.splitlines() or [""])
     write_text(path, f"{text}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}")
 
 
 def commands_of(plan: Plan, best: FrozenTrial, default: FrozenTrial | None) -> list[str]:
     """The next commands: train with the best values; evaluate the best and the default model on the test split."""
     if plan.tuning.stage == "decode":
-        values = " ".join(f"{key}={value}" for key, value in best.params.items())
-        return [f"vb2 evaluate {plan.tuning.tuned_model} {values} --split test"]
+        values = [f"{key}={value}" for key, value in best.params.items()]
+        return [shlex.join(["vb2", "evaluate", str(plan.tuning.tuned_model), *values, "--split", "test"])]
     models = [studies.attributes(trial).model for trial in (best, default) if trial is not None]
-    tests = [f"vb2 evaluate {model} --split test" for model in dict.fromkeys(models) if model]
-    return [f"vb2 {plan.tuning.stage} {plan.folder / 'best.yaml'}", *tests]
+    tests = [["vb2", "evaluate", model, "--split", "test"] for model in dict.fromkeys(models) if model]
+    return [shlex.join(words) for words in [["vb2", plan.tuning.stage, str(plan.folder / "best.yaml")], *tests]]
