@@ -20,14 +20,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from videoblip2 import __version__
-from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
+from videoblip2.config import InputError
 from videoblip2.modality import Features
 
 from . import messages, observe
-from .batching import Ask, Job
+from .batching import Job
 from .engine import Engine, answer_of, refusal_of
 from .following import Served
-from .messages import Answer, Attention, ItemProblem, Problem, Refusal, Uploads
+from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Uploads
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
@@ -68,13 +68,11 @@ def create_app() -> FastAPI:
     )
     app.router.route_class = messages.FormRoute
     post = partial(app.post, responses=REFUSALS, tags=["Captions"])
-    post("/caption", response_model=Answer)(caption)
-    post("/captions", response_model=messages.Answers)(captions)
-    post("/ask", response_model=Answer)(ask)
+    for endpoint in (caption, captions, ask, attention):
+        post(f"/{endpoint.__name__}")(endpoint)
     post("/caption_stream", responses=REFUSALS | STREAM, response_class=StreamingResponse)(caption_stream)
-    post("/attention", response_model=Attention)(attention)
-    app.get("/references/{video_id}", response_model=messages.References, tags=["Captions"])(references)
-    app.get("/model", response_model=messages.ModelState, tags=["Captions"])(model)
+    app.get("/references/{video_id}", tags=["Captions"])(references)
+    app.get("/model", tags=["Captions"])(model)
     app.get("/", include_in_schema=False)(index)
     app.get("/static/{name}", include_in_schema=False)(static_file)
     app.get("/docs", include_in_schema=False)(docs)
@@ -90,46 +88,37 @@ def endpoints(app: FastAPI) -> frozenset[str]:
     )
 
 
-async def caption(
-    request: Request, uploads: messages.One, options: messages.Options, prompt: messages.Prompt = None
-) -> Answer:
+async def caption(request: Request, uploads: messages.One, asking: messages.Captioning) -> Answer:
     """Caption one video: a media file, or its features."""
-    return await _one(request, uploads, options, prompt)
+    return await _one(request, uploads, asking)
 
 
-async def ask(
-    request: Request, uploads: messages.One, options: messages.Options, question: messages.Question
-) -> Answer:
+async def ask(request: Request, uploads: messages.One, asking: messages.Asking) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
-    return await _one(request, uploads, options, QUESTION_PROMPT.format(question.strip()))
+    return await _one(request, uploads, asking)
 
 
-async def _one(request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None) -> Answer:
+async def _one(request: Request, uploads: Uploads, asking: Ask) -> Answer:
     engine: Engine = request.app.state.engine
     async with engine.deadline():
-        item, served, asking = await _read(request, uploads, options, prompt)
+        item, served = await _read(request, uploads, asking)
         (result,) = await engine.answer([item], served, asking)
     if isinstance(result, Refusal):
         raise result
     return result
 
 
-async def _read(
-    request: Request, uploads: Uploads, options: tuple[Decoding, int | None], prompt: str | None
-) -> tuple[Features, Served, Ask]:
-    """The one item of a request, the model that it is for, and what to do with it."""
-    served, asking = request.app.state.engine.served(), Ask(*options, prompt, observe.request_id())
+async def _read(request: Request, uploads: Uploads, asking: Ask) -> tuple[Features, Served]:
+    """The one item of a request, and the model that it is for."""
+    served: Served = request.app.state.engine.served()
     item, asking.clip = await one_item(uploads, served, request.app.state.intake)
     asking.features_seconds = time.perf_counter() - asking.began
-    return item, served, asking
+    return item, served
 
 
-async def captions(
-    request: Request, uploads: messages.Many, options: messages.Options, prompt: messages.Prompt = None
-) -> messages.Answers:
+async def captions(request: Request, uploads: messages.Many, asking: messages.Captioning) -> messages.Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
     engine: Engine = request.app.state.engine
-    asking = Ask(*options, prompt, observe.request_id())
     async with engine.deadline():
         served = engine.served()
         items = await items_of(uploads, served, request.app.state.intake)
@@ -138,12 +127,11 @@ async def captions(
     return messages.Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
 
-async def attention(request: Request, uploads: messages.One, question: messages.AttentionQuestion = None) -> Attention:
+async def attention(request: Request, uploads: messages.One, asking: messages.Attending) -> Attention:
     """Say how the model divides its attention over the frames and the sound of one video."""
     engine: Engine = request.app.state.engine
     async with engine.deadline():
-        prompt = None if question is None else QUESTION_PROMPT.format(question.strip())
-        item, served, asking = await _read(request, uploads, (GREEDY, None), prompt)
+        item, served = await _read(request, uploads, asking)
         return await engine.attention(item, served, asking)
 
 
@@ -159,11 +147,7 @@ async def model(request: Request) -> messages.ModelState:
 
 
 async def caption_stream(
-    request: Request,
-    uploads: messages.One,
-    options: messages.Options,
-    prompt: messages.Prompt = None,
-    challenger: messages.Challenger = False,
+    request: Request, uploads: messages.One, asking: messages.Captioning, challenger: messages.Challenger = False
 ) -> StreamingResponse:
     """Caption one video, and send the caption word by word while it is made.
 
@@ -172,7 +156,7 @@ async def caption_stream(
     """
     engine: Engine = request.app.state.engine
     async with engine.deadline():
-        item, served, asking = await _read(request, uploads, options, prompt)
+        item, served = await _read(request, uploads, asking)
     job = engine.job(item, served, asking)
     if isinstance(job, Refusal):
         raise job

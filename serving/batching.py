@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from videoblip2.captioner import Caption
-from videoblip2.config import GREEDY, Decoding
 from videoblip2.modality import Features
 
 from . import observe
 from .following import Served
-from .messages import Refusal
+from .messages import Ask, Refusal
 
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
@@ -43,19 +42,6 @@ class Done:
     queue_seconds: float
     model_seconds: float
     batch: int
-
-
-@dataclass
-class Ask:
-    """What to do with items: decoding, seed, prompt; and who asks."""
-
-    decoding: Decoding = GREEDY
-    seed: int | None = None
-    prompt: str | None = None
-    request_id: str = ""
-    began: float = field(default_factory=time.perf_counter)
-    features_seconds: float = 0.0
-    clip: str = ""
 
 
 @dataclass(eq=False)
@@ -97,11 +83,9 @@ def length_group(item: Features) -> int:
 
 
 class Worker:
-    """One thread that works through a queue, from `wake` until nothing waits.
+    """One thread that works through a queue, from `wake` until nothing waits: `work` on each batch that `take` removes.
 
-    Args:
-        take: removes the next batch from the queue.
-        work: called on the thread with a batch; one result an item, which may be an exception.
+    `work` returns one result an item, which may be an exception.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 OPEN_FILES = 64
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
 TOO_MUCH_MEMORY = "the uploaded file: takes too much memory to decode; scale it down"
-DAMAGED_OR_TOO_LARGE = (
-    "the uploaded file: is damaged, or takes too much memory to decode; check that it plays, or scale it down"
+DAMAGED_OR_LARGE = (
+    "the uploaded file: damaged, or takes too much memory to decode; check that it plays, or scale it down"
 )
 HEADROOM = 64 << 20  # bytes; no single thing that FFmpeg asks for is larger
 
@@ -73,7 +73,7 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
         if short:
             reason = TOO_MUCH_MEMORY
         elif near_memory_limit():
-            reason, short = DAMAGED_OR_TOO_LARGE, True
+            reason, short = DAMAGED_OR_LARGE, True
         _send(answers, {"kind": "refused", "reason": reason, "ends": short})
         return not short
     return True

@@ -22,9 +22,9 @@ from videoblip2.config import InputError
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .batching import Ask, Batcher, Done, Job
+from .batching import Batcher, Done, Job
 from .following import Follower, Served
-from .messages import Answer, Attention, Comparison, ModelState, Moment, Refusal, Timings
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Timings
 from .service_settings import Settings, baked_model
 
 BAKED = "baked into this Bento"
@@ -224,18 +224,14 @@ class Shadow:
             self.comparison.failed += 1
             log.warning("challenger %s failed: %s", shadow.served.version, error)
             return None
-        row = {
-            "request": job.ask.request_id,
-            "champion": job.served.version,
-            "challenger": shadow.served.version,
-            "champion_caption": answer.caption.text,
-            "challenger_caption": done.caption.text,
-            "champion_score": round(answer.caption.score, 4),
-            "challenger_score": round(done.caption.score, 4),
-            "overlap": round(overlap(answer.caption.text, done.caption.text), 4),
-            "champion_seconds": round(answer.model_seconds, 4),
-            "challenger_seconds": round(done.model_seconds, 4),
-        }
+        words = round(overlap(answer.caption.text, done.caption.text), 4)
+        row: dict[str, str | float] = {"request": job.ask.request_id, "overlap": words}
+        for name, version, said in (
+            ("champion", job.served.version, answer),
+            ("challenger", shadow.served.version, done),
+        ):
+            row |= {name: version, f"{name}_caption": said.caption.text, f"{name}_score": round(said.caption.score, 4)}
+            row[f"{name}_seconds"] = round(said.model_seconds, 4)
         log.info("shadow", extra={"fields": row})
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
@@ -246,7 +242,7 @@ class Shadow:
             total.same += row["champion_caption"] == row["challenger_caption"]
             for name in ("overlap", "champion_score", "challenger_score"):  # running means
                 mean = getattr(total, name)
-                setattr(total, name, mean + (float(str(row[name])) - mean) / total.compared)
+                setattr(total, name, mean + (float(row[name]) - mean) / total.compared)
         return done.caption.text
 
 

@@ -5,7 +5,7 @@
    A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
    count only for requests of this service's own page.
 3. A body is read up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; nothing but whole forms reaches an endpoint.
-4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429; each 429 and 503 says `Retry-After`.
+4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429, which says `Retry-After`.
 5. An exception becomes `{"error": ..., "request_id": ...}` with status 500; its trace stays in the log.
 
 No CORS header is ever sent, so a browser lets no other site's page read an answer.
@@ -25,7 +25,7 @@ from python_multipart.multipart import parse_options_header
 
 from . import observe
 from .messages import Refusal
-from .service_settings import Settings, read_settings
+from .service_settings import MB, Settings, read_settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -42,12 +42,7 @@ ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encodin
 
 
 class Guard:
-    """The middleware.
-
-    Args:
-        endpoints: paths that take forms, and nothing else.
-        settings: default: from the environment.
-    """
+    """The middleware. endpoints: paths that take forms, and nothing else."""
 
     def __init__(self, app: App, endpoints: Collection[str], settings: Settings | None = None) -> None:
         self.app = app
@@ -64,7 +59,7 @@ class Guard:
             return
         given = _header(scope, b"x-request-id")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        answer = _Answer(send, request_id, self.settings.retry_after)
+        answer = _Answer(send, request_id)
         method, path = scope["method"], scope["path"]
         with observe.request(request_id, method, path, path in self.endpoints, lambda: answer.status):
             try:
@@ -87,7 +82,7 @@ class Guard:
         self._check_head(scope, body)
         weight = int(scope["path"] in self.endpoints)  # the page's own files take no place
         if self._in_flight + weight > self.settings.max_requests:
-            raise Refusal(429, "too many requests in flight; try again later")
+            raise Refusal(429, "too many requests in flight; try again later", self.settings.retry_after)
         self._in_flight += weight
         try:
             await self.app(scope, body.receive, send)
@@ -130,7 +125,7 @@ class _Body:
 
     def check_size(self, size: int) -> None:
         """Raise Refusal 413 if this many bytes are too many."""
-        if size > self._settings.upload_bytes:
+        if size > self._settings.max_upload_mb * MB:
             limit = f"{self._settings.max_upload_mb:g} MB"
             raise Refusal(413, f"the upload is larger than {limit}; cut the video or scale it down")
 
@@ -159,18 +154,15 @@ class _Body:
 class _Answer:
     """The response, with our headers on everything sent. status: 0 until it begins."""
 
-    def __init__(self, send: Send, request_id: str, retry_after: int) -> None:
-        self._send, self._request_id, self._retry_after = send, request_id, retry_after
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ())]
-            if self.status in (429, 503) and b"retry-after" not in {name.lower() for name, _ in headers}:
-                headers.append((b"retry-after", str(self._retry_after).encode()))
             ours = (b"x-request-id", self._request_id.encode()), (b"x-content-type-options", b"nosniff")
-            message = {**message, "headers": [*headers, *ours]}
+            message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await self._send(message)
 
 

@@ -69,10 +69,9 @@ class Decoders:
     def decode(self, path: Path, fps: float) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
         """Decode `path` at `fps` frames a second, while the block runs.
 
-        Yields frames, uint8 [H, W, 3] one at a time, and a function that returns the sound once they are read: mono
-        float32 [N] at 48 kHz, or None for a video without audio.
-        Reading the frames raises Refusal 429 if no decoder is free in time, and InputError with words for the client if
-        the file is refused. The decoder is free for others when all is read, or at the end of the block.
+        Yields frames, uint8 [H, W, 3] one at a time, and what returns the sound once they are read: mono float32 [N] at
+        48 kHz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time, and
+        InputError with words for the client if the file is refused.
         """
         arrays, sound = self._arrays(path, fps), None
 

@@ -1,7 +1,8 @@
 """What the service is sent and what it says: the fields of a form, answers, refusals, the state of its models."""
 
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, File, Form, Request, UploadFile
@@ -11,11 +12,12 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic import FiniteFloat as Finite
 
-from videoblip2.config import Decoding
+from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding
+
+from . import observe
 
 MAX_TEXT = 300  # characters of a prompt or question
-MAX_PARTS = 256
-FORM_LIMITS = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": 64 * 1024}  # bytes of a text
+FORM_LIMITS = {"max_files": 256, "max_fields": 256, "max_part_size": 64 * 1024}  # bytes of a text
 EXAMPLE: dict[str, JsonValue] = {
     "caption": "a man is playing a guitar on a stage",
     "score": -0.41,
@@ -62,7 +64,7 @@ class Attention(BaseModel):
     model_version: str
     seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
     modalities: dict[str, list[Moment] | None] = Field(
-        description="by modality, such as `video`: empty if the clip has none, null if this model does not use it"
+        description="empty: not in the clip; null: not read by the model"
     )
 
 
@@ -140,12 +142,7 @@ KINDS = {
 
 
 class Refusal(Exception):
-    """A request, or one item of it, that gets a status and a reason instead of a caption.
-
-    Args:
-        retry_after: seconds until it is worth trying again.
-        kind: for the metrics; default: by the status.
-    """
+    """A request, or one item of it, that gets a status and a reason instead of a caption. kind: for the metrics."""
 
     def __init__(
         self,
@@ -237,23 +234,59 @@ def many_uploads(
     return Uploads(video, video_features, audio_features, features)
 
 
+@dataclass
+class Ask:
+    """What to do with items: decoding, seed, prompt; and who asks."""
+
+    decoding: Decoding = GREEDY
+    seed: int | None = None
+    prompt: str | None = None
+    request_id: str = ""
+    began: float = field(default_factory=time.perf_counter)
+    features_seconds: float = 0.0
+    clip: str = ""
+
+
 def decoding_form(
     num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
     max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
     length_penalty: Annotated[Finite, Form(ge=-5, le=5, description="with beams: above 1 favours long captions")] = 1.0,
     seed: Annotated[int | None, Form(ge=0, lt=2**63, description="samples; the same seed gives the same one")] = None,
     temperature: Annotated[Finite, Form(ge=0.05, le=5, description="of sampling; low = close to greedy")] = 1.0,
-) -> tuple[Decoding, int | None]:
+) -> Ask:
     """Decoding options and the seed."""
     if seed is not None and num_beams > 1:
         raise Refusal(400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one out")
-    return Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None), seed
+    decoding = Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None)
+    return Ask(decoding, seed, request_id=observe.request_id())
 
 
-Options = Annotated[tuple[Decoding, int | None], Depends(decoding_form)]
+def caption_form(
+    ask: Annotated[Ask, Depends(decoding_form)],
+    prompt: Annotated[str | None, Form(max_length=MAX_TEXT, description="such as `a video of`")] = None,
+) -> Ask:
+    """How to caption."""
+    return replace(ask, prompt=prompt)
+
+
+def question_form(
+    ask: Annotated[Ask, Depends(decoding_form)],
+    question: Annotated[str, Form(min_length=1, max_length=MAX_TEXT, description="such as `what is the man playing?`")],
+) -> Ask:
+    """How to answer."""
+    return replace(ask, prompt=QUESTION_PROMPT.format(question.strip()))
+
+
+def attention_form(
+    question: Annotated[str | None, Form(max_length=MAX_TEXT, description="attention while answering it")] = None,
+) -> Ask:
+    """What to look at the attention for."""
+    return Ask() if question is None else Ask(prompt=QUESTION_PROMPT.format(question.strip()))
+
+
 One = Annotated[Uploads, Depends(one_upload)]
 Many = Annotated[Uploads, Depends(many_uploads)]
-Prompt = Annotated[str | None, Form(max_length=MAX_TEXT, description="such as `a video of`; default: the model's own")]
-Question = Annotated[str, Form(min_length=1, max_length=MAX_TEXT, description="such as `what is the man playing?`")]
-AttentionQuestion = Annotated[str | None, Form(max_length=MAX_TEXT, description="attention while answering it")]
+Captioning = Annotated[Ask, Depends(caption_form)]
+Asking = Annotated[Ask, Depends(question_form)]
+Attending = Annotated[Ask, Depends(attention_form)]
 Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]

@@ -12,7 +12,6 @@ from videoblip2.config import InputError, Section
 from videoblip2.errors import validated
 
 CHAMPION = "models:/videoblip2@champion"
-PREFIX = "VB2_"
 MB = 1 << 20
 
 
@@ -56,10 +55,6 @@ class Settings(Section):
         keys = (key.strip() for key in self.api_key.split(","))
         return tuple(key for key in keys if key)
 
-    @property
-    def upload_bytes(self) -> int:
-        return int(self.max_upload_mb * MB)
-
 
 def baked_model() -> str | None:
     """The checkpoint that `vb2 package` laid beside the service; None where the service runs from the repository."""
@@ -69,7 +64,7 @@ def baked_model() -> str | None:
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read VB2_* variables; an empty one counts as not set. Raises InputError naming the variable."""
-    names = {name: f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    names = {name: f"VB2_{name.upper()}" for name in Settings.model_fields}
     given = {name: environment[variable] for name, variable in names.items() if environment.get(variable)}
     model = given.get("model") or baked_model() or CHAMPION
     if "pin" in given and not model.startswith("models:/"):

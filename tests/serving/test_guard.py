@@ -276,17 +276,6 @@ def test_one_too_many_at_a_time_is_429_with_retry_after_and_the_place_is_free_la
     assert others == [200, 200, 200]
 
 
-@pytest.mark.parametrize(("status", "own", "expected"), [(429, [], "3"), (503, [], "3"), (200, [], None)])
-def test_what_the_service_refuses_for_now_gets_retry_after(status, own, expected):
-    _, headers, _ = run(guard(Inner(status, own), retry_after=3))
-    assert headers.get("retry-after") == expected
-
-
-def test_the_services_own_retry_after_stays():
-    _, headers, _ = run(guard(Inner(429, [(b"retry-after", b"60")]), retry_after=3))
-    assert headers["retry-after"] == "60"
-
-
 def test_an_exception_shows_nothing_internal_and_is_logged(caplog):
     logger = logging.getLogger("videoblip2.serving")
     logger.propagate = True

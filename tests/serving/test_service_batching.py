@@ -7,8 +7,8 @@ import pytest
 from serving_fakes import NAN, POISON, eventually_async, item, served
 
 from serving import batching
-from serving.batching import Ask, Batcher, Job, length_group
-from serving.messages import Refusal
+from serving.batching import Batcher, Job, length_group
+from serving.messages import Ask, Refusal
 from videoblip2.config import Decoding
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from serving_fakes import eventually_async
 
-from serving.batching import Ask, Job
+from serving.batching import Job
 from serving.engine import Engine
-from serving.messages import Answer, Refusal
+from serving.messages import Answer, Ask, Refusal
 from serving.service_settings import Settings
 from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from serving_fakes import POISON, eventually_async, item, served
 
-from serving.batching import Ask, Batcher, Job
+from serving.batching import Batcher, Job
 from serving.engine import Shadow, overlap
 from serving.following import Follower
+from serving.messages import Ask
 from videoblip2.config import Decoding
 
 
