@@ -15,19 +15,11 @@ from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.training.stage import run_stage
 
 FILE = ROOT / "tests" / "golden" / "curves.json"
-#: Charts that hold no clock, memory or machine.
+#: Charts that hold no clock, memory or machine. CPUs round differently, and training amplifies that: with these learning
+#: rates the charts below agree to 5e-6 across instruction sets, while gradient norms do not.
 CURVES = {
-    "ce": ("train/loss", "train/token_accuracy", "train/grad_norm", "train/lr", "val/CIDEr"),
-    "scst": ("train/loss", "train/reward", "train/greedy_reward", "train/grad_norm", "val/CIDEr"),
-}
-#: Kinds of CPU round differently, and training amplifies that. On the kind that made the curves every point agrees to
-#: 1e-5; on any other at least these do: curve → how many first points, and how nearly.
-ELSEWHERE = {
-    "ce train/loss": (20, 5e-3),
-    "ce train/grad_norm": (20, 0.2),
-    "scst train/loss": (1, 1e-2),
-    "scst train/reward": (2, 1e-3),
-    "scst train/grad_norm": (1, 1e-2),
+    "ce": ("train/loss", "train/token_accuracy", "train/lr", "val/CIDEr"),
+    "scst": ("train/loss", "train/reward", "train/greedy_reward", "val/CIDEr"),
 }
 CAPTIONS = {
     "video0": "a red circle moves left and stops",
@@ -62,7 +54,7 @@ def train(tmp_path, tokenizers):
         "train.steps=20",
         "train.validate_every=5",
         "data.captions_per_video=2",
-        "optim.lr=0.05",
+        "optim.lr=0.016",
         "decode.max_new_tokens=10",
     )
     made = run_stage("ce", tiny_config(world, tmp_path / "runs", *ce))
@@ -70,7 +62,7 @@ def train(tmp_path, tokenizers):
         f"train.start_from={made.checkpoint}",
         "run.name=scst",
         "train.steps=10",
-        "optim.lr=0.01",
+        "optim.lr=0.002",
         "scst.samples=4",
     )
     scst = tiny_config(world, tmp_path / "runs", *scst_keys, "scst.temperature=0.7", "decode.max_new_tokens=10")
@@ -102,10 +94,7 @@ def golden(request):
             stored |= {"origin": origin, **found}
             FILE.write_text(json.dumps(stored, indent=1) + "\n")
         for name, values in found.items():
-            same = np.allclose(values, stored[name], rtol=1e-5, atol=1e-6)
-            count, near = (len(values), 1e-5) if same else ELSEWHERE.get(name, (len(values), 1e-5))
-            np.testing.assert_allclose(values[:count], stored[name][:count], rtol=near, atol=1e-6, err_msg=name)
-            assert len(values) == len(stored[name])
+            np.testing.assert_allclose(values, stored[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
     return check
 
