@@ -15,7 +15,7 @@ from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.training.stage import run_stage
 
 FILE = ROOT / "tests" / "golden" / "curves.json"
-#: Charts that hold no clock, memory or machine. CPUs round differently, and training amplifies that: with these learning
+#: Charts that hold no clock, memory or machine. CPUs round differently, and training amplifies it: with these learning
 #: rates the charts below agree to 5e-6 across instruction sets, while gradient norms do not.
 CURVES = {
     "ce": ("train/loss", "train/token_accuracy", "train/lr", "val/CIDEr"),
