@@ -2,12 +2,14 @@
 
 import re
 import struct
+import tomllib
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from videoblip2.config import InputError
 from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted, write_video
@@ -130,6 +132,13 @@ def test_mpeg4_stands_in_where_x264_is_not_built_in(tmp_path, monkeypatch):
     with av.open(str(tmp_path / "v.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     assert numbers(frames_of(tmp_path / "v.mp4", 8)) == list(range(8))
+
+
+def test_only_pyav_versions_that_can_read_files_are_allowed():
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    [allowed] = [r for r in map(Requirement, tomllib.loads(text)["project"]["dependencies"]) if r.name == "av"]
+    assert av.__version__ in allowed.specifier and "17.0.0" in allowed.specifier
+    assert "16.1.0" not in allowed.specifier, "its frames do not tell their transfer function"
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path):
