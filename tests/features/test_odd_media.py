@@ -144,7 +144,7 @@ def test_artwork_is_not_the_video(good, tmp_path, first):
                 packet.stream = stream
                 song.mux(packet)
     (tmp_path / "song.m4a").write_bytes(with_cover((tmp_path / "song.m4a").read_bytes(), first))
-    with pytest.raises(InputError, match=r"song\.m4a: has no video stream but its cover"):
+    with pytest.raises(InputError, match=r"song\.m4a: has no video stream except its cover"):
         read_header(tmp_path / "song.m4a")
 
 

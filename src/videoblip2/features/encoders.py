@@ -290,7 +290,7 @@ def _load(kind: Any, name: str | Path, revision: str | None, **options: Any) -> 
 
 @contextmanager
 def _refused_mismatch(name: str) -> Iterator[None]:
-    """Around one small input, encoded when loading: another model's processor would fail after minutes of work."""
+    """Wraps a trial encoding: a processor of another model would otherwise fail after minutes of work."""
     try:
         yield
     except Exception as error:  # any layer may be the one that does not fit

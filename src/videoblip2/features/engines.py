@@ -87,7 +87,7 @@ def encode_all(
 
 
 class RowBatches:
-    """Collects pieces of many videos into full batches, and returns rows to their videos."""
+    """Collects pieces of many videos into full batches, and hands the rows back to their videos."""
 
     def __init__(self, out: Path, encoders: Encoders) -> None:
         self._out, self._encoders = out, encoders

@@ -86,7 +86,7 @@ def extract_features(
 ) -> ExtractionReport:
     """Encode `videos` into the store `out` and record everything in its manifest.
 
-    A file that cannot be read is reported as failed, and so are all files that share one id.
+    A file that cannot be read is reported as failed, and so are files that share an id.
 
     Args:
         engine: what runs the files through the encoders; default: this process.

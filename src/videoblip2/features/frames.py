@@ -1,4 +1,4 @@
-"""Decoded frames made alike: pictures as a person sees them, and sound in mono at one rate."""
+"""Decoded frames in one form: pictures as a person sees them, and sound in mono at one rate."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Pictures:
 
 
 class Sound:
-    """The audio frames of one stream, mixed to mono at `rate` Hz; `end` is the second up to which it was heard."""
+    """The audio frames of one stream, mixed to mono at `rate` Hz; `end` is when the last one ends, in seconds."""
 
     def __init__(self, rate: int) -> None:
         self.end, self._rate = 0.0, rate
@@ -76,7 +76,7 @@ class Sound:
         return self._form is not None
 
     def mono(self, frame: Any) -> Iterator[Audio]:
-        """Chunks of at least `SAMPLES_AT_ONCE`, once so many have come; a change of format starts a new resampler."""
+        """A chunk once `SAMPLES_AT_ONCE` samples are waiting; a change of format starts a new resampler."""
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if self.started and form != self._form:
             yield from self.rest()

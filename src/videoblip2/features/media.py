@@ -27,7 +27,7 @@ SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was 
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users bring
 FRAME_TOLERANCE = 2  # the same for video, in frames
-GLITCH = 1  # second: a shorter step back is a wrong time stamp, not the clock of another recording
+GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
 LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
 #: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
 #: would make FFmpeg open the files and addresses that it lists.
@@ -175,7 +175,7 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
 
 
 class _Clock:
-    """Times of the frames of one stream, which never run backwards: a part with a clock of its own follows the last."""
+    """Times of one stream's frames, never running backwards: a part with its own clock follows the previous one."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest from one frame to the next
@@ -202,7 +202,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     """The first stream of moving pictures. Raises `InputError` if there is none, or none that FFmpeg can decode."""
     moving = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
     if not moving:
-        only = " but its cover" if container.streams.video else ""
+        only = " except its cover" if container.streams.video else ""
         raise InputError(f"{path}: has no video stream{only}; give a video file")
     stream = min(moving, key=lambda one: (one.codec_context is None, one.frames == 1))
     if stream.codec_context is None:
@@ -297,4 +297,4 @@ def _open(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
 
 def _refuse_long(path: str | Path, seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise InputError(f"{path}: lasts longer than {max_seconds:g} s; cut it")
+        raise InputError(f"{path}: lasts longer than {max_seconds:g} s; trim it")
