@@ -1,5 +1,6 @@
 """One odd part does not lose the file, one odd file does not lose the batch, and pictures are what a person sees."""
 
+import json
 import re
 import struct
 from fractions import Fraction
@@ -182,6 +183,23 @@ def test_extraction_notes_what_it_skipped_and_survives_any_file(encoders, good, 
     assert store.manifest.videos["mute"].caveats == ("audio: skipped, FFmpeg cannot decode apac",)
     assert store.manifest.videos["fine"].caveats == () and store.manifest.videos["meme"].audio == "absent"
     assert len(store.array("video", "joined")) == 32 and len(store.array("video", "meme")) == 4
+
+
+def test_names_that_cannot_be_stored_fail_alone(encoders, good, tmp_path):
+    names = ["fine.mp4", "動画" * 20 + ".mp4", "x" * 245 + ".mp4", "caf\udce9.mp4"]
+    for name in names:
+        (tmp_path / name).write_bytes(good)
+    report = extract_features(find_videos([tmp_path]), tmp_path / "out", encoders)
+    assert sorted(report.done) == ["fine", "動画" * 20] == FeatureStore(tmp_path / "out").ids
+    assert list(report.failed) == ["caf\\udce9", "x" * 245]
+    assert "not UTF-8; rename" in report.failed["caf\\udce9"] and "too long" in report.failed["x" * 245]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["failed"] == report.failed
+
+
+def test_a_picture_that_changes_size_midway_keeps_its_first(tmp_path):
+    parts = [clip(tmp_path / f"{width}.ts", size=(width, 48)).read_bytes() for width in (64, 128)]
+    (tmp_path / "v.ts").write_bytes(b"".join(parts))
+    assert decoded(tmp_path / "v.ts")[0].shape == (32, 48, 64, 3)
 
 
 def test_any_exception_of_one_file_is_that_files_failure(encoders, good, tmp_path, monkeypatch):

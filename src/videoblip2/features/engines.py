@@ -10,6 +10,7 @@ and store are on a disk that all machines see under one path. Only the notes com
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -145,6 +146,11 @@ class RowBatches:
         try:
             write_features(self._out, video_id, features)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                yield VideoOutcome(
+                    video_id, failure=f"{video.note.source}: its name is too long for a file; shorten it"
+                )
+                return
             raise InputError(
                 f"{self._out}: {video_id} cannot be written ({error.strerror or error}); fix that and run the same "
                 "command again; what is stored is kept"

@@ -95,15 +95,18 @@ def extract_features(
     """
     out, by_id = Path(out), dict[str, list[Path]]()
     for path in dict.fromkeys(map(Path, videos)):
-        if run.shard is None or shard_of(path.stem, run.shard[1]) == run.shard[0]:
-            by_id.setdefault(path.stem, []).append(path)
-    paths = [same[0] for same in by_id.values() if len(same) == 1]
+        video_id = _printable(path.stem)
+        if run.shard is None or shard_of(video_id, run.shard[1]) == run.shard[0]:
+            by_id.setdefault(video_id, []).append(path)
+    paths = [same[0] for video_id, same in by_id.items() if len(same) == 1 and same[0].stem == video_id]
     with _open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
         for video_id, same in by_id.items():
             if len(same) > 1:
                 reason = f"{', '.join(map(str, same))}: the same name, so one video id; rename or remove all but one"
-                ledger.note(VideoOutcome(video_id, failure=reason))
+                ledger.note(VideoOutcome(video_id, failure=_printable(reason)))
+            elif same[0].stem != video_id:
+                ledger.note(VideoOutcome(video_id, failure=_printable(f"{same[0]}: its name is not UTF-8; rename it")))
         outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.threads)
         with closing(outcomes):
             ended = (ledger.note(outcome) for outcome in outcomes)
@@ -117,6 +120,11 @@ def extract_features(
         ids.sort(key=place.__getitem__)
     failed, noted = (dict(sorted(d.items(), key=lambda e: place[e[0]])) for d in (report.failed, report.noted))
     return ExtractionReport(report.done, report.skipped, failed, noted)
+
+
+def _printable(name: str) -> str:
+    """The name with `\\udce9` and the like for bytes that are not UTF-8, which JSON cannot hold."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def shard_of(video_id: str, count: int) -> int:

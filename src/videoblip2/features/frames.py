@@ -22,6 +22,7 @@ BT709 = 1  # FFmpeg's number of the colour matrix of HD video
 BT2020 = 9  # of the primaries of HDR video
 PQ, HLG = 16, 18  # of the two HDR transfer functions
 WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), which becomes the white of SDR
+STRIP = 64  # rows that are tone-mapped at once
 KNEE = 0.8  # of white: what is brighter is compressed
 TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
 
@@ -54,7 +55,9 @@ class Pictures:
         pixels: NDArray[Any] = shown.to_ndarray()
         if hdr:
             self._note("video: HDR, tone-mapped to SDR")
-            pixels = _tone_mapped(_light(int(frame.color_trc))[pixels], frame.color_primaries == BT2020)
+            light, wide = _light(int(frame.color_trc)), frame.color_primaries == BT2020
+            strips = np.array_split(pixels, -(-len(pixels) // STRIP))  # as floats, a whole 4K frame takes 100 MB
+            pixels = np.concatenate([_tone_mapped(light[strip], wide) for strip in strips])
         return np.ascontiguousarray(_upright(pixels, frame))
 
     def _note(self, caveat: str) -> None:
