@@ -43,12 +43,17 @@ class Tokenizers:
         }
 
     def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor:
-        """N captions → [N,T], each ends with the end token; -100 = padding."""
+        """N captions → [N,T], -100 = padding. Each ends with the end token, unless it is cut to `max_tokens`."""
         with self._lock:
-            options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-            encoded = self.text(list(captions), max_length=max_tokens, **options)
+            encoded = self.text(list(captions), padding=True, return_tensors="pt")
         labels: Tensor = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
-        return labels
+        return labels[:, :max_tokens]
+
+    def pieces(self, captions: Sequence[str]) -> list[list[int]]:
+        """The pieces of each caption, uncut, with the end token."""
+        with self._lock:
+            ids: list[list[int]] = self.text(list(captions)).input_ids
+        return ids
 
     def texts(self, ids: Tensor) -> list[str]:
         """[N,T] → N captions without special tokens."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from videoblip2.captions import diversity
 from videoblip2.captions.functions import repetition
 from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.captions.tokenizer import joined
-from videoblip2.config import Config, WatchConfig
+from videoblip2.config import Config, InputError, WatchConfig
 from videoblip2.model.decode import Decoded
-from videoblip2.training.workspace import Workspace
+from videoblip2.training.workspace import Workspace, no_cider
 
 #: Where `scst.log_prob_tolerance` is left out. In bf16 a logit of 20 is known to 0.06 only.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
@@ -88,6 +89,17 @@ def build_reward(work: Workspace) -> MixedReward:
     Document frequencies are those of the complete training references, whichever references score.
     """
     return MixedReward(reward_references(work), work.document_frequencies, work.config.scst.reward.weights)
+
+
+def check_reward(work: Workspace) -> None:
+    """Raise InputError where even human captions earn no reward, as with one training video."""
+    some = dict(islice(reward_references(work).items(), 50))
+    reward = MixedReward(some, work.document_frequencies, work.config.scst.reward.weights)
+    if not reward.score(list(some), [texts[0] for texts in some.values()], [True] * len(some)).any():
+        raise InputError(
+            f"{work.config.data.train}: {no_cider(work.all_references)}, so no sample would earn a reward; add videos, "
+            "or another term of scst.reward"
+        )
 
 
 def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.naming import run_name, what_differs
 from videoblip2.training.record import log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, resumed_config
-from videoblip2.training.rollout import BandMonitor, build_reward, reward_references
+from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
@@ -115,6 +115,8 @@ def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
     name = config.run.name or run_name(kind, config, said)
     saved = find_saved(kind, Path(config.run.out) / name, config)
     work = open_workspace(config)
+    if kind == "scst":
+        check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
     return Stage(kind, name, work, said, weights, saved)
 

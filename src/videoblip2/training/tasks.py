@@ -35,6 +35,14 @@ class CaptionTask:
         """The annotation file of a split (train, val, test)."""
         return data.train if split == "train" else f"{split}.json"
 
+    def taught(self, entries: list[VideoAnnotation]) -> list[str]:
+        """The texts that these entries teach."""
+        return [caption for video in entries for caption in video.captions]
+
+    def human(self, entries: list[VideoAnnotation]) -> Texts:
+        """What a person said of each entry."""
+        return {video.video_id: video.captions[0] for video in entries}
+
     def say(
         self, captioner: Captioner, entries: list[VideoAnnotation], source: FeatureSource, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
@@ -65,6 +73,12 @@ class AnswerTask:
 
     def file(self, data: DataConfig, split: str) -> str:
         return data.train_qa if split == "train" else f"{split}_qa.json"
+
+    def taught(self, entries: list[Question]) -> list[str]:
+        return [question.answer for question in entries]
+
+    def human(self, entries: list[Question]) -> Texts:
+        return {question.question_id: question.answer for question in entries}
 
     def say(
         self, captioner: Captioner, entries: list[Question], source: FeatureSource, decode: DecodeConfig

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -25,10 +25,16 @@ from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.model.weight_report import WeightReport
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import local_model
+from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
 
 #: Keys that name where first weights come from.
 SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert", "model.qformer.bert_weights")
+
+#: Shares of unknown pieces in training texts: worth a warning, and too many to learn a language.
+FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
+#: Training texts that are looked at before training, spread evenly.
+MOST_TEXTS = 10_000
 
 
 @dataclass
@@ -127,7 +133,41 @@ def open_workspace(config: Config) -> Workspace:
     refuse_unnoted(store, [entry.video_id for entry in entries])
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
-    return Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+    work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+    for task in tasks_of(config):
+        check_taught(task.taught(train[task.kind]), task.file(config.data, "train"), tokenizers, config)
+    if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
+        file = CAPTIONS.file(config.data, "val")
+        raise InputError(f"{file}: {no_cider(val[CAPTIONS.kind])}, so no checkpoint could be chosen; add videos")
+    return work
+
+
+def no_cider(videos: Sized) -> str:
+    """Why CIDEr, which counts only what tells videos apart, cannot rise above 0."""
+    count = len(videos)
+    return f"the CIDEr of {'one video' if count == 1 else f'{count} videos with the same captions'} is 0 by definition"
+
+
+def check_taught(texts: Sequence[str], file: str, tokenizers: Tokenizers, config: Config) -> None:
+    """Warn of training texts that cannot be learnt whole. Raises InputError where most of them cannot be written."""
+    looked_at = texts[:: 1 + len(texts) // MOST_TEXTS]
+    pieces, longest = tokenizers.pieces(looked_at), config.data.max_caption_tokens
+    share = sum(ids.count(tokenizers.text.unk_token_id) for ids in pieces) / max(1, sum(map(len, pieces)))
+    if share >= FEW_UNKNOWN:
+        said = (
+            f"{file}: {100 * share:.1f} % of the pieces are unknown to the tokenizer of {config.model.language_model}, "
+            "and can be neither learnt nor written"
+        )
+        if share >= MANY_UNKNOWN:
+            raise InputError(
+                f"{said}; set model.language_model to a model that knows this language, or translate the texts"
+            )
+        warn(said)
+    if cut := sum(len(ids) > longest for ids in pieces):
+        warn(
+            f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}; they are cut, "
+            f"and their end is not taught (the longest needs {max(map(len, pieces))})"
+        )
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:

@@ -1,0 +1,141 @@
+"""What is told before a training starts: texts that cannot be learnt whole, data that cannot be judged, odd stores."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import make_world, tiny_config
+from tracking_store import place_store
+
+from videoblip2.config import InputError, flatten
+from videoblip2.tracking.mlflow.run_records import list_runs
+from videoblip2.training.stage import open_stage, run_stage
+from videoblip2.training.state import FOLDER, Identity, StateFile, TrainState
+
+TASKS = ["caption", "qa", "mixed"]
+
+
+@pytest.fixture
+def world(tmp_path, tokenizers):
+    return make_world(tmp_path, tokenizers)
+
+
+def write(world, texts, split="train", count=2, captions=True):
+    """Captions of each of `count` videos, and as many questions with these answers."""
+    videos = [{"video_id": f"video{n}", "category": 0, "captions": texts} for n in range(count)]
+    asked = [
+        {"question_id": f"{n}-{place}", "video_id": f"video{n}", "question": "a circle", "answer": text}
+        for n in range(count)
+        for place, text in enumerate(texts)
+    ]
+    if captions:
+        (world / f"{split}.json").write_text(json.dumps(videos, ensure_ascii=False))
+    (world / f"{split}_qa.json").write_text(json.dumps(asked, ensure_ascii=False))
+
+
+def opened(world, *overrides, stage="ce"):
+    return open_stage(stage, tiny_config(world, world / "runs", "run.name=x", "run.tracking=false", *overrides))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("text", ["一个人在弹吉他", "мужчина играет", "男の人がギターを弾いている"])
+def test_a_language_that_the_tokenizer_lacks_is_refused_with_the_share_and_the_remedy(world, task, text):
+    write(world, [text, text])
+    write(world, ["a red circle", "a dog"], "val", captions=False)
+    with pytest.raises(
+        InputError, match=r"train(_qa)?.json: \d\d\.\d % of the pieces .* unknown .*model.language_model"
+    ):
+        opened(world, f"data.task={task}")
+
+
+def test_a_few_unknown_pieces_are_counted_in_a_warning(world, capsys):
+    write(world, ["a red circle moves left and a red circle moves left", "a dog barks at a man 😀"])
+    opened(world)
+    assert "pieces are unknown" in capsys.readouterr().err
+
+
+LONG = "a red circle moves left and a blue square jumps and beeps play and the star is quiet"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_texts_longer_than_the_limit_are_counted_and_their_end_is_not_taught(world, capsys, task):
+    write(world, [LONG, "a dog"])
+    write(world, ["a red circle", "a dog"], "val", captions=False)
+    work = opened(world, f"data.task={task}", "data.max_caption_tokens=8", "data.captions_per_video=2").work
+    line = capsys.readouterr().err
+    assert line.count("2 of 4 texts are longer than data.max_caption_tokens=8") == (2 if task == "mixed" else 1)
+    end, rows = work.tokenizers.text.eos_token_id, {}
+    for step in range(4):
+        for row in work.batches(step).labels:
+            rows[tuple(row[row != -100].tolist())] = bool((row == end).any())
+    whole, cut = (work.tokenizers.text(text).input_ids for text in ("a dog", LONG))
+    assert rows == {tuple(whole): True, tuple(cut[:8]): False}
+
+
+@pytest.mark.parametrize("captions", [["a dog barks"], [LONG, "a dog barks at a man"]])
+@pytest.mark.parametrize("count", [1, 3])
+def test_validation_videos_whose_cider_is_0_by_definition_are_refused(world, captions, count):
+    """One video, or the same captions for all: no n-gram is rarer than another."""
+    (features,) = {path.parent for path in world.glob("features/video/*.npy")}
+    for kind, rows in (("video", 768), ("audio", 512)):
+        np.save(world / "features" / kind / "video2.npy", np.ones((2, rows), "float32"))
+    assert features.is_dir()
+    write(world, captions, "val", count)
+    write(world, ["a red circle", "a dog"])
+    with pytest.raises(
+        InputError, match=rf"val.json: the CIDEr of {'one' if count == 1 else 3} video.* is 0 by .*; add videos"
+    ):
+        opened(world)
+    opened(world, "data.task=mixed")  # answers can still choose
+
+
+def test_a_reward_that_is_0_by_definition_is_refused(world):
+    write(world, ["a dog barks at a man"], count=1)
+    opened(world)
+    with pytest.raises(InputError, match=r"train.json: the CIDEr of one video is 0 by .*; add videos, or another"):
+        opened(world, stage="scst")
+    opened(world, "scst.reward.bleu=1", stage="scst")
+
+
+@pytest.mark.parametrize(
+    ("forget", "overrides", "refused"),
+    [
+        ("optim.weight_decay", (), ""),
+        ("scst.clip", (), ""),
+        ("optim.weight_decay", ("optim.weight_decay=0.3",), "to resume it, add optim.weight_decay=0.05"),
+        ("decode.compile", ("decode.compile=true",), "add decode.compile=false"),
+    ],
+)
+def test_a_key_that_the_saved_state_lacks_has_its_default(world, forget, overrides, refused):
+    config = tiny_config(world, world / "runs", "run.name=x", "run.tracking=false")
+    flat = {key: value for key, value in flatten(config).items() if key != forget} | {"gone.since": 3}
+    weights = {"a": torch.nn.Parameter(torch.ones(2))}
+    file = StateFile(world / "runs" / "x" / FOLDER, Identity(stage="ce", name="x", config=flat))
+    file.save(weights, torch.optim.AdamW(weights.values()), TrainState(step=3))
+    if not refused:
+        assert opened(world, "train.resume=auto", *overrides).saved.step == 3
+        return
+    with pytest.raises(InputError, match=refused):
+        opened(world, "train.resume=auto", *overrides)
+
+
+def test_videos_without_audio_features_are_counted_before_a_run_opens(world, monkeypatch):
+    place_store(world, monkeypatch)
+    for path in (world / "features" / "audio").glob("*.npy"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"train.json: of 2 videos, 2 have no audio \(video0, video1\)"):
+        run_stage("ce", tiny_config(world, world / "runs", "run.name=x"))
+    assert list_runs() == []
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_frame_features_alone_of_any_width_train(world, width):
+    for path in (world / "features" / "audio").glob("*.npy"):
+        path.unlink()
+    (world / "features" / "audio").rmdir()
+    for n in range(2):
+        np.save(world / "features" / "video" / f"video{n}.npy", np.ones((3, width), "float32"))
+    options = ("model.modalities=video", f"model.video_dim={width}", "train.steps=1", "run.tracking=false")
+    result = run_stage("ce", tiny_config(world, world / "runs", "run.name=x", *options))
+    assert (result.checkpoint / "model.safetensors").is_file()
