@@ -79,10 +79,9 @@ class Contender:
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
-    """Load MODEL and read its validation data. Raises InputError where the model or its data cannot be used.
+    """Load MODEL and read its validation data; overrides: `key=value` on the configuration of its checkpoint.
 
-    Args:
-        overrides: `key=value` on the configuration of its checkpoint, such as data.annotations=DIR.
+    Raises InputError where the model or its data cannot be used.
     """
     opened = open_model(model, overrides)
     entries = read_split(opened.config, SPLIT, opened.store)
@@ -136,11 +135,8 @@ def score(said: Said, contender: Contender, metric: str) -> Evaluation:
 
 
 def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) -> dict[str, tuple[float, float] | str]:
-    """Metric → the mean of the videos' scores for each side, or why it could not be measured.
-
-    Both sides share one Java process, which takes longer to start than to score. METEOR is therefore the mean over
-    videos, which differs from its corpus score.
-    """
+    """Metric → the mean of the videos' scores for each side, or why it could not be measured. Both sides share one Java
+    process, which takes longer to start than to score, so METEOR is the mean over videos, not its corpus score."""
     if not metrics or not sides[0].captions:
         return {}
     captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.captions.items()}
@@ -154,20 +150,17 @@ def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) ->
 
 
 def say_trivial(contender: Contender) -> Said:
-    """What needs no video: the most typical training caption; the most frequent training answer to a type of question.
-
-    A challenger has to beat this while there is no champion.
-    """
-    config, said = contender.config, Said()
-    for kind, entries in contender.entries.items():
-        if kind == "captions":
-            train = read_annotations(contender.model.annotations(config.scst.all_references))
-            same = typical_caption({video.video_id: video.captions for video in train})
-            said[kind] = {video.video_id: same for video in entries}
-        else:
-            taught = read_questions(contender.model.annotations(config.data.train_qa))
-            common = common_answers([q.question for q in taught], [q.answer for q in taught])
-            said[kind] = {q.question_id: typed_answer(common, q.question) for q in entries}
+    """What needs no video, and a first champion has to beat: the most typical training caption, and the most frequent
+    training answer to a type of question."""
+    config, model, said = contender.config, contender.model, Said()
+    if videos := contender.entries.get("captions"):
+        train = read_annotations(model.annotations(config.scst.all_references))
+        same = typical_caption({video.video_id: video.captions for video in train})
+        said["captions"] = {video.video_id: same for video in videos}
+    if questions := contender.entries.get("answers"):
+        taught = read_questions(model.annotations(config.data.train_qa))
+        common = common_answers([q.question for q in taught], [q.answer for q in taught])
+        said["answers"] = {q.question_id: typed_answer(common, q.question) for q in questions}
     return said
 
 

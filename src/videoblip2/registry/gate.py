@@ -123,9 +123,8 @@ def judge(
 
     Args:
         means: metric of `gate.losses` → (challenger, champion), means over videos, or why it was not measured.
-        seconds: (challenger, champion) for each entry alone; empty without a champion.
+        seconds: (challenger, champion) for each entry alone. extra: conditions decided before.
         trivial: `champion` is the trivial baseline, so lengths are compared with the references' instead.
-        extra: conditions decided before, such as different validation data.
     """
     metric = gate.metric_for(challenger)
     say = partial(shown, metric)

@@ -44,10 +44,8 @@ class Ancestor:
 
 
 def lineage(model: str) -> list[Ancestor]:
-    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why.
-
-    Raises InputError where MODEL itself cannot be found.
-    """
+    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why; a MODEL that
+    cannot be found raises InputError."""
     line = [describe(find_model(model), model)]
     seen = {line[0].folder}
     while (parent := line[-1].parent) and len(line) < LONGEST:
@@ -114,8 +112,7 @@ def parent_of(provenance: Provenance) -> str | None:
 def read_scores(folder: Path) -> dict[str, float]:
     """metrics.json of a checkpoint; empty if it has none."""
     path = folder / "metrics.json"
-    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return scores
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:

@@ -26,7 +26,7 @@ STAGES = ("ce", "scst")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to repeat a run. expected: its main scores; differs: what has changed since."""
+    """How to repeat a run. expected: its main scores. differs: what has changed since."""
 
     stage: str
     config: Config
@@ -66,9 +66,7 @@ def reproduce(
 ) -> Reproduction:
     """Train a run (or any MODEL that a stage made) again, as a new run, and compare its main validation scores.
 
-    Args:
-        tolerance: see Reproduction. out: folder for the new run; default the original's `run.out`.
-        announce: receives the recipe before training.
+    `announce` receives the recipe before training. out: folder for the new run; default the original's `run.out`.
     """
     recipe = read_recipe(model, out)
     announce(recipe)

@@ -46,11 +46,8 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
 def write_verdict(
     folder: Path, verdict: GateVerdict, gate: Gate, sides: tuple[Evaluation, Evaluation], facts: Mapping[str, str]
 ) -> None:
-    """Write verdict.json, a table with the worst loss first (videos.csv or questions.csv) and verdict.png.
-
-    Args:
-        sides: challenger, champion.
-    """
+    """Write verdict.json, a table with the worst loss first (videos.csv or questions.csv) and verdict.png; sides:
+    challenger, champion."""
     content = {
         **facts,
         "passed": verdict.passed,

@@ -45,56 +45,46 @@ LOCK = "promotion_lock"  # the tag that names the holder of the lock
 LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
 SETTLE_SECONDS = 1.0  # how long another machine's write may take between reading the tag and writing its own
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
+EXISTS = ("RESOURCE_ALREADY_EXISTS",)
 BUSY = "TEMPORARILY_UNAVAILABLE"  # MLflow's answer while another process locks the database
+
+
+@contextmanager
+def answered(codes: Sequence[str], message: str = "") -> Iterator[None]:
+    """Turn these answers of MLflow into an InputError with a message; without one, carry on after the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
+        if message:
+            raise InputError(message) from error
 
 
 def register(model_uri: str, name: str = NAME) -> int:
     """Register a logged model (`models:/m-…`) as the next version of NAME and return the version."""
-    from mlflow.exceptions import MlflowException
-
     client = connect()
-    try:
+    with answered(UNKNOWN, f"{model_uri}: no logged model; give the models:/m-… that a training run printed"):
         logged = client.get_logged_model(model_uri.removeprefix("models:/"))
-    except MlflowException as error:
-        raise InputError(f"{model_uri}: no logged model; give the models:/m-… that a training run printed") from error
-    _make_name(client, name)
+    with answered(EXISTS):
+        client.create_registered_model(name, description=ABOUT)
     source = f"models:/{logged.model_id}"
     return int(client.create_model_version(name, source, run_id=logged.source_run_id, model_id=logged.model_id).version)
 
 
-def _make_name(client: "MlflowClient", name: str) -> None:
-    """Create the registered model NAME unless it exists."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description=ABOUT)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def champion(name: str = NAME) -> int | None:
     """Return the version that is `champion`; None while there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with answered(UNKNOWN):
         return int(connect().get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN:
-            raise
-        return None
+    return None
 
 
 def set_champion(name: str, version: int) -> None:
     """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with answered(UNKNOWN, f"{name} has no version {version}; register one with `vb2 promote RUN`"):
         connect().set_registered_model_alias(name, CHAMPION, str(version))
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN:
-            raise
-        raise InputError(f"{name} has no version {version}; register one with `vb2 promote RUN`") from error
 
 
 @contextmanager
@@ -271,7 +261,8 @@ def promotion_lock(name: str) -> Iterator[PromotionLock]:
         file = cache / f"promotion-{hashlib.sha256((uri + name).encode()).hexdigest()[:12]}.lock"
     try:
         with FileLock(file, timeout=0):
-            _make_name(client, name)
+            with answered(EXISTS):
+                client.create_registered_model(name, description=ABOUT)
             lock = PromotionLock(client, name)
             if (holder := lock.holder()) is None or not holder.is_alive():
                 lock.write()
