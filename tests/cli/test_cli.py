@@ -97,7 +97,10 @@ def test_json_is_the_last_line(tmp_path):
 
 
 @pytest.mark.parametrize(("bad", "code", "error"), [(0, 0, ""), (1, 3, ""), (2, 1, "error: all 2 items failed")])
-def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, bad, code, error):
+def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, tmp_path, bad, code, error):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     rows = [{"video": "a", "error": "broken"}] * bad + [{"video": "b", "caption": "a dog"}] * (2 - bad)
     monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1"))
     monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)

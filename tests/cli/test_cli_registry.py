@@ -63,6 +63,7 @@ def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch,
         return room.Reproduction(recipe, result, tolerance)
 
     monkeypatch.setattr(room, "reproduce", again)
+    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")
     assert got == code and "changed: numpy 1 -> 2" in out
     assert json.loads(out.splitlines()[-1])["reproduced"] is (code == 0)

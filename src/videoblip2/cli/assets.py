@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from videoblip2.cli.console import Json, emit, examples, progress, table
+from videoblip2.cli.console import Json, emit, examples, progress, require, table
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
 
@@ -41,6 +41,7 @@ def inspect(
     file: Annotated[Path, Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")], json: Json = False
 ) -> None:
     """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
+    require([file], "`vb2 weights fetch` lists what can be downloaded")
     from videoblip2.model.weight_report import inspect_weights
 
     inspection = inspect_weights(file)

@@ -63,6 +63,22 @@ def go_to(folder: Path) -> None:
         raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
 
 
+def require(paths: Iterable[str | Path], remedy: str) -> None:
+    """Raise InputError for the first that does not exist. Commands ask before they import anything heavy."""
+    for path in paths:
+        if not Path(path).exists():
+            raise InputError(f"{path}: no such file or folder; {remedy}")
+
+
+def require_model(model: str) -> None:
+    """Raise InputError if MODEL does not exist; a name with a slash is a folder's or `models:/…`."""
+    from videoblip2.tracking import find_model
+
+    if "/" in model and not model.startswith("models:"):
+        require([model], "give a checkpoint folder, a run (`vb2 runs list`) or models:/videoblip2@champion")
+    find_model(model)
+
+
 def emit(record: object, json: bool, text: str, **more: object) -> None:
     """Print `text` for a person; with `json`, also a record as one JSON object on the last line of standard output.
 

@@ -20,7 +20,7 @@ from typing import Annotated
 
 from typer import Option, Typer
 
-from videoblip2.cli.console import Json, emit, examples, progress
+from videoblip2.cli.console import Json, emit, examples, progress, require_model
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
 
@@ -55,6 +55,8 @@ def serve(
     """Serve the champion over HTTP; promotions and rollbacks take effect within seconds."""
     from videoblip2.server import server_command, server_environment
 
+    for name in filter(None, (model, shadow)):
+        require_model(name)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], socket.SOCK_STREAM) as listener:
@@ -78,6 +80,7 @@ def package(
     if export and (export.is_dir() or not export.absolute().parent.is_dir()):
         reason = "is a folder" if export.is_dir() else f"there is no folder {export.absolute().parent}"
         raise InputError(f"--export {export}: {reason}; name a file such as videoblip2.bento")
+    require_model(model)
     with tempfile.TemporaryDirectory(prefix="vb2-package-") as folder:
         steps = progress(["collect", "build"], description="package")
         next(steps)

@@ -6,11 +6,14 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, exit_if_failed, interruptible, progress
+from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, exit_if_failed, interruptible, progress, require
 from videoblip2.errors import counted, some
 
 app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 Engine = StrEnum("Engine", "local ray")  # where the encoders run
+Output = StrEnum("Output", "projected hidden")
+Tokens = StrEnum("Tokens", "pooled patch")
+DType = StrEnum("DType", "float32 bfloat16 float16")
 Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
@@ -25,11 +28,13 @@ def extract(
     fps: Annotated[float | None, Option(help="Frames a second; default: 1, with --frames 4.")] = None,
     frames: Annotated[int | None, Option(help="Exact frames a video, evenly spaced, of those at --fps.")] = None,
     max_frames: Annotated[int | None, Option(help="Most frames a video; longer ones are thinned evenly.")] = None,
-    output: Annotated[str, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
-    tokens: Annotated[str, Option(help="pooled: one vector a frame; patch: one for each patch.")] = "pooled",
+    output: Annotated[
+        Output, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")
+    ] = Output.projected,
+    tokens: Annotated[Tokens, Option(help="One vector a frame, or one for each patch.")] = Tokens.pooled,
     window_seconds: Annotated[float | None, Option(help="Seconds of audio a vector; default: the model's.")] = None,
     device: Annotated[str, Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 …")] = "auto",
-    dtype: Annotated[str | None, Option(help="float32, bfloat16, float16; default: bfloat16 on cuda.")] = None,
+    dtype: Annotated[DType | None, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
     batch_frames: Annotated[int, Option(help="Frames in one forward pass.")] = 64,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one a core.")] = None,
     shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
@@ -39,6 +44,7 @@ def extract(
     json: Json = False,
 ) -> None:
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
+    require(videos, "give video files, or folders of them")
     from videoblip2.captioner import pick_device
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
@@ -50,14 +56,14 @@ def extract(
         frames=frames,
         max_frames=max_frames,
         window_seconds=window_seconds,
-        output=output,
-        tokens=tokens,
+        output=output.value,
+        tokens=tokens.value,
         batch_frames=batch_frames,
     )
     device = str(pick_device(device))
-    kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    kind = dtype.value if dtype else "bfloat16" if device.startswith("cuda") else "float32"
     encoders = Encoders(
-        load_clip(clip, device, clip_revision, kind, output, tokens),
+        load_clip(clip, device, clip_revision, kind, output.value, tokens.value),
         load_clap(clap, device, clap_revision, kind),
         settings,
     )

@@ -1,13 +1,17 @@
 """`vb2 evaluate`, `vb2 caption`, `vb2 ask`: the commands that use a trained model."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option, Typer
 
 from videoblip2.cli import console
+from videoblip2.errors import counted
 
 app = Typer()
+REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
+Split = StrEnum("Split", "val test")
 
 Clip = Annotated[str | None, Option(help="CLIP of the model's features, if it has moved: folder or hub name.")]
 Clap = Annotated[str | None, Option(help="CLAP of the model's features, if it has moved: folder or hub name.")]
@@ -22,17 +26,17 @@ def evaluate(
         console.Words,
         console.key_values("Keys of the model's own configuration, such as decode.num_beams=3 or data.features=DIR."),
     ] = None,
-    split: Annotated[str, Option(help="val or test.")] = "val",
+    split: Annotated[Split, Option(help="Split of the model's own data.")] = Split.val,
     out: Annotated[Path | None, Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
     folder: console.Folder = Path(),
     json: console.Json = False,
 ) -> None:
     """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
+    console.go_to(folder)
+    console.require_model(model)
     from videoblip2.captions.metrics import label_of, shown
-    from videoblip2.errors import counted
     from videoblip2.training.evaluation import evaluate_model
 
-    console.go_to(folder)
     result = evaluate_model(model, split, overrides or [], out, console.progress)
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
@@ -63,6 +67,9 @@ def caption(
     from videoblip2.config import Decoding
     from videoblip2.predict import caption_each, load_captioner
 
+    console.require_model(model)
+    if features or not any(Path(video).exists() for video in videos):
+        console.require([features or videos[0]], REMEDY)
     captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
     rows = list(caption_each(captioner, videos, features, prompt, Decoding(num_beams)))
     lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in rows]
@@ -88,6 +95,8 @@ def ask(
     from videoblip2.config import Decoding
     from videoblip2.predict import ask_video, load_captioner
 
+    console.require_model(model)
+    console.require([features or video], REMEDY)
     captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
     answers = ask_video(captioner, video, questions, features, Decoding(num_beams))
     rows = [

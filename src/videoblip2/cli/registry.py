@@ -32,11 +32,16 @@ def promote(
     json: console.Json = False,
 ) -> None:
     """Compare a run's model with the champion; make it the champion if it passes the gate, else exit with 1."""
+    if force != bool(reason.strip()):
+        raise BadParameter("--force and --reason go together: say why the verdict is overruled")
+    if gate:
+        from videoblip2.overrides import read_yaml
+
+        read_yaml(gate)
+    console.require_model(run)
     from videoblip2.registry.promote import Request
     from videoblip2.registry.promote import promote as run_gate
 
-    if force != bool(reason.strip()):
-        raise BadParameter("--force and --reason go together: say why the verdict is overruled")
     request = Request(run, name, gate, tuple(overrides or ()), reason.strip(), new_manifest)
     result = run_gate(request, console.progress)
     record = {name: value for name, value in console.plain(result).items() if name not in ("verdict", "manifest")}
@@ -86,6 +91,7 @@ def rollback(
 @app.command(epilog=console.examples("lineage models:/videoblip2@champion"))
 def lineage(model: console.ModelName, json: console.Json = False) -> None:
     """Show where a model came from: data, encoders, parent, commit, lock and seed, back to its first ancestor."""
+    console.require_model(model)
     from videoblip2.registry.lineage import lineage as trace
 
     line = trace(model)
@@ -132,6 +138,7 @@ def reproduce(
     json: console.Json = False,
 ) -> None:
     """Train a run again from its stored configuration and compare its validation scores; exit with 1 if one differs."""
+    console.require_model(run)
     from videoblip2.captions.metrics import label_of, scale_of
     from videoblip2.registry.reproduce import reproduce as train_again
 

@@ -12,6 +12,7 @@ from videoblip2.cli import console
 from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
+    from videoblip2.config import Config
     from videoblip2.model.weight_report import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.tune.lead import Outcome
@@ -51,6 +52,7 @@ def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds:
 
     usual, config = load_config(path), load_config(path, overrides or [])
     console.go_to(folder)
+    _require_inputs(config)
     try:
         if seeds > 1:
             from videoblip2.training.seeds import run_seeds
@@ -70,6 +72,26 @@ def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds:
             console.emit(trained, json, text)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
+
+
+def _require_inputs(config: "Config") -> None:
+    """Before torch is imported: raise InputError for a file, folder or run of the configuration that is missing."""
+    data, train, model = config.data, config.train, config.model
+    names = [data.train, "val.json"] if data.task != "qa" else []
+    names += [data.train_qa, "val_qa.json"] if data.task != "caption" else []
+    world = "`make demo` makes what the toy experiments need"
+    files: list[str | Path] = [*(Path(data.annotations, name) for name in names), data.features]
+    console.require(files, f"{world}; `vb2 data prepare` and `vb2 features extract` make those of a data set")
+    if train.resume not in (None, "auto") and not Path(train.resume).exists():
+        from videoblip2.tracking.mlflow.run_records import find_stopped_run
+
+        find_stopped_run(train.resume)
+    elif train.start_from and not train.resume:
+        console.require_model(train.start_from)
+    elif not train.resume:
+        weights = [name for name in (model.language_model, model.qformer.bert) if name.count("/") > 1]  # not the hub's
+        weights += [model.qformer.weights] if model.qformer.weights else []
+        console.require(weights, f"{world}; `vb2 weights fetch` downloads others")
 
 
 def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]) -> None:
@@ -106,9 +128,10 @@ def lm(
 ) -> None:
     """Train a small T5 on captions alone, for machines and data sets without a pre-trained one."""
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.toy.small_t5 import parse_settings, train_language_model
 
     videos = read_annotations(annotations)
+    from videoblip2.toy.small_t5 import parse_settings, train_language_model
+
     t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), console.progress)
     console.emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
 
@@ -123,6 +146,9 @@ def tune(
     json: console.Json = False,
 ) -> None:
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
+    from videoblip2.overrides import read_yaml
+
+    read_yaml(config)
     pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
     if serve is not None:
         from videoblip2.errors import masked

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from videoblip2.errors import InputError, first_line
 from videoblip2.files import write_text
-from videoblip2.model.tensor_files import sniff
 from videoblip2.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ def _fetch_file(name: str, url: str, target: Path, given: str, progress: Progres
             if wanted:
                 _compare(file, found, wanted, whose, remedy)
                 checked = whose
+        from videoblip2.model.tensor_files import sniff  # torch
+
         sniff(file)
     except InputError:
         if not there:
