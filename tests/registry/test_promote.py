@@ -176,7 +176,11 @@ def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(hous
     with pytest.raises(InputError, match=r"data/features: holds features of CLIP c1, .* was trained on those of c9"):
         house.promote(run)
     assert registry.champion() is None
-    assert house.promote(house.log("again", GOOD, clip="c1")).promoted
+    assert house.promote(house.log("fair", FAIR, clip="c1"), reason="a first one").promoted
+    FeatureManifest.model_validate(made_with("c9")).write(house.root / "data" / "features")
+    with pytest.raises(InputError, match=r"holds features of CLIP c9, .* was trained on those of c1"):
+        house.promote(run, new_manifest=True)
+    assert registry.champion() == 1
 
 
 def test_features_of_other_encoders_are_compared_where_the_gate_allows_it(house):

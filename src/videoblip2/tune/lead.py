@@ -28,10 +28,7 @@ LEADER_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found.
-
-    metric: what it maximises. states: number of trials by final state. best_file: None where no trial is complete.
-    """
+    """What a study found. metric: what it maximises. states: number of trials by final state."""
 
     study: str
     run_id: str | None
@@ -61,9 +58,8 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
                 work(WorkerContext(study, plan, tracker.run_id, progress, say), wait=True)
                 return conclude(study, plan, tracker)
     except Timeout as error:
-        raise InputError(
-            f"study {name!r}: another `vb2 tune` already leads it; add --worker to help, or wait for it"
-        ) from error
+        fault = f"study {name!r}: another `vb2 tune` already leads it"
+        raise InputError(f"{fault}; add --worker to help, or wait for it") from error
 
 
 def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> int:
@@ -75,10 +71,8 @@ def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
         give_up = monotonic() + LEADER_SECONDS
         while "run_id" not in study.user_attrs:
             if monotonic() > give_up:
-                raise InputError(
-                    f"study {plan.tuning.study!r}: no process leads it in {masked(place)}; "
-                    "start `vb2 tune` once without --worker"
-                )
+                fault = f"study {plan.tuning.study!r}: no process leads it in {place}"
+                raise InputError(f"{fault}; start `vb2 tune` once without --worker")
             sleep(POLL_SECONDS)
         return work(WorkerContext(study, plan, study.user_attrs["run_id"], progress, say), wait=False)
 

@@ -163,15 +163,16 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
 
 
 def _base(tuning: Tuning, path: str) -> Document:
-    if tuning.stage != "decode":
-        if tuning.tuned_model or not tuning.base:
-            raise InputError(f"{path}: stage {tuning.stage} varies an experiment; give `base`, and no `tuned_model`")
-        return read_yaml(tuning.base)
-    if tuning.base or not tuning.tuned_model:
-        raise InputError(f"{path}: stage decode varies a model's decoding; give `tuned_model`, and no `base`")
+    decodes = tuning.stage == "decode"
+    given, other = (tuning.tuned_model, tuning.base) if decodes else (tuning.base, tuning.tuned_model)
+    if other or not given:
+        keys = ("tuned_model", "base") if decodes else ("base", "tuned_model")
+        raise InputError(f"{path}: stage {tuning.stage}: give `{keys[0]}`, and no `{keys[1]}`")
+    if not decodes:
+        return read_yaml(given)
     from videoblip2.tracking import local_model
 
-    return read_yaml(local_model(tuning.tuned_model) / "config.yaml")
+    return read_yaml(local_model(given) / "config.yaml")
 
 
 def _check(plan: Plan) -> None:

@@ -55,13 +55,12 @@ def shown_score(trial: FrozenTrial | None) -> str:
 
 def shown(params: Mapping[str, Any]) -> str:
     """`optim.lr=0.00213 model.lora.r=8`."""
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
-    )
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in params.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def rows_of(study: optuna.Study) -> list[TrialRow]:
-    """One row per trial, with the score as it is stored; the value of a pruned trial is its last validation."""
+    """One row a trial, with the score as it is stored; that of a pruned trial is its last validation."""
     rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
@@ -147,12 +146,10 @@ def judge(trials: Sequence[FrozenTrial], metric: str = PRIMARY) -> Verdict | Non
     if default is None or best is None:
         return None
     scores = {trial.number: np.asarray(attributes(trial).scores, np.float64) for trial in complete}
-    confidence = 1 - ALPHA / max(1, len(complete) - 1)
-    resamples = max(10_000, 400 * len(complete))
-    result = paired_bootstrap(scores[best.number], scores[default.number], resamples, confidence=confidence)
+    confidence, resamples = 1 - ALPHA / max(1, len(complete) - 1), max(10_000, 400 * len(complete))
+    gain = paired_bootstrap(scores[best.number], scores[default.number], resamples, confidence=confidence)
     again = chosen_again(np.stack(list(scores.values())), list(scores).index(default.number))
-    names = name_of(best), name_of(default)
-    return Verdict(*names, result.difference, result.low, result.high, len(complete), again, metric)
+    return Verdict(name_of(best), name_of(default), *gain[:3], len(complete), again, metric)
 
 
 def chosen_again(scores: np.ndarray, default: int, resamples: int = RESAMPLES, seed: int = 0) -> float:

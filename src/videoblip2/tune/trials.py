@@ -1,8 +1,7 @@
 """One trial, a child of the study's run, observed by the study: a run of a training stage, or of decoding.
 
-A decoding trial captions the validation videos with other settings, without training. Every video's CIDEr-D is reported
-by the video's number, in the same shuffled order in all trials, so that the Wilcoxon test pairs a trial with the best
-one on the videos they share, and stops it early.
+A decoding trial captions the validation videos with other settings. Every video's CIDEr-D is reported by the video's
+number, in the same shuffled order in all trials, so that the Wilcoxon test can pair a trial with the best and stop it.
 """
 
 import random
@@ -149,10 +148,8 @@ def open_bench(plan: Plan) -> Bench:
 def decode_trial(plan: Plan, bench: Bench, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
     """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
     config, model = plan.config_of(trial.params), str(plan.tuning.tuned_model)
-    run, scores, rows = config.run, dict[str, float](), []
-    spec = RunSpec(
-        "decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=watcher.parent_run_id
-    )
+    run, parent, scores, rows = config.run, watcher.parent_run_id, dict[str, float](), []
+    spec = RunSpec("decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=parent)
     with open_run(spec) as tracker:
         watcher.opened(tracker)
         tracker.set_tags({"model": model})

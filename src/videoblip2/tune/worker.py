@@ -4,11 +4,10 @@
 2. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
    row with no complete trial do, since the mistake is then in the study itself.
 3. Ctrl-C and SIGTERM put the trial back: the next start resumes it from its checkpoint.
-4. A trial whose worker is dead is queued again with its values and its name, so that the next attempt resumes from its
-   checkpoint, in its run. On the same machine a worker is dead when its process has ended; a process that sleeps is
-   alive. Elsewhere it is dead when the counter in its trial's attributes has not changed for STALE_SECONDS of the
-   observer's own clock, so no two clocks are compared. A worker that was wrongly taken for dead notices at its next
-   report, and leaves the trial alone. Optuna's heartbeat does this for databases only.
+4. A trial whose worker is dead is queued again with its values and its name: the next attempt resumes it, in its run.
+   On the same machine a worker is dead when its process has ended, elsewhere when its beat has not changed for
+   STALE_SECONDS of the observer's own clock. One that was wrongly taken for dead notices at its next report, and leaves
+   the trial alone. (Optuna's heartbeat needs a database.)
 """
 
 import math
@@ -24,6 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from videoblip2.config import InputError
+from videoblip2.errors import masked
 from videoblip2.progress import Progress
 from videoblip2.tracking import Stopped
 from videoblip2.tracking.liveness import ProcessRecord
@@ -109,7 +109,7 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
             context.say(f"{name_of(trial)}: interrupted; the same command resumes it from its checkpoint")
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
+            text = masked(" ".join(str(error).split()))
             reason = text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
     if lost.is_set() or not _tell(study, trial, watcher, score, reason):
         context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
@@ -168,7 +168,7 @@ def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[thre
 
 @dataclass
 class LivenessMonitor:
-    """Remembers since when each running trial's counter has not changed."""
+    """Remembers since when each running trial's beat has not changed."""
 
     stale_seconds: float = STALE_SECONDS
     seen: dict[int, tuple[object, float]] = field(default_factory=dict)
@@ -178,18 +178,17 @@ class LivenessMonitor:
         worker = _worker(trial)
         if worker and worker.is_local():
             return not worker.is_running()
-        sign = (worker, trial.user_attrs.get("beat"))
-        if trial.number not in self.seen or self.seen[trial.number][0] != sign:
-            self.seen[trial.number] = (sign, time.monotonic())
-        return time.monotonic() - self.seen[trial.number][1] > self.stale_seconds
+        sign, now = (worker, trial.user_attrs.get("beat")), time.monotonic()
+        before, since = self.seen.get(trial.number, (None, now))
+        self.seen[trial.number] = sign, since if before == sign else now
+        return before == sign and now - since > self.stale_seconds
 
 
 def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
     """Queue again the trials of dead workers; one line for each."""
     lines = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not monitor.is_dead(trial):
-            continue
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in filter(monitor.is_dead, running):
         worker = _worker(trial)
         reason = f"its worker (process {worker.pid if worker else 'unknown'}) died"
         again = len(attributes(trial).attempts) + 1 < ATTEMPTS
