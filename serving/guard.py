@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from python_multipart.multipart import parse_options_header
 
@@ -93,6 +93,9 @@ class Guard:
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in ONCE):
             raise Refusal(400, "a header that may appear once appears twice")
+        name = scope["path"].rstrip("/").rpartition("/")[2]
+        if name and scope["path"].endswith("/"):  # otherwise the router redirects, to an address without the prefix
+            raise Refusal(307, "no slash at the end of this address", headers={"Location": f"../{quote(name)}"})
         given, keys = _given_key(scope), self.settings.api_keys
         if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
             # A browser is made to ask its user for the key; a program is told of the header only.
@@ -104,8 +107,9 @@ class Guard:
             body.check_size(int(length))
         if scope["path"] in self.endpoints and scope["method"] == "POST":
             kind, options = parse_options_header(_header(scope, b"content-type"))
-            if kind not in (FORM, b""):
-                raise Refusal(415, f"Content-Type {kind[:80].decode('latin-1')}: send {FORM.decode()}, as curl -F does")
+            if kind not in (FORM, b"") or options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+                sent = _header(scope, b"content-type")[:80]
+                raise Refusal(415, f"Content-Type {sent}: send {FORM.decode()} in UTF-8, as curl -F does")
             body.boundary = options.get(b"boundary", b"")
             if kind and not 0 < len(body.boundary) <= MAX_BOUNDARY:
                 raise Refusal(400, "the form has no boundary in its Content-Type; let your HTTP client set that header")

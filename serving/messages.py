@@ -9,7 +9,7 @@ from fastapi import Depends, File, Form, Request, UploadFile
 from fastapi.dependencies.models import Dependant
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic import FiniteFloat as Finite
 
 from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding
@@ -128,6 +128,7 @@ class ModelState(BaseModel):
     max_upload_mb: float = Field(0, description="largest upload that is accepted")
 
 
+Headers = Mapping[str, str] | None
 KINDS = {
     401: "unauthorised",
     408: "timeout",
@@ -145,12 +146,7 @@ class Refusal(Exception):
     """A request, or one item of it, that gets a status and a reason instead of a caption. kind: for the metrics."""
 
     def __init__(
-        self,
-        status: int,
-        reason: str,
-        retry_after: int | None = None,
-        kind: str = "",
-        headers: Mapping[str, str] | None = None,
+        self, status: int, reason: str, retry_after: int | None = None, kind: str = "", headers: Headers = None
     ) -> None:
         super().__init__(reason)
         self.status, self.reason = status, reason
@@ -210,6 +206,7 @@ class Uploads:
 
 OneFile = UploadFile | None
 Files = list[UploadFile]
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
 
 
 def one_upload(
@@ -271,17 +268,15 @@ def caption_form(
 
 def question_form(
     ask: Annotated[Ask, Depends(decoding_form)],
-    question: Annotated[str, Form(min_length=1, max_length=MAX_TEXT, description="such as `what is the man playing?`")],
+    question: Annotated[Question, Form(description="such as `what is the man playing?`")],
 ) -> Ask:
     """How to answer."""
-    return replace(ask, prompt=QUESTION_PROMPT.format(question.strip()))
+    return replace(ask, prompt=QUESTION_PROMPT.format(question))
 
 
-def attention_form(
-    question: Annotated[str | None, Form(max_length=MAX_TEXT, description="attention while answering it")] = None,
-) -> Ask:
+def attention_form(question: Annotated[Question | None, Form(description="what is answered then")] = None) -> Ask:
     """What to look at the attention for."""
-    return Ask() if question is None else Ask(prompt=QUESTION_PROMPT.format(question.strip()))
+    return Ask() if question is None else Ask(prompt=QUESTION_PROMPT.format(question))
 
 
 One = Annotated[Uploads, Depends(one_upload)]

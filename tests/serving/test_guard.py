@@ -207,6 +207,21 @@ def test_a_prefix_that_a_trusted_proxy_leaves_in_the_path_is_removed(trusted, pa
     assert paths == [seen]
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/caption/", "../caption"),
+        ("/docs//", "../docs"),
+        ("//evil.example/", "../evil.example"),
+        ("/a b\r\n/", "../a%20b%0D%0A"),
+    ],
+)
+def test_a_slash_at_the_end_redirects_to_no_absolute_address(path, place):
+    inner = Inner()
+    status, headers, _ = run(guard(inner), path=path)
+    assert (status, headers["location"], inner.bodies) == (307, place, [])
+
+
 def test_a_lifespan_event_has_no_headers_and_passes():
     passed = []
 
@@ -295,6 +310,8 @@ def test_an_exception_shows_nothing_internal_and_is_logged(caplog):
         ({"headers": [(b"content-type", b"application/json")]}, 400, "twice"),
         ({"body": GOOD[:-6]}, 400, "last boundary"),
         ({"content_type": b"multipart/form-data"}, 400, "boundary"),
+        ({"content_type": FORM + b"; charset=undefined"}, 415, "UTF-8"),
+        ({"content_type": FORM + b"; charset=punycode"}, 415, "UTF-8"),
         ({"content_type": b"multipart/form-data; boundary=" + b"b" * 201}, 400, "boundary"),
     ],
 )

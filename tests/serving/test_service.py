@@ -138,6 +138,10 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": features(), "data": {"temperature": "nan"}}, "temperature='nan': input should be a finite number"),
         ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "seed=1 with num_beams=2"),
         ({"files": features(), "data": {"prompt": "x" * 301}}, "prompt='xxxx"),
+        (
+            {"files": features(), "data": {"question": " \t "}, "url": "/ask"},
+            "question=' \\t ': string should have at least",
+        ),
         ({"files": features(), "params": {"num_beams": 2}}, "'num_beams' in the address; send it as a field"),
         ({"files": features(), "data": {"num_beams": [2, 3]}}, "'num_beams' is in the form 2 times; send it once"),
         (
@@ -156,7 +160,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
     ],
 )
 def test_a_wrong_request_is_400_with_one_line_that_says_why(http, request_, reason):
-    answer = http.post("/caption", **request_)
+    answer = http.post(**{"url": "/caption"} | request_)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error.startswith(reason)
