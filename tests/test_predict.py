@@ -10,7 +10,7 @@ import pytest
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Decoding, InputError
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.predict import caption_each, load, load_captioner
+from videoblip2.predict import ask_video, caption_each, load, load_captioner
 from videoblip2.provenance import Provenance
 
 
@@ -80,6 +80,22 @@ def test_media_without_known_encoders_says_once_what_to_do(captioner):
         list(caption_each(captioner, ["a.mp4", "b.mp4"]))
 
 
+@pytest.mark.parametrize(
+    "raised", [InputError("bad.mp4: damaged"), AttributeError("no 'name'"), ValueError("a\nb"), MemoryError()]
+)
+def test_one_odd_file_loses_no_caption_of_the_others(captioner, monkeypatch, raised):
+    def features(path):
+        if path.name == "bad.mp4":
+            raise raised
+        return item()
+
+    captioner.media_features, captioner.media_encoders = features, None
+    good, bad, last = caption_each(captioner, ["good.mp4", "bad.mp4", "last.mp4"], decoding=SHORT)
+    assert good["caption"] == last["caption"] and "error" not in good
+    assert bad["error"] and "\n" not in bad["error"]
+    assert str(raised) in bad["error"] or type(raised).__name__ in bad["error"]
+
+
 @pytest.fixture
 def project(tiny_model, tokenizers, encoders, tmp_path):
     """A folder with a model in runs/ce/best and the encoders of its features in encoders/."""
@@ -123,6 +139,27 @@ def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
     other = {"clip": build_toy_clip, "clap": build_toy_clap}[kind](tmp_path / "other", 1)
     with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*trained on features of \w+; .*--{kind}"):
         load_captioner(project / "runs" / "ce" / "best", "cpu", {kind: str(other)}).load_media_encoders()
+
+
+@pytest.mark.parametrize(
+    ("known", "warns", "refuses"),
+    [
+        ({}, False, False),
+        ({"descriptions": ["VideoBLIP2 toy world"], "kinds": ["captions"]}, True, True),
+        ({"descriptions": ["VideoBLIP2 toy world", "mine"], "kinds": ["answers"]}, False, False),
+        ({"descriptions": ["mine"], "kinds": ["answers", "captions"]}, False, False),
+    ],
+)
+def test_what_a_model_was_taught_decides_what_is_said(captioner, known, warns, refuses, tmp_path):
+    captioner.provenance = Provenance.model_validate(known)
+    folder = save_checkpoint(
+        tmp_path / "best", Checkpoint(captioner.model, captioner.tokenizers, provenance=captioner.provenance)
+    )
+    card, loaded = (folder / "README.md").read_text(encoding="utf-8"), load_captioner(folder, "cpu")
+    assert ("toy world only" in loaded.warning) == ("toy world only" in card) == warns
+    assert ("it never saw a question" in card) == loaded.never_asked == refuses
+    with pytest.raises(InputError, match="never trained on questions.*task=qa" if refuses else "no packed features"):
+        ask_video(loaded, "video0", ["a dog?"], tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["warp", "cuda:0"])

@@ -117,6 +117,16 @@ class Captioner:
             items = [source.features(video_id) for video_id in video_ids]
             yield from zip(keys, self.caption(items, prompts, decode.decoding), strict=True)
 
+    @property
+    def warning(self) -> str:
+        """What its users must be told first: that it knows the toy world only. Empty where that is nothing."""
+        return self.provenance.warning
+
+    @property
+    def never_asked(self) -> bool:
+        """Whether it was never taught to answer questions; False where that is not recorded."""
+        return bool(self.provenance.kinds) and "answers" not in self.provenance.kinds
+
     def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
         """N items and a question on each → N answers, decoded as one batch."""
         from videoblip2.data.batches import question_prompt

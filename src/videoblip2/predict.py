@@ -1,6 +1,6 @@
 """Open a model (checkpoint folder, MLflow run, registered version) with its data; caption videos, answer questions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from videoblip2.captioner import Caption, Captioner, pick_device
 from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config
+from videoblip2.errors import first_line
 from videoblip2.modality import Features
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
@@ -103,22 +104,23 @@ def caption_each(
 
     A row is {"video", "caption", "score"} or {"video", "error"}. Raises InputError where no video can be captioned.
     """
-    if features is None:
-        captioner.load_media_encoders()
+    read = _reader(captioner, features)
     for video in videos:
         try:
-            item = _features(captioner, video, features)
-            (caption,) = captioner.caption([item], prompt, decoding)
+            (caption,) = captioner.caption([read(video)], prompt, decoding)
             yield {"video": video, "caption": caption.text, "score": round(caption.score, 4)}
         except InputError as error:
             yield {"video": video, "error": str(error)}
+        except Exception as error:  # of a library that reads media, say: the other videos keep their captions
+            yield {"video": video, "error": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def _features(captioner: Captioner, video: str, features: Path | None) -> Features:
-    """Of a media file, or with `features` of a stored video id."""
-    if features is None:
-        return captioner.media_features(Path(video))
-    return captioner.store(features).features(video)
+def _reader(captioner: Captioner, features: Path | None) -> Callable[[str], Features]:
+    """What reads a media file, or with `features` a stored video id."""
+    if features is not None:
+        return captioner.store(features).features
+    captioner.load_media_encoders()
+    return lambda video: captioner.media_features(Path(video))
 
 
 def ask_video(
@@ -130,10 +132,16 @@ def ask_video(
 ) -> list[Caption]:
     """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
 
-    Raises InputError for an empty question, a file that cannot be decoded and an id without features.
+    Raises InputError for an empty question, a file that cannot be decoded and an id without features, and for a model
+    that never saw a question.
     """
+    if captioner.never_asked:
+        raise InputError(
+            f"{captioner.model_name}: was never trained on questions, it would answer with a caption; "
+            "ask a model trained with data.task=qa or data.task=mixed"
+        )
     for question in questions:
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")
-    item = _features(captioner, video, features)
+    item = _reader(captioner, features)(video)
     return captioner.answer([item] * len(questions), questions, decoding)

@@ -22,6 +22,8 @@ FORMAT = 2
 #: Turns the JSON of one format into that of the next; the oldest key is the oldest readable format.
 UPGRADES: dict[int, Callable[[Json], Json]] = {1: lambda content: {**content, "format": 2}}
 ENCODERS = ("clip", "clap")
+#: How the toy world's annotations describe themselves.
+TOY = "VideoBLIP2 toy world"
 
 
 class Record(BaseModel):
@@ -102,6 +104,8 @@ class Provenance(Record):
 
     revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and names of it
     that do not change: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
+    descriptions: of the data sets behind the annotations, as they describe themselves. kinds: what it was taught so
+    far, `captions` and `answers`.
     """
 
     format: int = FORMAT
@@ -117,6 +121,14 @@ class Provenance(Record):
     merged_from: str | None = None
     data: Mapping[str, str] = Field(default_factory=dict)
     features: FeatureOrigin | None = None
+    descriptions: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """What a user of this checkpoint must be told first; empty where that is nothing."""
+        toy = "trained on the toy world only: it knows coloured shapes and some sounds; real videos get wrong captions"
+        return toy if self.descriptions == (TOY,) else ""
 
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:

@@ -96,13 +96,29 @@ def test_json_is_the_last_line(tmp_path):
     assert isinstance(json.loads(run.stdout.splitlines()[-1]), dict)
 
 
+def test_an_empty_caption_is_a_caption(monkeypatch, capsys, tmp_path):
+    rows = [{"video": "a", "caption": "a dog"}, {"video": "b", "caption": ""}, {"video": "c", "error": "broken"}]
+    monkeypatch.setattr(
+        "videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1", warning="")
+    )
+    monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(sys, "argv", ["vb2", "caption", str(tmp_path), str(tmp_path / "a")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 3
+    assert capsys.readouterr().out.splitlines() == ["a: a dog", "b: (nothing)", "c: error: broken"]
+
+
 @pytest.mark.parametrize(("bad", "code", "error"), [(0, 0, ""), (1, 3, ""), (2, 1, "error: all 2 items failed")])
 def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, tmp_path, bad, code, error):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").touch()
     monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     rows = [{"video": "a", "error": "broken"}] * bad + [{"video": "b", "caption": "a dog"}] * (2 - bad)
-    monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1"))
+    monkeypatch.setattr(
+        "videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1", warning="")
+    )
     monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
     monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "a", "b", "--json"])
     with pytest.raises(SystemExit) as end:

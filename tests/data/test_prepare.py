@@ -9,8 +9,9 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
-from videoblip2.data.prepare import compare_with_features, prepare_captions
+from videoblip2.data.prepare import compare_with_features, described, prepare_captions
 from videoblip2.features.store import FeatureStore, write_features
+from videoblip2.provenance import TOY
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt"
 
@@ -46,6 +47,14 @@ def test_only_the_first_captions_of_each_video(tmp_path):
     report = prepare_captions([save(tmp_path / "a.json", official({"video1": "test"}))], tmp_path / "out", first=2)
     assert report.captions == {"test": 2}
     assert read_annotations(tmp_path / "out" / "test.json")[0].captions == ("video1 caption 3", "video1 caption 7")
+
+
+def test_what_the_documents_say_of_their_data_set_is_kept_until_others_replace_them(tmp_path):
+    toy = official({"video1": "train"}) | {"info": {"description": TOY}}
+    prepare_captions([save(tmp_path / "toy.json", toy)], tmp_path / "out")
+    assert described(tmp_path / "out") == (TOY,)
+    prepare_captions([save(tmp_path / "mine.csv", "video_id,caption\na,a dog")], tmp_path / "out", "train")
+    assert described(tmp_path / "out") == ()
 
 
 def test_a_split_that_no_file_holds_is_not_written(tmp_path):

@@ -16,6 +16,7 @@ from videoblip2.config import Config
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.data.questions import Question
 from videoblip2.progress import no_progress
+from videoblip2.provenance import Provenance
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.sides import compare_runs
 from videoblip2.training.evaluation import evaluate_model
@@ -164,6 +165,8 @@ def test_the_model_card_shows_every_score_and_all_data(made):
     card = (made.runs[0].checkpoint / "README.md").read_text(encoding="utf-8")
     assert all(f"| {metric} |" in card for metric in made.metrics)
     assert ("train_qa data" in card) == (made.task == "mixed")
+    kinds = ("answers",) if made.task == "qa" else ("answers", "captions")
+    assert Provenance.read(made.runs[0].checkpoint).kinds == kinds
 
 
 def test_a_finished_run_keeps_no_state(made):

@@ -1,13 +1,17 @@
 """`vb2 evaluate`, `vb2 caption`, `vb2 ask`: the commands that use a trained model."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, Typer
 
 from videoblip2.cli import console
 from videoblip2.errors import counted
+
+if TYPE_CHECKING:
+    from videoblip2.captioner import Captioner
 
 app = Typer()
 REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
@@ -71,9 +75,13 @@ def caption(
     if features or not any(Path(video).exists() for video in videos):
         console.require([features or videos[0]], REMEDY)
     captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
+    _warn(captioner)
     rows = list(caption_each(captioner, videos, features, prompt, Decoding(num_beams)))
-    lines = [f"{row['video']}: {row.get('caption') or 'error: ' + row['error']}" for row in rows]
-    console.emit({"model_version": captioner.version, "captions": rows}, json, "\n".join(lines))
+    said = [row["caption"] or "(nothing)" if "caption" in row else f"error: {row['error']}" for row in rows]
+    lines = [f"{row['video']}: {text}" for row, text in zip(rows, said, strict=True)]
+    console.emit(
+        {"model_version": captioner.version, "warning": captioner.warning, "captions": rows}, json, "\n".join(lines)
+    )
     failed = sum("error" in row for row in rows)
     console.exit_if_failed(failed, len(rows) - failed)
 
@@ -98,10 +106,17 @@ def ask(
     console.require_model(model)
     console.require([features or video], REMEDY)
     captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
+    _warn(captioner)
     answers = ask_video(captioner, video, questions, features, Decoding(num_beams))
     rows = [
         {"question": question, "answer": answer.text, "score": round(answer.score, 4)}
         for question, answer in zip(questions, answers, strict=True)
     ]
     lines = [f"{row['question']}  {row['answer'] or '(no answer)'}" for row in rows]
-    console.emit({"model_version": captioner.version, "video": video, "answers": rows}, json, "\n".join(lines))
+    more = {"warning": captioner.warning, "video": video, "answers": rows}
+    console.emit({"model_version": captioner.version, **more}, json, "\n".join(lines))
+
+
+def _warn(captioner: "Captioner") -> None:
+    if captioner.warning:
+        print(f"warning: {captioner.model_name} was {captioner.warning}", file=sys.stderr, flush=True)

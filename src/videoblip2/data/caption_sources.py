@@ -27,6 +27,7 @@ class Source:
     videos: Videos = field(default_factory=list)
     splits: Mapping[str, str] = field(default_factory=dict)
     other_languages: int = 0
+    description: str = ""  # of the data set, as the document gives it
 
 
 def read_captions(document: Document) -> Source:
@@ -39,7 +40,9 @@ def read_captions(document: Document) -> Source:
     if document.suffix not in TABLES:
         content = document.json
         if isinstance(content, dict) and isinstance(content.get("videos"), list):
-            return Source(_official(content, name))
+            info = content.get("info")
+            described = str(info.get("description") or "") if isinstance(info, dict) else ""
+            return Source(_official(content, name), description=described)
         if isinstance(content, list) and document.split and all(isinstance(video, str) for video in content):
             return Source(splits={media_id(video): document.split for video in content})
         if isinstance(content, dict) and content and content.keys() <= SPLIT_WORDS.keys():

@@ -30,7 +30,7 @@ from videoblip2.errors import InputError, some
 from videoblip2.files import write_json
 
 SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
-UNCAPTIONED, UNASSIGNED = "uncaptioned.json", "unassigned.json"
+UNCAPTIONED, UNASSIGNED, SOURCES = "uncaptioned.json", "unassigned.json", "sources.json"
 CHOICES = ("train", "val", "test", "random")
 SHARES = (0.8, 0.9)  # where a random split's training and validation end
 
@@ -100,6 +100,9 @@ def prepare_captions(
     for extra, entries in ((UNCAPTIONED, uncaptioned), (UNASSIGNED, [asdict(video) for video in unassigned])):
         if entries:
             write_json(out / extra, entries)
+    descriptions = list(dict.fromkeys(found.description for _, found in sources if found.description))
+    if descriptions or described(out):
+        write_json(out / SOURCES, {"descriptions": descriptions})
     written = [video for videos in (*splits.values(), unassigned) for video in videos]
     known = {video.video_id for _, found in sources for _, video in found.videos}
     counts, examples = flaws((video.video_id, caption) for video in written for caption in video.captions)
@@ -119,6 +122,12 @@ def prepare_captions(
         other_language_captions=sum(found.other_languages for _, found in sources),
         left_alone=sorted(f for name, f in SPLIT_FILES.items() if name not in files and (out / f).is_file()),
     )
+
+
+def described(folder: Path) -> tuple[str, ...]:
+    """How the documents that the annotations in `folder` were made from describe their data set."""
+    file = folder / SOURCES
+    return tuple(Document.open(file).json["descriptions"]) if file.is_file() else ()
 
 
 def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Document, Source]], dict[str, str]]:

@@ -21,6 +21,7 @@ import numpy as np
 from videoblip2.config import InputError
 from videoblip2.files import write_json
 from videoblip2.progress import Progress, no_progress
+from videoblip2.provenance import TOY
 from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, Scene, make_scene, render_audio, render_frames
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
@@ -178,7 +179,7 @@ def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
         {"sen_id": first_sentence + i, "video_id": video_id, "caption": caption}
         for i, (video_id, caption) in enumerate(captions)
     ]
-    return {"info": {"description": "VideoBLIP2 toy world"}, "videos": videos, "sentences": sentences}
+    return {"info": {"description": TOY}, "videos": videos, "sentences": sentences}
 
 
 def make_captions(scene: Scene) -> tuple[str, ...]:

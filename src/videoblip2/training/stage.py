@@ -8,6 +8,7 @@ from pathlib import Path
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.rewards import find_reward
 from videoblip2.config import Config, InputError, flatten
+from videoblip2.data.prepare import described
 from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint, write_card
@@ -180,14 +181,18 @@ def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Pr
     tomorrow, so the parent is also named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
     parent = stage.work.parent
     found = find_model(parent) if parent else None
+    inherited = Provenance.read(found.folder, optional=True) if found else None
+    kinds = {task.kind for task in tasks_of(stage.work.config)}
     return Provenance(
         stage=stage.kind,
         name=stage.name,
         run_id=run_id,
         revision=revision_tags(),
         parent=parent,
-        parent_run_id=Provenance.read(found.folder, optional=True).run_id if found else None,
+        parent_run_id=inherited and inherited.run_id,
         parent_version=found.version if found else None,
         data=digests,
         features=stage.work.store.origin,
+        descriptions=described(Path(stage.work.config.data.annotations)),
+        kinds=() if inherited and not inherited.kinds else sorted({*kinds, *(inherited.kinds if inherited else ())}),
     )
