@@ -97,13 +97,14 @@ def test_json_is_the_last_line(tmp_path):
 
 
 def test_an_empty_caption_is_a_caption(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     rows = [{"video": "a", "caption": "a dog"}, {"video": "b", "caption": ""}, {"video": "c", "error": "broken"}]
     monkeypatch.setattr(
         "videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1", warning="")
     )
     monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
     (tmp_path / "a").touch()
-    monkeypatch.setattr(sys, "argv", ["vb2", "caption", str(tmp_path), str(tmp_path / "a")])
+    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", str(tmp_path / "a")])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 3
