@@ -47,6 +47,16 @@ def test_where_a_key_is_text_the_text_is_the_value(tmp_path, key, text):
     assert flatten(config)[key] == text == flatten(load_config(tmp_path / "c.yaml"))[key]
 
 
+@pytest.mark.parametrize("text", ["~/x y", "$HOME/x y", "${HOME}/x y"])
+def test_home_is_replaced_where_paths_are_given(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text(f"run: {{out: '{text}'}}\ndata: {{prompt: '{text}'}}")
+    paths = ("data.annotations", "data.features", "model.language_model", "model.qformer.weights", "train.start_from")
+    config = flatten(load_config("~/c.yaml", [f"{key}={text}" for key in (*paths, "run.name")]))
+    assert {config[key] for key in (*paths, "run.out")} == {f"{tmp_path}/x y"}
+    assert config["data.prompt"] == config["run.name"] == text
+
+
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [

@@ -6,7 +6,7 @@ python tools/docs.py
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -95,6 +95,8 @@ def limits_of(item: object) -> Iterator[tuple[str, object]]:
 def annotation_text(annotation: Any) -> str:
     """`float`, `"greedy"` or `"none"`, list of text."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return annotation_text(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):

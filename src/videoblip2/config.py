@@ -7,17 +7,22 @@ wrong types are refused by name. Defaults are the design's full size: 32 + 32 qu
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from videoblip2.errors import InputError as InputError
 from videoblip2.errors import dotted_keys, validated
+from videoblip2.files import expand
 from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 from videoblip2.overrides import overridden, read_yaml
 
 QUESTION_PROMPT = "question: {} answer:"
+
+
+#: A file or folder (or another name where a field allows it): `~` and `$HOME` are replaced.
+PathText = Annotated[str, AfterValidator(expand)]
 
 
 class Section(BaseModel):
@@ -27,8 +32,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    annotations: str = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
-    features: str = Field("features/msrvtt", description="feature store: a folder, or one packed file")
+    annotations: PathText = Field("data/msrvtt", description="folder with train.json, val.json, test.json")
+    features: PathText = Field("features/msrvtt", description="feature store: a folder, or one packed file")
     train: str = Field("train.json", description="training annotations, a file name in `annotations`")
     prompt: str = Field("a video of", description="text prompt of the Q-Formers and the language model")
     max_caption_tokens: int = Field(32, ge=2, description="longest caption in tokens, end token included")
@@ -39,8 +44,10 @@ class DataConfig(Section):
 
 
 class QFormerConfig(Section):
-    weights: str | None = Field(None, description="BLIP-2 checkpoint that initialises both Q-Formers; none = fresh")
-    bert: str = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
+    weights: PathText | None = Field(
+        None, description="BLIP-2 checkpoint that initialises both Q-Formers; none = fresh"
+    )
+    bert: PathText = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
     bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
     cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="where pre-trained keys are wider")
     num_queries: int = Field(32, ge=1, description="learned queries of each Q-Former")
@@ -60,7 +67,9 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    language_model: str = Field("google/flan-t5-base", description="language model: folder or hub name of a T5 or BART")
+    language_model: PathText = Field(
+        "google/flan-t5-base", description="language model: folder or hub name of a T5 or BART"
+    )
     qformer: QFormerConfig = QFormerConfig()
     finetune: Literal["lora", "full"] = Field("lora", description="full: the whole language model trains, without LoRA")
     lora: LoraConfig = LoraConfig()
@@ -118,8 +127,8 @@ class TrainConfig(Section):
     validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
     log_every: int = Field(20, ge=1, description="steps between logged training metrics")
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
-    start_from: str | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
-    resume: str | None = Field(
+    start_from: PathText | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
+    resume: PathText | None = Field(
         None, description="MLflow run id or folder OUT/NAME to resume; auto = this run's own, if it has started"
     )
     probe_videos: int = Field(200, ge=0, le=200, description="validation videos in the table of captions of each run")
@@ -224,7 +233,7 @@ class DecodeConfig(Section):
 class RunConfig(Section):
     experiment: str = Field("videoblip2", description="MLflow experiment")
     name: str | None = Field(None, description="name of the run; null = made from the keys that differ")
-    out: str = Field("runs", description="checkpoints go to OUT/NAME")
+    out: PathText = Field("runs", description="checkpoints go to OUT/NAME")
     tracking: bool = Field(True, description="off: no MLflow, files only")
 
 

@@ -34,6 +34,11 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
+def expand(path: str) -> str:
+    """A path with `~` and `$NAME` replaced as a shell replaces them."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as file:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from videoblip2.errors import InputError
-from videoblip2.files import shipped
+from videoblip2.files import expand, shipped
 
 #: A section of the configuration: its values and its own sections, by key.
 Tree = dict[str, Any]
@@ -23,7 +23,7 @@ def find_experiment(name: str | Path) -> Path:
 
     "toy_ce", "toy_ce.yaml" and "experiments/toy_ce.yaml" all name the shipped experiment.
     """
-    path = Path(name)
+    path = Path(expand(str(name)))
     ships = shipped("experiments") / f"{path.name.removesuffix('.yaml')}.yaml"
     return ships if not path.exists() and str(path.parent) in (".", "experiments") and ships.is_file() else path
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
-from videoblip2.cli import explain, main
+from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
 from videoblip2.config import InputError
 
@@ -88,6 +89,13 @@ def test_a_bug_points_to_debug_and_a_mistake_does_not():
 )
 def test_options_of_mlflow_run_are_overrides(words, overrides):
     assert overrides_from(words) == overrides
+
+
+def test_home_is_replaced_in_paths_that_the_shell_leaves_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for target in ("~/a.yaml", "$HOME/b.yaml"):
+        assert CliRunner().invoke(app, ["experiments", "copy", "toy_ce", target]).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.yaml", "b.yaml"}
 
 
 def test_json_is_the_last_line(tmp_path):

@@ -25,7 +25,7 @@ def started(monkeypatch, tmp_path):
 
 def test_options_become_settings_and_what_is_left_out_stays(started):
     result = CliRunner().invoke(app, ["serve", "--pin", "3", "--port", "3100"])
-    assert result.exit_code == 0
+    assert result.exit_code == 0 and "http://127.0.0.1:3100 (page)" in result.stdout
     ((program, command, environment),) = started
     assert program == command[0] == sys.executable
     service = "serving.service:VideoBlip2Service"

@@ -4,12 +4,13 @@ Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
 """
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, get_args
 
 from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
-from videoblip2.cli import assets, data, demo, deploy, doctor, features, predict, registry, runs, train
+from videoblip2.cli import assets, console, data, demo, deploy, doctor, features, predict, registry, runs, train
 from videoblip2.errors import InputError
 
 app = Typer(
@@ -32,6 +33,9 @@ for name, group in GROUPS:
         info.short_help = (info.callback.__doc__ or "").partition("\n")[0]  # shown whole in lists of commands
         if "overrides" in info.callback.__annotations__:  # `mlflow run -P optim.lr=1` gives `--optim.lr 1`
             info.context_settings = {"ignore_unknown_options": True}
+        for kind, given in (get_args(hint)[:2] for hint in info.callback.__annotations__.values() if get_args(hint)):
+            if Path in (kind, *get_args(kind)):
+                given.callback = console.expanded
 
 
 def _print_version(wanted: bool) -> None:

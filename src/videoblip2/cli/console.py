@@ -15,10 +15,20 @@ from typing import Annotated, Any, TypeVar
 from typer import Argument, Exit, Option
 
 from videoblip2.errors import InputError
+from videoblip2.files import expand
+
+
+def expanded(value: Any) -> Any:
+    """A path, a text or a list of them with `~` and `$HOME` replaced, which shells leave in `--out=~/x`."""
+    if isinstance(value, list):
+        return [expanded(each) for each in value]
+    return type(value)(expand(str(value))) if value is not None else None
+
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object on the last line of standard output.")]
 ConfigFile = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or a name from `vb2 experiments list`.")]
-ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, run, or models:/videoblip2@champion.")]
+MODEL_FORMS = "Checkpoint folder, run, or models:/videoblip2@champion."
+ModelName = Annotated[str, Argument(metavar="MODEL", help=MODEL_FORMS, callback=expanded)]
 RegisteredName = Annotated[str, Option(help="Registered model.")]
 Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
 FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; VIDEO is then a video id.")]

@@ -1,5 +1,9 @@
 """`vb2 demo`: the whole path on generated videos, and its table of results."""
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,20 +43,39 @@ def demo(
         f"  SCST       {scst.captions[video_id]}"
         for video_id in made.example_videos()
     ]
-    video = made.videos / f"{made.example_videos()[0]}.mp4"
-    after = f"""Next:
-  mlflow ui                                       # compare the runs at http://127.0.0.1:5000
-  vb2 caption models:/videoblip2@champion {video}
-  vb2 serve                                       # then, in another terminal:
-  curl -s http://127.0.0.1:3000/caption -F video=@{video}
-  vb2 scst toy_scst scst.baseline=leave_one_out"""
     served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
     scores = {name: (test.metrics[PRIMARY], made.stages[name].run_id) for name, test in made.tests.items()}
     scores["trivial"] = (made.trivial, None)
     record = {name: {"cider": cider, "run_id": run_id} for name, (cider, run_id) in scores.items()}
     seconds = made.seconds
-    text = [_results(made), *shown, served, after, f"{seconds:.0f} seconds"]
+    text = [_results(made), *shown, served, next_commands(made), f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
+
+
+def next_commands(made: "Demo") -> str:
+    """Commands that work as they are printed: in this folder, with or without an activated environment."""
+    from videoblip2.tracking.mlflow.run_records import find_run
+
+    ce, scst = (str(made.stages[name].run_id) for name in ("ce", "scst"))
+    programs = "" if shutil.which("vb2") else f"{shlex.quote(str(Path(sys.executable).parent))}/"
+    clip = str(made.videos / f"{made.example_videos()[0]}.mp4")
+    paths = {"data.annotations": made.data, "data.features": made.out / "features", "run.out": made.out / "runs"}
+    moved = [f"{key}={path}" for key, path in paths.items()] if made.out != Path("runs/demo") else []
+    store = os.environ.get("MLFLOW_TRACKING_URI", "")
+    server = store if store.startswith("http") else "http://127.0.0.1:5000"
+    options = ["--backend-store-uri", store] if store and server != store else []
+    lines = {
+        shlex.join(["vb2", "caption", "models:/videoblip2@champion", clip]): "",
+        "vb2 serve": "its page: http://127.0.0.1:3000",
+        shlex.join(["vb2", "runs", "compare", ce[:8], scst[:8], "--html", "compare.html"]): "what SCST changed",
+        shlex.join(["vb2", "scst", "toy_scst", "scst.baseline=greedy", f"train.start_from={ce}", *moved]): "",
+        shlex.join(["mlflow", "ui", *options]): "the runs: "
+        f"{server}/#/experiments/{find_run(ce).experiment_id}/runs?workflowType=machine_learning",
+    }
+    width = max(len(line) for line, what in lines.items() if what)
+    return "\n".join(
+        ["Next:", *(f"  {programs}{k:<{width}}{f'  # {v}' if v else ''}".rstrip() for k, v in lines.items())]
+    )
 
 
 def _results(made: "Demo") -> str:

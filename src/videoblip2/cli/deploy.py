@@ -20,7 +20,7 @@ from typing import Annotated
 
 from typer import Option, Typer
 
-from videoblip2.cli.console import Json, emit, examples, progress, require_model
+from videoblip2.cli.console import Json, emit, examples, progress, require_model, say
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
 
@@ -67,6 +67,8 @@ def serve(
     home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
     own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
     settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    say(f"serving at http://{f'[{shown}]' if ':' in shown else shown}:{port} (page), /docs (API); press Ctrl-C to stop")
     os.execve(sys.executable, server_command(host, port), server_environment(settings))
 
 

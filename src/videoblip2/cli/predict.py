@@ -59,7 +59,9 @@ def evaluate(
 )
 def caption(
     model: console.ModelName,
-    videos: Annotated[list[str], Argument(metavar="VIDEO", help="Media files, or video ids with --features.")],
+    videos: Annotated[
+        list[str], Argument(metavar="VIDEO", help="Media files, or ids with --features.", callback=console.expanded)
+    ],
     features: console.FeatureFolder = None,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     num_beams: console.Beams = 1,
