@@ -1,6 +1,8 @@
 """What is told before a training starts: texts that cannot be learnt whole, data that cannot be judged, odd stores."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from tracking_store import place_store
 
 from videoblip2.config import InputError, flatten
 from videoblip2.tracking.mlflow.run_records import list_runs
+from videoblip2.tracking.tracker import Terminated
+from videoblip2.training.seeds import run_seeds
 from videoblip2.training.stage import open_stage, run_stage
 from videoblip2.training.state import FOLDER, Identity, StateFile, TrainState
 
@@ -139,3 +143,18 @@ def test_frame_features_alone_of_any_width_train(world, width):
     options = ("model.modalities=video", f"model.video_dim={width}", "train.steps=1", "run.tracking=false")
     result = run_stage("ce", tiny_config(world, world / "runs", "run.name=x", *options))
     assert (result.checkpoint / "model.safetensors").is_file()
+
+
+def test_seeds_that_are_terminated_between_two_runs_leave_none_running(world, monkeypatch):
+    place_store(world, monkeypatch)
+    shown = []
+
+    def show_weights(lines, reports):
+        shown.append(lines)
+        if len(shown) == 2:  # the second seed's run is not open yet
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny_config(world, world / "runs", "train.steps=1")
+    with pytest.raises(Terminated):
+        run_seeds("ce", config, 2, show_weights=show_weights)
+    assert sorted(run.status for run in list_runs()) == ["FINISHED", "KILLED"]
