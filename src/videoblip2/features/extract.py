@@ -112,13 +112,10 @@ def extract_features(
             ended = (ledger.note(outcome) for outcome in outcomes)
             for _ in progress(ended, len(paths), "features"):
                 pass
-    report, place = (
-        ledger.report,
-        {video_id: number for number, video_id in enumerate(by_id)},
-    )  # videos end in any order
-    for ids in (report.done, report.skipped):
+    report, place = ledger.report, {video_id: number for number, video_id in enumerate(by_id)}
+    for ids in (report.done, report.skipped):  # videos end in any order
         ids.sort(key=place.__getitem__)
-    failed, noted = (dict(sorted(d.items(), key=lambda e: place[e[0]])) for d in (report.failed, report.noted))
+    failed, noted = ({i: found[i] for i in by_id if i in found} for found in (report.failed, report.noted))
     return ExtractionReport(report.done, report.skipped, failed, noted)
 
 
@@ -163,11 +160,10 @@ def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_media(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    if path.suffix.lower() in MEDIA_SUFFIXES:
-        return True
-    with path.open("rb") as file:
+    if not path.is_file() or path.suffix.lower() in MEDIA_SUFFIXES:
+        return path.is_file()
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
         head = file.read(16)
     return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
 

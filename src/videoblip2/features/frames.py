@@ -69,14 +69,8 @@ class Sound:
     """The audio frames of one stream, mixed to mono at `rate` Hz; `end` is when the last one ends, in seconds."""
 
     def __init__(self, rate: int) -> None:
-        self.end, self._rate = 0.0, rate
-        self._form: tuple[str, str, int] | None = None
+        self.started, self.end, self._rate, self._form = False, 0.0, rate, ("", "", 0)
         self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=rate)
-
-    @property
-    def started(self) -> bool:
-        """Whether there was a frame."""
-        return self._form is not None
 
     def mono(self, frame: Any) -> Iterator[Audio]:
         """A chunk once `SAMPLES_AT_ONCE` samples are waiting; a change of format starts a new resampler."""
@@ -84,7 +78,7 @@ class Sound:
         if self.started and form != self._form:
             yield from self.rest()
             self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self._rate)
-        self._form, self.end = form, (frame.time or self.end) + frame.samples / frame.sample_rate
+        self.started, self._form, self.end = True, form, (frame.time or self.end) + frame.samples / frame.sample_rate
         frame.pts = None  # the queue refuses gaps, which are not filled
         self._fifo.write(frame)
         if self._fifo.samples >= SAMPLES_AT_ONCE:

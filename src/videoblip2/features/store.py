@@ -133,7 +133,7 @@ class _Folder:
         return shape[1] if len(shape) == 2 else None
 
     def holds(self, modality: str, video_id: str) -> bool:
-        return (self._root / modality / f"{video_id}.npy").is_file()
+        return self.where(modality, video_id).is_file()
 
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))

@@ -117,10 +117,10 @@ class Demo:
 
 def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str], None]) -> Demo:
     """Run every step; `say` gets a line about each."""
-    _one_thread()
+    torch.set_num_threads(1)
     demo = Demo(out, size, progress, say)
     write_annotations(demo)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _one_thread) as second:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as second:
         language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
         demo.say(f"1/8 toy world: {size.videos + size.more_tests} videos with sound, 20 captions each → {out / 'toy'}")
         write_toy_world(out / "toy", size.videos, SEED, write_video, progress, size.more_tests)
@@ -149,10 +149,6 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
             demo.say("8/8 serving")
             demo.served = ask(demo.videos / f"{demo.example_videos()[0]}.mp4")
     return demo
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def write_annotations(demo: Demo) -> None:
