@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +56,10 @@ def test_a_folder_gives_its_weights(tmp_path, name):
     assert same(read_tensors(tmp_path))
 
 
-def test_a_hub_name_gives_the_weights_in_the_hubs_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "lay", [lambda folder: write(folder / "pytorch_model.bin"), lambda folder: shards(folder, "bin")]
+)
+def test_a_hub_name_gives_the_weights_in_the_hubs_cache(tmp_path, monkeypatch, lay):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -64,7 +68,7 @@ def test_a_hub_name_gives_the_weights_in_the_hubs_cache(tmp_path, monkeypatch):
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("c0ffee")
     (model / "snapshots" / "c0ffee").mkdir(parents=True)
-    write(model / "snapshots" / "c0ffee" / "pytorch_model.bin")
+    lay(model / "snapshots" / "c0ffee")
     assert same(read_tensors("o/bert"))
     with pytest.raises(InputError, match=r"^o/other: no such file or folder, and not available from the hub .*offline"):
         read_tensors("o/other")
@@ -76,9 +80,10 @@ def test_a_hub_name_is_downloaded_where_the_cache_lacks_it(tmp_path, monkeypatch
 
     class Hub:
         def model_info(self, name, timeout):
-            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in there])
+            return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=file) for file in there])
 
-        def hf_hub_download(self, name, file):
+        def hf_hub_download(self, name, file, revision):
+            assert revision == "c0ffee"
             return str(write(tmp_path / file))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
@@ -87,6 +92,29 @@ def test_a_hub_name_is_downloaded_where_the_cache_lacks_it(tmp_path, monkeypatch
             weights_file("o/none")
     else:
         assert weights_file("o/none") == tmp_path / there[-1]
+
+
+def test_a_sharded_hub_name_is_downloaded_shard_by_shard(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    hub.mkdir()
+    index = shards(hub, "safetensors")
+    asked = []
+
+    class Hub:
+        def model_info(self, name, timeout):
+            files = [*(file.name for file in hub.iterdir()), "README.md"]
+            return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+        def hf_hub_download(self, name, file, revision):
+            asked.append(file)
+            cache.mkdir(exist_ok=True)
+            return shutil.copy(hub / file, cache / file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert same(read_tensors("o/large"))
+    assert len(asked) == len(set(asked)) == len(list(hub.iterdir())) and asked[0] == index.name
 
 
 def test_model_safetensors_goes_before_other_files(tmp_path):

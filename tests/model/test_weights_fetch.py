@@ -47,6 +47,7 @@ class Site:
     cut_after: list[int] = field(default_factory=list)  # bytes of the body that each of the next answers sends
     headers: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    missing: int = 404  # the status for a file that is not there
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
 
@@ -81,7 +82,7 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         site.asked.append((request.path, request.headers.get("Range")))
     body = site.files.get(request.path)
     if body is None:
-        request.send_error(404)
+        request.send_error(site.missing)
         return
     start, asked = 0, request.headers.get("Range")
     if asked and site.ranges and request.headers.get("If-Range") == site.etag:
@@ -210,6 +211,16 @@ def test_a_refusal_and_an_unreachable_server(tmp_path, site):
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/w.pth"
         with pytest.raises(InputError, match=r"127\.0\.0\.1: cannot be reached \(.*refused\); behind a proxy set"):
             fetch_file("w", url, target)
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_server_that_refuses_known_weights_gives_way_to_the_hubs_copy(tmp_path, site, monkeypatch, status):
+    known = weight_fetch.KnownWeights("blip2", "a test", url=f"{site.url}/gone.pth", copy="o/copy")
+    monkeypatch.setitem(KNOWN, "blip2", known)
+    site.missing = status
+    with pytest.raises(InputError, match=rf"answered {status} .*the hub has the same.*`vb2 weights fetch o/copy`"):
+        fetch_weights("blip2", tmp_path)
+    assert all(known.copy in KNOWN for known in KNOWN.values() if known.copy and known.name != "blip2")
 
 
 def test_a_full_disk_is_told_before_the_download(tmp_path, site, monkeypatch):

@@ -23,7 +23,6 @@ FileFormat = Literal["torch", "torch (before 1.6)", "safetensors", "sharded"]
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 _SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 _INDEX_SUFFIX = ".index.json"
-_HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -75,21 +74,28 @@ def weights_file(path: Path | str) -> Path:
 
 
 def _hub_file(name: str) -> Path:
-    """The single weights file of the hub model `name`, from the local cache or, online, downloaded into it."""
+    """The weights file of the hub model `name`, from the local cache or, online, downloaded into it with its shards."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(_SUFFIXES):
         raise InputError(f"{name}: no such file or folder; `vb2 weights fetch` lists what can be downloaded")
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    for file in _HUB_NAMES:
+    for file in _FOLDER_NAMES:
         if isinstance(found := try_to_load_from_cache(name, file), str):
-            return Path(found)
+            path = Path(found)
+            if all((path.parent / shard).is_file() for shard in _shards(path).values()):
+                return path
     try:
         hub = HfApi()
-        there = {file.rfilename for file in hub.model_info(name, timeout=10).siblings or []}
-        return Path(hub.hf_hub_download(name, next(file for file in _HUB_NAMES if file in there)))
-    except (HTTPError, OSError, ValueError, StopIteration) as error:
-        reason = first_line(error) if str(error) else f"it has none of {', '.join(_HUB_NAMES)}"
+        info = hub.model_info(name, timeout=10)
+        there = {file.rfilename for file in info.siblings or []}
+        file = next(file for file in _FOLDER_NAMES if file in there)
+        path = Path(hub.hf_hub_download(name, file, revision=info.sha))
+        for shard in sorted(set(_shards(path).values())):
+            hub.hf_hub_download(name, shard, revision=info.sha)
+        return path
+    except (HTTPError, OSError, StopIteration) as error:
+        reason = first_line(error) if str(error) else f"it has none of {', '.join(_FOLDER_NAMES)}"
         raise InputError(f"{name}: no such file or folder, and not available from the hub ({reason})") from error
 
 
@@ -175,12 +181,19 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
+def _shards(path: Path) -> dict[str, str]:
+    """Tensor → name of the shard that holds it, as an index says; nothing for another file."""
+    if not path.name.endswith(_INDEX_SUFFIX):
+        return {}
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {str(name): str(shard) for name, shard in weight_map.items()}
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
+        raise InputError(f"{path}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
+
+
+def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
+    shards = _shards(index)
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(shards.values())):
         if Path(name).name != name or name.endswith(_INDEX_SUFFIX):

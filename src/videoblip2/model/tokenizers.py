@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -75,7 +76,10 @@ def load_tokenizers(text: str | Path, bert: str | Path) -> Tokenizers:
 def _load(kind: Any, source: str | Path) -> Any:
     try:
         return kind.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"tokenizer {source}: {first_line(error)}; give a folder with its files, or a hub name online"
-        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        reason, remedy = first_line(error), "give a folder with its files, or a hub name online"
+        if "tiktoken" in str(error):  # what transformers tries where it could not read a SentencePiece model
+            reason = "it has a SentencePiece model (spiece.model) and no tokenizer.json, and the model cannot be read"
+            missing = find_spec("sentencepiece") is None
+            remedy = "run `pip install sentencepiece`" if missing else "the model is damaged: copy or download it again"
+        raise InputError(f"tokenizer {source}: {reason}; {remedy}") from error

@@ -39,24 +39,33 @@ class KnownWeights:
     what: str
     url: str = ""
     repository: str = ""
+    copy: str = ""  # name of the same weights on the hub, for when the url refuses
 
 
+_FILES = (
+    ("blip2-flant5xl", "BLIP-2 stage 2: no text branch", "BLIP2/blip2_pretrained_flant5xl.pth"),
+    ("blip2-stage1", "BLIP-2 stage 1: with text branch", "BLIP2/blip2_pretrained.pth"),
+    ("instructblip-flant5xl", "InstructBLIP: with text branch", "InstructBLIP/instruct_blip_flanxl_trimmed.pth"),
+)
+_COPIES = ("Salesforce/blip2-flan-t5-xl", "Salesforce/blip2-itm-vit-g", "Salesforce/instructblip-flan-t5-xl")
+_FOLDERS = (
+    *(
+        (copy, f"{name} on the hub, image encoder included", copy)
+        for (name, _, _), copy in zip(_FILES, _COPIES, strict=True)
+    ),
+    ("bert-base-uncased", "text side of the Q-Formers", "google-bert/bert-base-uncased"),
+    ("google/flan-t5-base", "language model", "google/flan-t5-base"),
+    ("openai/clip-vit-large-patch14", "frame encoder", "openai/clip-vit-large-patch14"),
+    ("laion/clap-htsat-unfused", "audio encoder", "laion/clap-htsat-unfused"),
+)
 KNOWN = {
-    weights.name: weights
-    for weights in (
-        KnownWeights(
-            "blip2-flant5xl", "BLIP-2 stage 2: no text branch", f"{_LAVIS}/BLIP2/blip2_pretrained_flant5xl.pth"
+    known.name: known
+    for known in (
+        *(
+            KnownWeights(*row[:2], url=f"{_LAVIS}/{row[2]}", copy=copy)
+            for row, copy in zip(_FILES, _COPIES, strict=True)
         ),
-        KnownWeights("blip2-stage1", "BLIP-2 stage 1: with text branch", f"{_LAVIS}/BLIP2/blip2_pretrained.pth"),
-        KnownWeights(
-            "instructblip-flant5xl",
-            "InstructBLIP: with text branch",
-            f"{_LAVIS}/InstructBLIP/instruct_blip_flanxl_trimmed.pth",
-        ),
-        KnownWeights("bert-base-uncased", "text side of the Q-Formers", repository="google-bert/bert-base-uncased"),
-        KnownWeights("google/flan-t5-base", "language model", repository="google/flan-t5-base"),
-        KnownWeights("openai/clip-vit-large-patch14", "frame encoder", repository="openai/clip-vit-large-patch14"),
-        KnownWeights("laion/clap-htsat-unfused", "audio encoder", repository="laion/clap-htsat-unfused"),
+        *(KnownWeights(name, what, repository=repository) for name, what, repository in _FOLDERS),
     )
 }
 
@@ -162,7 +171,8 @@ def _receive(url: str, target: Path) -> tuple[Path, str]:
                 url, file, resume_size=kept, headers=headers, expected_size=expected, displayed_filename=target.name
             )
     except (HTTPError, OSError) as error:
-        raise InputError(f"{urlsplit(url).hostname}: {_reason(error, target)}") from error
+        copy = next((known.copy for known in KNOWN.values() if known.url == url), "")
+        raise InputError(f"{urlsplit(url).hostname}: {_reason(error, target, copy)}") from error
     hashes = (item.strip().partition("=") for item in answer.headers.get("x-goog-hash", "").split(","))
     return part, next((base64.b64decode(value).hex() for kind, _, value in hashes if kind == "md5"), "")
 
@@ -180,7 +190,7 @@ def _part(url: str, target: Path, etag: str, size: int) -> Path:
     return part
 
 
-def _reason(error: Exception, target: Path) -> str:
+def _reason(error: Exception, target: Path, copy: str) -> str:
     """Why the download of `target` ended, what is kept of it, and the remedy."""
     response: Any = getattr(error, "response", None)
     if response is None:
@@ -189,6 +199,10 @@ def _reason(error: Exception, target: Path) -> str:
         reason = f"the server answered {response.status_code} {response.reason_phrase} for {response.url.path}"
     kept = sum(part.stat().st_size for part in target.parent.glob(f"{target.name}.*.part"))
     again = f"; {kept:,} bytes are kept, run again to resume" if kept else ""
+    if copy:
+        again += (
+            f"; the hub has the same weights: run `vb2 weights fetch {copy}`, or name {copy} in model.qformer.weights"
+        )
     return f"{reason}{again}; behind a proxy set HTTPS_PROXY, or copy the file from another machine to {target}"
 
 
