@@ -31,6 +31,7 @@ from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Upl
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
+NEVER_ASKED = "this model never saw a question; serve one that was trained with data.task=qa or data.task=mixed"
 Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
 REFUSALS: Responses = {
     400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
@@ -42,7 +43,7 @@ REFUSALS: Responses = {
 STREAM: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}}
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx too passes words on as they come
 STATIC = Path(__file__).parent / "static"
-MEDIA_TYPES = {"page.js": "text/javascript", "page.css": "text/css"}
+MEDIA_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; "
@@ -73,8 +74,8 @@ def create_app() -> FastAPI:
     post("/caption_stream", responses=REFUSALS | STREAM, response_class=StreamingResponse)(caption_stream)
     app.get("/references/{video_id}", tags=["Captions"])(references)
     app.get("/model", tags=["Captions"])(model)
-    app.get("/", include_in_schema=False)(index)
-    app.get("/static/{name}", include_in_schema=False)(static_file)
+    app.get("/", include_in_schema=False)(page)
+    app.get("/static/{name}", include_in_schema=False)(page)
     app.get("/docs", include_in_schema=False)(docs)
     for kind in (Refusal, InputError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, refused)
@@ -83,9 +84,8 @@ def create_app() -> FastAPI:
 
 def endpoints(app: FastAPI) -> frozenset[str]:
     """Paths of the routes that take a form."""
-    return frozenset(
-        route.path for route in app.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-    )
+    routes = (route for route in app.routes if isinstance(route, APIRoute))
+    return frozenset(route.path for route in routes if "POST" in (route.methods or ()))
 
 
 async def caption(request: Request, uploads: messages.One, asking: messages.Captioning) -> Answer:
@@ -111,6 +111,8 @@ async def _one(request: Request, uploads: Uploads, asking: Ask) -> Answer:
 async def _read(request: Request, uploads: Uploads, asking: Ask) -> tuple[Features, Served]:
     """The one item of a request, and the model that it is for."""
     served: Served = request.app.state.engine.served()
+    if asking.question and served.captioner.never_asked:
+        raise Refusal(400, NEVER_ASKED)
     item, asking.clip = await one_item(uploads, served, request.app.state.intake)
     asking.features_seconds = time.perf_counter() - asking.began
     return item, served
@@ -229,17 +231,12 @@ def explained(problem: dict[str, Any]) -> str:
     return f"{shown}: {message[0].lower()}{message[1:]}"
 
 
-async def index(request: Request) -> Response:
-    """The page, or with VB2_PAGE=false the description of the API."""
-    if not request.app.state.engine.settings.page:
-        return await docs()
-    return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
-
-
-async def static_file(name: str) -> Response:
-    """The page's script or style."""
+async def page(request: Request, name: str = "index.html") -> Response:
+    """The page, its script and its style; with VB2_PAGE=false the description of the API."""
     if name not in MEDIA_TYPES:
         raise HTTPException(404)
+    if not request.app.state.engine.settings.page:
+        return await docs()
     return FileResponse(STATIC / name, media_type=MEDIA_TYPES[name], headers=HEADERS)
 
 

@@ -79,6 +79,8 @@ class Engine:
             since=datetime.fromtimestamp(served.since, UTC).isoformat(timespec="seconds"),
             waiting=len(self.batcher.waiting),
             trouble=self.follower.trouble,
+            warning=served.captioner.warning,
+            answers=not served.captioner.never_asked,
             shadow=self.shadow.comparison if self.shadow else None,
             max_upload_mb=self.settings.max_upload_mb,
         )
@@ -162,10 +164,9 @@ def attention_over_time(captioner: Captioner, item: Features, prompt: str | None
     modalities: dict[str, list[Moment] | None] = dict.fromkeys(MODALITIES)
     for name, row in weights.items():
         edges = moment_edges(len(row), seconds, window if name == "audio" else None)
-        modalities[name] = [
-            Moment(start=round(float(start), 3), end=round(float(end), 3), weight=round(float(weight), 6))
-            for start, end, weight in zip(edges[:-1], edges[1:], row, strict=True)
-        ]
+        columns = edges[:-1].round(3), edges[1:].round(3), np.asarray(row, float).round(6)
+        moments = zip(*(column.tolist() for column in columns), strict=True)
+        modalities[name] = [Moment(start=start, end=end, weight=weight) for start, end, weight in moments]
     return Attention(model_version=captioner.version, seconds=seconds, modalities=modalities)
 
 

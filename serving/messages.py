@@ -124,6 +124,8 @@ class ModelState(BaseModel):
     since: str = Field(description="when it came into service, ISO 8601")
     waiting: int = Field(description="captions in the queue")
     trouble: str = Field(description="why the model cannot be followed right now; empty if all is well")
+    warning: str = Field(description="what its users must know first; empty if nothing")
+    answers: bool = Field(description="false if it was never trained on questions: /ask refuses them")
     shadow: Comparison | None = None
     max_upload_mb: float = Field(0, description="largest upload that is accepted")
 
@@ -238,6 +240,7 @@ class Ask:
     decoding: Decoding = GREEDY
     seed: int | None = None
     prompt: str | None = None
+    question: bool = False
     request_id: str = ""
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
@@ -271,12 +274,12 @@ def question_form(
     question: Annotated[Question, Form(description="such as `what is the man playing?`")],
 ) -> Ask:
     """How to answer."""
-    return replace(ask, prompt=QUESTION_PROMPT.format(question))
+    return replace(ask, prompt=QUESTION_PROMPT.format(question), question=True)
 
 
 def attention_form(question: Annotated[Question | None, Form(description="what is answered then")] = None) -> Ask:
     """What to look at the attention for."""
-    return Ask() if question is None else Ask(prompt=QUESTION_PROMPT.format(question))
+    return Ask() if question is None else question_form(Ask(), question)
 
 
 One = Annotated[Uploads, Depends(one_upload)]

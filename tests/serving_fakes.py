@@ -22,6 +22,7 @@ class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
     media_fps = 1.0
+    warning, never_asked = "", False
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width

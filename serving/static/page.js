@@ -21,8 +21,11 @@ class Failure extends Error {
 function explain(status, body) {
   if (status === 401) return "This service requires an API key. Reload the page and enter the key as the password.";
   if (!status) return "No answer from the service. Check your connection and try again.";
-  const reason = body?.error ?? `The service answered with status ${status}.`;
-  return reason[0].toUpperCase() + reason.slice(1) + (/[.!?]$/.test(reason) ? "" : ".");
+  return sentence(body?.error ?? `The service answered with status ${status}.`);
+}
+
+function sentence(text) {
+  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 function address(path) {
@@ -84,6 +87,9 @@ async function showModel() {
   try {
     model = await get("model");
     showVersion(model.model_version);
+    $("warning").textContent = sentence(model.warning);
+    $("warning").hidden = !model.warning;
+    mayAsk(Boolean(clip) && !clip.hopeless);
   } catch (failure) {
     if (failure.status !== 503) return;
     $("model").textContent = "The model is loading …";
@@ -93,6 +99,7 @@ async function showModel() {
 
 function showVersion(version) {
   $("model").replaceChildren("Model ", element("b", version));
+  if (version !== model.model_version) showModel(); // another one came into service
 }
 
 // ---------------------------------------------------------------- a clip and its caption
@@ -126,8 +133,11 @@ function reset() {
 }
 
 function mayAsk(may) {
-  $("question").disabled = $("send").disabled = !may;
-  $("ask-note").hidden = may;
+  const able = may && model.answers !== false;
+  $("question").disabled = $("send").disabled = !able;
+  $("ask-note").hidden = able;
+  $("ask-note").textContent = model.answers === false
+    ? "This model was never trained on questions; it only captions." : "Choose a clip first.";
 }
 
 async function caption(about) {

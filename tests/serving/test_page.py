@@ -60,7 +60,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_works_under_any_prefix(http):
         assert answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|innerHTML|eval\(", answer.text)
     assert {file.name for file in STATIC.iterdir()} == {"index.html", *MEDIA_TYPES}
-    assert http.get("/static/index.html").status_code == 404
+    assert [http.get(f"/static/{name}").status_code for name in ("api.py", "..%2fapi.py", "")] == [404] * 3
 
 
 def test_the_description_of_the_api_needs_nothing_from_elsewhere(http):
@@ -146,6 +146,21 @@ def test_no_attention_to_what_cannot_be_captioned(http, files, reason):
     answer = http.post("/attention", files=files)
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(reason)
+
+
+def test_what_the_model_does_not_know_is_told_and_a_question_to_it_refused(both, monkeypatch):
+    registry, http = both
+    state = http.get("/model").json()
+    assert (state["warning"], state["answers"]) == ("", True)
+    monkeypatch.setattr(registry.captioner, "warning", "knows the toy world only")
+    monkeypatch.setattr(registry.captioner, "never_asked", True)
+    state = http.get("/model").json()
+    assert (state["warning"], state["answers"]) == ("knows the toy world only", False)
+    for path in ("/ask", "/attention"):
+        answer = http.post(path, files=CLIP, data={"question": "what?"})
+        assert (answer.status_code, answer.json()["error"].split(";")[0]) == (400, "this model never saw a question")
+    assert http.post("/caption", files=CLIP).status_code == 200
+    assert http.post("/attention", files=CLIP).status_code == 200
 
 
 def test_what_people_said_of_a_known_video(http):

@@ -17,7 +17,7 @@ import pytest
 from servers import free_port, running, wait_until
 
 from videoblip2.features.media import write_video
-from videoblip2.provenance import Provenance
+from videoblip2.provenance import TOY, Provenance
 from videoblip2.toy.world import write_toy_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,11 @@ def make_model(folder, tokenizers):
     features = {kind: {"name": e.name, "fingerprint": e.fingerprint} for kind, e in (("clip", clip), ("clap", clap))}
     features["settings"] = {"fps": 2, "max_frames": None, "window_seconds": 1}
     checkpoint = Checkpoint(
-        small_model(tokenizers, 0), tokenizers, {}, {}, Provenance.model_validate({"features": features})
+        small_model(tokenizers, 0),
+        tokenizers,
+        {},
+        {},
+        Provenance.model_validate({"features": features, "descriptions": [TOY], "kinds": ["captions", "answers"]}),
     )
     save_checkpoint(folder / "model", checkpoint)
 
@@ -221,6 +225,7 @@ def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip)
     from selenium.webdriver import Keys
 
     shows(page, "#model", "model")
+    shows(page, "#warning", "Trained on the toy world only")
     tab_to(page, "file")
     page.find_element("id", "file").send_keys(str(clip))
     until(lambda: focused(page) == "another")
@@ -259,6 +264,15 @@ def test_a_file_that_cannot_be_captioned_is_explained(page, file, reason):
     shows(page, "#drop", "Choose a clip")
     assert not page.find_element("id", "question").is_enabled()
     assert not page.find_element("id", "attention").is_displayed()
+
+
+def test_a_model_that_never_saw_a_question_is_asked_none(page):
+    shows(page, "#ask-note", "Choose a clip first")
+    page.execute_script("model = {...model, answers: false}; mayAsk(true)")
+    shows(page, "#ask-note", "never trained on questions")
+    assert not page.find_element("id", "question").is_enabled()
+    page.execute_script("showModel()")
+    shows(page, "#ask-note", "Choose a clip first")
 
 
 def test_an_interrupted_service_is_told_and_can_be_tried_again(page, clip):

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from serving import decoder as decoder_module
 from serving.media import Decoders
@@ -65,6 +66,14 @@ def test_what_comes_out_is_what_decoding_here_gives(decoders, video, tmp_path):
     write_video(tmp_path / "mute.mp4", np.zeros((8, 64, 48, 3), np.uint8), 8, None, RATE)
     frames, sound = read(decoders, tmp_path / "mute.mp4")
     assert len(frames) == 4 and sound is None
+
+
+def test_a_gif_is_read_like_a_silent_video(decoders, tmp_path):
+    pictures = [Image.new("RGB", (48, 64), (40 * shade, 0, 0)) for shade in range(6)]
+    pictures[0].save(tmp_path / "v.bin", "gif", save_all=True, append_images=pictures[1:], duration=250, loop=0)
+    frames, sound = read(decoders, tmp_path / "v.bin")
+    assert [frame.shape for frame in frames] == [(64, 48, 3)] * 6
+    assert sound is None and frames[0][0, 0, 0] < frames[-1][0, 0, 0]
 
 
 def test_a_decoder_is_used_again_after_good_and_bad_files(decoders, video, tmp_path):
