@@ -110,6 +110,7 @@ function choose(file) {
   clip = { file, token: "", version: "" };
   reset();
   if (model.max_upload_mb && file.size > model.max_upload_mb * 2 ** 20) {
+    clip.hopeless = true;
     showProblem(`This file has ${Math.ceil(file.size / 2 ** 20)} MB; the service takes at most ${model.max_upload_mb} MB. Cut the clip or scale it down.`);
     return;
   }
