@@ -6,7 +6,7 @@ After an atomic write a file is complete, or as it was before, however the proce
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -42,12 +42,19 @@ def expand(path: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Write JSON atomically, with a newline at the end."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content, indent) + "\n")
+
+
+def json_text(content: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
+    """JSON that has no other line breaks than those of its layout, whichever a reader splits lines at."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, default=default)
+    text = text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
+    return text.encode(errors="backslashreplace").decode()  # half a character, as in an odd file's name
 
 
 def shipped(folder: str) -> Path:

@@ -1,17 +1,19 @@
 """The command line: fast start, one-line errors, exit codes, overrides."""
 
 import json
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import typer
 from conftest import ROOT
 from typer.testing import CliRunner
 
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
-from videoblip2.config import InputError
+from videoblip2.config import InputError, known_keys
 
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
 
@@ -59,6 +61,49 @@ def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path, wo
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def leaves(command, words=()):
+    """(words, command) of every command."""
+    if not hasattr(command, "commands"):
+        yield words, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from leaves(below, (*words, name))
+
+
+GROUP = typer.main.get_command(app)
+LEAVES = dict(leaves(GROUP))
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_command_has_examples_that_parse_and_an_uncut_summary(words):
+    shown = CliRunner().invoke(app, [*words, "--help"], terminal_width=80).stdout
+    examples = [line.strip() for line in shown.partition("Example")[2].splitlines()[1:]]
+    assert examples
+    for example in examples:
+        program, *rest = shlex.split(example)
+        assert program == "vb2" and tuple(rest[: len(words)]) == words
+        LEAVES[words].make_context(words[-1], rest[len(words) :])
+    listed = CliRunner().invoke(app, [*words[:-1], "--help"], terminal_width=80).stdout
+    summary = LEAVES[words].callback.__doc__.partition("\n")[0]
+    assert "".join(summary.split()) in "".join(listed.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "argv", ["vb2", "features", "check", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    prose = capsys.readouterr().out.partition("Example")[0]
+    assert width - 15 < max(map(len, prose.splitlines())) <= width
+
+
+def test_an_option_has_the_name_of_its_key():
+    keys = {key.rpartition(".")[2] for key in known_keys()}
+    assert "num_beams" in keys
+    for command in LEAVES.values():
+        assert {"beams"}.isdisjoint(parameter.name for parameter in command.params)
 
 
 def test_wrong_usage_is_exit_code_2():

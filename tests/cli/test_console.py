@@ -1,14 +1,25 @@
 """Tables, progress and errors as they are printed."""
 
 import errno
+import json
 import os
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from videoblip2.captions.intervals import BootstrapResult
 from videoblip2.cli import console, explain
 from videoblip2.cli.console import interruptible, progress, table
+from videoblip2.files import write_json
+
+
+@dataclass(frozen=True)
+class Gain:
+    name: str
+    gains: tuple[BootstrapResult, ...]
 
 
 def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch):
@@ -32,6 +43,24 @@ def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
     assert list(progress("abcd", 8, "features")) == list("abcd")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["features: 2 of 8, 3 min left, 0.0/s", "features: 4 of 8, 2 min left, 0.0/s"]
+
+
+@pytest.mark.parametrize("odd", ["a\u2028b", "a\u2029b", "a\x85b", "a\x1eb\nc", "half\udcff.mp4"])
+def test_odd_characters_stay_inside_their_line(tmp_path, capsys, odd):
+    console.emit({"text": odd, "path": tmp_path}, True, "")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["text"] == odd
+    write_json(tmp_path / "f.json", {"text": odd}, indent=None)
+    (line,) = (tmp_path / "f.json").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["text"] == odd
+
+
+def test_records_are_printed_as_plain_data(capsys):
+    record = Gain("a", (BootstrapResult(1.0, float("nan"), float("inf"), 0.5),))
+    console.emit(record, True, "told", more=Path("x"))
+    told, line = capsys.readouterr().out.splitlines()
+    gain = {"difference": 1.0, "low": None, "high": None, "p_value": 0.5}
+    assert told == "told" and json.loads(line) == {"name": "a", "gains": [gain], "more": "x"}
 
 
 def test_sigterm_ends_the_work_as_ctrl_c_does(capsys):

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from videoblip2.captions.answers import normalise_answer, question_type
 from videoblip2.captions.metrics import PRIMARY
-from videoblip2.files import write_text
+from videoblip2.files import json_text, write_text
 
 Kind = Literal["captions", "answers"]
 #: File of a run's rows of one kind on a split, beside its checkpoint.
@@ -103,7 +103,7 @@ _READERS: Mapping[Kind, tuple[str, TypeAdapter[CaptionRow] | TypeAdapter[AnswerR
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write one JSON line per row, atomically; an unknown category is left out."""
     lines = [{key: value for key, value in vars(row).items() if value is not None} for row in rows]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line) + "\n" for line in lines))
 
 
 def read_rows(path: Path, kind: Kind) -> list[Row]:

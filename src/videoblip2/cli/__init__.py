@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
 """
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -56,6 +57,9 @@ def root(
 def main() -> None:
     """Run `vb2`; a failure is one line on standard error and exit code 1."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(words, prog_name="vb2")
     except Exception as error:

@@ -1,6 +1,6 @@
 """What several commands share: arguments and options, progress bars, tables, one JSON object."""
 
-import json as json_module
+import math
 import os
 import signal
 import sys
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from typer import Argument, Exit, Option
 
 from videoblip2.errors import InputError
-from videoblip2.files import expand
+from videoblip2.files import expand, json_text
 
 
 def expanded(value: Any) -> Any:
@@ -99,12 +99,14 @@ def emit(record: object, json: bool, text: str, **more: object) -> None:
     if text:
         print(text)
     if json:
-        print(json_module.dumps(plain(more) | plain(record), ensure_ascii=False, default=str))
+        print(json_text(plain(more) | plain(record), default=str))
     sys.stdout.flush()
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and named tuples as mappings, however deep."""
+    """Dataclasses and named tuples as mappings, however deep; no number as None, which JSON has a word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "_asdict") or isinstance(value, Mapping):

@@ -13,6 +13,7 @@ from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
 from videoblip2.captions.predictions import FILES, Kind, Row, write_rows
 from videoblip2.config import flatten, to_yaml
+from videoblip2.errors import counted
 from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.files import write_text
@@ -148,7 +149,9 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
                 rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
     if result.caption_rows:
         value, ends = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
-        scores.append(f"**{label_of(PRIMARY)} {value}** {ends} on {len(result.caption_rows)} validation videos")
+        scores.append(
+            f"**{label_of(PRIMARY)} {value}** {ends} on {counted(len(result.caption_rows), 'validation video')}"
+        )
         others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
         rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
         rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
