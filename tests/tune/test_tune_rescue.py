@@ -1,4 +1,4 @@
-"""Dead workers: recognised at once on this machine, by a beat that stands still elsewhere, and their trials kept."""
+"""Dead workers: recognised at once on this machine, by a beat that does not change elsewhere, and their trials kept."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Train a run again: the same command from what the run stored, and its scores beside the original ones.
+"""Train a run again: the same command from what the run stored, with its scores compared with the original ones.
 
 Nothing is trained if the data have changed. A change of commit or packages is reported and does not stop it.
 """

@@ -37,7 +37,7 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
     won, lost = (np.sign(list(verdict.differences.values())) == sign for sign in (1, -1))
     judged = "videos" if METRICS[verdict.metric].of == "captions" else "questions"
     counts = f"{int(won.sum())} {judged} won, {int(lost.sum())} lost, {len(verdict.differences)} in total"
-    head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} beside {labels[1]}: {counts}."
+    head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} compared with {labels[1]}: {counts}."
     reason = f" Promoted all the same: {facts['reason']}." if "reason" in facts else ""
     foot = f"Judged {facts['when']} by {facts['who']} in run {facts['run_id']}.{reason}"
     return "\n\n".join([head, markdown_table(COLUMNS, table_rows(verdict)), foot])

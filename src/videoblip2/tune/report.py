@@ -3,7 +3,7 @@
 The best of k trials looks good partly because it was chosen for its score. The verdict corrects for that twice:
 
 1. The paired bootstrap interval of best minus default has confidence 1 - 0.05 / (k - 1) (Bonferroni): among k - 1
-   trials that are no better than the default, one lies outside by chance in 5 % of studies. `better` uses it.
+   trials that are no better than the default, one is outside by chance in 5 % of studies. `better` uses it.
 2. `chosen_again`: videos are resampled, the best trial is chosen on them and evaluated on the videos left out
    (out-of-bag bootstrap), which is the gain that the choice brings on videos it has not seen.
 

@@ -39,7 +39,7 @@ LOCK_SECONDS = 60.0
 LOCK_GRACE_SECONDS = 30
 POLL_SECONDS = 0.5
 GRPC = "grpc://"
-FORMS = "give a file, sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME or grpc://HOST:PORT"
+FORMS = "give a file, sqlite:///FILE, postgresql://… or grpc://HOST:PORT"
 NUMBER = r"[-+.\de]+"
 #: What may differ between two starts of a study, or between its machines, since it changes no score.
 FREE = (
@@ -175,10 +175,11 @@ def name_of(trial: Trial | FrozenTrial) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Optuna's progress lines and its warnings about experimental features."""
+    """Silence Optuna's progress lines, and its warnings about experimental features and plots of few trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", module=r"optuna\.importance")
         yield
 
 
@@ -240,7 +241,7 @@ def _journal(path: Path) -> Any:
 def _break_lock(lock: Path) -> None:
     """Remove a link that leads nowhere, as in a folder that was moved: Optuna would wait for it for ever."""
     while lock.is_symlink() and not lock.exists():
-        if time.time() - lock.lstat().st_mtime > LOCK_GRACE_SECONDS:
+        if abs(time.time() - lock.lstat().st_mtime) > LOCK_GRACE_SECONDS:
             logger.warning("warning: %s: removed, as the process that held it is gone", lock)
             lock.unlink(missing_ok=True)
         time.sleep(POLL_SECONDS)
