@@ -30,7 +30,21 @@ def test_the_default_is_a_journal_in_the_studys_folder(tmp_path):
     assert address(plan) == str(tmp_path / "runs" / "study" / "study.journal")
     open_study(plan, open_storage(address(plan))).set_user_attr("a", 1)
     assert open_study(plan, open_storage(address(plan))).user_attrs["a"] == 1
-    assert address(tiny_plan(tmp_path, "storage=sqlite:///x.db")) == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("storage=sqlite:///x.db", "sqlite:///x.db"),
+        ("storage=sqlite:///~/x.db", "sqlite:////home/ann/x.db"),
+        ("storage=$HOME/x #1.journal", "/home/ann/x #1.journal"),
+        ("storage=postgresql://me:a$HOME@host/~", "postgresql://me:a$HOME@host/~"),
+        ("out=~/runs", "/home/ann/runs/study/study.journal"),
+    ],
+)
+def test_a_storage_is_where_a_shell_would_put_it(tmp_path, monkeypatch, given, found):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert address(tiny_plan(tmp_path, given)) == found
 
 
 @pytest.mark.parametrize(

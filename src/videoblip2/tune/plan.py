@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 from pydantic import Field
 
-from videoblip2.config import Config, InputError, Section, flatten, known_keys, parse_config
+from videoblip2.config import Config, InputError, PathText, Section, flatten, known_keys, parse_config
 from videoblip2.errors import validated
 from videoblip2.overrides import overridden, read_yaml
 from videoblip2.training.tasks import CAPTIONS, Task, tasks_of
@@ -85,15 +85,15 @@ class Sampler(Section):
 class Tuning(Section):
     study: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="name of the study, and of its folder OUT/STUDY")
     stage: Literal["ce", "scst", "decode"]
-    base: str | None = Field(None, description="experiment file of the default; decode takes the model's own")
+    base: PathText | None = Field(None, description="experiment file of the default; decode takes the model's own")
     config: Document = Field(default_factory=dict, description="keys and values on top of `base`")
-    tuned_model: str | None = Field(None, description="decode only: MODEL whose captions are tuned")
+    tuned_model: PathText | None = Field(None, description="decode only: MODEL whose captions are tuned")
     search: dict[str, Range] = Field(min_length=1, description="configuration key → range")
     n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()
     storage: str | None = Field(None, description=f"{STORAGES}; default: OUT/STUDY/study.journal")
-    out: str = Field("runs", description="trials and results go to OUT/STUDY")
+    out: PathText = Field("runs", description="trials and results go to OUT/STUDY")
 
 
 def label(value: Any) -> Scalar:

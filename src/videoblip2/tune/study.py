@@ -30,6 +30,7 @@ from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, InputError, flatten
+from videoblip2.files import expand
 from videoblip2.tune.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -184,8 +185,10 @@ def quiet() -> Iterator[None]:
 
 
 def address(plan: Plan) -> str:
-    """The storage as the user named it, or the study's own journal file."""
-    return plan.tuning.storage or str(plan.folder / "study.journal")
+    """The storage as the user named it, or the study's own journal file; `~` and `$HOME` are replaced in files."""
+    place = plan.tuning.storage or str(plan.folder / "study.journal")
+    _, scheme, file = place.rpartition(SQLITE)
+    return place if "://" in place and not scheme else f"{scheme}{expand(file)}"
 
 
 def open_storage(place: str) -> Any:
