@@ -62,10 +62,10 @@ def local_model(model: str | Path) -> Path:
 
 
 def find_model(model: str | Path) -> FoundModel:
-    """Find the checkpoint folder and the version behind MODEL.
+    """Find the checkpoint folder and the version behind MODEL. Raises InputError where there is none.
 
-    MODEL is a checkpoint folder, an MLflow run id (its latest model), `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
-    `models:/m-…`. A local artifact store is read in place. Raises InputError for anything else.
+    MODEL is a checkpoint folder, an MLflow run (its latest model), `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
+    `models:/m-…`. A local artifact store is read in place.
     """
     folder = Path(model)
     if folder.exists():

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, how sure the differences in score are, and which captions they come from.
+"""Runs side by side: how sure the differences in score are, and which captions they come from.
 
 The first side is the baseline; each further side is compared with it over the same videos.
 """
@@ -208,11 +208,9 @@ def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object
 def _by_video(block: Floats, videos: Sequence[str]) -> Floats:
     """Rows [N, runs, k] → one for each video [V, runs, k], of the same mean: questions on a video count together."""
     names, places = np.unique(videos, return_inverse=True)
-    if len(names) == len(videos):
-        return block
     summed = np.zeros((len(names), *block.shape[1:]))
     np.add.at(summed, places, block)
-    return summed * len(names) / len(videos)
+    return block if len(names) == len(videos) else summed * len(names) / len(videos)
 
 
 def _key(metric: Metric) -> object:

@@ -70,10 +70,7 @@ def differences(sides: Sequence[Side]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _groups(records: Sequence[RunRecord]) -> list[Group]:
-    """Parents as their seeds; then runs that differ in nothing but the seed together, if two sides are left.
-
-    Sides with the same name get the beginning of a run id, so that two columns never look alike.
-    """
+    """Parents as their seeds; then runs that differ in nothing but the seed together, if two sides are left."""
     groups: list[Group] = []
     for record in records:
         runs = [run for run in run_records.seeds_of(record) if run.status == "FINISHED"] or [record]
@@ -88,7 +85,7 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
         else:
             merged[key] = (name, runs)
     found = list(merged.values()) if len(merged) > 1 else groups
-    names = [name for name, _ in found]
+    names = [name for name, _ in found]  # two columns never look alike
     return [(name if names.count(name) == 1 else f"{name} {runs[0].run_id[:6]}", runs) for name, runs in found]
 
 

@@ -38,10 +38,7 @@ class RunSpec:
 
 
 class Tracker:
-    """One run. Metrics are grouped by the part of their name before the last slash: `train/loss`, `val/CIDEr`.
-
-    This class is the interface and keeps nothing; `NullTracker` is its name where nothing should be kept.
-    """
+    """One run; this interface keeps nothing. Metrics are grouped by their name up to the last slash: `val/CIDEr`."""
 
     run_id: str | None = None
 
@@ -55,16 +52,13 @@ class Tracker:
         """Log the values of the chosen checkpoint under `best/`; the runs table shows the last value otherwise."""
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Log at most 200 rows as NAME.json, `video_id` first, or append them to a table of that name.
-
-        The same name in all runs makes them comparable.
-        """
+        """Log at most 200 rows as NAME.json, or append them; the same name in all runs makes them comparable."""
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""
 
     def log_data(self, name: str, digest: str, context: str) -> None:
-        """Record a data set as an input of the run; context is `train`, `val` or `test`."""
+        """Record a data set as an input of the run (36 characters of its digest); context: train, val or test."""
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model with these metrics; return MODEL: `models:/m-…` or the folder."""
@@ -95,10 +89,9 @@ class NullTracker(Tracker):
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Raise Terminated on the first SIGTERM; any later one, or one after Ctrl-C, is ignored until the block ends.
+    """Raise Terminated on the first SIGTERM, in the main thread; any later one, or one after Ctrl-C, is ignored.
 
-    On Ctrl-C `mlflow run` sends SIGTERM as well, which must not interrupt the shutdown that Ctrl-C began. Python allows
-    signal handlers in the main thread only; in any other thread this does nothing.
+    On Ctrl-C `mlflow run` sends SIGTERM as well, which must not interrupt the shutdown that Ctrl-C began.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -140,9 +140,9 @@ def _log(group: SeedGroup, config: Config, results: Sequence[StageResult], metri
         group.log_table(*probe_table(results, task, config.train.probe_videos))
     picture = Path(config.run.out) / group.name / "figures" / "learning_curves.png"
     if draw_curves(picture, curves, f"{group.name}: every seed") is not None:
-        group.log_file(picture, "figures")
+        group.tracker.log_file(picture, "figures")
     note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
-    group.set_tags({"mlflow.note.content": note, "modalities": modality_label(config.model.modalities)})
+    group.tracker.set_tags({"mlflow.note.content": note, "modalities": modality_label(config.model.modalities)})
 
 
 def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:

@@ -35,12 +35,7 @@ DIGEST_LENGTH = 36  # MLflow's limit
 
 
 class MlflowTracker(Tracker):
-    """A Tracker that writes to one open MLflow run.
-
-    Args:
-        resumed: the run has points already; none is logged twice.
-        folder: the run's own folder; what cannot be sent is kept there.
-    """
+    """Writes to one open MLflow run; nothing that a `resumed` one has. What cannot be sent is kept in `folder`."""
 
     def __init__(
         self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False, folder: Path | None = None
@@ -69,7 +64,6 @@ class MlflowTracker(Tracker):
         self._outbox.put(outbox.Batch(params=params, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Buffer one point per metric; the buffer is sent when it is full or ten seconds old."""
         now = _now()
         self._points += [(key, float(value), now, step) for key, value in metrics.items()]
         if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
@@ -87,7 +81,6 @@ class MlflowTracker(Tracker):
         self._outbox.put(outbox.File(file=path.absolute(), folder=folder))
 
     def log_data(self, name: str, digest: str, context: str) -> None:
-        """Record a data set as an input of the run; a long digest is cut to 36 characters."""
         source = json.dumps({"digest": digest})
         self._outbox.put(outbox.DataSet(data=name, digest=digest[:DIGEST_LENGTH], source=source, context=context))
 

@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 
 
 class Batch(_Strict):
-    """Points, parameters and tags; best: (metric, value, milliseconds since 1970)."""
+    """best: (metric, value, milliseconds since 1970)."""
 
     points: tuple[Point, ...] = ()
     best: tuple[tuple[str, float, int], ...] = ()
@@ -85,12 +85,7 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 @dataclass
 class Outbox:
-    """Messages to one run, delivered in order.
-
-    Args:
-        deliver: sends one message, or raises.
-        file: where messages survive the process; None = nowhere.
-    """
+    """Messages to one run, in order. deliver: sends one, or raises. file: where messages survive the process."""
 
     deliver: Callable[[Message], None]
     file: Path | None = None
@@ -104,10 +99,7 @@ class Outbox:
         self.send()
 
     def send(self, at_once: bool = False) -> bool:
-        """Send what is waiting, unless the last attempt failed a moment ago; return whether nothing is left.
-
-        An error that is not an outage is raised, and its message dropped.
-        """
+        """Send what is waiting, unless the last attempt failed a moment ago; return whether nothing is left."""
         if self.waiting and not at_once and time.monotonic() < self._next_attempt:
             return False
         while self.waiting:
@@ -149,12 +141,9 @@ class Outbox:
 
 
 class Delivery:
-    """Sends messages to one run, and nothing that the run already has.
+    """Sends messages to one run, and nothing that a resumed run already has.
 
     The last step of each metric and table is looked up once, and again after a failure: what arrived is then unknown.
-
-    Args:
-        resumed: False for a new run, which has nothing: everything passes and the store is not asked.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True) -> None:
@@ -163,7 +152,7 @@ class Delivery:
         self._tables: dict[str, int] = {}
 
     def deliver(self, message: Message) -> None:
-        """Send one message; points and rows that the run already has are left out."""
+        """Send one message."""
         try:
             with impatient(ONE_RETRY if isinstance(message, Table | File) else IMPATIENT):
                 match message:
@@ -193,14 +182,13 @@ class Delivery:
     def _is_new(self, point: Point) -> bool:
         """Whether a point is after the last step of its metric, which it then defines."""
         key, step = point[0], point[3]
-        if self._resumed:
-            if key not in self._points:
-                history = self._client.get_metric_history(self._run_id, key)
-                self._points[key] = max((point.step for point in history), default=-1)
-            if step <= self._points[key]:
-                return False
-            self._points[key] = step
-        return True
+        if not self._resumed:
+            return True
+        if key not in self._points:
+            history = self._client.get_metric_history(self._run_id, key)
+            self._points[key] = max((point.step for point in history), default=-1)
+        last, self._points[key] = self._points[key], max(self._points[key], step)
+        return step > last
 
     def _send_table(self, message: Table) -> None:
         """The rows after the last `step` of the table; a table without steps is logged once."""
@@ -215,15 +203,12 @@ class Delivery:
             self._client.log_table(self._run_id, {name: [row.get(name) for row in rows] for name in columns}, table)
 
     def _last_row(self, table: str) -> int:
-        """-1 where the table does not exist, NO_STEP where it has no steps."""
+        """-1 where the run has no such table."""
         if not store.has_artifact(self._client, self._run_id, table):
             return -1
         with tempfile.TemporaryDirectory() as folder:
             content = json.loads(Path(self._client.download_artifacts(self._run_id, table, folder)).read_text("utf-8"))
-        if "step" not in content["columns"]:
-            return NO_STEP
-        place = content["columns"].index("step")
-        return max((int(row[place]) for row in content["data"]), default=-1)
+        return max((_step(dict(zip(content["columns"], row, strict=True))) for row in content["data"]), default=-1)
 
     def _send_data(self, data: DataSet) -> None:
         """Two runs may name the same new data at once: MLflow looks first and then writes, and the second fails."""
@@ -248,17 +233,17 @@ def is_outage(error: BaseException) -> bool:
 def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
     """Give up on a server soon, and without MLflow's own tracebacks; the user's own settings stay."""
     added = {name: value for name, value in limits.items() if name not in os.environ}
-    levels = {name: logging.getLogger(name).level for name in NOISY}
+    loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in NOISY]
     os.environ.update(added)
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for logger, _ in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in loggers:
+            logger.setLevel(level)
 
 
 def describe(messages: Sequence[Message]) -> str:

@@ -23,8 +23,7 @@ from videoblip2.tracking.mlflow.store import Finding
 #: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
-#: The training state of a run that was stopped: its artifact folder, what of the run's folder is in it, and the tag
-#: that is `true` once all of it is in the store.
+#: Training state of a stopped run: its artifact folder, what of the run's folder is in it, its tag once it is complete.
 STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
@@ -85,8 +84,12 @@ def find_run(word: str, also: str = "") -> RunRecord:
     names, quoted = _experiments(), word.replace("'", "")
     found = _search(f"attributes.run_name = '{quoted}'", names)
     if re.fullmatch(r"[0-9a-f]{32}", word):
-        with suppress(MlflowException):
+        try:
             run = store.connect().get_run(word)
+        except MlflowException as error:
+            if error.error_code in store.DENIED:
+                raise
+        else:
             if run.info.lifecycle_stage != "active":
                 raise InputError(f"{word}: this run was deleted; restore it with `mlflow runs restore --run-id {word}`")
             found = [_record(run, names)]
@@ -116,10 +119,7 @@ def seeds_of(record: RunRecord) -> list[RunRecord]:
 
 
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
-    """Where a run's captions and answers are: (kind, split) → (run id, artifact).
-
-    Those of its newest finished evaluation count, too.
-    """
+    """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's."""
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
     for run in [record, *_beside(record, f"tags.{TRAINED_BY} = '{record.run_id}'")]:
         for key, path in _artifacts(run).items():
@@ -189,11 +189,7 @@ def fetch_state(run_id: str, folder: Path) -> None:
 
 
 def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
-    """The RUNNING runs without a process.
-
-    Known at once of processes here, and of a run that `mlflow run` opened and could not start; of any other after HOURS
-    of silence from the run and from those below it.
-    """
+    """The RUNNING runs without a process: here at once; elsewhere after HOURS of silence from it and its children."""
     running = _search("attributes.status = 'RUNNING'", _experiments())
     silent = {run.run_id for run in running if seconds_silent(run) > hours * 3600}
     heard = {run.tags.get(PARENT) for run in running if run.run_id not in silent}

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
@@ -67,14 +66,6 @@ class SeedGroup:
             store.connect().log_dict(self.run_id, table, file)
         else:
             self.tracker.log_table(name, rows)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file to the parent's artifacts."""
-        self.tracker.log_file(path, folder)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags on the parent."""
-        self.tracker.set_tags(tags)
 
     def _take(self, run_id: str, name: str | None = None) -> None:
         """Make a run the parent, RUNNING in this process from now on."""
