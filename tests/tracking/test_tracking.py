@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -22,7 +23,7 @@ from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, local_model, open_run
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs, store_findings
+from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs, runs_page, store_findings
 
 PROCESSES = 3
 
@@ -133,6 +134,26 @@ def test_a_parameter_in_another_spelling_stays_and_another_value_becomes_a_tag(s
     run = run_of(tracker)
     assert run.data.params == {**logged, "model.lora.r": "16"}
     assert {k: v for k, v in run.data.tags.items() if k.startswith("config.")} == {"config.data.workers": "3"}
+
+
+def test_the_ui_shows_cider_as_the_command_line_does_and_first_and_what_kind_a_run_is(store):
+    with open_run(RunSpec("scst", "name", "toy")) as tracker:
+        tracker.log_metrics({"val/CIDEr": 2.71734, "val/CIDEr_ci_low": 2.6, "train/loss": 1.0, "val/accuracy": 0.5}, 1)
+        tracker.log_best({"val/CIDEr": 2.71734})
+    run = run_of(tracker)
+    shown = {"CIDEr x100/val": 271.73, "CIDEr x100/best": 271.73, "accuracy x100/val": 50.0}
+    assert {key: value for key, value in run.data.metrics.items() if "x100" in key} == shown
+    assert sorted({key.rpartition("/")[0] for key in run.data.metrics})[0] == "CIDEr x100"
+    assert run.data.tags["mlflow.source.name"] == "vb2 scst"
+    address = runs_page(tracker.run_id)
+    key = re.fullmatch(rf"/#/experiments/{run.info.experiment_id}/runs\?viewStateShareKey=(\w+)&workflow.*", address)[1]
+    tags = client().get_experiment(run.info.experiment_id).tags
+    columns = json.loads(json.loads(tags[f"mlflow.sharedViewState.{key}"])["state"])["selectedColumns"]
+    assert columns == ["attributes.`Source`", "metrics.`CIDEr x100/best`", "metrics.`CIDEr x100/test`"]
+    captions = json.loads(json.loads(tags["mlflow.sharedViewState.captions"])["state"])["searchFilter"]
+    assert client().search_runs([run.info.experiment_id], captions) == []
+    client().set_tag(tracker.run_id, "predictions.val", "val_predictions.jsonl")
+    assert len(client().search_runs([run.info.experiment_id], captions)) == 1
 
 
 def test_points_leave_in_one_batch(store, monkeypatch):

@@ -40,8 +40,9 @@ def test_a_checkpoint_is_found_again_by_run_and_by_model(logged):
 
 def test_best_metrics_are_on_the_run_once_and_on_the_model(logged):
     model = client().get_logged_model(logged.uri.removeprefix("models:/"))
-    assert {m.key: m.value for m in model.metrics} == {"best/val/CIDEr": 0.6}
-    assert client().get_run(logged.run_id).data.metrics == {"best/val/CIDEr": 0.6, "best/val/Bleu_4": 0.3}
+    assert {m.key: m.value for m in model.metrics} == {"best/val/CIDEr": 0.6, "CIDEr x100/best": 60.0}
+    found = client().get_run(logged.run_id).data.metrics
+    assert found == {"best/val/CIDEr": 0.6, "best/val/Bleu_4": 0.3, "CIDEr x100/best": 60.0}
     assert len(client().get_metric_history(logged.run_id, "best/val/CIDEr")) == 1
 
 

@@ -104,13 +104,13 @@ def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work
 def log_predictions(
     files: Mapping[Kind, Path], split: str, result: Evaluation, probe: int, tracker: Tracker
 ) -> list[Path]:
-    """Log all rows as JSON lines, and the first `probe` of each kind as a table that every run has.
+    """Log all rows as JSON lines, and the first `probe` of each kind as a table that every run on the split has.
 
     Args:
         files: where the rows of each kind go; a kind that has none is not written, and its older file is removed.
     """
     for table, lines in result.tables().items():
-        tracker.log_table(table, lines[:probe])
+        tracker.log_table(table if split == "val" else f"{split}_{table}", lines[:probe])
     rows: dict[Kind, Sequence[Row]] = {"captions": result.caption_rows, "answers": result.answer_rows}
     written = [(kind, path) for kind, path in files.items() if rows[kind]]
     for path in set(files.values()) - {path for _, path in written}:

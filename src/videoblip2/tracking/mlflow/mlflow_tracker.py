@@ -13,13 +13,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
+from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked
 from videoblip2.tracking.liveness import ProcessRecord
@@ -65,7 +67,7 @@ class MlflowTracker(Tracker):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         now = _now()
-        self._points += [(key, float(value), now, step) for key, value in metrics.items()]
+        self._points += [(key, float(value), now, step) for key, value in with_shown(metrics).items()]
         if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
             self._send_points()
 
@@ -183,7 +185,26 @@ class MlflowTracker(Tracker):
 
     def _best(self, metrics: Mapping[str, float]) -> tuple[tuple[str, float, int], ...]:
         """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""
-        return tuple((f"best/{key}", float(value), self._began) for key, value in metrics.items())
+        named = with_shown({f"best/{key}": float(value) for key, value in metrics.items()})
+        return tuple((key, value, self._began) for key, value in named.items())
+
+
+def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, and CIDEr and accuracy also as the command line shows them: `val/CIDEr` → `CIDEr x100/val`.
+
+    MLflow sorts charts by name, so these come first.
+    """
+    found = {key: float(value) for key, value in metrics.items()}
+    for key, value in metrics.items():
+        prefix, _, name = key.rpartition("/")
+        if prefix and name in (CaptionRow.metric, AnswerRow.metric):
+            found[f"{section(name)}/{prefix.partition('/')[0]}"] = round(scale_of(name) * value, 2)
+    return found
+
+
+def section(metric: str) -> str:
+    """The group of charts that shows a metric on the scale of the command line."""
+    return f"{label_of(metric)} x{scale_of(metric):g}"
 
 
 @contextmanager
@@ -226,11 +247,15 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
         os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
         experiment_id = str(client.get_run(spec.parent_run_id).info.experiment_id)
     elif given:
-        return str(mlflow.start_run().info.run_id)
+        run = mlflow.start_run()
+        _add_views(client, run.info.experiment_id)
+        return str(run.info.run_id)
     else:
         experiment_id = _experiment_id(client, spec.experiment)
+        _add_views(client, experiment_id)
     new = {"run_name": spec.name, "experiment_id": experiment_id, "parent_run_id": spec.parent_run_id}
-    return str(mlflow.start_run(nested=nested, **new).info.run_id)
+    source = {"mlflow.source.name": f"vb2 {spec.stage}"}  # in the runs table
+    return str(mlflow.start_run(nested=nested, tags=source, **new).info.run_id)
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
@@ -263,16 +288,31 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     if found is None:
         root = store.artifact_root(store.tracking_uri())
         try:
-            return str(client.create_experiment(name, artifact_location=(root / name).as_uri() if root else None))
+            client.create_experiment(name, artifact_location=(root / name).as_uri() if root else None)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process created it in between
                 raise
-            found = client.get_experiment_by_name(name)  # another process created it in between
+        found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise InputError(
             f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or use another name"
         )
     return str(found.experiment_id)
+
+
+def _add_views(client: mlflow.MlflowClient, experiment_id: str) -> None:
+    """Offer views of the experiment in MLflow: CIDEr and the kind of each run; the runs that have captions of val."""
+    columns = ["attributes.`Source`", *(f"metrics.`{section(PRIMARY)}/{split}`" for split in ("best", "test"))]
+    views = {
+        "vb2": (label_of(PRIMARY), {"selectedColumns": columns}),
+        "captions": ("Captions", {"searchFilter": "tags.`predictions.val` LIKE '%'"}),
+    }
+    known = client.get_experiment(experiment_id).tags
+    for key, (name, state) in views.items():
+        if (tag := f"mlflow.sharedViewState.{key}") not in known:
+            view = {"name": name, "createdAt": _now(), "state": json.dumps(state)}
+            with suppress(MlflowException):  # another process did so just now, or this user may not
+                client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
 def _now() -> int:

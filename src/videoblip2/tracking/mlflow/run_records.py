@@ -110,6 +110,11 @@ def run_link(run_id: str, name: str) -> str:
     return f"{name} (`{run_id}`)"
 
 
+def runs_page(run_id: str) -> str:
+    """The address in MLflow's UI of the runs beside a run, with CIDEr and the kind of each in the table."""
+    return f"/#/experiments/{find_run(run_id).experiment_id}/runs?viewStateShareKey=vb2&workflowType=machine_learning"
+
+
 def seeds_of(record: RunRecord) -> list[RunRecord]:
     """The runs under a parent that `--seeds` made, by seed; none for any other run."""
     if SEEDS not in record.tags:
