@@ -13,14 +13,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
+from videoblip2.captions.metrics import scale_of
 from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked
@@ -198,13 +198,8 @@ def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
     for key, value in metrics.items():
         prefix, _, name = key.rpartition("/")
         if prefix and name in (CaptionRow.metric, AnswerRow.metric):
-            found[f"{section(name)}/{prefix.partition('/')[0]}"] = round(scale_of(name) * value, 2)
+            found[f"{store.section(name)}/{prefix.partition('/')[0]}"] = round(scale_of(name) * value, 2)
     return found
-
-
-def section(metric: str) -> str:
-    """The group of charts that shows a metric on the scale of the command line."""
-    return f"{label_of(metric)} x{scale_of(metric):g}"
 
 
 @contextmanager
@@ -248,11 +243,11 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
         experiment_id = str(client.get_run(spec.parent_run_id).info.experiment_id)
     elif given:
         run = mlflow.start_run()
-        _add_views(client, run.info.experiment_id)
+        store.add_views(client, run.info.experiment_id)
         return str(run.info.run_id)
     else:
         experiment_id = _experiment_id(client, spec.experiment)
-        _add_views(client, experiment_id)
+        store.add_views(client, experiment_id)
     new = {"run_name": spec.name, "experiment_id": experiment_id, "parent_run_id": spec.parent_run_id}
     source = {"mlflow.source.name": f"vb2 {spec.stage}"}  # in the runs table
     return str(mlflow.start_run(nested=nested, tags=source, **new).info.run_id)
@@ -298,21 +293,6 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
             f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or use another name"
         )
     return str(found.experiment_id)
-
-
-def _add_views(client: mlflow.MlflowClient, experiment_id: str) -> None:
-    """Offer views of the experiment in MLflow: CIDEr and the kind of each run; the runs that have captions of val."""
-    columns = ["attributes.`Source`", *(f"metrics.`{section(PRIMARY)}/{split}`" for split in ("best", "test"))]
-    views = {
-        "vb2": (label_of(PRIMARY), {"selectedColumns": columns}),
-        "captions": ("Captions", {"searchFilter": "tags.`predictions.val` LIKE '%'"}),
-    }
-    known = client.get_experiment(experiment_id).tags
-    for key, (name, state) in views.items():
-        if (tag := f"mlflow.sharedViewState.{key}") not in known:
-            view = {"name": name, "createdAt": _now(), "state": json.dumps(state)}
-            with suppress(MlflowException):  # another process did so just now, or this user may not
-                client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
 def _now() -> int:

@@ -4,6 +4,7 @@ Several processes that open a fresh sqlite file at once corrupt it for good, so 
 lock. Write-ahead logging, which the file remembers, lets readers and writers run at once and marks a finished start.
 """
 
+import json
 import logging
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlparse
 import psutil
 from filelock import FileLock
 
+from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked
 
@@ -98,6 +100,28 @@ def connect(create: bool = False) -> "MlflowClient":
 def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
     """Whether a run has an artifact of this name at its root."""
     return path in [artifact.path for artifact in client.list_artifacts(run_id)]
+
+
+def section(metric: str) -> str:
+    """The group of charts that shows a metric on the scale of the command line."""
+    return f"{label_of(metric)} x{scale_of(metric):g}"
+
+
+def add_views(client: "MlflowClient", experiment_id: str) -> None:
+    """Offer views of the experiment in MLflow: CIDEr and the kind of each run; the runs that have captions of val."""
+    from mlflow.exceptions import MlflowException
+
+    columns = ["attributes.`Source`", *(f"metrics.`{section(PRIMARY)}/{split}`" for split in ("best", "test"))]
+    views = {
+        "vb2": (label_of(PRIMARY), {"selectedColumns": columns}),
+        "captions": ("Captions", {"searchFilter": "tags.`predictions.val` LIKE '%'"}),
+    }
+    known = client.get_experiment(experiment_id).tags
+    for key, (name, state) in views.items():
+        if (tag := f"mlflow.sharedViewState.{key}") not in known:
+            view = {"name": name, "createdAt": int(1000 * time.time()), "state": json.dumps(state)}
+            with suppress(MlflowException):  # another process did so just now, or this user may not
+                client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
 def check_reachable(uri: str) -> None:
