@@ -9,7 +9,12 @@ from types import SimpleNamespace
 import pytest
 import typer
 from conftest import ROOT
+<<<<<<< HEAD
 from typer.testing import CliRunner
+=======
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+>>>>>>> 9b038df (A server that denies access to one thing names the login, too)
 
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
@@ -120,6 +125,8 @@ def test_debug_shows_where(monkeypatch):
 
 def test_a_bug_points_to_debug_and_a_mistake_does_not():
     assert explain(InputError("value x: wrong")) == "value x: wrong"
+    denied = explain(MlflowException("Permission denied at http://me:secret@host", PERMISSION_DENIED))
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in denied and "secret" not in denied
     assert explain(KeyError("x")) == "KeyError: 'x' (run again with --debug to see where)"
 
 

@@ -12,7 +12,7 @@ from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
 from videoblip2.cli import assets, console, data, demo, deploy, doctor, features, predict, registry, runs, train
-from videoblip2.errors import InputError
+from videoblip2.errors import DENIED, LOGIN, InputError, masked
 
 app = Typer(
     help="VideoBLIP2: video and audio captioning, from features to a served model.",
@@ -71,7 +71,9 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """One line: a user's mistake as it is; anything else with its type and how to see more."""
-    text = " ".join(str(error).split())
+    text = masked(" ".join(str(error).split()))
+    if getattr(error, "error_code", "") in DENIED:
+        return f"{text}; {LOGIN}"
     if isinstance(error, InputError | FloatingPointError):
         return text
     if isinstance(error, OSError) and error.strerror:

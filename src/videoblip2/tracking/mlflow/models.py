@@ -20,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import DENIED, first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, RunRecord, find_run
@@ -95,6 +95,8 @@ def logged_model(model: str) -> tuple[Any, str]:
             raise InputError(f"{model}: {reason}; register one with `vb2 promote RUN`")
         return client.get_logged_model(source[1]), f"{version.name}/{version.version}"
     except MlflowException as error:
+        if error.error_code in DENIED:
+            raise
         remedy = "`mlflow ui` shows models, `vb2 promote RUN` and `vb2 demo` make them"
         raise InputError(f"{model}: unknown to {store.tracking_uri()} ({first_line(error)}); {remedy}") from error
 

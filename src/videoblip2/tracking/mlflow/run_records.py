@@ -15,7 +15,7 @@ import psutil
 
 from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import DENIED, first_line
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
@@ -87,7 +87,7 @@ def find_run(word: str, also: str = "") -> RunRecord:
         try:
             run = store.connect().get_run(word)
         except MlflowException as error:
-            if error.error_code in store.DENIED:
+            if error.error_code in DENIED:
                 raise
         else:
             if run.info.lifecycle_stage != "active":

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 from videoblip2.config import InputError
-from videoblip2.errors import first_line, masked
+from videoblip2.errors import LOGIN, first_line, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,9 +31,6 @@ SQLITE = "sqlite:///"
 REACH_SECONDS = 10
 BUSY_SECONDS = 2.0
 ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
-#: MLflow's codes where a server wants another login, and what to do.
-DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with access"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes where nothing has the name
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
