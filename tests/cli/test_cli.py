@@ -9,12 +9,9 @@ from types import SimpleNamespace
 import pytest
 import typer
 from conftest import ROOT
-<<<<<<< HEAD
-from typer.testing import CliRunner
-=======
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
->>>>>>> 9b038df (A server that denies access to one thing names the login, too)
+from typer.testing import CliRunner
 
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from

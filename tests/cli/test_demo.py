@@ -33,7 +33,7 @@ def printed(monkeypatch, out):
 def test_the_next_commands_are_ones_and_name_the_demos_own_files(monkeypatch, out):
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     commands, text = printed(monkeypatch, out)
-    assert "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning" in text
+    assert "http://127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=vb2&workflowType=machine_learning" in text
     assert commands[0] == ["vb2", "caption", "models:/videoblip2@champion", f"{out}/toy/videos/video1.mp4"]
     group = typer.main.get_command(app)
     for _, *words in (line for line in commands if line[0] == "vb2"):
@@ -54,7 +54,8 @@ def test_without_an_activated_environment_its_programs_are_named(monkeypatch):
 
 
 def test_a_store_of_ones_own_is_named(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x y/mlflow.db")
-    assert printed(monkeypatch, "runs/demo")[0][-1][-2:] == ["--backend-store-uri", "sqlite:////x y/mlflow.db"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/runs")
+    commands, text = printed(monkeypatch, "runs/demo")
+    assert commands[-1][-2:] == ["--backend-store-uri", "$MLFLOW_TRACKING_URI"] and "secret" not in text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert "http://mlflow:5000/#/experiments/7/" in printed(monkeypatch, "runs/demo")[1]

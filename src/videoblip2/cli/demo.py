@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option, Typer
 
 from videoblip2.cli.console import Json, emit, examples, progress, say, table
-from videoblip2.errors import counted
+from videoblip2.errors import counted, masked
 
 if TYPE_CHECKING:
     from videoblip2.toy.demo import Demo
@@ -54,7 +54,7 @@ def demo(
 
 def next_commands(made: "Demo") -> str:
     """Commands that work as they are printed: in this folder, with or without an activated environment."""
-    from videoblip2.tracking.mlflow.run_records import find_run
+    from videoblip2.tracking.mlflow.run_records import runs_page
 
     ce, scst = (str(made.stages[name].run_id) for name in ("ce", "scst"))
     programs = "" if shutil.which("vb2") else f"{shlex.quote(str(Path(sys.executable).parent))}/"
@@ -62,15 +62,15 @@ def next_commands(made: "Demo") -> str:
     paths = {"data.annotations": made.data, "data.features": made.out / "features", "run.out": made.out / "runs"}
     moved = [f"{key}={path}" for key, path in paths.items()] if made.out != Path("runs/demo") else []
     store = os.environ.get("MLFLOW_TRACKING_URI", "")
-    server = store if store.startswith("http") else "http://127.0.0.1:5000"
-    options = ["--backend-store-uri", store] if store and server != store else []
+    server = masked(store) if store.startswith("http") else "http://127.0.0.1:5000"
+    own_store = store and not store.startswith("http")
+    options = ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if own_store else ""  # the address may hold a password
     lines = {
         shlex.join(["vb2", "caption", "models:/videoblip2@champion", clip]): "",
         "vb2 serve": "its page: http://127.0.0.1:3000",
         shlex.join(["vb2", "runs", "compare", ce[:8], scst[:8], "--html", "compare.html"]): "what SCST changed",
         shlex.join(["vb2", "scst", "toy_scst", "scst.baseline=greedy", f"train.start_from={ce}", *moved]): "",
-        shlex.join(["mlflow", "ui", *options]): "the runs: "
-        f"{server}/#/experiments/{find_run(ce).experiment_id}/runs?workflowType=machine_learning",
+        f"mlflow ui{options}": f"the runs: {server}{runs_page(ce)}",
     }
     width = max(len(line) for line, what in lines.items() if what)
     return "\n".join(
