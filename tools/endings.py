@@ -8,13 +8,13 @@ Without the end token in the reward, captions are said to learn to end on "in a"
 gradient goes that way only where such an ending earns more than the caption itself: this measures how often it does.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from videoblip2.captions import CiderD, DocumentFrequencies
+from videoblip2.captions.predictions import read_rows
 from videoblip2.data.annotations import read_annotations
 
 TAILS = ("a", "in", "on", "with", "in a", "on a", "with a", "of a", "to a", "and a", "in the", "on the")
@@ -26,8 +26,8 @@ def main(data: Path, predictions: Path) -> None:
         {video.video_id: list(video.captions) for video in read_annotations(data / f"{split}.json")}
         for split in ("val", "train")
     )
-    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    ids, captions = [row["video_id"] for row in rows], [row["caption"] for row in rows]
+    rows = read_rows(predictions, "captions")
+    ids, captions = [row.video_id for row in rows], [row.text for row in rows]
     for end_token in (True, False):
         scorer = CiderD(references, DocumentFrequencies.from_references(training, end_token=end_token))
         report("with" if end_token else "without", scorer, ids, captions)

@@ -37,7 +37,7 @@ def test_a_top5_file_is_read(tmp_path):
         ([{"video_id": "video7", "captions": []}], "video7 has no captions"),
         ([{"video_id": "video7"}], '"captions" of video7'),
         ([{"video_id": "video7", "captions": [3]}], '"captions" of video7'),
-        ([{"video_id": "video7", "captions": ["a"]}] * 2, "video7 appears more than once"),
+        ([{"video_id": "video7", "captions": ["a"]}] * 2, "listed more than once: video7"),
         ([{"video_id": "video7", "category": "cats", "captions": ["a"]}], "category of video7"),
     ],
 )
@@ -50,7 +50,7 @@ def test_a_bad_list_is_named(tmp_path, content, message):
 
 def test_all_repeated_videos_are_named(tmp_path):
     entries = [{"video_id": f"video{i % 2}", "category": 1, "captions": ["a"]} for i in range(5)]
-    with pytest.raises(InputError, match="video0, video1 appear more than once"):
+    with pytest.raises(InputError, match="listed more than once: video0, video1"):
         read_annotations(save(tmp_path / "train.json", entries))
 
 

@@ -88,7 +88,7 @@ def broken(change) -> dict:
         (broken(lambda c: c["videos"][0].update(split="practice")), "video1 has the split 'practice'"),
         (broken(lambda c: c["videos"].pop()), "video2, which is not in"),
         (broken(lambda c: c.update(sentences=c["sentences"][:3])), "no captions for video2"),
-        (broken(lambda c: c["videos"].append(c["videos"][0])), "video1 appears more than once"),
+        (broken(lambda c: c["videos"].append(c["videos"][0])), "listed more than once: video1"),
         (broken(lambda c: c["sentences"][0].update(caption=None)), "sentence 1: its caption is None, not text"),
         (broken(lambda c: c["sentences"][1].update(sen_id="7")), "sentence 2: its sen_id is '7', not a number"),
         (broken(lambda c: c["videos"][1].update(video_id=None)), "video 2: its video_id is None, not text"),
@@ -114,7 +114,7 @@ def test_files_that_are_no_annotations_are_named(tmp_path):
     with pytest.raises(InputError, match=r"empty\.zip: holds no annotations .*only readme\.txt"):
         prepare_captions([tmp_path / "empty.zip"], tmp_path)
     path = save(tmp_path / "a.json", official({"video1": "train"}))
-    with pytest.raises(InputError, match="video1 appears more than once"):
+    with pytest.raises(InputError, match="listed more than once: video1"):
         prepare_captions([path, path], tmp_path / "out")
 
 
@@ -238,7 +238,7 @@ def test_a_prepared_list_is_read_again(tmp_path):
         ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: nothing says which split v1 is in"),
         ("train.csv", "video_id,caption\nv1,a, b\n", "train.csv line 2: not as many fields"),
         ("train.csv", "video_id,caption\nv1\n", "train.csv line 2: not as many fields"),
-        ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no 'video_id' .or videoid, .*id. among name, caption"),
+        ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no video_id or videoid or .*id among name, caption"),
         (
             "train.csv",
             "video_id;caption\nv1;a;b\n",
@@ -394,6 +394,15 @@ def test_lists_decide_where_the_official_file_has_another_split(tmp_path, lists)
     report = prepare_captions(paths, tmp_path / "out")
     assert report.videos == {"train": 2, "test": 1} and (report.moved, report.unassigned) == (1, 1)
     assert list(videos_in(tmp_path / "out" / "train.json")) == ["video1", "video2"]
+
+
+def test_lists_give_the_split_that_the_official_file_lacks(tmp_path):
+    content = official({"video1": "train", "video2": "train"})
+    for video in content["videos"]:
+        del video["split"]
+    paths = [save(tmp_path / "data.json", content), save(tmp_path / "test_list.txt", "video2\n")]
+    report = prepare_captions(paths, tmp_path / "out")
+    assert report.videos == {"test": 1} and (report.moved, report.unassigned) == (0, 1)
 
 
 def test_a_random_split_moves_videos_of_any_split(tmp_path):

@@ -94,20 +94,17 @@ class CiderD:
                 f"{len(rows)} video ids, {len(captions)} captions and {marks} end marks: give the same number of each"
             )
         parts = [np.zeros((0, int(self._count.max())))]
-        for at in range(0, len(rows), _CHUNK):
-            part = slice(at, at + _CHUNK)
+        for part in (slice(at, at + _CHUNK) for at in range(0, len(rows), _CHUNK)):
             tokens = cook(captions[part], self._end_token, None if ended is None else ended[part])
             parts.append(self._similarities(rows[part], tokens))
         return np.concatenate(parts)
 
     def centrality(self) -> Floats:
         """Mean tf-idf cosine of each reference to all references of all videos: [references, in the order given]."""
-        index = self._index
-        video, gram = np.divmod(np.repeat(index.pair, np.diff(index.first)), len(self._idf))
-        caption = self._first[video] + index.reference
-        order = np.repeat(np.arange(ORDERS), self._sizes)[gram]
-        norm = self._norm[caption, order]
-        unit = np.divide(index.weight, norm, out=np.zeros_like(norm), where=norm > 0)
+        video, gram = np.divmod(np.repeat(self._index.pair, np.diff(self._index.first)), len(self._idf))
+        caption = self._first[video] + self._index.reference
+        norm = self._norm[caption, np.repeat(np.arange(ORDERS), self._sizes)[gram]]
+        unit = np.divide(self._index.weight, norm, out=np.zeros_like(norm), where=norm > 0)
         mean = np.bincount(gram, unit, minlength=len(self._idf)) / len(self._length)
         return np.asarray(np.bincount(caption, unit * mean[gram], minlength=len(self._length)) / ORDERS)
 

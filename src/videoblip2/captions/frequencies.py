@@ -3,12 +3,10 @@
 CIDEr-D is comparable between runs only if these counts are computed once from the training references: pycocoevalcap
 takes them from each batch, so they change with it.
 
-N-grams of words are integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls. The id of
-a word is its index in `words`; the id of a longer n-gram is the index of its key, the id of its first n-1 words times
-2^32 plus the id of its last word, among the sorted keys of its order. Ids are exact (no hashing); arrays are int64.
-
-The file is safetensors: the words as UTF-8 lines and, per order, the keys in compressed rows (where the n-grams of each
-prefix start, and their last words) with their counts, each array in the smallest integer type that fits.
+N-grams are integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls. The id of a word is
+its index in `words`; the id of a longer n-gram is the index of its key, the id of its first n-1 words times 2^32 plus
+the id of its last word, among the sorted keys of its order. The file, safetensors, holds the words as UTF-8 lines and,
+per order, the keys in compressed rows (where each prefix starts, and last words) with their counts.
 """
 
 import os

@@ -5,9 +5,10 @@ words separated by single spaces (`tokenizer.joined`). A function returns one nu
 docstring says otherwise.
 """
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,41 +74,32 @@ def bleu_counts(captions: Texts, references: Groups) -> Floats:
         if own is not group:
             group, cooked = own, cook_refs(own)
         counts = cook_test(caption, cooked)
-        words = counts["testlen"]
-        nearest = min((abs(other - words), other) for other in counts["reflen"])[1]
-        rows.append([words, nearest, *counts["guess"], *counts["correct"]])
+        nearest = min((abs(other - counts["testlen"]), other) for other in counts["reflen"])[1]
+        rows.append([counts["testlen"], nearest, *counts["guess"], *counts["correct"]])
     return np.array(rows, np.float64).reshape(-1, 10)
 
 
 def bleu(counts: Floats, order: int) -> Floats:
     """BLEU of summed (or averaged) counts [...,10] → [...], as pycocoevalcap computes it."""
-    words, nearest = counts[..., 0], counts[..., 1]
     precision = (counts[..., 6 : 6 + order] + _TINY) / (counts[..., 2 : 2 + order] + _SMALL)
-    ratio = (words + _TINY) / (nearest + _SMALL)
+    ratio = (counts[..., 0] + _TINY) / (counts[..., 1] + _SMALL)
     brevity = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
     return np.asarray(precision.prod(axis=-1) ** (1.0 / order) * brevity)
 
 
 def cider(captions: Texts, references: Groups) -> Floats:
     """pycocoevalcap's CIDEr-D, with document frequencies from these references."""
-    from pycocoevalcap.cider.cider import Cider
-
-    return np.asarray(Cider().compute_score(*_coco(captions, references))[1])
+    return np.asarray(_pycocoevalcap("Cider", captions, references)[1])
 
 
 def rouge(captions: Texts, references: Groups) -> Floats:
     """pycocoevalcap's ROUGE-L."""
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    return np.asarray(Rouge().compute_score(*_coco(captions, references))[1])
+    return np.asarray(_pycocoevalcap("Rouge", captions, references)[1])
 
 
 def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
     """METEOR 1.5 by its Java process, which computes the corpus score from summed statistics."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    scorer = Meteor()
-    corpus, each = scorer.compute_score(*_coco(captions, references))
+    corpus, each, scorer = _pycocoevalcap("Meteor", captions, references)
     for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it leaves these open
         pipe.close()
     return OwnCorpusScore(float(corpus), each)
@@ -115,11 +107,11 @@ def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
 
 def spice(captions: Texts, references: Groups) -> list[float]:
     """SPICE's F-score by its Java process."""
-    from pycocoevalcap.spice.spice import Spice
-
-    return [score["All"]["f"] for score in Spice().compute_score(*_coco(captions, references))[1]]
+    return [score["All"]["f"] for score in _pycocoevalcap("Spice", captions, references)[1]]
 
 
-def _coco(captions: Texts, references: Groups) -> tuple[Mapping[int, Texts], Mapping[int, Texts]]:
-    """References and captions by number, the form that pycocoevalcap takes; its scores keep the order."""
-    return dict(enumerate(references)), {number: [caption] for number, caption in enumerate(captions)}
+def _pycocoevalcap(name: str, captions: Texts, references: Groups) -> tuple[float, Any, Any]:
+    """The corpus score, the score of each caption, and the scorer; texts go by number, which keeps their order."""
+    scorer = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name)()
+    asked = {number: [caption] for number, caption in enumerate(captions)}
+    return *scorer.compute_score(dict(enumerate(references)), asked), scorer

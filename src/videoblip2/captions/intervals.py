@@ -1,9 +1,8 @@
 """Confidence intervals of corpus scores and their differences, by resampling videos.
 
-1. Videos are drawn with replacement (Koehn 2004), with the same draws for all columns: differences are paired.
-2. A score that is not a mean over videos (corpus BLEU) is recomputed in each resample from its sums.
-3. If a system was trained with several seeds, each resample draws seeds as well. With few seeds the interval is still
-   too narrow, by a factor of about √((S - 1) / S).
+Videos are drawn with replacement (Koehn 2004), with the same draws for all columns: differences are paired. Corpus BLEU
+is recomputed in each resample from its sums. If a system has several seeds, each resample draws seeds as well; with few
+of them (S) the interval is still too narrow, by a factor of about √((S - 1) / S).
 """
 
 from collections.abc import Sequence
@@ -69,8 +68,7 @@ def over_seeds(samples: Floats, seed: int = 1) -> Floats:
     """Resamples of each seed [S,R] → resamples of their mean [R], drawing seeds with replacement."""
     seeds, resamples = samples.shape
     drawn = np.random.default_rng(seed).integers(0, seeds, (seeds, resamples))
-    mean: Floats = np.take_along_axis(samples, drawn, axis=0).mean(axis=0)
-    return mean
+    return np.asarray(np.take_along_axis(samples, drawn, axis=0).mean(axis=0))
 
 
 def interval(value: float, samples: Floats, confidence: float = 0.95) -> Interval:

@@ -93,11 +93,7 @@ class AnswerRow:
 
 
 Row = CaptionRow | AnswerRow
-#: The key that only rows of a kind have, and their reader.
-_READERS: Mapping[Kind, tuple[str, TypeAdapter[CaptionRow] | TypeAdapter[AnswerRow]]] = {
-    "captions": ("caption", TypeAdapter(CaptionRow)),
-    "answers": ("question_id", TypeAdapter(AnswerRow)),
-}
+_CAPTION, _ANSWER = TypeAdapter(CaptionRow), TypeAdapter(AnswerRow)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -108,10 +104,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def read_rows(path: Path, kind: Kind) -> list[Row]:
     """The rows of one kind in a file. Raises OSError for a missing file and ValueError for a malformed one."""
-    key, reader = _READERS[kind]
     with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may hold other separators
         entries = [dict(json.loads(line)) for line in lines if line.strip()]
-    return [reader.validate_python(entry) for entry in entries if key in entry]
+    rows = [(_ANSWER if "question_id" in entry else _CAPTION).validate_python(entry) for entry in entries]
+    return [row for row in rows if row.kind == kind]
 
 
 def rows_of_run(folder: Path, kind: Kind, split: str = "val") -> list[Row]:

@@ -11,7 +11,7 @@ letter, separates words and is dropped.
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
@@ -26,45 +26,39 @@ class Rule(NamedTuple):
 
 # Letters and digits added after Unicode 6.0.
 _LATER = (
-    "037f 0528-052f 0560 0588 05ef 0860-086a 0870-088f 08a1 08ad-08c9 0978 0980 09fc 0af9 0c34 0c5a 0c5c-0c5d "
-    "0c80 0cdc-0cdd 0d04 0d54-0d56 0d5f 0de6-0def 0e86 0e89 0e8c 0e8e-0e93 0e98 0ea0 0ea8-0ea9 0eac 13f5 "
-    "13f8-13fd 16f1-16f8 170d 171f 1878 191d-191e 19b0-19c0 19c8-19c9 1b4c 1c80-1cbf 1cf2-1cf3 1cfa 2c2f 2c5f "
-    "312e-312f 31bb-31bf 4db6-4dbf 9fcd-9fff a698-a69d a78f a794-a79f a7ab-a7f7 a8fd-a8fe a9e0-a9e4 a9e6-a9fe "
-    "aa7e-aa7f ab30-ab69 ab70-abbf"
+    "037f 0528-052f 0560 0588 05ef 0860-086a 0870-088f 08a1 08ad-08c9 0978 0980 09fc 0af9 0c34 0c5a 0c5c-0c5d 0c80 "
+    "0cdc-0cdd 0d04 0d54-0d56 0d5f 0de6-0def 0e86 0e89 0e8c 0e8e-0e93 0e98 0ea0 0ea8-0ea9 0eac 13f5 13f8-13fd "
+    "16f1-16f8 170d 171f 1878 191d-191e 19b0-19c0 19c8-19c9 1b4c 1c80-1cbf 1cf2-1cf3 1cfa 2c2f 2c5f 312e-312f "
+    "31bb-31bf 4db6-4dbf 9fcd-9fff a698-a69d a78f a794-a79f a7ab-a7f7 a8fd-a8fe a9e0-a9e4 a9e6-a9fe aa7e-aa7f "
+    "ab30-ab69 ab70-abbf"
 )
-
 # Accents, vowel signs and similar marks, which occur in words like letters; the soft hyphen is one of them.
 _MARKS = (
-    "00ad 02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f "
-    "0591-05bd 05bf 05c1-05c2 05c4-05c5 05c7 0615-061a 064b-065e 0670 06d6-06e4 06e7-06ed 06fd-06fe 070f 0711 "
-    "0730-074c 07a6-07b0 07eb-07f3 0900-0903 093c 093e-094e 0951-0955 0962-0963 0981-0983 09bc 09be-09c4 "
-    "09c7-09c8 09cb-09cd 09d7 09e2-09e3 0a01-0a03 0a3c 0a3e-0a4f 0a81-0a83 0abc 0abe-0acf 0b82 0bbe-0bc2 "
-    "0bc6-0bc8 0bca-0bcd 0c01-0c03 0c3e-0c56 0d3e-0d44 0d46-0d48 0e31 0e34-0e3a 0e47-0e4e 0eb1 0eb4-0ebc "
-    "0ec8-0ecd"
+    "00ad 02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f 0591-05bd "
+    "05bf 05c1-05c2 05c4-05c5 05c7 0615-061a 064b-065e 0670 06d6-06e4 06e7-06ed 06fd-06fe 070f 0711 0730-074c "
+    "07a6-07b0 07eb-07f3 0900-0903 093c 093e-094e 0951-0955 0962-0963 0981-0983 09bc 09be-09c4 09c7-09c8 09cb-09cd "
+    "09d7 09e2-09e3 0a01-0a03 0a3c 0a3e-0a4f 0a81-0a83 0abc 0abe-0acf 0b82 0bbe-0bc2 0bc6-0bc8 0bca-0bcd 0c01-0c03 "
+    "0c3e-0c56 0d3e-0d44 0d46-0d48 0e31 0e34-0e3a 0e47-0e4e 0eb1 0eb4-0ebc 0ec8-0ecd"
 )
-
 # Characters that are always one token each.
 _SYMBOLS = (
-    "0025-0026 002b 003b 003d 005c 005e 007c 007e 00a1 00a5-00a9 00ac 00ae-00b1 00b4 00b6-00b8 00bf 00d7 00f7 "
-    "037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614 061b 061e-061f 066a 066d 06d4 "
-    "0700-070d 07f6-07f8 0964-0965 0e3f 0e4f 1fbd 2016-2017 2020-2023 2030-2038 203b 203e-2042 2044 207a-207e "
-    "208a-208e 20a4 2100-2101 2103-2106 2108-2109 2114 2116-2118 211e-2123 2125 2127 2129 212e 213a-213b "
-    "2140-2144 214a-214d 214f 2155-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 "
-    "ffe0-ffe1 ffe5-ffe6"
+    "0025-0026 002b 003b 003d 005c 005e 007c 007e 00a1 00a5-00a9 00ac 00ae-00b1 00b4 00b6-00b8 00bf 00d7 00f7 037e "
+    "0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614 061b 061e-061f 066a 066d 06d4 0700-070d "
+    "07f6-07f8 0964-0965 0e3f 0e4f 1fbd 2016-2017 2020-2023 2030-2038 203b 203e-2042 2044 207a-207e 208a-208e 20a4 "
+    "2100-2101 2103-2106 2108-2109 2114 2116-2118 211e-2123 2125 2127 2129 212e 213a-213b 2140-2144 214a-214d 214f "
+    "2155-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 ffe0-ffe1 ffe5-ffe6"
 )
-
 # Titles and similar words before a name, which keep their period.
 _TITLES = (
     "mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|"
-    "lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc|alex|wm|jos|"
-    "cie|treas|invt|elec|natl|m(?-i:[ft])g|dept|vs|cf|ph"
+    "lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc|alex|wm|jos|cie|"
+    "treas|invt|elec|natl|m(?-i:[ft])g|dept|vs|cf|ph"
 )
 # Months, days, states, companies and others also keep their period, even before one more letter: "inc. s".
 _ABBREVIATIONS = (
-    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|ala|ariz|calif|colo|conn|ct|dak|"
-    "fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|inc|cos?|corp|pp?t(?-i:[ye])s?|"
-    "ltd|plc|rt|bancorp|bhd|assn|univ|intl|sys|jr|sr|bros|blvd|bldg|rd|esq|ed\\.d|ph\\.d|etc|al|seq|est|ext|sq|"
-    "tel"
+    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|ala|ariz|calif|colo|conn|ct|dak|fla|ga|"
+    "ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|inc|cos?|corp|pp?t(?-i:[ye])s?|ltd|plc|"
+    "rt|bancorp|bhd|assn|univ|intl|sys|jr|sr|bros|blvd|bldg|rd|esq|ed\\.d|ph\\.d|etc|al|seq|est|ext|sq|tel"
 )
 # States only if capitalised, because in lower case they are words: "wash. the dishes".
 _CAPITAL_ABBREVIATIONS = (
@@ -74,13 +68,13 @@ _CAPITAL_ABBREVIATIONS = (
 _NUMBER_ABBREVIATIONS = "ca|figs?|prop|nos?|art|pp|op"
 # Words that start a sentence after an initial: "and K. The" ends a sentence with "K".
 _SENTENCE_STARTS = (
-    "A|An|As|At|He|If|In|It|So|We|But|Her|Now|One|Our|She|The|Yet|You|Here|Last|Many|More|Once|Some|Such|That|"
-    "Then|They|This|What|When|About|According|Additionally|After|Earlier|However|Other|Since|Their|There|These|"
-    "While|Mr\\.|Ms\\."
+    "A|An|As|At|He|If|In|It|So|We|But|Her|Now|One|Our|She|The|Yet|You|Here|Last|Many|More|Once|Some|Such|That|Then|"
+    "They|This|What|When|About|According|Additionally|After|Earlier|However|Other|Since|Their|There|These|While|Mr\\.|"
+    "Ms\\."
 )
 _FILE_ENDINGS = (
-    "bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|"
-    "tar|txt|wav|x|xml|zip"
+    "bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|"
+    "wav|x|xml|zip"
 )
 _APOSTROPHE = "(?:['\x92\u2019]|(?i:&apos;))"
 _TICK = f"(?:{_APOSTROPHE}|[`\x91\u2018\u201b])"  # anything used for an apostrophe
@@ -101,34 +95,25 @@ _WRITTEN = {
     "\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3",
     "(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-",
 }  # fmt: skip
-_ENTITY = re.compile("&(?:apos|quot|lt|gt|amp|md|mdash|ndash);", re.I)
-_ENTITIES = {"apos": "'", "quot": '"', "lt": "<", "gt": ">", "amp": "&", "md": "--", "mdash": "--", "ndash": "--"}
+_ENTITIES = {
+    "&apos;": "'", "&quot;": '"', "&lt;": "<", "&gt;": ">", "&amp;": "&",
+    "&md;": "--", "&mdash;": "--", "&ndash;": "--",
+}  # fmt: skip
 
 
-def _by_character(token: str) -> str:
-    """Quotes, brackets, currencies and fractions in their ASCII form."""
-    return "".join(_WRITTEN.get(character, character) for character in _entities(token))
+def _replacing(table: Mapping[str, str]) -> Callable[[str], str]:
+    parts = re.compile("|".join(map(re.escape, table)), re.IGNORECASE | re.ASCII)
+    return lambda token: parts.sub(lambda part: table[part[0].lower()], token)
 
 
-def _entities(token: str) -> str:
-    return _ENTITY.sub(lambda entity: _ENTITIES[entity[0][1:-1].lower()], token)
+_entities, _ampersands = _replacing(_ENTITIES), _replacing({"&amp;": "&"})
+_by_character = _replacing(_ENTITIES | _WRITTEN)  # quotes, brackets, currencies and fractions in their ASCII form
+_unbroken = _replacing({" ": "\u00a0"})  # spaces inside a token become no-break spaces
+_unbroken_with_parentheses = _replacing({" ": "\u00a0", "(": "-LRB-", ")": "-RRB-"})
 
 
 def _without_soft_hyphens(token: str) -> str:
     return token.replace("\u00ad", "") or "-"
-
-
-def _ampersands(token: str) -> str:
-    return re.sub("&amp;", "&", token, flags=re.IGNORECASE)
-
-
-def _unbroken(token: str) -> str:
-    """Spaces inside a token become no-break spaces."""
-    return token.replace(" ", "\u00a0")
-
-
-def _unbroken_with_parentheses(token: str) -> str:
-    return _unbroken(token).replace("(", "-LRB-").replace(")", "-RRB-")
 
 
 def _brackets(ranges: str) -> str:

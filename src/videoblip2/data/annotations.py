@@ -94,9 +94,7 @@ class Document:
             return [content] if self.suffix == ".jsonl" and isinstance(content, dict) else content
         except json.JSONDecodeError as error:
             if self.suffix != ".jsonl" and error.msg != "Extra data":
-                raise InputError(
-                    f"{self.name}: not JSON ({error}); give an annotation file or MSR-VTT's zip"
-                ) from error
+                raise InputError(f"{self.name}: not JSON ({error}); give annotations, or MSR-VTT's zip") from error
         entries = []
         for number, line in self.lines():
             try:
@@ -121,7 +119,7 @@ class Document:
             where = f"{self.name} entry {number}"
             if not isinstance(entry, dict):
                 raise InputError(
-                    f"{where}: {json.dumps(entry)[:60]} is not an object of names and values; see the README"
+                    f"{where}: {json.dumps(entry)[:60]} is not an object; give video_id and caption in one"
                 )
             yield where, entry
 
@@ -179,12 +177,10 @@ def _documents(file: Document) -> list[Document]:
 
 def value_of(where: str, row: Mapping[str, object], names: Sequence[str]) -> Any:
     """The value of the first of `names` (in any case) that the row has. Raises `InputError` listing its columns."""
-    by_name = {name.lower(): value for name, value in row.items()}
-    for name in names:
-        if by_name.get(name) is not None:
-            return by_name[name]
-    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
-    raise InputError(f"{where}: no {names[0]!r}{others} among {', '.join(row) or 'nothing'}; add it")
+    by_name = {name.lower(): value for name, value in row.items() if value is not None}
+    if not (there := [name for name in names if name in by_name]):
+        raise InputError(f"{where}: no {' or '.join(names)} among {', '.join(row) or 'nothing'}; add it")
+    return by_name[there[0]]
 
 
 def media_id(value: object) -> str:
@@ -249,8 +245,7 @@ def lacking(videos: Iterable[str], store: Store) -> dict[str, list[str]]:
 def refuse_duplicates(ids: Iterable[str], where: object) -> None:
     """Raise `InputError` naming the ids that occur more than once."""
     if again := [name for name, count in Counter(ids).items() if count > 1]:
-        verb = "appears" if len(again) == 1 else "appear"
-        raise InputError(f"{where}: {some(again)} {verb} more than once; give each one once")
+        raise InputError(f"{where}: listed more than once: {some(again)}; list each one once")
 
 
 def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, str]]:

@@ -49,10 +49,7 @@ def read_captions(document: Document) -> Source:
             listed = [(video, SPLIT_WORDS[word]) for word, ids in content.items() for video in ids]
             return Source(splits={media_id(video): split for video, split in listed})
         if not isinstance(content, dict | list) or not content:
-            raise InputError(
-                f'{name}: neither MSR-VTT\'s layout ("videos" and "sentences") nor a list of video_id and caption; '
-                "give the official file or such a list"
-            )
+            raise InputError(f"{name}: neither MSR-VTT's layout nor a list of video_id and caption; give one of them")
     return _from_rows(document)
 
 
@@ -70,9 +67,8 @@ def _official(content: Mapping[str, Any], name: str) -> Videos:
     for n, entry in enumerate(content["videos"], 1):
         where = f"{name} video {n}"
         video = _text(where, entry, "video_id")
-        split = split_named(_text(where, entry, "split"), f"{where}: {video}")
         texts = tuple(caption for _, _, caption in sorted(captions.get(video, [])))
-        videos.append((split, VideoAnnotation(video, _category(where, entry), texts)))
+        videos.append((_split(f"{where}: {video}", entry), VideoAnnotation(video, _category(where, entry), texts)))
     if captions and (silent := [video.video_id for _, video in videos if not video.captions]):
         raise InputError(f"{name}: no captions for {some(silent)}; add one each or remove the videos")
     if unknown := sorted(captions.keys() - {video.video_id for _, video in videos}):
@@ -87,12 +83,12 @@ def _text(where: str, entry: Any, key: str) -> str:
     return value
 
 
-def split_named(word: object, where: str) -> str:
-    """`val`, `valid`, `dev` … → `validate`. Raises `InputError` for an unknown word."""
-    split = SPLIT_WORDS.get(str(word).strip().lower())
-    if split is None:
+def _split(where: str, row: Mapping[str, Any]) -> str | None:
+    """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
+    word = row.get("split")
+    if word and str(word).strip().lower() not in SPLIT_WORDS:
         raise InputError(f"{where} has the split {word!r}; known are train, validate, test")
-    return split
+    return SPLIT_WORDS[str(word).strip().lower()] if word else None
 
 
 def _from_rows(document: Document) -> Source:
@@ -118,8 +114,7 @@ def _from_rows(document: Document) -> Source:
         captions = [captions] if isinstance(captions, str) else captions
         if not listing and not (captions and isinstance(captions, list) and all(isinstance(c, str) for c in captions)):
             raise InputError(f"{where}: the captions of {video} are {captions!r:.60}; give text, or a list of texts")
-        split = split_named(row["split"], f"{where}: {video}") if row.get("split") else None
-        entries.append((video, split, _category(where, row), captions))
+        entries.append((video, _split(f"{where}: {video}", row), _category(where, row), captions))
     videos = _grouped(entries, document.name)
     if listing:
         return Source(splits={video.video_id: split or str(document.split) for split, video in videos})
@@ -133,9 +128,7 @@ def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
     if not video:
         raise InputError(f"{where}: its video_id is empty; name the video")
     if written != video and names.setdefault(video, written) != written:
-        raise InputError(
-            f"{where}: {written} and {names[video]} have the same id, {video}; rename one, or spell them alike"
-        )
+        raise InputError(f"{where}: {written} and {names[video]} have the same id, {video}; rename one of the files")
     return video
 
 

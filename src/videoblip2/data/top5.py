@@ -30,12 +30,10 @@ OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is 
 
 @dataclass
 class Selection:
-    """The videos with their chosen captions, the same statistics of all captions and of the chosen ones, and `reasons`:
-    captions by DETAIL, CONSENSUS, REPETITION.
+    """The videos with their chosen captions, how many by each reason, and means over videos of all and chosen captions.
 
-    Means over videos: `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share
-    with a consensus below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words
-    (Jaccard).
+    `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share with a consensus
+    below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words (Jaccard).
     """
 
     videos: list[Video] = field(default_factory=list)
@@ -50,14 +48,10 @@ def select_top5(
     keep: int = 5,
     progress: Progress = no_progress,
 ) -> Selection:
-    """Select `keep` captions of each video, most detailed first.
+    """Select `keep` captions of each video (all of fewer), most detailed first.
 
-    Args:
-        videos: `{"video_id": …, "category": …, "captions": […]}`; a video with at most `keep` captions keeps them all.
-        df: document frequencies for the consensus; None counts them in these captions.
-
-    The selected videos have fewer captions and, for each caption, `scores` (leave-one-out CIDEr-D against the video's
-    other captions, pycocoevalcap's scale) and `selected_by` (DETAIL, CONSENSUS or REPETITION).
+    videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by` (DETAIL,
+    CONSENSUS or REPETITION). df: document frequencies for the consensus; None counts them in these captions.
     Raises InputError for a video without captions and for keep < 1.
     """
     if keep < 1:
