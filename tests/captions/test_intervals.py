@@ -132,3 +132,4 @@ def test_students_interval_of_a_few_seeds():
     found = seed_interval([1.0, 2.0, 3.0])
     assert found == pytest.approx((2.0, 2.0 - 4.3027 / 3**0.5, 2.0 + 4.3027 / 3**0.5), abs=1e-4)
     assert seed_interval([1.0, 2.0])[0] == 1.5
+    assert seed_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
