@@ -21,7 +21,6 @@ import numpy as np
 from videoblip2.config import InputError
 from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
-OPEN_FILES = 64
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
 TOO_MUCH_MEMORY = "the uploaded file: takes too much memory to decode; scale it down"
 DAMAGED_OR_LARGE = (
@@ -84,7 +83,7 @@ def confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
 def near_memory_limit() -> bool:

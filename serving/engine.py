@@ -27,7 +27,6 @@ from .following import Follower, Served
 from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Timings
 from .service_settings import Settings, baked_model
 
-BAKED = "baked into this Bento"
 START_SECONDS = 5  # Retry-After while the model is being loaded
 log = logging.getLogger("videoblip2.serving.shadow")
 
@@ -74,7 +73,7 @@ class Engine:
     def state(self) -> ModelState:
         served = self.served()
         return ModelState(
-            model=BAKED if self.settings.address == baked_model() else self.settings.address,
+            model="baked into this Bento" if self.settings.address == baked_model() else self.settings.address,
             model_version=served.version,
             since=datetime.fromtimestamp(served.since, UTC).isoformat(timespec="seconds"),
             waiting=len(self.batcher.waiting),

@@ -36,7 +36,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 FORM = b"multipart/form-data"
 MAX_BOUNDARY = 200  # bytes
-PORTS = {"http": 80, "https": 443}
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 ONCE = (b"authorization", b"content-type", b"content-length", b"transfer-encoding")
 
@@ -96,6 +95,9 @@ class Guard:
         name = scope["path"].rstrip("/").rpartition("/")[2]
         if name and scope["path"].endswith("/"):  # otherwise the router redirects, to an address without the prefix
             raise Refusal(307, "no slash at the end of this address", headers={"Location": f"../{quote(name)}"})
+        if not scope["path"]:  # the page's addresses are relative to its folder
+            folder = scope["prefix"].rpartition("/")[2]
+            raise Refusal(307, "a slash at the end of this address", headers={"Location": f"{quote(folder)}/"})
         given, keys = _given_key(scope), self.settings.api_keys
         if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
             # A browser is made to ask its user for the key; a program is told of the header only.
@@ -171,21 +173,18 @@ class _Answer:
 
 
 def as_client_sent_it(scope: Scope) -> Scope:
-    """Undo what a proxy in front changed, by its X-Forwarded-Host, -Port, -Proto and -Prefix headers.
-
-    A prefix that the proxy left in the path is removed. Nothing in the service answers with an absolute address.
-    """
+    """Undo what a proxy changed: its X-Forwarded-Host, -Port and -Proto, and a -Prefix that it left in the path."""
     names = (b"host", b"port", b"proto", b"prefix")
     host, port, scheme, prefix = (_header(scope, b"x-forwarded-" + name).partition(",")[0].strip() for name in names)
-    changed = dict(scope)
+    changed = {**scope, "public_scheme": scheme}
     if port:
         host = re.sub(r":\d*$", "", host or _header(scope, b"host")) + f":{port}"
     if host:
         changed["headers"] = [*((k, v) for k, v in scope["headers"] if k != b"host"), (b"host", host.encode("latin-1"))]
-    if scheme:
-        changed["public_scheme"] = scheme
-    if (prefix := prefix.rstrip("/")) and f"{scope['path']}/".startswith(f"{prefix}/"):
-        changed["path"] = scope["path"].removeprefix(prefix) or "/"
+    # A POST to the prefix alone is one to an endpoint of that name, such as /captions, whose prefix is removed already.
+    alone = scope["path"] == (prefix := prefix.rstrip("/"))
+    if prefix and (scope["path"].startswith(f"{prefix}/") or (alone and scope.get("method") == "GET")):
+        changed["path"], changed["prefix"] = scope["path"].removeprefix(prefix), prefix
     return changed
 
 
@@ -206,8 +205,11 @@ def _of_own_page(scope: Scope) -> bool:
     if not origin or _header(scope, b"sec-fetch-site") == "same-origin":
         return True
     theirs = urlsplit(origin)
-    ours = urlsplit(f"{scope.get('public_scheme', theirs.scheme)}://{_header(scope, b'host')}")
-    pages = [(page.scheme, page.hostname, page.port or PORTS.get(page.scheme)) for page in (theirs, ours)]
+    ours = urlsplit(f"{scope.get('public_scheme') or theirs.scheme}://{_header(scope, b'host')}")
+    pages = [
+        (page.scheme, page.hostname, page.port or {"http": 80, "https": 443}.get(page.scheme))
+        for page in (theirs, ours)
+    ]
     return bool(theirs.hostname) and pages[0] == pages[1]
 
 

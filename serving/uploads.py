@@ -81,8 +81,7 @@ async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> t
     items = await items_of(uploads, served, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
-    (item,) = items
-    if isinstance(item, BaseException):
+    if isinstance(item := items[0], BaseException):
         raise item
     return item, intake.keep(item, served) if uploads.video else ""
 

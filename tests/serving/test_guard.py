@@ -190,7 +190,7 @@ def test_a_port_that_a_proxy_dropped_or_added_is_found(origin, headers, status):
     ("trusted", "path", "seen"),
     [
         (True, "/videos/caption", "/caption"),
-        (True, "/videos", "/"),
+        (True, "/videos/", "/"),
         (True, "/caption", "/caption"),
         (True, "/videoson", "/videoson"),
         (False, "/videos/caption", "/videos/caption"),
@@ -205,6 +205,20 @@ def test_a_prefix_that_a_trusted_proxy_leaves_in_the_path_is_removed(trusted, pa
 
     run(guard(inner, trust_proxy=trusted), path=path, headers=[(b"x-forwarded-prefix", b"/videos/")])
     assert paths == [seen]
+
+
+def test_a_prefix_may_have_the_name_of_an_endpoint_and_the_page_is_in_its_folder():
+    """As under /captions/, whether or not the proxy removes the prefix before it tells it."""
+    headers = [(b"x-forwarded-prefix", b"/some/caption")]
+    for path in ("/caption", "/some/caption/caption"):
+        inner = Inner()
+        assert run(guard(inner, trust_proxy=True), path=path, headers=headers)[0] == 200
+        assert inner.bodies == [GOOD]
+    page = {"method": "GET", "body": b"", "content_type": None}
+    status, sent, _ = run(guard(trust_proxy=True), path="/some/caption", headers=headers, **page)
+    assert (status, sent["location"]) == (307, "caption/")  # from /some/caption to /some/caption/
+    headers = [(b"x-forwarded-prefix", b"/caption")]
+    assert run(guard(trust_proxy=True), path="/caption", headers=headers)[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch):
     registry = Registry()
+    monkeypatch.setattr(following, "model_mark", lambda model, last: None)
     monkeypatch.setattr(following, "find_model", registry.find)
     monkeypatch.setattr(following, "load_warm", registry.load)
     return registry
