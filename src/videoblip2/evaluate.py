@@ -37,15 +37,19 @@ class Evaluation:
         return {row.video_id: row.references for row in self.caption_rows}
 
     @property
+    def rows(self) -> dict[Kind, Sequence[Row]]:
+        """The rows of each kind that there is."""
+        both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
+        return {kind: rows for kind, rows in both.items() if rows}
+
+    @property
     def videos(self) -> list[str]:
         """The videos that were captioned, or asked about."""
-        rows: tuple[Row, ...] = (*self.caption_rows, *self.answer_rows)
-        return list(dict.fromkeys(row.video_id for row in rows))
+        return list(dict.fromkeys(row.video_id for rows in self.rows.values() for row in rows))
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
-        """Table's name → rows; only tables that have rows."""
-        both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
-        return {TABLES[kind]: [row.shown() for row in rows] for kind, rows in both.items() if rows}
+        """Table's name → what it shows."""
+        return {TABLES[kind]: [row.shown() for row in rows] for kind, rows in self.rows.items()}
 
 
 def evaluate(
@@ -59,12 +63,11 @@ def evaluate(
     Raises InputError as `caption_metrics` does.
     """
     result = caption_metrics(references, captions, default_metrics() if metrics is None else metrics)
-    known = categories or {}
-    rows = [
-        CaptionRow(video, text, result.per_video[video], tuple(references[video]), known.get(video))
+    rows = tuple(
+        CaptionRow(video, text, result.per_video[video], tuple(references[video]), (categories or {}).get(video))
         for video, text in captions.items()
-    ]
-    return Evaluation(result.corpus, result.unavailable, tuple(rows))
+    )
+    return Evaluation(result.corpus, result.unavailable, rows)
 
 
 def evaluate_answers(
@@ -76,13 +79,11 @@ def evaluate_answers(
     """Score one answer per question, by question id.
 
     Args:
-        train: training questions; with them the corpus has what needs no video: `accuracy_common` of the most frequent
-            training answer to each question type, and `accuracy_blind` of that to the same words, where training has
-            them.
+        train: training questions, for what needs no video: `accuracy_common` of the most frequent training answer to
+            each type of question, and `accuracy_blind` of that to the same words, where training has them.
         answer_map: MSRVTT-QA's 1,500 answers.
     """
-    missing = [question.question_id for question in questions if question.question_id not in answers]
-    if missing:
+    if missing := [question.question_id for question in questions if question.question_id not in answers]:
         raise InputError(f"question {missing[0]}: has no answer ({len(missing)} such); answer every question")
     asked, expected = [question.question for question in questions], [question.answer for question in questions]
     given = [answers[question.question_id] for question in questions]
@@ -93,11 +94,9 @@ def evaluate_answers(
         same_type, same_words = [typed_answer(common, text) for text in asked], blind_answers(asked, texts, labels)
         scores["accuracy_common"] = answer_accuracy(asked, same_type, expected)["accuracy"]
         scores["accuracy_blind"] = answer_accuracy(asked, same_words, expected)["accuracy"]
-    rows = [
-        AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer)
-        for q, text in zip(questions, given, strict=True)
-    ]
-    return Evaluation(scores, answer_rows=tuple(rows))
+    pairs = zip(questions, given, strict=True)
+    rows = tuple(AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer) for q, text in pairs)
+    return Evaluation(scores, answer_rows=rows)
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 #: (items, how many, description) → the same items, behind a progress bar.
@@ -14,18 +13,10 @@ def no_progress(items: Iterable[Any], total: int = 0, description: str = "") -> 
     yield from items
 
 
-@dataclass
-class Steps:
+class Steps(list[int]):
     """Step numbers, with a note (the loss) that a progress bar shows."""
 
-    numbers: range
-    note: str = ""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+    note = ""
 
 
 @contextmanager

@@ -158,3 +158,21 @@ def test_seeds_that_are_terminated_between_two_runs_leave_none_running(world, mo
     with pytest.raises(Terminated):
         run_seeds("ce", config, 2, show_weights=show_weights)
     assert sorted(run.status for run in list_runs()) == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: np.save(path, np.full((3, 512), np.nan, "float32")), "NaN"),
+        (lambda path: np.save(path, np.ones((3, 500), "float32")), "shape"),
+        (lambda path: np.save(path, np.ones((3, 512), "int64")), "int64"),
+        (lambda path: path.write_bytes(path.read_bytes()[:90]), "not a plain .npy array"),
+        (lambda path: path.write_bytes(b""), "not a plain .npy array"),
+    ],
+)
+def test_features_that_cannot_be_used_are_counted_before_a_run_opens(world, spoil, reason):
+    path = world / "features" / "audio" / "video1.npy"
+    spoil(path)
+    with pytest.raises(InputError, match=rf"1 of 2 videos .*video1.npy: .*{reason}.*vb2 features check"):
+        opened(world)
+    opened(world, "model.modalities=video")  # what is not read does not count

@@ -11,7 +11,7 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import FILES, Kind, Row, write_rows
+from videoblip2.captions.predictions import FILES, Kind, write_rows
 from videoblip2.config import flatten, to_yaml
 from videoblip2.errors import counted
 from videoblip2.evaluate import Evaluation
@@ -111,15 +111,14 @@ def log_predictions(
     """
     for table, lines in result.tables().items():
         tracker.log_table(table if split == "val" else f"{split}_{table}", lines[:probe])
-    rows: dict[Kind, Sequence[Row]] = {"captions": result.caption_rows, "answers": result.answer_rows}
-    written = [(kind, path) for kind, path in files.items() if rows[kind]]
-    for path in set(files.values()) - {path for _, path in written}:
+    written = {kind: path for kind, path in files.items() if kind in result.rows}
+    for path in set(files.values()).difference(written.values()):
         path.unlink(missing_ok=True)
-    for kind, path in written:
-        write_rows(path, rows[kind])
+    for kind, path in written.items():
+        write_rows(path, result.rows[kind])
         tracker.log_file(path)
         tracker.set_tags({f"{ROW_TAGS[kind]}{split}": path.name})
-    return [path for _, path in written]
+    return list(written.values())
 
 
 def split_scores(split: str, result: Evaluation) -> dict[str, float]:
@@ -173,12 +172,10 @@ def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
     scores = {row.video_id: row.scores[PRIMARY] for row in result.caption_rows}
     categories = {row.video_id: row.category or 0 for row in result.caption_rows}
-    for path in (
-        draw_curves(folder / "learning_curves.png", {name: curves}, name),
-        draw_categories(folder / "categories.png", scores, categories, f"{name}\n{label_of(PRIMARY)} by category"),
-    ):
-        if path is not None:
-            tracker.log_file(path, "figures")
+    drawn = draw_curves(folder / "learning_curves.png", {name: curves}, name)
+    title = f"{name}\n{label_of(PRIMARY)} by category"
+    for path in filter(None, (drawn, draw_categories(folder / "categories.png", scores, categories, title))):
+        tracker.log_file(path, "figures")
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str) -> Path | None:

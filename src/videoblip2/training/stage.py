@@ -91,7 +91,7 @@ def run_stage(
         usual: the experiment file before the user's changes, which the run's name then says.
         observer: see `training.loop`.
     """
-    ready = open_stage(stage, config, usual)
+    ready = open_stage(stage, config, usual, progress)
     if show_weights:
         show_weights(ready.weights, ready.work.reports)
     run, folder, observer = ready.work.config.run, ready.folder, observer or Observer()
@@ -102,7 +102,7 @@ def run_stage(
         return _run(ready, tracker, progress, observer)
 
 
-def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
+def open_stage(kind: str, config: Config, usual: Config | None = None, progress: Progress = no_progress) -> Stage:
     """Read everything that a stage needs, and find its saved state where it resumes."""
     if kind == "scst":
         if tasks_of(config) != (CAPTIONS,):
@@ -115,7 +115,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None) -> Stage:
     config = inherit_model(resumed_config(config, kind))
     name = config.run.name or run_name(kind, config, said)
     saved = find_saved(kind, Path(config.run.out) / name, config)
-    work = open_workspace(config)
+    work = open_workspace(config, progress)
     if kind == "scst":
         check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)

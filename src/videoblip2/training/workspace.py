@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -24,6 +24,7 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.model.weight_report import WeightReport
 from videoblip2.overrides import read_yaml
+from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import local_model
 from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
@@ -122,24 +123,40 @@ class Validation:
         return sum(self.metrics.values()) if self.metrics else -math.inf
 
 
-def open_workspace(config: Config) -> Workspace:
+def open_workspace(config: Config, progress: Progress = no_progress) -> Workspace:
     """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix."""
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     store = FeatureStore(Path(config.data.features), config.model.modality_names)
     refuse_other_widths(store, config.model)
     train, val = (read_split(config, split, store) for split in ("train", "val"))
-    entries = (entry for split in (train, val) for each in split.values() for entry in each)
-    refuse_unnoted(store, [entry.video_id for entry in entries])
+    videos = {entry.video_id for split in (train, val) for entries in split.values() for entry in entries}
+    refuse_unnoted(store, sorted(videos))
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+    check_features(work.features, videos, progress)
     for task in tasks_of(config):
         check_taught(task.taught(train[task.kind]), task.file(config.data, "train"), tokenizers, config)
     if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
         file = CAPTIONS.file(config.data, "val")
         raise InputError(f"{file}: {no_cider(val[CAPTIONS.kind])}, so no checkpoint could be chosen; add videos")
     return work
+
+
+def check_features(source: CachedFeatures, videos: Collection[str], progress: Progress) -> None:
+    """Read all features once; they stay cached. Raises InputError that counts the videos with unusable features."""
+    problems = []
+    for video in progress(sorted(videos), len(videos), "features"):
+        try:
+            source.features(video)
+        except (InputError, RuntimeError) as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(
+            f"{len(problems)} of {len(videos)} videos have features that cannot be used: {problems[0]}; "
+            "`vb2 features check` lists all"
+        )
 
 
 def no_cider(videos: Sized) -> str:
