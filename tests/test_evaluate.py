@@ -21,7 +21,7 @@ def test_corpus_and_per_video_scores():
 
 
 def test_a_video_without_caption_is_named():
-    with pytest.raises(InputError, match="video 'video1' has references but not a caption"):
+    with pytest.raises(InputError, match="video 'video1' has only"):
         evaluate({"video0": "a"}, REFERENCES, default_metrics(fast=True))
 
 
