@@ -158,6 +158,16 @@ def checkpoint(tmp_path, tiny_model, tokenizers):
     return tmp_path / "best"
 
 
+def test_the_installed_service_is_the_packages_own(vb2):
+    code = (
+        "from videoblip2 import server; from importlib.util import find_spec as f; s = server.SERVICE.split(':')[0]; "
+    )
+    command = [vb2.program.with_name("python"), "-c", f"{code}print(f(s).origin)"]
+    file = subprocess.run(command, capture_output=True, text=True, check=True, **vb2.popen).stdout
+    assert file.strip().endswith("site-packages/videoblip2/serving/service.py")
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_packaged_and_served_from_an_empty_folder(vb2, checkpoint, tmp_path):
     with service(vb2, tmp_path / "log", "--model", checkpoint) as address:
         assert b"static/page.js" in urllib.request.urlopen(address, timeout=5).read()
