@@ -119,7 +119,7 @@ def test_what_serving_imports_is_among_the_requirements():
 def test_a_failed_build_is_one_line(tmp_path, monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="Traceback …\nError: no service there\n", stdout="")
     monkeypatch.setattr(deploy.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(InputError, match="^bentoml build failed: Error: no service there$"):
+    with pytest.raises(InputError, match=r"^bentoml build failed: Error: no service there$"):
         deploy.build(tmp_path, "1")
 
 

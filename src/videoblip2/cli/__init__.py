@@ -15,7 +15,6 @@ from videoblip2.cli import assets, console, data, demo, deploy, doctor, features
 from videoblip2.errors import DENIED, LOGIN, InputError, masked
 
 app = Typer(
-    help="VideoBLIP2: video and audio captioning, from features to a served model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -39,19 +38,12 @@ for name, group in GROUPS:
                 given.callback = console.expanded
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False) -> None:
+    """VideoBLIP2: video and audio captioning, from features to a served model."""
+    if version:
         print(f"vb2 {__version__}")
         raise Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """VideoBLIP2: video and audio captioning, from features to a served model."""
 
 
 def main() -> None:
