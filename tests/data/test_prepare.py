@@ -260,6 +260,7 @@ def test_a_prepared_list_is_read_again(tmp_path):
         ("train.csv", "video_id,caption\n,a\n", "train.csv line 2: its video_id is empty"),
         ("train.csv", "video_id,caption,split\nv1,a,train\nv1,b,test\n", "v1 is in train and in test"),
         ("train.csv", "video_id,caption,category\nv1,a,cats\n", "the category is 'cats'"),
+        ("train.csv", "video_id;caption\nv1;['a', 'b']\n", "line 2: the caption of v1 is a list in one cell"),
         ("train.jsonl", '{"video_id": "v1", "caption": 3}', "train.jsonl entry 1: the captions of v1"),
         ("train.jsonl", '{"video_id": "v1"', "train.jsonl line 1: not JSON"),
         ("text.txt", "a_1_2 good\nno id here\n", "text.txt line 2: 'no id here' is neither"),
@@ -359,6 +360,8 @@ TABLE = 'video_id;caption\nv1;"a"\nv1;b\u2028c\n'
         ),  # copies on the hub
         ("train.json", [{"videoID": "v1", "enCap": ["a", "b\u2028c"], "chCap": ["\u4e00"]}]),  # VATEX
         ("train.json", {"v1": ["a", "b\u2028c"]}),
+        ("data.json", {"train": [{"Video ID": "v1", "caption": ["a", "b\u2028c"]}], "test": []}),
+        ("train.json", {"video_id": "v1", "captions": ["a", "b\u2028c"], "category": 3.0}),
         ("train.json", {"v1": {"duration": 3.5, "sentences": ["a", "b\u2028c"]}}),
         ("train.json", LINES),
         ("train.jsonl", LINES),
@@ -383,6 +386,10 @@ def test_tables_in_every_form_and_encoding(tmp_path, name, content, encoding):
     [
         {"train_list.txt": "video1\nvideo2\n", "test_list.txt": "video3.mp4\n"},
         {"train.9k.csv": "video_id\nvideo1\nvideo2\n", "1k-A_test.csv": "key,video_id\nret0,video3\n"},
+        {
+            "train.9k.csv": "video_id\nvideo1\nvideo2\n",
+            "test.csv": "key,video_id,sentence\nret0,video3,video3 caption 7\n",
+        },
         {"train_ids.json": ["video1", "video2"], "test_ids.json": ["video3"]},
         {"splits.json": {"train": ["video1", "video2"], "test": ["video3"]}},
         {"splits.csv": "video_id,split\nvideo1,train\nvideo2,train\nvideo3,test\n"},

@@ -91,7 +91,8 @@ class Document:
         """Its content; JSON lines, whatever the file is called, are a list. Raises `InputError` for anything else."""
         try:
             content = json.loads(self.text())
-            return [content] if self.suffix == ".jsonl" and isinstance(content, dict) else content
+            alone = isinstance(content, dict) and (self.suffix == ".jsonl" or "video_id" in content)
+            return [content] if alone else content
         except json.JSONDecodeError as error:
             if self.suffix != ".jsonl" and error.msg != "Extra data":
                 raise InputError(f"{self.name}: not JSON ({error}); give annotations, or MSR-VTT's zip") from error
@@ -104,7 +105,7 @@ class Document:
         return entries
 
     def rows(self) -> Iterator[Row]:
-        """The rows of a table, of JSON lines, of a JSON list, or of a mapping by id, which goes under `id`.
+        """The rows of a table, of JSON lines, of a JSON list, or of a mapping by id (under `id`) or by split (`split`).
 
         Raises `InputError` for a row that is not a mapping.
         """
@@ -113,8 +114,9 @@ class Document:
             return
         entries = self.json
         if isinstance(entries, dict):
-            by_id = ((key, value if isinstance(value, dict) else {"captions": value}) for key, value in entries.items())
-            entries = [{"id": key, **value} for key, value in by_id]
+            listed = [("split", key, row) for key, rows in entries.items() if key in SPLIT_WORDS for row in rows]
+            pairs = listed or [("id", key, v if isinstance(v, dict) else {"captions": v}) for key, v in entries.items()]
+            entries = [{name: key, **row} if isinstance(row, dict) else row for name, key, row in pairs]
         for number, entry in enumerate(entries, 1):
             where = f"{self.name} entry {number}"
             if not isinstance(entry, dict):

@@ -47,7 +47,8 @@ def read_captions(document: Document) -> Source:
             return Source(splits={media_id(video): document.split for video in content})
         if isinstance(content, dict) and content and content.keys() <= SPLIT_WORDS.keys():
             listed = [(video, SPLIT_WORDS[word]) for word, ids in content.items() for video in ids]
-            return Source(splits={media_id(video): split for video, split in listed})
+            if all(isinstance(video, str) for video, _ in listed):
+                return Source(splits={media_id(video): split for video, split in listed})
         if not isinstance(content, dict | list) or not content:
             raise InputError(f"{name}: neither MSR-VTT's layout nor a list of video_id and caption; give one of them")
     return _from_rows(document)
@@ -96,13 +97,13 @@ def _from_rows(document: Document) -> Source:
     rows = list(document.rows())
     if not rows:
         raise InputError(f"{document.name}: holds no rows; give a line with video_id and caption for each caption")
-    columns = {name.lower() for name in rows[0][1]}
+    columns = {_column(name) for name in rows[0][1]}
     listing = columns.isdisjoint(CAPTION) and bool(document.split or "split" in columns)
     entries: list[Entry] = []
     names: dict[str, str] = {}
     other_languages = 0
     for where, named in rows:
-        row = named if named.keys() >= MSVD_COLUMNS else {name.lower(): value for name, value in named.items()}
+        row = named if named.keys() >= MSVD_COLUMNS else {_column(name): value for name, value in named.items()}
         captions = [] if listing else value_of(where, row, CAPTION)
         if row.keys() >= MSVD_COLUMNS:
             if row["Language"] != "English":
@@ -111,6 +112,8 @@ def _from_rows(document: Document) -> Source:
             video = f"{row['VideoID']}_{row['Start']}_{row['End']}"
         else:
             video = _video(where, row, names)
+        if isinstance(captions, str) and re.match(r"""\[\s*["']""", captions):
+            raise InputError(f"{where}: the caption of {video} is a list in one cell; give a row for each, or JSON")
         captions = [captions] if isinstance(captions, str) else captions
         if not listing and not (captions and isinstance(captions, list) and all(isinstance(c, str) for c in captions)):
             raise InputError(f"{where}: the captions of {video} are {captions!r:.60}; give text, or a list of texts")
@@ -119,6 +122,10 @@ def _from_rows(document: Document) -> Source:
     if listing:
         return Source(splits={video.video_id: split or str(document.split) for split, video in videos})
     return Source(videos, other_languages=other_languages)
+
+
+def _column(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
 
 
 def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
@@ -134,7 +141,7 @@ def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
 
 def _category(where: str, row: Mapping[str, Any]) -> int:
     try:
-        return int(row.get("category") or 0)
+        return int(float(row.get("category") or 0))
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: the category is {row['category']!r}; give its number") from error
 

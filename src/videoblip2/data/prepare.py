@@ -14,6 +14,7 @@ from pathlib import Path
 
 from videoblip2.data.annotations import (
     SPLIT_WORDS,
+    TABLES,
     Document,
     Store,
     VideoAnnotation,
@@ -136,6 +137,7 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
     sources = [(document, read_captions(document)) for document in read_documents(paths)]
+    sources = [(document, _as_list(document, found, sources)) for document, found in sources]
     ids = [video.video_id for _, found in sources for _, video in found.videos]
     if not ids:
         raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
@@ -152,6 +154,16 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
             if lists.setdefault(video, own) != own:
                 raise InputError(f"{document.name}: {video} is in {own}, and in {lists[video]} by another list")
     return sources, lists
+
+
+def _as_list(document: Document, found: Source, sources: Sequence[tuple[Document, Source]]) -> Source:
+    """A table named train, val or test that only repeats captions of the other documents (1k-A's) lists its videos."""
+    if document.suffix not in TABLES or not document.split or not found.videos:
+        return found
+    others = [video for other, said in sources if other is not document for _, video in said.videos]
+    known = {video.video_id: set(video.captions) for video in others}
+    repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
+    return Source(splits={video.video_id: document.split for _, video in found.videos}) if repeats else found
 
 
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
