@@ -57,6 +57,11 @@ def json_text(content: object, indent: int | None = None, default: Callable[[obj
     return text.encode(errors="backslashreplace").decode()  # half a character, as in an odd file's name
 
 
+def printable(name: str) -> str:
+    """The name with `\\udce9` and the like for bytes that are not UTF-8, which JSON cannot hold."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def shipped(folder: str) -> Path:
     """`experiments` or `serving`: inside the installed package, or at the root of a checkout."""
     package = Path(__file__).parent

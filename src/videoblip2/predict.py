@@ -1,14 +1,13 @@
 """Open a model (checkpoint folder, MLflow run, registered version) with its data; caption videos, answer questions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from videoblip2.captioner import Caption, Captioner, pick_device
 from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config
-from videoblip2.errors import first_line
 from videoblip2.modality import Features
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
@@ -93,34 +92,21 @@ def load_captioner(
     return OpenModel(str(model), found.folder, found.version, (), device or "auto", encoders or {}).captioner
 
 
-def caption_each(
-    captioner: Captioner,
-    videos: Sequence[str],
-    features: Path | None = None,
-    prompt: str | None = None,
-    decoding: Decoding = GREEDY,
-) -> Iterator[dict[str, Any]]:
-    """One row a media file, or with `features` (a feature store) a video id; a bad one does not stop the rest.
-
-    A row is {"video", "caption", "score"} or {"video", "error"}. Raises InputError where no video can be captioned.
-    """
-    read = _reader(captioner, features)
-    for video in videos:
-        try:
-            (caption,) = captioner.caption([read(video)], prompt, decoding)
-            yield {"video": video, "caption": caption.text, "score": round(caption.score, 4)}
-        except InputError as error:
-            yield {"video": video, "error": str(error)}
-        except Exception as error:  # of a library that reads media, say: the other videos keep their captions
-            yield {"video": video, "error": f"{type(error).__name__}: {first_line(error)}"}
-
-
 def _reader(captioner: Captioner, features: Path | None) -> Callable[[str], Features]:
     """What reads a media file, or with `features` a stored video id."""
     if features is not None:
         return captioner.store(features).features
     captioner.load_media_encoders()
     return lambda video: captioner.media_features(Path(video))
+
+
+def refuse_questions(captioner: Captioner) -> None:
+    """Raise InputError for a model that was never trained on questions."""
+    if captioner.never_asked:
+        raise InputError(
+            f"{captioner.model_name}: was never trained on questions, it would answer with a caption; "
+            "ask a model trained with data.task=qa or data.task=mixed"
+        )
 
 
 def ask_video(
@@ -135,11 +121,7 @@ def ask_video(
     Raises InputError for an empty question, a file that cannot be decoded and an id without features, and for a model
     that never saw a question.
     """
-    if captioner.never_asked:
-        raise InputError(
-            f"{captioner.model_name}: was never trained on questions, it would answer with a caption; "
-            "ask a model trained with data.task=qa or data.task=mixed"
-        )
+    refuse_questions(captioner)
     for question in questions:
         if not question.strip():
             raise InputError(f"question {question!r}: is empty; ask something")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
 from videoblip2.config import InputError, known_keys
+from videoblip2.jobs.rows import Row
 
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
 
@@ -153,34 +154,42 @@ def test_json_is_the_last_line():
     assert isinstance(json.loads(run.stdout.splitlines()[-1]), dict)
 
 
-def test_an_empty_caption_is_a_caption(monkeypatch, capsys, tmp_path):
+def caption(monkeypatch, tmp_path, *found):
+    """`vb2 caption` of files in place of a model that finds these rows; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    for row in found:
+        (tmp_path / row.path).touch()
     monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
-    rows = [{"video": "a", "caption": "a dog"}, {"video": "b", "caption": ""}, {"video": "c", "error": "broken"}]
-    monkeypatch.setattr(
-        "videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1", warning="")
-    )
-    monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
-    (tmp_path / "a").touch()
-    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", str(tmp_path / "a")])
+    model = SimpleNamespace(version="1", warning="", load_media_encoders=lambda: None)
+    monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model_, **_: model)
+    monkeypatch.setattr("videoblip2.jobs.caption.CaptionJob.run", lambda *_: ([row] for row in found))
+    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", *(row.path for row in found), "--json"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 3
-    assert capsys.readouterr().out.splitlines() == ["a: a dog", "b: (nothing)", "c: error: broken"]
+    return end.value.code or 0
+
+
+def test_an_empty_caption_is_a_caption(monkeypatch, capsys, tmp_path):
+    rows = [Row("a", "a", "a dog"), Row("b", "b", ""), Row("c", "c", error="broken")]
+    assert caption(monkeypatch, tmp_path, *rows) == 3
+    assert capsys.readouterr().out.splitlines()[:-1] == ["a: a dog", "b: (nothing)", "c: error: broken"]
 
 
 @pytest.mark.parametrize(("bad", "code", "error"), [(0, 0, ""), (1, 3, ""), (2, 1, "error: all 2 items failed")])
 def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, capsys, tmp_path, bad, code, error):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").touch()
+    rows = [Row(name, name, error="broken") if n < bad else Row(name, name, "a dog") for n, name in enumerate("ab")]
+    assert caption(monkeypatch, tmp_path, *rows) == code
+    out, err = capsys.readouterr()
+    said = json.loads(out.splitlines()[-1])["captions"]
+    assert [(row["caption"], row["error"]) for row in said] == [(row.caption, row.error) for row in rows]
+    assert err.startswith(error) and len(err.splitlines()) == bool(error)
+
+
+def test_a_job_whose_files_are_all_missing_ends_before_the_model_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
-    rows = [{"video": "a", "error": "broken"}] * bad + [{"video": "b", "caption": "a dog"}] * (2 - bad)
-    monkeypatch.setattr(
-        "videoblip2.predict.load_captioner", lambda model, **_: SimpleNamespace(version="1", warning="")
-    )
-    monkeypatch.setattr("videoblip2.predict.caption_each", lambda *_: rows)
-    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "a", "b", "--json"])
+    monkeypatch.setattr("videoblip2.predict.load_captioner", None)
+    monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "missing.mp4", "nothing*.mp4"])
     with pytest.raises(SystemExit) as end:
         main()
-    out, err = capsys.readouterr()
-    assert (end.value.code or 0, json.loads(out.splitlines()[-1])["captions"]) == (code, rows)
-    assert err.startswith(error) and len(err.splitlines()) == bool(error)
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: missing.mp4: no such file")

@@ -4,7 +4,9 @@ import pytest
 from small_stage import stages
 
 from videoblip2.config import GREEDY, Decoding
-from videoblip2.predict import caption_each, load_captioner
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.sources import Source
+from videoblip2.predict import load_captioner
 
 IDS = ("video0", "video1", "video2")
 
@@ -29,7 +31,8 @@ def rows(root, ids=IDS):
 
 def captions(made, prompt=None, num_beams=1):
     captioner = load_captioner("models:/videoblip2/1", "cpu")
-    return [row["caption"] for row in caption_each(captioner, IDS, made.root / "features", prompt, Decoding(num_beams))]
+    job = CaptionJob(captioner, CaptionOptions(Decoding(num_beams), prompt), made.root / "features")
+    return [row.caption for rows in job.run(list(map(Source, IDS)), {}) for row in rows]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt": "the square"}])

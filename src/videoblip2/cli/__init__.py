@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
 """
 
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,7 +12,21 @@ from typing import Annotated, get_args
 from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
-from videoblip2.cli import assets, console, data, demo, deploy, doctor, features, predict, registry, runs, train
+from videoblip2.cli import (
+    assets,
+    caption,
+    console,
+    data,
+    demo,
+    deploy,
+    doctor,
+    features,
+    predict,
+    registry,
+    runs,
+    score,
+    train,
+)
 from videoblip2.errors import DENIED, LOGIN, InputError, masked
 
 app = Typer(
@@ -22,7 +37,7 @@ app = Typer(
     epilog="Every command takes --debug, which shows where an error came from.",
 )
 GROUPS = (
-    *((None, room.app) for room in (train, predict, registry, deploy, demo, doctor)),
+    *((None, room.app) for room in (train, predict, caption, score, registry, deploy, demo, doctor)),
     *(("data", data.app), ("features", features.app), ("weights", assets.weights)),
     *(("experiments", assets.experiments), ("runs", runs.app)),
 )
@@ -54,6 +69,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(words, prog_name="vb2")
+    except BrokenPipeError:  # `vb2 caption … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail as well
+        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -1,4 +1,4 @@
-"""`vb2 evaluate`, `vb2 caption`, `vb2 ask`: the commands that use a trained model."""
+"""`vb2 evaluate`, `vb2 ask`: the commands that use a trained model; `vb2 caption` is in caption.py."""
 
 import sys
 from enum import StrEnum
@@ -53,42 +53,6 @@ def evaluate(
 
 
 @app.command(
-    epilog=console.examples(
-        "caption models:/videoblip2@champion holiday.mp4", "caption RUN video560 --features runs/demo/features"
-    )
-)
-def caption(
-    model: console.ModelName,
-    videos: Annotated[
-        list[str], Argument(metavar="VIDEO", help="Media files, or ids with --features.", callback=console.expanded)
-    ],
-    features: console.FeatureFolder = None,
-    prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
-    num_beams: console.Beams = 1,
-    clip: Clip = None,
-    clap: Clap = None,
-    json: console.Json = False,
-) -> None:
-    """Caption media files, or stored features."""
-    from videoblip2.config import Decoding
-    from videoblip2.predict import caption_each, load_captioner
-
-    console.require_model(model)
-    if features or not any(Path(video).exists() for video in videos):
-        console.require([features or videos[0]], REMEDY)
-    captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
-    _warn(captioner)
-    rows = list(caption_each(captioner, videos, features, prompt, Decoding(num_beams)))
-    said = [row["caption"] or "(nothing)" if "caption" in row else f"error: {row['error']}" for row in rows]
-    lines = [f"{row['video']}: {text}" for row, text in zip(rows, said, strict=True)]
-    console.emit(
-        {"model_version": captioner.version, "warning": captioner.warning, "captions": rows}, json, "\n".join(lines)
-    )
-    failed = sum("error" in row for row in rows)
-    console.exit_if_failed(failed, len(rows) - failed)
-
-
-@app.command(
     epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what can be heard?'")
 )
 def ask(
@@ -108,7 +72,7 @@ def ask(
     console.require_model(model)
     console.require([features or video], REMEDY)
     captioner = load_captioner(model, encoders={"clip": clip, "clap": clap})
-    _warn(captioner)
+    warn(captioner)
     answers = ask_video(captioner, video, questions, features, Decoding(num_beams))
     rows = [
         {"question": question, "answer": answer.text, "score": round(answer.score, 4)}
@@ -119,6 +83,6 @@ def ask(
     console.emit({"model_version": captioner.version, **more}, json, "\n".join(lines))
 
 
-def _warn(captioner: "Captioner") -> None:
+def warn(captioner: "Captioner") -> None:
     if captioner.warning:
         print(f"warning: {captioner.model_name} was {captioner.warning}", file=sys.stderr, flush=True)

@@ -117,8 +117,7 @@ def _scores(comparison: "Comparison", letters: list[str]) -> str:
         values.append([label, *(shown_interval(name, value) for value in score.values)])
         gap = [label]
         for found in score.differences:  # as many digits as ten thousand resamples carry
-            p_value = "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
-            gap += [shown_interval(name, found, "+"), p_value]
+            gap += [shown_interval(name, found, "+"), p_value(found.p_value)]
         gaps.append(gap)
     heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
     if len(letters) == 2:
@@ -139,6 +138,11 @@ def _duel_text(duel: "Duel", metric: str, letters: list[str], top: int) -> list[
             parts.append(f"Largest {title} of {second} over {first} ({label_of(metric, scale=True)})")
             parts += [_pair_text(pair, metric, (first, second)) for pair in pairs]
     return parts
+
+
+def p_value(value: float) -> str:
+    """As many digits as ten thousand resamples carry."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _pair_text(pair: "VideoPair", metric: str, letters: Sequence[str]) -> str:

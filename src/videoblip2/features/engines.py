@@ -35,6 +35,7 @@ from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import SAMPLING_RATE, named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, FeatureSettings, Loudness, choose_frames, load_encoders
 from videoblip2.features.store import write_features
+from videoblip2.modality import Features
 from videoblip2.provenance import FeatureOrigin
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
@@ -44,11 +45,12 @@ VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if i
 
 @dataclass(frozen=True)
 class VideoOutcome:
-    """The end of one video: its note for the manifest, or the reason why it failed; neither if it was skipped."""
+    """The end of one video: its features and note, or the reason why it failed; neither if it was skipped."""
 
     video_id: str
     note: VideoNote | None = None
     failure: str | None = None
+    features: Features | None = None  # not where they are written to a store
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,45 @@ def encode_all(
         known: sha256 of sources by video id; a video is skipped if its file is unchanged and `out` has its arrays.
         workers: decoding threads.
     """
-    batches = RowBatches(out, encoders)
-    read = partial(_read, known=known, out=out, encoders=encoders)
-    with closing(_pieces(paths, read, workers)) as pieces:
+
+    def unchanged(video_id: str, digest: str) -> bool:
+        return known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE)
+
+    with closing(encode_videos({path.stem: path for path in paths}, unchanged, encoders, workers)) as outcomes:
+        for outcome in outcomes:
+            yield stored(out, outcome)
+
+
+def stored(out: Path, outcome: VideoOutcome) -> VideoOutcome:
+    """The outcome once its features, if it has any, are written to the store. Raises `InputError` for a full disk."""
+    if outcome.features is None:
+        return outcome
+    try:
+        write_features(out, outcome.video_id, outcome.features)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            reason = f"{outcome.video_id}: its name is too long for a file; shorten it"
+            return VideoOutcome(outcome.video_id, failure=reason)
+        raise InputError(
+            f"{out}: {outcome.video_id} cannot be written ({error.strerror or error}); fix that and run the same "
+            "command again; what is stored is kept"
+        ) from error
+    return replace(outcome, features=None)
+
+
+def encode_videos(
+    files: Mapping[str, Path], skip: Callable[[str, str], bool], encoders: Encoders, workers: int
+) -> Generator[VideoOutcome, None, None]:
+    """Decode and encode videos; yields each with its features, in the order in which they end.
+
+    Args:
+        files: by a key that is unique; it is the `video_id` of the outcome.
+        skip: (key, sha256 of the file) → whether nothing is to be done.
+        workers: decoding threads.
+    """
+    batches = RowBatches(encoders)
+    read = partial(_read, skip=skip, encoders=encoders)
+    with closing(_pieces(files.items(), read, workers)) as pieces:
         for piece in pieces:
             yield from batches.add(piece)
         yield from batches.flush("video", 1)
@@ -90,15 +128,15 @@ def encode_all(
 class RowBatches:
     """Collects pieces of many videos into full batches, and hands the rows back to their videos."""
 
-    def __init__(self, out: Path, encoders: Encoders) -> None:
-        self._out, self._encoders = out, encoders
+    def __init__(self, encoders: Encoders) -> None:
+        self._encoders = encoders
         frames = encoders.settings.batch_frames
         self._full = {"video": frames, "audio": max(1, min(BATCH_WINDOWS, frames // 4))}
         self._videos: dict[str, Partial] = {}
         self._queued: dict[str, list[tuple[str, NDArray[np.float32]]]] = {"video": [], "audio": []}
 
     def add(self, item: Piece | VideoOutcome) -> Iterator[VideoOutcome]:
-        """Take a piece or the end of a video; encode and write whatever it completes."""
+        """Take a piece or the end of a video; encode what fills a batch, and yield what it completes."""
         if isinstance(item, VideoOutcome) and item.note is None:
             self._videos.pop(item.video_id, None)
             yield item
@@ -106,7 +144,7 @@ class RowBatches:
         video = self._videos.setdefault(item.video_id, Partial())
         if isinstance(item, VideoOutcome):
             video.note = item.note
-            yield from self._write(item.video_id)
+            yield from self._complete(item.video_id)
             return
         video.waiting += len(item.arrays)
         self._queued[item.modality] += [(item.video_id, array) for array in item.arrays]
@@ -128,10 +166,10 @@ class RowBatches:
                     continue  # decoding of that file has failed since
                 video.rows[modality].append(rows)
                 video.waiting -= 1
-                yield from self._write(video_id)
+                yield from self._complete(video_id)
 
-    def _write(self, video_id: str) -> Iterator[VideoOutcome]:
-        """Write a video if it is complete."""
+    def _complete(self, video_id: str) -> Iterator[VideoOutcome]:
+        """Yield a video if it is complete."""
         video = self._videos[video_id]
         if video.note is None or video.waiting:
             return
@@ -143,32 +181,21 @@ class RowBatches:
         if not all(np.isfinite(array).all() for array in features.values()):
             yield VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")
             return
-        try:
-            write_features(self._out, video_id, features)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                yield VideoOutcome(
-                    video_id, failure=f"{video.note.source}: its name is too long for a file; shorten it"
-                )
-                return
-            raise InputError(
-                f"{self._out}: {video_id} cannot be written ({error.strerror or error}); fix that and run the same "
-                "command again; what is stored is kept"
-            ) from error
         frames, windows = len(features["video"]) // self._encoders.clip.rows, len(features["audio"])
-        yield VideoOutcome(video_id, video.note.model_copy(update={"frames": frames, "audio_windows": windows}))
+        note = video.note.model_copy(update={"frames": frames, "audio_windows": windows})
+        yield VideoOutcome(video_id, note, features=features)
 
 
 def _pieces(
-    paths: Iterable[Path], read: Callable[[Path], Iterator[Piece | VideoOutcome]], workers: int
+    files: Iterable[tuple[str, Path]], read: Callable[[str, Path], Iterator[Piece | VideoOutcome]], workers: int
 ) -> Generator[Piece | VideoOutcome, None, None]:
-    """The pieces of `read(path)`, and then its outcome, from decoding threads; closing it ends the threads."""
+    """The pieces of `read(key, path)`, and then its outcome, from decoding threads; closing it ends the threads."""
     ready: queue.Queue[Piece | VideoOutcome | BaseException] = queue.Queue(maxsize=workers + 2)
     stop = threading.Event()
 
-    def work(path: Path) -> None:
+    def work(key: str, path: Path) -> None:
         try:
-            for piece in read(path):
+            for piece in read(key, path):
                 if stop.is_set():
                     return
                 ready.put(piece)
@@ -176,7 +203,7 @@ def _pieces(
             ready.put(error)
 
     pool = ThreadPoolExecutor(workers, "decode")
-    jobs = [pool.submit(work, path) for path in paths]
+    jobs = [pool.submit(work, *file) for file in files]
     ended = 0
     try:
         while ended < len(jobs):
@@ -193,13 +220,15 @@ def _pieces(
                 ready.get(timeout=POLL)
 
 
-def _read(path: Path, known: Mapping[str, str], out: Path, encoders: Encoders) -> Iterator[Piece | VideoOutcome]:
+def _read(
+    video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders
+) -> Iterator[Piece | VideoOutcome]:
     """One file's pieces, and then its outcome."""
-    video_id, settings, caveats = path.stem, encoders.settings, list[str]()
+    settings, caveats = encoders.settings, list[str]()
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE):
+        if skip(video_id, digest):
             yield VideoOutcome(video_id)
             return
         frames = stream_frames(path, settings.fps, threads=1, caveats=caveats)
@@ -237,25 +266,9 @@ class RayEngine:
 
     def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[VideoOutcome, None, None]:
         """The outcome of each file, as Ray returns it."""
-        if not paths:
-            return
-        require_ray()
-        import ray
-
-        if not ray.is_initialized():  # a local one, unless RAY_ADDRESS names another
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
-        batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
-        notes = batches.map_batches(
-            Actor,
-            fn_constructor_kwargs=self.job,
-            batch_size=VIDEOS_AT_ONCE,
-            compute=ray.data.ActorPoolStrategy(size=self.actors),
-            num_gpus=1 if self.device.startswith("cuda") else 0,
-        )
-        for row in notes.iter_rows():
+        gpu = self.device.startswith("cuda")
+        for row in through_actors(rows, Actor, self.job, self.actors, gpu):
             video_id, note, failure = json.loads(row["outcome"])
             yield VideoOutcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
 
@@ -285,6 +298,32 @@ class Actor:
         known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
         notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in self.encode(paths, known))
         return {"outcome": [json.dumps([end.video_id, note, end.failure]) for end, note in notes]}
+
+
+def through_actors(
+    rows: Sequence[Mapping[str, str]], actor: type, job: Mapping[str, object], actors: int, gpu: bool
+) -> Iterator[Mapping[str, str]]:
+    """Rows through `actors` processes of Ray, in batches; the rows that `actor(**job)` returns, as they come.
+
+    Uses a running Ray, or starts a local one. Where a process dies, its batch goes to another.
+    """
+    if not rows:
+        return
+    require_ray()
+    import ray
+
+    if not ray.is_initialized():  # a local one, unless RAY_ADDRESS names another
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    batches = ray.data.from_items(list(rows), override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
+    yield from batches.map_batches(
+        actor,
+        fn_constructor_kwargs=dict(job),
+        batch_size=VIDEOS_AT_ONCE,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_gpus=1 if gpu else 0,
+    ).iter_rows()
 
 
 def require_ray() -> None:

@@ -20,11 +20,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
-from videoblip2.features.engines import VideoOutcome, encode_all
+from videoblip2.features.engines import VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders
-from videoblip2.files import MEDIA_SUFFIXES
+from videoblip2.files import MEDIA_SUFFIXES, printable
 from videoblip2.progress import Progress, no_progress
 
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
@@ -95,18 +95,18 @@ def extract_features(
     """
     out, by_id = Path(out), dict[str, list[Path]]()
     for path in dict.fromkeys(map(Path, videos)):
-        video_id = _printable(path.stem)
+        video_id = printable(path.stem)
         if run.shard is None or shard_of(video_id, run.shard[1]) == run.shard[0]:
             by_id.setdefault(video_id, []).append(path)
     paths = [same[0] for video_id, same in by_id.items() if len(same) == 1 and same[0].stem == video_id]
-    with _open_ledger(out, encoders, run) as ledger:
+    with open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
         for video_id, same in by_id.items():
             if len(same) > 1:
                 reason = f"{', '.join(map(str, same))}: the same name, so one video id; rename or remove all but one"
-                ledger.note(VideoOutcome(video_id, failure=_printable(reason)))
+                ledger.note(VideoOutcome(video_id, failure=printable(reason)))
             elif same[0].stem != video_id:
-                ledger.note(VideoOutcome(video_id, failure=_printable(f"{same[0]}: its name is not UTF-8; rename it")))
+                ledger.note(VideoOutcome(video_id, failure=printable(f"{same[0]}: its name is not UTF-8; rename it")))
         outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.threads)
         with closing(outcomes):
             ended = (ledger.note(outcome) for outcome in outcomes)
@@ -117,11 +117,6 @@ def extract_features(
         ids.sort(key=place.__getitem__)
     failed, noted = ({i: found[i] for i in by_id if i in found} for found in (report.failed, report.noted))
     return ExtractionReport(report.done, report.skipped, failed, noted)
-
-
-def _printable(name: str) -> str:
-    """The name with `\\udce9` and the like for bytes that are not UTF-8, which JSON cannot hold."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def shard_of(video_id: str, count: int) -> int:
@@ -146,7 +141,7 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.glob("[!.]*") if _is_media(p)) if path.is_dir() else [path]
+        inside = sorted(p for p in path.glob("[!.]*") if is_media(p)) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no video ({', '.join(sorted(MEDIA_SUFFIXES))}); give another folder")
         found += inside
@@ -156,10 +151,11 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
 def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
     """What `find_videos` ignores in these folders: files that are not media, and folders inside."""
     inside = (entry for path in map(Path, paths) if path.is_dir() for entry in sorted(path.glob("[!.]*")))
-    return [entry for entry in inside if not _is_media(entry)]
+    return [entry for entry in inside if not is_media(entry)]
 
 
-def _is_media(path: Path) -> bool:
+def is_media(path: Path) -> bool:
+    """Whether a file is a video or a sound, by its suffix or else by how it begins."""
     if not path.is_file() or path.suffix.lower() in MEDIA_SUFFIXES:
         return path.is_file()
     head = b""
@@ -169,7 +165,7 @@ def _is_media(path: Path) -> bool:
 
 
 @dataclass
-class _Ledger:
+class Ledger:
     """The manifest that a run writes as it goes, and `known`: sha256 of every source noted in the store, by id."""
 
     path: Path
@@ -197,6 +193,12 @@ class _Ledger:
             self.save()
         return Path(video_id)
 
+    def keep(self, outcome: VideoOutcome) -> None:
+        """Write a video's features to the store, and record them. Raises `InputError` where the store has its id."""
+        if outcome.video_id in self.report.done:
+            raise InputError(f"{outcome.video_id}: two videos have this name; rename one, names become video ids")
+        self.note(stored(self.path.parent, outcome))
+
     def save(self) -> None:
         """Write the manifest."""
         begin = time.monotonic()
@@ -206,7 +208,7 @@ class _Ledger:
 
 
 @contextmanager
-def _open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[_Ledger]:
+def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[Ledger]:
     """The run's ledger, saved however the block ends.
 
     Raises `InputError` for a store made with other encoders or settings, and if another run of this shard is writing.
@@ -232,7 +234,7 @@ def _open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[
         with FileLock(out / f".{path.name}.lock", timeout=0):
             start = FeatureManifest.read_file(path) if path.is_file() else fresh
             known = {video_id: note.sha256 for video_id, note in (whole or fresh).videos.items()}
-            ledger = _Ledger(path, start, known, dict(start.videos), dict(start.failed))
+            ledger = Ledger(path, start, known, dict(start.videos), dict(start.failed))
             try:
                 ledger.save()
                 yield ledger

@@ -167,8 +167,8 @@ def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: 
     table = np.concatenate([block.reshape(len(block), -1) for block in columns.values()], axis=1)
     means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)])
     blocks = np.split(means, np.cumsum([block[0].size for block in columns.values()])[:-1], axis=1)
-    ends = np.cumsum([len(side.runs) for side in sides]).tolist()
-    places = [slice(end - len(side.runs), end) for side, end in zip(sides, ends, strict=True)]
+    ends = np.cumsum([len(side.predictions) for side in sides]).tolist()
+    places = [slice(end - len(side.predictions), end) for side, end in zip(sides, ends, strict=True)]
     scores = []
     for metric in METRICS.values():
         if _key(metric) in columns:

@@ -1,0 +1,146 @@
+"""`vb2 caption`: captions, subtitles or answers for one video or for thousands of them."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option, Typer
+
+from videoblip2.cli import console
+from videoblip2.cli.predict import REMEDY, Clap, Clip, warn
+from videoblip2.errors import InputError, counted
+
+if TYPE_CHECKING:
+    from videoblip2.jobs.caption import Captions
+    from videoblip2.jobs.rows import Row, RowFile
+
+app = Typer()
+Engine = StrEnum("Engine", "local ray")
+SOURCES = "Files, folders, patterns, @list.txt, - for standard input; or video ids with --features."
+
+
+@app.command(
+    epilog=console.examples(
+        "caption models:/videoblip2@champion holiday.mp4",
+        "caption models:/videoblip2@champion videos/ --out captions.jsonl",
+        "caption RUN film.mp4 --segments scenes --out film.srt",
+        "caption RUN videos/ --questions questions.txt --out answers.csv",
+        "caption RUN video560 --features runs/demo/features",
+        "caption --merge captions.jsonl",
+    )
+)
+def caption(
+    model: console.ModelName,
+    sources: Annotated[list[str] | None, Argument(metavar="SOURCE", help=SOURCES, callback=console.expanded)] = None,
+    out: Annotated[
+        Path | None, Option(help="File for the rows: .jsonl .json .csv .tsv .parquet .srt .vtt; resumable.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None, Option(help="Ask instead of captioning: a question, or a file with one a line; repeatable.")
+    ] = None,
+    samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
+    temperature: Annotated[float, Option(help="Of the draws, with --samples.")] = 1.0,
+    num_beams: console.Beams = 1,
+    prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
+    segments: Annotated[
+        str | None, Option(help="A caption for each so many seconds, or for each scene: a number, or scenes.")
+    ] = None,
+    features: console.FeatureFolder = None,
+    keep_features: Annotated[Path | None, Option(help="Feature store to keep the features in.")] = None,
+    shard: Annotated[
+        str | None, Option(metavar="I/N", help="Process part I of N; --out then gets .I-of-N in its name.")
+    ] = None,
+    merge: Annotated[
+        bool, Option("--merge", help="Merge: MODEL is the file to write, SOURCE its parts (default: its shards).")
+    ] = False,
+    engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
+    actors: Annotated[int, Option(min=1, help="Number of models, with ray.")] = 1,
+    batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one a core.")] = None,
+    clip: Clip = None,
+    clap: Clap = None,
+    json: console.Json = False,
+) -> None:
+    """Caption videos, or answer questions about them. Resumable with --out; a bad file does not stop the rest."""
+    from videoblip2.config import Decoding
+    from videoblip2.features.extract import parse_shard
+    from videoblip2.jobs.caption import CaptionOptions, JobPlan
+    from videoblip2.jobs.rows import RowFile, form_of, shard_file
+    from videoblip2.jobs.sources import find_sources
+
+    if merge:
+        _merge(Path(model), sources or [], json)
+        return
+    part = parse_shard(shard)
+    out = shard_file(out, part) if out is not None else None
+    if out is not None:
+        form_of(out)
+    found = find_sources(sources or [], features is not None, part)
+    if not found:
+        raise InputError(f"{' '.join(sources or ['SOURCE'])}: names no video{' of this shard' if part else ''}")
+    if features is None and all(source.error for source in found):
+        raise InputError(found[0].error)
+    options = CaptionOptions(
+        Decoding(num_beams, sampled=samples > 1, temperature=temperature),
+        prompt,
+        tuple(_questions(questions or [])),
+        samples,
+        float(segments) if segments and segments.replace(".", "", 1).isdecimal() else segments,
+        batch_size,
+        workers,
+    )
+    console.require_model(model)
+    console.require([features] if features else [], REMEDY)
+    job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features)
+    if engine is Engine.ray:
+        from videoblip2.jobs.ray_captions import RayCaptions
+
+        batches: Captions = RayCaptions(job, actors)
+    else:
+        batches = local = job.open()
+        warn(local.captioner)
+    with ExitStack() as stack:
+        file = stack.enter_context(RowFile(out, batches.version, str(options))) if out is not None else None
+        stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows that are written are kept"))
+        rows = _consume(batches.run(found, file.done if file else {}), len(found), file)
+        if file is not None:
+            file.finish([source.path for source in found])
+    failed = len({row.path for row in rows if row.error is not None})
+    kept = f"{out}: {counted(len(found) - failed, 'video')}, {failed} failed" if out is not None else ""
+    record = {"model_version": batches.version, "out": str(out) if out else None, "failed": failed}
+    console.emit(record, json, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
+    console.exit_if_failed(failed, len(found) - failed)
+
+
+def _consume(batches: "Iterable[list[Row]]", total: int, file: "RowFile | None") -> "list[Row]":
+    """Write rows as they come, or print them; returns those of this run."""
+    every: list[Row] = []
+    for rows in console.progress(batches, total, "captions") if file is not None else batches:
+        every += rows
+        if file is not None:
+            file.add(rows)
+        for row in rows:
+            if file is None or row.error is not None:
+                print(row, file=sys.stdout if file is None else sys.stderr, flush=True)
+    return every
+
+
+def _questions(words: Iterable[str]) -> Iterator[str]:
+    """Each word is a question, or a file with one a line."""
+    for word in words:
+        path = Path(word).expanduser()
+        lines = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else [word]
+        yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
+
+
+def _merge(out: Path, parts: list[str], json: bool) -> None:
+    from videoblip2.jobs.rows import merge
+
+    rows = merge(out, [Path(part) for part in parts])
+    failed = sum(row.error is not None for row in rows)
+    text = f"{out}: {counted(len(rows), 'row')}, {failed} failed"
+    console.emit({"out": str(out), "rows": len(rows), "failed": failed}, json, text)
+    console.exit_if_failed(failed, len(rows) - failed)

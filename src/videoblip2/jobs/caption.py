@@ -1,0 +1,256 @@
+"""A captioning job: videos are decoded, encoded and captioned at the same time, in batches that span videos.
+
+Decoding threads and encoders are those of `vb2 features extract`; a thread captions one batch while the next is
+encoded. A video's rows come together once all of them are there.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from videoblip2.config import GREEDY, Decoding
+from videoblip2.errors import InputError, first_line
+from videoblip2.files import printable
+from videoblip2.jobs.rows import Row
+from videoblip2.jobs.segments import Segment, cut, merged
+from videoblip2.jobs.sources import Source
+
+if TYPE_CHECKING:
+    from videoblip2.captioner import Captioner
+    from videoblip2.features.engines import VideoOutcome
+    from videoblip2.features.media_features import Encoders
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What to say about each video.
+
+    questions: asked instead of captioning. samples: captions drawn for each video where `decoding` samples. segments:
+    None = the whole video; a number of seconds; "scenes" = where the picture changes. batch_size: captions decoded
+    together. workers: decoding threads; None = one a core, at most 8.
+    """
+
+    decoding: Decoding = GREEDY
+    prompt: str | None = None
+    questions: tuple[str, ...] = ()
+    samples: int = 1
+    segments: float | str | None = None
+    batch_size: int = 16
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not all(question.strip() for question in self.questions):
+            raise InputError("--questions: one of them is empty; ask something")
+        if self.samples > 1 and not self.decoding.sampled:
+            raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
+        if isinstance(self.segments, str) and self.segments != "scenes":
+            raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
+
+    def __str__(self) -> str:
+        """What differs from a plain caption, as rows record it: two runs of one job say the same."""
+        said = {
+            "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
+            "temperature": self.decoding.temperature if self.decoding.sampled else None,
+            "prompt": self.prompt,
+            "samples": self.samples if self.samples > 1 else None,
+            "segments": self.segments,
+            "questions": sha256("\n".join(self.questions).encode()).hexdigest()[:8] if self.questions else None,
+        }
+        return " ".join(f"{name}={value}" for name, value in said.items() if value is not None)
+
+
+@dataclass
+class Pending:
+    """Rows of a video in order, None where the text is not there yet; `waiting`: how many that are."""
+
+    rows: list[Row | None]
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One text to decode: the row it fills, its place among its video's, and the input."""
+
+    pending: Pending
+    place: int
+    row: Row
+    segment: Segment
+
+
+class Captions(Protocol):
+    """What turns sources into rows: this process, or many."""
+
+    @property
+    def version(self) -> str: ...
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]: ...
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job before its model is loaded, as another process can open it. See `CaptionJob`."""
+
+    model: str
+    options: CaptionOptions = field(default_factory=CaptionOptions)
+    encoders: Mapping[str, str | None] = field(default_factory=dict)
+    store: Path | None = None
+    keep_features: Path | None = None
+
+    def open(self) -> "CaptionJob":
+        """Load the model."""
+        from videoblip2.predict import load_captioner, refuse_questions
+
+        captioner = load_captioner(self.model, encoders=self.encoders)
+        if self.options.questions:
+            refuse_questions(captioner)
+        if self.store is None:
+            captioner.load_media_encoders()
+        return CaptionJob(captioner, self.options, self.store, self.keep_features)
+
+
+@dataclass
+class CaptionJob:
+    """Captions videos with one model.
+
+    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to.
+    """
+
+    captioner: "Captioner"
+    options: CaptionOptions = field(default_factory=CaptionOptions)
+    store: Path | None = None
+    keep_features: Path | None = None
+
+    @property
+    def version(self) -> str:
+        """Of the model."""
+        return self.captioner.version
+
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]:
+        """Yield the rows of each video once all of them are there; a bad video yields a row with an error.
+
+        Args:
+            done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
+        """
+        asks: list[Ask] = []
+        size, batch = self.options.batch_size, Future[list[list[Row]]]()
+        batch.set_result([])
+        with closing(self._outcomes(sources, done)) as outcomes, ThreadPoolExecutor(1, "caption") as thread:
+            for outcome in outcomes:
+                if outcome.features is None:
+                    failed = outcome.failure is not None
+                    yield [self._row(outcome, error=printable(outcome.failure or ""))] if failed else []
+                    continue
+                asks += self._asks(outcome)
+                while len(asks) >= size or (asks and batch.done()):  # an idle model takes what there is
+                    yield from batch.result()
+                    batch, asks = thread.submit(self._decode, asks[:size]), asks[size:]
+            yield from batch.result()
+            for start in range(0, len(asks), size):
+                yield from self._decode(asks[start : start + size])
+
+    def _outcomes(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator["VideoOutcome", None, None]:
+        """The features of each source, or why there are none; neither for one that is done."""
+        from videoblip2.features.engines import VideoOutcome, encode_videos
+        from videoblip2.features.extract import ExtractionRun, open_ledger
+
+        yield from (VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error)
+        good = [source for source in sources if not source.error]
+        if self.store is not None:
+            yield from self._stored(good, done)
+            return
+        encoders = self.captioner.media_encoders
+        if self.options.segments is not None:  # a segment has all of its frames
+            encoders = with_every_frame(encoders)
+        run = ExtractionRun(self.options.workers)
+        files = {source.path: Path(source.path) for source in good}
+        with ExitStack() as stack:
+            ledger = stack.enter_context(open_ledger(self.keep_features, encoders, run)) if self.keep_features else None
+            encoded = encode_videos(
+                files, lambda path, digest: done.get(printable(path)) == digest, encoders, run.threads
+            )
+            for outcome in stack.enter_context(closing(encoded)):
+                if ledger is not None and outcome.features is not None:
+                    ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
+                yield outcome
+
+    def _stored(self, sources: Iterable[Source], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
+        from videoblip2.features.engines import VideoOutcome
+
+        store = self.captioner.store(self.store or Path())
+        for source in sources:
+            try:
+                features = None if source.path in done else store.features(source.path)
+                yield VideoOutcome(source.path, features=features)
+            except (InputError, OSError) as error:
+                yield VideoOutcome(source.path, failure=str(error))
+
+    def _asks(self, outcome: "VideoOutcome") -> list[Ask]:
+        """Every text that a video needs: segments × questions × samples."""
+        options, item = self.options, outcome.features or {}
+        length, window = self.captioner.timeline(item)
+        segments = [Segment(0.0 if length else None, length, item)]
+        if options.segments is not None:
+            every = None if options.segments == "scenes" else float(options.segments)
+            segments = cut(item, self.captioner.media_fps, window, every)
+        wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
+        pending = Pending([None] * len(wanted), len(wanted))
+        several = options.samples > 1
+        rows = [
+            self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
+            for s, q, n in wanted
+        ]
+        return [
+            Ask(pending, place, row, segment)
+            for place, (row, (segment, *_)) in enumerate(zip(rows, wanted, strict=True))
+        ]
+
+    def _decode(self, batch: Sequence[Ask]) -> list[list[Row]]:
+        """Decode a batch; the rows of each video that is complete with it."""
+        complete = []
+        for ask, row in zip(batch, self._texts(batch), strict=True):
+            ask.pending.rows[ask.place] = row
+            ask.pending.waiting -= 1
+            if not ask.pending.waiting:
+                rows = [row for row in ask.pending.rows if row is not None]
+                complete.append(merged(rows) if self.options.segments is not None else rows)
+        return complete
+
+    def _texts(self, batch: Sequence[Ask]) -> list[Row]:
+        """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
+        from videoblip2.data.batches import question_prompt
+
+        prompts = [
+            question_prompt(ask.row.question) if ask.row.question is not None else self.options.prompt for ask in batch
+        ]
+        seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
+        try:
+            found = self.captioner.caption([ask.segment.item for ask in batch], prompts, self.options.decoding, seeds)
+        except Exception as error:
+            if len(batch) > 1:
+                return [row for ask in batch for row in self._texts([ask])]
+            return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
+        return [
+            replace(ask.row, caption=caption.text, score=round(caption.score, 4), ended=caption.ended)
+            for ask, caption in zip(batch, found, strict=True)
+        ]
+
+    def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
+        name = Source(outcome.video_id).video_id
+        digest = outcome.note.sha256 if outcome.note else ""
+        version, options = self.captioner.version, str(self.options)
+        return Row(
+            printable(outcome.video_id),
+            printable(name),
+            model_version=version,
+            options=options,
+            sha256=digest,
+            **values,
+        )
+
+
+def with_every_frame(encoders: "Encoders") -> "Encoders":
+    """The same encoders without a limit on a video's frames."""
+    return replace(encoders, settings=encoders.settings.model_copy(update={"frames": None, "max_frames": None}))

@@ -1,0 +1,55 @@
+"""A captioning job on Ray Data: every actor loads the model once and captions its share of the videos.
+
+Rows come back to the process that writes them. Where an actor dies, Ray gives its videos in flight to another.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from videoblip2.features.engines import through_actors
+from videoblip2.jobs.caption import JobPlan
+from videoblip2.jobs.rows import Row
+from videoblip2.jobs.sources import Source
+from videoblip2.predict import find_model
+
+
+@dataclass(frozen=True)
+class RayCaptions:
+    """The rows of a job, from `actors` processes; videos and model are on disks that all machines see."""
+
+    plan: JobPlan
+    actors: int = 1
+
+    @property
+    def version(self) -> str:
+        """Of the model."""
+        return find_model(self.plan.model).version
+
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]:
+        """As `CaptionJob.run`."""
+        import torch
+
+        rows = [
+            {"source": source.path, "error": source.error, "done": json.dumps(done.get(source.path))}
+            for source in sources
+        ]
+        job = {"plan": self.plan, "folder": os.getcwd()}
+        for row in through_actors(rows, CaptionActor, job, self.actors, torch.cuda.is_available()):
+            yield [Row.of(entry) for entry in json.loads(row["rows"])]
+
+
+class CaptionActor:
+    """A model in a process of Ray, with the working folder of the command: paths may be relative."""
+
+    def __init__(self, plan: JobPlan, folder: str) -> None:
+        os.chdir(folder)
+        self.job = plan.open()
+
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Sources -> the rows of each, as JSON."""
+        sources = [Source(*pair) for pair in zip(batch["source"], batch["error"], strict=True)]
+        digests = {path: json.loads(digest) for path, digest in zip(batch["source"], batch["done"], strict=True)}
+        done = {path: digest for path, digest in digests.items() if digest is not None}
+        return {"rows": [json.dumps([row.shown() for row in rows]) for rows in self.job.run(sources, done)]}

@@ -1,0 +1,86 @@
+"""Long videos in time: where one segment ends and the next begins, found in the features alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from videoblip2.jobs.rows import Row
+from videoblip2.modality import Features
+
+#: A shot change: the cosine distance between neighbouring frames is above both.
+DISTANCE, DEVIATIONS = 0.15, 3.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a video: from and to which second (None = not known), and the rows of its features in that time."""
+
+    start: float | None
+    end: float | None
+    item: Features
+
+
+def cut(item: Features, fps: float, window: float | None, every: float | None) -> list[Segment]:
+    """Cut a video's features (video [F,D], audio [A,E]) into segments, at least one.
+
+    Args:
+        fps: frames a second. window: seconds of each audio row.
+        every: seconds of a segment; None = where the picture changes (`shot_changes`).
+    """
+    frames = item["video"]
+    bounds = range(0, len(frames), max(1, round(every * fps))) if every else [0, *shot_changes(frames)]
+    ends = [*list(bounds)[1:], len(frames)]
+    return [
+        Segment(
+            round(first / fps, 3),
+            round(last / fps, 3),
+            {"video": frames[first:last], **_heard(item, first / fps, last / fps, window)},
+        )
+        for first, last in zip(bounds, ends, strict=True)
+    ]
+
+
+def _heard(item: Features, start: float, end: float, window: float | None) -> Features:
+    """The audio windows that overlap the segment; at least the nearest one where the video has sound."""
+    if "audio" not in item:
+        return {}
+    audio = item["audio"]
+    if not window or not len(audio):
+        return {"audio": audio}
+    first = min(int(start / window), len(audio) - 1)
+    return {"audio": audio[first : max(first + 1, int(np.ceil(end / window - 1e-9)))]}
+
+
+def shot_changes(frames: np.ndarray) -> list[int]:
+    """Frames [F,D] → numbers of the frames that begin a new shot.
+
+    The cosine distance to the frame before is above DISTANCE and DEVIATIONS standard deviations above the mean of the
+    video: a video that moves a lot is not cut at every frame.
+    """
+    units = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
+    distances = 1.0 - (units[1:] * units[:-1]).sum(axis=1)
+    if not len(distances):
+        return []
+    least = max(
+        DISTANCE, float(np.median(distances) + DEVIATIONS * np.median(np.abs(distances - np.median(distances))))
+    )
+    return [number for number, distance in enumerate(distances.tolist(), 1) if distance > least]
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Neighbours in time with the same caption become one row, whose score is their mean by duration."""
+    kept: list[Row] = []
+    for row in rows:
+        if kept and kept[-1].caption == row.caption and kept[-1].question == row.question:
+            before = kept[-1]
+            first, second = _seconds(before), _seconds(row)
+            score = ((before.score or 0.0) * first + (row.score or 0.0) * second) / max(first + second, 1e-9)
+            kept[-1] = replace(before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended))
+        else:
+            kept.append(row)
+    return kept
+
+
+def _seconds(row: Row) -> float:
+    return (row.end or 0.0) - (row.start or 0.0)

@@ -1,0 +1,78 @@
+"""Which videos a job is about: files, folders, patterns, lists, standard input."""
+
+import glob
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from videoblip2.errors import InputError
+from videoblip2.features.extract import is_media, shard_of
+from videoblip2.files import MEDIA_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video as the user named it (a path, or an id where features are stored); `error`: why it cannot be used."""
+
+    path: str
+    error: str = ""
+
+    @property
+    def video_id(self) -> str:
+        """The file's name without a media suffix."""
+        name = Path(self.path)
+        return name.stem if name.suffix.lower() in MEDIA_SUFFIXES else name.name
+
+
+def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, int] | None = None) -> list[Source]:
+    """Videos in the order given, each once.
+
+    Args:
+        words: files, folders (searched recursively), patterns such as `clips/**/*.mp4`, `@list.txt` with one of these a
+            line, `-` for such lines on standard input. What holds no video becomes a source with an error.
+        stored: words are video ids of a feature store.
+        shard: (i, n): only the i-th of n parts, which depends on each video id alone.
+    """
+    found: dict[str, Source] = {}
+    for word in _lines(words):
+        for source in [Source(word)] if stored else _videos(word):
+            found.setdefault(source.path if stored else str(Path(source.path).absolute()), source)
+    return [source for source in found.values() if shard is None or shard_of(source.video_id, shard[1]) == shard[0]]
+
+
+def _lines(words: Iterable[str]) -> Iterator[str]:
+    for word in words:
+        if word == "-":
+            yield from _listed(sys.stdin)
+        elif word.startswith("@") and not Path(word).exists():
+            try:
+                yield from _listed(Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{word}: {error}; give a text file with one video a line") from error
+        else:
+            yield word
+
+
+def _listed(lines: Iterable[str]) -> Iterator[str]:
+    return (text for line in lines if (text := line.strip()) and not text.startswith("#"))
+
+
+def _videos(word: str) -> Iterator[Source]:
+    path = Path(word).expanduser()
+    if not path.exists() and glob.has_magic(word):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            yield Source(word, f"{word}: matches no file; check the pattern")
+        for match in matches:
+            yield from _videos(glob.escape(match) if not Path(match).exists() else match)
+        return
+    if not path.is_dir():
+        yield Source(str(path), "" if path.is_file() else f"{path}: no such file; give the path of a video")
+        return
+    try:
+        videos = [file for file in sorted(path.rglob("*")) if file.name[0] != "." and is_media(file)]
+    except OSError as error:
+        yield Source(str(path), f"{path}: {error.strerror}; give a folder that can be read")
+        return
+    yield from map(Source, map(str, videos)) if videos else [Source(str(path), f"{path}: no video in this folder")]

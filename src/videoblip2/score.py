@@ -1,0 +1,164 @@
+"""`vb2 score`: captions that any system wrote, scored against references in any published form."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoblip2.captions import METRICS, CaptionMetrics, caption_metrics
+from videoblip2.captions.predictions import CaptionRow
+from videoblip2.data import caption_sources
+from videoblip2.data.annotations import TABLES, Document, media_id, read_documents, value_of
+from videoblip2.errors import InputError, some
+from videoblip2.tracking.compare import Comparison, Side, compare_sides
+
+VIDEO = ("video_id", "image_id", *caption_sources.VIDEO[1:], "path")
+CAPTION = (*caption_sources.CAPTION, "prediction", "pred")
+WRAPPERS = ("predictions", "results", "result", "annotations", "captions")
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The scores of one set of captions, or of two over the same videos.
+
+    scores: of the captions and, if given, of those compared with. comparison: intervals, and differences from the
+    second set. unpredicted: videos that have references but are left out, for want of a caption in each set.
+    """
+
+    scores: tuple[CaptionMetrics, ...]
+    comparison: Comparison
+    unpredicted: int
+
+    @property
+    def videos(self) -> int:
+        return self.comparison.videos
+
+    def interval(self, metric: str, place: int = 0) -> tuple[float, float] | None:
+        """The 95 % interval of a corpus score; None for a metric of the whole set only.
+
+        A corpus score that is not the mean over videos (METEOR) has the interval of that mean, moved to the score.
+        """
+        side = len(self.scores) - 1 - place  # the comparison's baseline comes first
+        for score in self.comparison.scores:
+            if score.metric.name == metric:
+                found = score.values[side]
+                shift = self.scores[place].corpus[metric] - found.value
+                return found.low + shift, found.high + shift
+        return None
+
+
+def score_predictions(
+    predictions: str | Path, references: Sequence[str | Path], against: str | Path | None = None
+) -> ScoreReport:
+    """Score a file of captions with every metric that runs here, as `pycocoevalcap` does.
+
+    Args:
+        predictions: see `read_predictions`.
+        references: files in every form that `vb2 data prepare` reads.
+        against: a second file of captions, compared on the videos that both have.
+
+    Raises InputError for an unreadable file and for captions of videos without references.
+    """
+    known = read_references(references)
+    files = [predictions, *([against] if against is not None else [])]
+    written = [read_predictions(file) for file in files]
+    for file, captions in zip(files, written, strict=True):
+        if unknown := [video for video in captions if video not in known]:
+            raise InputError(
+                f"{file}: {len(unknown)} of {len(captions)} videos have no references: {some(unknown)}; "
+                "give the references of the same data set, with ids spelled alike"
+            )
+    videos = [video for video in known if all(video in captions for captions in written)]
+    if not videos:
+        raise InputError(f"{' and '.join(map(str, files))}: no video in common; give captions of the same videos")
+    groups = {video: known[video] for video in videos}
+    scores = [caption_metrics(groups, {video: captions[video] for video in videos}) for captions in written]
+    sides = [
+        Side(str(file), (), (_rows(groups, captions, found),))
+        for file, captions, found in zip(files, written, scores, strict=True)
+    ]
+    return ScoreReport(tuple(scores), compare_sides("", sides[::-1], ()), len(known) - len(videos))
+
+
+def _rows(groups: Mapping[str, Sequence[str]], captions: Mapping[str, str], found: CaptionMetrics) -> Any:
+    return {
+        video: CaptionRow(video, captions[video], found.per_video[video], tuple(group))
+        for video, group in groups.items()
+    }
+
+
+def read_references(paths: Sequence[str | Path]) -> dict[str, tuple[str, ...]]:
+    """Video id → its reference captions, in the files' order. Raises InputError for files without captions."""
+    references: dict[str, tuple[str, ...]] = {}
+    for document in read_documents(paths):
+        for _, video in caption_sources.read_captions(document).videos:
+            references[video.video_id] = (*references.get(video.video_id, ()), *video.captions)
+    if not references:
+        raise InputError(f"{some([str(path) for path in paths])}: holds no captions; give the references")
+    return references
+
+
+def read_predictions(path: str | Path) -> dict[str, str]:
+    """Video id → caption.
+
+    Reads COCO's and LAVIS's results (a list of `image_id` or `video_id`, `caption`), JSON lines, CSV and TSV with such
+    columns, and JSON that maps an id to a caption or a list with one. Rows with an `error` and no caption are left out.
+    Raises InputError for another layout, several captions of one video, and a file without captions.
+    """
+    captions: dict[str, str] = {}
+    for document in read_documents([path]):
+        for where, video, caption in _predicted(document):
+            if captions.setdefault(video, caption) != caption:
+                raise InputError(f"{where}: a second caption of {video}; give one caption a video")
+    if not captions:
+        raise InputError(f"{path}: holds no captions; give a list of video_id and caption")
+    return captions
+
+
+def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
+    """(where, video id, caption) of each entry."""
+    content = None if document.suffix in TABLES else document.json
+    while isinstance(content, dict) and (inner := next((key for key in WRAPPERS if content.get(key)), None)):
+        content = content[inner]
+        document = Document(document.name, json.dumps(content).encode())
+    for where, row in document.rows():
+        if row.get("error") and not row.get("caption"):
+            continue
+        caption = value_of(where, row, CAPTION)
+        if isinstance(caption, list) and len(caption) == 1:  # pycocoevalcap's own form
+            caption = caption[0].get("caption") if isinstance(caption[0], dict) else caption[0]
+        if not isinstance(caption, str):
+            raise InputError(f"{where}: the caption is {str(caption)[:60]!r}, not text; give one caption a video")
+        yield where, media_id(value_of(where, row, VIDEO)), caption
+
+
+def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:
+    """The report as plain data, in pycocoevalcap's scale."""
+    own = report.scores[0]
+    found: dict[str, Any] = {
+        "metrics": own.corpus,
+        "intervals": {name: report.interval(name) for name in own.corpus},
+        "unavailable": own.unavailable,
+        "videos": report.videos,
+        "unpredicted": report.unpredicted,
+    }
+    if per_video:
+        found["per_video"] = own.per_video
+    if len(report.scores) > 1:
+        other = report.scores[1]
+        found["against"] = {
+            "metrics": other.corpus,
+            "intervals": {name: report.interval(name, 1) for name in other.corpus},
+            "differences": {  # "of" says what differs, where that is not the corpus score
+                score.metric.name: {**score.differences[0]._asdict(), "of": score.metric.mean_label}
+                for score in report.comparison.scores
+            },
+            **({"per_video": other.per_video} if per_video else {}),
+        }
+    return found
+
+
+def shown_metrics(report: ScoreReport) -> list[str]:
+    """The metrics that could be computed, in the order of the table."""
+    return [name for name in METRICS if name in report.scores[0].corpus]

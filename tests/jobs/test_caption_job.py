@@ -1,0 +1,168 @@
+"""A captioning job on a stand-in model: what is captioned, what fails, what is skipped; segments and sources."""
+
+import io
+
+import numpy as np
+import pytest
+
+from videoblip2.captioner import Caption
+from videoblip2.config import Decoding
+from videoblip2.errors import InputError
+from videoblip2.features.engines import VideoOutcome
+from videoblip2.features.manifest import VideoNote
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.rows import Row
+from videoblip2.jobs.segments import cut, merged, shot_changes
+from videoblip2.jobs.sources import Source, find_sources
+
+
+class StandIn:
+    """Says how many frames and windows it was shown; remembers its batches."""
+
+    version, media_fps = "m/1", 2.0
+    media_encoders = None
+
+    def __init__(self):
+        self.batches = []
+
+    def timeline(self, item):
+        return len(item["video"]) / 2.0, 1.0
+
+    def caption(self, items, prompts, decoding, seeds):
+        self.batches.append((len(items), prompts, seeds))
+        if any(len(item["video"]) == 13 for item in items):
+            raise RuntimeError("an unlucky number of frames")
+        return [Caption(f"{len(item['video'])} frames", -1.0) for item in items]
+
+
+@pytest.fixture()
+def encode(monkeypatch):
+    """Videos "N.mp4" have N frames; "bad.mp4" fails. Returns what was asked to skip."""
+    skipped = []
+
+    def encode_videos(files, skip, encoders, workers):
+        for key, path in files.items():
+            if skip(key, f"sha of {key}"):
+                skipped.append(key)
+                yield VideoOutcome(key)
+            elif path.stem == "bad":
+                yield VideoOutcome(key, failure=f"{path}: damaged; fetch it again")
+            else:
+                frames = int(path.stem)
+                note = VideoNote(audio="present", source=path.name, sha256=f"sha of {key}")
+                features = {"video": np.eye(64)[:frames], "audio": np.zeros((frames // 2, 4))}
+                yield VideoOutcome(key, note, features=features)
+
+    monkeypatch.setattr("videoblip2.features.engines.encode_videos", encode_videos)
+    monkeypatch.setattr("videoblip2.jobs.caption.with_every_frame", lambda encoders: encoders)
+    return skipped
+
+
+def run(options=CaptionOptions(), names=("4.mp4", "bad.mp4", "6.mp4"), done=()):
+    model = StandIn()
+    rows = CaptionJob(model, options).run([Source(name) for name in names], dict(done))
+    return model, {row.path: row for rows in rows for row in rows}
+
+
+def test_a_bad_video_is_a_row_and_the_others_are_captioned(encode):
+    _, rows = run()
+    assert {path: row.caption for path, row in rows.items()} == {
+        "4.mp4": "4 frames",
+        "bad.mp4": None,
+        "6.mp4": "6 frames",
+    }
+    assert rows["bad.mp4"].error == "bad.mp4: damaged; fetch it again"
+    good = rows["6.mp4"]
+    assert (good.video_id, good.start, good.end, good.score, good.ended) == ("6", 0.0, 3.0, -1.0, True)
+    assert (good.model_version, good.sha256) == ("m/1", "sha of 6.mp4")
+
+
+def test_what_cannot_be_decoded_fails_alone(encode):
+    _, rows = run(CaptionOptions(batch_size=3), ("4.mp4", "13.mp4", "6.mp4", "5.mp4"))
+    assert rows["13.mp4"].error == "an unlucky number of frames"
+    assert [rows[name].caption for name in ("4.mp4", "6.mp4", "5.mp4")] == ["4 frames", "6 frames", "5 frames"]
+
+
+def test_files_that_have_not_changed_are_skipped(encode):
+    _, rows = run(done={"4.mp4": "sha of 4.mp4", "6.mp4": "of another file"})
+    assert encode == ["4.mp4"] and rows.keys() == {"bad.mp4", "6.mp4"}
+
+
+def test_each_question_is_asked_of_each_video(encode):
+    model = StandIn()
+    job = CaptionJob(model, CaptionOptions(questions=("what moves?", "who?")))
+    rows = [row for rows in job.run([Source("4.mp4"), Source("6.mp4")], {}) for row in rows]
+    assert [(row.path, row.question) for row in rows] == [
+        (path, question) for path in ("4.mp4", "6.mp4") for question in ("what moves?", "who?")
+    ]
+    assert all("what moves?" in prompts[0] for _, prompts, _ in model.batches)
+
+
+def test_samples_have_seeds_of_their_own(encode):
+    model, _ = run(CaptionOptions(Decoding(sampled=True), samples=3), ["4.mp4"])
+    assert [seeds for _, _, seeds in model.batches] == [[1, 2, 3]]
+    with pytest.raises(InputError, match="--samples 2"):
+        CaptionOptions(samples=2)
+
+
+def test_segments_cover_the_video_and_equal_neighbours_are_merged(encode):
+    rows = [
+        row for rows in CaptionJob(StandIn(), CaptionOptions(segments=2.0)).run([Source("10.mp4")], {}) for row in rows
+    ]
+    assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 4.0, "4 frames"), (4.0, 5.0, "2 frames")]
+
+
+def test_a_segment_hears_its_own_windows():
+    item = {"video": np.zeros((10, 2)), "audio": np.arange(5)[:, None]}
+    parts = cut(item, fps=2.0, window=1.0, every=2.0)
+    assert [part.item["audio"].ravel().tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_scene_begins_where_the_picture_changes():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 32))
+    frames = np.stack([scene + 0.05 * rng.normal(size=32) for scene in [first] * 6 + [second] * 4])
+    assert shot_changes(frames) == [6]
+    assert shot_changes(frames[:1]) == shot_changes(np.repeat(frames[:1], 5, axis=0)) == []
+
+
+def test_merging_keeps_questions_apart():
+    rows = [Row("a", "a", "yes", -1.0, True, n, n + 1, question=q) for n, q in ((0, "x"), (1, "x"), (1, "y"))]
+    assert [(row.start, row.end, row.question) for row in merged(rows)] == [(0, 2, "x"), (1, 2, "y")]
+
+
+@pytest.fixture()
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("clips/deep/b.mp4", "clips/a.webm", "clips/notes.txt", "empty/notes.txt", "c d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    (tmp_path / "list.txt").write_text("# mine\nc d.mp4\n\nclips/deep/*.mp4\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "paths"),
+    [
+        (["clips"], ["clips/a.webm", "clips/deep/b.mp4"]),
+        (["clips/**/*.mp4"], ["clips/deep/b.mp4"]),
+        (["@list.txt"], ["c d.mp4", "clips/deep/b.mp4"]),
+        (["-", "c d.mp4"], ["clips/a.webm", "clips/deep/b.mp4", "c d.mp4"]),
+        (["c d.mp4", "./c d.mp4", "clips/a.webm"], ["c d.mp4", "clips/a.webm"]),
+    ],
+)
+def test_sources_are_files_folders_patterns_lists_and_standard_input(folder, monkeypatch, words, paths):
+    monkeypatch.setattr("sys.stdin", io.StringIO("clips\n"))
+    assert [source.path for source in find_sources(words)] == paths
+
+
+def test_what_holds_no_video_is_one_error_and_the_rest_goes_ahead(folder):
+    found = find_sources(["missing.mp4", "empty", "nothing*.mp4", "c d.mp4"])
+    assert [bool(source.error) for source in found] == [True, True, True, False]
+    with pytest.raises(InputError, match=r"@nolist\.txt"):
+        find_sources(["@nolist.txt"])
+
+
+def test_shards_divide_the_videos(folder):
+    every = [find_sources(["clips", "c d.mp4"], shard=(part, 3)) for part in (1, 2, 3)]
+    assert sorted(source.path for part in every for source in part) == ["c d.mp4", "clips/a.webm", "clips/deep/b.mp4"]

@@ -1,0 +1,120 @@
+"""The file of a captioning job: every form, resumed by content, complete at every moment."""
+
+import csv
+import json
+
+import pytest
+
+from videoblip2.errors import InputError
+from videoblip2.jobs.rows import COLUMNS, Row, RowFile, merge, read_row_file, subtitles, write_rows
+
+NINE = ("path", "video_id", "caption", "score", "ended", "start", "end", "model_version", "error")
+ROWS = [
+    Row("a.mp4", "a", 'a "red" ball, \u2028 rolling', -0.5, True, 0.0, 2.5, "m/1", sha256="1"),
+    Row("b.mp4", "b", error="b.mp4: damaged", model_version="m/1"),
+]
+
+
+def read(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_table(path).to_pylist()
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_every_form_holds_the_nine_columns_and_the_exact_text(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    write_rows(path, ROWS)
+    good, bad = read(path)
+    assert set(NINE) <= good.keys() and good["caption"] == ROWS[0].caption and float(good["score"]) == -0.5
+    assert bad["error"] == "b.mp4: damaged" and not bad["caption"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_job_resumes_with_the_rows_it_has_and_tries_failures_again(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    with RowFile(path, "m/1", "") as file:
+        file.add(ROWS)
+    with RowFile(path, "m/1", "") as file:
+        assert file.done == {"a.mp4": "1"}
+        file.add([Row("b.mp4", "b", "a dog", -1.0, True, model_version="m/1", sha256="2")])
+        file.add([Row("a.mp4", "a", "a new file", -1.0, True, model_version="m/1", sha256="3")])
+        file.finish(["a.mp4", "b.mp4"])
+    assert [entry["caption"] for entry in read(path)] == ["a new file", "a dog"]
+    assert [entry["sha256"] for entry in read(path)] == ["3", "2"]
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with RowFile(path, "m/1", "") as file:
+        file.add(ROWS[:1])
+    with path.open("a") as text:
+        text.write('{"path": "b.mp4", "capt')
+    with RowFile(path, "m/1", "") as file:
+        assert file.done.keys() == {"a.mp4"}
+    assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "message"), [("m/2", "", "model_version 'm/1', not 'm/2'"), ("m/1", "beams=3", "options")]
+)
+def test_rows_of_another_model_or_other_options_are_not_mixed(tmp_path, version, options, message):
+    with RowFile(tmp_path / "out.jsonl", "m/1", "") as file:
+        file.add([*ROWS, Row("c.mp4", "c", "x", model_version="m/1", options="")])
+    with pytest.raises(InputError, match=message):
+        RowFile(tmp_path / "out.jsonl", version, options)
+    assert len(read(tmp_path / "out.jsonl")) == 3
+
+
+def test_two_writers_and_foreign_files_are_refused(tmp_path):
+    (tmp_path / "mine.csv").write_text("my own table")
+    with pytest.raises(InputError, match="did not write it"):
+        RowFile(tmp_path / "mine.csv", "m/1", "")
+    (tmp_path / "mine.jsonl").write_text('["not a row"]\n')
+    with pytest.raises(InputError, match="line 1: not a row"):
+        RowFile(tmp_path / "mine.jsonl", "m/1", "")
+    with RowFile(tmp_path / "out.jsonl", "m/1", ""), pytest.raises(InputError, match="another process is writing"):
+        RowFile(tmp_path / "out.jsonl", "m/1", "")
+    with pytest.raises(InputError, match=r"\.xlsx is no form of output"):
+        RowFile(tmp_path / "out.xlsx", "m/1", "")
+
+
+def test_subtitles_have_clock_times_and_one_cue_a_row():
+    rows = [Row("a", "a", "a <b> &\n\nc", start=3661.5, end=3662.0), Row("a", "a", "first", start=0.0, end=3661.5)]
+    assert subtitles(rows, ".srt") == (
+        "1\n00:00:00,000 --> 01:01:01,500\nfirst\n\n2\n01:01:01,500 --> 01:01:02,000\na <b> & c\n"
+    )
+    assert subtitles(rows, ".vtt").startswith("WEBVTT\n\n00:00:00.000 --> 01:01:01.500\nfirst\n\n")
+    assert "a &lt;b&gt; &amp; c" in subtitles(rows, ".vtt")
+
+
+def test_subtitles_of_several_videos_are_a_folder(tmp_path):
+    path = tmp_path / "subs.srt"
+    write_rows(path, ROWS[:1])
+    assert path.is_file()
+    write_rows(path, [ROWS[0], Row("c.mp4", "c", "a cat", start=0.0, end=1.0)])
+    assert {file.name for file in path.iterdir()} == {"a.srt", "c.srt"}
+
+
+def test_shards_are_merged_and_a_missing_one_is_named(tmp_path):
+    out = tmp_path / "all.jsonl"
+    write_rows(tmp_path / "all.1-of-2.jsonl", ROWS)
+    with pytest.raises(InputError, match=r"all\.2-of-2\.jsonl is missing"):
+        merge(out, [])
+    write_rows(tmp_path / "all.2-of-2.jsonl", [Row("b.mp4", "b", "a dog", model_version="m/1")])
+    assert [row.caption for row in merge(out, [])] == [ROWS[0].caption, "a dog"]
+    assert read_row_file(out)[1].error is None
+
+
+def test_a_row_read_back_is_the_row_that_was_written(tmp_path):
+    row = Row("a", "a", "x", -1.0, True, 0.0, 1.0, "m", None, "q?", 2, (("x", 0.1, 0.2),), "beams=2", "f")
+    write_rows(tmp_path / "out.jsonl", [row])
+    assert read_row_file(tmp_path / "out.jsonl") == [row]
+    assert COLUMNS[:9] == NINE
