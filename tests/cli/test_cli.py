@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
 from videoblip2.config import InputError, known_keys
-from videoblip2.jobs.rows import Row
+from videoblip2.jobs.forms import Row
 
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
 

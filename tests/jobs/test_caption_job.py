@@ -11,7 +11,7 @@ from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
-from videoblip2.jobs.rows import Row
+from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import cut, merged, shot_changes
 from videoblip2.jobs.sources import Source, find_sources
 

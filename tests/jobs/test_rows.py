@@ -6,7 +6,8 @@ import json
 import pytest
 
 from videoblip2.errors import InputError
-from videoblip2.jobs.rows import COLUMNS, Row, RowFile, merge, read_row_file, subtitles, write_rows
+from videoblip2.jobs.forms import COLUMNS, Row, subtitles, write_rows
+from videoblip2.jobs.rows import RowFile, merge, read_row_file
 
 NINE = ("path", "video_id", "caption", "score", "ended", "start", "end", "model_version", "error")
 ROWS = [

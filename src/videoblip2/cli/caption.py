@@ -15,7 +15,8 @@ from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
     from videoblip2.jobs.caption import Captions
-    from videoblip2.jobs.rows import Row, RowFile
+    from videoblip2.jobs.forms import Row
+    from videoblip2.jobs.rows import RowFile
 
 app = Typer()
 Engine = StrEnum("Engine", "local ray")
@@ -68,7 +69,8 @@ def caption(
     from videoblip2.config import Decoding
     from videoblip2.features.extract import parse_shard
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
-    from videoblip2.jobs.rows import RowFile, form_of, shard_file
+    from videoblip2.jobs.forms import form_of
+    from videoblip2.jobs.rows import RowFile, shard_file
     from videoblip2.jobs.sources import find_sources
 
     if merge:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.errors import InputError, first_line
 from videoblip2.files import printable
-from videoblip2.jobs.rows import Row
+from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, cut, merged
 from videoblip2.jobs.sources import Source
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from videoblip2.features.engines import through_actors
 from videoblip2.jobs.caption import JobPlan
-from videoblip2.jobs.rows import Row
+from videoblip2.jobs.forms import Row
 from videoblip2.jobs.sources import Source
 from videoblip2.predict import find_model
 

@@ -1,77 +1,22 @@
-"""Rows of a captioning job, and the file that holds them: complete at every moment, resumed by content.
+"""The file that holds the rows of a captioning job: complete at every moment, resumed by content.
 
 JSON lines are appended to. Every other form is written from a journal beside it, `.NAME.journal.jsonl`, now and then
 and at the end; the journal is what a later run resumes from.
 """
 
-import csv
-import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
-from videoblip2.files import atomic, write_json, write_text
+from videoblip2.files import atomic
+from videoblip2.jobs.forms import Row, as_lines, form_of, write_rows
 
 RENDER_SECONDS = 10.0  # between two writes of a form that cannot be appended to, or 20 times the duration of a write
-SUBTITLES = (".srt", ".vtt")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a job found in one video, or in one segment of it, or the answer to one question.
-
-    path: as given; a video id where features are stored. score: mean log-probability of the caption's tokens. ended:
-    whether the model ended the caption itself. start, end: seconds, of a segment or of the video; None = not known.
-    sample: 1 to K, where several captions were drawn. options: what the command asked for beside the model. sha256: of
-    the file. error: why there is no caption.
-    """
-
-    path: str
-    video_id: str
-    caption: str | None = None
-    score: float | None = None
-    ended: bool | None = None
-    start: float | None = None
-    end: float | None = None
-    model_version: str = ""
-    error: str | None = None
-    question: str | None = None
-    sample: int | None = None
-    sound: tuple[tuple[str, float, float], ...] | None = None
-    options: str = ""
-    sha256: str = ""
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Row":
-        """A row from what a file holds; keys that a later version added are left out."""
-        known = {name: entry[name] for name in COLUMNS if name in entry}
-        if known.get("sound") is not None:
-            known["sound"] = tuple((str(word), float(a), float(b)) for word, a, b in known["sound"])
-        return cls(**known)
-
-    def __str__(self) -> str:
-        """One line for a person."""
-        timed = "segments=" in self.options and self.start is not None and self.end is not None
-        between = f" {self.start:.1f}-{self.end:.1f} s" if timed else ""
-        said = f"error: {self.error}" if self.error is not None else self.caption or "(nothing)"
-        return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{said}"
-
-    def shown(self) -> dict[str, Any]:
-        """The row as a file holds it: the nine columns that every row has, and the others that are set."""
-        return {
-            name: getattr(self, name) for name in COLUMNS if name in ALWAYS or getattr(self, name) not in (None, "")
-        }
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-ALWAYS = COLUMNS[:9]
 
 
 class RowFile:
@@ -129,7 +74,7 @@ class RowFile:
             if changed:  # the file was replaced since an earlier run
                 self.rows = [row for row in self.rows if row.path not in paths]
                 self._rewrite(self.rows)
-            self._file.write(_lines(new))
+            self._file.write(as_lines(new))
             self.rows += new
             if self.form != ".jsonl" and time.monotonic() >= self._due:
                 began = time.monotonic()
@@ -149,23 +94,9 @@ class RowFile:
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
         with atomic(self._journal) as file:
-            file.write(_lines(rows))
+            file.write(as_lines(rows))
         if self.form != ".jsonl":
             write_rows(self.path, rows)
-
-
-def form_of(path: Path) -> str:
-    """The suffix that names a form. Raises InputError for any other."""
-    if (suffix := path.suffix.lower()) not in WRITERS:
-        raise InputError(
-            f"--out {path}: the suffix {suffix or '(none)'} is no form of output; use {', '.join(WRITERS)}"
-        )
-    return suffix
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows in the form that the suffix names, atomically."""
-    WRITERS[form_of(path)](path, rows)
 
 
 def read_row_file(path: Path) -> list[Row]:
@@ -187,101 +118,6 @@ def _read_journal(path: Path) -> list[Row]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another --out") from error
     return rows
-
-
-def _lines(rows: Iterable[Row]) -> bytes:
-    return "".join(json.dumps(row.shown(), ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def _write_lines(path: Path, rows: Sequence[Row]) -> None:
-    with atomic(path) as file:
-        file.write(_lines(rows))
-
-
-def _write_json(path: Path, rows: Sequence[Row]) -> None:
-    write_json(path, [row.shown() for row in rows])
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    columns = _columns(rows)
-    writer.writerow(columns)
-    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
-    write_text(path, text.getvalue())
-
-
-def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else "" if value is None else value
-
-
-def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number, text = pa.float64(), pa.string()
-    types = {"score": number, "start": number, "end": number, "ended": pa.bool_(), "sample": pa.int64()}
-    columns = _columns(rows)
-    schema = pa.schema([(name, types.get(name, text)) for name in columns])
-    entries = [{name: _text(getattr(row, name)) for name in columns} for row in rows]
-    with atomic(path) as file:
-        parquet.write_table(pa.Table.from_pylist(entries, schema), file)
-
-
-def _text(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    return [name for name in COLUMNS if name in ALWAYS or any(getattr(row, name) not in (None, "") for row in rows)]
-
-
-def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
-    """One file for one video; for several, a folder of that name with `ID.srt` for each."""
-    videos: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.caption:
-            videos.setdefault(row.video_id, []).append(row)
-    paths = {row.path for row in rows}
-    if len(paths) <= 1 and not path.is_dir():
-        write_text(path, subtitles(next(iter(videos.values()), []), path.suffix))
-        return
-    if path.is_file():  # a second video has come since the first was written
-        path.unlink()
-    for video, own in videos.items():
-        write_text(path / f"{video}{path.suffix}", subtitles(own, path.suffix))
-
-
-def subtitles(rows: Iterable[Row], suffix: str) -> str:
-    """SubRip (`.srt`) or WebVTT: one cue a row, in order of time, without blank lines inside."""
-    vtt = suffix.lower() == ".vtt"
-    cues = []
-    for number, row in enumerate(sorted(rows, key=lambda row: row.start or 0.0), 1):
-        start, end = row.start or 0.0, row.end if row.end is not None else (row.start or 0.0) + 10.0
-        text = " ".join((row.caption or "").split())
-        if vtt:
-            text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        between = f"{_clock(start, vtt)} --> {_clock(max(end, start + 0.001), vtt)}"
-        cues.append(f"{between}\n{text}\n" if vtt else f"{number}\n{between}\n{text}\n")
-    return ("WEBVTT\n\n" if vtt else "") + "\n".join(cues)
-
-
-def _clock(seconds: float, vtt: bool) -> str:
-    thousandths = round(seconds * 1000)
-    minutes, rest = divmod(thousandths, 60_000)
-    text = f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02},{rest % 1000:03}"
-    return text.replace(",", ".") if vtt else text
-
-
-WRITERS: dict[str, Callable[[Path, Sequence[Row]], None]] = {
-    ".jsonl": _write_lines,
-    ".json": _write_json,
-    ".csv": _write_table,
-    ".tsv": _write_table,
-    ".parquet": _write_parquet,
-    ".srt": _write_subtitles,
-    ".vtt": _write_subtitles,
-}
 
 
 def merge(out: Path, parts: Sequence[Path]) -> list[Row]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from videoblip2.jobs.rows import Row
+from videoblip2.jobs.forms import Row
 from videoblip2.modality import Features
 
 #: A shot change: the cosine distance between neighbouring frames is above both.
