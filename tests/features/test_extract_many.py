@@ -13,7 +13,6 @@ from videoblip2.config import InputError
 from videoblip2.features import engines
 from videoblip2.features.check import check_features, refuse_unnoted
 from videoblip2.features.encoders import ClipEncoder, load_clip
-from videoblip2.features.engines import Actor, RayEngine, require_ray
 from videoblip2.features.extract import (
     ExtractionRun,
     extract_features,
@@ -25,6 +24,7 @@ from videoblip2.features.extract import (
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
+from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS

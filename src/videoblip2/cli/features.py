@@ -69,7 +69,7 @@ def extract(
     )
     ray = None
     if engine is Engine.ray:
-        from videoblip2.features.engines import RayEngine, require_ray
+        from videoblip2.features.ray_engine import RayEngine, require_ray
 
         require_ray()
         ray = RayEngine(encoders, out, device, actors, workers or 1)

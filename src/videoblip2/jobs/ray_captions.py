@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from videoblip2.features.engines import through_actors
+from videoblip2.features.ray_engine import through_actors
 from videoblip2.jobs.caption import JobPlan
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.sources import Source
