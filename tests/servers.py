@@ -28,10 +28,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """An empty database in a temporary folder; its address. As root, which PostgreSQL refuses, `nobody` runs it."""
+def postgres(port: int) -> Iterator[None]:
+    """An empty database in a temporary folder. As root, which PostgreSQL refuses, `nobody` runs it."""
     user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if os.geteuid() == 0 else {}
-    folder, port = Path(tempfile.mkdtemp(prefix="vb2-postgres-", dir="/tmp")), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="vb2-postgres-", dir="/tmp"))
     if user:
         shutil.chown(folder, "nobody")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, **user}
@@ -42,20 +42,43 @@ def postgres() -> Iterator[str]:
         subprocess.run(make, check=True, **quiet)
         with running(serve, **quiet) as process:
             wait_until(lambda: _accepts(port), process, 120)
-            yield f"postgresql+psycopg2://vb2@127.0.0.1:{port}/postgres"
+            yield
     finally:
         shutil.rmtree(folder)
 
 
 @contextmanager
-def mlflow_server(database: str, artifacts: Path, log: Path) -> Iterator[int]:
-    """`mlflow server` on a database, which hands artifacts through to a folder; its port."""
-    port = free_port()
-    options = ["--backend-store-uri", database, "--artifacts-destination", artifacts, "--host", "127.0.0.1"]
-    command = [sys.executable, "-m", "mlflow", "server", *options, "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+def mlflow_server(artifacts: Path, log: Path) -> Iterator[int]:
+    """MLflow's server on a database, which hands artifacts through to a folder; its port.
+
+    As `mlflow server` starts it, but for the command, which imports everything once more first; meanwhile the database
+    starts, too.
+    """
+    port, database_port = free_port(), free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "mlflow.server.fastapi_app:app",
+    ]
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "_MLFLOW_SERVER_FILE_STORE": f"postgresql+psycopg2://vb2@127.0.0.1:{database_port}/postgres",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(artifacts),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    }
     environment.pop("MLFLOW_TRACKING_URI", None)
-    with log.open("w") as file, running(command, stdout=file, stderr=file, cwd=artifacts, env=environment) as process:
+    with (
+        log.open("w") as file,
+        running(command, stdout=file, stderr=file, cwd=artifacts, env=environment) as process,
+        postgres(database_port),
+    ):
         wait_until(lambda: _healthy(port), process, 300)
         yield port
 
@@ -68,7 +91,7 @@ def running(command: list[object], **options: object) -> Iterator[subprocess.Pop
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9 if "mlflow" in command else 2)  # for PostgreSQL 2 is a fast shutdown
+            os.killpg(process.pid, 9 if "uvicorn" in command else 2)  # for PostgreSQL 2 is a fast shutdown
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -131,8 +154,10 @@ def _accepts(port: int) -> bool:
 
 
 def _healthy(port: int) -> bool:
+    """The first question that is answered makes the tables."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+        address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        with urllib.request.urlopen(address, timeout=200) as answer:
             return answer.status == 200
     except OSError:
         return False

@@ -140,6 +140,15 @@ def test_one_side_a_wrong_split_and_missing_captions_are_refused(runs):
         compare_runs(["scst", "test-ce"])
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1e", "\r"])
+def test_any_separator_of_lines_may_be_inside_a_caption(runs, separator):
+    references = {video: (f"{first}{separator}again", *more) for video, (first, *more) in made_references().items()}
+    for name, every in (("odd", 2), ("even", 3)):
+        make_run(runs["folder"], f"{name}-{ord(separator)}", lambda n, k=every: n % k, references=references)
+    comparison = compare_runs([f"odd-{ord(separator)}", f"even-{ord(separator)}"])
+    assert comparison.videos == len(references)
+
+
 # --- the command
 
 

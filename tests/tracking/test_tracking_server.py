@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from servers import Wire, mlflow_server, postgres, postgres_program
+from servers import Wire, mlflow_server, postgres_program
 from tiny_world import PAUSE, STEPS, make_world, tiny_config
 
 from videoblip2.model.checkpoint import load_checkpoint
@@ -26,7 +26,7 @@ def wire(tmp_path_factory):
     pytest.importorskip("psycopg2", reason="no psycopg2: pip install -e '.[postgres]'")
     folder = tmp_path_factory.mktemp("server")
     (folder / "artifacts").mkdir()
-    with postgres() as database, mlflow_server(database, folder / "artifacts", folder / "log") as port:
+    with mlflow_server(folder / "artifacts", folder / "log") as port:
         wire = Wire(port)
         wire.artifacts = folder / "artifacts"
         wire.join()
