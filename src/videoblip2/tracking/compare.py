@@ -104,7 +104,6 @@ def compare_sides(
     sides: Sequence[Side],
     differs: Sequence[tuple[str, tuple[str, ...]]],
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> Comparison:
     """Compare two or more sides over the videos that all of them captioned against the same references.
 
@@ -122,7 +121,7 @@ def compare_sides(
         sides=tuple(sides),
         videos=len(videos),
         differs=tuple(differs),
-        scores=tuple(_scores(sides, videos, resamples, seed)),
+        scores=tuple(_scores(sides, videos, resamples)),
         duels=tuple(_duel(sides, place, videos) for place in range(1, len(sides))),
         warnings=tuple(warnings),
         metric=next(iter(sides[0].predictions[0].values())).metric,  # all rows are of one kind
@@ -160,12 +159,12 @@ def _scored(predictions: Predictions) -> Predictions:
     return {video: replace(row, scores=scores[video]) for video, row in captions.items()}
 
 
-def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int, seed: int) -> list[Score]:
+def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int) -> list[Score]:
     """All metrics of all sides from one set of resamples."""
     every = [predictions for side in sides for predictions in side.predictions]
     columns = _columns(every, videos)
     table = np.concatenate([block.reshape(len(block), -1) for block in columns.values()], axis=1)
-    means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples, seed)])
+    means = np.concatenate([table.mean(axis=0, keepdims=True), resampled_means(table, resamples)])
     blocks = np.split(means, np.cumsum([block[0].size for block in columns.values()])[:-1], axis=1)
     ends = np.cumsum([len(side.predictions) for side in sides]).tolist()
     places = [slice(end - len(side.predictions), end) for side, end in zip(sides, ends, strict=True)]

@@ -27,7 +27,6 @@ class ProcessRecord:
 
     @classmethod
     def current(cls) -> "ProcessRecord":
-        """This process."""
         return cls.of(os.getpid())
 
     @classmethod
@@ -45,8 +44,8 @@ class ProcessRecord:
 
     def fields(self) -> dict[str, str]:
         """`host`, `pid`, `pid_namespace` and `pid_started`."""
-        named = {"pid_namespace": self.namespace, "pid_started": self.started}
-        return {"host": self.host, "pid": str(self.pid), **named}
+        process = {"host": self.host, "pid": str(self.pid)}
+        return {**process, "pid_namespace": self.namespace, "pid_started": self.started}
 
     def is_local(self) -> bool:
         """Whether the process surely belongs to this machine and container, so that `is_running` can tell."""

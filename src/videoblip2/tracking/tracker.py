@@ -14,7 +14,7 @@ class Stopped(Exception):
 
 
 class Terminated(SystemExit):
-    """SIGTERM, raised in the main thread as an exception; the process exits 143 as the shell expects."""
+    """SIGTERM in the main thread; the process exits 143 as the shell expects."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class Tracker:
         """Send everything and end the run as FINISHED, FAILED or KILLED."""
 
 
-class NullTracker(Tracker):
-    """Keeps nothing: for tests, and for machines without MLflow."""
+NullTracker = Tracker  # its name where nothing is kept: in tests, and on machines without MLflow
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 1. One run however it was started: with MLFLOW_RUN_ID (`mlflow run`) that run is used, never renamed or moved. Where an
    earlier run is resumed, the empty one that `mlflow run` opened is closed and deleted.
-2. Points are buffered and sent in one batch: a batch of 200 costs about as much as three single calls.
+2. Points are buffered: a batch of 200 costs about as much as three single calls.
 3. Parameters cannot be changed once logged, and `mlflow run` has logged its own as the user spelled them (`1e-4`).
-4. SIGTERM would leave a run RUNNING for ever: here it becomes an exception, so that the run is flushed and closed.
-5. Once the run is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later.
-   MLflow's own asynchronous logging has no such memory: what its queue cannot send is lost.
+4. SIGTERM becomes an exception, so that the run is flushed and closed; it would stay RUNNING for ever.
+5. Once the run is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later,
+   while MLflow's own asynchronous logging loses what its queue cannot send.
 """
 
 import json
@@ -190,10 +190,7 @@ class MlflowTracker(Tracker):
 
 
 def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics, and CIDEr and accuracy also as the command line shows them: `val/CIDEr` → `CIDEr x100/val`.
-
-    MLflow sorts charts by name, so these come first.
-    """
+    """CIDEr and accuracy also as the command line shows them, in names that sort first: `CIDEr x100/val`."""
     found = {key: float(value) for key, value in metrics.items()}
     for key, value in metrics.items():
         prefix, _, name = key.rpartition("/")
@@ -254,13 +251,13 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Whether the store has a run that is not deleted. Any failure but an unknown run is raised."""
+    """Whether the store has a run that is not deleted."""
     try:
         return str(client.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException as error:
-        if error.error_code not in store.UNKNOWN:
-            raise
-        return False
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
 
 
 def _reachable(start: Callable[[], str]) -> str:

@@ -56,10 +56,7 @@ def log_checkpoint(folder: Path, name: str) -> str:
 
 
 def find_checkpoint(model: str) -> tuple[Path, str]:
-    """Return the checkpoint folder and the version behind a run id or a `models:/` address.
-
-    The folder is the artifact store's own where that is on this machine, else a download.
-    """
+    """Return the checkpoint folder (the artifact store's own, or a download) and the version behind a MODEL."""
     logged, version = logged_model(model)
     folder = _folder(logged)
     if not (folder / "MLmodel").is_file():

@@ -259,7 +259,7 @@ def describe(messages: Sequence[Message]) -> str:
 
 
 def warn(text: str) -> None:
-    """A warning on standard error, where it is seen even when no store can be reached."""
+    """A warning on standard error."""
     print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
 
 

@@ -18,7 +18,7 @@ Points = Mapping[str, Sequence[tuple[int, float]]]
 class SeedGroup:
     """The parent of a configuration's seeds. Its run is created when the first child joins, so wrong input leaves none.
 
-    Children get the parent's id as a tag. MLflow's own nesting follows the thread and loses the parent in any other.
+    Children get its id as a tag: MLflow's own nesting follows the thread.
     """
 
     stage: str

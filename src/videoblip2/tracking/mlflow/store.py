@@ -31,7 +31,6 @@ SQLITE = "sqlite:///"
 REACH_SECONDS = 10
 BUSY_SECONDS = 2.0
 ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
-UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes where nothing has the name
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
 MOVE_AWAY = "move it away and start again, or bring back a copy"
@@ -174,8 +173,7 @@ def network_file_system(path: Path) -> str:
 def _follow_move(database: Path) -> None:
     """Where the store's folder was renamed or is mounted elsewhere, point MLflow's absolute addresses to the new place.
 
-    Done where the old folder is gone, `mlruns` is beside the database, and no run is being written (a container may
-    know this folder under another name).
+    Not while a run is being written: a container may know this folder under another name.
     """
     root, alive = database.parent / "mlruns", time.time() - ALIVE_SECONDS
     busy = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE status = 'RUNNING' AND key = 'heartbeat' AND value > ?"
