@@ -140,6 +140,17 @@ def test_half_a_line_at_the_journals_end_is_cut_with_a_warning(tmp_path, caplog,
     assert len(again.get_trials()) == 2
 
 
+def test_a_record_that_an_older_release_glued_to_half_a_line_is_kept(tmp_path, caplog):
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(study_name="s", storage=open_storage(str(path)))
+    whole = path.read_bytes()
+    study.set_user_attr("a", 1)
+    path.write_bytes(whole + b'{"op_code":2,"work' + path.read_bytes()[len(whole) :])
+    study = optuna.load_study(study_name="s", storage=open_storage(str(path)))
+    study.set_user_attr("b", 2)
+    assert study.user_attrs == {"a": 1, "b": 2} and "cut half a line (18 bytes)" in caplog.text
+
+
 def test_a_journal_cut_in_its_first_line_begins_anew(tmp_path):
     path = tmp_path / "study.journal"
     path.write_bytes(b'{"op_co')

@@ -46,12 +46,12 @@ LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long 
 SETTLE_SECONDS = 1.0  # how long another machine's write may take between reading the tag and writing its own
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
 EXISTS = ("RESOURCE_ALREADY_EXISTS",)
-BUSY = "TEMPORARILY_UNAVAILABLE"  # MLflow's answer while another process locks the database
+BUSY = ("TEMPORARILY_UNAVAILABLE",)  # MLflow's answer while another process locks the database
 
 
 @contextmanager
 def answered(codes: Sequence[str], message: str = "") -> Iterator[None]:
-    """Turn these answers of MLflow into an InputError with a message; without one, carry on after the block."""
+    """Turn these answers of MLflow into an InputError with a message, `{error}` replaced; without one, carry on."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -60,7 +60,7 @@ def answered(codes: Sequence[str], message: str = "") -> Iterator[None]:
         if error.error_code not in codes:
             raise
         if message:
-            raise InputError(message) from error
+            raise InputError(message.replace("{error}", first_line(error))) from error
 
 
 def register(model_uri: str, name: str = NAME) -> int:
@@ -90,22 +90,10 @@ def set_champion(name: str, version: int) -> None:
 @contextmanager
 def store_in_words() -> Iterator[None]:
     """Report a store that is locked or out of reach in one line; MLflow prints a page."""
-    from mlflow.exceptions import MlflowException
-
-    noisy = logging.getLogger("mlflow.store.db.utils")
-    level = noisy.level
-    noisy.setLevel(logging.CRITICAL)
-    try:
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({{error}})"
+    with answered(BUSY, f"{fault}; nothing more was written, run the command again when it is free"):
         yield
-    except MlflowException as error:
-        if error.error_code != BUSY:
-            raise
-        raise InputError(
-            f"{tracking_uri()}: the store is locked by another process, or out of reach ({first_line(error)}); "
-            "nothing more was written, run the command again when it is free"
-        ) from error
-    finally:
-        noisy.setLevel(level)
 
 
 def user() -> str:

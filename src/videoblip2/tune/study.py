@@ -1,8 +1,7 @@
 """The study in its storage: how it opens, what makes it the same study, and what counts as one of its trials.
 
-Optuna's storage is the source of truth, MLflow a view of it. A study remembers what it is about (`identity`), and is
-refused under another experiment, validation set or set of searched keys: trials that mean different things cannot be
-compared. The bounds of a range may change.
+Optuna's storage is the source of truth, MLflow a view of it. A study remembers what it is about (`identity`): trials of
+another experiment, validation set or set of searched keys are refused. The bounds of a range may change.
 
 The storage is a journal file (one machine or a shared disk), a database, or a gRPC proxy to one. A journal file has no
 races and needs no server. Its lock is a link beside it; that of a killed process is broken after 30 s, with a warning.
@@ -30,7 +29,7 @@ from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.files import expand
+from videoblip2.files import atomic, expand
 from videoblip2.tune.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,7 @@ POLL_SECONDS = 0.5
 GRPC = "grpc://"
 FORMS = "give a file, sqlite:///FILE, postgresql://… or grpc://HOST:PORT"
 NUMBER = r"[-+.\de]+"
+OPENING = b'{"op_code"'  # of a line of a journal
 #: What may differ between two starts of a study, or between its machines, since it changes no score.
 FREE = (
     "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
@@ -102,8 +102,7 @@ def identity(plan: Plan) -> Record:
 
 
 def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
-    """The sampler, seeded by the number of trials so far, or a resumed study would draw its first points again; a
-    worker's also by its process, or all workers would draw the same points."""
+    """The sampler, seeded by the number of trials so far and a worker's process, or points would be drawn twice."""
     settings = plan.tuning.sampler
     entropy = [settings.seed, done, *([os.getpid()] if worker else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -160,7 +159,7 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials."""
+    """The complete ones."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
@@ -215,7 +214,7 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    """A journal file. Half a line at its end, from a power cut, is cut off: the next line would be glued to it."""
+    """A journal file, without what a power cut left of a line."""
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +222,7 @@ def _journal(path: Path) -> Any:
     if path.exists():
         with path.open("rb") as file:
             first = file.readline()
-        if first and not first.startswith(b'{"op_code"'[: len(first)]):  # Optuna would append to it
+        if first and not first.startswith(OPENING[: len(first)]):  # Optuna would append to it
             raise InputError(f"storage {path}: not a study's journal; {FORMS}")
     _break_lock(Path(f"{path}.lock"))
     lock = JournalFileSymlinkLock(str(path), LOCK_GRACE_SECONDS)
@@ -231,14 +230,27 @@ def _journal(path: Path) -> Any:
     lock.acquire()
     try:
         content = path.read_bytes()
-        if rest := len(content) - content.rfind(b"\n") - 1:
-            logger.warning(
-                "warning: storage %s: cut half a line (%d bytes) at its end, from an interrupted write", path, rest
-            )
-            os.truncate(path, len(content) - rest)
+        kept = _whole_lines(content)
+        if lost := len(content) - len(kept):
+            logger.warning("warning: storage %s: cut half a line (%d bytes), from an interrupted write", path, lost)
+            with atomic(path) as file:
+                file.write(kept)
     finally:
         lock.release()
     return optuna.storages.JournalStorage(backend)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """A journal's records without half a line, which is its last one or has the next record glued to it."""
+    lines = [(line, line[line.rfind(OPENING) :]) for line in content.splitlines(keepends=True)]
+    return b"".join(next(filter(_is_record, line), b"") for line in lines)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _break_lock(lock: Path) -> None:
@@ -257,9 +269,8 @@ def storage_errors(place: str) -> Iterator[None]:
         yield
     except optuna.exceptions.StorageInternalError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise InputError(
-            f"storage {place}: {reason}; free it, then run the same command again to resume the study"
-        ) from error
+        remedy = "free it, then run the same command again to resume the study"
+        raise InputError(f"storage {place}: {reason}; {remedy}") from error
 
 
 def with_driver(url: str) -> str:
@@ -275,18 +286,15 @@ def with_driver(url: str) -> str:
 
 def host_and_port(text: str) -> tuple[str, int]:
     """`127.0.0.1:13000` → ("127.0.0.1", 13000)."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdecimal():
+    if not (parts := re.fullmatch(r"(.+):(\d+)", text)):
         raise InputError(f"address {text!r}: not of the form HOST:PORT, such as 127.0.0.1:13000")
-    return host, int(port)
+    return parts[1], int(parts[2])
 
 
 def serve(place: str, listen: str) -> None:
     """Serve a database at `grpc://HOST:PORT` until the process ends."""
     if "://" not in place or place.startswith(GRPC):
-        raise InputError(
-            f"storage {place}: only a database can be served; give storage=sqlite:///FILE or postgresql://…"
-        )
+        raise InputError(f"storage {place}: only a database can be served; give sqlite:///FILE or postgresql://…")
     host, port = host_and_port(listen)
     with quiet():
         optuna.storages.run_grpc_proxy_server(open_storage(place), host=host, port=port)
