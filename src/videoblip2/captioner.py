@@ -186,15 +186,15 @@ class Captioner:
         remedy = f"name them with --clip and --clap, or copy them to {name}/encoders/clip and {name}/encoders/clap"
         try:
             encoders = load_encoders(origin, str(self.model.device), f"model {name}")
+            for kind in ENCODERS:
+                loaded, wanted = getattr(encoders, kind), origin.fingerprint(kind)
+                if wanted not in (None, loaded.fingerprint):
+                    what = (
+                        f"is {kind.upper()} {loaded.fingerprint}, but model {name} was trained on features of {wanted}"
+                    )
+                    raise InputError(f"{loaded.name}: {what}")
         except InputError as error:
             raise InputError(f"{error}; {remedy}" if origin.encoders else str(error)) from error
-        for kind in ENCODERS:
-            loaded, wanted = getattr(encoders, kind), origin.fingerprint(kind)
-            if wanted not in (None, loaded.fingerprint):
-                raise InputError(
-                    f"{loaded.name}: is {kind.upper()} {loaded.fingerprint}, but model {name} was trained on features "
-                    f"of {wanted}; {remedy}"
-                )
         return encoders
 
     def load_media_encoders(self) -> None:

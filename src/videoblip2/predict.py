@@ -1,5 +1,6 @@
 """Open a model (checkpoint folder, MLflow run, registered version) with its data; caption videos, answer questions."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +40,11 @@ class OpenModel:
     @cached_property
     def captioner(self) -> Captioner:
         """The network in eval mode on its device."""
-        from videoblip2.model.checkpoint import load_checkpoint
+        gc.disable()  # importing torch and transformers makes much and leaves no garbage: collecting is a tenth of it
+        try:
+            from videoblip2.model.checkpoint import load_checkpoint
+        finally:
+            gc.enable()
 
         device = pick_device(self.device or self.config.device)
         checkpoint = load_checkpoint(self.folder)

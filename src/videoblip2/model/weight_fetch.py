@@ -153,7 +153,6 @@ def _receive(url: str, target: Path) -> tuple[Path, str]:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.file_download import http_get
 
-    _quiet_hub()
     try:
         answer = get_session().head(url, follow_redirects=True, timeout=60)
         answer.raise_for_status()
@@ -206,14 +205,6 @@ def _reason(error: Exception, target: Path, copy: str) -> str:
     return f"{reason}{again}; behind a proxy set HTTPS_PROXY, or copy the file from another machine to {target}"
 
 
-def _quiet_hub() -> None:
-    """Without a terminal, huggingface_hub shows no progress bars."""
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-
-
 def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | None" = None) -> Fetched:
     """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
 
@@ -222,11 +213,13 @@ def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | Non
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if recorded := _read_sums(folder / _SUMS):
         _verify(folder, recorded, _RECORDED)
         return Fetched(name, folder, recorded, _RECORDED, downloaded=False)
-    _quiet_hub()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     client: Any = hub or HfApi()
     try:
         info = client.model_info(repository, files_metadata=True)
