@@ -193,6 +193,23 @@ def test_an_interrupted_world_is_completed(tmp_path):
     assert list(again.written) == ["video4"]
 
 
+def test_a_second_process_renders_what_is_left_from_the_end(tmp_path):
+    helper = Recorder()
+
+    def write(path, *given):
+        first(path, *given)
+        if path.stem == "video6":
+            write_toy_world(tmp_path, 10, 3, helper, backwards=True)
+
+    first = Recorder()
+    write_toy_world(tmp_path, 10, 3, write)
+    assert list(first.written) == [f"video{i}" for i in range(7)] and list(helper.written) == [
+        "video9",
+        "video8",
+        "video7",
+    ]
+
+
 def test_another_world_in_the_folder_is_not_touched(tmp_path):
     world = write_toy_world(tmp_path, 10, 3, Recorder())
     before = world.annotations[0].read_bytes()

@@ -121,9 +121,12 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     demo = Demo(out, size, progress, say)
     write_annotations(demo)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as second:
+        world = out / "toy", size.videos, SEED, write_video
+        helped = second.submit(write_toy_world, *world, more_tests=size.more_tests, backwards=True)
         language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
         demo.say(f"1/8 toy world: {size.videos + size.more_tests} videos with sound, 20 captions each → {out / 'toy'}")
-        write_toy_world(out / "toy", size.videos, SEED, write_video, progress, size.more_tests)
+        write_toy_world(*world, progress, size.more_tests)
+        helped.result()  # the last video is complete
         extract(demo)
         demo.say("3/8 language model: a small T5 trained on the training captions, frozen from here on")
         language_model.result()

@@ -104,18 +104,20 @@ def write_toy_world(
     write_video: WriteVideo,
     progress: Progress = no_progress,
     more_tests: int = 0,
+    backwards: bool = False,
 ) -> ToyWorld:
     """Write `num_videos` mp4 files, their annotations and questions to `out`; the same seed gives the same world.
 
-    `write_video` is `features.media.write_video`; `more_tests` adds test videos from the same seed. An interrupted call
-    can be repeated: videos that are there are kept. Raises `InputError` for fewer than 10 videos and for a folder that
-    holds another world.
+    `write_video` is `features.media.write_video`; `more_tests` adds test videos from the same seed. Existing videos are
+    kept, so that an interrupted call can be repeated and a second process can help, `backwards`. Raises `InputError`
+    for fewer than 10 videos and for a folder that holds another world.
     """
     out = Path(out)
     annotations = write_toy_annotations(out, num_videos, seed, more_tests)
     scenes = make_scenes(num_videos, seed, more_tests)
-    todo = [scene for scene in scenes if not _file(out, scene).exists()]
-    for scene in progress(todo, len(todo), "rendering"):
+    for scene in progress(scenes[:: -1 if backwards else 1], len(scenes), "rendering"):
+        if _file(out, scene).exists():
+            continue
         write_video(_file(out, scene), render_frames(scene), FPS, render_audio(scene), RATE)
     return ToyWorld(
         videos=out / "videos",
