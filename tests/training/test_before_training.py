@@ -77,6 +77,12 @@ def test_texts_longer_than_the_limit_are_counted_and_their_end_is_not_taught(wor
     assert rows == {tuple(whole): True, tuple(cut[:8]): False}
 
 
+@pytest.mark.parametrize("weight", [0, 0.1])
+def test_references_that_are_only_rewarded_are_not_cut(world, capsys, weight):
+    opened(world, "data.max_caption_tokens=3", f"scst.cross_entropy_weight={weight}", stage="scst")
+    assert ("longer than" in capsys.readouterr().err) == (weight > 0)
+
+
 @pytest.mark.parametrize("captions", [["a dog barks"], [LONG, "a dog barks at a man"]])
 @pytest.mark.parametrize("count", [1, 3])
 def test_validation_videos_whose_cider_is_0_by_definition_are_refused(world, captions, count):

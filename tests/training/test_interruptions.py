@@ -34,7 +34,7 @@ def test_a_full_disk_is_known_by_what_libraries_raise_on_one():
     assert not is_full(OSError(errno.EACCES, "denied"))
 
 
-def test_a_full_disk_ends_a_training_with_the_way_on(tmp_path):
+def test_a_full_disk_ends_a_training_and_says_how_to_resume(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "model.safetensors"))
     said = pytest.raises(InputError, match=r"model.safetensors: no space left .* MB free.*resume with resume=r1")
     with said, stop_well(Kept(), tmp_path):
@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_no_draft_that_keeps_the_disk_full(tmp_path, monkey
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
-def test_a_stop_says_how_to_go_on_and_keeps_the_state(tmp_path, capsys, error):
+def test_a_stop_says_how_to_resume_and_keeps_the_state(tmp_path, capsys, error):
     tracker = Kept()
     with pytest.raises(error), stop_well(tracker, tmp_path):
         raise error

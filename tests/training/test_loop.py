@@ -1,4 +1,4 @@
-"""The loop: what it logs and keeps, how it stops, and that a training goes on exactly where it was."""
+"""The loop: what it logs and keeps, how it stops, and that a training resumes exactly where it was."""
 
 import os
 import signal

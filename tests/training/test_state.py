@@ -135,7 +135,7 @@ def test_without_resume_nothing_is_looked_for(tmp_path):
     assert find_saved("ce", tmp_path, parse_config({})) is None
 
 
-def test_auto_goes_on_or_begins(tmp_path):
+def test_auto_resumes_or_begins(tmp_path):
     assert find_saved("ce", tmp_path, resuming()) is None
     saved(tmp_path)
     assert find_saved("ce", tmp_path, resuming("train.save_every=7", "run.out=elsewhere")).identity.run_id == "r1"
@@ -162,7 +162,7 @@ def test_another_stage_is_refused(tmp_path):
         find_saved("ce", tmp_path, resuming())
 
 
-def test_a_finished_run_is_not_gone_on_with_and_its_state_is_gone(tmp_path):
+def test_a_finished_run_is_not_resumed_and_its_state_is_gone(tmp_path):
     file = saved(tmp_path)
     file.finish(Finished(model="models:/m-1"))
     assert not file.path.exists()

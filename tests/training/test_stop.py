@@ -78,7 +78,7 @@ def stop(world, store, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, world, store, whole):
+def test_a_stopped_training_resumes_in_its_run_as_if_it_had_not_stopped(number, world, store, whole):
     code, run = stop(world, store, number)
     saved = read_saved(store / "stopped" / "state")
     if number == signal.SIGKILL:
@@ -97,7 +97,7 @@ def test_a_stopped_training_goes_on_in_its_run_as_if_it_had_not_been(number, wor
     assert all((found[name] == tensor).all() for name, tensor in expected_weights.items())
 
 
-def test_under_mlflow_run_the_earlier_run_goes_on_and_the_empty_one_goes(world, store, whole, monkeypatch):
+def test_under_mlflow_run_the_earlier_run_resumes_and_the_empty_one_is_deleted(world, store, whole, monkeypatch):
     _, run = stop(world, store, signal.SIGTERM)
     client = stores.connect()
     empty = client.create_run(client.create_experiment("of-mlflow-run")).info.run_id
@@ -131,7 +131,7 @@ def test_a_run_that_is_still_running_is_left_alone(world, store):
         busy.communicate(b"\n")
 
 
-def test_what_cannot_go_on_is_named(world, store):
+def test_what_cannot_resume_is_named(world, store):
     with pytest.raises(InputError, match=r"no run of that id or name in sqlite.*`vb2 runs list`"):
         run_stage("ce", tiny_config(world, store, f"resume={'0' * 32}"))
     _, run = stop(world, store, signal.SIGTERM)

@@ -29,7 +29,7 @@ from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
 from videoblip2.training.update import StepFunction
-from videoblip2.training.workspace import Validation, Workspace, inherit_model, open_workspace, start_copy
+from videoblip2.training.workspace import Validation, Workspace, check_texts, inherit_model, open_workspace, start_copy
 
 ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
 
@@ -116,6 +116,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
     name = config.run.name or run_name(kind, config, said)
     saved = find_saved(kind, Path(config.run.out) / name, config)
     work = open_workspace(config, progress)
+    check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
     if kind == "scst":
         check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)

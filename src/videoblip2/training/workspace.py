@@ -136,8 +136,6 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     model.compiled_decoding = config.decode.compile
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
     check_features(work.features, videos, progress)
-    for task in tasks_of(config):
-        check_taught(task.taught(train[task.kind]), task.file(config.data, "train"), tokenizers, config)
     if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
         file = CAPTIONS.file(config.data, "val")
         raise InputError(f"{file}: {no_cider(val[CAPTIONS.kind])}, so no checkpoint could be chosen; add videos")
@@ -165,26 +163,32 @@ def no_cider(videos: Sized) -> str:
     return f"the CIDEr of {'one video' if count == 1 else f'{count} videos with the same captions'} is 0 by definition"
 
 
-def check_taught(texts: Sequence[str], file: str, tokenizers: Tokenizers, config: Config) -> None:
-    """Warn of training texts that cannot be learnt whole. Raises InputError where most of them cannot be written."""
-    looked_at = texts[:: 1 + len(texts) // MOST_TEXTS]
-    pieces, longest = tokenizers.pieces(looked_at), config.data.max_caption_tokens
-    share = sum(ids.count(tokenizers.text.unk_token_id) for ids in pieces) / max(1, sum(map(len, pieces)))
-    if share >= FEW_UNKNOWN:
-        said = (
-            f"{file}: {100 * share:.1f} % of the pieces are unknown to the tokenizer of {config.model.language_model}, "
-            "and can be neither learnt nor written"
+def check_texts(work: Workspace, taught: bool) -> None:
+    """Warn of training texts that cannot be learnt whole. Raises InputError where most of them cannot be written.
+
+    Args:
+        taught: whether their tokens are taught, and not only rewarded.
+    """
+    for task in tasks_of(work.config):
+        texts, file = task.taught(work.train[task.kind]), task.file(work.config.data, "train")
+        pieces = work.tokenizers.pieces(texts[:: 1 + len(texts) // MOST_TEXTS])
+        unknown = sum(ids.count(work.tokenizers.text.unk_token_id) for ids in pieces)
+        share, longest = unknown / max(1, sum(map(len, pieces))), work.config.data.max_caption_tokens
+        line = (
+            f"{file}: {100 * share:.1f} % of the pieces are unknown to the tokenizer of "
+            f"{work.config.model.language_model}, and can be neither learnt nor written"
         )
         if share >= MANY_UNKNOWN:
             raise InputError(
-                f"{said}; set model.language_model to a model that knows this language, or translate the texts"
+                f"{line}; set model.language_model to a model that knows this language, or translate the texts"
             )
-        warn(said)
-    if cut := sum(len(ids) > longest for ids in pieces):
-        warn(
-            f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}; they are cut, "
-            f"and their end is not taught (the longest needs {max(map(len, pieces))})"
-        )
+        if share >= FEW_UNKNOWN:
+            warn(line)
+        if taught and (cut := sum(len(ids) > longest for ids in pieces)):
+            warn(
+                f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}; "
+                f"they are cut, and their end is not taught (the longest needs {max(map(len, pieces))})"
+            )
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
