@@ -118,9 +118,13 @@ def test_the_block_on_msrvtt(clone, supplies):
 
 @pytest.mark.slow
 def test_the_block_on_your_own_videos(clone):
-    rows = [f"video{n},{text}" for n in range(30) for text in ("a red circle moves left", f"shape {n} is quiet")]
+    for n in range(30):  # these names put 4 videos in val.json
+        (clone / "videos" / f"video{n}.mp4").rename(clone / "videos" / f"take{n}.mp4")
+    things, deeds = ("a red circle", "a blue square", "the star", "a dog"), ("moves left", "jumps", "is quiet", "barks")
+    said = [f"{things[n % 4]} {deeds[n // 4 % 4]}" for n in range(30)]
+    rows = [f"take{n},{text}" for n in range(30) for text in (said[n], f"{said[n]} at {things[n % 3]}")]
     (clone / "captions.csv").write_text("\n".join(["video_id,caption", *rows, "gone,a video that nobody has"]))
-    shutil.copy(clone / "videos" / "video0.mp4", clone / "clip.mp4")
+    shutil.copy(clone / "videos" / "take0.mp4", clone / "clip.mp4")
     said = run("Your own videos")
     assert any("left out, because features/own lacks them: 1 video (gone)" in text for text in said)
     assert said[-2].startswith("clip.mp4: ")
