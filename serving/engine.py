@@ -5,7 +5,6 @@ captions go in the batcher's second lane, so they take only time that the champi
 """
 
 import asyncio
-import json
 import logging
 import threading
 import time
@@ -19,6 +18,7 @@ from anyio import to_thread
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
+from videoblip2.files import json_text
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
@@ -235,7 +235,7 @@ class Shadow:
         log.info("shadow", extra={"fields": row})
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_text(row) + "\n")
         total = self.comparison
         if (row["champion"], row["challenger"]) == (total.champion, total.challenger):
             total.compared += 1
