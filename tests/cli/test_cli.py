@@ -146,6 +146,8 @@ def test_home_is_replaced_in_paths_that_the_shell_leaves_alone(tmp_path, monkeyp
     for target in ("~/a.yaml", "$HOME/b.yaml"):
         assert CliRunner().invoke(app, ["experiments", "copy", "toy_ce", target]).exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.yaml", "b.yaml"}
+    result = CliRunner().invoke(app, ["caption", "~/best", "a.mp4"])
+    assert str(result.exception).startswith(f"{tmp_path}/best: no such file or folder")
 
 
 def test_json_is_the_last_line():

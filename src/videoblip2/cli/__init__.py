@@ -41,6 +41,8 @@ GROUPS = (
     *(("data", data.app), ("features", features.app), ("weights", assets.weights)),
     *(("experiments", assets.experiments), ("runs", runs.app)),
 )
+#: Parameters that take a path or another name.
+MAY_BE_PATHS = ("model", "run", "shadow", "clip", "clap", "video", "videos")
 for name, group in GROUPS:
     app.add_typer(group, name=name)
     for info in group.registered_commands:
@@ -48,9 +50,9 @@ for name, group in GROUPS:
         info.short_help = (info.callback.__doc__ or "").partition("\n")[0]  # shown whole in lists of commands
         if "overrides" in info.callback.__annotations__:  # `mlflow run -P optim.lr=1` gives `--optim.lr 1`
             info.context_settings = {"ignore_unknown_options": True}
-        for kind, given in (get_args(hint)[:2] for hint in info.callback.__annotations__.values() if get_args(hint)):
-            if Path in (kind, *get_args(kind)):
-                given.callback = console.expanded
+        for parameter, hint in info.callback.__annotations__.items():
+            if parameter in MAY_BE_PATHS or any(Path in (kind, *get_args(kind)) for kind in get_args(hint)[:1]):
+                get_args(hint)[1].callback = console.expanded
 
 
 @app.callback(invoke_without_command=True)

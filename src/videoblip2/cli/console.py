@@ -27,8 +27,7 @@ def expanded(value: Any) -> Any:
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object on the last line of standard output.")]
 ConfigFile = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or a name from `vb2 experiments list`.")]
-MODEL_FORMS = "Checkpoint folder, run, or models:/videoblip2@champion."
-ModelName = Annotated[str, Argument(metavar="MODEL", help=MODEL_FORMS, callback=expanded)]
+ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, run, or models:/videoblip2@champion.")]
 RegisteredName = Annotated[str, Option(help="Registered model.")]
 Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
 FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; VIDEO is then a video id.")]

@@ -52,9 +52,7 @@ def evaluate(
     console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
 
 
-@app.command(
-    epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what can be heard?'")
-)
+@app.command(epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what is heard?'"))
 def ask(
     model: console.ModelName,
     video: Annotated[str, Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
@@ -79,8 +77,8 @@ def ask(
         for question, answer in zip(questions, answers, strict=True)
     ]
     lines = [f"{row['question']}  {row['answer'] or '(no answer)'}" for row in rows]
-    more = {"warning": captioner.warning, "video": video, "answers": rows}
-    console.emit({"model_version": captioner.version, **more}, json, "\n".join(lines))
+    told = {"model_version": captioner.version, "warning": captioner.warning}
+    console.emit({"video": video, "answers": rows}, json, "\n".join(lines), **told)
 
 
 def warn(captioner: "Captioner") -> None:
