@@ -66,6 +66,13 @@ def caption(
     json: console.Json = False,
 ) -> None:
     """Caption videos, or answer questions about them. Resumable with --out; a bad file does not stop the rest."""
+    if merge:
+        _merge(Path(model), sources or [], json)
+        return
+    console.require_model(model)
+    plain = [source for source in sources or [] if not set(source) & set("*?[") and source[:1] not in ("@", "-")]
+    if features or (plain == sources and not any(Path(source).exists() for source in plain)):
+        console.require([features] if features else plain, REMEDY)
     from videoblip2.config import Decoding
     from videoblip2.features.extract import parse_shard
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
@@ -73,9 +80,6 @@ def caption(
     from videoblip2.jobs.rows import RowFile, shard_file
     from videoblip2.jobs.sources import find_sources
 
-    if merge:
-        _merge(Path(model), sources or [], json)
-        return
     part = parse_shard(shard)
     out = shard_file(out, part) if out is not None else None
     if out is not None:
@@ -94,8 +98,6 @@ def caption(
         batch_size,
         workers,
     )
-    console.require_model(model)
-    console.require([features] if features else [], REMEDY)
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features)
     if engine is Engine.ray:
         from videoblip2.jobs.ray_captions import RayCaptions
