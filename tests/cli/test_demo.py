@@ -13,7 +13,7 @@ from videoblip2.cli.demo import next_commands
 from videoblip2.config import load_config
 
 
-def printed(monkeypatch, out):
+def printed(monkeypatch, out, store=""):
     """The words of each command of the block, and the block."""
     monkeypatch.setattr(
         "videoblip2.tracking.mlflow.run_records.find_run", lambda run: SimpleNamespace(experiment_id="7")
@@ -25,7 +25,7 @@ def printed(monkeypatch, out):
         stages={name: SimpleNamespace(run_id=digit * 32) for name, digit in (("ce", "a"), ("scst", "b"))},
         example_videos=lambda: ["video1"],
     )
-    text = next_commands(made)
+    text = next_commands(made, store)
     return [shlex.split(line, comments=True) for line in text.splitlines()[1:]], text
 
 
@@ -54,8 +54,8 @@ def test_without_an_activated_environment_its_programs_are_named(monkeypatch):
 
 
 def test_a_store_of_ones_own_is_named(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/runs")
-    commands, text = printed(monkeypatch, "runs/demo")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///what-mlflow-itself-has-set.db")
+    assert "$MLFLOW_TRACKING_URI" not in printed(monkeypatch, "runs/demo")[1]
+    commands, text = printed(monkeypatch, "runs/demo", "postgresql://me:secret@host/runs")
     assert commands[-1][-2:] == ["--backend-store-uri", "$MLFLOW_TRACKING_URI"] and "secret" not in text
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert "http://mlflow:5000/#/experiments/7/" in printed(monkeypatch, "runs/demo")[1]
+    assert "http://mlflow:5000/#/experiments/7/" in printed(monkeypatch, "runs/demo", "http://mlflow:5000")[1]

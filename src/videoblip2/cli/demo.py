@@ -34,6 +34,7 @@ def demo(
     from videoblip2.captions.metrics import PRIMARY
     from videoblip2.toy.demo import FULL, QUICK, run_demo
 
+    store = os.environ.get("MLFLOW_TRACKING_URI", "")  # the shell's: MLflow sets it in this process
     made = run_demo(out, QUICK if quick else FULL, progress, say)
     scst, ce = made.tests["scst"].evaluation, made.tests["ce"].evaluation
     shown = [
@@ -48,11 +49,11 @@ def demo(
     scores["trivial"] = (made.trivial, None)
     record = {name: {"cider": cider, "run_id": run_id} for name, (cider, run_id) in scores.items()}
     seconds = made.seconds
-    text = [_results(made), *shown, served, next_commands(made), f"{seconds:.0f} seconds"]
+    text = [_results(made), *shown, served, next_commands(made, store), f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
 
 
-def next_commands(made: "Demo") -> str:
+def next_commands(made: "Demo", store: str) -> str:
     """Commands that work as they are printed: in this folder, with or without an activated environment."""
     from videoblip2.tracking.mlflow.run_records import runs_page
 
@@ -61,7 +62,6 @@ def next_commands(made: "Demo") -> str:
     clip = str(made.videos / f"{made.example_videos()[0]}.mp4")
     paths = {"data.annotations": made.data, "data.features": made.out / "features", "run.out": made.out / "runs"}
     moved = [f"{key}={path}" for key, path in paths.items()] if made.out != Path("runs/demo") else []
-    store = os.environ.get("MLFLOW_TRACKING_URI", "")
     server = masked(store) if store.startswith("http") else "http://127.0.0.1:5000"
     own_store = store and not store.startswith("http")
     options = ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if own_store else ""  # the address may hold a password
