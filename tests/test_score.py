@@ -103,8 +103,8 @@ def test_against_gives_the_paired_difference(files):
             "a second caption of video1",
         ),
         ([{"video_id": "video1", "caption": ["a", "b"]}], "give one caption a video"),
-        ([{"video_id": "video1"}], "no 'caption'"),
-        (["video1"], "is not an object of names and values"),
+        ([{"video_id": "video1"}], "no caption or captions"),
+        (["video1"], "is not an object"),
         ([], "holds no captions"),
     ],
 )
