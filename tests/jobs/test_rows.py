@@ -2,6 +2,8 @@
 
 import csv
 import json
+import resource
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +65,65 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     assert len(read(path)) == 1
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_after_a_changed_file_are_on_disk_at_once(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    with RowFile(path, "m/1", "") as file:
+        file.add(ROWS[:1])
+    with RowFile(path, "m/1", "") as file:
+        file.add([Row("a.mp4", "a", "a new file", -1.0, True, model_version="m/1", sha256="3")])
+        file.add([Row("c.mp4", "c", "a cat", -1.0, True, model_version="m/1", sha256="4")])
+        assert [row.path for row in read_row_file(path)] == ["a.mp4", "c.mp4"]
+
+
+def test_a_job_stopped_before_its_first_row_goes_on(tmp_path):
+    for _ in range(2):
+        with RowFile(tmp_path / "out.csv", "m/1", "") as file:
+            assert not file.done
+
+
+def test_a_failure_does_not_replace_the_caption_of_an_earlier_run(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with RowFile(path, "m/1", "") as file:
+        file.add(ROWS[:1])
+    with RowFile(path, "m/1", "") as file:
+        file.add([Row("a.mp4", "a", error="a.mp4: no such file", model_version="m/1")])
+    assert read_row_file(path) == ROWS[:1]
+
+
+def test_a_video_with_a_row_that_failed_or_was_cut_short_is_done_again(tmp_path):
+    path, told = tmp_path / "out.jsonl", {"model_version": "m/1", "sha256": "1"}
+    good, bad = Row("a", "a", "yes", question="x", **told), Row("a", "a", error="memory", question="y", **told)
+    with RowFile(path, "m/1", "") as file:
+        file.add([good, bad])
+    for _ in range(2):
+        with RowFile(path, "m/1", "") as file:
+            assert file.done == {} and file.rows == [good]
+            file.add([bad])
+    with RowFile(path, "m/1", "") as file:
+        file.add([good, replace(bad, caption="no", error=None)])
+        assert len(file.rows) == 2
+    with path.open("a") as text:
+        text.write('{"path": "a", "vid')
+    with RowFile(path, "m/1", "") as file:
+        assert file.done == {}
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with RowFile(path, "m/1", "") as file:
+        file.add(ROWS[:1])
+        before = path.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
+        try:
+            with pytest.raises(InputError, match="what is written is kept"):
+                file.add(ROWS[1:])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("version", "options", "message"), [("m/2", "", "model_version 'm/1', not 'm/2'"), ("m/1", "beams=3", "options")]
 )
@@ -81,6 +142,10 @@ def test_two_writers_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "mine.jsonl").write_text('["not a row"]\n')
     with pytest.raises(InputError, match="line 1: not a row"):
         RowFile(tmp_path / "mine.jsonl", "m/1", "")
+    (tmp_path / "one.jsonl").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="last line is not a row"):
+        RowFile(tmp_path / "one.jsonl", "m/1", "")
+    assert (tmp_path / "one.jsonl").read_text() == '{"mine": 1}'
     with RowFile(tmp_path / "out.jsonl", "m/1", ""), pytest.raises(InputError, match="another process is writing"):
         RowFile(tmp_path / "out.jsonl", "m/1", "")
     with pytest.raises(InputError, match=r"\.xlsx is no form of output"):
@@ -102,6 +167,18 @@ def test_subtitles_of_several_videos_are_a_folder(tmp_path):
     assert path.is_file()
     write_rows(path, [ROWS[0], Row("c.mp4", "c", "a cat", start=0.0, end=1.0)])
     assert {file.name for file in path.iterdir()} == {"a.srt", "c.srt"}
+
+
+def test_subtitles_of_two_files_of_one_name_are_apart(tmp_path):
+    write_rows(tmp_path / "subs.vtt", [Row(f"{name}/a.mp4", "a", name, start=0.0, end=1.0) for name in ("x", "y")])
+    assert {file.name for file in (tmp_path / "subs.vtt").iterdir()} == {"x-a.mp4.vtt", "y-a.mp4.vtt"}
+
+
+def test_merging_keeps_what_failed_in_part_and_ignores_other_files(tmp_path):
+    rows = [Row("a", "a", "x", start=0.0, end=4.0), Row("a", "a", start=4.0, end=8.0, error="memory")]
+    write_rows(tmp_path / "all.1-of-1.jsonl", rows)
+    write_rows(tmp_path / "all.1-of-1.old.jsonl", rows)
+    assert merge(tmp_path / "all.jsonl", []) == rows
 
 
 def test_shards_are_merged_and_a_missing_one_is_named(tmp_path):

@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from videoblip2.errors import InputError
-from videoblip2.files import atomic, write_json, write_text
+from videoblip2.files import atomic, json_text, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def as_lines(rows: Iterable[Row]) -> bytes:
     """Rows as JSON lines."""
-    return "".join(json.dumps(row.shown(), ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(json_text(row.shown()) + "\n" for row in rows).encode()
 
 
 def _write_lines(path: Path, rows: Sequence[Row]) -> None:
@@ -130,15 +131,20 @@ def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
     videos: dict[str, list[Row]] = {}
     for row in rows:
         if row.caption:
-            videos.setdefault(row.video_id, []).append(row)
-    paths = {row.path for row in rows}
+            videos.setdefault(row.path, []).append(row)
+    paths = {row.path: row.video_id for row in rows}
     if len(paths) <= 1 and not path.is_dir():
         write_text(path, subtitles(next(iter(videos.values()), []), path.suffix))
         return
     if path.is_file():  # a second video has come since the first was written
         path.unlink()
+    shared = Counter(paths.values())
     for video, own in videos.items():
-        write_text(path / f"{video}{path.suffix}", subtitles(own, path.suffix))
+        name = paths[video]
+        if shared[name] > 1:  # two files of one name: the folders are part of it
+            (path / f"{name}{path.suffix}").unlink(missing_ok=True)
+            name = "-".join(part for part in Path(video).parts if part not in ("/", ".."))
+        write_text(path / f"{name}{path.suffix}", subtitles(own, path.suffix))
 
 
 def subtitles(rows: Iterable[Row], suffix: str) -> str:

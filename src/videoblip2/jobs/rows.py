@@ -4,7 +4,9 @@ JSON lines are appended to. Every other form is written from a journal beside it
 and at the end; the journal is what a later run resumes from.
 """
 
+import glob
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,9 +15,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
-from videoblip2.files import atomic
+from videoblip2.files import atomic, json_text
 from videoblip2.jobs.forms import Row, as_lines, form_of, write_rows
 
+BEGINS = b'{"path": "'  # every row
 RENDER_SECONDS = 10.0  # between two writes of a form that cannot be appended to, or 20 times the duration of a write
 
 
@@ -34,27 +37,28 @@ class RowFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             self._lock.acquire(timeout=0)
-            self.rows = _read_journal(self._journal)
+            known = self._journal.exists()
+            self.rows, again = _read_journal(self._journal)
         except Timeout as error:
             raise InputError(f"{path}: another process is writing it; wait for it, or give another --out") from error
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}; give a place that can be written to") from error
-        if self._journal != path and path.exists() and not self.rows:
+        if path.exists() and not known:
             raise InputError(f"{path}: exists, and this command did not write it; move it, or give another --out")
         for what, own in (("model_version", model_version), ("options", options)):
             if others := {getattr(row, what) for row in self.rows} - {own}:
                 raise InputError(
                     f"{path}: holds captions with {what} {others.pop()!r}, not {own!r}; give another --out"
                 )
+        self._again = again | {row.path for row in self.rows if row.error is not None}
         self.rows = [row for row in self.rows if row.error is None]
+        self._paths = {row.path for row in self.rows}
         self._rewrite(self.rows)
-        self._file = self._journal.open("ab", buffering=0)
 
     def __enter__(self) -> "RowFile":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
         with suppress(OSError):  # a full disk: the journal has every row
             if self.form != ".jsonl":
                 write_rows(self.path, self.rows)
@@ -63,19 +67,29 @@ class RowFile:
     @property
     def done(self) -> dict[str, str]:
         """Path → sha256 of the files that need no work unless they have changed."""
-        return {row.path: row.sha256 for row in self.rows}
+        return {row.path: row.sha256 for row in self.rows if row.path not in self._again}
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Append rows, in one write. Raises InputError where the disk is full; what is written is kept."""
+        """Append the rows of a video. A failure does not replace what an earlier run found.
+
+        Raises InputError where the disk is full; what is written is kept.
+        """
         new = list(rows)
         paths = {row.path for row in new}
-        changed = any(row.path in paths for row in self.rows)
+        failed = all(row.error is not None for row in new)
+        changed = not failed and not paths.isdisjoint(self._paths)
+        if not new or (failed and paths <= self._paths - self._again):
+            return
         try:
             if changed:  # the file was replaced since an earlier run
-                self.rows = [row for row in self.rows if row.path not in paths]
-                self._rewrite(self.rows)
-            self._file.write(as_lines(new))
-            self.rows += new
+                kept = [*(row for row in self.rows if row.path not in paths), *new]
+                self._rewrite(kept)
+                self.rows = kept
+            else:
+                self._append(as_lines(new))
+                self.rows += new
+            self._paths |= paths
+            self._again -= set() if failed else paths
             if self.form != ".jsonl" and time.monotonic() >= self._due:
                 began = time.monotonic()
                 write_rows(self.path, self.rows)
@@ -92,6 +106,17 @@ class RowFile:
         self.rows.sort(key=lambda row: (place.get(row.path, len(place)), row.start or 0.0))
         self._rewrite(self.rows)
 
+    def _append(self, lines: bytes) -> None:
+        """All of the lines or, where the disk is full, none."""
+        with self._journal.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while lines:
+                    lines = lines[file.write(lines) :]
+            except BaseException:
+                file.truncate(size)
+                raise
+
     def _rewrite(self, rows: Sequence[Row]) -> None:
         with atomic(self._journal) as file:
             file.write(as_lines(rows))
@@ -104,20 +129,30 @@ def read_row_file(path: Path) -> list[Row]:
     journal = path if path.suffix.lower() == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
     if not journal.is_file():
         raise InputError(f"{path}: no rows to read; give the --out file of an earlier `vb2 caption`")
-    return _read_journal(journal)
+    return _read_journal(journal)[0]
 
 
-def _read_journal(path: Path) -> list[Row]:
-    """All complete rows. A last line without its end was being written when the process was killed: it is left out."""
+def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
+    """All complete rows, and the paths of which some may be missing.
+
+    A last line without its end was being written when the process was killed: it is left out.
+    """
     if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        return [], set()
+    rows: list[Row] = []
+    *lines, cut = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(Row.of(json.loads(line)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another --out") from error
-    return rows
+    if cut[: len(BEGINS)] != BEGINS[: len(cut)]:
+        raise InputError(f"{path}: its last line is not a row of `vb2 caption`; give another --out")
+    if not cut or not rows:
+        return rows, set()
+    begins = json_text({"path": rows[-1].path})[:-1].encode() + b","
+    same = cut[: len(begins)] == begins[: len(cut)]  # the line that was cut is of the video before it
+    return rows, {rows[-1].path} if same else set()
 
 
 def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
@@ -132,7 +167,11 @@ def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
             if key not in chosen or chosen[key].error is not None:
                 chosen[key] = row
     captioned = {row.path for row in chosen.values() if row.error is None}
-    rows = [row for row in chosen.values() if row.error is None or row.path not in captioned]
+    rows = [  # without videos that failed as a whole in one part only
+        row
+        for row in chosen.values()
+        if row.error is None or (row.end, row.question) != (None, None) or row.path not in captioned
+    ]
     write_rows(out, rows)
     return rows
 
@@ -144,7 +183,8 @@ def shard_file(out: Path, shard: tuple[int, int] | None) -> Path:
 
 def shards_of(out: Path) -> list[Path]:
     """The files that the shards of one job wrote. Raises InputError where there are none, or one is missing."""
-    found = sorted(out.parent.glob(f"{out.stem}.*-of-*{out.suffix}"))
+    beside = sorted(out.parent.glob(f"{glob.escape(out.stem)}.*-of-*{out.suffix}"))
+    found = [path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.stem.removeprefix(out.stem))]
     counts = {path.stem.rpartition("-of-")[2] for path in found}
     if len(counts) != 1:
         what = "no shards" if not counts else f"shards of {len(counts)} jobs"
