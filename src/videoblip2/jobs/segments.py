@@ -29,7 +29,7 @@ def cut(item: Features, fps: float, window: float | None, every: float | None) -
         every: seconds of a segment; None = where the picture changes (`shot_changes`).
     """
     frames = item["video"]
-    bounds = range(0, len(frames), max(1, round(every * fps))) if every else [0, *shot_changes(frames)]
+    bounds = range(0, max(1, len(frames)), max(1, round(every * fps))) if every else [0, *shot_changes(frames)]
     ends = [*list(bounds)[1:], len(frames)]
     return [
         Segment(
@@ -71,13 +71,16 @@ def shot_changes(frames: np.ndarray) -> list[int]:
 def merged(rows: Sequence[Row]) -> list[Row]:
     """Neighbours in time with the same caption become one row, whose score is their mean by duration."""
     kept: list[Row] = []
+    places: dict[tuple[str | None, int | None], int] = {}  # of the row before, by question and sample
     for row in rows:
-        if kept and kept[-1].caption == row.caption and kept[-1].question == row.question:
-            before = kept[-1]
+        place = places.get((row.question, row.sample))
+        before = None if place is None else kept[place]
+        if place is not None and before is not None and row.error is None and before.caption == row.caption:
             first, second = _seconds(before), _seconds(row)
             score = ((before.score or 0.0) * first + (row.score or 0.0) * second) / max(first + second, 1e-9)
-            kept[-1] = replace(before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended))
+            kept[place] = replace(before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended))
         else:
+            places[row.question, row.sample] = len(kept)
             kept.append(row)
     return kept
 

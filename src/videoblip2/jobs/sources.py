@@ -1,14 +1,16 @@
 """Which videos a job is about: files, folders, patterns, lists, standard input."""
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 from videoblip2.errors import InputError
 from videoblip2.features.extract import is_media, shard_of
-from videoblip2.files import MEDIA_SUFFIXES
+from videoblip2.files import MEDIA_SUFFIXES, printable
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,20 @@ def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, i
     for word in _lines(words):
         for source in [Source(word)] if stored else _videos(word):
             found.setdefault(source.path if stored else str(Path(source.path).absolute()), source)
-    return [source for source in found.values() if shard is None or shard_of(source.video_id, shard[1]) == shard[0]]
+    return [
+        source
+        for source in found.values()
+        if shard is None or shard_of(printable(source.video_id), shard[1]) == shard[0]
+    ]
 
 
 def _lines(words: Iterable[str]) -> Iterator[str]:
     for word in words:
         if word == "-":
+            if isinstance(sys.stdin, TextIOWrapper):  # a name may not be UTF-8
+                sys.stdin.reconfigure(errors="surrogateescape")
             yield from _listed(sys.stdin)
-        elif word.startswith("@") and not Path(word).exists():
+        elif word.startswith("@") and not os.path.exists(word):
             try:
                 yield from _listed(Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n"))
             except (OSError, UnicodeDecodeError) as error:
@@ -60,19 +68,23 @@ def _listed(lines: Iterable[str]) -> Iterator[str]:
 
 def _videos(word: str) -> Iterator[Source]:
     path = Path(word).expanduser()
-    if not path.exists() and glob.has_magic(word):
+    if not os.path.exists(path) and glob.has_magic(word):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
             yield Source(word, f"{word}: matches no file; check the pattern")
         for match in matches:
-            yield from _videos(glob.escape(match) if not Path(match).exists() else match)
+            yield from _videos(glob.escape(match) if not os.path.exists(match) else match)
         return
-    if not path.is_dir():
-        yield Source(str(path), "" if path.is_file() else f"{path}: no such file; give the path of a video")
+    if not os.path.isdir(path):
+        yield Source(str(path), "" if os.path.isfile(path) else f"{path}: no such file; give the path of a video")
         return
-    try:
-        videos = [file for file in sorted(path.rglob("*")) if file.name[0] != "." and is_media(file)]
-    except OSError as error:
-        yield Source(str(path), f"{path}: {error.strerror}; give a folder that can be read")
-        return
-    yield from map(Source, map(str, videos)) if videos else [Source(str(path), f"{path}: no video in this folder")]
+    unread: list[OSError] = []
+    files: list[Path] = []
+    for place, folders, names in os.walk(path, onerror=unread.append):
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(place, name) for name in names if name[0] != "." and os.path.isfile(Path(place, name))]
+    videos = [str(file) for file in sorted(files) if is_media(file)]
+    yield from map(Source, videos)
+    yield from (Source(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
+    if not videos and not unread:
+        yield Source(str(path), f"{path}: no video in this folder")
