@@ -93,7 +93,8 @@ def read_references(paths: Sequence[str | Path]) -> dict[str, tuple[str, ...]]:
     references: dict[str, tuple[str, ...]] = {}
     for document in read_documents(paths):
         for _, video in caption_sources.read_captions(document).videos:
-            references[video.video_id] = (*references.get(video.video_id, ()), *video.captions)
+            if video.captions:  # MSR-VTT 2017's test set has none
+                references[video.video_id] = (*references.get(video.video_id, ()), *video.captions)
     if not references:
         raise InputError(f"{some([str(path) for path in paths])}: holds no captions; give the references")
     return references
