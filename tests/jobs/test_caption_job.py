@@ -1,6 +1,8 @@
 """A captioning job on a stand-in model: what is captioned, what fails, what is skipped; segments and sources."""
 
 import io
+import os
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from videoblip2.config import Decoding
 from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, keepable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import cut, merged, shot_changes
 from videoblip2.jobs.sources import Source, find_sources
@@ -131,6 +133,39 @@ def test_merging_keeps_questions_apart():
     assert [(row.start, row.end, row.question) for row in merged(rows)] == [(0, 2, "x"), (1, 2, "y")]
 
 
+def test_merging_keeps_samples_and_failures_and_joins_across_questions():
+    rows = [Row("a", "a", "yes", -1.0, True, n, n + 1, question=q) for n in (0, 1) for q in ("x", "y")]
+    assert [(row.start, row.end, row.question) for row in merged(rows)] == [(0, 2, "x"), (0, 2, "y")]
+    rows = [Row("a", "a", "yes", -1.0, True, 0, 1, sample=sample) for sample in (1, 2)]
+    assert merged(rows) == rows
+    rows = [Row("a", "a", start=n, end=n + 1, error="memory") for n in (0, 1)]
+    assert merged(rows) == rows
+
+
+@pytest.mark.parametrize("segments", [0.0, -1.0, "shots"])
+def test_segments_last_some_time(segments):
+    with pytest.raises(InputError, match="--segments"):
+        CaptionOptions(segments=segments)
+
+
+def test_two_videos_of_one_name_are_not_kept_as_one():
+    found = keepable(
+        [Source("x/a.mp4"), Source("y/a.mp4"), Source("b.mp4"), Source("\udce9.mp4"), Source("b", "missing")]
+    )
+    assert [bool(source.error) for source in found] == [True, True, False, True, True]
+    assert found[-1].error == "missing"
+
+
+def test_rows_do_not_wait_for_the_next_video_that_needs_work(encode):
+    names = ["4.mp4", *(f"{number}.mp4" for number in range(20, 30))]
+    rows = CaptionJob(StandIn()).run([Source(name) for name in names], {name: f"sha of {name}" for name in names[1:]})
+    found = []
+    for part in rows:
+        time.sleep(0.01)
+        found.append(len(part))
+    assert 1 in found[:-1]
+
+
 @pytest.fixture()
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -161,6 +196,29 @@ def test_what_holds_no_video_is_one_error_and_the_rest_goes_ahead(folder):
     assert [bool(source.error) for source in found] == [True, True, True, False]
     with pytest.raises(InputError, match=r"@nolist\.txt"):
         find_sources(["@nolist.txt"])
+
+
+def test_an_unreadable_folder_is_one_error_and_hidden_files_are_no_videos(folder, monkeypatch):
+    (folder / "clips/.trash").mkdir()
+    (folder / "clips/.trash/old.mp4").write_bytes(b"0")
+    scan = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    assert [(source.path, bool(source.error)) for source in find_sources(["clips"])] == [
+        ("clips/a.webm", False),
+        ("clips/deep", True),
+    ]
+
+
+def test_names_that_are_not_utf8_have_a_shard(folder, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9.mp4\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert [source.path for source in find_sources(["-"], shard=(1, 1))] == ["caf\udce9.mp4"]
 
 
 def test_shards_divide_the_videos(folder):

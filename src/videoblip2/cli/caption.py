@@ -1,8 +1,9 @@
 """`vb2 caption`: captions, subtitles or answers for one video or for thousands of them."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from typer import Argument, Option, Typer
 from videoblip2.cli import console
 from videoblip2.cli.predict import REMEDY, Clap, Clip, warn
 from videoblip2.errors import InputError, counted
+from videoblip2.files import printable
 
 if TYPE_CHECKING:
     from videoblip2.jobs.caption import Captions
@@ -85,9 +87,9 @@ def caption(
     if out is not None:
         form_of(out)
     found = find_sources(sources or [], features is not None, part)
-    if not found:
+    if not found and (part is None or out is None):  # a shard without videos has an empty file
         raise InputError(f"{' '.join(sources or ['SOURCE'])}: names no video{' of this shard' if part else ''}")
-    if features is None and all(source.error for source in found):
+    if features is None and part is None and all(source.error for source in found):
         raise InputError(found[0].error)
     options = CaptionOptions(
         Decoding(num_beams, sampled=samples > 1, temperature=temperature),
@@ -98,7 +100,7 @@ def caption(
         batch_size,
         workers,
     )
-    job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features)
+    job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features, part)
     if engine is Engine.ray:
         from videoblip2.jobs.ray_captions import RayCaptions
 
@@ -109,34 +111,39 @@ def caption(
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(out, batches.version, str(options))) if out is not None else None
         stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows that are written are kept"))
-        rows = _consume(batches.run(found, file.done if file else {}), len(found), file)
+        batch = stack.enter_context(closing(batches.run(found, file.done if file else {})))  # ends its threads
+        rows, bad = _consume(batch, len(found), file, json)
         if file is not None:
-            file.finish([source.path for source in found])
-    failed = len({row.path for row in rows if row.error is not None})
+            file.finish([printable(source.path) for source in found])
+    failed = len(bad)
     kept = f"{out}: {counted(len(found) - failed, 'video')}, {failed} failed" if out is not None else ""
     record = {"model_version": batches.version, "out": str(out) if out else None, "failed": failed}
     console.emit(record, json, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
     console.exit_if_failed(failed, len(found) - failed)
 
 
-def _consume(batches: "Iterable[list[Row]]", total: int, file: "RowFile | None") -> "list[Row]":
-    """Write rows as they come, or print them; returns those of this run."""
+def _consume(
+    batches: "Iterable[list[Row]]", total: int, file: "RowFile | None", keep: bool
+) -> "tuple[list[Row], set[str]]":
+    """Write rows as they come, or print them; returns those of this run where `keep`, and the paths that failed."""
     every: list[Row] = []
+    failed: set[str] = set()
     for rows in console.progress(batches, total, "captions") if file is not None else batches:
-        every += rows
+        every += rows if keep else []
+        failed |= {row.path for row in rows if row.error is not None}
         if file is not None:
             file.add(rows)
         for row in rows:
             if file is None or row.error is not None:
                 print(row, file=sys.stdout if file is None else sys.stderr, flush=True)
-    return every
+    return every, failed
 
 
 def _questions(words: Iterable[str]) -> Iterator[str]:
     """Each word is a question, or a file with one a line."""
     for word in words:
         path = Path(word).expanduser()
-        lines = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else [word]
+        lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
 
 

@@ -194,9 +194,7 @@ class Ledger:
         return Path(video_id)
 
     def keep(self, outcome: VideoOutcome) -> None:
-        """Write a video's features to the store, and record them. Raises `InputError` where the store has its id."""
-        if outcome.video_id in self.report.done:
-            raise InputError(f"{outcome.video_id}: two videos have this name; rename one, names become video ids")
+        """Write a video's features to the store, and record them."""
         self.note(stored(self.path.parent, outcome))
 
     def save(self) -> None:

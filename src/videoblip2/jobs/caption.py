@@ -4,6 +4,8 @@ Decoding threads and encoders are those of `vb2 features extract`; a thread capt
 encoded. A video's rows come together once all of them are there.
 """
 
+import math
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -47,7 +49,11 @@ class CaptionOptions:
             raise InputError("--questions: one of them is empty; ask something")
         if self.samples > 1 and not self.decoding.sampled:
             raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
-        if isinstance(self.segments, str) and self.segments != "scenes":
+        if (
+            self.segments != "scenes"
+            and self.segments is not None
+            and not (isinstance(self.segments, float | int) and self.segments > 0)
+        ):
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
@@ -86,7 +92,7 @@ class Captions(Protocol):
 
     @property
     def version(self) -> str: ...
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]: ...
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class JobPlan:
     encoders: Mapping[str, str | None] = field(default_factory=dict)
     store: Path | None = None
     keep_features: Path | None = None
+    shard: tuple[int, int] | None = None
 
     def open(self) -> "CaptionJob":
         """Load the model."""
@@ -108,45 +115,48 @@ class JobPlan:
             refuse_questions(captioner)
         if self.store is None:
             captioner.load_media_encoders()
-        return CaptionJob(captioner, self.options, self.store, self.keep_features)
+        return CaptionJob(captioner, self.options, self.store, self.keep_features, self.shard)
 
 
 @dataclass
 class CaptionJob:
     """Captions videos with one model.
 
-    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to.
+    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to, which the
+    jobs of several shards can share.
     """
 
     captioner: "Captioner"
     options: CaptionOptions = field(default_factory=CaptionOptions)
     store: Path | None = None
     keep_features: Path | None = None
+    shard: tuple[int, int] | None = None
 
     @property
     def version(self) -> str:
         """Of the model."""
         return self.captioner.version
 
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]:
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """Yield the rows of each video once all of them are there; a bad video yields a row with an error.
 
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
         asks: list[Ask] = []
-        size, batch = self.options.batch_size, Future[list[list[Row]]]()
-        batch.set_result([])
+        size, idle = self.options.batch_size, Future[list[list[Row]]]()
+        idle.set_result([])
+        batch = idle
         with closing(self._outcomes(sources, done)) as outcomes, ThreadPoolExecutor(1, "caption") as thread:
             for outcome in outcomes:
                 if outcome.features is None:
                     failed = outcome.failure is not None
                     yield [self._row(outcome, error=printable(outcome.failure or ""))] if failed else []
-                    continue
-                asks += self._asks(outcome)
-                while len(asks) >= size or (asks and batch.done()):  # an idle model takes what there is
-                    yield from batch.result()
-                    batch, asks = thread.submit(self._decode, asks[:size]), asks[size:]
+                else:
+                    asks += self._asks(outcome)
+                while len(asks) >= size or (batch.done() and (asks or batch is not idle)):
+                    yield from batch.result()  # an idle model takes what there is
+                    batch, asks = thread.submit(self._decode, asks[:size]) if asks else idle, asks[size:]
             yield from batch.result()
             for start in range(0, len(asks), size):
                 yield from self._decode(asks[start : start + size])
@@ -156,6 +166,7 @@ class CaptionJob:
         from videoblip2.features.engines import VideoOutcome, encode_videos
         from videoblip2.features.extract import ExtractionRun, open_ledger
 
+        sources = keepable(sources) if self.keep_features is not None else sources
         yield from (VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error)
         good = [source for source in sources if not source.error]
         if self.store is not None:
@@ -164,7 +175,7 @@ class CaptionJob:
         encoders = self.captioner.media_encoders
         if self.options.segments is not None:  # a segment has all of its frames
             encoders = with_every_frame(encoders)
-        run = ExtractionRun(self.options.workers)
+        run = ExtractionRun(self.options.workers, self.shard)
         files = {source.path: Path(source.path) for source in good}
         with ExitStack() as stack:
             ledger = stack.enter_context(open_ledger(self.keep_features, encoders, run)) if self.keep_features else None
@@ -182,7 +193,7 @@ class CaptionJob:
         store = self.captioner.store(self.store or Path())
         for source in sources:
             try:
-                features = None if source.path in done else store.features(source.path)
+                features = None if printable(source.path) in done else store.features(source.path)
                 yield VideoOutcome(source.path, features=features)
             except (InputError, OSError) as error:
                 yield VideoOutcome(source.path, failure=str(error))
@@ -233,7 +244,7 @@ class CaptionJob:
                 return [row for ask in batch for row in self._texts([ask])]
             return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
         return [
-            replace(ask.row, caption=caption.text, score=round(caption.score, 4), ended=caption.ended)
+            replace(ask.row, caption=caption.text, score=rounded(caption.score), ended=caption.ended)
             for ask, caption in zip(batch, found, strict=True)
         ]
 
@@ -249,6 +260,25 @@ class CaptionJob:
             sha256=digest,
             **values,
         )
+
+
+def rounded(score: float) -> float | None:
+    """Four digits; None for a score that is no number, which JSON has no word for."""
+    return round(score, 4) if math.isfinite(score) else None
+
+
+def keepable(sources: Sequence[Source]) -> list[Source]:
+    """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
+    alike = Counter(Path(source.path).stem for source in sources if not source.error)
+    found = []
+    for source in sources:
+        reason, name = "", Path(source.path).stem
+        if alike[name] > 1:
+            reason = f"{alike[name]} videos have this name, the id of kept features; rename it, or keep no features"
+        elif printable(name) != name:
+            reason = "its name is not UTF-8; rename it, or keep no features"
+        found.append(replace(source, error=f"{source.path}: {reason}") if reason and not source.error else source)
+    return found
 
 
 def with_every_frame(encoders: "Encoders") -> "Encoders":

@@ -5,11 +5,13 @@ Rows come back to the process that writes them. Where an actor dies, Ray gives i
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
+from videoblip2.errors import InputError
 from videoblip2.features.ray_engine import through_actors
-from videoblip2.jobs.caption import JobPlan
+from videoblip2.files import printable
+from videoblip2.jobs.caption import JobPlan, keepable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.sources import Source
 from videoblip2.predict import find_model
@@ -27,13 +29,18 @@ class RayCaptions:
         """Of the model."""
         return find_model(self.plan.model).version
 
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Iterator[list[Row]]:
+    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """As `CaptionJob.run`."""
         import torch
 
-        rows = [
-            {"source": source.path, "error": source.error, "done": json.dumps(done.get(source.path))}
-            for source in sources
+        if self.plan.keep_features is not None and self.actors > 1:
+            raise InputError(
+                "--keep-features: one process writes the store; drop --actors, or run `vb2 features extract "
+                "--engine ray` and caption with --features"
+            )
+        sources = keepable(sources) if self.plan.keep_features is not None else sources
+        rows = [  # as JSON: Arrow holds no name that is not UTF-8
+            {"source": json.dumps([source.path, source.error, done.get(printable(source.path))])} for source in sources
         ]
         job = {"plan": self.plan, "folder": os.getcwd()}
         for row in through_actors(rows, CaptionActor, job, self.actors, torch.cuda.is_available()):
@@ -49,7 +56,7 @@ class CaptionActor:
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Sources -> the rows of each, as JSON."""
-        sources = [Source(*pair) for pair in zip(batch["source"], batch["error"], strict=True)]
-        digests = {path: json.loads(digest) for path, digest in zip(batch["source"], batch["done"], strict=True)}
-        done = {path: digest for path, digest in digests.items() if digest is not None}
+        given = [json.loads(source) for source in batch["source"]]
+        sources = [Source(path, error) for path, error, _ in given]
+        done = {printable(path): digest for path, _, digest in given if digest is not None}
         return {"rows": [json.dumps([row.shown() for row in rows]) for rows in self.job.run(sources, done)]}
