@@ -31,17 +31,17 @@ from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Upl
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
-NEVER_ASKED = "this model never saw a question; serve one that was trained with data.task=qa or data.task=mixed"
-Responses = dict[int | str, dict[str, Any]]  # the form that FastAPI reads
+NEVER_ASKED = "this model was never trained on questions; serve one trained with data.task=qa or data.task=mixed"
+Responses = dict[int | str, dict[str, Any]]  # the format that FastAPI reads
 REFUSALS: Responses = {
     400: {"model": Problem, "description": "The request or its file cannot be used; the reason says what to change"},
-    429: {"model": Problem, "description": "The queue is full; Retry-After says when to come back"},
-    503: {"model": Problem, "description": "No model in service yet; Retry-After says when to come back"},
+    429: {"model": Problem, "description": "The queue is full; Retry-After says when to retry"},
+    503: {"model": Problem, "description": "No model in service yet; Retry-After says when to retry"},
     504: {"model": Problem, "description": "No answer before the timeout"},
     "default": {"model": Problem, "description": "Any other refusal, with its reason"},
 }
 STREAM: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}}
-UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx too passes words on as they come
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx also passes words on as they come
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
@@ -151,7 +151,7 @@ async def model(request: Request) -> messages.ModelState:
 async def caption_stream(
     request: Request, uploads: messages.One, asking: messages.Captioning, challenger: messages.Challenger = False
 ) -> StreamingResponse:
-    """Caption one video, and send the caption word by word while it is made.
+    """Caption one video, and send the caption word by word as it is generated.
 
     Events: `text` with the caption so far, then `caption` with the answer, or `error`; last `challenger`, if it was
     asked for and one runs in shadow.

@@ -46,7 +46,7 @@ class Done:
 
 @dataclass(eq=False)
 class Job:
-    """One item, to be captioned by the model that was current when it came.
+    """One item, to be captioned by the model that was current when it arrived.
 
     listener: called on the event loop with the caption so far, after each token.
     """
@@ -153,20 +153,20 @@ class Batcher:
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
         """Queue jobs, all or none; their futures get a Done or the exception of that item.
 
-        Raises Refusal: 429 where there is no room now, 413 where there never is.
+        Raises Refusal: 429 if there is no room now, 413 if there never will be.
         """
         if len(jobs) > self.max_waiting:
             raise Refusal(413, f"{len(jobs)} items at once; send at most {self.max_waiting}")
         lane = self.background if background else self.waiting
         if len(lane) + len(jobs) > self.max_waiting:
             seconds = self.retry_after()
-            raise Refusal(429, f"the queue is full; come back in {seconds} s", seconds)
+            raise Refusal(429, f"the queue is full; try again in {seconds} s", seconds)
         lane.extend(jobs)
         observe.queued(len(self.waiting))
         self._worker.wake()
 
     def retry_after(self) -> int:
-        """Seconds until today's queue should have been captioned, 1 to 60."""
+        """Seconds until the current queue should have been captioned, 1 to 60."""
         return min(60, max(1, math.ceil(len(self.waiting) * self._pace)))
 
     def hangs(self) -> bool:

@@ -41,7 +41,7 @@ class DecodingJob:
 
 
 def main() -> None:
-    """Answer jobs until standard input closes; a memory error ends the process, as its heap may be in pieces."""
+    """Answer jobs until standard input closes; a memory error ends the process, as its heap may be corrupt."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to standard error, not among the answers
     confine(int(os.environ["VB2_DECODER_MEMORY"]))

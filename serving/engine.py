@@ -47,7 +47,7 @@ class Engine:
             self._followers.append(self.shadow.follower)
 
     def start(self) -> None:
-        """Begin to load the model."""
+        """Start loading the model."""
         threading.Thread(target=self._follow, name="model-follower", daemon=True).start()
 
     async def stop(self) -> None:
@@ -147,7 +147,7 @@ def answer_of(job: Job, result: Done | BaseException) -> Answer | Refusal:
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """A user's mistake with its reason; a bug is logged with its trace, and nothing of it is told to the client."""
+    """A user's mistake with its reason; a bug is logged with its trace, and its details never reach the client."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):

@@ -52,7 +52,7 @@ class Follower:
         self._retry_at = 0.0
 
     def look(self) -> bool:
-        """Look once, as cheaply as the registry allows; True where another model came into service."""
+        """Look once, as cheaply as the registry allows; True if another model came into service."""
         kept = f"version {self.current.version} stays" if self.current else "nothing to serve yet"
         try:
             seen, self._mark = self._mark, model_mark(self.model, self._mark)
@@ -82,7 +82,7 @@ class Follower:
         return True
 
     def _note(self, trouble: str) -> None:
-        """Log a trouble when it begins, not at every look."""
+        """Log a problem when it begins, not at every poll."""
         if trouble and trouble != self.trouble:
             observe.log.error("%s: %s", self.model, " ".join(trouble.removeprefix(f"{self.model}: ").split()))
         self.trouble = trouble

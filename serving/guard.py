@@ -2,10 +2,10 @@
 
 1. A request id, the client's own or a new one, goes through logs and back in `X-Request-ID`.
 2. With VB2_API_KEY set (comma-separated for several keys), all but the probes require `Authorization: Bearer KEY`.
-   A browser asks its user, who gives any name and the key as password; as it sends these by itself from then on, they
-   count only for requests of this service's own page.
+   A browser asks its user, who gives any name and the key as password; since it then sends these automatically, they
+   count only for requests from this service's own page.
 3. A body is read up to VB2_MAX_UPLOAD_MB and within VB2_UPLOAD_SECONDS; nothing but whole forms reaches an endpoint.
-4. More than VB2_MAX_REQUESTS at a time at the endpoints are refused with 429, which says `Retry-After`.
+4. Requests beyond VB2_MAX_REQUESTS in flight are refused with 429 and a `Retry-After`.
 5. An exception becomes `{"error": ..., "request_id": ...}` with status 500; its trace stays in the log.
 
 No CORS header is ever sent, so a browser lets no other site's page read an answer.
@@ -73,7 +73,7 @@ class Guard:
                     observe.log.exception("unexpected")
                     refusal = Refusal(500, "an unexpected error; the server's log has the details")
                 observe.failed(refusal.kind)
-                if not answer.status:  # otherwise the answer has begun: all that can be done is to break it off
+                if not answer.status:  # otherwise the answer has begun and can only be cut off
                     await refusal.response(request_id)(scope, receive, answer.send)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ class Guard:
             raise Refusal(307, "a slash at the end of this address", headers={"Location": f"{quote(folder)}/"})
         given, keys = _given_key(scope), self.settings.api_keys
         if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
-            # A browser is made to ask its user for the key; a program is told of the header only.
+            # A browser is prompted to ask its user for the key; a program is only told about the header.
             browser = "text/html" in _header(scope, b"accept") or _header(scope, b"sec-fetch-site") == "same-origin"
             challenge = 'Basic realm="VideoBLIP2", charset="UTF-8"' if browser else "Bearer"
             reason = "this service requires an API key: send `Authorization: Bearer KEY`"
@@ -146,7 +146,7 @@ class _Body:
             limit = f"{self._settings.upload_seconds:g} s"
             raise Refusal(408, f"the upload took longer than {limit}; send a smaller file") from None
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the upload broke off", kind="disconnected")
+            raise Refusal(400, "the upload was interrupted", kind="disconnected")
         chunk = message.get("body", b"")
         self._size += len(chunk)
         self.check_size(self._size)

@@ -33,7 +33,7 @@ from .service_settings import MB, Settings
 SAMPLING_RATE = 48_000
 LINE_BYTES = 10_000  # no line that a decoder sends is longer
 JOBS_EACH = 500  # then a decoder is replaced: FFmpeg may leak memory
-PIPE_BYTES = 1 << 20  # what Linux grants without asking; with its 64 kB both ends wait for each other again and again
+PIPE_BYTES = 1 << 20  # the most Linux grants by default; with 64 kB both ends keep waiting for each other
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 BUSY = "every decoder is busy; try again later"
 UNREADABLE = "the uploaded file: cannot be decoded"
@@ -71,7 +71,7 @@ class Decoders:
 
         Yields frames, uint8 [H, W, 3] one at a time, and what returns the sound once they are read: mono float32 [N] at
         48 kHz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time, and
-        InputError with words for the client if the file is refused.
+        InputError with a message for the client if the file is refused.
         """
         arrays, sound = self._arrays(path, fps), None
 
@@ -116,7 +116,7 @@ class Decoders:
                 decoder = self._idle.get(timeout=left)
                 if decoder.alive():
                     return decoder
-                self._replace(decoder)  # died while idle, as by the machine's out-of-memory killer
+                self._replace(decoder)  # died while idle, perhaps by the out-of-memory killer
         raise Refusal(429, BUSY, self.settings.retry_after)
 
     def _replace(self, decoder: "_Decoder") -> None:
@@ -178,7 +178,7 @@ class _Decoder:
             if self.expired:
                 why = f"takes longer than {settings.decode_seconds:g} s to decode; send a shorter or smaller one"
             raise InputError(f"the uploaded file: {why}") from error
-        self.between_jobs = not header.get("ends")  # short of memory, it ends: its heap may be in pieces
+        self.between_jobs = not header.get("ends")  # short of memory, it ends: its heap may be corrupt
         if header["kind"] != "end":
             raise InputError(str(header.get("reason", UNREADABLE)))
 

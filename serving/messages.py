@@ -156,7 +156,7 @@ class Refusal(Exception):
         self.headers = {**(headers or {})} if retry_after is None else {"Retry-After": str(retry_after)}
 
     def response(self, request_id: str) -> JSONResponse:
-        """The answer that says so."""
+        """The response with this status and reason."""
         problem = Problem(error=self.reason, request_id=request_id)
         return JSONResponse(problem.model_dump(), self.status, self.headers)
 
@@ -277,8 +277,10 @@ def question_form(
     return replace(ask, prompt=QUESTION_PROMPT.format(question), question=True)
 
 
-def attention_form(question: Annotated[Question | None, Form(description="what is answered then")] = None) -> Ask:
-    """What to look at the attention for."""
+def attention_form(
+    question: Annotated[Question | None, Form(description="question to answer")] = None,
+) -> Ask:
+    """What the attention is for."""
     return Ask() if question is None else question_form(Ask(), question)
 
 

@@ -49,17 +49,17 @@ def metrics() -> Metrics:
 
 
 def queued(length: int) -> None:
-    """This many videos wait for the model now."""
+    """Record how many videos wait for the model."""
     metrics().queue.set(length)
 
 
 def batched(size: int) -> None:
-    """A batch of this many videos goes to the model."""
+    """Record how many videos are in a batch."""
     metrics().batch.observe(size)
 
 
 def captioned(version: str, count: int = 1) -> None:
-    """Captions were made by this version."""
+    """Count captions made by this version."""
     metrics().captions.labels(version).inc(count)
 
 
@@ -95,7 +95,7 @@ def request_id() -> str:
 @contextmanager
 def request(request_id: str, method: str, path: str, endpoint: bool, status: Callable[[], int]) -> Iterator[None]:
     """Count, time and log one request; `status` is asked at the end. Only an endpoint's path becomes a label: a client
-    can make up paths without end."""
+    can invent any number of paths."""
     token, start = _request_id.set(request_id), time.perf_counter()
     trace.get_current_span().set_attribute("request.id", request_id)
     metrics().inside.inc(endpoint)

@@ -31,7 +31,7 @@ API = create_app()
     name="videoblip2",
     workers=1,  # a second worker would be a second copy of the model on the same device
     traffic={"timeout": 300},  # how many at a time: VB2_MAX_REQUESTS, whose 429 says Retry-After
-    logging={"access": {"enabled": False}},  # serving.observe writes a line a request
+    logging={"access": {"enabled": False}},  # serving.observe writes a line per request
     endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
 @bentoml.asgi_app(API, path="/", name="api")
@@ -60,7 +60,7 @@ class VideoBlip2Service:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
-        """Begin to load the model beside the event loop, which answers probes meanwhile."""
+        """Start loading the model beside the event loop, which answers probes meanwhile."""
         self.decoders.start()
         self.engine.start()
 

@@ -31,15 +31,15 @@ class Settings(Section):
     max_requests: int = Field(64, ge=1, description="requests in flight; more get 429 before their body is read")
     max_upload_mb: float = Field(100, gt=0, allow_inf_nan=False, description="body of a request, else 413")
     upload_seconds: float = Field(120, gt=0, allow_inf_nan=False, description="for the whole body, else 408")
-    retry_after: int = Field(1, ge=1, description="seconds that Retry-After says where nothing better is known")
-    decoders: int = Field(2, ge=1, description="decoding processes, hence media files made into features at a time")
+    retry_after: int = Field(1, ge=1, description="Retry-After in seconds when there is no better estimate")
+    decoders: int = Field(2, ge=1, description="decoding processes, each with one media file at a time")
     decode_seconds: float = Field(60, gt=0, allow_inf_nan=False, description="for one file; CPU time: per core")
     decode_wait_seconds: float = Field(30, gt=0, allow_inf_nan=False, description="for a free decoder, else 429")
     decode_memory_mb: int = Field(2048, ge=1, description="address space of a decoder")
     max_video_seconds: float = Field(600, gt=0, allow_inf_nan=False, description="length of a video")
     max_pixels: int = Field(4096 * 2304, ge=1, description="of one frame")
     page: bool = Field(True, description="the page at /; without it, / describes the API")
-    trust_proxy: bool = Field(False, description="believe X-Forwarded-{Host,Port,Proto,Prefix}; only behind a proxy")
+    trust_proxy: bool = Field(False, description="trust X-Forwarded-{Host,Port,Proto,Prefix}; only behind a proxy")
     references: Path | None = Field(None, description="annotation file with captions for the page to show")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON log lines")
 
@@ -51,13 +51,13 @@ class Settings(Section):
 
     @property
     def api_keys(self) -> tuple[str, ...]:
-        """Each of them opens the service; none = it is open."""
+        """The accepted keys; none = no key is required."""
         keys = (key.strip() for key in self.api_key.split(","))
         return tuple(key for key in keys if key)
 
 
 def baked_model() -> str | None:
-    """The checkpoint that `vb2 package` laid beside the service; None where the service runs from the repository."""
+    """The checkpoint that `vb2 package` placed beside the service; None if the service runs from the repository."""
     folder = Path(__file__).resolve().parents[1] / "model"
     return str(folder) if (folder / "VERSION").is_file() else None
 

@@ -143,7 +143,7 @@ class MediaIntake:
             raise Refusal(400, str(error), kind="media") from error
 
     def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
-        """On a thread, the temporary file's coming and going included: on a busy disk they would hold up the loop."""
+        """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
         suffix, captioner = PurePath(file.filename or "").suffix.lower(), served.captioner
         with tempfile.NamedTemporaryFile(
             prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
@@ -166,7 +166,9 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
         raise InputError(f"{name}: holds {dtype} of shape {list(shape)}; send floating-point numbers [rows, width]")
     present = len(content) - file.tell()
     if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != present:
-        raise InputError(f"{name}: its header says {list(shape)} {dtype}, but {present} bytes follow; send it whole")
+        raise InputError(
+            f"{name}: its header says {list(shape)} {dtype}, but {present} bytes follow; send the complete file"
+        )
     flat = np.frombuffer(content, dtype, offset=file.tell())
     return _float32(flat.reshape(shape, order="F" if fortran_order else "C"))
 

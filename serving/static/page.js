@@ -41,7 +41,7 @@ async function get(path) {
   return body;
 }
 
-// XMLHttpRequest, because fetch tells nothing about the progress of an upload.
+// XMLHttpRequest, because fetch does not report the progress of an upload.
 function post(path, fields, { uploaded = () => {}, event = () => {} } = {}) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
@@ -111,7 +111,7 @@ function choose(file) {
   reset();
   if (model.max_upload_mb && file.size > model.max_upload_mb * 2 ** 20) {
     clip.hopeless = true;
-    showProblem(`This file has ${Math.ceil(file.size / 2 ** 20)} MB; the service takes at most ${model.max_upload_mb} MB. Cut the clip or scale it down.`);
+    showProblem(`This file is ${Math.ceil(file.size / 2 ** 20)} MB; the service takes at most ${model.max_upload_mb} MB. Cut the clip or scale it down.`);
     return;
   }
   URL.revokeObjectURL(player.src);

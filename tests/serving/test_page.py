@@ -158,7 +158,10 @@ def test_what_the_model_does_not_know_is_told_and_a_question_to_it_refused(both,
     assert (state["warning"], state["answers"]) == ("knows the toy world only", False)
     for path in ("/ask", "/attention"):
         answer = http.post(path, files=CLIP, data={"question": "what?"})
-        assert (answer.status_code, answer.json()["error"].split(";")[0]) == (400, "this model never saw a question")
+        assert (answer.status_code, answer.json()["error"].split(";")[0]) == (
+            400,
+            "this model was never trained on questions",
+        )
     assert http.post("/caption", files=CLIP).status_code == 200
     assert http.post("/attention", files=CLIP).status_code == 200
 

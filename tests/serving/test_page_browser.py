@@ -254,7 +254,7 @@ def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip)
     ("file", "reason"),
     [
         ({"name": "notes.mp4", "text": "dear diary"}, "The uploaded file"),
-        ({"name": "film.mp4", "size": 2 << 20}, "This file has 2 MB; the service takes at most 1 MB"),
+        ({"name": "film.mp4", "size": 2 << 20}, "This file is 2 MB; the service takes at most 1 MB"),
     ],
     ids=["text", "too large"],
 )
