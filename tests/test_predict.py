@@ -141,7 +141,7 @@ def test_what_a_model_was_taught_decides_what_is_said(captioner, known, warns, r
     )
     card, loaded = (folder / "README.md").read_text(encoding="utf-8"), load_captioner(folder, "cpu")
     assert ("toy world only" in loaded.warning) == ("toy world only" in card) == warns
-    assert ("it never saw a question" in card) == loaded.never_asked == refuses
+    assert ("it was never trained on questions" in card) == loaded.never_asked == refuses
     with pytest.raises(InputError, match="never trained on questions.*task=qa" if refuses else "no packed features"):
         ask_video(loaded, "video0", ["a dog?"], tmp_path / "none")
 

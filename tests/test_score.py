@@ -102,7 +102,7 @@ def test_against_gives_the_paired_difference(files):
             [{"video_id": "video1", "caption": "a"}, {"video_id": "video1", "caption": "b"}],
             "a second caption of video1",
         ),
-        ([{"video_id": "video1", "caption": ["a", "b"]}], "give one caption a video"),
+        ([{"video_id": "video1", "caption": ["a", "b"]}], "give one caption per video"),
         ([{"video_id": "video1"}], "no caption or captions"),
         (["video1"], "is not an object"),
         ([], "holds no captions"),

@@ -31,7 +31,7 @@ class Caption:
 
 
 def pick_device(name: str) -> Any:
-    """`auto` → CUDA where there is one, else the CPU; any other name is torch's own."""
+    """`auto` → CUDA if available, else the CPU; any other name is passed to torch."""
     import torch
 
     if name == "auto":
@@ -39,7 +39,7 @@ def pick_device(name: str) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device={name}: torch knows no such device; use auto, cpu or cuda") from error
+        raise InputError(f"device={name}: torch has no such device; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name}: no CUDA device here; use device=cpu or device=auto")
     return device
@@ -119,12 +119,12 @@ class Captioner:
 
     @property
     def warning(self) -> str:
-        """What its users must be told first: that it knows the toy world only. Empty where that is nothing."""
+        """What users must be told first: that the model only knows the toy world. Empty if there is nothing to say."""
         return self.provenance.warning
 
     @property
     def never_asked(self) -> bool:
-        """Whether it was never taught to answer questions; False where that is not recorded."""
+        """Whether it was never taught to answer questions; False if that is not recorded."""
         return bool(self.provenance.kinds) and "answers" not in self.provenance.kinds
 
     def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
@@ -147,7 +147,7 @@ class Captioner:
         return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 
     def timeline(self, item: Features) -> tuple[float | None, float | None]:
-        """Seconds that a clip lasts, to a frame, and that an audio window spans; None where that is not known."""
+        """Length in seconds of a clip, to within a frame, and of an audio window; None if unknown."""
         made = (self.provenance.features or FeatureOrigin()).settings
         fps, most, window = made.fps, made.max_frames, made.window_seconds
         frames, windows = (len(item.get(name, ())) for name in ("video", "audio"))
@@ -167,7 +167,7 @@ class Captioner:
 
     @property
     def encoders_name(self) -> str:
-        """What media become features with: two models with the same name can share features."""
+        """Names the encoders that turn media into features: two models with the same name can share features."""
         origin = self.provenance.features or FeatureOrigin()
         return repr([*map(origin.fingerprint, ENCODERS), *origin.settings.model_dump().values()])
 
@@ -179,7 +179,7 @@ class Captioner:
 
     @cached_property
     def media_encoders(self) -> "Encoders":
-        """CLIP and CLAP, loaded on first use. Raises InputError where those of its features are not available."""
+        """CLIP and CLAP, loaded on first use. Raises InputError if those of its features are not available."""
         from videoblip2.features.media_features import load_encoders
 
         origin, name = self.provenance.features or FeatureOrigin(), self.model_name
@@ -221,7 +221,7 @@ class Captioner:
         return self.media_encoders.encode(videos)
 
     def store(self, root: Path) -> "FeatureStore":
-        """A feature store. Raises InputError where other encoders made it: captions would be random."""
+        """A feature store. Raises InputError if it was made with other encoders: captions would be random."""
         from videoblip2.features.check import refuse_other_encoders
         from videoblip2.features.store import FeatureStore
 

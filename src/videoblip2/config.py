@@ -40,7 +40,7 @@ class DataConfig(Section):
     captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
     task: Literal["caption", "qa", "mixed"] = Field("caption", description="captions, answers to questions, or both")
     train_qa: str = Field("train_qa.json", description="training questions, a file in `annotations` beside val_qa.json")
-    qa_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that teach answers, where task=mixed")
+    qa_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that teach answers, with task=mixed")
 
 
 class QFormerConfig(Section):
@@ -49,7 +49,7 @@ class QFormerConfig(Section):
     )
     bert: PathText = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
     bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
-    cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="where pre-trained keys are wider")
+    cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="what to do with wider pre-trained keys")
     num_queries: int = Field(32, ge=1, description="learned queries of each Q-Former")
     hidden_size: int = Field(768, ge=1, description="width of both Q-Formers")
     num_hidden_layers: int = Field(12, ge=1, description="layers of each Q-Former")
@@ -121,9 +121,9 @@ class OptimConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(20_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(32, ge=1, description="videos a step")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, for memory")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy on captions")
+    batch_size: int = Field(32, ge=1, description="videos per step")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, to save memory")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy on captions")
     validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
     log_every: int = Field(20, ge=1, description="steps between logged training metrics")
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
@@ -162,21 +162,21 @@ class RewardConfig(Section):
 
 
 class WatchConfig(Section):
-    """Bands of what shows a cheated reward; a warning is given when one is left. "Start" is the first interval."""
+    """Bands of the monitors that show a gamed reward; leaving one gives a warning. "Start" is the first interval."""
 
-    length: tuple[float, float] = Field((0.6, 1.6), description="words a caption, times the references' mean")
-    ended: float = Field(0.1, ge=0, description="the share that ends falls at most this below the start")
-    bad_endings: float = Field(0.1, ge=0, description="their share rises at most this above start and references")
+    length: tuple[float, float] = Field((0.6, 1.6), description="words per caption, relative to the references' mean")
+    ended: float = Field(0.1, ge=0, description="the share of ended captions falls at most this far below the start")
+    bad_endings: float = Field(0.1, ge=0, description="their share rises at most this far above start and references")
     distinct_2: float = Field(0.5, ge=0, le=1, description="stays at least this share of the start")
-    repetition: float = Field(0.05, ge=0, description="rises at most this above the start")
+    repetition: float = Field(0.05, ge=0, description="rises at most this far above the start")
     zero_advantage: float = Field(0.9, ge=0, le=1, description="share of samples that teach nothing: at most this")
-    sample_minus_greedy: float = Field(2.0, ge=1, description="samples fall at most this many times as far behind")
+    sample_minus_greedy: float = Field(2.0, ge=1, description="the gap grows to at most this multiple of its start")
 
 
 class ScstConfig(Section):
     """Self-critical training; used by `vb2 scst` only."""
 
-    samples: int = Field(5, ge=1, description="sampled captions a video")
+    samples: int = Field(5, ge=1, description="sampled captions per video")
     baseline: Literal["greedy", "leave_one_out", "batch_mean", "none"] = Field(
         "greedy", description="what a sample's reward is compared with"
     )
@@ -185,15 +185,15 @@ class ScstConfig(Section):
     temperature: float = Field(1.0, gt=0, description="temperature of the samples")
     end_token: bool = Field(True, description="the end of the sentence is an n-gram of the reward")
     mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
-    dropout: bool = Field(False, description="off: the sampling policy and the one with gradient are the same")
+    dropout: bool = Field(False, description="off: the sampling and the gradient pass use the same policy")
     log_prob_tolerance: float | None = Field(
-        None, gt=0, description="largest gap between both passes; none = 0.001 (fp32), 0.5 (bf16)"
+        None, gt=0, description="largest gap between the two passes; none = 0.001 (fp32), 0.5 (bf16)"
     )
     cross_entropy_weight: float = Field(0.0, ge=0, description="weight of stage 1's loss beside the reward")
     kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
-    entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats a token")
+    entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats per token")
     reuse: int = Field(1, ge=1, description="updates from the same samples; the second and later ones are clipped")
-    clip: float = Field(0.2, gt=0, description="bound on the change of a token's probability where samples are reused")
+    clip: float = Field(0.2, gt=0, description="bound on the change of a token's probability when samples are reused")
     reward: RewardConfig = RewardConfig()
     watch: WatchConfig = WatchConfig()
 
@@ -222,7 +222,7 @@ class DecodeConfig(Section):
         Decoding.length_penalty, description="beams: a score is divided by length to this power"
     )
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
-    compile: bool = Field(False, description="decode by torch.compile; the first batch takes minutes")
+    compile: bool = Field(False, description="decode with torch.compile; the first batch takes minutes")
 
     @property
     def decoding(self) -> Decoding:
@@ -232,7 +232,7 @@ class DecodeConfig(Section):
 
 class RunConfig(Section):
     experiment: str = Field("videoblip2", description="MLflow experiment")
-    name: str | None = Field(None, description="name of the run; null = made from the keys that differ")
+    name: str | None = Field(None, description="name of the run; null = built from the keys that differ")
     out: PathText = Field("runs", description="checkpoints go to OUT/NAME")
     tracking: bool = Field(True, description="off: no MLflow, files only")
 

@@ -1,4 +1,4 @@
-"""How a mistake is told to the user: one line that says what is wrong, where, and what to do."""
+"""How a mistake is reported to the user: one line that says what is wrong, where, and what to do."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # every command imports this module, pydantic only those that
 Model = TypeVar("Model", bound="BaseModel")
 
 
-#: MLflow's codes where a server wants another login, and what to do.
+#: MLflow's codes when a server wants a different login, and what to do.
 DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with access"
 #: Passwords and tokens in addresses: after a user's name, as the only login of a web address, and in the query.

@@ -13,7 +13,7 @@ from videoblip2.data.questions import Question
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model said and how good that is.
+    """What a model said, and its scores.
 
     corpus: metric → score in the metric's own scale. unavailable: metric → why it could not be computed.
     """
@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def rows(self) -> dict[Kind, Sequence[Row]]:
-        """The rows of each kind that there is."""
+        """The rows of each kind present."""
         both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
         return {kind: rows for kind, rows in both.items() if rows}
 
@@ -79,7 +79,7 @@ def evaluate_answers(
     """Score one answer per question, by question id.
 
     Args:
-        train: training questions, for what needs no video: `accuracy_common` of the most frequent training answer to
+        train: training questions, for baselines without video: `accuracy_common` of the most common training answer to
             each type of question, and `accuracy_blind` of that to the same words, where training has them.
         answer_map: MSRVTT-QA's 1,500 answers.
     """

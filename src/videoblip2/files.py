@@ -51,10 +51,10 @@ def write_json(path: Path, content: object, indent: int | None = 2) -> None:
 
 
 def json_text(content: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
-    """JSON that has no other line breaks than those of its layout, whichever a reader splits lines at."""
+    """JSON whose only line breaks are those of its layout, whatever characters a reader splits lines at."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, default=default)
     text = text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
-    return text.encode(errors="backslashreplace").decode()  # half a character, as in an odd file's name
+    return text.encode(errors="backslashreplace").decode()  # an unpaired surrogate, from a file name that is not UTF-8
 
 
 def printable(name: str) -> str:

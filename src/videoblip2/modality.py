@@ -25,7 +25,7 @@ class Modality:
 
     name: str
     width: int  # unless the configuration sets another one
-    encoder: str | None = None  # what `vb2 features extract` makes it with; None: the user brings the arrays
+    encoder: str | None = None  # what `vb2 features extract` makes it with; None: the user supplies the arrays
     required: bool = False  # every video has at least one row; otherwise 0 rows mean that the video lacks it
     upscaled: bool = False  # a linear layer brings it to the width of the frame features first
 

@@ -1,4 +1,4 @@
-"""Read a YAML file or a shipped experiment, and put `key=value` overrides into it."""
+"""Read a YAML file or a shipped experiment, and apply `key=value` overrides to it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -46,7 +46,7 @@ def read_yaml(path: str | Path) -> Tree:
 
 
 def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type[BaseModel]) -> Tree:
-    """A copy of nested mappings with `key=value` overrides put in; keys and types are not checked.
+    """A copy of nested mappings with `key=value` overrides applied; keys and types are not checked.
 
     Args:
         model: where a key of it is text, the override is taken as typed, and as YAML everywhere else.

@@ -40,7 +40,7 @@ class OpenModel:
     @cached_property
     def captioner(self) -> Captioner:
         """The network in eval mode on its device."""
-        gc.disable()  # importing torch and transformers makes much and leaves no garbage: collecting is a tenth of it
+        gc.disable()  # importing torch and transformers leaves no garbage, and collecting would be a tenth of it
         try:
             from videoblip2.model.checkpoint import load_checkpoint
         finally:
@@ -58,7 +58,7 @@ class OpenModel:
 
     @cached_property
     def store(self) -> "FeatureStore":
-        """The features of `data.features`. Raises InputError where other encoders made them than the model's."""
+        """The features of `data.features`. Raises InputError if they were made with encoders other than the model's."""
         return self.captioner.store(Path(self.config.data.features))
 
     def annotations(self, file: str) -> Path:
@@ -124,7 +124,7 @@ def ask_video(
     """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
 
     Raises InputError for an empty question, a file that cannot be decoded and an id without features, and for a model
-    that never saw a question.
+    that was never trained on questions.
     """
     refuse_questions(captioner)
     for question in questions:

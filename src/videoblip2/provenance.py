@@ -79,7 +79,7 @@ class FeatureOrigin(Record):
         return {**encoders, "settings": self.settings.recorded}
 
     def fingerprint(self, kind: str) -> str | None:
-        """The fingerprint of an encoder; None where it is not recorded."""
+        """The fingerprint of an encoder; None if it is not recorded."""
         return self.encoders[kind].fingerprint if kind in self.encoders else None
 
     def stored_in(self, folder: Path, given: Mapping[str, str | None] | None = None) -> Self:
@@ -100,7 +100,7 @@ class FeatureOrigin(Record):
 
 
 class Provenance(Record):
-    """Where a checkpoint came from; a field is None or empty where that is not recorded.
+    """Where a checkpoint came from; a field is None or empty if that is not recorded.
 
     revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and names of it
     that do not change: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
@@ -126,13 +126,13 @@ class Provenance(Record):
 
     @property
     def warning(self) -> str:
-        """What a user of this checkpoint must be told first; empty where that is nothing."""
+        """What a user of this checkpoint must be told first; empty if there is nothing."""
         toy = "trained on the toy world only: it knows coloured shapes and some sounds; real videos get wrong captions"
         return toy if self.descriptions == (TOY,) else ""
 
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:
-        """Read provenance.json of a checkpoint folder; `optional`: an empty record where there is none.
+        """Read provenance.json of a checkpoint folder; `optional`: an empty record if there is none.
 
         Raises InputError for a missing or damaged file and for a format that this version cannot read.
         """

@@ -1,4 +1,4 @@
-"""`vb2 score`: captions that any system wrote, scored against references in any published form."""
+"""`vb2 score`: captions that any system wrote, scored against references in any published format."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class ScoreReport:
     """The scores of one set of captions, or of two over the same videos.
 
     scores: of the captions and, if given, of those compared with. comparison: intervals, and differences from the
-    second set. unpredicted: videos that have references but are left out, for want of a caption in each set.
+    second set. unpredicted: videos that have references but are left out because a set has no caption for them.
     """
 
     scores: tuple[CaptionMetrics, ...]
@@ -55,7 +55,7 @@ def score_predictions(
 
     Args:
         predictions: see `read_predictions`.
-        references: files in every form that `vb2 data prepare` reads.
+        references: files in every format that `vb2 data prepare` reads.
         against: a second file of captions, compared on the videos that both have.
 
     Raises InputError for an unreadable file and for captions of videos without references.
@@ -67,7 +67,7 @@ def score_predictions(
         if unknown := [video for video in captions if video not in known]:
             raise InputError(
                 f"{file}: {len(unknown)} of {len(captions)} videos have no references: {some(unknown)}; "
-                "give the references of the same data set, with ids spelled alike"
+                "give the references of the same data set, with the same spelling of ids"
             )
     videos = [video for video in known if all(video in captions for captions in written)]
     if not videos:
@@ -105,13 +105,13 @@ def read_predictions(path: str | Path) -> dict[str, str]:
 
     Reads COCO's and LAVIS's results (a list of `image_id` or `video_id`, `caption`), JSON lines, CSV and TSV with such
     columns, and JSON that maps an id to a caption or a list with one. Rows with an `error` and no caption are left out.
-    Raises InputError for another layout, several captions of one video, and a file without captions.
+    Raises InputError for any other layout, several captions of one video, and a file without captions.
     """
     captions: dict[str, str] = {}
     for document in read_documents([path]):
         for where, video, caption in _predicted(document):
             if captions.setdefault(video, caption) != caption:
-                raise InputError(f"{where}: a second caption of {video}; give one caption a video")
+                raise InputError(f"{where}: a second caption of {video}; give one caption per video")
     if not captions:
         raise InputError(f"{path}: holds no captions; give a list of video_id and caption")
     return captions
@@ -127,10 +127,10 @@ def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
         if row.get("error") and not row.get("caption"):
             continue
         caption = value_of(where, row, CAPTION)
-        if isinstance(caption, list) and len(caption) == 1:  # pycocoevalcap's own form
+        if isinstance(caption, list) and len(caption) == 1:  # pycocoevalcap's own format
             caption = caption[0].get("caption") if isinstance(caption[0], dict) else caption[0]
         if not isinstance(caption, str):
-            raise InputError(f"{where}: the caption is {str(caption)[:60]!r}, not text; give one caption a video")
+            raise InputError(f"{where}: the caption is {str(caption)[:60]!r}, not text; give one caption per video")
         yield where, media_id(value_of(where, row, VIDEO)), caption
 
 

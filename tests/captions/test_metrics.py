@@ -171,7 +171,7 @@ def test_diversity_takes_captions_by_video_and_none_at_all():
     [
         ("CIDEr", "61.3 [60.0, 62.5]", "CIDEr ×100"),
         ("bad_endings", "61.3 [60.0, 62.5]", "bad endings (%)"),
-        ("mean_length", "0.6 [0.6, 0.6]", "words a caption"),
+        ("mean_length", "0.6 [0.6, 0.6]", "words per caption"),
         ("accuracy_what", "61.3 [60.0, 62.5]", "accuracy_what ×100"),
     ],
 )

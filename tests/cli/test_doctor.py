@@ -143,7 +143,7 @@ def test_a_store_that_is_locked_cut_off_spoiled_or_not_there(store, monkeypatch)
     assert ("locked" in only(store_findings()).found, "fuser" in only(store_findings()).remedy) == (True, True)
     holder.rollback()
     change(store, "CREATE TABLE _alembic_tmp_runs (x)").close()
-    assert "was cut off (_alembic_tmp_runs)" in by_name(store_findings())["store"].found
+    assert "was interrupted (_alembic_tmp_runs)" in by_name(store_findings())["store"].found
     holder.close()
     for file in store.glob("mlflow.db*"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""The file of a captioning job: every form, resumed by content, complete at every moment."""
+"""The file of a captioning job: every form, resumed by content, complete at all times."""
 
 import csv
 import json
@@ -148,7 +148,7 @@ def test_two_writers_and_foreign_files_are_refused(tmp_path):
     assert (tmp_path / "one.jsonl").read_text() == '{"mine": 1}'
     with RowFile(tmp_path / "out.jsonl", "m/1", ""), pytest.raises(InputError, match="another process is writing"):
         RowFile(tmp_path / "out.jsonl", "m/1", "")
-    with pytest.raises(InputError, match=r"\.xlsx is no form of output"):
+    with pytest.raises(InputError, match=r"\.xlsx is not an output format"):
         RowFile(tmp_path / "out.xlsx", "m/1", "")
 
 

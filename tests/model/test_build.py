@@ -127,5 +127,5 @@ def test_a_t5_cut_short_and_another_architecture_are_refused(folders):
         build_model(settings(folders, {}), "a video of")
     file.write_bytes(whole)
     config.write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match=r"config\.json is of a bert"):
+    with pytest.raises(InputError, match=r"config\.json is for a bert"):
         build_model(settings(folders, {}), "a video of")

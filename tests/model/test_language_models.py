@@ -156,7 +156,7 @@ def test_another_language_model_is_one_entry(world, tmp_path, monkeypatch):
     for file in (world / "bart").glob("tokenizer*"):
         (source / file.name).write_bytes(file.read_bytes())
     settings = config(world, "pegasus", f"model.language_model={source}", "run.tracking=false", "train.steps=2")
-    with pytest.raises(InputError, match=r"language_model=.*is of a pegasus; give a folder that holds a t5 or bart"):
+    with pytest.raises(InputError, match=r"language_model=.*is for a pegasus; give a folder with a t5 or bart"):
         open_workspace(settings)
     names = language_model.LANGUAGE_MODELS["bart"].projections
     monkeypatch.setitem(language_model.LANGUAGE_MODELS, "pegasus", language_model.Family("Pegasus", names))

@@ -53,8 +53,8 @@ def test_meteor_is_not_compared_where_the_gate_says_so():
 
 def test_captions_that_are_much_longer_or_shorter_are_held_back():
     padded = {video: f"{text} right now" for video, text in GOOD.items()}
-    assert failed(Gate(**LOOSE), padded, FAIR) == ["words a caption"]
-    assert failed(Gate(**LOOSE, length=(1.3, 2.0)), padded, FAIR) == ["words a caption"]
+    assert failed(Gate(**LOOSE), padded, FAIR) == ["words per caption"]
+    assert failed(Gate(**LOOSE, length=(1.3, 2.0)), padded, FAIR) == ["words per caption"]
     assert failed(Gate(**LOOSE, length=(0.9, 1.3)), padded, FAIR) == []
 
 
@@ -73,7 +73,7 @@ def test_latency_is_the_median_of_pairs():
 
 def test_beside_the_trivial_baseline_the_references_say_how_long_a_caption_is():
     one_word = dict.fromkeys(REFERENCES, "left")
-    assert failed(Gate(**LOOSE), GOOD, one_word) == ["words a caption"]
+    assert failed(Gate(**LOOSE), GOOD, one_word) == ["words per caption"]
     assert failed(Gate(**LOOSE), GOOD, one_word, trivial=True) == []
 
 

@@ -92,7 +92,7 @@ def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
     for model, message in (
         (run, "is the champion already"),
         (str(house.root / "good"), f"a folder; promote what a run logged: {run}"),
-        ("f" * 32, "no run of that id or name in sqlite"),
+        ("f" * 32, "no run with that id or name in sqlite"),
     ):
         with pytest.raises(InputError, match=message):
             house.promote(model)

@@ -68,7 +68,7 @@ def test_a_run_is_found_by_id_by_its_beginning_and_by_name(runs):
 
 @pytest.mark.parametrize("word", ["nothing", "0" * 32, "0000000", "it's"])
 def test_an_unknown_run_is_named_with_the_way_to_find_one(runs, word):
-    with pytest.raises(InputError, match=f"^{word}: no run of that id or name in .*vb2 runs list"):
+    with pytest.raises(InputError, match=f"^{word}: no run with that id or name in .*vb2 runs list"):
         find_run(word)
 
 

@@ -93,12 +93,12 @@ def test_a_folder_is_its_own_model(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("nowhere", "nowhere: no such folder, and no run of that id or name in"),
+        ("nowhere", "nowhere: no such folder, and no run with that id or name in"),
         ("models:/videoblip2@champion", "`vb2 promote RUN` and `vb2 demo` make them"),
         ("models:/videoblip2", "not the address of a model; give models:/NAME@ALIAS"),
         ("models:/videoblip2/9", "version=9"),
         ("models:/m-" + "0" * 32, "unknown to sqlite"),
-        ("f" * 32, "no such folder, and no run of that id or name in sqlite"),
+        ("f" * 32, "no such folder, and no run with that id or name in sqlite"),
     ],
 )
 def test_an_unknown_model_is_one_line_with_a_remedy(store, model, message):

@@ -113,4 +113,4 @@ def test_the_doctor_knows_the_server(wire, uri):
         (finding,) = store_findings()
     finally:
         wire.join()
-    assert (finding.status, finding.remedy.startswith("see that it is running")) == ("fail", True)
+    assert (finding.status, finding.remedy.startswith("check that it is running")) == ("fail", True)

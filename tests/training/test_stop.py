@@ -132,7 +132,7 @@ def test_a_run_that_is_still_running_is_left_alone(world, store):
 
 
 def test_what_cannot_resume_is_named(world, store):
-    with pytest.raises(InputError, match=r"no run of that id or name in sqlite.*`vb2 runs list`"):
+    with pytest.raises(InputError, match=r"no run with that id or name in sqlite.*`vb2 runs list`"):
         run_stage("ce", tiny_config(world, store, f"resume={'0' * 32}"))
     _, run = stop(world, store, signal.SIGTERM)
     with pytest.raises(InputError, match="a run of `vb2 ce`, not of `vb2 scst`"):

@@ -135,13 +135,13 @@ class DocumentFrequencies:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":
-        """Read what `save` wrote. Raises InputError if the file is absent or of another kind."""
+        """Read what `save` wrote. Raises InputError if the file is missing or malformed."""
         try:
             with safe_open(path, framework="numpy") as file:
                 head = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if head.get("format") != _FORMAT:
-                raise OSError("is of another format")
+                raise OSError("is in another format")
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"document frequencies {path}: {error}; make the file with DocumentFrequencies.save"

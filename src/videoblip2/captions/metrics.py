@@ -101,7 +101,7 @@ _ENTRIES = (
     Metric("distinct_1", partial(functions.distinct, order=1), "distinct words (%)", per_video=False, summary=False),
     Metric("distinct_2", partial(functions.distinct, order=2), "distinct bigrams (%)", per_video=False, summary=False),
     Metric("vocabulary", functions.vocabulary, scale=1.0, per_video=False, summary=False),
-    Metric("mean_length", functions.length, "words a caption", 1.0, higher_is_better=None, summary=False),
+    Metric("mean_length", functions.length, "words per caption", 1.0, higher_is_better=None, summary=False),
     Metric("bad_endings", functions.bad_ending, "bad endings (%)", higher_is_better=False, summary=False),
     Metric("accuracy", exact_match, of="answers"),
 )

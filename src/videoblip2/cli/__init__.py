@@ -67,11 +67,11 @@ def main() -> None:
     """Run `vb2`; a failure is one line on standard error and exit code 1."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a file's name may hold what the terminal's encoding does not
+        if isinstance(stream, TextIOWrapper):  # a file name may contain what the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         app(words, prog_name="vb2")
-    except BrokenPipeError:  # `vb2 caption … | head`: nobody reads on
+    except BrokenPipeError:  # `vb2 caption … | head`: the reader is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail as well
         sys.exit(1)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`vb2 weights` and `vb2 experiments`: what a training starts from, pre-trained weights and experiment files."""
+"""`vb2 weights` and `vb2 experiments`: what training starts from, pre-trained weights and experiment files."""
 
 import difflib
 import shutil
@@ -11,7 +11,7 @@ from videoblip2.cli.console import Json, emit, examples, progress, require, tabl
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
 
-weights = Typer(help="Fetch pre-trained weights, and inspect files of weights.", no_args_is_help=True)
+weights = Typer(help="Fetch pre-trained weights, and inspect weight files.", no_args_is_help=True)
 experiments = Typer(help="The experiment files that come with the package.", no_args_is_help=True)
 Name = Annotated[str, Argument(metavar="NAME", help="A name from `vb2 experiments list`, such as toy_ce.")]
 

@@ -39,18 +39,16 @@ def caption(
     model: console.ModelName,
     sources: Annotated[list[str] | None, Argument(metavar="SOURCE", help=SOURCES, callback=console.expanded)] = None,
     out: Annotated[
-        Path | None, Option(help="File for the rows: .jsonl .json .csv .tsv .parquet .srt .vtt; resumable.")
+        Path | None, Option(help="Output file: .jsonl .json .csv .tsv .parquet .srt .vtt; resumable.")
     ] = None,
     questions: Annotated[
-        list[str] | None, Option(help="Ask instead of captioning: a question, or a file with one a line; repeatable.")
+        list[str] | None, Option(help="Ask instead of captioning: a question, or a file with one per line; repeatable.")
     ] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
-    temperature: Annotated[float, Option(help="Of the draws, with --samples.")] = 1.0,
+    temperature: Annotated[float, Option(help="Sampling temperature, with --samples.")] = 1.0,
     num_beams: console.Beams = 1,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
-    segments: Annotated[
-        str | None, Option(help="A caption for each so many seconds, or for each scene: a number, or scenes.")
-    ] = None,
+    segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
     features: console.FeatureFolder = None,
     keep_features: Annotated[Path | None, Option(help="Feature store to keep the features in.")] = None,
     shard: Annotated[
@@ -62,7 +60,7 @@ def caption(
     engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
     actors: Annotated[int, Option(min=1, help="Number of models, with ray.")] = 1,
     batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
-    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one a core.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     clip: Clip = None,
     clap: Clap = None,
     json: console.Json = False,
@@ -140,7 +138,7 @@ def _consume(
 
 
 def _questions(words: Iterable[str]) -> Iterator[str]:
-    """Each word is a question, or a file with one a line."""
+    """Each word is a question, or a file with one per line."""
     for word in words:
         path = Path(word).expanduser()
         lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]

@@ -19,7 +19,7 @@ from videoblip2.files import expand, json_text
 
 
 def expanded(value: Any) -> Any:
-    """A path, a text or a list of them with `~` and `$HOME` replaced, which shells leave in `--out=~/x`."""
+    """A path, a string or a list of them with `~` and `$HOME` expanded, which shells leave in `--out=~/x`."""
     if isinstance(value, list):
         return [expanded(each) for each in value]
     return type(value)(expand(str(value))) if value is not None else None
@@ -103,7 +103,7 @@ def emit(record: object, json: bool, text: str, **more: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and named tuples as mappings, however deep; no number as None, which JSON has a word for."""
+    """Dataclasses and named tuples as mappings, at any depth; NaN and infinity as None, since JSON lacks them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if is_dataclass(value):
@@ -117,7 +117,7 @@ def plain(value: Any) -> Any:
 def exit_if_failed(failed: int, done: int) -> None:
     """Exit with 3 if some items failed. Raises InputError if all did."""
     if failed and not done:
-        raise InputError(f"all {failed} items failed; fix what the lines above name")
+        raise InputError(f"all {failed} items failed; fix the problems listed above")
     if failed:
         raise Exit(SOME_FAILED)
 

@@ -24,7 +24,7 @@ def toy(
     seed: Annotated[int, Option(min=0, help="The same seed gives the same videos.")] = 0,
     json: Json = False,
 ) -> None:
-    """Render short videos with sound, with captions in MSR-VTT's JSON form and questions in MSRVTT-QA's."""
+    """Render short videos with sound, with captions in MSR-VTT's JSON format and questions in MSRVTT-QA's."""
     from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
@@ -44,9 +44,7 @@ def prepare(
         str | None, Option(help="Split of files that do not name one: train, val, test; or random, a new split of all.")
     ] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
-    only_with: Annotated[
-        Path | None, Option(help="Keep only videos that this feature store has; count others.")
-    ] = None,
+    only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the others.")] = None,
     json: Json = False,
 ) -> None:
     """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
@@ -87,8 +85,8 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
         (others, f"not English, left out: {counted(others, 'caption')}"),
-        (report.moved, f"in another split than in their own file: {counted(report.moved, 'video')}"),
-        (kept, f"already there, left unchanged: {kept}; delete those of other data"),
+        (report.moved, f"in a different split than in their own file: {counted(report.moved, 'video')}"),
+        (kept, f"already there, left unchanged: {kept}; delete any that belong to other data"),
     )
     flaws = (
         f"captions are kept as they are, including {report.duplicate_captions} that repeat another of the same video, "
@@ -142,7 +140,7 @@ def top5(
 
 #: Measure of a selection → its label, and the scale it is shown at.
 SHOWN = {
-    "words": ("words a caption", 1),
+    "words": ("words per caption", 1),
     "consensus": ("consensus (leave-one-out CIDEr-D)", 100),
     "outliers": ("outliers (consensus below 10), %", 100),
     "different captions": ("different captions", 1),
@@ -157,7 +155,7 @@ def check(
     features: Annotated[Path, Option(help="Feature store.")],
     json: Json = False,
 ) -> None:
-    """Compare annotations with features: which videos lack features, and the reverse; --json names each."""
+    """Compare annotations with features: which videos lack features, and vice versa; --json lists them all."""
     from videoblip2.data.prepare import compare_with_features
     from videoblip2.features.store import FeatureStore
 

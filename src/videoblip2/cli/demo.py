@@ -27,7 +27,7 @@ LABELS = {
 @app.command(epilog=examples("demo", "demo --quick --out /tmp/demo"))
 def demo(
     out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    quick: Annotated[bool, Option("--quick", help="Half a minute, to check that everything works.")] = False,
+    quick: Annotated[bool, Option("--quick", help="A half-minute run, just to check that everything works.")] = False,
     json: Json = False,
 ) -> None:
     """Run the whole path on generated videos, offline: data, features, training, promotion, serving."""
@@ -54,7 +54,7 @@ def demo(
 
 
 def next_commands(made: "Demo", store: str) -> str:
-    """Commands that work as they are printed: in this folder, with or without an activated environment."""
+    """Commands that work exactly as printed: in this folder, with or without an activated environment."""
     from videoblip2.tracking.mlflow.run_records import runs_page
 
     ce, scst = (str(made.stages[name].run_id) for name in ("ce", "scst"))

@@ -47,7 +47,7 @@ BENTOFILE = {
 @app.command(epilog=examples("serve", "serve --model runs/demo/runs/scst/best --port 8080"))
 def serve(
     model: Annotated[str | None, Option(help=f"MODEL to serve; an alias is followed. Default: {CHAMPION}.")] = None,
-    pin: Annotated[int | None, Option(min=1, help="Serve this version, whichever is the champion.")] = None,
+    pin: Annotated[int | None, Option(min=1, help="Serve this version instead of following the champion.")] = None,
     shadow: Annotated[str | None, Option(help="MODEL in shadow: logged and compared, never returned.")] = None,
     host: Annotated[str, Option(help="0.0.0.0 listens on every network of this machine.")] = "127.0.0.1",
     port: Annotated[int, Option(min=1, max=65535)] = 3000,
@@ -60,7 +60,7 @@ def serve(
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that restarts does
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like a server that restarts
             listener.bind(found[4])
     except OSError as error:
         raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from error

@@ -84,7 +84,7 @@ def decoders() -> Status:
 
 
 def program(name: str) -> Status:
-    """On PATH; conda also where MLFLOW_CONDA_HOME says."""
+    """Whether it is on PATH; for conda, also in MLFLOW_CONDA_HOME."""
     conda = Path(os.environ.get("MLFLOW_CONDA_HOME", "nowhere")) / "bin" / "conda"
     path = shutil.which(name) or (str(conda) if name == "conda" and conda.is_file() else None)
     return ("ok", path) if path else ("note", "not found")

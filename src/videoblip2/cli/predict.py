@@ -17,8 +17,8 @@ app = Typer()
 REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
 Split = StrEnum("Split", "val test")
 
-Clip = Annotated[str | None, Option(help="CLIP of the model's features, if it has moved: folder or hub name.")]
-Clap = Annotated[str | None, Option(help="CLAP of the model's features, if it has moved: folder or hub name.")]
+Clip = Annotated[str | None, Option(help="CLIP that made the model's features, if it has moved: folder or hub name.")]
+Clap = Annotated[str | None, Option(help="CLAP that made the model's features, if it has moved: folder or hub name.")]
 
 
 @app.command(

@@ -26,7 +26,7 @@ def promote(
     overrides: Annotated[console.Words, console.key_values("Keys of both models, such as data.features=DIR.")] = None,
     gate: Annotated[Path | None, Option(help="Gate file; by default the shipped experiments/gate.yaml.")] = None,
     name: console.RegisteredName = "videoblip2",
-    force: Annotated[bool, Option("--force", help="Promote whatever the verdict; needs --reason.")] = False,
+    force: Annotated[bool, Option("--force", help="Promote regardless of the verdict; needs --reason.")] = False,
     reason: Annotated[str, Option(help="Why the verdict is overruled; stored with the version.")] = "",
     new_manifest: Annotated[bool, Option("--new-manifest", help="Accept changed validation data.")] = False,
     json: console.Json = False,

@@ -58,7 +58,7 @@ def list_(
 
 @app.command(epilog=examples("runs gc", "runs gc --hours 1"))
 def gc(
-    hours: Annotated[float, Option(min=0.0, help="Silence that ends another machine's run, in hours.")] = 24.0,
+    hours: Annotated[float, Option(min=0.0, help="Close another machine's run after this many silent hours.")] = 24.0,
     json: Json = False,
 ) -> None:
     """Mark abandoned runs as failed: those left RUNNING by a process that was killed."""
@@ -116,7 +116,7 @@ def _scores(comparison: "Comparison", letters: list[str]) -> str:
         name, label = score.metric.name, score.metric.mean_label
         values.append([label, *(shown_interval(name, value) for value in score.values)])
         gap = [label]
-        for found in score.differences:  # as many digits as ten thousand resamples carry
+        for found in score.differences:  # as many digits as ten thousand resamples support
             gap += [shown_interval(name, found, "+"), p_value(found.p_value)]
         gaps.append(gap)
     heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
@@ -141,7 +141,7 @@ def _duel_text(duel: "Duel", metric: str, letters: list[str], top: int) -> list[
 
 
 def p_value(value: float) -> str:
-    """As many digits as ten thousand resamples carry."""
+    """As many digits as ten thousand resamples support."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -21,8 +21,8 @@ app = Typer()
     )
 )
 def score(
-    predictions: Annotated[Path, Argument(help="COCO or LAVIS results, JSON lines, CSV, TSV: one caption a video.")],
-    references: Annotated[list[Path], Argument(help="References in any form that `vb2 data prepare` reads.")],
+    predictions: Annotated[Path, Argument(help="COCO or LAVIS results, JSON lines, CSV, TSV: one caption per video.")],
+    references: Annotated[list[Path], Argument(help="References in any format that `vb2 data prepare` reads.")],
     against: Annotated[Path | None, Option(help="Other captions of the same videos: differences and p-values.")] = None,
     per_video: Annotated[bool, Option("--per-video", help="Also print the scores of each video.")] = False,
     json: console.Json = False,

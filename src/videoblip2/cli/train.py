@@ -142,7 +142,7 @@ def tune(
     overrides: Annotated[console.Words, console.key_values("Keys of the study (n_trials=40) or experiment.")] = None,
     worker: Annotated[bool, Option("--worker", help="Run trials of a study that another process leads.")] = False,
     storage: Annotated[str | None, Option(help="Journal file, sqlite:///…, postgresql://… or grpc://….")] = None,
-    serve: Annotated[str | None, Option(metavar="HOST:PORT", help="Run no trial: offer the database there.")] = None,
+    serve: Annotated[str | None, Option(metavar="HOST:PORT", help="Run no trials: serve the database there.")] = None,
     json: console.Json = False,
 ) -> None:
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
@@ -162,7 +162,7 @@ def tune(
         from videoblip2.tune.lead import join
 
         made = join(config, pairs, console.progress, console.say)
-        console.emit({"made": made}, json, f"{counted(made, 'trial')} run; none is left")
+        console.emit({"made": made}, json, f"{counted(made, 'trial')} run; no trials are left")
     else:
         from videoblip2.tune.lead import tune as lead
 

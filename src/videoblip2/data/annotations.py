@@ -127,7 +127,7 @@ class Document:
 
     @property
     def delimiter(self) -> str:
-        """What the first line of a table has most of, outside quotes; the suffix decides between equals."""
+        """The separator that is most frequent in a table's first line, outside quotes; the suffix breaks ties."""
         header, usual = re.sub('"[^"]*"', "", self.lines()[0][1]), "\t" if self.suffix == ".tsv" else ","
         return max(DELIMITERS, key=lambda sign: (header.count(sign), sign == usual))
 
@@ -158,7 +158,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
 def _documents(file: Document) -> list[Document]:
     path, content = file.name, io.BytesIO(file.data)
     if file.suffix in (".pkl", ".pickle"):
-        raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON form")
+        raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON version")
     if file.suffix != ".zip" and not zipfile.is_zipfile(content):
         return [file]
     try:
@@ -194,7 +194,7 @@ def media_id(value: object) -> str:
 def read_annotations(path: str | Path) -> list[VideoAnnotation]:
     """Read `[{"video_id": "video0", "category": 9, "captions": ["…"]}]`; other keys (of a top-5 file) are ignored.
 
-    Raises `InputError` for a missing file, another layout, a video without captions and a repeated video.
+    Raises `InputError` for a missing file, any other layout, a video without captions and a repeated video.
     """
     entries = Document.open(path).json
     if isinstance(entries, dict) and "sentences" in entries:

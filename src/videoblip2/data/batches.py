@@ -1,6 +1,6 @@
 """From annotations, questions and features to batches, ahead of the step that trains on them.
 
-Letters: B videos · N captions a video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
+Letters: B videos · N captions per video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ class CachedFeatures:
         try:
             found = self._source.features(video_id)
         except InputError:
-            raise  # names the video already
+            raise  # already names the video
         except Exception as error:
             raise RuntimeError(f"features of {video_id}: {type(error).__name__}: {error}") from error
         size = sum(array.nbytes for array in found.values())
@@ -81,7 +81,7 @@ class Batch:
     """Everything a step needs.
 
     features, masks: [B,L,C] and [B,L] of each modality. qformer_ids, qformer_mask: [B,P].
-    prompt_ids, prompt_mask: [B,P']. labels: [B·N,T], -100 = padding; None where captions are not taught.
+    prompt_ids, prompt_mask: [B,P']. labels: [B·N,T], -100 = padding; None if captions are not taught.
     """
 
     video_ids: tuple[str, ...]
@@ -191,7 +191,7 @@ def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Bat
 
 
 def taught(captions: Sequence[str], order: np.ndarray, epoch: int, count: int) -> list[str]:
-    """The `count` captions of a video taught in an epoch: in the video's order, in turn, so each is taught as often."""
+    """The `count` captions of a video taught in an epoch: in the video's order, in turn, so all equally often."""
     return [captions[order[(epoch * count + k) % len(captions)]] for k in range(count)]
 
 
@@ -232,7 +232,7 @@ class Prefetcher:
         self._made: dict[int, Future[Batch]] = {}
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step. Raises whatever making it raised."""
+        """The batch of a step. Raises any error that occurred while making it."""
         if not self._depth:
             return self._batches(step)
         wanted = {step, *range(step, min(step + self._depth + 1, self._total))}

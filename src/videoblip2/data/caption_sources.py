@@ -1,4 +1,4 @@
-"""Captions in the forms that data sets publish: MSR-VTT 2016 and 2017 and its copies, MSVD, VATEX, plain tables."""
+"""Captions in the formats that data sets publish: MSR-VTT 2016 and 2017 and its copies, MSVD, VATEX, plain tables."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _split(where: str, row: Mapping[str, Any]) -> str | None:
     """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
     word = row.get("split")
     if word and str(word).strip().lower() not in SPLIT_WORDS:
-        raise InputError(f"{where} has the split {word!r}; known are train, validate, test")
+        raise InputError(f"{where} has the split {word!r}; use train, validate or test")
     return SPLIT_WORDS[str(word).strip().lower()] if word else None
 
 
@@ -147,7 +147,7 @@ def _category(where: str, row: Mapping[str, Any]) -> int:
 
 
 def _grouped(entries: Iterable[Entry], name: str) -> Videos:
-    """One annotation a video, in the order of first mention."""
+    """One annotation per video, in the order of first mention."""
     captions: dict[str, list[str]] = {}
     facts: dict[str, tuple[str | None, int]] = {}
     for video, split, category, texts in entries:

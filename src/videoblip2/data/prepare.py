@@ -1,4 +1,4 @@
-"""`vb2 data prepare`: captions in any published form → train.json, val.json, test.json, keeping every caption.
+"""`vb2 data prepare`: captions in any published format → train.json, val.json, test.json, keeping every caption.
 
 `vb2 data check` compares these files with a feature store.
 """
@@ -72,9 +72,9 @@ def prepare_captions(
     Reads MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
     `video_id, caption`. Captions keep their order and their exact text. A split comes from lists of ids, else from the
     document itself, else from `split` or a file name (`train.csv`). `split` is one of CHOICES; "random" gives every
-    video a new split, 80/10/10 by a digest of the id, which stays when others are added. A split without videos is not
+    video a new split, 80/10/10 by a digest of its id, so adding others does not move it. A split without videos is not
     written. Only the `first` captions of each video are kept, and only videos whose id satisfies `keep`. Raises
-    `InputError`, and writes nothing, for another layout, a repeated video, a video in no split, contradicting splits.
+    `InputError`, and writes nothing, for any other layout, a repeated video, a video in no split, contradicting splits.
     """
     sources, lists = _read(paths, split)
     splits: dict[str, list[VideoAnnotation]] = {}

@@ -56,7 +56,7 @@ def read_questions(path: str | Path) -> list[Question]:
     """Read `train_qa.json` and its siblings, or MSRVTT-QA's own JSON.
 
     An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
-    Raises `InputError` for a missing file, another layout and a repeated id.
+    Raises `InputError` for a missing file, any other layout and a repeated id.
     """
     return questions_in(Document.open(path, "make it with `vb2 data prepare --task qa`"))
 

@@ -1,4 +1,4 @@
-"""The top-5-detail subset: each video's captions that agree with the others, say much, and differ from each other.
+"""The top-5-detail subset: each video's captions that agree with the others, are detailed, and differ from each other.
 
 Two stages (docs/decisions/0002). The half of the captions with the highest leave-one-out CIDEr-D passes the gate, which
 keeps out what only one annotator saw. Among those, captions are chosen one by one for their length and the words they
@@ -48,14 +48,14 @@ def select_top5(
     keep: int = 5,
     progress: Progress = no_progress,
 ) -> Selection:
-    """Select `keep` captions of each video (all of fewer), most detailed first.
+    """Select `keep` captions of each video (all, if there are fewer), most detailed first.
 
     videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by` (DETAIL,
     CONSENSUS or REPETITION). df: document frequencies for the consensus; None counts them in these captions.
     Raises InputError for a video without captions and for keep < 1.
     """
     if keep < 1:
-        raise InputError(f"keep={keep} captions a video: give at least 1")
+        raise InputError(f"keep={keep} captions per video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
     df = df or DocumentFrequencies.from_references(references)
     selection = Selection()

@@ -20,7 +20,7 @@ class CheckReport:
     frames: tuple[int, int]  # fewest and most per video
     audio_windows: tuple[int, int]
     silent: list[str]  # known from the manifest alone
-    empty: list[str]  # an audio stream without a sample; also from the manifest
+    empty: list[str]  # an audio stream without samples; also from the manifest
     absent: list[str]
     missing: list[str]
     unusable: dict[str, str]  # wrong width, NaN, wrong type; with the reason
@@ -68,8 +68,8 @@ def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
         return  # a user's own arrays
     if strange := [video_id for video_id in video_ids if video_id not in manifest.videos]:
         raise InputError(
-            f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features may be of another "
-            "encoder; run `vb2 features extract` on them, or remove them"
+            f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features another "
+            "encoder may have made; run `vb2 features extract` on them, or remove them"
         )
 
 
@@ -87,7 +87,7 @@ def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
 def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None, by: str) -> None:
     """Raise `InputError` if checkpoint `by` was trained on features of other encoders than the store's.
 
-    Nothing is refused if either does not know its encoders; frame rate and window length may differ.
+    Nothing is refused if either does not record its encoders; frame rate and window length may differ.
     """
     stored = store.manifest.origin if store.manifest else None
     if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:

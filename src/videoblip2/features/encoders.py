@@ -1,12 +1,12 @@
 """The two encoders, as published: CLIP's vision tower and CLAP's audio tower, each with its projection.
 
-Both are transformers' own classes, loaded from any folder in the standard form or by hub name, and both are frozen.
+Both are transformers' own classes, loaded from any folder in the standard format or by hub name, and both are frozen.
 
 1. Frames are prepared as `preprocessor_config.json` says: resized (bicubic, antialiased), centre crop, normalised.
 2. CLAP's windows are cut here, so its feature extractor never draws a random crop. With fusion it also marks one short
-   window at random as "longer", a trick of training; we mark none: a window's vector ignores its neighbours.
+   window at random as "longer", a training trick; we mark none: a window's vector ignores its neighbours.
 3. CLAP's log-mel spectrogram is computed by torch, on the model's device, in a fraction of the time that
-   `ClapFeatureExtractor` takes; in float32, as in CLAP's own code, at most 1e-6 of a window's largest power apart.
+   `ClapFeatureExtractor` takes; in float32, as in CLAP's own code, to within 1e-6 of a window's largest power.
 """
 
 from __future__ import annotations

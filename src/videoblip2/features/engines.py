@@ -31,7 +31,7 @@ from videoblip2.features.store import write_features
 from videoblip2.modality import Features
 
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
-POLL = 0.1  # seconds between two checks whether the decoding threads have ended
+POLL = 0.1  # seconds between checks on whether the decoding threads have ended
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class VideoOutcome:
     video_id: str
     note: VideoNote | None = None
     failure: str | None = None
-    features: Features | None = None  # not where they are written to a store
+    features: Features | None = None  # not set when they are written to a store
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def encode_videos(
 
     Args:
         files: by a key that is unique; it is the `video_id` of the outcome.
-        skip: (key, sha256 of the file) → whether nothing is to be done.
+        skip: (key, sha256 of the file) → whether there is nothing to do.
         workers: decoding threads.
     """
     batches = RowBatches(encoders)

@@ -67,7 +67,7 @@ class ExtractionRun:
 class ExtractionReport:
     """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
 
-    noted: encoded, but for some part that could not be read, or not as it is stored; with what was done.
+    noted: encoded, except for a part that could not be read or was changed; with what was done.
     """
 
     done: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ def extract_features(
     Args:
         engine: what runs the files through the encoders; default: this process.
 
-    Raises `InputError` for a store made with other encoders or settings, and if the store cannot be written.
+    Raises `InputError` for a store made with different encoders or settings, and if the store cannot be written.
     """
     out, by_id = Path(out), dict[str, list[Path]]()
     for path in dict.fromkeys(map(Path, videos)):
@@ -120,7 +120,7 @@ def extract_features(
 
 
 def shard_of(video_id: str, count: int) -> int:
-    """Which of `count` shards, from 1, has this video: the same on every machine and whatever other videos exist."""
+    """Which of `count` shards, from 1, has this video: the same on every machine and whatever the other videos."""
     return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % count + 1
 
 
@@ -209,7 +209,7 @@ class Ledger:
 def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[Ledger]:
     """The run's ledger, saved however the block ends.
 
-    Raises `InputError` for a store made with other encoders or settings, and if another run of this shard is writing.
+    Raises `InputError` for a store made with different encoders or settings, and if another run is writing this shard.
     """
     name = "manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN
     path, whole = out / name, FeatureManifest.read(out)

@@ -30,7 +30,7 @@ TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0
 class Pictures:
     """The frames of one stream: RGB, upright, with square pixels, in standard dynamic range.
 
-    `caveats` gets a line for each thing that is not shown as it is stored.
+    `caveats` gets a line for each change from what is stored.
 
     Args:
         aspect: width of a stored pixel over its height; None: square.

@@ -25,7 +25,7 @@ OLDER_WIDTHS = {"video": 768, "audio": 512}  # of manifests that do not record w
 class VideoNote(Record):
     """One extracted video. audio: one of `media_features.LEVELS`. sha256: of the file. at: Unix time.
 
-    caveats: what of the file was skipped, or is not shown as it is stored.
+    caveats: the parts of the file that were skipped or changed.
     """
 
     frames: int | None = None

@@ -25,7 +25,7 @@ from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
-DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users bring
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users upload
 FRAME_TOLERANCE = 2  # the same for video, in frames
 GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
 LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
@@ -87,7 +87,7 @@ def stream_frames(
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
     """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None if the file has no audio.
 
-    A digitally silent stream gives zeros, and a stream without a sample [0], so the three can be told apart. Raises
+    A digitally silent stream gives zeros, and a stream without samples [0], so the three can be told apart. Raises
     `InputError` for an unreadable file.
     """
     chunks = list(stream_audio(path, rate, options))

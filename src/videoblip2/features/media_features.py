@@ -87,7 +87,7 @@ def _spread(frames: list[T], count: int) -> list[T]:
 class Loudness:
     """Whether a video has sound: `level` is known once all chunks have passed through `heard`."""
 
-    level = "absent"  # "present", "silent", "empty" (a stream without a sample) or "absent"
+    level = "absent"  # "present", "silent", "empty" (a stream without samples) or "absent"
 
     def heard(self, chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """The chunks, unchanged."""

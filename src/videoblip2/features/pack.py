@@ -2,7 +2,7 @@
 
 1. Rows are written as they are read, one video at a time: a store may be larger than memory.
 2. The type is kept. A store that mixes types gets the widest, so that every number stays the same.
-3. The file has another name until everything is on disk, so an older store survives whatever stops the packing.
+3. The file has another name until everything is on disk, so an older store survives an interrupted packing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress = no_p
             rows, tensors = _write(file, store, progress)
     except OSError as error:
         raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or give another place; nothing is changed"
+            f"{out}: cannot be written ({error.strerror or error}); free space or give another place; nothing changed"
         ) from error
     kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in store.modalities}
     return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))

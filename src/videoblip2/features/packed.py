@@ -35,7 +35,7 @@ KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
 class PackedFile:
-    """Reads a packed store. Raises `InputError` for another file, a truncated one, and one whose index does not fit."""
+    """Reads a packed store. Raises `InputError` for any other file, a truncated one, or a wrong index."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -111,7 +111,7 @@ class PackedFile:
             kind, shape = header[modality]["dtype"], header[modality]["shape"]
             if kind not in KINDS or len(shape) != 2:
                 raise self._unfit(f"{modality} is {kind} {shape}, not rows of floats")
-            start, end = (begin + offset for offset in header[modality]["data_offsets"])  # they count from the data on
+            start, end = (begin + offset for offset in header[modality]["data_offsets"])  # relative to the data
             self._ahead[modality] = ReadAhead(self._path, pages, start, end)
             self._rows[modality] = np.frombuffer(memoryview(pages)[start:end], KINDS[kind]).reshape(shape)
             counts = self._file.get_tensor(f"{modality}_rows")
@@ -156,7 +156,7 @@ class ReadAhead:
             threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
 
     def _everything(self) -> None:
-        with suppress(OSError), self._path.open("rb") as file:  # a hint: if it fails, reading is slower and still right
+        with suppress(OSError), self._path.open("rb") as file:  # a hint: failing makes reading slower, not wrong
             for place in range(self._start, self._end, self.PIECE):
                 os.posix_fadvise(file.fileno(), place, self.PIECE, os.POSIX_FADV_WILLNEED)
         self._advise("MADV_NORMAL", self._start, self._end)

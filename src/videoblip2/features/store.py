@@ -57,11 +57,11 @@ class FeatureStore:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The videos that have frame features, sorted; numbers count as numbers (video2 before video10)."""
+        """The videos that have frame features, sorted numerically (video2 before video10)."""
         return self._files.ids()
 
     def holds(self, modality: str, video_id: str) -> bool:
-        """Whether there is an array of this modality for the video, if only one of 0 rows."""
+        """Whether there is an array of this modality for the video, even if it has 0 rows."""
         return self._files.holds(modality, video_id)
 
     def complete(self, video_id: str) -> bool:
@@ -101,7 +101,7 @@ class FeatureStore:
         if array.dtype.kind != "f":
             problem = f"holds {array.dtype}, not floating-point numbers; extract it again"
         elif array.ndim != 2 or array.shape[1] != width:
-            problem = f"has the shape {list(array.shape)}, wanted [rows, {width}]; extract it with that encoder"
+            problem = f"has the shape {list(array.shape)}, expected [rows, {width}]; extract it with that encoder"
         elif MODALITIES[modality].required and not len(array):
             problem = "holds no row; extract it again"
         elif not np.isfinite(array).all():

@@ -1,1 +1,1 @@
-"""Captioning thousands of videos: which videos, in what order, and the file that holds what was found."""
+"""Captioning thousands of videos: which videos, in what order, and the file that stores the results."""

@@ -33,7 +33,7 @@ class CaptionOptions:
 
     questions: asked instead of captioning. samples: captions drawn for each video where `decoding` samples. segments:
     None = the whole video; a number of seconds; "scenes" = where the picture changes. batch_size: captions decoded
-    together. workers: decoding threads; None = one a core, at most 8.
+    together. workers: decoding threads; None = one per core, at most 8.
     """
 
     decoding: Decoding = GREEDY
@@ -57,7 +57,7 @@ class CaptionOptions:
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
-        """What differs from a plain caption, as rows record it: two runs of one job say the same."""
+        """What differs from a plain caption, as rows record it: it is equal for two runs of one job."""
         said = {
             "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
             "temperature": self.decoding.temperature if self.decoding.sampled else None,
@@ -71,7 +71,7 @@ class CaptionOptions:
 
 @dataclass
 class Pending:
-    """Rows of a video in order, None where the text is not there yet; `waiting`: how many that are."""
+    """Rows of a video in order, None if the text is not there yet; `waiting`: how many are missing."""
 
     rows: list[Row | None]
     waiting: int
@@ -162,7 +162,7 @@ class CaptionJob:
                 yield from self._decode(asks[start : start + size])
 
     def _outcomes(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator["VideoOutcome", None, None]:
-        """The features of each source, or why there are none; neither for one that is done."""
+        """The features of each source, or why there are none; both are absent for one that is done."""
         from videoblip2.features.engines import VideoOutcome, encode_videos
         from videoblip2.features.extract import ExtractionRun, open_ledger
 
@@ -173,7 +173,7 @@ class CaptionJob:
             yield from self._stored(good, done)
             return
         encoders = self.captioner.media_encoders
-        if self.options.segments is not None:  # a segment has all of its frames
+        if self.options.segments is not None:  # a segment keeps all of its frames
             encoders = with_every_frame(encoders)
         run = ExtractionRun(self.options.workers, self.shard)
         files = {source.path: Path(source.path) for source in good}

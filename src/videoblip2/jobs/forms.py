@@ -1,4 +1,4 @@
-"""A row of a captioning job, and the forms in which a file holds rows."""
+"""A row of a captioning job, and the file formats that rows are written in."""
 
 import csv
 import io
@@ -65,16 +65,16 @@ ALWAYS = COLUMNS[:9]
 
 
 def form_of(path: Path) -> str:
-    """The suffix that names a form. Raises InputError for any other."""
+    """The suffix that names a format. Raises InputError for any other."""
     if (suffix := path.suffix.lower()) not in WRITERS:
         raise InputError(
-            f"--out {path}: the suffix {suffix or '(none)'} is no form of output; use {', '.join(WRITERS)}"
+            f"--out {path}: the suffix {suffix or '(none)'} is not an output format; use {', '.join(WRITERS)}"
         )
     return suffix
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows in the form that the suffix names, atomically."""
+    """Write rows in the format that the suffix names, atomically."""
     WRITERS[form_of(path)](path, rows)
 
 
@@ -136,7 +136,7 @@ def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
     if len(paths) <= 1 and not path.is_dir():
         write_text(path, subtitles(next(iter(videos.values()), []), path.suffix))
         return
-    if path.is_file():  # a second video has come since the first was written
+    if path.is_file():  # a second video has arrived since the first was written
         path.unlink()
     shared = Counter(paths.values())
     for video, own in videos.items():
@@ -148,7 +148,7 @@ def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
 
 
 def subtitles(rows: Iterable[Row], suffix: str) -> str:
-    """SubRip (`.srt`) or WebVTT: one cue a row, in order of time, without blank lines inside."""
+    """SubRip (`.srt`) or WebVTT: one cue per row, in order of time, without blank lines inside."""
     vtt = suffix.lower() == ".vtt"
     cues = []
     for number, row in enumerate(sorted(rows, key=lambda row: row.start or 0.0), 1):

@@ -1,6 +1,6 @@
-"""The file that holds the rows of a captioning job: complete at every moment, resumed by content.
+"""The file that holds the rows of a captioning job: complete at all times, resumed by content.
 
-JSON lines are appended to. Every other form is written from a journal beside it, `.NAME.journal.jsonl`, now and then
+JSON lines are appended to. Every other format is written from a journal beside it, `.NAME.journal.jsonl`, now and then
 and at the end; the journal is what a later run resumes from.
 """
 
@@ -25,7 +25,7 @@ RENDER_SECONDS = 10.0  # between two writes of a form that cannot be appended to
 class RowFile:
     """The output of a job. Opening it reads what an earlier run of the same job left; `add` is safe against kill -9.
 
-    Raises InputError for a suffix that names no form, a place that cannot be written, a file that another process is
+    Raises InputError for an unknown suffix, a path that cannot be written, a file that another process is
     writing, and rows of another model or with other options.
     """
 
@@ -125,7 +125,7 @@ class RowFile:
 
 
 def read_row_file(path: Path) -> list[Row]:
-    """The rows of a `.jsonl` file, or of the journal of another form. Raises InputError for a file of neither kind."""
+    """The rows of a `.jsonl` file, or of the journal of another format. Raises InputError for any other file."""
     journal = path if path.suffix.lower() == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
     if not journal.is_file():
         raise InputError(f"{path}: no rows to read; give the --out file of an earlier `vb2 caption`")
@@ -158,7 +158,7 @@ def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
 def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
     """Write the rows of several outputs into one, each video once: a caption wins over a failure.
 
-    With no parts, those that `--shard` wrote beside `out`. Raises InputError where one of these is missing.
+    With no parts, those that `--shard` wrote beside `out`. Raises InputError if one of these is missing.
     """
     chosen: dict[tuple[object, ...], Row] = {}
     for part in parts or shards_of(out):

@@ -57,7 +57,7 @@ def _lines(words: Iterable[str]) -> Iterator[str]:
             try:
                 yield from _listed(Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n"))
             except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{word}: {error}; give a text file with one video a line") from error
+                raise InputError(f"{word}: {error}; give a text file with one video per line") from error
         else:
             yield word
 

@@ -25,8 +25,8 @@ class ModalityBranch(nn.Module):
 
     Args:
         config: of the whole network.
-        given: a Q-Former with its query tokens [1,Q,D]; None draws fresh ones. Where it reads another width than the
-            features have, an adapter joins.
+        given: a Q-Former with its query tokens [1,Q,D]; None creates fresh ones. If it reads another width than the
+            features have, an adapter is added.
     """
 
     def __init__(self, config: VideoBlip2Config, modality: str, given: QFormer | None = None) -> None:
@@ -72,7 +72,7 @@ class ModalityBranch(nn.Module):
     def attention(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """Cross-attention for the arguments of `forward`, averaged over its layers, heads and queries: [B,F].
 
-        It is read off a twin on the same weights, with the attention backend that gives its weights: this branch stays
+        It is computed by a copy that shares the weights and uses the backend that returns them: this branch stays
         as it is, so another thread may use it meanwhile.
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}

@@ -1,4 +1,4 @@
-"""Build the network for training: language model, the Q-Formers' first weights, tokenizers, and an account of them."""
+"""Build the network for training: language model, the Q-Formers' first weights, tokenizers, and a report on them."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ First = tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport | None]
 
 
 def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, WeightReport]]:
-    """The network with its first weights, its tokenizers, and what was loaded where (a report a Q-Former)."""
+    """The network with its first weights, its tokenizers, and what was loaded where (one report per Q-Former)."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
     first = _fresh_qformer if config.qformer.weights is None else _loaded_qformer

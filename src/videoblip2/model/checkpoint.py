@@ -1,6 +1,6 @@
 """A checkpoint is a folder that rebuilds itself with no network and explains itself.
 
-config.json  model.safetensors        the network (transformers' own form)
+config.json  model.safetensors        the network (transformers' own format)
 tokenizer files, qformer_tokenizer/   the language model's pieces, BERT's word pieces
 config.yaml                           the training configuration
 document_frequencies/…                CIDEr-D's, of the training set
@@ -50,7 +50,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[Path], object]] | None = None
 ) -> Path:
-    """Write the folder whole or not at all: an older one stays until the new one is complete.
+    """Write the folder completely or not at all: an older one stays until the new one is complete.
 
     Args:
         extras: file name → a function that writes this file at a given path, such as `DocumentFrequencies.save`.
@@ -63,7 +63,7 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(fresh, folder)  # only between the two renames is there neither
+        os.replace(fresh, folder)  # only between the two renames does neither exist
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -3,7 +3,8 @@
 To add another, add its entry to `LANGUAGE_MODELS`. Its captions are decoded through transformers' own cache until a
 quicker stepper is registered in `decode.stepper.STEPPERS`.
 
-Letters: B videos · N captions a video · S encoder places · E width · P prompt pieces · T caption tokens · V vocabulary.
+Letters: B videos · N captions per video · S encoder places · E width · P prompt pieces · T caption tokens ·
+V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +46,7 @@ def family_of(model_type: str) -> Family:
     """The entry of a kind of language model. Raises InputError for one that is not in the table."""
     if model_type not in LANGUAGE_MODELS:
         known = " or ".join(LANGUAGE_MODELS)
-        raise InputError(
-            f"its config.json is of a {model_type}; give a folder that holds a {known}, or a hub name online"
-        )
+        raise InputError(f"its config.json is for a {model_type}; give a folder with a {known}, or a hub name online")
     return LANGUAGE_MODELS[model_type]
 
 
@@ -97,7 +96,7 @@ class LanguageModel:
     def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
 
-        Labels hold N captions a video, one video after the other; the states of a video serve all of them.
+        Labels hold N captions per video, one video after the other; the states of a video serve all of them.
         """
         repeats = len(labels) // len(states)
         output = self.network(
@@ -170,7 +169,7 @@ def has_own_head(model: PreTrainedModel) -> bool:
 
 
 def separate_lm_head(model: PreTrainedModel) -> None:
-    """Keep `lm_head` apart from the input embeddings, for good.
+    """Keep `lm_head` apart from the input embeddings, permanently.
 
     transformers 5 declares every T5 as tied: loading a state dict would write `lm_head` over `shared`, and any
     `tie_weights` would join them again.

@@ -1,4 +1,4 @@
-"""A Q-Former from another project's checkpoint, with an account of every tensor.
+"""A Q-Former from another project's checkpoint, with a report on every tensor.
 
 1. Names and sizes come from the file alone; LAVIS and transformers name the same tensors differently (`weight_source`).
 2. Self-attention and the embedding LayerNorm are shared by queries and text, so they always stay BLIP-2's. BERT gives
@@ -145,7 +145,7 @@ def plan_qformer(
     text_tensors: Tensors | None = None,
     text_file: str | None = None,
 ) -> QFormerPlan:
-    """Place every tensor of the model; InputError where the file (or the two files together) cannot fill it."""
+    """Place every tensor of the model; InputError if the file (or the two files together) cannot fill it."""
     found = find_qformer(tensors, file, options.prefix)
     text_name, text = find_text(text_tensors, str(text_file)) if text_tensors is not None else ("BERT", {})
     files = _Files(file, found.tensors, text_file, text)
@@ -206,7 +206,7 @@ def _place(name: str, shape: tuple[int, ...], files: _Files, width_differs: bool
 def _from_file(
     name: str, shape: tuple[int, ...], source: Source, file: str, status: Literal["loaded", "text"]
 ) -> TensorRecord:
-    """The record of a tensor that a file gives; InputError where shape or precision does not fit."""
+    """The record of a tensor that a file gives; InputError if shape or precision does not fit."""
     kind = _precision(source.tensor)
     if source.tensor.dtype not in _PRECISIONS:
         raise InputError(f"{file}: {source.name} is {kind} (quantised?); give the float32 or float16 weights")

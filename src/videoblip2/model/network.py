@@ -1,6 +1,6 @@
-"""VideoBlip2: a Q-Former a modality in front of a frozen language model (BLIP-2, Li et al. 2023) with LoRA.
+"""VideoBlip2: one Q-Former per modality in front of a frozen language model (BLIP-2, Li et al. 2023) with LoRA.
 
-Letters: B videos · N captions a video · M modalities · L rows of one, C their width · Q queries · D Q-Former width ·
+Letters: B videos · N captions per video · M modalities · L rows of one, C their width · Q queries · D Q-Former width ·
 E language-model width · P prompt pieces · T caption tokens · V vocabulary.
 """
 
@@ -90,7 +90,7 @@ class VideoBlip2(PreTrainedModel):
         """Run every Q-Former and the language model's encoder.
 
         Args:
-            features, masks: [B,L,C] and [B,L] by modality; 1 where a row is real, all 0 where a video lacks it.
+            features, masks: [B,L,C] and [B,L] by modality; 1 where a row is real, all 0 if a video lacks it.
             qformer_ids, qformer_mask: the prompt in BERT word pieces, [B,P].
             prompt_ids, prompt_mask: the same prompt in the language model's pieces, [B,P'].
 
@@ -127,7 +127,7 @@ class VideoBlip2(PreTrainedModel):
         qformer_ids: Tensor,
         qformer_mask: Tensor,
     ) -> dict[str, Tensor]:
-        """Where the Q-Formers look, one weight a row of features; the arguments are those of `encode`.
+        """Where the Q-Formers look, one weight per row of features; the arguments are those of `encode`.
 
         Returns:
             [B,L] of each modality: each row sums to 1, padding gets exactly 0, and the row of a video without that
@@ -181,7 +181,7 @@ class VideoBlip2(PreTrainedModel):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is left to transformers: each module draws its weights where it is built."""
+        """Nothing is left to transformers: each module initialises its own weights when it is built."""
 
 
 AutoModel.register(VideoBlip2Config, VideoBlip2, exist_ok=True)

@@ -100,7 +100,7 @@ def _hub_file(name: str) -> Path:
 
 
 def sniff(path: Path) -> FileFormat:
-    """What `path` is, from its bytes; InputError, saying what it looks like, when it is no file of weights."""
+    """What `path` is, from its bytes; InputError, saying what it looks like, when it is not a file of weights."""
     try:
         with path.open("rb") as file:
             head = file.read(512)

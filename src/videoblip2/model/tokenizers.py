@@ -21,7 +21,7 @@ QFORMER_FOLDER = "qformer_tokenizer"
 class Tokenizers:
     """`text` for prompts and captions, `bert` for the prompt beside the queries.
 
-    For several threads: a tokenizer keeps the length to cut at, and threads without a lock get each other's.
+    Thread-safe: a tokenizer stores its truncation length, so without a lock threads would use each other's.
     """
 
     text: Any

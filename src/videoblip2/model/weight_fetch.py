@@ -39,7 +39,7 @@ class KnownWeights:
     what: str
     url: str = ""
     repository: str = ""
-    copy: str = ""  # name of the same weights on the hub, for when the url refuses
+    copy: str = ""  # name of the same weights on the hub, used when the url is refused
 
 
 _FILES = (
@@ -83,7 +83,7 @@ class Fetched:
 
 
 def fetch_weights(name: str, out: Path, sha256: str | None = None, progress: Progress = no_progress) -> Fetched:
-    """Fetch the weights known as `name` into the folder `out`; what is there already is only verified.
+    """Fetch the weights known as `name` into the folder `out`; what is already there is only verified.
 
     Raises InputError for an unknown name, an unreachable or refusing server, a full disk and a wrong checksum.
     """
@@ -209,7 +209,7 @@ def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | Non
     """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
 
     Safetensors are preferred; pytorch_model.bin is taken where there are none. The hub's client resumes and honours
-    HTTPS_PROXY and HF_ENDPOINT. Raises InputError where the hub cannot be reached or a checksum differs.
+    HTTPS_PROXY and HF_ENDPOINT. Raises InputError if the hub cannot be reached or a checksum differs.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -273,7 +273,7 @@ def digests(path: Path, progress: Progress = no_progress) -> tuple[str, str]:
 
 
 def _write_sums(path: Path, files: Mapping[str, str]) -> None:
-    """In the form that `sha256sum --check` reads."""
+    """In the format that `sha256sum --check` reads."""
     write_text(path, "".join(f"{digest}  {name}\n" for name, digest in files.items()))
 
 

@@ -147,7 +147,7 @@ def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
 
 
 def read_sizes(source: QFormerSource, file: str, text: Mapping[str, Source] | None = None) -> QFormerSizes:
-    """Sizes off the tensors; InputError where layers are missing or cross-attention has no regular period.
+    """Sizes off the tensors; InputError if layers are missing or cross-attention has no regular period.
 
     Args:
         text: where word and position embeddings are looked up next; without any, their numbers are BERT's.

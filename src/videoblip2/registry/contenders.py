@@ -73,7 +73,7 @@ class Contender:
         return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
 
     def say(self, task: Task, entries: Entries) -> dict[str, str]:
-        """What it says of these entries, decoded by its own configuration."""
+        """What it says about these entries, decoded with its own configuration."""
         stream = task.say(self.model.captioner, entries, self.model.store, self.config.decode)
         return {key: caption.text for key, caption in stream}
 
@@ -81,7 +81,7 @@ class Contender:
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
     """Load MODEL and read its validation data; overrides: `key=value` on the configuration of its checkpoint.
 
-    Raises InputError where the model or its data cannot be used.
+    Raises InputError if the model or its data cannot be used.
     """
     opened = open_model(model, overrides)
     entries = read_split(opened.config, SPLIT, opened.store)
@@ -113,7 +113,7 @@ def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Sai
 
 
 def time_in_turn(one: Contender, other: Contender, count: int, progress: Progress) -> list[tuple[float, float]]:
-    """(one, other): seconds for each of the first entries alone. They alternate who starts; the first pair warms up."""
+    """(one, other): seconds for each of the first entries alone. They take turns; the first pair warms up."""
     task = one.tasks[0]
     entries = one.entries[task.kind][:count]
     jobs = list(enumerate([entries[0], *entries]))
@@ -150,7 +150,7 @@ def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) ->
 
 
 def say_trivial(contender: Contender) -> Said:
-    """What needs no video, and a first champion has to beat: the most typical training caption, and the most frequent
+    """The baselines that a first champion has to beat: the most typical training caption, and the most frequent
     training answer to a type of question."""
     config, model, said = contender.config, contender.model, Said()
     if videos := contender.entries.get("captions"):

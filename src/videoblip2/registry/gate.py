@@ -4,7 +4,7 @@
    videos or questions, by a paired bootstrap (Koehn 2004) with its percentile interval. The gain must reach the minimum
    and the interval must be above zero.
 2. What must not get worse: other metrics (means over videos), accuracy, caption length, complete endings, latency.
-3. While there is no champion, the opponent is the trivial baseline, which says the same of every video. Latency and
+3. While there is no champion, the opponent is the trivial baseline, which says the same about every video. Latency and
    metrics that need Java are not compared with it; length and endings are compared with the references.
 """
 
@@ -42,11 +42,11 @@ class Gate(Section):
     max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not measured")
     max_accuracy_loss: float | None = Field(0.005, ge=0, description="of captions and answers; none = not compared")
     max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
-    length: tuple[float, float] = Field((0.8, 1.25), description="words a caption, times the champion's or references'")
+    length: tuple[float, float] = Field((0.8, 1.25), description="words per caption over the champion's or references'")
     max_bad_endings_rise: float = Field(0.02, ge=0, description="above the champion's share, or the references'")
     max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
     latency_videos: int = Field(20, ge=3, description="videos (or questions) taken one by one, by both in turn")
-    same_features: bool = Field(True, description="no: each model reads features of its own encoders, same videos")
+    same_features: bool = Field(True, description="false: each model reads features from its own encoders, same videos")
 
     @field_validator("metric", "max_losses")
     @classmethod
@@ -57,7 +57,7 @@ class Gate(Section):
         return names
 
     def metric_for(self, evaluation: Evaluation) -> str:
-        """The metric that must rise: `metric`, or that of the rows there are."""
+        """The metric that must rise: `metric`, or that of the available rows."""
         if rows_of(evaluation, self.metric):
             return self.metric
         return PRIMARY if evaluation.caption_rows else ACCURACY

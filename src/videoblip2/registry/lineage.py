@@ -14,7 +14,7 @@ from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
 
-LONGEST = 20  # a longer chain is a circle
+LONGEST = 20  # a longer chain means a cycle
 UNKNOWN = "not recorded"
 
 
@@ -128,7 +128,7 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
 
 
 def _tags_of(run_id: str | None) -> dict[str, str]:
-    """The tags of the run, with its commit; empty where the store has no such run."""
+    """The tags of the run, with its commit; empty if the store has no such run."""
     from mlflow.exceptions import MlflowException
 
     try:

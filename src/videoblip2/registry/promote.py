@@ -256,7 +256,7 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tu
 def rollback(name: str = NAME, why: str = "") -> Move:
     """Restore the previous champion and record who did it and why.
 
-    Versions deleted since are skipped. Raises InputError where there is no previous champion or its files are gone.
+    Versions deleted since are skipped. Raises InputError if there is no previous champion or its files are gone.
     """
     with store_in_words():
         if (current := versions.champion(name)) is None:

@@ -35,7 +35,7 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
 
     def _caption(self, rows: list[dict[str, Any]], prompt: str | None, decoding: Decoding) -> list[Any]:
-        """A caption a row, in order; feature files and media files are decoded as one batch each."""
+        """A caption per row, in order; feature files and media files are decoded as one batch each."""
         items = {n: _read(row) for n, row in enumerate(rows) if str(row["video"]).endswith(".npy")}
         paths = {n: Path(row["video"]) for n, row in enumerate(rows) if n not in items}
         captions: dict[int, Any] = {}

@@ -101,7 +101,7 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
 
 
 def _same_data(model: str, config: Config, provenance: Provenance) -> None:
-    """Raise InputError where what training reads is not what the provenance says; a second task's keys end in _qa."""
+    """Raise InputError if what training reads is not what the provenance says; a second task's keys end in _qa."""
     store = FeatureStore(config.data.features, config.model.modality_names)
     for (number, task), split in product(enumerate(tasks_of(config)), ("train", "val")):
         path = Path(config.data.annotations) / task.file(config.data, split)
@@ -115,7 +115,7 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
-    """What may move the last digits: the source, or the packages."""
+    """What may change the last digits: the source, or the packages."""
     pairs = {key: (provenance.revision.get(key), revision_tags().get(key)) for key in ("git.commit", "git.dirty")}
     changed = [
         f"{key} {old or 'not recorded'} -> {new or 'unknown'}" for key, (old, new) in pairs.items() if old != new

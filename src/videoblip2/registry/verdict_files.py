@@ -26,7 +26,7 @@ def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:
-    """One row a condition, in the order of COLUMNS."""
+    """One row per condition, in the order of COLUMNS."""
     return [
         [c.name, c.challenger, c.champion, c.wanted, "passed" if c.passed else "FAILED"] for c in verdict.conditions
     ]
@@ -38,7 +38,7 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
     judged = "videos" if METRICS[verdict.metric].of == "captions" else "questions"
     counts = f"{int(won.sum())} {judged} won, {int(lost.sum())} lost, {len(verdict.differences)} in total"
     head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} compared with {labels[1]}: {counts}."
-    reason = f" Promoted all the same: {facts['reason']}." if "reason" in facts else ""
+    reason = f" Promoted anyway: {facts['reason']}." if "reason" in facts else ""
     foot = f"Judged {facts['when']} by {facts['who']} in run {facts['run_id']}.{reason}"
     return "\n\n".join([head, markdown_table(COLUMNS, table_rows(verdict)), foot])
 

@@ -97,7 +97,7 @@ def store_in_words() -> Iterator[None]:
 
 
 def user() -> str:
-    """The user's name, or number where the machine has none for it."""
+    """The user's name, or the user id if the machine has no name for it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -135,7 +135,7 @@ def _moves(name: str) -> dict[int, Move]:
 def move_champion(name: str, move: Move) -> None:
     """Point `champion` at `move.version` if it still points at `move.previous`, and record the move.
 
-    MLflow's alias is last-writer-wins, so it is read again. Raises InputError where somebody else changed it.
+    MLflow's alias is last-writer-wins, so it is read again. Raises InputError if somebody else changed it.
     """
     if (found := champion(name)) != move.previous:
         raise InputError(
@@ -151,7 +151,7 @@ def move_champion(name: str, move: Move) -> None:
     client, history = connect(), _moves(name)
     number = 1 + max(history, default=0)
     client.set_registered_model_tag(name, f"{MOVES}{number:06d}", json.dumps(asdict(move), ensure_ascii=False))
-    if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # a person's own text stays
+    if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # text that a person wrote stays
         rows = [[m.when, str(m.version), m.action, m.why, m.who] for _, m in sorted({**history, number: move}.items())]
         table = markdown_table(["when", "champion", "by", "why", "who"], rows[::-1])
         client.update_registered_model(name, f"{ABOUT}\n\n{table}")
@@ -212,7 +212,7 @@ class PromotionLock:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def holder(self) -> LockTag | None:
-        """Who holds the lock; None where nobody does, or the tag was written by hand."""
+        """Who holds the lock; None if nobody does, or the tag was written by hand."""
         text = self.client.get_registered_model(self.name).tags.get(LOCK)
         try:
             return LockTag.model_validate_json(text) if text else None
@@ -225,14 +225,14 @@ class PromotionLock:
         self.client.set_registered_model_tag(self.name, LOCK, json.dumps(tag))
 
     def renew(self) -> None:
-        """Check that the lock is still ours and extend it by an hour. Raises InputError where it is not."""
+        """Check that the lock is still ours and extend it by an hour. Raises InputError if it is not."""
         holder = self.holder()
         if holder is None:
             raise InputError(f"{self.name}: the tag {LOCK} was deleted; promote again")
         if holder.id != self.id:
             raise InputError(
                 f"{self.name}: another promotion is under way ({holder.who}, process {holder.pid} on {holder.host}); "
-                f"wait for its end, or delete the tag {LOCK} of {self.name} if it is dead"
+                f"wait until it finishes, or delete the tag {LOCK} of {self.name} if it is dead"
             )
         self.write()
 
@@ -264,4 +264,4 @@ def promotion_lock(name: str) -> Iterator[PromotionLock]:
                     client.delete_registered_model_tag(name, LOCK)
     except Timeout as error:
         busy = f"another promotion is under way on this machine ({error.lock_file})"
-        raise InputError(f"{name}: {busy}; wait for its end") from error
+        raise InputError(f"{name}: {busy}; wait until it finishes") from error

@@ -62,7 +62,7 @@ def local_model(model: str | Path) -> Path:
 
 
 def find_model(model: str | Path) -> FoundModel:
-    """Find the checkpoint folder and the version behind MODEL. Raises InputError where there is none.
+    """Find the checkpoint folder and the version behind MODEL. Raises InputError if there is none.
 
     MODEL is a checkpoint folder, an MLflow run (its latest model), `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
     `models:/m-…`. A local artifact store is read in place.
@@ -83,7 +83,7 @@ def find_model(model: str | Path) -> FoundModel:
 def model_mark(model: str, last: ModelMark | None = None) -> ModelMark | None:
     """Mark what MODEL names now, for a service that asks every second: equal marks, same model; None: ask `find_model`.
 
-    A sqlite store that nobody has written since `last` costs a look at its files; any other store one small query.
+    A sqlite store that nobody has written to since `last` costs a look at its files; any other, one small query.
     """
     if "@" not in model:
         return ModelMark(model) if model.startswith("models:/") else None  # a version never moves

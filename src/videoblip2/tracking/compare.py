@@ -1,4 +1,4 @@
-"""Runs side by side: how sure the differences in score are, and which captions they come from.
+"""Runs side by side: how certain the differences in score are, and which captions they come from.
 
 The first side is the baseline; each further side is compared with it over the same videos.
 """
@@ -81,7 +81,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that there is to show. differs: (what, its value on each side), nothing that is equal everywhere."""
+    """Everything to show. differs: (what, its value on each side), nothing that is equal everywhere."""
 
     split: str
     sides: tuple[Side, ...]
@@ -107,7 +107,7 @@ def compare_sides(
 ) -> Comparison:
     """Compare two or more sides over the videos that all of them captioned against the same references.
 
-    Raises InputError where there is no such video. Where some videos fall out, a warning says so, and every score is
+    Raises InputError if there is no such video. If some videos drop out, a warning says so, and every score is
     computed again on those that are left.
     """
     videos, warnings = _common(sides)
@@ -148,7 +148,7 @@ def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:
 
 
 def _scored(predictions: Predictions) -> Predictions:
-    """Scores depend on the set of references, so they are computed again where some videos fall out."""
+    """Scores depend on the set of references, so they are computed again if some videos drop out."""
     captions = {key: row for key, row in predictions.items() if isinstance(row, CaptionRow)}
     if not captions:
         return predictions  # whether an answer is right depends on no other

@@ -36,7 +36,7 @@ class ProcessRecord:
 
     @classmethod
     def read(cls, fields: Mapping[str, object]) -> "ProcessRecord | None":
-        """The inverse of `fields`; None where a record is absent or malformed."""
+        """The inverse of `fields`; None if a record is absent or malformed."""
         host, pid = str(fields.get("host", "")), str(fields.get("pid", ""))
         if not host or not pid.isdecimal():
             return None

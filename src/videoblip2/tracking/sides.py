@@ -1,4 +1,4 @@
-"""From the words of a user to the sides of a comparison: which runs, which seeds belong together, what differs."""
+"""From what the user typed to the sides of a comparison: which runs, which seeds belong together, what differs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
 
     Args:
         words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs.
-        split: val or test; none = val where every run has its captions or its answers, else test.
+        split: val or test; none = val if every run has its captions or its answers there, else test.
 
     Runs of a mixture are compared by their captions, and by their answers in `Comparison.answers`.
     Raises InputError for a word that names no run, for fewer than two different ones, and for runs that have nothing of

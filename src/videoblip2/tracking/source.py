@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def revision_tags() -> dict[str, str]:
-    """Return `git.commit` and `git.dirty` of the package's repository; nothing where git does not track the package.
+    """Return `git.commit` and `git.dirty` of the package's repository; nothing if git does not track the package.
 
     The commit is there under MLflow's own name, too, which fills the column Version of its runs table.
     """
@@ -29,7 +29,7 @@ def revision_tags() -> dict[str, str]:
 
 
 def source_diff() -> str:
-    """Return what `git apply` needs to get from the commit to the source as it is; nothing where they are equal."""
+    """Return what `git apply` needs to get from the commit to the source as it is; nothing if they are equal."""
     return f"{diff}\n" if _tracked() and (diff := _git("diff", "--binary", "HEAD", "--", ":/")) else ""
 
 
@@ -38,7 +38,7 @@ def _tracked() -> bool:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints, or nothing where git fails or is not installed."""
+    """Return what git prints, or nothing if git fails or is not installed."""
     try:
         return subprocess.run(
             ("git", *arguments), cwd=PACKAGE, capture_output=True, text=True, timeout=20, errors="replace"

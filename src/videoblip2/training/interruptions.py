@@ -1,4 +1,4 @@
-"""What can interrupt a training, each told in one line: a signal, a full disk, another training in its folder."""
+"""What can interrupt a training, each reported in one line: a signal, a full disk, another training in its folder."""
 
 import errno
 import shutil
@@ -24,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def only_one_in(folder: Path) -> Iterator[None]:
-    """Lock a run's folder; the lock ends with the process. Raises InputError where another process holds it."""
+    """Lock a run's folder; the lock ends with the process. Raises InputError if another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0).acquire()

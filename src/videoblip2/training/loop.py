@@ -34,7 +34,7 @@ class Observer:
         """The training's run is open."""
 
     def validated(self, step: int, score: float) -> None:
-        """A validation is done, and its checkpoint kept where it is the best. Raises Stopped to end the training."""
+        """A validation is done, and its checkpoint kept if it is the best. Raises Stopped to end the training."""
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Training:
         keep: called with a validation whenever its score is the best so far.
         validate_first: also validate the network as it starts, so that the result is never worse than that.
         state_file: where the training state is saved: each `train.save_every` steps, at the end, and at a step's end on
-            Ctrl-C and SIGTERM. A second Ctrl-C abandons the step, and leaves the state as it was saved last.
-        resume: continue from that state; on a CPU the weights become the same, bit for bit, as without the break.
+            Ctrl-C and SIGTERM. A second Ctrl-C abandons the step, and leaves the state as last saved.
+        resume: continue from that state; on a CPU the weights equal those of an uninterrupted run, bit for bit.
         bands: warns when a monitor leaves its band.
         observer: is told of each validation, and may end the training by raising.
     """
@@ -165,7 +165,7 @@ def _log_if_due(training: Training, steps: Steps) -> None:
 
 
 def _validate_if_due(training: Training) -> None:
-    """Validate the network where that is due and not done; keep it where it is the best so far."""
+    """Validate the network if that is due and not done yet; keep it if it is the best so far."""
     state, step = training.state, training.state.step
     due = training.due(training.work.config.train.validate_every) if step else training.validate_first
     if not due or state.validated >= step:

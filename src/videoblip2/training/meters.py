@@ -53,7 +53,7 @@ class RunningMeans:
 class SystemMeter:
     """Readings of this process and its device, each since the one before; a reading takes well under a millisecond.
 
-    MLflow's own system metrics have another step axis, and are lost while the store is away; these are ordinary points.
+    MLflow's own system metrics have another step axis, and are lost while the store is down; these are ordinary points.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,6 +67,6 @@ class SystemMeter:
         if self._device.type == "cuda":
             readings["sys/gpu_memory_gib"] = torch.cuda.max_memory_reserved(self._device) / GIB
             torch.cuda.reset_peak_memory_stats(self._device)
-            with suppress(ImportError, RuntimeError):  # no NVIDIA library, or one that cannot tell for this device
+            with suppress(ImportError, RuntimeError):  # no NVIDIA library, or one that does not support this device
                 readings["sys/gpu_percent"] = float(torch.cuda.utilization(self._device))
         return readings

@@ -15,12 +15,12 @@ LONGEST = 100
 
 
 def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
-    """Make a run's name: stage, modality if it is one, baseline, what is `said` of it, learning rate, seed.
+    """Make a run's name: stage, modality if there is only one, baseline, what is `said` of it, learning rate, seed.
 
     Args:
         said: what `what_differs` gives.
 
-    What is cut off a long name leaves a digest, so that different runs keep different names.
+    A long name is cut and gets a digest, so that different runs keep different names.
     """
     parts = [stage]
     if config.model.modalities != BOTH:
@@ -41,7 +41,7 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
     Args:
         usual: the experiment file without what the user changed on the command line.
 
-    Places and habits that change no result are left out, as are keys of the other stage's section.
+    Paths and settings that do not affect results are left out, as are keys of the other stage's section.
     """
     before, left_out = flatten(usual), (*SAID_ALWAYS, *PLACES, *HABITS)
     sections = ("run.",) if stage == "scst" else ("run.", "scst.")
@@ -67,7 +67,7 @@ def _part(key: str, value: object, changed: Sequence[str]) -> str:
     word = _plain(last if alike == 1 else f"{section}_{last}")
     if isinstance(value, float):
         text = f"{value:g}"
-    else:  # of a path the file's name
+    else:  # for a path, the file name
         text = _plain(PurePath(value).stem if isinstance(value, str) else str(value).lower()).strip("_")
     joint = "" if type(value) in (int, float) and not word[-1].isdigit() else "_"
     return f"{word}{joint}{text}"

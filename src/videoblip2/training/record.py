@@ -179,7 +179,7 @@ def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str) -> Path | None:
-    """Draw the learning curves of one run, or of several over each other, as PNG; None where there are no points.
+    """Draw the learning curves of one run, or of several over each other, as PNG; None if there are no points.
 
     Args:
         runs: label → metric (of METRICS) → its curve.
@@ -210,7 +210,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
 
 
 def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping[str, int], title: str) -> Path | None:
-    """Draw the mean score of each category as bars, best first, as PNG; None where all videos are of one category.
+    """Draw the mean score of each category as bars, best first, as PNG; None if all videos are of one category.
 
     Args:
         scores: the primary metric by video. categories: each video's.

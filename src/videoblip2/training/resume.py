@@ -37,7 +37,7 @@ def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
     Args:
         folder: OUT/NAME of this run.
 
-    Raises InputError where there is no state, or it belongs to another stage or configuration, or has finished.
+    Raises InputError if there is no state, or it belongs to another stage or configuration, or has finished.
     """
     wanted = config.train.resume
     if wanted is None:
@@ -73,7 +73,7 @@ def _value(key: str, record: Mapping[str, object]) -> object:
 
 
 def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
-    """The folder on this machine with the state of a run, downloaded if it must be."""
+    """The folder on this machine with the state of a run, downloaded if necessary."""
     if run.stage and stage and run.stage != stage:
         raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
     here = out / run.name

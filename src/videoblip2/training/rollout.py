@@ -16,13 +16,13 @@ from videoblip2.config import Config, InputError, WatchConfig
 from videoblip2.model.decode import Decoded
 from videoblip2.training.workspace import Workspace, no_cider
 
-#: Where `scst.log_prob_tolerance` is left out. In bf16 a logit of 20 is known to 0.06 only.
+#: Used if `scst.log_prob_tolerance` is not set. In bf16 a logit of 20 is only accurate to 0.06.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
 #: Videos of a step whose first sample goes into the table.
 TABLE_VIDEOS = 4
-#: Samples this near to the greedy caption are never called far behind (CIDEr-D, 0.1 = ten points).
+#: Samples this near to the greedy caption never count as far behind (CIDEr-D, 0.1 = ten points).
 NEAR_GREEDY = 0.1
-#: What has a band.
+#: The monitors that have a band.
 NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_advantage", "sample_minus_greedy")
 
 
@@ -92,7 +92,7 @@ def build_reward(work: Workspace) -> MixedReward:
 
 
 def check_reward(work: Workspace) -> None:
-    """Raise InputError where even human captions earn no reward, as with one training video."""
+    """Raise InputError if even human captions earn no reward, as with one training video."""
     some = dict(islice(reward_references(work).items(), 50))
     reward = MixedReward(some, work.document_frequencies, work.config.scst.reward.weights)
     if not reward.score(list(some), [texts[0] for texts in some.values()], [True] * len(some)).any():

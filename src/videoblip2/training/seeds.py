@@ -1,4 +1,4 @@
-"""One configuration with several seeds: each its own run, under a parent that has the mean and how sure it is."""
+"""One configuration with several seeds: each its own run, under a parent that has the mean and its interval."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
 def _one(
     stage: str, config: Config, group: SeedGroup, progress: Progress, show_weights: ShowWeights | None
 ) -> StageResult:
-    """Train one seed, or take it as it is where resuming finds it finished."""
+    """Train one seed, or keep it as it is if resuming finds it finished."""
     folder = Path(config.run.out) / str(config.run.name)
     earlier = finished(stage, folder) if config.train.resume else None
     if earlier is not None:
@@ -113,7 +113,7 @@ def _one(
 
 
 def finished(stage: str, folder: Path) -> StageResult | None:
-    """The result of a run that ended earlier, from its folder OUT/NAME; None where none did."""
+    """The result of a run that ended earlier, from its folder OUT/NAME; None if none did."""
     ended = read_finished(folder / FOLDER)
     if ended is None:
         return None

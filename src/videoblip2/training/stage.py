@@ -81,7 +81,7 @@ def run_stage(
     usual: Config | None = None,
     observer: Observer | None = None,
 ) -> StageResult:
-    """Train stage `ce` or `scst` as one run. Raises InputError before the run opens where the input is wrong.
+    """Train stage `ce` or `scst` as one run. Raises InputError before the run opens if the input is wrong.
 
     With `train.resume` the run of the saved state is resumed, in MLflow, too.
 

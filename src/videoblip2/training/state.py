@@ -1,4 +1,4 @@
-"""The training state: everything with which a killed training resumes exactly as if it had never stopped.
+"""The training state: everything a killed training needs to resume exactly as if it had never stopped.
 
 One file, OUT/NAME/state/state.safetensors, replaced in one move. Its tensors are the trainable weights, the optimizer's
 moments and the random states; its header is a `SavedState`. No other module knows the file.
@@ -114,7 +114,7 @@ class StateFile:
             save_file(tensors, file.name, metadata={"state": saved.model_dump_json()})
 
     def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-        """Put weights, moments, random states and progress back."""
+        """Restore weights, moments, random states and progress."""
         saved, tensors = read_saved(self.folder), load_file(self.path)
         assert saved is not None
         put_back(trainable, optimizer, tensors)
@@ -136,7 +136,7 @@ class StateFile:
 
 
 def read_saved(folder: Path) -> SavedState | None:
-    """What a state folder's file says; None where there is none. Raises ValueError for a file that is malformed."""
+    """What a state folder's file says; None if there is none. Raises ValueError for a file that is malformed."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -151,13 +151,13 @@ def read_saved(folder: Path) -> SavedState | None:
 
 
 def read_finished(folder: Path) -> Finished | None:
-    """What a state folder says of a run that has ended; None where it has not."""
+    """What a state folder says of a run that has ended; None if it has not."""
     path = folder / FINISHED
     return Finished.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """A header in today's form. Format 1 kept CIDEr and accuracy apart, -inf for what the task had none of."""
+    """A header in the current form. Format 1 kept CIDEr and accuracy apart, with -inf for one the task lacked."""
     if header["format"] != 1:
         return header
     best, window, watch = header["best"], header["window"], header["watch"]

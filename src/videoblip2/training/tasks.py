@@ -109,7 +109,7 @@ def tasks_of(config: Config) -> tuple[Task, ...]:
 
 
 def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, Entries]:
-    """Kind → the entries of a split (train, val, test), of every task. Raises InputError where features are missing."""
+    """Kind → the entries of a split (train, val, test), of every task. Raises InputError if features are missing."""
     files = {task: task.file(config.data, split) for task in tasks_of(config)}
     folder = Path(config.data.annotations)
     return {task.kind: require_features(task.read(folder / file), store, file) for task, file in files.items()}

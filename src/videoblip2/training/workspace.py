@@ -86,7 +86,7 @@ class Workspace:
 
     @cached_property
     def document_frequencies(self) -> DocumentFrequencies:
-        """Of the complete training references, always."""
+        """Always of the complete training references."""
         return DocumentFrequencies.from_references(self.all_references, end_token=self.config.scst.end_token)
 
     def autocast(self) -> torch.autocast:
@@ -164,7 +164,7 @@ def no_cider(videos: Sized) -> str:
 
 
 def check_texts(work: Workspace, taught: bool) -> None:
-    """Warn of training texts that cannot be learnt whole. Raises InputError where most of them cannot be written.
+    """Warn of training texts that cannot be learnt in full. Raises InputError if most of them cannot be written.
 
     Args:
         taught: whether their tokens are taught, and not only rewarded.
@@ -192,7 +192,7 @@ def check_texts(work: Workspace, taught: bool) -> None:
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
-    """The network as it is now, for the KL term; None where `scst.kl_weight` is 0. Frozen weights are shared."""
+    """The network as it is now, for the KL term; None if `scst.kl_weight` is 0. Frozen weights are shared."""
     if not work.config.scst.kl_weight:
         return None
     shared = {id(weight): weight for weight in work.model.parameters() if not weight.requires_grad}

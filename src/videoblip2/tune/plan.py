@@ -97,7 +97,7 @@ class Tuning(Section):
 
 
 def label(value: Any) -> Scalar:
-    """A configuration value in a form that a storage can keep: lists become JSON."""
+    """A configuration value in a format that a storage can keep: lists become JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
@@ -121,7 +121,7 @@ class Plan:
 
     @cached_property
     def defaults(self) -> dict[str, Scalar]:
-        """The base's values of the searched keys, in the form that the storage keeps."""
+        """The base's values of the searched keys, in the format that the storage keeps."""
         flat = flatten(self.base)
         return {key: label(flat[key]) for key in self.tuning.search}
 
@@ -167,7 +167,7 @@ def _base(tuning: Tuning, path: str) -> Document:
     given, other = (tuning.tuned_model, tuning.base) if decodes else (tuning.base, tuning.tuned_model)
     if other or not given:
         keys = ("tuned_model", "base") if decodes else ("base", "tuned_model")
-        raise InputError(f"{path}: stage {tuning.stage}: give `{keys[0]}`, and no `{keys[1]}`")
+        raise InputError(f"{path}: stage {tuning.stage}: give `{keys[0]}`, not `{keys[1]}`")
     if not decodes:
         return read_yaml(given)
     from videoblip2.tracking import local_model

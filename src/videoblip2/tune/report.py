@@ -60,7 +60,7 @@ def shown(params: Mapping[str, Any]) -> str:
 
 
 def rows_of(study: optuna.Study) -> list[TrialRow]:
-    """One row a trial, with the score as it is stored; that of a pruned trial is its last validation."""
+    """One row per trial, with the score as it is stored; that of a pruned trial is its last validation."""
     rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
@@ -72,7 +72,7 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
-    """History, importance and parallel coordinates as PNG; nothing where fewer than two trials are complete."""
+    """History, importance and parallel coordinates as PNG; nothing if fewer than two trials are complete."""
     if len(finished(study.get_trials(deepcopy=False))) < 2:
         return []
     import matplotlib
@@ -140,7 +140,7 @@ class Verdict:
 
 
 def judge(trials: Sequence[FrozenTrial], metric: str = PRIMARY) -> Verdict | None:
-    """The verdict over complete trials; None where the default or its scores are missing."""
+    """The verdict over complete trials; None if the default or its scores are missing."""
     complete = [trial for trial in trials if trial.value is not None and attributes(trial).scores]
     default, best = default_of(complete), best_of(complete)
     if default is None or best is None:

@@ -191,7 +191,7 @@ def address(plan: Plan) -> str:
 
 
 def open_storage(place: str) -> Any:
-    """Open a storage, creating it if necessary. Raises InputError where it cannot be reached."""
+    """Open a storage, creating it if necessary. Raises InputError if it cannot be reached."""
     try:
         if "://" not in place:
             return _journal(Path(place))
@@ -214,7 +214,7 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    """A journal file, without what a power cut left of a line."""
+    """A journal file, without the partial line that a power cut leaves."""
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def _break_lock(lock: Path) -> None:
-    """Remove a link that leads nowhere, as in a folder that was moved: Optuna would wait for it for ever."""
+    """Remove a link that leads nowhere, as in a folder that was moved: Optuna would wait for it forever."""
     while lock.is_symlink() and not lock.exists():
         if abs(time.time() - lock.lstat().st_mtime) > LOCK_GRACE_SECONDS:
             logger.warning("warning: %s: removed, as the process that held it is gone", lock)

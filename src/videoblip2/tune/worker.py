@@ -6,7 +6,7 @@
 3. Ctrl-C and SIGTERM put the trial back: the next start resumes it from its checkpoint.
 4. A trial whose worker is dead is queued again with its values and its name: the next attempt resumes it, in its run.
    On the same machine a worker is dead when its process has ended, elsewhere when its beat has not changed for
-   STALE_SECONDS of the observer's own clock. One that was wrongly taken for dead notices at its next report, and leaves
+   STALE_SECONDS of the observer's own clock. A worker wrongly taken for dead notices at its next report, and leaves
    the trial alone. (Optuna's heartbeat needs a database.)
 """
 
@@ -119,7 +119,7 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score | None, reason: str | None) -> bool:
-    """Store how the trial ended: failed, complete, or pruned. False where another worker has ended it already."""
+    """Store how the trial ended: failed, complete, or pruned. False if another worker has ended it already."""
     state = TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
     about = {"reason": reason} if reason else {"scores": score.scores, "model": score.model} if score else {}
     try:
@@ -138,7 +138,7 @@ def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
 
 @contextmanager
 def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
-    """Signal that the worker lives while the block runs; the event is set once another worker took the trial over.
+    """Signal that the worker is alive while the block runs; the event is set once another worker took the trial over.
 
     The trial must end after the block: a beat on a finished trial is a loss.
     """
@@ -199,7 +199,7 @@ def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
 
 
 def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool = True) -> bool:
-    """End a running trial as failed and queue another attempt. False where another process did so first."""
+    """End a running trial as failed and queue another attempt. False if another process did so first."""
     try:
         study.tell(trial.number, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):

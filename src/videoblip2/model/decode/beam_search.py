@@ -40,7 +40,7 @@ def beam(
     special, device, videos = language_model.tokens, states.device, len(states)
     stepper = start(language_model, states, mask, max_new_tokens, num_beams)
     running, done = (_empty(videos, num_beams, max_new_tokens, special.pad, device) for _ in range(2))
-    running.scores[:, 0] = 0.0  # at first all beams are one
+    running.scores[:, 0] = 0.0  # at first all beams are equal
     token = torch.full((videos,), special.start, device=device)
     open_video = torch.ones(videos, 1, dtype=torch.bool, device=device)
     for at in range(max_new_tokens):

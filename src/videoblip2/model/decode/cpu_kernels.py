@@ -1,4 +1,4 @@
-"""What makes a decoding step quick on a CPU: weights in oneDNN's own layout, and attention on the encoder's states.
+"""What makes a decoding step fast on a CPU: weights in oneDNN's own layout, and attention on the encoder's states.
 
 1. A step multiplies a handful of rows by each weight, where `torch.nn.functional.linear` reaches a third to two thirds
    of the speed that oneDNN has on a weight in its own layout (`torch.compile` does the same in inference). The sums are
@@ -8,8 +8,8 @@
 
        for one head:  q · (W_k s) = (W_kᵀ q) · s      and      Σ a_s (W_v s) = W_v (Σ a_s s)
 
-   No keys and values are computed, and all layers read the same states, where caches of keys and values are 2·L times
-   as large. Each token costs more arithmetic instead, so this pays for a few dozen tokens with one caption a video: at
+   No keys and values are computed, and all layers read the same states, whereas caches of keys and values are 2·L times
+   as large. In return each token costs more arithmetic, so this pays for a few dozen tokens, one caption per video: at
    B = 32 of T5-base on two cores, three fifths of cross-attention's time at 16 tokens, the same at 32 (decision 0005).
    The rearrangement is DeepSeek-V2's "absorption" (2024, section 2.1).
 
@@ -26,7 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Product = Callable[[Tensor], Tensor]
 
-#: Fewer rows than these gain nothing from the layout, and a small weight loses by the call.
+#: Fewer rows than these gain nothing from the layout, and for a small weight the call costs more than it saves.
 ROWS, NUMBERS = 4, 2**18
 #: Fewer videos, or more tokens, and reading the weights at each token costs more than keys and values do.
 VIDEOS, TOKENS = 8, 32

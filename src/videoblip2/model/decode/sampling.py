@@ -3,8 +3,8 @@
 Greedy tokens are those of transformers' `generate`; samples follow the whole distribution: no top-k, no top-p, no
 penalties.
 
-Letters: B videos · K samples a video · R rows (captions) a video · N = B·R · S encoder places · E T5 width · T caption
-tokens · V vocabulary.
+Letters: B videos · K samples per video · R rows (captions) per video · N = B·R · S encoder places · E T5 width · T
+caption tokens · V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
 #: Ended captions are dropped from the batch once this share of it would remain.
 WORTH_DROPPING = 0.75
 
-#: What samples are drawn with: one generator for all, or one a caption, which makes a caption independent of its batch.
+#: What samples are drawn with: one generator for all, or one per caption, making each independent of its batch.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 #: Called after each token with all captions so far, [N,T].
 Watch = Callable[[Tensor], None]
@@ -29,14 +29,14 @@ Watch = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How captions are drawn: K a video, from the whole distribution."""
+    """How captions are drawn: K per video, from the whole distribution."""
 
     samples: int = 1
     temperature: float = 1.0
     generator: Generators = None
 
     def uniform(self, total: int, device: torch.device) -> Tensor:
-        """[N] numbers in [0,1), one a caption."""
+        """[N] numbers in [0,1), one per caption."""
         if isinstance(self.generator, torch.Generator | None):
             return torch.rand(total, generator=self.generator, device=device)
         return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generator]).to(device)
@@ -112,7 +112,7 @@ class RunningRows:
         self.ended[rows] = ended | (self.token == self.special.end)
 
     def drop_ended(self, stepper: Stepper) -> bool:
-        """Leave out rows that ended, where that is worth the copying; False when none is left."""
+        """Leave out rows that ended, if that is worth the copy; False when none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
         counts = live.sum(dim=1)
         most = int(counts.max())
@@ -150,7 +150,7 @@ def _roll(
         if at == 0 and rows > 1:  # all captions of a video begin alike: computed once
             logits = logits.repeat_interleave(rows, dim=0)
             stepper.repeat(rows)
-        # One number a caption and token, running or not, so that dropping rows changes no draw.
+        # One number per caption and token, running or not, so that dropping rows changes no draw.
         uniform = None if sampling is None else sampling.uniform(len(run.ids), device)
         run.take(torch.log_softmax(logits, dim=-1), uniform, at)
         if watch is not None:

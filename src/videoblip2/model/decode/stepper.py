@@ -43,7 +43,7 @@ class Decoded:
 
 
 class Stepper(Protocol):
-    """Captions in the making. They start as one row a video; rows are kept video by video."""
+    """Captions in the making. They start as one row per video; rows are kept video by video."""
 
     @property
     def fixed_shape(self) -> bool:
@@ -53,7 +53,7 @@ class Stepper(Protocol):
         """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32."""
 
     def repeat(self, rows: int) -> None:
-        """One row a video becomes `rows` equal ones."""
+        """One row per video becomes `rows` equal ones."""
 
     def select(self, videos: Tensor, rows: Tensor) -> None:
         """Keep some videos [B'] and of their rows those numbered `rows` [B'·R']."""
@@ -112,7 +112,7 @@ def start(language_model: LanguageModel, states: Tensor, mask: Tensor, max_token
 
     Args:
         max_tokens: at most this many steps follow.
-        rows: about this many captions a video.
+        rows: about this many captions per video.
     """
     special = STEPPERS.get(language_model.network.config.model_type)
     if special is not None:

@@ -1,12 +1,12 @@
 """T5's decoder one token at a time, for decoding only: LoRA folded in, static caches, one encoding for many captions.
 
 What makes it quicker than `generate`, with the same numbers:
-1. Cross-attention keys and values are computed once a video and shared by all captions of that video.
+1. Cross-attention keys and values are computed once per video and shared by all captions of that video.
 2. The first token of all captions of a video is one computation: they begin alike.
 3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
 4. On a CPU, weights are laid out for few rows at a time (`cpu_kernels`).
 5. Rows whose caption has ended can be dropped (`T5Stepper.select`).
-6. One caption a video on a CPU needs no cross-attention keys and values at all (`cpu_kernels.attend`).
+6. One caption per video on a CPU needs no cross-attention keys and values at all (`cpu_kernels.attend`).
 7. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
@@ -75,7 +75,7 @@ class T5Decoder:
         self._layers = [self._layer(block.layer) for block in decoder.block]
 
     def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> "T5Stepper":
-        """Caches for one row a video: states [B,S,E], mask [B,S]."""
+        """Caches for one row per video: states [B,S,E], mask [B,S]."""
         states = states.to(self.dtype)
         direct = not self.compiled and attention_pays(states, self.rows, max_tokens)
         cross: _Pairs = []
@@ -170,7 +170,7 @@ class T5Decoder:
 
 @dataclass
 class T5Stepper:
-    """A `stepper.Stepper` with keys and values: one entry a layer.
+    """A `stepper.Stepper` with keys and values: one entry per layer.
 
     cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
     states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).

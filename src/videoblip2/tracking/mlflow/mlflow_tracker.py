@@ -4,7 +4,7 @@
    earlier run is resumed, the empty one that `mlflow run` opened is closed and deleted.
 2. Points are buffered: a batch of 200 costs about as much as three single calls.
 3. Parameters cannot be changed once logged, and `mlflow run` has logged its own as the user spelled them (`1e-4`).
-4. SIGTERM becomes an exception, so that the run is flushed and closed; it would stay RUNNING for ever.
+4. SIGTERM becomes an exception, so that the run is flushed and closed; it would stay RUNNING forever.
 5. Once the run is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later,
    while MLflow's own asynchronous logging loses what its queue cannot send.
 """
@@ -37,7 +37,7 @@ DIGEST_LENGTH = 36  # MLflow's limit
 
 
 class MlflowTracker(Tracker):
-    """Writes to one open MLflow run; nothing that a `resumed` one has. What cannot be sent is kept in `folder`."""
+    """Writes to one open MLflow run, except what a `resumed` one has. What cannot be sent is kept in `folder`."""
 
     def __init__(
         self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False, folder: Path | None = None
@@ -89,12 +89,12 @@ class MlflowTracker(Tracker):
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.
 
-        Raises InputError where the store does not answer, or has no room: a model cannot wait in a file.
+        Raises InputError if the store does not answer, or has no room: a model cannot wait in a file.
         """
         self.flush()
         best = [mlflow.entities.Metric(key, value, moment, 0) for key, value, moment in self._best(metrics)]
         try:
-            if not self._outbox.send(at_once=True):  # MLflow would try for minutes
+            if not self._outbox.send(at_once=True):  # MLflow would retry for minutes
                 raise ConnectionError("earlier messages could not be sent either")
             model_id = models.log_checkpoint(folder, name)
             for metric in best:

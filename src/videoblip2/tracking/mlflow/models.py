@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow model, and the way back from a model's name to the checkpoint folder.
+"""A checkpoint as an MLflow model, and how to get from a model's name back to the checkpoint folder.
 
 The model is a pyfunc from code: MLflow stores the folder (safetensors, JSON) and `pyfunc_model.py`, and no pickle.
 """
@@ -46,7 +46,7 @@ def log_checkpoint(folder: Path, name: str) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # it would need feature files
         info = mlflow.pyfunc.log_model(
-            name=re.sub(r"[^\w-]", "_", name),  # MLflow allows no dot in a model's name; ours hold learning rates
+            name=re.sub(r"[^\w-]", "_", name),  # MLflow allows no dot in a model's name; ours contain learning rates
             python_model=str(CODE),
             artifacts={CHECKPOINT: str(folder)},
             pip_requirements=pins,
@@ -101,7 +101,7 @@ def logged_model(model: str) -> tuple[Any, str]:
 def alias_version(address: str) -> str:
     """The version that `models:/NAME@ALIAS` leads to, by one question to a server or on a client that is kept."""
     uri, (name, alias) = store.tracking_uri(), address.removeprefix("models:/").split("@")
-    if uri.startswith("http"):  # the client asks a server that is gone for minutes
+    if uri.startswith("http"):  # the client would retry a dead server for minutes
         answer = store.get(uri, "/api/2.0/mlflow/registered-models/alias", params={"name": name, "alias": alias})
         return str(answer.json()["model_version"]["version"])
     return str(_kept_client(uri).get_model_version_by_alias(name, alias).version)

@@ -23,7 +23,7 @@ from videoblip2.tracking.mlflow.store import Finding
 #: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
-#: Training state of a stopped run: its artifact folder, what of the run's folder is in it, its tag once it is complete.
+#: Training state of a stopped run: its artifact folder, the parts of the run's folder in it, its tag once complete.
 STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
 SPLITS = ("val", "test")
 HOW_TO_FIND = "`vb2 runs list` shows the runs"
@@ -75,7 +75,7 @@ def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRecord]
 
 
 def find_run(word: str, also: str = "") -> RunRecord:
-    """Find a run by its id, by the first six or more digits of it, or by its name where only one run has that.
+    """Find a run by its id, by the first six or more digits of it, or by its name if only one run has it.
 
     Raises InputError for a word that names no run, several, or a deleted one; `also` says what else it does not name.
     """
@@ -96,7 +96,7 @@ def find_run(word: str, also: str = "") -> RunRecord:
     elif not found and re.fullmatch(r"[0-9a-f]{6,31}", word):
         found = _search(f"attributes.run_id LIKE '{word}%'", names)
     if not found:
-        raise InputError(f"{word}: {also}no run of that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
+        raise InputError(f"{word}: {also}no run with that id or name in {store.tracking_uri()}; {HOW_TO_FIND}")
     if len(found) > 1:
         ids = ", ".join(run.run_id[:12] for run in found[:5])
         raise InputError(f"{word}: {len(found)} runs have this name, newest first {ids}; give the id of one")
@@ -104,7 +104,7 @@ def find_run(word: str, also: str = "") -> RunRecord:
 
 
 def run_link(run_id: str, name: str) -> str:
-    """Markdown that links to a run's page in the UI; the name and id where the store knows no such run."""
+    """Markdown that links to a run's page in the UI; the name and id if the store has no such run."""
     with suppress(InputError):
         return f"[{name}](#/experiments/{find_run(run_id).experiment_id}/runs/{run_id})"
     return f"{name} (`{run_id}`)"
@@ -133,7 +133,7 @@ def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
 
 
 def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
-    """The rows of one kind that a run logged, by key. Raises InputError where the file is gone or malformed."""
+    """The rows of one kind that a run logged, by key. Raises InputError if the file is gone or malformed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = Path(store.connect().download_artifacts(run_id, path, folder))
@@ -144,7 +144,7 @@ def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """The points (step, value) of a metric, in order; none where run, metric or store do not exist."""
+    """The points (step, value) of a metric, in order; none if the run, metric or store does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -171,7 +171,7 @@ def find_stopped_run(word: str) -> RunRecord:
     process = ProcessRecord.read(record.tags)
     if record.status != "RUNNING" or process is None:
         return record
-    if process.is_local():  # two processes that write to one run would spoil it
+    if process.is_local():  # two processes that write to one run would corrupt it
         if process.is_running() and process.pid != os.getpid():
             raise InputError(f"resume={word}: still running as process {process.pid}; stop it first")
     elif (silent := seconds_silent(record)) < store.ALIVE_SECONDS:

@@ -33,7 +33,7 @@ BUSY_SECONDS = 2.0
 ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
-MOVE_AWAY = "move it away and start again, or bring back a copy"
+MOVE_AWAY = "move it away and start again, or restore a copy"
 #: File systems that several machines share, where sqlite's write-ahead logging corrupts data; so do most on FUSE.
 NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "beegfs", "gpfs"}
 #: Columns with addresses of artifacts.
@@ -64,7 +64,7 @@ def written() -> tuple[int, ...]:
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Return the artifact folder beside a sqlite store; None where the store has its own idea of the place."""
+    """Return the artifact folder beside a sqlite store; None if the store chooses its own location."""
     database = sqlite_file(uri)
     return database.parent / "mlruns" if database else None
 
@@ -125,10 +125,10 @@ def check_reachable(uri: str) -> None:
     try:
         answer = get(uri, "/api/2.0/mlflow/experiments/search", params={"max_results": 1})
     except Exception as error:
-        remedy = "see that it is running, correct MLFLOW_TRACKING_URI, or unset it for mlflow.db of this folder"
+        remedy = "check that it is running, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db here"
         raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {remedy}") from error
     if answer.status_code in (401, 403):
-        hosts = "; see the server's --allowed-hosts, too" if answer.status_code == 403 else ""
+        hosts = "; also check the server's --allowed-hosts" if answer.status_code == 403 else ""
         reason = f"{answer.status_code}: {' '.join(answer.text.split())[:100]}"
         raise InputError(f"{uri}: the server refuses ({reason}); {LOGIN}{hosts}")
 
@@ -171,7 +171,7 @@ def network_file_system(path: Path) -> str:
 
 @cache
 def _follow_move(database: Path) -> None:
-    """Where the store's folder was renamed or is mounted elsewhere, point MLflow's absolute addresses to the new place.
+    """If the store's folder was renamed or is mounted elsewhere, point MLflow's absolute addresses to the new place.
 
     Not while a run is being written: a container may know this folder under another name.
     """
@@ -237,7 +237,7 @@ def _sqlite(database: Path) -> list[Finding]:
         return [Finding("store", "fail", f"{database}: {error}", remedy)]
     half = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
     if half or not {"runs", "experiments"} <= tables:
-        found = f"{database}: its first start or an upgrade was cut off ({', '.join(half) or 'tables are missing'})"
+        found = f"{database}: its first start or an upgrade was interrupted ({', '.join(half) or 'tables are missing'})"
         return [Finding("store", "fail", found, MOVE_AWAY)]
     return [Finding("store", "ok", str(database)), _journal(database, mode)]
 
@@ -249,7 +249,7 @@ def _journal(database: Path, mode: str) -> Finding:
         found = f"on, but {shared} is a network file system, where it corrupts a store that two machines use"
         return Finding(name, "warn", found, f"{change.format('DELETE')}, or use a tracking server")
     if shared:
-        found = f"off ({mode}), and left so: {shared} is a network file system, where it would corrupt the store"
+        found = f"off ({mode}), and left off: {shared} is a network file system, where it would corrupt the store"
         return Finding(name, "note", found, "for many processes or machines use a tracking server")
     if mode == "wal":
         return Finding(name, "ok", "on")
@@ -279,13 +279,13 @@ def _schema(uri: str) -> Finding:
         if theirs.split(".")[:2] == ours.split(".")[:2]:
             return Finding(name, "ok", f"server {theirs}, here {ours}")
         remedy = f"install the same MLflow on both sides: `pip install mlflow=={theirs}` here, or update the server"
-        return Finding(name, "warn", f"server {theirs or 'does not tell its version'}, here {ours}", remedy)
+        return Finding(name, "warn", f"server {theirs or 'does not report its version'}, here {ours}", remedy)
     try:
         engine = create_engine(uri)
         has, wants = _get_schema_version(engine), _get_latest_schema_revision()
         engine.dispose()
     except Exception as error:
-        return Finding(name, "fail", masked(first_line(error)), f"see that {masked(uri)} is an MLflow database")
+        return Finding(name, "fail", masked(first_line(error)), f"check that {masked(uri)} is an MLflow database")
     if has == wants:
         return Finding(name, "ok", f"{has}, as MLflow {ours} wants it")
     remedy = f"`mlflow db upgrade {masked(uri)}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
