@@ -56,7 +56,7 @@ class DemoSize:
     """
 
     videos: int = 700
-    more_tests: int = 280
+    more_tests: int = 140
     language_model_steps: int = 250
     overrides: tuple[str, ...] = ()
     forced: bool = False
