@@ -180,5 +180,6 @@ def test_a_checkpoint_is_packaged_and_served_from_an_empty_folder(vb2, checkpoin
 def test_the_demo_runs_and_its_models_are_promoted_from_an_empty_folder(vb2):
     made = json.loads(vb2("demo", "--quick", "--json").splitlines()[-1])
     with_reason = ("--force", "--reason", "a test")
-    other = next(name for name in ("ce", "scst") if name != made["winner"])
+    champion = json.loads(vb2("lineage", "models:/videoblip2@champion", "--json").splitlines()[-1])["lineage"][0]
+    other = {"ce": "scst", "scst": "ce"}[champion["name"]]
     assert "champion: videoblip2/2 (by force)" in vb2("promote", made[other]["run_id"], *with_reason)
