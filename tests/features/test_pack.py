@@ -156,7 +156,7 @@ def test_a_kill_in_the_middle_leaves_the_old_store_and_the_next_packing_cleans_u
 def test_no_room_leaves_the_old_store_and_nothing_else(file, folder, tmp_path):
     before = file.read_bytes()
     run = pack_in_a_process("full", folder, file)
-    assert "cannot be written (File too large); make room" in run.stderr.splitlines()[-1]
+    assert "cannot be written (File too large); free space" in run.stderr.splitlines()[-1]
     assert file.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 

@@ -51,7 +51,7 @@ def test_other_floats_are_taken(root, kind):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((4, 512), np.float32), r"shape \[4, 512\], wanted \[rows, 768\]"),
+        (np.ones((4, 512), np.float32), r"shape \[4, 512\], expected \[rows, 768\]"),
         (np.ones(768, np.float32), r"shape \[768\]"),
         (np.full((4, 768), np.nan, np.float32), "NaN"),
         (np.full((4, 768), np.inf, np.float32), "NaN or infinity"),

@@ -39,7 +39,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ({"study": "a/b"}, "study='a/b'"),
         ({"stage": None}, "stage: is missing"),
         ({"base": None}, "give `base`"),
-        ({"tuned_model": "m"}, "no `tuned_model`"),
+        ({"tuned_model": "m"}, "not `tuned_model`"),
         ({"stage": "decode"}, "give `tuned_model`"),
         ({"search": {"optim.lrr": LR}}, "optim.lrr: no such key; did you mean 'optim.lr'"),
         ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: must be the same in all trials"),
