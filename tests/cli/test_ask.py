@@ -15,7 +15,7 @@ from videoblip2.evaluate import evaluate_answers
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.jobs.caption import CaptionJob
-from videoblip2.jobs.sources import Source
+from videoblip2.jobs.sources import VideoSource
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.predict import ask_video
@@ -105,7 +105,7 @@ def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
     with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):
         ask_video(captioner, "video0", ["a dog?"], world / "features")
     with pytest.raises(InputError, match="tiny was trained on those of c9"):
-        list(CaptionJob(captioner, store=world / "features").run([Source("video0")], {}))
+        list(CaptionJob(captioner, store=world / "features").run([VideoSource("video0")], {}))
 
 
 def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):

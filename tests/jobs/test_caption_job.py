@@ -15,7 +15,7 @@ from videoblip2.features.manifest import VideoNote
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions, keepable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import cut, merged, shot_changes
-from videoblip2.jobs.sources import Source, find_sources
+from videoblip2.jobs.sources import VideoSource, find_sources
 
 
 class StandIn:
@@ -62,7 +62,7 @@ def encode(monkeypatch):
 
 def run(options=CaptionOptions(), names=("4.mp4", "bad.mp4", "6.mp4"), done=()):
     model = StandIn()
-    rows = CaptionJob(model, options).run([Source(name) for name in names], dict(done))
+    rows = CaptionJob(model, options).run([VideoSource(name) for name in names], dict(done))
     return model, {row.path: row for rows in rows for row in rows}
 
 
@@ -93,7 +93,7 @@ def test_files_that_have_not_changed_are_skipped(encode):
 def test_each_question_is_asked_of_each_video(encode):
     model = StandIn()
     job = CaptionJob(model, CaptionOptions(questions=("what moves?", "who?")))
-    rows = [row for rows in job.run([Source("4.mp4"), Source("6.mp4")], {}) for row in rows]
+    rows = [row for rows in job.run([VideoSource("4.mp4"), VideoSource("6.mp4")], {}) for row in rows]
     assert [(row.path, row.question) for row in rows] == [
         (path, question) for path in ("4.mp4", "6.mp4") for question in ("what moves?", "who?")
     ]
@@ -109,7 +109,9 @@ def test_samples_have_seeds_of_their_own(encode):
 
 def test_segments_cover_the_video_and_equal_neighbours_are_merged(encode):
     rows = [
-        row for rows in CaptionJob(StandIn(), CaptionOptions(segments=2.0)).run([Source("10.mp4")], {}) for row in rows
+        row
+        for rows in CaptionJob(StandIn(), CaptionOptions(segments=2.0)).run([VideoSource("10.mp4")], {})
+        for row in rows
     ]
     assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 4.0, "4 frames"), (4.0, 5.0, "2 frames")]
 
@@ -150,7 +152,13 @@ def test_segments_last_some_time(segments):
 
 def test_two_videos_of_one_name_are_not_kept_as_one():
     found = keepable(
-        [Source("x/a.mp4"), Source("y/a.mp4"), Source("b.mp4"), Source("\udce9.mp4"), Source("b", "missing")]
+        [
+            VideoSource("x/a.mp4"),
+            VideoSource("y/a.mp4"),
+            VideoSource("b.mp4"),
+            VideoSource("\udce9.mp4"),
+            VideoSource("b", "missing"),
+        ]
     )
     assert [bool(source.error) for source in found] == [True, True, False, True, True]
     assert found[-1].error == "missing"
@@ -158,7 +166,9 @@ def test_two_videos_of_one_name_are_not_kept_as_one():
 
 def test_rows_do_not_wait_for_the_next_video_that_needs_work(encode):
     names = ["4.mp4", *(f"{number}.mp4" for number in range(20, 30))]
-    rows = CaptionJob(StandIn()).run([Source(name) for name in names], {name: f"sha of {name}" for name in names[1:]})
+    rows = CaptionJob(StandIn()).run(
+        [VideoSource(name) for name in names], {name: f"sha of {name}" for name in names[1:]}
+    )
     found = []
     for part in rows:
         time.sleep(0.01)

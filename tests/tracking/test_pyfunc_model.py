@@ -5,7 +5,7 @@ from small_stage import stages
 
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
-from videoblip2.jobs.sources import Source
+from videoblip2.jobs.sources import VideoSource
 from videoblip2.predict import load_captioner
 
 IDS = ("video0", "video1", "video2")
@@ -32,7 +32,7 @@ def rows(root, ids=IDS):
 def captions(made, prompt=None, num_beams=1):
     captioner = load_captioner("models:/videoblip2/1", "cpu")
     job = CaptionJob(captioner, CaptionOptions(Decoding(num_beams), prompt), made.root / "features")
-    return [row.caption for rows in job.run(list(map(Source, IDS)), {}) for row in rows]
+    return [row.caption for rows in job.run(list(map(VideoSource, IDS)), {}) for row in rows]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt": "the square"}])

@@ -19,7 +19,7 @@ from videoblip2.errors import InputError, first_line
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, cut, merged
-from videoblip2.jobs.sources import Source
+from videoblip2.jobs.sources import VideoSource
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -78,7 +78,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Ask:
+class DecodeItem:
     """One text to decode: the row it fills, its place among its video's, and the input."""
 
     pending: Pending
@@ -92,7 +92,7 @@ class Captions(Protocol):
 
     @property
     def version(self) -> str: ...
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]: ...
+    def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ class CaptionJob:
         """Of the model."""
         return self.captioner.version
 
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
+    def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """Yield the rows of each video once all of them are there; a bad video yields a row with an error.
 
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
-        asks: list[Ask] = []
+        asks: list[DecodeItem] = []
         size, idle = self.options.batch_size, Future[list[list[Row]]]()
         idle.set_result([])
         batch = idle
@@ -161,7 +161,9 @@ class CaptionJob:
             for start in range(0, len(asks), size):
                 yield from self._decode(asks[start : start + size])
 
-    def _outcomes(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator["VideoOutcome", None, None]:
+    def _outcomes(
+        self, sources: Sequence[VideoSource], done: Mapping[str, str]
+    ) -> Generator["VideoOutcome", None, None]:
         """The features of each source, or why there are none; both are absent for one that is done."""
         from videoblip2.features.engines import VideoOutcome, encode_videos
         from videoblip2.features.extract import ExtractionRun, open_ledger
@@ -187,7 +189,7 @@ class CaptionJob:
                     ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
                 yield outcome
 
-    def _stored(self, sources: Iterable[Source], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
+    def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
         from videoblip2.features.engines import VideoOutcome
 
         store = self.captioner.store(self.store or Path())
@@ -198,7 +200,7 @@ class CaptionJob:
             except (InputError, OSError) as error:
                 yield VideoOutcome(source.path, failure=str(error))
 
-    def _asks(self, outcome: "VideoOutcome") -> list[Ask]:
+    def _asks(self, outcome: "VideoOutcome") -> list[DecodeItem]:
         """Every text that a video needs: segments × questions × samples."""
         options, item = self.options, outcome.features or {}
         length, window = self.captioner.timeline(item)
@@ -214,11 +216,11 @@ class CaptionJob:
             for s, q, n in wanted
         ]
         return [
-            Ask(pending, place, row, segment)
+            DecodeItem(pending, place, row, segment)
             for place, (row, (segment, *_)) in enumerate(zip(rows, wanted, strict=True))
         ]
 
-    def _decode(self, batch: Sequence[Ask]) -> list[list[Row]]:
+    def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; the rows of each video that is complete with it."""
         complete = []
         for ask, row in zip(batch, self._texts(batch), strict=True):
@@ -229,7 +231,7 @@ class CaptionJob:
                 complete.append(merged(rows) if self.options.segments is not None else rows)
         return complete
 
-    def _texts(self, batch: Sequence[Ask]) -> list[Row]:
+    def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
         """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
         from videoblip2.data.batches import question_prompt
 
@@ -249,7 +251,7 @@ class CaptionJob:
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
-        name = Source(outcome.video_id).video_id
+        name = VideoSource(outcome.video_id).video_id
         digest = outcome.note.sha256 if outcome.note else ""
         version, options = self.captioner.version, str(self.options)
         return Row(
@@ -267,7 +269,7 @@ def rounded(score: float) -> float | None:
     return round(score, 4) if math.isfinite(score) else None
 
 
-def keepable(sources: Sequence[Source]) -> list[Source]:
+def keepable(sources: Sequence[VideoSource]) -> list[VideoSource]:
     """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
     alike = Counter(Path(source.path).stem for source in sources if not source.error)
     found = []

@@ -13,7 +13,7 @@ from videoblip2.features.ray_engine import through_actors
 from videoblip2.files import printable
 from videoblip2.jobs.caption import JobPlan, keepable
 from videoblip2.jobs.forms import Row
-from videoblip2.jobs.sources import Source
+from videoblip2.jobs.sources import VideoSource
 from videoblip2.predict import find_model
 
 
@@ -29,7 +29,7 @@ class RayCaptions:
         """Of the model."""
         return find_model(self.plan.model).version
 
-    def run(self, sources: Sequence[Source], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
+    def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """As `CaptionJob.run`."""
         import torch
 
@@ -57,6 +57,6 @@ class CaptionActor:
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Sources -> the rows of each, as JSON."""
         given = [json.loads(source) for source in batch["source"]]
-        sources = [Source(path, error) for path, error, _ in given]
+        sources = [VideoSource(path, error) for path, error, _ in given]
         done = {printable(path): digest for path, _, digest in given if digest is not None}
         return {"rows": [json.dumps([row.shown() for row in rows]) for rows in self.job.run(sources, done)]}

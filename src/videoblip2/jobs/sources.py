@@ -14,7 +14,7 @@ from videoblip2.files import MEDIA_SUFFIXES, printable
 
 
 @dataclass(frozen=True)
-class Source:
+class VideoSource:
     """One video as the user named it (a path, or an id where features are stored); `error`: why it cannot be used."""
 
     path: str
@@ -27,7 +27,7 @@ class Source:
         return name.stem if name.suffix.lower() in MEDIA_SUFFIXES else name.name
 
 
-def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, int] | None = None) -> list[Source]:
+def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, int] | None = None) -> list[VideoSource]:
     """Videos in the order given, each once.
 
     Args:
@@ -36,9 +36,9 @@ def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, i
         stored: words are video ids of a feature store.
         shard: (i, n): only the i-th of n parts, which depends on each video id alone.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, VideoSource] = {}
     for word in _lines(words):
-        for source in [Source(word)] if stored else _videos(word):
+        for source in [VideoSource(word)] if stored else _videos(word):
             found.setdefault(source.path if stored else str(Path(source.path).absolute()), source)
     return [
         source
@@ -66,17 +66,17 @@ def _listed(lines: Iterable[str]) -> Iterator[str]:
     return (text for line in lines if (text := line.strip()) and not text.startswith("#"))
 
 
-def _videos(word: str) -> Iterator[Source]:
+def _videos(word: str) -> Iterator[VideoSource]:
     path = Path(word).expanduser()
     if not os.path.exists(path) and glob.has_magic(word):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
-            yield Source(word, f"{word}: matches no file; check the pattern")
+            yield VideoSource(word, f"{word}: matches no file; check the pattern")
         for match in matches:
             yield from _videos(glob.escape(match) if not os.path.exists(match) else match)
         return
     if not os.path.isdir(path):
-        yield Source(str(path), "" if os.path.isfile(path) else f"{path}: no such file; give the path of a video")
+        yield VideoSource(str(path), "" if os.path.isfile(path) else f"{path}: no such file; give the path of a video")
         return
     unread: list[OSError] = []
     files: list[Path] = []
@@ -84,7 +84,7 @@ def _videos(word: str) -> Iterator[Source]:
         folders[:] = [name for name in folders if name[0] != "."]
         files += [Path(place, name) for name in names if name[0] != "." and os.path.isfile(Path(place, name))]
     videos = [str(file) for file in sorted(files) if is_media(file)]
-    yield from map(Source, videos)
-    yield from (Source(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
+    yield from map(VideoSource, videos)
+    yield from (VideoSource(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
     if not videos and not unread:
-        yield Source(str(path), f"{path}: no video in this folder")
+        yield VideoSource(str(path), f"{path}: no video in this folder")
