@@ -43,7 +43,7 @@ def caption(
     ] = None,
     questions: Annotated[
         list[str] | None,
-        Option(help="DecodeItem instead of captioning: a question, or a file with one per line; repeatable."),
+        Option(help="Ask instead of captioning: a question, or a file with one per line; repeatable."),
     ] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
     temperature: Annotated[float, Option(help="Sampling temperature, with --samples.")] = 1.0,
