@@ -11,7 +11,7 @@ from videoblip2.captions.predictions import CaptionRow
 from videoblip2.data import caption_sources
 from videoblip2.data.annotations import TABLES, Document, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
-from videoblip2.tracking.compare import Comparison, Side, compare_sides
+from videoblip2.tracking.compare import Comparison, Predictions, Side, compare_sides
 
 VIDEO = ("video_id", "image_id", *caption_sources.VIDEO[1:], "path")
 CAPTION = (*caption_sources.CAPTION, "prediction", "pred")
@@ -81,7 +81,7 @@ def score_predictions(
     return ScoreReport(tuple(scores), compare_sides("", sides[::-1], ()), len(known) - len(videos))
 
 
-def _rows(groups: Mapping[str, Sequence[str]], captions: Mapping[str, str], found: CaptionMetrics) -> Any:
+def _rows(groups: Mapping[str, Sequence[str]], captions: Mapping[str, str], found: CaptionMetrics) -> Predictions:
     return {
         video: CaptionRow(video, captions[video], found.per_video[video], tuple(group))
         for video, group in groups.items()

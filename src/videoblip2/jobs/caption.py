@@ -265,7 +265,7 @@ class CaptionJob:
 
 
 def rounded(score: float) -> float | None:
-    """Four digits; None for a score that is no number, which JSON has no word for."""
+    """Four digits; None for NaN and infinity, which JSON lacks."""
     return round(score, 4) if math.isfinite(score) else None
 
 

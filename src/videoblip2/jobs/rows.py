@@ -189,7 +189,8 @@ def shards_of(out: Path) -> list[Path]:
     if len(counts) != 1:
         what = "no shards" if not counts else f"shards of {len(counts)} jobs"
         raise InputError(f"{out}: {what} beside it ({out.stem}.1-of-N{out.suffix}); name the files to merge")
-    every = [shard_file(out, (number, int(counts.copy().pop()))) for number in range(1, int(counts.copy().pop()) + 1)]
+    count = int(counts.pop())
+    every = [shard_file(out, (number, count)) for number in range(1, count + 1)]
     if missing := [path.name for path in every if path not in found]:
         raise InputError(f"{out}: {', '.join(missing)} is missing; run that shard, or name the files to merge")
     return every

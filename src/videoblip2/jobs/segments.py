@@ -8,7 +8,7 @@ import numpy as np
 from videoblip2.jobs.forms import Row
 from videoblip2.modality import Features
 
-#: A shot change: the cosine distance between neighbouring frames is above both.
+#: A shot change: the cosine distance between neighbouring frames exceeds both limits, see `shot_changes`.
 DISTANCE, DEVIATIONS = 0.15, 3.0
 
 
@@ -55,16 +55,15 @@ def _heard(item: Features, start: float, end: float, window: float | None) -> Fe
 def shot_changes(frames: np.ndarray) -> list[int]:
     """Frames [F,D] → numbers of the frames that begin a new shot.
 
-    The cosine distance to the frame before is above DISTANCE and DEVIATIONS standard deviations above the mean of the
-    video: a video that moves a lot is not cut at every frame.
+    The cosine distance to the frame before exceeds DISTANCE, and the video's median distance by DEVIATIONS median
+    absolute deviations: a video that moves a lot is not cut at every frame.
     """
     units = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
     distances = 1.0 - (units[1:] * units[:-1]).sum(axis=1)
     if not len(distances):
         return []
-    least = max(
-        DISTANCE, float(np.median(distances) + DEVIATIONS * np.median(np.abs(distances - np.median(distances))))
-    )
+    usual = np.median(distances)
+    least = max(DISTANCE, float(usual + DEVIATIONS * np.median(np.abs(distances - usual))))
     return [number for number, distance in enumerate(distances.tolist(), 1) if distance > least]
 
 
