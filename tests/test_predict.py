@@ -9,8 +9,10 @@ import pytest
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Decoding, InputError
+from videoblip2.jobs.caption import CaptionOptions, JobPlan
+from videoblip2.jobs.sources import VideoSource
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-from videoblip2.predict import ask_video, load, load_captioner
+from videoblip2.predict import load, load_captioner
 from videoblip2.provenance import Provenance
 
 
@@ -143,7 +145,8 @@ def test_what_a_model_was_taught_decides_what_is_said(captioner, known, warns, r
     assert ("toy world only" in loaded.warning) == ("toy world only" in card) == warns
     assert ("it was never trained on questions" in card) == loaded.never_asked == refuses
     with pytest.raises(InputError, match="never trained on questions.*task=qa" if refuses else "no packed features"):
-        ask_video(loaded, "video0", ["a dog?"], tmp_path / "none")
+        job = JobPlan(str(folder), CaptionOptions(questions=("a dog?",)), store=tmp_path / "none").open()
+        next(job.run([VideoSource("video0")], {}))
 
 
 @pytest.mark.parametrize("name", ["warp", "cuda:0"])

@@ -127,12 +127,6 @@ class Captioner:
         """Whether it was never taught to answer questions; False if that is not recorded."""
         return bool(self.provenance.kinds) and "answers" not in self.provenance.kinds
 
-    def answer(self, items: Sequence[Features], questions: Sequence[str], decoding: Decoding = GREEDY) -> list[Caption]:
-        """N items and a question on each → N answers, decoded as one batch."""
-        from videoblip2.data.batches import question_prompt
-
-        return self.caption(items, [question_prompt(question) for question in questions], decoding)
-
     def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
         """Where the Q-Formers look: [rows] of each modality that the model reads, each summing to 1.
 

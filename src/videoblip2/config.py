@@ -19,10 +19,9 @@ from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setti
 from videoblip2.overrides import overridden, read_yaml
 
 QUESTION_PROMPT = "question: {} answer:"
-
-
 #: A file or folder (or another name where a field allows it): `~` and `$HOME` are replaced.
 PathText = Annotated[str, AfterValidator(expand)]
+ModalityNames = Annotated[str | tuple[str, ...], AfterValidator(modality_setting)]
 
 
 class Section(BaseModel):
@@ -44,9 +43,7 @@ class DataConfig(Section):
 
 
 class QFormerConfig(Section):
-    weights: PathText | None = Field(
-        None, description="BLIP-2 checkpoint that initialises both Q-Formers; none = fresh"
-    )
+    weights: PathText | None = Field(None, description="BLIP-2 checkpoint that both Q-Formers start from; none = fresh")
     bert: PathText = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
     bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
     cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="what to do with wider pre-trained keys")
@@ -67,23 +64,16 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    language_model: PathText = Field(
-        "google/flan-t5-base", description="language model: folder or hub name of a T5 or BART"
-    )
+    language_model: PathText = Field("google/flan-t5-base", description="folder or hub name of a T5 or BART")
     qformer: QFormerConfig = QFormerConfig()
     finetune: Literal["lora", "full"] = Field("lora", description="full: the whole language model trains, without LoRA")
     lora: LoraConfig = LoraConfig()
-    modalities: str | tuple[str, ...] = Field(BOTH, description="both (video and audio), one name, or a list of names")
+    modalities: ModalityNames = Field(BOTH, description="both (video and audio), one name, or a list of names")
     video_dim: int = Field(768, ge=1, description="width of the frame features")
     audio_dim: int = Field(512, ge=1, description="width of the audio features, before the upscaler")
     widths: dict[str, int] = Field({}, description="width of further modalities' features, such as {flow: 256}")
     temporal_embedding: bool = Field(True, description="without it a Q-Former cannot tell the order of frames")
     max_positions: int = Field(256, ge=1, description="longest feature sequence; longer ones are thinned evenly")
-
-    @field_validator("modalities")
-    @classmethod
-    def _in_the_table(cls, setting: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return modality_setting(setting)
 
     @field_validator("widths")
     @classmethod
@@ -128,9 +118,7 @@ class TrainConfig(Section):
     log_every: int = Field(20, ge=1, description="steps between logged training metrics")
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: PathText | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
-    resume: PathText | None = Field(
-        None, description="MLflow run id or folder OUT/NAME to resume; auto = this run's own, if it has started"
-    )
+    resume: PathText | None = Field(None, description="run id or OUT/NAME to resume; auto = this run's own, if started")
     probe_videos: int = Field(200, ge=0, le=200, description="validation videos in the table of captions of each run")
 
 
@@ -141,11 +129,7 @@ class RewardConfig(Section):
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
     repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
-    terms: dict[str, float] = Field(
-        {},
-        description="weights of further terms, by name in the table of rewards or as package.module:function of your "
-        "own; a negative weight makes a penalty (docs/how-to/add-a-reward.md)",
-    )
+    terms: dict[str, float] = Field({}, description="further terms' weights, by name or module:function (docs/how-to)")
 
     @field_validator("terms")
     @classmethod
@@ -173,13 +157,14 @@ class WatchConfig(Section):
     sample_minus_greedy: float = Field(2.0, ge=1, description="the gap grows to at most this multiple of its start")
 
 
+Baseline = Literal["greedy", "leave_one_out", "batch_mean", "none"]
+
+
 class ScstConfig(Section):
     """Self-critical training; used by `vb2 scst` only."""
 
     samples: int = Field(5, ge=1, description="sampled captions per video")
-    baseline: Literal["greedy", "leave_one_out", "batch_mean", "none"] = Field(
-        "greedy", description="what a sample's reward is compared with"
-    )
+    baseline: Baseline = Field("greedy", description="what a sample's reward is compared with")
     references: Literal["selected", "all"] = Field("selected", description="reward against the top-5 file or all")
     all_references: str = Field("train.json", description="complete training annotations, a file in data.annotations")
     temperature: float = Field(1.0, gt=0, description="temperature of the samples")
@@ -218,9 +203,7 @@ GREEDY = Decoding()
 class DecodeConfig(Section):
     num_beams: int = Field(Decoding.num_beams, ge=1, description="beams of the search; 1 is greedy")
     max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text in T5 pieces")
-    length_penalty: float = Field(
-        Decoding.length_penalty, description="beams: a score is divided by length to this power"
-    )
+    length_penalty: float = Field(Decoding.length_penalty, description="beams: score / length to this power")
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
     compile: bool = Field(False, description="decode with torch.compile; the first batch takes minutes")
 

@@ -1,15 +1,14 @@
-"""Open a model (checkpoint folder, MLflow run, registered version) with its data; caption videos, answer questions."""
+"""Open a model (checkpoint folder, MLflow run, registered version) with its data."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoblip2.captioner import Caption, Captioner, pick_device
-from videoblip2.config import GREEDY, Config, Decoding, InputError, parse_config
-from videoblip2.modality import Features
+from videoblip2.captioner import Captioner, pick_device
+from videoblip2.config import Config, parse_config
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import ModelMark as ModelMark
@@ -67,7 +66,11 @@ class OpenModel:
 
 
 def open_model(
-    model: str | Path, overrides: Sequence[str] = (), device: str | None = None, found: FoundModel | None = None
+    model: str | Path,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    found: FoundModel | None = None,
+    encoders: Mapping[str, str | None] | None = None,
 ) -> OpenModel:
     """MODEL (a checkpoint folder, an MLflow run, `models:/videoblip2@champion`) → the model with its data.
 
@@ -75,9 +78,10 @@ def open_model(
         overrides: `key=value` on the configuration of its checkpoint, such as data.features=DIR.
         device: auto, cpu, cuda …; None = the configuration's.
         found: what `find_model` returned for MODEL earlier: an alias may have moved since.
+        encoders: folder or hub name by kind, `clip` or `clap`, where an encoder is not where it was in training.
     """
     there = found or find_model(model)
-    return OpenModel(str(model), there.folder, there.version, tuple(overrides), device)
+    return OpenModel(str(model), there.folder, there.version, tuple(overrides), device, encoders or {})
 
 
 def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
@@ -88,47 +92,5 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
 def load_captioner(
     model: str | Path, device: str | None = None, encoders: Mapping[str, str | None] | None = None
 ) -> Captioner:
-    """MODEL → a Captioner on `device` (default: CUDA where there is one).
-
-    Args:
-        encoders: folder or hub name by kind, `clip` or `clap`, where an encoder is not where it was in training.
-    """
-    found = find_model(model)
-    return OpenModel(str(model), found.folder, found.version, (), device or "auto", encoders or {}).captioner
-
-
-def _reader(captioner: Captioner, features: Path | None) -> Callable[[str], Features]:
-    """What reads a media file, or with `features` a stored video id."""
-    if features is not None:
-        return captioner.store(features).features
-    captioner.load_media_encoders()
-    return lambda video: captioner.media_features(Path(video))
-
-
-def refuse_questions(captioner: Captioner) -> None:
-    """Raise InputError for a model that was never trained on questions."""
-    if captioner.never_asked:
-        raise InputError(
-            f"{captioner.model_name}: was never trained on questions, it would answer with a caption; "
-            "ask a model trained with data.task=qa or data.task=mixed"
-        )
-
-
-def ask_video(
-    captioner: Captioner,
-    video: str,
-    questions: Sequence[str],
-    features: Path | None = None,
-    decoding: Decoding = GREEDY,
-) -> list[Caption]:
-    """Answers to questions on one video, a media file or with `features` (a feature store) an id, as one batch.
-
-    Raises InputError for an empty question, a file that cannot be decoded and an id without features, and for a model
-    that was never trained on questions.
-    """
-    refuse_questions(captioner)
-    for question in questions:
-        if not question.strip():
-            raise InputError(f"question {question!r}: is empty; ask something")
-    item = _reader(captioner, features)(video)
-    return captioner.answer([item] * len(questions), questions, decoding)
+    """MODEL → a Captioner on `device` (default: CUDA where there is one); see `open_model`."""
+    return open_model(model, device=device or "auto", encoders=encoders).captioner

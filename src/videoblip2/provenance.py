@@ -1,13 +1,12 @@
 """provenance.json of a checkpoint: who wrote it, how it was trained, on which data and features, and from which parent.
 
-The file names its format. Older formats are upgraded while they are read; newer ones are refused. This module is the
-only reader and the only writer.
+The file names its format; a newer one is refused. This module is the only reader and the only writer.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -15,12 +14,9 @@ from videoblip2 import __version__
 from videoblip2.errors import InputError
 from videoblip2.files import write_json
 
-Json = dict[str, Any]
 FILE = "provenance.json"
 #: 1: LoRA always separate from T5's weights. 2: `lora_merged` in config.json may say that it is merged into them.
-FORMAT = 2
-#: Turns the JSON of one format into that of the next; the oldest key is the oldest readable format.
-UPGRADES: dict[int, Callable[[Json], Json]] = {1: lambda content: {**content, "format": 2}}
+FORMATS = (1, 2)
 ENCODERS = ("clip", "clap")
 #: How the toy world's annotations describe themselves.
 TOY = "VideoBLIP2 toy world"
@@ -108,7 +104,7 @@ class Provenance(Record):
     far, `captions` and `answers`.
     """
 
-    format: int = FORMAT
+    format: int = FORMATS[-1]
     written_by: str = ""
     stage: str | None = None
     name: str | None = None
@@ -140,7 +136,9 @@ class Provenance(Record):
         if optional and not path.is_file():
             return cls()
         try:
-            return cls.model_validate(_upgraded(folder, dict(json.loads(path.read_text(encoding="utf-8")))))
+            content = dict(json.loads(path.read_text(encoding="utf-8")))
+            _refuse_other_formats(folder, content.get("format", 0), content.get("written_by") or "an unknown version")
+            return cls.model_validate({**content, "format": FORMATS[-1]})
         except FileNotFoundError as error:
             reason = f"no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote"
             raise InputError(f"checkpoint {folder}: {reason}") from error
@@ -152,19 +150,13 @@ class Provenance(Record):
 
     def write(self, folder: Path) -> None:
         """Write provenance.json to a checkpoint folder, in this version's format."""
-        stamped = self.model_copy(update={"format": FORMAT, "written_by": f"videoblip2 {__version__}"})
+        stamped = self.model_copy(update={"format": FORMATS[-1], "written_by": f"videoblip2 {__version__}"})
         write_json(folder / FILE, stamped.model_dump(mode="json"))
 
 
-def _upgraded(folder: Path, content: Json) -> Json:
-    """`content` in this version's format."""
-    found = content.get("format", 0)
-    newer = not isinstance(found, int) or found > FORMAT
-    if newer or found < min(UPGRADES):
-        writer = content.get("written_by") or "an unknown version"
-        readable = f"this is videoblip2 {__version__}, which reads formats {min(UPGRADES)} to {FORMAT}"
-        remedy = "update videoblip2" if newer else "load and save it with a version in between, or train again"
+def _refuse_other_formats(folder: Path, found: object, writer: str) -> None:
+    if found not in FORMATS:
+        readable = f"this is videoblip2 {__version__}, which reads formats {FORMATS[0]} to {FORMATS[-1]}"
+        older = isinstance(found, int) and found < FORMATS[0]
+        remedy = "load and save it with a version in between, or train again" if older else "update videoblip2"
         raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: {remedy}")
-    for older in range(found, FORMAT):
-        content = UPGRADES[older](content)
-    return content

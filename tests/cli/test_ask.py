@@ -14,11 +14,10 @@ from videoblip2.data.questions import Question
 from videoblip2.evaluate import evaluate_answers
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import FeatureStore, write_features
-from videoblip2.jobs.caption import CaptionJob
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions
 from videoblip2.jobs.sources import VideoSource
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
-from videoblip2.predict import ask_video
 from videoblip2.provenance import Provenance
 from videoblip2.training.evaluation import evaluate_model
 
@@ -48,6 +47,11 @@ def world(tmp_path, tiny_config, tokenizers):
     checkpoint = Checkpoint(VideoBlip2(tiny_config).eval(), tokenizers, config=settings.model_dump(mode="json"))
     save_checkpoint(tmp_path / "best", checkpoint)
     return tmp_path
+
+
+def ask(captioner, video, question, features=None):
+    """The rows that `vb2 ask` prints."""
+    return next(CaptionJob(captioner, CaptionOptions(questions=(question,)), features).run([VideoSource(video)], {}))
 
 
 def judge(world, *overrides, **options):
@@ -85,8 +89,8 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
     decode = parse_config({}, ["decode.max_new_tokens=32"]).decode
     together = dict(captioner.answer_questions(asked, store, decode))
     for question in asked:
-        (alone,) = ask_video(captioner, question.video_id, [question.question], world / "features")
-        assert alone.text == together[question.question_id].text
+        (alone,) = ask(captioner, question.video_id, question.question, world / "features")
+        assert alone.caption == together[question.question_id].text
     words = ["ask", str(world / "best"), "video1", "a dog?", "a man?", "--features", str(world / "features"), "--json"]
     monkeypatch.setattr(sys, "argv", ["vb2", *words])
     with pytest.raises(SystemExit) as end:
@@ -95,6 +99,10 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["question"] for row in last["answers"]] == ["a dog?", "a man?"]
     assert last["answers"][0]["answer"] == together["1"].text
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:3], "video7", "a dog?", *sys.argv[-3:]])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(f"error: {world}/features/video/video7.npy: video7 has no video features")
 
 
 def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
@@ -103,7 +111,7 @@ def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
     other = Provenance.model_validate({"features": {**manifest, "clip": {"fingerprint": "c9"}}})
     captioner = Captioner(tiny_model, tokenizers, other, "tiny", "1")
     with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):
-        ask_video(captioner, "video0", ["a dog?"], world / "features")
+        ask(captioner, "video0", "a dog?", world / "features")
     with pytest.raises(InputError, match="tiny was trained on those of c9"):
         list(CaptionJob(captioner, store=world / "features").run([VideoSource("video0")], {}))
 
@@ -111,11 +119,11 @@ def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
 def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):
     captioner = Captioner(tiny_model, tokenizers, Provenance(), "tiny", "1")
     with pytest.raises(InputError, match="question ' ': is empty"):
-        ask_video(captioner, "video0", [" "], world / "features")
-    with pytest.raises(InputError, match="video7 has no video features"):
-        ask_video(captioner, "video7", ["a dog?"], world / "features")
+        ask(captioner, "video0", " ", world / "features")
+    (row,) = ask(captioner, "video7", "a dog?", world / "features")
+    assert row.caption is None and "video7 has no video features" in row.error
     with pytest.raises(InputError, match="manifest"):
-        ask_video(captioner, "a.mp4", ["a dog?"])
+        ask(captioner, "a.mp4", "a dog?")
 
 
 def test_every_question_needs_an_answer(tmp_path):

@@ -12,21 +12,7 @@ from typing import Annotated, get_args
 from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
-from videoblip2.cli import (
-    assets,
-    caption,
-    console,
-    data,
-    demo,
-    deploy,
-    doctor,
-    features,
-    predict,
-    registry,
-    runs,
-    score,
-    train,
-)
+from videoblip2.cli import assets, caption, console, data, demo, deploy, doctor, features, registry, runs, score, train
 from videoblip2.errors import DENIED, LOGIN, InputError, masked
 
 app = Typer(
@@ -37,7 +23,7 @@ app = Typer(
     epilog="Every command takes --debug, which shows where an error came from.",
 )
 GROUPS = (
-    *((None, room.app) for room in (train, predict, caption, score, registry, deploy, demo, doctor)),
+    *((None, room.app) for room in (train, caption, score, registry, deploy, demo, doctor)),
     *(("data", data.app), ("features", features.app), ("weights", assets.weights)),
     *(("experiments", assets.experiments), ("runs", runs.app)),
 )

@@ -1,4 +1,4 @@
-"""`vb2 caption`: captions, subtitles or answers for one video or for thousands of them."""
+"""`vb2 caption`: captions, subtitles or answers for one video or for thousands of them; `vb2 ask`: answers for one."""
 
 import os
 import sys
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from videoblip2.cli import console
-from videoblip2.cli.predict import REMEDY, Clap, Clip, warn
 from videoblip2.errors import InputError, counted
 from videoblip2.files import printable
 
 if TYPE_CHECKING:
+    from videoblip2.captioner import Captioner
     from videoblip2.jobs.caption import Captions
     from videoblip2.jobs.forms import Row
     from videoblip2.jobs.rows import RowFile
 
 app = Typer()
 Engine = StrEnum("Engine", "local ray")
+REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
 SOURCES = "Files, folders, patterns, @list.txt, - for standard input; or video ids with --features."
+Clip = Annotated[str | None, Option(help="CLIP that made the model's features, if it has moved: folder or hub name.")]
+Clap = Annotated[str | None, Option(help="CLAP that made the model's features, if it has moved: folder or hub name.")]
 
 
 @app.command(
@@ -119,6 +122,41 @@ def caption(
     record = {"model_version": batches.version, "out": str(out) if out else None, "failed": failed}
     console.emit(record, json, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
     console.exit_if_failed(failed, len(found) - failed)
+
+
+@app.command(epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what is heard?'"))
+def ask(
+    model: console.ModelName,
+    video: Annotated[str, Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
+    questions: Annotated[list[str], Argument(metavar="QUESTION", help="Such as 'what color is the ball?'.")],
+    features: console.FeatureFolder = None,
+    num_beams: console.Beams = 1,
+    clip: Clip = None,
+    clap: Clap = None,
+    json: console.Json = False,
+) -> None:
+    """Answer questions about one video, with a model trained on questions (data.task=qa or mixed)."""
+    console.require_model(model)
+    console.require([features or video], REMEDY)
+    from videoblip2.config import Decoding
+    from videoblip2.jobs.caption import CaptionOptions, JobPlan
+    from videoblip2.jobs.sources import VideoSource
+
+    options = CaptionOptions(Decoding(num_beams), questions=tuple(questions))
+    job = JobPlan(model, options, {"clip": clip, "clap": clap}, features).open()
+    warn(job.captioner)
+    (rows,) = job.run([VideoSource(video)], {})
+    if rows[0].error is not None:
+        raise InputError(rows[0].error)
+    answers = [{"question": row.question, "answer": row.caption, "score": row.score} for row in rows]
+    lines = [f"{row.question}  {row.caption or '(no answer)'}" for row in rows]
+    told = {"model_version": job.version, "warning": job.captioner.warning}
+    console.emit({"video": video, "answers": answers}, json, "\n".join(lines), **told)
+
+
+def warn(captioner: "Captioner") -> None:
+    if captioner.warning:
+        print(f"warning: {captioner.model_name} was {captioner.warning}", file=sys.stderr, flush=True)
 
 
 def _consume(

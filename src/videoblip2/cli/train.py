@@ -1,7 +1,8 @@
-"""`vb2 ce`, `vb2 scst`, `vb2 lm`, `vb2 tune`: the commands that train."""
+"""`vb2 ce`, `vb2 scst`, `vb2 evaluate`, `vb2 lm`, `vb2 tune`: the commands that train and test models."""
 
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
+Split = StrEnum("Split", "val test")
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
 
 
@@ -116,6 +118,37 @@ def _seeds_table(result: "SeedsResult") -> str:
     rows.append(["mean", *means, "", result.run_id or "not tracked"])
     title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
     return f"{result.name}\n{console.table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
+
+
+@app.command(
+    epilog=console.examples("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
+)
+def evaluate(
+    model: console.ModelName,
+    overrides: Annotated[
+        console.Words,
+        console.key_values("Keys of the model's own configuration, such as decode.num_beams=3 or data.features=DIR."),
+    ] = None,
+    split: Annotated[Split, Option(help="Split of the model's own data.")] = Split.val,
+    out: Annotated[Path | None, Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
+    folder: console.Folder = Path(),
+    json: console.Json = False,
+) -> None:
+    """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
+    console.go_to(folder)
+    console.require_model(model)
+    from videoblip2.captions.metrics import label_of, shown
+    from videoblip2.training.evaluation import evaluate_model
+
+    result = evaluate_model(model, split, overrides or [], out, console.progress)
+    rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
+    rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
+    answers = {"answers": str(result.answers)} if result.answers else {}
+    files = {"predictions": str(result.predictions), **answers}
+    lines = [console.table(f"{model} on {split} ({counted(result.videos, 'video')})", ["metric", "score"], rows)]
+    lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
+    scores = {"metrics": result.metrics, "unavailable": result.unavailable}
+    console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
 
 
 @app.command(epilog=console.examples("lm data/mine/train.json --out models/small steps=500"))

@@ -45,8 +45,8 @@ class CaptionOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if not all(question.strip() for question in self.questions):
-            raise InputError("--questions: one of them is empty; ask something")
+        if blank := [question for question in self.questions if not question.strip()]:
+            raise InputError(f"question {blank[0]!r}: is empty; ask something")
         if self.samples > 1 and not self.decoding.sampled:
             raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
         if (
@@ -107,12 +107,15 @@ class JobPlan:
     shard: tuple[int, int] | None = None
 
     def open(self) -> "CaptionJob":
-        """Load the model."""
-        from videoblip2.predict import load_captioner, refuse_questions
+        """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
+        from videoblip2.predict import load_captioner
 
         captioner = load_captioner(self.model, encoders=self.encoders)
-        if self.options.questions:
-            refuse_questions(captioner)
+        if self.options.questions and captioner.never_asked:
+            raise InputError(
+                f"{self.model}: was never trained on questions, it would answer with a caption; "
+                "ask a model trained with data.task=qa or data.task=mixed"
+            )
         if self.store is None:
             captioner.load_media_encoders()
         return CaptionJob(captioner, self.options, self.store, self.keep_features, self.shard)
