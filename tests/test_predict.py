@@ -9,8 +9,8 @@ import pytest
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Decoding, InputError
+from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionOptions, JobPlan
-from videoblip2.jobs.sources import VideoSource
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.predict import load, load_captioner
 from videoblip2.provenance import Provenance

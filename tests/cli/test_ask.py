@@ -13,9 +13,9 @@ from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
 from videoblip2.evaluate import evaluate_answers
 from videoblip2.features.manifest import FeatureManifest
+from videoblip2.features.sources import VideoSource
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
-from videoblip2.jobs.sources import VideoSource
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import Provenance

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.features.extract import extract_features, find_videos
+from videoblip2.features.extract import extract_features
 from videoblip2.features.media import write_video
 from videoblip2.features.media_features import FeatureSettings
+from videoblip2.features.sources import find_videos
 from videoblip2.features.store import FeatureStore
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"

@@ -16,15 +16,12 @@ from videoblip2.features.encoders import ClipEncoder, load_clip
 from videoblip2.features.extract import (
     ExtractionRun,
     extract_features,
-    find_videos,
-    ignored_entries,
-    parse_shard,
-    shard_of,
 )
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
 from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
+from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore
 from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS

@@ -4,8 +4,8 @@ import pytest
 from small_stage import stages
 
 from videoblip2.config import GREEDY, Decoding
+from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
-from videoblip2.jobs.sources import VideoSource
 from videoblip2.predict import load_captioner
 
 IDS = ("video0", "video1", "video2")

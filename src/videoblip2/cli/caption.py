@@ -78,11 +78,10 @@ def caption(
     if features or (plain == sources and not any(Path(source).exists() for source in plain)):
         console.require([features] if features else plain, REMEDY)
     from videoblip2.config import Decoding
-    from videoblip2.features.extract import parse_shard
+    from videoblip2.features.sources import find_sources, parse_shard
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
     from videoblip2.jobs.forms import form_of
     from videoblip2.jobs.rows import RowFile, shard_file
-    from videoblip2.jobs.sources import find_sources
 
     part = parse_shard(shard)
     out = shard_file(out, part) if out is not None else None
@@ -139,8 +138,8 @@ def ask(
     console.require_model(model)
     console.require([features or video], REMEDY)
     from videoblip2.config import Decoding
+    from videoblip2.features.sources import VideoSource
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
-    from videoblip2.jobs.sources import VideoSource
 
     options = CaptionOptions(Decoding(num_beams), questions=tuple(questions))
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features).open()

@@ -47,8 +47,9 @@ def extract(
     require(videos, "give video files, or folders of them")
     from videoblip2.captioner import pick_device
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.features.extract import ExtractionRun, extract_features, find_videos, ignored_entries, parse_shard
+    from videoblip2.features.extract import ExtractionRun, extract_features
     from videoblip2.features.media_features import Encoders, feature_settings
+    from videoblip2.features.sources import find_videos, ignored_entries, parse_shard
 
     paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume)
     settings = feature_settings(

@@ -12,12 +12,12 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,9 @@ from videoblip2.features.media_features import Encoders, Loudness, choose_frames
 from videoblip2.features.store import write_features
 from videoblip2.modality import Features
 
+T = TypeVar("T")
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
-POLL = 0.1  # seconds between checks on whether the decoding threads have ended
+POLL = 0.1  # seconds between checks on whether threads have ended
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def encode_videos(
         workers: decoding threads.
     """
     batches = RowBatches(encoders)
-    read = partial(_read, skip=skip, encoders=encoders)
-    with closing(_pieces(files.items(), read, workers)) as pieces:
-        for piece in pieces:
+    tasks = (partial(_read, key, path, skip, encoders) for key, path in files.items())
+    with closing(overlapped(tasks, workers, workers)) as ready:
+        for piece in chain.from_iterable(ready):
             yield from batches.add(piece)
         yield from batches.flush("video", 1)
         yield from batches.flush("audio", 1)
@@ -177,43 +178,52 @@ class RowBatches:
         yield VideoOutcome(video_id, note, features=features)
 
 
-def _pieces(
-    files: Iterable[tuple[str, Path]], read: Callable[[str, Path], Iterator[Piece | VideoOutcome]], workers: int
-) -> Generator[Piece | VideoOutcome, None, None]:
-    """The pieces of `read(key, path)`, and then its outcome, from decoding threads; closing it ends the threads."""
-    ready: queue.Queue[Piece | VideoOutcome | BaseException] = queue.Queue(maxsize=workers + 2)
-    stop = threading.Event()
+def overlapped(
+    tasks: Iterable[Callable[[], Generator[T, None, None]]], workers: int, room: int
+) -> Generator[list[T], None, None]:
+    """Run generators in `workers` threads; yields what is ready, 1 to `room` items or so, as soon as there is any.
 
-    def work(key: str, path: Path) -> None:
-        try:
-            for piece in read(key, path):
-                if stop.is_set():
-                    return
-                ready.put(piece)
-        except BaseException as error:  # a bug: raised in the calling thread
-            ready.put(error)
-
-    pool = ThreadPoolExecutor(workers, "decode")
-    jobs = [pool.submit(work, *file) for file in files]
-    ended = 0
+    A thread waits while `room` items are ready. An error in a generator is raised here; closing this ends the threads.
+    """
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(room)
+    stop, todo = threading.Event(), iter(list(tasks))
+    threads = [threading.Thread(target=_work, args=(todo, ready, stop), daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
-        while ended < len(jobs):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            ended += isinstance(item, VideoOutcome)
-            yield item
+        while workers:
+            found = [ready.get(), *(ready.get() for _ in range(ready.qsize()))]
+            workers -= found.count(None)
+            yield [item for item in found if item is not None and not isinstance(item, BaseException)]
+            for error in found:
+                if isinstance(error, BaseException):
+                    raise error
     finally:
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        while not all(job.done() for job in jobs):  # make room for threads that wait to hand over a piece
+        while any(thread.is_alive() for thread in threads):  # make room for those that wait to hand over an item
             with suppress(queue.Empty):
                 ready.get(timeout=POLL)
 
 
+def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
+    """What `todo` gives, and then None or the error that ended it, into a queue."""
+    end: BaseException | None = None
+    try:
+        for task in todo:  # of a list: threads can share it
+            with closing(task()) as items:
+                for item in items:
+                    ready.put(item)
+                    if stop.is_set():
+                        return
+    except BaseException as error:
+        end = error
+    finally:
+        ready.put(end)
+
+
 def _read(
     video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders
-) -> Iterator[Piece | VideoOutcome]:
+) -> Generator[Piece | VideoOutcome, None, None]:
     """One file's pieces, and then its outcome."""
     settings, caveats = encoders.settings, list[str]()
     try:

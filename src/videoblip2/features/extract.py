@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
-import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -24,21 +22,13 @@ from videoblip2.features.engines import VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders
-from videoblip2.files import MEDIA_SUFFIXES, printable
+from videoblip2.features.sources import shard_of
+from videoblip2.files import printable
 from videoblip2.progress import Progress, no_progress
 
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
 Engine = Callable[[Sequence[Path], dict[str, str]], Generator[VideoOutcome, None, None]]
 
-#: How media files begin, whatever their names: (position, bytes).
-SIGNATURES = (
-    (4, b"ftyp"),
-    (8, b"AVI "),
-    (0, b"\x1a\x45\xdf\xa3"),
-    (0, b"\x00\x00\x01\xba"),
-    (0, b"FLV\x01"),
-    (0, b"GIF8"),
-)
 SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write
 PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 
@@ -117,51 +107,6 @@ def extract_features(
         ids.sort(key=place.__getitem__)
     failed, noted = ({i: found[i] for i in by_id if i in found} for found in (report.failed, report.noted))
     return ExtractionReport(report.done, report.skipped, failed, noted)
-
-
-def shard_of(video_id: str, count: int) -> int:
-    """Which of `count` shards, from 1, has this video: the same on every machine and whatever the other videos."""
-    return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % count + 1
-
-
-def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "2/4" -> (2, 4). Raises `InputError` for anything but I/N with 1 <= I <= N."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shard {text}: not I/N with 1 <= I <= N; give 1/4, 2/4, 3/4 and 4/4, for example")
-    return int(found[1]), int(found[2])
-
-
-def find_videos(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as given, and the media files of each folder, sorted. Raises `InputError` for a folder without any.
-
-    In a folder, a file counts by its suffix or else by how it begins.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(p for p in path.glob("[!.]*") if is_media(p)) if path.is_dir() else [path]
-        if not inside:
-            raise InputError(f"{path}: holds no video ({', '.join(sorted(MEDIA_SUFFIXES))}); give another folder")
-        found += inside
-    return found
-
-
-def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
-    """What `find_videos` ignores in these folders: files that are not media, and folders inside."""
-    inside = (entry for path in map(Path, paths) if path.is_dir() for entry in sorted(path.glob("[!.]*")))
-    return [entry for entry in inside if not is_media(entry)]
-
-
-def is_media(path: Path) -> bool:
-    """Whether a file is a video or a sound, by its suffix or else by how it begins."""
-    if not path.is_file() or path.suffix.lower() in MEDIA_SUFFIXES:
-        return path.is_file()
-    head = b""
-    with suppress(OSError), path.open("rb") as file:
-        head = file.read(16)
-    return any(head[place:].startswith(mark) for place, mark in SIGNATURES)
 
 
 @dataclass

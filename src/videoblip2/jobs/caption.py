@@ -7,19 +7,19 @@ encoded. A video's rows come together once all of them are there.
 import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.errors import InputError, first_line
+from videoblip2.features.sources import VideoSource
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, cut, merged
-from videoblip2.jobs.sources import VideoSource
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -146,23 +146,19 @@ class CaptionJob:
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
-        asks: list[DecodeItem] = []
-        size, idle = self.options.batch_size, Future[list[list[Row]]]()
-        idle.set_result([])
-        batch = idle
-        with closing(self._outcomes(sources, done)) as outcomes, ThreadPoolExecutor(1, "caption") as thread:
-            for outcome in outcomes:
-                if outcome.features is None:
-                    failed = outcome.failure is not None
-                    yield [self._row(outcome, error=printable(outcome.failure or ""))] if failed else []
-                else:
-                    asks += self._asks(outcome)
-                while len(asks) >= size or (batch.done() and (asks or batch is not idle)):
-                    yield from batch.result()  # an idle model takes what there is
-                    batch, asks = thread.submit(self._decode, asks[:size]) if asks else idle, asks[size:]
-            yield from batch.result()
-            for start in range(0, len(asks), size):
-                yield from self._decode(asks[start : start + size])
+        from videoblip2.features.engines import overlapped
+
+        size = self.options.batch_size
+        with closing(overlapped([partial(self._outcomes, sources, done)], 1, size)) as ready:
+            for outcomes in ready:  # what was encoded during the last batch: an idle model takes what there is
+                asks: list[DecodeItem] = []
+                for outcome in outcomes:
+                    if outcome.features is not None:
+                        asks += self._asks(outcome)
+                    else:
+                        yield [self._row(outcome, error=printable(outcome.failure))] if outcome.failure else []
+                for start in range(0, len(asks), size):
+                    yield from self._decode(asks[start : start + size])
 
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from videoblip2.errors import InputError
 from videoblip2.features.ray_engine import through_actors
+from videoblip2.features.sources import VideoSource
 from videoblip2.files import printable
 from videoblip2.jobs.caption import JobPlan, keepable
 from videoblip2.jobs.forms import Row
-from videoblip2.jobs.sources import VideoSource
 from videoblip2.predict import find_model
 
 
