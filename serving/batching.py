@@ -262,4 +262,4 @@ class EncodingQueue:
 
 
 def _encode_together(clips: Sequence[Clip]) -> list[Features]:
-    return clips[0].served.captioner.encode_prepared([clip.prepared for clip in clips])
+    return clips[0].served.captioner.media_encoders.encode([clip.prepared for clip in clips])

@@ -144,14 +144,14 @@ class MediaIntake:
 
     def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
         """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
-        suffix, captioner = PurePath(file.filename or "").suffix.lower(), served.captioner
+        suffix, encoders = PurePath(file.filename or "").suffix.lower(), served.captioner.media_encoders
         with tempfile.NamedTemporaryFile(
             prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
         ) as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
-            with self.decoders.decode(Path(copy.name), captioner.media_fps) as (frames, sound):
-                return captioner.prepare_media(frames, sound)
+            with self.decoders.decode(Path(copy.name), encoders.settings.fps) as (frames, sound):
+                return encoders.prepare(frames, sound)
 
 
 def npy_array(content: bytes, name: str) -> np.ndarray:

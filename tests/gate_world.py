@@ -45,13 +45,9 @@ class SaidCaptions(Captioner):
         super().__init__(SimpleNamespace(config=config), None, Provenance.read(opened.folder), opened.name)
         self.captions = json.loads((opened.folder / "captions.json").read_text())
 
-    def caption_videos(self, video_ids, source, decode):
-        for video_id in video_ids:
-            yield video_id, Caption(self.captions[video_id], 0.0)
-
-    def answer_questions(self, questions, source, decode):
-        for question in questions:
-            yield question.question_id, Caption(self.captions[question.question_id], 0.0)
+    def in_batches(self, entries, source, decode):
+        for key, *_ in entries:
+            yield key, Caption(self.captions[key], 0.0)
 
 
 class Gatehouse:

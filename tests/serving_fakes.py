@@ -21,7 +21,7 @@ BUG_TEXT = "a secret of the inside"
 class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
-    media_fps = 1.0
+    settings = SimpleNamespace(fps=1.0)
     warning, never_asked = "", False
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
@@ -61,14 +61,18 @@ class FakeCaptioner:
         return {"video": video / video.sum(), "audio": np.full(windows, 1 / max(1, windows))}
 
     def timeline(self, item):
-        return len(item["video"]) / self.media_fps, 1.0
+        return len(item["video"]) / self.settings.fps, 1.0
 
-    def prepare_media(self, frames, sound_after):
+    @property
+    def media_encoders(self):
+        return self
+
+    def prepare(self, frames, sound_after):
         prepared = SimpleNamespace(pixels=list(frames))
         assert sound_after() is None
         return prepared
 
-    def encode_prepared(self, videos):
+    def encode(self, videos):
         if any(video.pixels == [b"bug"] for video in videos):
             raise RuntimeError(BUG_TEXT)
         return [item(3) for _ in videos]

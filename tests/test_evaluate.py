@@ -15,8 +15,8 @@ CAPTIONS = {"video0": "a red circle moves", "video1": "a cat"}
 
 def test_corpus_and_per_video_scores():
     result = evaluate(CAPTIONS, REFERENCES, default_metrics(fast=True))
-    assert result.per_video["video0"]["CIDEr"] > result.per_video["video1"]["CIDEr"]
-    assert result.corpus["CIDEr"] == pytest.approx(sum(v["CIDEr"] for v in result.per_video.values()) / 2)
+    first, second = (row.scores["CIDEr"] for row in result.caption_rows)
+    assert first > second and result.corpus["CIDEr"] == pytest.approx((first + second) / 2)
     assert {"Bleu_4", "ROUGE_L", "distinct_1", "mean_length"} <= set(result.corpus)
 
 
@@ -32,6 +32,6 @@ def test_predictions_file_and_table_rows(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["video_id"] for row in rows] == ["video0", "video1"]
     assert rows[0]["references"] == REFERENCES["video0"]
-    assert rows[0]["scores"]["CIDEr"] == result.per_video["video0"]["CIDEr"]
+    assert rows[0]["scores"]["CIDEr"] == result.caption_rows[0].scores["CIDEr"]
     assert next(iter(result.tables()["predictions"][0])) == "video_id"
     assert [path.name for path in path.parent.iterdir()] == ["predictions.jsonl"]

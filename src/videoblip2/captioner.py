@@ -1,6 +1,6 @@
 """A network with its tokenizers and media encoders: features or media in, captions and answers out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from videoblip2.modality import MODALITIES, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
 if TYPE_CHECKING:
-    from videoblip2.data.questions import Question
     from videoblip2.features.media_features import Encoders
     from videoblip2.features.media_features import PreparedVideo as PreparedVideo
     from videoblip2.features.store import FeatureStore
@@ -93,25 +92,10 @@ class Captioner:
         texts = self.tokenizers.texts(out.ids)
         return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
 
-    def caption_videos(
-        self, video_ids: Sequence[str], source: Any, decode: DecodeConfig
-    ) -> Iterator[tuple[str, Caption]]:
-        """(video id, caption) for every id, batch by batch; features come from `source` (a feature store)."""
-        return self._in_batches([(video_id, video_id, None) for video_id in video_ids], source, decode)
-
-    def answer_questions(
-        self, questions: Sequence["Question"], source: Any, decode: DecodeConfig
-    ) -> Iterator[tuple[str, Caption]]:
-        """(question id, answer) for every question, batch by batch; features come from `source`."""
-        from videoblip2.data.batches import question_prompt
-
-        asked = [(q.question_id, q.video_id, question_prompt(q.question)) for q in questions]
-        return self._in_batches(asked, source, decode)
-
-    def _in_batches(
+    def in_batches(
         self, entries: Sequence[tuple[str, str, str | None]], source: Any, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
-        """(key, caption) of each entry: its key, video id and prompt."""
+        """(key, caption) of each entry: its key, video id and prompt; features come from `source` (a feature store)."""
         for start in range(0, len(entries), decode.batch_size):
             keys, video_ids, prompts = zip(*entries[start : start + decode.batch_size], strict=True)
             items = [source.features(video_id) for video_id in video_ids]
@@ -149,14 +133,11 @@ class Captioner:
             return frames / fps, window
         return (windows * window if window and windows else None), window
 
-    def caption_media(
-        self, paths: Sequence[Path], prompt: str | None = None, decoding: Decoding = GREEDY
-    ) -> list[Caption]:
-        """Media files → captions. Raises InputError naming a file that cannot be decoded."""
-        return self.caption([self.media_features(path) for path in paths], prompt, decoding)
-
     def media_features(self, path: Path) -> Features:
-        """One media file → its features, through the encoders that made the training features."""
+        """One media file → its features, through the encoders that made the training features.
+
+        Raises InputError naming a file that cannot be decoded.
+        """
         return self.media_encoders.encode_file(path)
 
     @property
@@ -186,25 +167,6 @@ class Captioner:
     def load_media_encoders(self) -> None:
         """Load CLIP and CLAP now rather than with the first media file."""
         _ = self.media_encoders
-
-    @property
-    def media_fps(self) -> float:
-        """Frames a second that this model's encoders want."""
-        return self.media_encoders.settings.fps
-
-    def prepare_media(
-        self, frames: Iterable[np.ndarray], sound_after: Callable[[], np.ndarray | None]
-    ) -> "PreparedVideo":
-        """A decoded file (`features.media.stream_untrusted`) → what `encode_prepared` takes.
-
-        Frames, uint8 [H, W, 3], are taken one by one at `media_fps`, so that a film never has to fit in memory; then
-        `sound_after` gives mono float32 [N] at 48 kHz, or None for a video without audio.
-        """
-        return self.media_encoders.prepare(frames, sound_after)
-
-    def encode_prepared(self, videos: Sequence["PreparedVideo"]) -> list[Features]:
-        """N prepared videos → their features, as `media_features` makes them of the same files, in one pass."""
-        return self.media_encoders.encode(videos)
 
     def store(self, root: Path) -> "FeatureStore":
         """A feature store. Raises InputError if it was made with other encoders: captions would be random."""

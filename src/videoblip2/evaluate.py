@@ -24,11 +24,6 @@ class Evaluation:
     answer_rows: tuple[AnswerRow, ...] = ()
 
     @property
-    def per_video(self) -> dict[str, Mapping[str, float]]:
-        """Video → metric → score of its caption."""
-        return {row.video_id: row.scores for row in self.caption_rows}
-
-    @property
     def captions(self) -> dict[str, str]:
         return {row.video_id: row.caption for row in self.caption_rows}
 

@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from videoblip2.jobs.segments import cut, merged, shot_changes
 class StandIn:
     """Says how many frames and windows it was shown; remembers its batches."""
 
-    version, media_fps = "m/1", 2.0
-    media_encoders = None
+    version = "m/1"
+    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0))
 
     def __init__(self):
         self.batches = []

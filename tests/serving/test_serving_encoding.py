@@ -25,7 +25,11 @@ class Encoders:
         self.passes = []
         self.go_on, self.started = threading.Event(), threading.Event()
 
-    def encode_prepared(self, videos):
+    @property
+    def media_encoders(self):
+        return self
+
+    def encode(self, videos):
         self.started.set()
         assert self.go_on.wait(BOUND)
         self.passes.append([video.name for video in videos])
@@ -168,7 +172,7 @@ def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
 
     videos = [prepared(*size) for size in ((5, 1.4), (1, 0), (9, 2))]
     captioner = Encoders()
-    captioner.encode_prepared = lambda many: (
+    captioner.encode = lambda many: (
         captioner.started.set()
         or ((captioner.go_on.wait(BOUND) and captioner.passes.append(len(many))) or encoders.encode(many))
     )

@@ -30,13 +30,13 @@ from videoblip2.predict import FoundModel
 REQUESTS = 10 * len(serving_fuzz.MALFORMED)
 
 
-def prepare_media(frames, sound_after):
+def prepare(frames, sound_after):
     prepared = SimpleNamespace(pixels=list(frames))
     sound_after()
     return prepared
 
 
-def encode_prepared(videos):
+def encode(videos):
     """Real decoding, no encoders."""
     return [{"video": np.zeros((len(video.pixels), 768), "float32")} for video in videos]
 
@@ -46,7 +46,7 @@ def url(tmp_path_factory):
     service = load_service(".", working_dir=str(ROOT), standalone_load=True)
     patch = pytest.MonkeyPatch()
     captioner, following = FakeCaptioner(width=768), sys.modules["serving.following"]
-    captioner.prepare_media, captioner.encode_prepared = prepare_media, encode_prepared
+    captioner.prepare, captioner.encode = prepare, encode
     patch.setattr(following, "model_mark", lambda model, last: None)
     patch.setattr(following, "find_model", lambda model: FoundModel(Path("1"), "1"))
     patch.setattr(following, "load_warm", lambda *found: captioner)

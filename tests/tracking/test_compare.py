@@ -1,5 +1,6 @@
 """Two or more runs side by side: which videos count, how sure the differences are, wins and losses."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,6 @@ from made_runs import made_captions, made_evaluation, made_references
 
 from videoblip2.captions import paired_bootstrap
 from videoblip2.captions.metrics import default_metrics
-from videoblip2.captions.predictions import CaptionRow
 from videoblip2.config import InputError
 from videoblip2.tracking.compare import Side, compare_sides
 
@@ -17,10 +17,7 @@ RESAMPLES = 500
 
 def predictions(right, references=None):
     result = made_evaluation(right, references)
-    return {
-        video: CaptionRow(video, caption, result.per_video[video], tuple(result.references[video]), int(video[5:]) % 3)
-        for video, caption in result.captions.items()
-    }
+    return {row.video_id: replace(row, category=int(row.video_id[5:]) % 3) for row in result.caption_rows}
 
 
 def side(name, *rights, references=None):
@@ -43,7 +40,7 @@ def test_scores_are_those_of_the_evaluation_and_the_difference_that_of_the_paire
     for metric in ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L"):
         values = [value.value for value in found[metric].values]
         np.testing.assert_allclose(values, [first.corpus[metric], second.corpus[metric]], rtol=1e-6)
-    cider = [[r.per_video[video]["CIDEr"] for video in r.captions] for r in (second, first)]
+    cider = [[row.scores["CIDEr"] for row in result.caption_rows] for result in (second, first)]
     np.testing.assert_allclose(found["CIDEr"].differences[0], paired_bootstrap(*cider, RESAMPLES), rtol=1e-9)
     assert found["mean_length"].values[1].value == second.corpus["mean_length"]
 

@@ -1,9 +1,11 @@
 """The registered model through MLflow: the captions of `vb2 caption`, in Python and over its scoring server."""
 
+import pandas as pd
 import pytest
 from small_stage import stages
 
-from videoblip2.config import GREEDY, Decoding
+from videoblip2.captioner import Caption
+from videoblip2.config import Decoding
 from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
 from videoblip2.predict import load_captioner
@@ -58,12 +60,12 @@ def test_the_scoring_server_gives_the_same(made, model):
 
 
 def test_media_and_feature_files_come_back_in_order(made, model, monkeypatch):
-    captioner = model.unwrap_python_model().captioner
-    given = []
-    monkeypatch.setattr(captioner, "caption_media", lambda paths, *options: given.extend(paths) or ["m"] * len(paths))
-    monkeypatch.setattr(captioner, "caption", lambda items, *options: [f"f{len(i.get('audio', ()))}" for i in items])
     python_model = model.unwrap_python_model()
+    captioner = python_model.captioner
+    monkeypatch.setattr(captioner, "media_features", lambda path: {"audio": path.name})
+    monkeypatch.setattr(
+        captioner, "caption", lambda items, *options: [Caption(str(len(i.get("audio", ()))), 0.0) for i in items]
+    )
     silent = {"video": rows(made.root)[1]["video"], "audio": None}
     mixed = [{"video": "a.mp4"}, rows(made.root)[0], {"video": "b.webm"}, silent]
-    assert python_model._caption(mixed, None, GREEDY) == ["m", "f2", "m", "f0"]
-    assert [path.name for path in given] == ["a.mp4", "b.webm"]
+    assert list(python_model.predict(None, pd.DataFrame(mixed)).caption) == ["5", "2", "6", "0"]

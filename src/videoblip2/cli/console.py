@@ -89,12 +89,7 @@ def require_model(model: str) -> None:
 
 
 def emit(record: object, json: bool, text: str, **more: object) -> None:
-    """Print `text` for a person; with `json`, also a record as one JSON object on the last line of standard output.
-
-    Args:
-        record: a mapping, or a dataclass.
-        more: further fields.
-    """
+    """Print `text`; with `json`, `record` (a mapping or dataclass) with `more` as one JSON object on the last line."""
     if text:
         print(text)
     if json:
@@ -166,11 +161,7 @@ def interruptible(remains: str) -> Iterator[None]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], fold: tuple[str, ...] = ()) -> str:
-    """A table as text, drawn by rich: as wide as the terminal (at least 120 columns), or as needed in a file.
-
-    Args:
-        fold: columns whose text wraps where the width is short; the others are never broken.
-    """
+    """A table as text, as wide as the terminal (at least 120 columns) or as needed in a file; only `fold` wraps."""
     from io import StringIO
 
     from rich.console import Console

@@ -45,9 +45,9 @@ def demo(
         for video_id in made.example_videos()
     ]
     served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
-    scores = {name: (test.metrics[PRIMARY], made.stages[name].run_id) for name, test in made.tests.items()}
-    scores["trivial"] = (made.trivial, None)
-    record = {name: {"cider": cider, "run_id": run_id} for name, (cider, run_id) in scores.items()}
+    scores = {name: test.metrics[PRIMARY] for name, test in made.tests.items()} | {"trivial": made.trivial}
+    runs = {name: stage.run_id for name, stage in made.stages.items()}
+    record = {name: {"cider": cider, "run_id": runs.get(name)} for name, cider in scores.items()}
     seconds = made.seconds
     text = [_results(made), *shown, served, next_commands(made, store), f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
@@ -72,10 +72,7 @@ def next_commands(made: "Demo", store: str) -> str:
         shlex.join(["vb2", "scst", "toy_scst", "scst.baseline=greedy", f"train.start_from={ce}", *moved]): "",
         f"mlflow ui{options}": f"the runs: {server}{runs_page(ce)}",
     }
-    width = max(len(line) for line, what in lines.items() if what)
-    return "\n".join(
-        ["Next:", *(f"  {programs}{k:<{width}}{f'  # {v}' if v else ''}".rstrip() for k, v in lines.items())]
-    )
+    return "\n".join(["Next:", *(f"  {programs}{line}{f'  # {what}' if what else ''}" for line, what in lines.items())])
 
 
 def _results(made: "Demo") -> str:

@@ -1,11 +1,4 @@
-"""`vb2 serve` and `vb2 package`: a model over HTTP, from here or as one Bento for another machine.
-
-The folder that a Bento is built from:
-
-    serving/          the service                 model/            the checkpoint, its VERSION, and encoders/
-    videoblip2/       this package                requirements.txt  everything it needs, pinned as installed here
-    bentofile.yaml
-"""
+"""`vb2 serve` and `vb2 package`: a model over HTTP, from here or as one Bento for another machine."""
 
 import os
 import shutil
@@ -126,10 +119,7 @@ def _bentoml(folder: Path, *words: str) -> str:
 
 
 def stage(model: str, folder: Path) -> tuple[str, bool]:
-    """Copy everything a Bento of MODEL needs into `folder` → the model's version, and whether its encoders are in it.
-
-    Raises InputError if something is missing.
-    """
+    """Lay out a Bento of MODEL in `folder` → the model's version, and whether its encoders are in model/encoders."""
     import yaml
 
     import videoblip2
@@ -147,10 +137,7 @@ def stage(model: str, folder: Path) -> tuple[str, bool]:
 
 
 def _copy_encoders(checkpoint: Path) -> bool:
-    """Copy the CLIP and CLAP that made the model's features to `checkpoint`/encoders; False if none are recorded.
-
-    Raises InputError if one is not available, or is not the one that made the features.
-    """
+    """Copy the CLIP and CLAP that made the model's features to `checkpoint`/encoders; False if none are recorded."""
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.provenance import ENCODERS, Provenance
 
@@ -163,10 +150,8 @@ def _copy_encoders(checkpoint: Path) -> bool:
         shutil.copytree(_encoder_folder(encoder.name, encoder.revision), target)
         found: str = load(target, **options).fingerprint
         if encoder.fingerprint not in (None, found):
-            raise InputError(
-                f"{encoder.name}: fingerprint {found}, but the model's features were made with "
-                f"{encoder.fingerprint}; restore that encoder"
-            )
+            wanted = f"but the model's features were made with {encoder.fingerprint}; restore that encoder"
+            raise InputError(f"{encoder.name}: fingerprint {found}, {wanted}")
     return True
 
 
@@ -193,8 +178,7 @@ def pinned(needed: Iterable[str]) -> list[str]:
     """
     from packaging.requirements import Requirement
 
-    versions: dict[str, str] = {}
-    waiting, seen = list(needed), set(needed)
+    versions, waiting, seen = dict[str, str](), list(needed), set(needed)
     while waiting:
         text = waiting.pop()
         wanted = Requirement(text)

@@ -52,12 +52,9 @@ def versions() -> Status:
         return "fail", "videoblip2 is not installed"
     wanted = [one for one in asked if not one.marker or one.marker.evaluate({"extra": ""})]
     there = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
-    found = [(one, there.get(canonicalize_name(one.name))) for one in wanted]
-    wrong = [
-        f"{one.name} {version or 'not installed'}, needs {one.specifier}"
-        for one, version in found
-        if version is None or not one.specifier.contains(version, prereleases=True)
-    ]
+    found = [(one, there.get(canonicalize_name(one.name), "not installed")) for one in wanted]
+    good = [one for one, version in found if version[0].isdigit() and one.specifier.contains(version, True)]
+    wrong = [f"{one.name} {version}, needs {one.specifier}" for one, version in found if one not in good]
     return ("fail", "; ".join(wrong)) if wrong else ("ok", f"{len(wanted)} packages within their ranges")
 
 

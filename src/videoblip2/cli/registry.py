@@ -147,23 +147,17 @@ def reproduce(
 
     result = train_again(run, tolerance, out, console.progress, announce)
     (expected, found), *_ = result.scores.values()
-    record = {
-        "command": result.recipe.command,
-        "differs": result.recipe.differs,
-        "expected": expected,
-        "found": found,
-        "scores": {name: {"expected": old, "found": new} for name, (old, new) in result.scores.items()},
-        "reproduced": result.reproduced,
-        "run_id": result.result.run_id,
-        "checkpoint": str(result.result.checkpoint),
-    }
+    recipe, made = result.recipe, result.result
+    record = {"command": recipe.command, "differs": recipe.differs, "expected": expected, "found": found}
+    scores = {name: {"expected": old, "found": new} for name, (old, new) in result.scores.items()}
+    more = {"scores": scores, "reproduced": result.reproduced, "run_id": made.run_id, "checkpoint": made.checkpoint}
     lines = [
         f"validation {label_of(name)} {scale_of(name) * new:.4f}, was {scale_of(name) * old:.4f}"
         for name, (old, new) in result.scores.items()
     ]
-    console.emit(record, json, "\n".join([*lines, f"run: {result.result.run_id or 'not tracked'}"]))
+    console.emit(record | more, json, "\n".join([*lines, f"run: {made.run_id or 'not tracked'}"]))
     if not result.reproduced:
         remedy = "a GPU sums in no fixed order: give --tolerance"
-        if changed := result.recipe.differs:
-            remedy = f"{len(changed)} things have changed, first {changed[0]}: restore them"
+        if recipe.differs:
+            remedy = f"{len(recipe.differs)} things have changed, first {recipe.differs[0]}: restore them"
         raise InputError(f"{run}: not reproduced within {tolerance:g}: {'; '.join(lines)}; {remedy}")

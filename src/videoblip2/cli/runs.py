@@ -86,7 +86,7 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
     """The parts of the terminal's text. Letters stand for the sides, since names of runs are long."""
     from videoblip2.tracking.compare import letter
 
-    letters = [letter(place) for place in range(len(comparison.sides))]
+    letters = list(map(letter, range(len(comparison.sides))))
     legend = [f"{counted(comparison.videos, comparison.counted.removesuffix('s'))} of {comparison.split}"]
     for name, side in zip(letters, comparison.sides, strict=True):
         runs = side.runs[0].run_id if len(side.runs) == 1 else f"{len(side.runs)} seeds"

@@ -24,28 +24,25 @@ Split = StrEnum("Split", "val test")
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
 
 
-@app.command(epilog=console.examples("ce toy_ce", "ce experiments/msrvtt_ce.yaml optim.lr=1e-4 --seeds 3"))
-def ce(
-    config: console.ConfigFile,
-    overrides: Overrides = None,
-    folder: console.Folder = Path(),
-    seeds: Seeds = 1,
-    json: console.Json = False,
-) -> None:
-    """Stage 1: train with cross-entropy, as one MLflow run. resume=RUN resumes a run that was stopped."""
-    _train("ce", config, overrides, folder, seeds, json)
+def _add_stage(stage: str, summary: str, *lines: str) -> None:
+    """Add the command that trains a stage."""
+
+    def train(
+        config: console.ConfigFile,
+        overrides: Overrides = None,
+        folder: console.Folder = Path(),
+        seeds: Seeds = 1,
+        json: console.Json = False,
+    ) -> None:
+        _train(stage, config, overrides, folder, seeds, json)
+
+    train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a run that was stopped."
+    app.command(stage, epilog=console.examples(*lines))(train)
 
 
-@app.command(epilog=console.examples("scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN"))
-def scst(
-    config: console.ConfigFile,
-    overrides: Overrides = None,
-    folder: console.Folder = Path(),
-    seeds: Seeds = 1,
-    json: console.Json = False,
-) -> None:
-    """Stage 2: train with self-critical sequence training on CIDEr-D, as one MLflow run."""
-    _train("scst", config, overrides, folder, seeds, json)
+_add_stage("ce", "Stage 1: train with cross-entropy", "ce toy_ce", "ce msrvtt_ce optim.lr=1e-4 --seeds 3")
+SCST = "Stage 2: train with self-critical sequence training on CIDEr-D"
+_add_stage("scst", SCST, "scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN")
 
 
 def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds: int, json: bool) -> None:
@@ -209,16 +206,9 @@ def _study_record(outcome: "Outcome") -> dict[str, object]:
     best, verdict = outcome.best, outcome.verdict
     number = verdict.best if verdict else best and best.number
     judged = verdict and {"better": verdict.better, "interval": [verdict.low, verdict.high], **console.plain(verdict)}
-    return {
-        "study": outcome.study,
-        "run_id": outcome.run_id,
-        "trials": outcome.states,
-        "best": best and {"trial": number, outcome.metric: best.value, "params": best.params},
-        "best_file": outcome.best_file,
-        "verdict": judged,
-        "plots": outcome.plots,
-        "rows": outcome.rows,
-    }
+    shown = {name: getattr(outcome, name) for name in ("study", "run_id", "best_file", "plots", "rows")}
+    top = best and {"trial": number, outcome.metric: best.value, "params": best.params}
+    return {**shown, "trials": outcome.states, "best": top, "verdict": judged}
 
 
 def _study_text(outcome: "Outcome") -> str:

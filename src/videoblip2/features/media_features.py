@@ -130,7 +130,8 @@ class Encoders:
         return FeatureOrigin(encoders=encoders, settings=FeatureSampling(**chosen))
 
     def prepare(self, frames: Iterable[Frame], sound_after: Callable[[], Audio | None]) -> PreparedVideo:
-        """Frames [H, W, 3], and then the sound that `sound_after` returns, ready for the encoders."""
+        """Frames, uint8 [H, W, 3] at `settings.fps`, taken one by one, then the sound that `sound_after` returns: mono
+        float32 [N] at 48 kHz, or None."""
         chosen = list(choose_frames(map(self.clip.pixels, frames), self.settings))
         sound, loudness = sound_after(), Loudness()
         chunks = loudness.heard(() if sound is None else (sound,))

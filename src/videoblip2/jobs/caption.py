@@ -206,7 +206,7 @@ class CaptionJob:
         segments = [Segment(0.0 if length else None, length, item)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
-            segments = cut(item, self.captioner.media_fps, window, every)
+            segments = cut(item, self.captioner.media_encoders.settings.fps, window, every)
         wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
         pending = Pending([None] * len(wanted), len(wanted))
         several = options.samples > 1

@@ -31,25 +31,15 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         options = given.get("prompt") or None, Decoding(int(given.get("num_beams") or 1))
         rows = model_input.to_dict("records")
         batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        captions = [caption for batch in batches for caption in self._caption(batch, *options)]
+        captions = [c for batch in batches for c in self.captioner.caption(list(map(self._features, batch)), *options)]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
 
-    def _caption(self, rows: list[dict[str, Any]], prompt: str | None, decoding: Decoding) -> list[Any]:
-        """A caption per row, in order; feature files and media files are decoded as one batch each."""
-        items = {n: _read(row) for n, row in enumerate(rows) if str(row["video"]).endswith(".npy")}
-        paths = {n: Path(row["video"]) for n, row in enumerate(rows) if n not in items}
-        captions: dict[int, Any] = {}
-        if items:
-            captions |= zip(items, self.captioner.caption([*items.values()], prompt, decoding), strict=True)
-        if paths:
-            captions |= zip(paths, self.captioner.caption_media([*paths.values()], prompt, decoding), strict=True)
-        return [captions[n] for n in range(len(rows))]
-
-
-def _read(row: dict[str, Any]) -> Features:
-    """The row's features; a video without `audio` has no sound."""
-    paths = {name: row[name] for name in MODALITIES if isinstance(row.get(name), str) and row[name]}
-    return {name: np.load(Path(path), allow_pickle=False) for name, path in paths.items()}
+    def _features(self, row: dict[str, Any]) -> Features:
+        """The features of a row's media file, or in its files; a video without `audio` has no sound."""
+        if not str(row["video"]).endswith(".npy"):
+            return self.captioner.media_features(Path(row["video"]))
+        paths = {name: row[name] for name in MODALITIES if isinstance(row.get(name), str) and row[name]}
+        return {name: np.load(Path(path), allow_pickle=False) for name, path in paths.items()}
 
 
 mlflow.models.set_model(CaptionModel())

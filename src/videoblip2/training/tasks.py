@@ -14,7 +14,15 @@ from videoblip2.captions.answers import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
 from videoblip2.config import Config, DataConfig, DecodeConfig
 from videoblip2.data.annotations import VideoAnnotation, read_annotations, require_features
-from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, caption_batches, mixed, question_batches
+from videoblip2.data.batches import (
+    Batches,
+    BatchMaker,
+    FeatureSource,
+    caption_batches,
+    mixed,
+    question_batches,
+    question_prompt,
+)
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
@@ -47,7 +55,7 @@ class CaptionTask:
         self, captioner: Captioner, entries: list[VideoAnnotation], source: FeatureSource, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
         """What the model says of each entry, with the entry's key."""
-        return captioner.caption_videos([video.video_id for video in entries], source, decode)
+        return captioner.in_batches([(v.video_id, v.video_id, None) for v in entries], source, decode)
 
     def scorer(self, entries: list[VideoAnnotation]) -> Callable[[Texts], float]:
         """A function from what was said of all entries to `metric`; made once, called at each validation."""
@@ -83,7 +91,8 @@ class AnswerTask:
     def say(
         self, captioner: Captioner, entries: list[Question], source: FeatureSource, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
-        return captioner.answer_questions(entries, source, decode)
+        asked = [(q.question_id, q.video_id, question_prompt(q.question)) for q in entries]
+        return captioner.in_batches(asked, source, decode)
 
     def scorer(self, entries: list[Question]) -> Callable[[Texts], float]:
         asked, expected = [question.question for question in entries], [question.answer for question in entries]

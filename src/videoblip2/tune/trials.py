@@ -154,7 +154,7 @@ def decode_trial(plan: Plan, bench: Bench, trial: optuna.Trial, watcher: Watcher
         watcher.opened(tracker)
         tracker.set_tags({"model": model})
         tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
-        stream = bench.captioner.caption_videos(bench.order, bench.features, config.decode)
+        stream = bench.captioner.in_batches([(v, v, None) for v in bench.order], bench.features, config.decode)
         for number, (video, caption) in enumerate(progress(stream, len(bench.order), tracker.run_id or "decode")):
             scores[video] = float(bench.scorer.score([video], [caption.text])[0])
             rows.append({"video_id": video, "caption": caption.text, PRIMARY: round(scores[video], 4)})
