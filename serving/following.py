@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
-from videoblip2.predict import FoundModel, ModelMark, find_model, model_mark, open_model
+from videoblip2.predict import FoundModel, find_model, model_mark, open_model
 
 from . import observe
 
@@ -47,7 +47,7 @@ class Follower:
         self.current: Served | None = None
         self.trouble = ""
         self._found: FoundModel | None = None
-        self._mark: ModelMark | None = None
+        self._mark: str | None = None
         self._failed: FoundModel | None = None
         self._retry_at = 0.0
 
@@ -55,7 +55,7 @@ class Follower:
         """Look once, as cheaply as the registry allows; True if another model came into service."""
         kept = f"version {self.current.version} stays" if self.current else "nothing to serve yet"
         try:
-            seen, self._mark = self._mark, model_mark(self.model, self._mark)
+            seen, self._mark = self._mark, model_mark(self.model)
             if self.current and not self.trouble and seen is not None and seen == self._mark:
                 return False
             found = find_model(self.model)

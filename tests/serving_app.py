@@ -64,7 +64,7 @@ def start(service):
     patch.setenv("VB2_POLL_SECONDS", "0.02")
 
     def client(registry, **environment):
-        patch.setattr(following, "model_mark", lambda model, last: None)
+        patch.setattr(following, "model_mark", lambda model: None)
         patch.setattr(following, "find_model", registry.find)
         patch.setattr(following, "load_warm", registry.load)
         patch.setattr(sys.modules["serving.service"], "Decoders", FakeDecoders)

@@ -7,7 +7,7 @@ import torch
 
 from videoblip2.config import parse_config
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.tracking import NullTracker
+from videoblip2.tracking import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.workspace import Workspace
 
@@ -74,7 +74,7 @@ def teach(model, tokenizers):
     return model
 
 
-class Remember(NullTracker):
+class Remember(Tracker):
     """Keeps points, tables and tags in lists."""
 
     def __init__(self):

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 from functools import cache
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -49,12 +47,3 @@ def first_run(folder: str) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with open_run(RunSpec("ce", "first", "toy")) as tracker:
         tracker.log_metrics({"train/loss": 1.0}, step=1)
-
-
-def run_until_killed(uri: str, sender: Connection) -> None:
-    """Open a run, buffer a point, tell the run id, and wait for a signal."""
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    with open_run(RunSpec("ce", "killed", "toy")) as tracker:
-        tracker.log_metrics({"train/loss": 1.0}, step=7)
-        sender.send(tracker.run_id)
-        signal.pause()

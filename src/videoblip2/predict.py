@@ -11,7 +11,6 @@ from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Config, parse_config
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
-from videoblip2.tracking import ModelMark as ModelMark
 from videoblip2.tracking import find_model as find_model
 from videoblip2.tracking import model_mark as model_mark
 

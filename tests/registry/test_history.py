@@ -9,7 +9,7 @@ from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.registry.promote import rollback
 from videoblip2.registry.versions import Move, move_champion, moves, succession
-from videoblip2.tracking import RunSpec, local_model, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.mlflow.store import connect
 
 NAME = "videoblip2"
@@ -58,7 +58,7 @@ def test_deleted_versions_are_passed_over(versions):
 
 
 def test_a_version_whose_files_are_gone_is_refused(versions):
-    shutil.rmtree(local_model(f"models:/{NAME}/2").parents[1])
+    shutil.rmtree(find_model(f"models:/{NAME}/2").folder.parents[1])
     with pytest.raises(InputError, match=f"models:/{NAME}/2: its files are gone"):
         rollback()
     assert registry.champion() == 3

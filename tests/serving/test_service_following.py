@@ -11,7 +11,7 @@ from tracking_store import place_store
 from serving import following
 from serving.following import Follower
 from videoblip2.config import InputError
-from videoblip2.predict import FoundModel, ModelMark, model_mark
+from videoblip2.predict import FoundModel, model_mark
 from videoblip2.tracking.mlflow import models, store
 
 
@@ -36,7 +36,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch):
     registry = Registry()
-    monkeypatch.setattr(following, "model_mark", lambda model, last: None)
+    monkeypatch.setattr(following, "model_mark", lambda model: None)
     monkeypatch.setattr(following, "find_model", registry.find)
     monkeypatch.setattr(following, "load_warm", registry.load)
     return registry
@@ -61,8 +61,8 @@ def test_a_promotion_and_a_rollback_are_followed(registry, follower):
 
 def test_a_registry_that_nobody_wrote_is_not_asked_again(registry, follower, monkeypatch):
     """A full look costs up to 120 ms of CPU, and there is one a second."""
-    marks, asked = [ModelMark("1"), ModelMark("1"), ModelMark("1"), ModelMark("2"), None, None], []
-    monkeypatch.setattr(following, "model_mark", lambda model, last: marks.pop(0))
+    marks, asked = ["1", "1", "1", "2", None, None], []
+    monkeypatch.setattr(following, "model_mark", lambda model: marks.pop(0))
     monkeypatch.setattr(following, "find_model", lambda model: asked.append(len(marks)) or registry.find(model))
     assert [follower.look() for _ in range(3)] == [True, False, False]
     registry.version = 2
@@ -71,7 +71,7 @@ def test_a_registry_that_nobody_wrote_is_not_asked_again(registry, follower, mon
 
 
 def test_after_a_trouble_the_registry_is_asked_whatever_the_mark(registry, follower, monkeypatch):
-    monkeypatch.setattr(following, "model_mark", lambda model, last: ModelMark("1"))
+    monkeypatch.setattr(following, "model_mark", lambda model: "1")
     registry.gone = "no such model"
     assert follower.look() is False
     registry.gone = ""
@@ -158,17 +158,14 @@ def sqlite_registry(tmp_path, monkeypatch):
     return client
 
 
-def test_the_mark_of_an_alias_moves_with_it_and_an_unwritten_store_is_not_opened(sqlite_registry, monkeypatch):
+def test_the_mark_of_an_alias_moves_with_it_and_sqlite_is_asked_without_mlflow(sqlite_registry, monkeypatch):
     address = "models:/videoblip2@champion"
+    monkeypatch.setattr(models, "_kept_client", lambda uri: 1 / 0)
     first = model_mark(address)
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "alias_version", lambda address: 1 / 0)
-        assert model_mark(address, first) is first  # no query
     sqlite_registry.set_registered_model_tag("videoblip2", "some", "tag")
-    again = model_mark(address, first)
-    assert again == first and again is not first  # written, yet nothing moved
+    assert model_mark(address) == first == "1"
     sqlite_registry.set_registered_model_alias("videoblip2", "champion", "2")
-    assert model_mark(address, again) not in (None, again)
+    assert model_mark(address) == "2"
     assert model_mark("models:/videoblip2@nobody") is None
     assert model_mark("models:/videoblip2/1") == model_mark("models:/videoblip2/1")
     assert model_mark("runs/ce/best") is None
@@ -181,7 +178,7 @@ def test_a_server_is_asked_one_small_question(monkeypatch):
     monkeypatch.setattr(
         store, "get", lambda *asks, params: asked.append(params) or SimpleNamespace(json=lambda: answer)
     )
-    assert model_mark("models:/a b@champion") == ModelMark("3")
+    assert model_mark("models:/a b@champion") == "3"
     assert asked == [{"name": "a b", "alias": "champion"}]
     answer.clear()
     assert model_mark("models:/videoblip2@champion") is None

@@ -47,7 +47,7 @@ def url(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     captioner, following = FakeCaptioner(width=768), sys.modules["serving.following"]
     captioner.prepare, captioner.encode = prepare, encode
-    patch.setattr(following, "model_mark", lambda model, last: None)
+    patch.setattr(following, "model_mark", lambda model: None)
     patch.setattr(following, "find_model", lambda model: FoundModel(Path("1"), "1"))
     patch.setattr(following, "load_warm", lambda *found: captioner)
     log = sys.modules["serving.observe"].log

@@ -20,7 +20,7 @@ def child():
 
 
 def test_a_record_survives_storage_and_knows_its_process(child):
-    record = ProcessRecord.of(child.pid)
+    record = ProcessRecord.current(child.pid)
     assert ProcessRecord.read(record.fields()) == record
     assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() in record.namespace
     assert record.is_local()
@@ -28,7 +28,7 @@ def test_a_record_survives_storage_and_knows_its_process(child):
 
 
 def test_a_reused_pid_is_another_process_and_a_zombie_is_none(child):
-    record = ProcessRecord.of(child.pid)
+    record = ProcessRecord.current(child.pid)
     assert not replace(record, started="1.00").is_running()
     assert replace(record, started="").is_running(), "older records hold no start"
     child.kill()

@@ -45,8 +45,9 @@ def runs(tmp_path_factory):
                 )
                 group.join(child)
                 made[f"seed{seed}"] = child
-            group.log({"train.batch_size": 64, "seed": "0, 1"}, [0, 1], {"val/CIDEr": 2.0}, {"val/CIDEr": [(10, 1.0)]})
-        made["parent"] = group.run_id
+            group.tracker.log_config({"train.batch_size": 64, "seed": "0, 1"})
+            group.tracker.set_tags({"seeds": "0, 1"})
+        made["parent"] = group.tracker.run_id
         yield made
 
 

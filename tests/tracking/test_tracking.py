@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,29 +17,21 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from tracking_store import first_run, place_store, run_until_killed, write_checkpoint
+from tracking_store import first_run, place_store, write_checkpoint
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.tracking import RunSpec, local_model, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs, runs_page, store_findings
 
-PROCESSES = 3
+PROCESSES = 2
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     return place_store(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that share one import of MLflow."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "tracking_store"])
-    return context
 
 
 def client():
@@ -101,17 +94,12 @@ def test_an_error_ends_the_run_with_its_points_sent(store, error, status):
     assert run_of(tracker).data.metrics["train/loss"] == 2.0
 
 
-def test_sigterm_ends_the_run_killed_with_its_points_sent(store, processes):
-    receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=run_until_killed, args=(os.environ["MLFLOW_TRACKING_URI"], sender))
-    process.start()
-    assert receiver.poll(60)
-    run_id = receiver.recv()
-    process.terminate()
-    process.join(60)
-    run = client().get_run(run_id)
-    assert (process.exitcode, run.info.status) == (143, "KILLED")
-    assert run.data.metrics["train/loss"] == 1.0
+def test_sigterm_ends_the_run_killed_with_its_points_sent(store):
+    with pytest.raises(SystemExit) as end, open_run(RunSpec("ce", "name", "toy")) as tracker:
+        tracker.log_metrics({"train/loss": 1.0}, step=7)
+        signal.raise_signal(signal.SIGTERM)
+    assert (end.value.code, run_of(tracker).info.status) == (143, "KILLED")
+    assert run_of(tracker).data.metrics["train/loss"] == 1.0
 
 
 def test_under_mlflow_run_the_given_run_is_used_and_only_that(store, monkeypatch):
@@ -207,7 +195,9 @@ def test_data_files_and_notes_are_on_the_run(store):
 # --- the store
 
 
-def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path, monkeypatch, processes):
+def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path, monkeypatch):
+    processes = multiprocessing.get_context("forkserver")  # they share one import of MLflow
+    processes.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "tracking_store"])
     started = [processes.Process(target=first_run, args=(str(tmp_path),)) for _ in range(PROCESSES)]
     for process in started:
         process.start()
@@ -231,12 +221,11 @@ def journal(findings):
     return next(finding for finding in findings if finding.name == "store: write-ahead logging")
 
 
-def test_on_a_network_file_system_the_journal_mode_stays_and_the_doctor_says_why(tmp_path, monkeypatch, network):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    for _ in range(2):
-        with open_run(RunSpec("ce", "name", "toy")):
-            pass
-        assert stores._journal_mode(tmp_path / "mlflow.db") == "delete"
+def test_on_a_network_file_system_the_journal_mode_stays_and_the_doctor_says_why(store, tmp_path, network):
+    stores._journal_mode(tmp_path / "mlflow.db", "=delete")
+    with open_run(RunSpec("ce", "name", "toy")):
+        pass
+    assert stores._journal_mode(tmp_path / "mlflow.db") == "delete"
     found = journal(store_findings())
     assert (found.status, "nfs4 is a network file system" in found.found) == ("note", True)
     stores._journal_mode(tmp_path / "mlflow.db", "=wal")
@@ -256,7 +245,7 @@ def test_a_folder_that_was_moved_finds_its_files_and_keeps_new_ones(tmp_path, mo
     (tmp_path / "old place").rename(tmp_path / name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / name / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
-    assert local_model(model).is_relative_to(tmp_path / name)
+    assert find_model(model).folder.is_relative_to(tmp_path / name)
     assert json.loads(Path(client().download_artifacts(tracker.run_id, "predictions.json")).read_text())["data"]
     with open_run(RunSpec("ce", "later", "toy")) as later:
         later.log_table("predictions", [{"video_id": "video0"}])
@@ -340,7 +329,7 @@ def test_reading_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match=r"mlflow\.db: no MLflow store there; .*`vb2 demo`"):
-        local_model("models:/videoblip2@champion")
+        find_model("models:/videoblip2@champion")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -356,7 +345,7 @@ def test_a_deleted_experiment_is_named(store):
 def dead_process():
     """The record of a process of this machine that has ended."""
     process = subprocess.Popen(["sleep", "60"])
-    record = ProcessRecord.of(process.pid)
+    record = ProcessRecord.current(process.pid)
     process.kill()
     process.wait()
     return record.fields()

@@ -9,7 +9,7 @@ import pytest
 from tracking_store import place_store, write_checkpoint
 
 from videoblip2.config import InputError
-from videoblip2.tracking import RunSpec, find_model, local_model, open_run
+from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.mlflow.store import connect as client
 
 
@@ -53,7 +53,7 @@ def test_no_artifact_is_a_pickle(logged):
 
 
 def test_the_model_pins_what_it_needs(logged):
-    requirements = (local_model(logged.uri).parents[1] / "requirements.txt").read_text()
+    requirements = (find_model(logged.uri).folder.parents[1] / "requirements.txt").read_text()
     assert "videoblip2==" in requirements
     assert "torch==" in requirements
     assert "+cpu" not in requirements
@@ -77,7 +77,7 @@ def test_the_model_captions_feature_files_through_mlflow(logged, monkeypatch):
     np.save(logged.store / "a.npy", np.zeros((3, 512), np.float32))
     model = mlflow.pyfunc.load_model(logged.uri)
     result = model.predict([{"video": "v.npy", "audio": "a.npy"}, {"video": "v.npy", "audio": None}])
-    assert [Path(folder) for folder in loaded] == [local_model(logged.uri)]
+    assert [Path(folder) for folder in loaded] == [find_model(logged.uri).folder]
     assert seen == [{"video": (4, 768), "audio": (3, 512)}, {"video": (4, 768)}]
     assert result.to_dict("list") == {"caption": ["caption 0", "caption 1"], "score": [-0.5, -0.5]}
 
@@ -87,7 +87,7 @@ def test_a_folder_is_its_own_model(tmp_path):
     assert (find_model(folder).folder, find_model(folder).version) == (folder, "best")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="best: no checkpoint"):
-        local_model(folder)
+        find_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_folder_is_its_own_model(tmp_path):
 )
 def test_an_unknown_model_is_one_line_with_a_remedy(store, model, message):
     with pytest.raises(InputError, match=message) as caught:
-        local_model(model)
+        find_model(model)
     assert "\n" not in str(caught.value)
     assert "vb2 " in str(caught.value)
 
@@ -112,13 +112,13 @@ def test_a_run_without_a_checkpoint_is_named(store):
     with open_run(RunSpec("ce", "name", "toy")) as tracker:
         pass
     with pytest.raises(InputError, match=r"run name \(.*, FINISHED\) logged no checkpoint"):
-        local_model(tracker.run_id)
+        find_model(tracker.run_id)
 
 
 def test_lost_artifacts_are_named(logged):
-    (local_model(logged.uri).parents[1] / "MLmodel").unlink()
+    (find_model(logged.uri).folder.parents[1] / "MLmodel").unlink()
     with pytest.raises(InputError, match="its files are gone"):
-        local_model(logged.uri)
+        find_model(logged.uri)
 
 
 def test_a_remote_store_is_downloaded_once(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_run_that_is_still_running_is_left_alone(world, store):
     client = stores.connect()
     busy = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        tags = ProcessRecord.of(busy.pid).fields()
+        tags = ProcessRecord.current(busy.pid).fields()
         run_id = client.create_run(client.create_experiment("toy"), tags=tags).info.run_id
         with pytest.raises(InputError, match=f"still running as process {busy.pid}; stop it first"):
             run_stage("ce", tiny_config(world, store, f"resume={run_id}"))

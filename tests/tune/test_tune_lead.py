@@ -21,7 +21,7 @@ from videoblip2.config import InputError, load_config
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import FeatureOrigin, Provenance
-from videoblip2.tracking import NullTracker, RunSpec, open_run
+from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.training import loop
 from videoblip2.training.stage import run_stage
@@ -188,7 +188,7 @@ def test_a_trial_whose_worker_died_at_the_very_end_is_not_trained_again(finished
     folder.mkdir()
     (folder / "trial-000").symlink_to(finished.root / "runs" / "study" / "trial-000")
     study = open_study(plan, open_storage(str(folder / "study.journal")))
-    lead.begin(study, plan, NullTracker())
+    lead.begin(study, plan, Tracker())
     study.ask()
     assert give_back(study, study.get_trials()[0], "its worker died")
     steps = []

@@ -11,7 +11,7 @@ from tiny_study import peak_at, tiny_plan
 
 from videoblip2.config import InputError
 from videoblip2.progress import no_progress
-from videoblip2.tracking import NullTracker, Stopped
+from videoblip2.tracking import Stopped, Tracker
 from videoblip2.tune.lead import begin
 from videoblip2.tune.study import counted, open_storage, open_study
 from videoblip2.tune.trials import Score
@@ -25,7 +25,7 @@ def make(tmp_path):
     def context(*overrides, **changes):
         plan = tiny_plan(tmp_path, *overrides, **changes)
         study = open_study(plan, open_storage(str(tmp_path / "study.journal")))
-        begin(study, plan, NullTracker())
+        begin(study, plan, Tracker())
         lines = []
         return SimpleNamespace(
             context=WorkerContext(study, plan, None, no_progress, lines.append), study=study, lines=lines

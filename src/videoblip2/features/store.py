@@ -7,7 +7,6 @@ writes; it can grow. A packed file holds the same in one memory-mapped piece (`f
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -111,6 +110,10 @@ class FeatureStore:
             return array
         raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
 
+    def content(self, modality: str, video_id: str) -> bytes:
+        """One array as a .npy file: the same bytes from either form of the store."""
+        return self._files.content(modality, video_id)
+
 
 class _Folder:
     """Features as `MODALITY/ID.npy`."""
@@ -142,12 +145,18 @@ class _Folder:
         return self._root / modality / f"{video_id}.npy"
 
     def array(self, modality: str, video_id: str) -> NDArray[Any]:
+        return _load(self._path(modality, video_id), "extract it again")
+
+    def content(self, modality: str, video_id: str) -> bytes:
+        return self._path(modality, video_id).read_bytes()
+
+    def _path(self, modality: str, video_id: str) -> Path:
         path = self.where(modality, video_id)
         if path.parent != self._root / modality or not path.is_file():
             entry = MODALITIES[modality]
             rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
             raise InputError(f"{path}: {video_id} has no {modality} features{rows}; extract it or leave it out")
-        return _load(path, "extract it again")
+        return path
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
@@ -160,8 +169,7 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
             if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
-                np.save(content := io.BytesIO(), store._files.array(name, video_id), allow_pickle=False)
-                state.update(content.getbuffer())
+                state.update(store.content(name, video_id))
     return state.hexdigest()[:12]
 
 

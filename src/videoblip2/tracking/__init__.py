@@ -2,24 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.config import InputError
-from videoblip2.tracking.tracker import NullTracker, RunSpec, Stopped, Tracker, sigterm_raises
+from videoblip2.tracking.tracker import RunSpec, Stopped, Tracker, sigterm_raises
 
-__all__ = [
-    "FoundModel",
-    "ModelMark",
-    "NullTracker",
-    "RunSpec",
-    "Stopped",
-    "Tracker",
-    "find_model",
-    "local_model",
-    "model_mark",
-    "open_run",
-]
+__all__ = ["FoundModel", "RunSpec", "Stopped", "Tracker", "find_model", "model_mark", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +17,6 @@ class FoundModel:
 
     folder: Path
     version: str
-
-
-@dataclass(frozen=True)
-class ModelMark:
-    """Where an alias leads. written: when the files of a sqlite store changed; marks are compared without it."""
-
-    version: str
-    written: tuple[int, ...] = field(default=(), compare=False)
 
 
 @contextmanager
@@ -48,17 +29,12 @@ def open_run(spec: RunSpec) -> Iterator[Tracker]:
     """
     if not spec.enabled:
         with sigterm_raises():
-            yield NullTracker()
+            yield Tracker()
         return
     from videoblip2.tracking.mlflow.mlflow_tracker import mlflow_run
 
     with mlflow_run(spec) as tracker:
         yield tracker
-
-
-def local_model(model: str | Path) -> Path:
-    """Turn MODEL into a checkpoint folder on this machine; see `find_model`."""
-    return find_model(model).folder
 
 
 def find_model(model: str | Path) -> FoundModel:
@@ -68,31 +44,24 @@ def find_model(model: str | Path) -> FoundModel:
     `models:/m-…`. A local artifact store is read in place.
     """
     folder = Path(model)
-    if folder.exists():
-        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-            raise InputError(
-                f"{model}: no checkpoint (config.json and *.safetensors) there; give the folder that training printed"
-            )
-        named = folder / "VERSION"  # a packaged checkpoint keeps its registered version in this file
-        return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
-    from videoblip2.tracking.mlflow.models import find_checkpoint
+    if not folder.exists():
+        from videoblip2.tracking.mlflow.models import find_checkpoint
 
-    return FoundModel(*find_checkpoint(str(model)))
+        return FoundModel(*find_checkpoint(str(model)))
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        wanted = "config.json and *.safetensors"
+        raise InputError(f"{model}: no checkpoint ({wanted}) there; give the folder that training printed")
+    named = folder / "VERSION"  # a packaged checkpoint keeps its registered version in this file
+    return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
 
 
-def model_mark(model: str, last: ModelMark | None = None) -> ModelMark | None:
-    """Mark what MODEL names now, for a service that asks every second: equal marks, same model; None: ask `find_model`.
-
-    A sqlite store that nobody has written to since `last` costs a look at its files; any other, one small query.
-    """
+def model_mark(model: str) -> str | None:
+    """What MODEL names now, for a service that asks all the time: equal marks, same model; None: ask `find_model`."""
     if "@" not in model:
-        return ModelMark(model) if model.startswith("models:/") else None  # a version never moves
-    from videoblip2.tracking.mlflow import models, store
+        return model if model.startswith("models:/") else None  # a version never moves
+    from videoblip2.tracking.mlflow import models
 
     try:
-        written = store.written()
-        if last and written and written == last.written:
-            return last
-        return ModelMark(models.alias_version(model), written)
+        return models.alias_version(model)
     except Exception:
         return None  # `find_model` says what is wrong

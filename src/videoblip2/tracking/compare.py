@@ -19,6 +19,7 @@ from videoblip2.tracking.mlflow.run_records import RunRecord
 TIE = 1e-9
 
 Predictions = Mapping[str, Row]  # by key
+Differences = Sequence[tuple[str, tuple[str, ...]]]  # what differs, its value on each side
 
 
 def letter(place: int) -> str:
@@ -81,12 +82,12 @@ class Duel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything to show. differs: (what, its value on each side), nothing that is equal everywhere."""
+    """Everything to show."""
 
     split: str
     sides: tuple[Side, ...]
     videos: int
-    differs: tuple[tuple[str, tuple[str, ...]], ...]
+    differs: Differences
     scores: tuple[Score, ...]
     duels: tuple[Duel, ...]
     warnings: tuple[str, ...] = ()
@@ -99,12 +100,7 @@ class Comparison:
         return "videos" if self.metric == CaptionRow.metric else "answers"
 
 
-def compare_sides(
-    split: str,
-    sides: Sequence[Side],
-    differs: Sequence[tuple[str, tuple[str, ...]]],
-    resamples: int = 10_000,
-) -> Comparison:
+def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resamples: int = 10_000) -> Comparison:
     """Compare two or more sides over the videos that all of them captioned against the same references.
 
     Raises InputError if there is no such video. If some videos drop out, a warning says so, and every score is
@@ -112,15 +108,13 @@ def compare_sides(
     """
     videos, warnings = _common(sides)
     if warnings:
-        sides = [
-            replace(side, predictions=tuple(_scored({key: rows[key] for key in videos}) for rows in side.predictions))
-            for side in sides
-        ]
+        left = [[{key: rows[key] for key in videos} for rows in side.predictions] for side in sides]
+        sides = [replace(side, predictions=tuple(map(_scored, rows))) for side, rows in zip(sides, left, strict=True)]
     return Comparison(
         split=split,
         sides=tuple(sides),
         videos=len(videos),
-        differs=tuple(differs),
+        differs=differs,
         scores=tuple(_scores(sides, videos, resamples)),
         duels=tuple(_duel(sides, place, videos) for place in range(1, len(sides))),
         warnings=tuple(warnings),
@@ -136,10 +130,9 @@ def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:
     videos = [video for video in shared if len({frozenset(p[video].references) for p in every}) == 1]
     if not videos:
         reason = "have other references in each" if shared else "are in one of them only"
-        raise InputError(
-            f"{' and '.join(side.name for side in sides)}: their videos {reason}, so their scores cannot be compared; "
-            "evaluate the models on one split with `vb2 evaluate RUN --split val`"
-        )
+        names = " and ".join(side.name for side in sides)
+        remedy = "evaluate the models on one split with `vb2 evaluate RUN --split val`"
+        raise InputError(f"{names}: their videos {reason}, so their scores cannot be compared; {remedy}")
     if len(videos) == len(union):
         return videos, []
     lost = f"{len(union) - len(shared)} of {len(union)} videos are not in every run"
@@ -153,9 +146,8 @@ def _scored(predictions: Predictions) -> Predictions:
     if not captions:
         return predictions  # whether an answer is right depends on no other
     references = {video: row.references for video, row in captions.items()}
-    stored = next(iter(captions.values())).scores
-    names = [name for name in stored if name in METRICS and not METRICS[name].needs]
-    scores = caption_metrics(references, {video: row.caption for video, row in captions.items()}, names).per_video
+    texts = {video: row.caption for video, row in captions.items()}
+    scores = caption_metrics(references, texts, [CaptionRow.metric]).per_video  # `_columns` computes the others
     return {video: replace(row, scores=scores[video]) for video, row in captions.items()}
 
 

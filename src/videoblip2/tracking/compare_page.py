@@ -9,10 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from videoblip2.captions import tokenize
 from videoblip2.captions.metrics import label_of, scale_of, shown
 from videoblip2.files import write_text
-from videoblip2.tracking.compare import Comparison, Duel, Score, VideoPair, letter
+from videoblip2.tracking.compare import Comparison, Duel, Score, letter
 from videoblip2.tracking.mlflow.run_records import curve
 
-TEMPLATE = "compare.html.j2"
 BINS = 41
 
 
@@ -20,10 +19,9 @@ def write_page(path: Path, comparison: Comparison, top: int = 5) -> None:
     """Write the page, with at most `top` wins and losses for each duel."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    drawings = (bars, categories, curves, histogram, marked_words)
-    environment.globals.update({draw.__name__: draw for draw in drawings})
-    environment.globals.update(letter=letter, shown=shown, label_of=label_of, scale_of=scale_of)
-    page = environment.get_template(TEMPLATE).render(
+    used = (bars, categories, curves, histogram, marked_words, letter, shown, label_of, scale_of)
+    environment.globals.update({each.__name__: each for each in used})
+    page = environment.get_template("compare.html.j2").render(
         c=comparison,
         parts=[part for part in (comparison, comparison.answers) if part],
         top=top,
@@ -33,17 +31,11 @@ def write_page(path: Path, comparison: Comparison, top: int = 5) -> None:
 
 
 def bars(score: Score) -> list[tuple[float, float, float]]:
-    """The sides' intervals of one metric on one scale, a little wider than they are together.
-
-    Each is (value, low, width) in percent of the scale.
-    """
-    low, high = min(value.low for value in score.values), max(value.high for value in score.values)
+    """(value, low, width) of each side's interval, in percent of a scale a little wider than all of them."""
+    low, high = min(each.low for each in score.values), max(each.high for each in score.values)
     room = 0.08 * (high - low) or 1.0
-    start, percent = low - room, 100 / (high - low + 2 * room)
-    return [
-        (percent * (each.value - start), percent * (each.low - start), percent * (each.high - each.low))
-        for each in score.values
-    ]
+    start, unit = low - room, (high - low + 2 * room) / 100
+    return [((v - start) / unit, (low - start) / unit, (high - low) / unit) for v, low, high in score.values]
 
 
 def marked_words(caption: str, references: Sequence[str]) -> list[tuple[str, bool]]:
@@ -62,12 +54,11 @@ def histogram(duel: Duel) -> tuple[list[int], float]:
 
 def categories(duel: Duel) -> list[tuple[int, int, float, float]]:
     """(category, videos, mean of the first side, of the other), largest gain first; none where there is only one."""
-    groups: dict[int, list[VideoPair]] = {}
+    groups: dict[int, list[tuple[float, float]]] = {}
     for pair in duel.pairs:
         if pair.category is not None:
-            groups.setdefault(pair.category, []).append(pair)
-    means = [(name, pairs, np.mean([pair.scores for pair in pairs], axis=0)) for name, pairs in groups.items()]
-    rows = [(name, len(pairs), float(before), float(after)) for name, pairs, (before, after) in means]
+            groups.setdefault(pair.category, []).append(pair.scores)
+    rows = [(name, len(scores), *np.mean(scores, axis=0).tolist()) for name, scores in groups.items()]
     return sorted(rows, key=lambda row: row[2] - row[3]) if len(rows) > 1 else []
 
 

@@ -3,10 +3,12 @@
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import psutil
+
+FIELDS = ("host", "pid", "pid_namespace", "pid_started")
 
 
 @dataclass(frozen=True)
@@ -26,26 +28,20 @@ class ProcessRecord:
     started: str = ""
 
     @classmethod
-    def current(cls) -> "ProcessRecord":
-        return cls.of(os.getpid())
-
-    @classmethod
-    def of(cls, pid: int) -> "ProcessRecord":
-        """A process of this machine that runs."""
-        return cls(socket.gethostname(), pid, _namespace(), _started(psutil.Process(pid)))
+    def current(cls, pid: int | None = None) -> "ProcessRecord":
+        """This process, or another one that runs on this machine."""
+        process = psutil.Process(pid)
+        return cls(socket.gethostname(), process.pid, _namespace(), _started(process))
 
     @classmethod
     def read(cls, fields: Mapping[str, object]) -> "ProcessRecord | None":
         """The inverse of `fields`; None if a record is absent or malformed."""
-        host, pid = str(fields.get("host", "")), str(fields.get("pid", ""))
-        if not host or not pid.isdecimal():
-            return None
-        return cls(host, int(pid), str(fields.get("pid_namespace", "")), str(fields.get("pid_started", "")))
+        host, pid, *more = (str(fields.get(name, "")) for name in FIELDS)
+        return cls(host, int(pid), *more) if host and pid.isdecimal() else None
 
     def fields(self) -> dict[str, str]:
-        """`host`, `pid`, `pid_namespace` and `pid_started`."""
-        process = {"host": self.host, "pid": str(self.pid)}
-        return {**process, "pid_namespace": self.namespace, "pid_started": self.started}
+        """The record under the names in FIELDS."""
+        return dict(zip(FIELDS, map(str, astuple(self)), strict=True))
 
     def is_local(self) -> bool:
         """Whether the process surely belongs to this machine and container, so that `is_running` can tell."""

@@ -6,16 +6,15 @@ from itertools import takewhile
 
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError
-from videoblip2.tracking.compare import Comparison, Side, compare_sides
+from videoblip2.tracking.compare import Comparison, Differences, Side, compare_sides
 from videoblip2.tracking.mlflow import run_records
-from videoblip2.tracking.mlflow.run_records import SPLITS, TRAINED_BY, RunRecord, find_run, plain
+from videoblip2.tracking.mlflow.run_records import ROW_TAGS, SPLITS, TRAINED_BY, RunRecord, find_run, plain
 
 #: Configuration that says where and what for, not what was computed.
 PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "device")
 #: Tags and data that tell runs apart beside their configuration.
 FACTS = {"stage": "stage", "lineage.parent_name": "started from"}
 NOTHING = "—"
-KINDS: tuple[Kind, ...] = ("captions", "answers")
 REMEDY = "make them with `vb2 evaluate {0} --split {1}`"
 
 Group = tuple[str, list[RunRecord]]
@@ -40,29 +39,23 @@ def compare_runs(words: Sequence[str], split: str | None = None, resamples: int 
         raise InputError(f"{' '.join(words)}: only one side; name two runs or more, see `vb2 runs list`")
     sources = {run.run_id: run_records.rows_of(run) for _, runs in groups for run in runs}
     chosen, kinds = _common(sources, split, groups)
-    found = []
+    found, differs = [], _differences(groups)
     for kind in kinds:
-        sides = [
-            Side(
-                name,
-                tuple(runs),
-                tuple(run_records.read_logged(kind, *sources[run.run_id][kind, chosen]) for run in runs),
-            )
-            for name, runs in groups
+        rows = [
+            [run_records.read_logged(kind, *sources[run.run_id][kind, chosen]) for run in runs] for _, runs in groups
         ]
-        found.append(compare_sides(chosen, sides, differences(sides), resamples))
+        sides = [Side(name, tuple(runs), tuple(each)) for (name, runs), each in zip(groups, rows, strict=True)]
+        found.append(compare_sides(chosen, sides, differs, resamples))
     return replace(found[0], answers=found[1]) if len(found) > 1 else found[0]
 
 
-def differences(sides: Sequence[Side]) -> list[tuple[str, tuple[str, ...]]]:
+def _differences(groups: Sequence[Group]) -> Differences:
     """What differs: facts first (stage, data, source), then configuration keys, with each side's value as text."""
-    any_seed = any(len(side.runs) > 1 for side in sides)
-    tables = (
-        [_together(_facts(run) for run in side.runs) for side in sides],
-        [_together(_config(run, any_seed) for run in side.runs) for side in sides],
-    )
+    any_seed = any(len(runs) > 1 for _, runs in groups)
+    facts = [_together(map(_facts, runs)) for _, runs in groups]
+    configs = [_together(_config(run, any_seed) for run in runs) for _, runs in groups]
     rows = []
-    for columns in tables:
+    for columns in (facts, configs):
         for key in dict.fromkeys(key for column in columns for key in column):
             values = tuple(column.get(key, NOTHING) for column in columns)
             rows += [(key, values)] if len(set(values)) > 1 else []
@@ -92,17 +85,15 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
 def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tuple[str, list[Kind]]:
     """The split to compare, and what every run has of it: captions, answers or both."""
     for chosen in [split] if split else SPLITS:
-        if kinds := [kind for kind in KINDS if all((kind, chosen) in found for found in sources.values())]:
+        if kinds := [kind for kind in ROW_TAGS if all((kind, chosen) in found for found in sources.values())]:
             return chosen, kinds
     named = [(name, run) for name, runs in groups for run in runs]
     if split:
         run = next(run for _, run in named if ("captions", split) not in sources[run.run_id])
         remedy = REMEDY.format(run.run_id, split)
         raise InputError(f"run {run.name} ({run.run_id}) has no captions of {split}; {remedy}")
-    has = "; ".join(
-        f"{name} has {' and '.join(f'{kind} of {part}' for kind, part in sources[run.run_id]) or 'none'}"
-        for name, run in named
-    )
+    parts = {name: [f"{kind} of {part}" for kind, part in sources[run.run_id]] for name, run in named}
+    has = "; ".join(f"{name} has {' and '.join(each) or 'none'}" for name, each in parts.items())
     raise InputError(f"no split whose captions or answers every run has ({has}); {REMEDY.format('RUN', 'val')}")
 
 

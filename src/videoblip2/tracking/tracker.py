@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ class Tracker:
 
     def note(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
 
     def flush(self) -> None:
         """Send what is buffered; what cannot be sent is written to a file."""
@@ -81,9 +82,6 @@ class Tracker:
 
     def close(self, status: str) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED."""
-
-
-NullTracker = Tracker  # its name where nothing is kept: in tests, and on machines without MLflow
 
 
 @contextmanager
@@ -102,12 +100,27 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stop_listening() -> None:
-    """The process is already shutting down: ignore SIGTERM until the `sigterm_raises` block ends."""
+@contextmanager
+def ending(close: Callable[[str], None]) -> Iterator[None]:
+    """Close a run as FINISHED, FAILED on an exception, or KILLED; SIGTERM no longer interrupts that."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, Terminated, Stopped):
+        status = "KILLED"
+        raise
+    finally:
+        _stop_listening()
+        close(status)
+
+
+def _stop_listening() -> None:
+    """Ignore SIGTERM until the `sigterm_raises` block ends."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    stop_listening()
+    _stop_listening()
     raise Terminated(128 + signum)

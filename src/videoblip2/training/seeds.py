@@ -11,7 +11,7 @@ from videoblip2.captions.predictions import TABLES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.modality import modality_label
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking.mlflow.run_records import curve, run_link
+from videoblip2.tracking.mlflow.run_records import SEEDS, curve, run_link
 from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker, sigterm_raises
 from videoblip2.training.loop import Observer
@@ -66,7 +66,7 @@ def run_seeds(
         metrics = mean_scores(results)
         _log(group, config, results, metrics)
     numbers = tuple(each.seed for each in configs)
-    return SeedsResult(stage, name, group.run_id, numbers, tuple(results), metrics)
+    return SeedsResult(stage, name, group.tracker.run_id, numbers, tuple(results), metrics)
 
 
 def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -> tuple[list[Config], str]:
@@ -135,14 +135,20 @@ def _log(group: SeedGroup, config: Config, results: Sequence[StageResult], metri
         if result.run_id
     }
     means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
-    group.log({**flatten(config), "seed": ", ".join(map(str, seeds))}, seeds, best, means)
+    tracker, listed = group.tracker, ", ".join(map(str, seeds))
+    tracker.log_config({**flatten(config), "seed": listed})
+    tracker.log_best(best)
+    for metric, points in means.items():
+        for step, value in points:
+            tracker.log_metrics({metric: value}, step)
     for task in tasks:
-        group.log_table(*probe_table(results, task, config.train.probe_videos))
+        tracker.log_table(*probe_table(results, task, config.train.probe_videos))
     picture = Path(config.run.out) / group.name / "figures" / "learning_curves.png"
     if draw_curves(picture, curves, f"{group.name}: every seed") is not None:
-        group.tracker.log_file(picture, "figures")
+        tracker.log_file(picture, "figures")
     note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
-    group.tracker.set_tags({"mlflow.note.content": note, "modalities": modality_label(config.model.modalities)})
+    tracker.note(note)
+    tracker.set_tags({SEEDS: listed, "modalities": modality_label(config.model.modalities)})
 
 
 def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:

@@ -25,7 +25,7 @@ from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.model.weight_report import WeightReport
 from videoblip2.overrides import read_yaml
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking import local_model
+from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
 
@@ -205,7 +205,7 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
     source = config.train.start_from
     if source is None:
         return build_model(config.model, config.data.prompt)
-    checkpoint = load_checkpoint(local_model(source))
+    checkpoint = load_checkpoint(find_model(source).folder)
     if checkpoint.model.config.lora_merged:
         raise InputError(
             f"train.start_from={source}: its LoRA is merged, so the language model cannot train; "
@@ -224,7 +224,7 @@ def inherit_model(config: Config) -> Config:
     source = config.train.start_from
     if source is None:
         return config
-    content = read_yaml(local_model(source) / "config.yaml").get("model", {})
+    content = read_yaml(find_model(source).folder / "config.yaml").get("model", {})
     inherited = config.model_copy(update={"model": ModelConfig.model_validate(content)})
     for key in known_keys():
         section, _, name = key.rpartition(".")

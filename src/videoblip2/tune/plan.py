@@ -170,9 +170,9 @@ def _base(tuning: Tuning, path: str) -> Document:
         raise InputError(f"{path}: stage {tuning.stage}: give `{keys[0]}`, not `{keys[1]}`")
     if not decodes:
         return read_yaml(given)
-    from videoblip2.tracking import local_model
+    from videoblip2.tracking import find_model
 
-    return read_yaml(local_model(given) / "config.yaml")
+    return read_yaml(find_model(given).folder / "config.yaml")
 
 
 def _check(plan: Plan) -> None:

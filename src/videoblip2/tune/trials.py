@@ -23,7 +23,7 @@ from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
 from videoblip2.predict import open_model
 from videoblip2.progress import Progress
-from videoblip2.tracking import NullTracker, RunSpec, Stopped, Tracker, open_run
+from videoblip2.tracking import RunSpec, Stopped, Tracker, open_run
 from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
@@ -52,7 +52,7 @@ class Watcher(Observer):
     parent_run_id: str | None = None
     reported: set[int] = field(default_factory=set)  # steps that an earlier attempt has reported
     last_step: int | None = None  # the final step, where pruning would save nothing
-    tracker: Tracker = field(default_factory=NullTracker)
+    tracker: Tracker = field(default_factory=Tracker)
 
     @property
     def run_id(self) -> str | None:

@@ -1,18 +1,13 @@
-"""The Tracker on MLflow, and how its run opens and ends.
+"""The Tracker on MLflow, and how its run opens and ends: one run, however it was started.
 
-1. One run however it was started: with MLFLOW_RUN_ID (`mlflow run`) that run is used, never renamed or moved. Where an
-   earlier run is resumed, the empty one that `mlflow run` opened is closed and deleted.
-2. Points are buffered: a batch of 200 costs about as much as three single calls.
-3. Parameters cannot be changed once logged, and `mlflow run` has logged its own as the user spelled them (`1e-4`).
-4. SIGTERM becomes an exception, so that the run is flushed and closed; it would stay RUNNING forever.
-5. Once the run is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later,
-   while MLflow's own asynchronous logging loses what its queue cannot send.
+Once it is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later, while
+MLflow's own asynchronous logging loses what its queue cannot send.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +23,9 @@ from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import revision_tags
-from videoblip2.tracking.tracker import RunSpec, Stopped, Terminated, Tracker, sigterm_raises, stop_listening
+from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 
-FULL_BUFFER = 500
+FULL_BUFFER = 500  # a batch of 200 points costs about as much as three single calls
 SECONDS_BETWEEN_FLUSHES = 10.0
 TABLE_ROWS = 200
 DIGEST_LENGTH = 36  # MLflow's limit
@@ -39,9 +34,7 @@ DIGEST_LENGTH = 36  # MLflow's limit
 class MlflowTracker(Tracker):
     """Writes to one open MLflow run, except what a `resumed` one has. What cannot be sent is kept in `folder`."""
 
-    def __init__(
-        self, client: mlflow.MlflowClient, run_id: str, resumed: bool = False, folder: Path | None = None
-    ) -> None:
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool, folder: Path | None = None) -> None:
         self.run_id = self._run_id = run_id
         self._client, self._folder = client, folder
         file = folder / f"unsent-{run_id}.jsonl" if folder else None
@@ -53,7 +46,7 @@ class MlflowTracker(Tracker):
         self._began = int(active.info.start_time) if active else _now()
 
     def log_config(self, config: Mapping[str, object]) -> None:
-        """Log flat, dotted keys as parameters; a key that the run has stays, and another value of it becomes a tag."""
+        """Log parameters. One that `mlflow run` has logged stays as the user spelled it; another value is a tag."""
         with outbox.impatient():
             logged = self._client.get_run(self._run_id).data.params
         params, tags = {}, {}
@@ -103,17 +96,13 @@ class MlflowTracker(Tracker):
         except Exception as error:
             if not outbox.is_outage(error):
                 raise
-            raise InputError(
-                f"{folder}: trained, but not logged as a model, since {store.tracking_uri()} does not answer "
-                f"({first_line(error)}); when it does, resume={self._run_id} logs it"
-            ) from error
+            reason = f"{store.tracking_uri()} does not answer ({first_line(error)})"
+            remedy = f"when it does, resume={self._run_id} logs it"
+            raise InputError(f"{folder}: trained, but not logged as a model, since {reason}; {remedy}") from error
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put(outbox.Batch(tags={key: masked(str(value)) for key, value in tags.items()}))
-
-    def note(self, markdown: str) -> None:
-        self.set_tags({"mlflow.note.content": markdown})
 
     def flush(self) -> None:
         self._send_points()
@@ -151,30 +140,24 @@ class MlflowTracker(Tracker):
         try:
             self._send_points()
             if not self._outbox.send(at_once=True):
-                what = outbox.describe(self._outbox.waiting)
-                if self._outbox.write() and self._outbox.file is not None:
-                    outbox.warn(
-                        f"not sent: {what}; they are in {self._outbox.file}, and resume={self._run_id} sends them"
-                    )
+                what, file = outbox.describe(self._outbox.waiting), self._outbox.file
+                if self._outbox.write():
+                    outbox.warn(f"not sent: {what}; they are in {file}, and resume={self._run_id} sends them")
                 else:
                     outbox.warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
         finally:
             try:
                 with outbox.impatient():
-                    self._end(status)
+                    active = mlflow.active_run()
+                    if active and active.info.run_id == self._run_id:
+                        mlflow.end_run(status)
+                    else:
+                        self._client.set_terminated(self._run_id, status)
             except Exception as error:
                 if not outbox.is_outage(error):
                     raise
-                outbox.warn(
-                    f"run {self._run_id} could not be closed ({first_line(error)}); `vb2 runs gc` closes it later"
-                )
-
-    def _end(self, status: str) -> None:
-        active = mlflow.active_run()
-        if active and active.info.run_id == self._run_id:
-            mlflow.end_run(status)
-        else:
-            self._client.set_terminated(self._run_id, status)
+                reason = first_line(error)
+                outbox.warn(f"run {self._run_id} could not be closed ({reason}); `vb2 runs gc` closes it later")
 
     def _send_points(self) -> None:
         """With a sign of life: `heartbeat`, seconds since 1970."""
@@ -202,30 +185,28 @@ def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
 @contextmanager
 def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
     """Open, reopen or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
-    client = store.connect(create=True)
+    client, folder = store.connect(create=True), spec.folder and spec.folder.absolute()
     with sigterm_raises():
-        run_id = _reachable(lambda: _start(client, spec))
-        tracker = MlflowTracker(client, run_id, run_id == spec.resume_run_id, spec.folder and spec.folder.absolute())
-        status = "FAILED"
         try:
+            with outbox.impatient():
+                run_id = _start(client, spec)
+        except Exception as error:  # nothing has begun: an unavailable store is for the user to fix
+            if not outbox.is_outage(error):
+                raise
+            reason = f"{store.tracking_uri()}: no run can be opened ({first_line(error)})"
+            remedy = "`vb2 doctor` checks the store, and run.tracking=false trains without one"
+            raise InputError(f"{reason}; {remedy}") from error
+        tracker = MlflowTracker(client, run_id, run_id == spec.resume_run_id, folder)
+        with ending(tracker.close):
             tags = {"stage": spec.stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}
-            if spec.resume_run_id:
-                tags["resumed_from"] = spec.resume_run_id
-            if spec.folder is not None:
-                tags["folder"] = str(spec.folder.absolute())
+            tags |= {"resumed_from": spec.resume_run_id} if spec.resume_run_id else {}
+            tags |= {"folder": str(folder)} if folder else {}
             tracker.set_tags({**tags, **revision_tags()})
             yield tracker
-            status = "FINISHED"
-        except (KeyboardInterrupt, Terminated, Stopped):
-            status = "KILLED"
-            raise
-        finally:
-            stop_listening()
-            tracker.close(status)
 
 
 def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
-    """The run to resume where the store still has it; the one that `mlflow run` has opened; or a new one."""
+    """The run to resume where the store still has it; the one that `mlflow run` has opened, as it is; or a new one."""
     given, nested = os.environ.get("MLFLOW_RUN_ID"), spec.parent_run_id is not None
     if spec.resume_run_id and _exists(client, spec.resume_run_id):
         os.environ.pop("MLFLOW_RUN_ID", None)
@@ -260,35 +241,20 @@ def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
         raise
 
 
-def _reachable(start: Callable[[], str]) -> str:
-    """Start a run; before anything has begun, an unavailable store is for the user to fix."""
-    try:
-        with outbox.impatient():
-            return start()
-    except Exception as error:
-        if isinstance(error, InputError) or not outbox.is_outage(error):
-            raise
-        raise InputError(
-            f"{store.tracking_uri()}: no run can be opened ({first_line(error)}); `vb2 doctor` checks the store, and "
-            "run.tracking=false trains without one"
-        ) from error
-
-
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     """Find or create the experiment. Artifacts of a sqlite store go beside it, wherever the command runs."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        root = store.artifact_root(store.tracking_uri())
+        database = store.sqlite_file(store.tracking_uri())
         try:
-            client.create_experiment(name, artifact_location=(root / name).as_uri() if root else None)
+            client.create_experiment(name, (database.parent / store.ARTIFACTS / name).as_uri() if database else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process created it in between
                 raise
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
-        raise InputError(
-            f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or use another name"
-        )
+        remedy = "restore it with `mlflow experiments restore` or use another name"
+        raise InputError(f"experiment {name!r} was deleted; {remedy}")
     return str(found.experiment_id)
 
 

@@ -5,7 +5,6 @@ long, up to five minutes. What is left at the end goes to a file that the same r
 """
 
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -24,7 +23,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from videoblip2.errors import first_line, masked
 from videoblip2.files import write_text
-from videoblip2.tracking.mlflow import store
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
 TEMPORARY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
@@ -33,8 +31,6 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 ONE_RETRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 100  # in one call: MLflow's limits, 1000 altogether
-NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
-NO_STEP = sys.maxsize  # a row without a step counts as the last one
 
 Row = dict[str, object]
 #: (metric, value, milliseconds since 1970, step)
@@ -109,7 +105,7 @@ class Outbox:
                 if not is_outage(error):
                     self.waiting.pop(0)
                     raise
-                if self._next_attempt == 0.0:
+                if not self._next_attempt:
                     warn(f"the tracking store does not answer ({first_line(error)}); work continues, logs follow later")
                 self._next_attempt = time.monotonic() + self._wait
                 self._wait = min(2 * self._wait, LONGEST_WAIT)
@@ -143,13 +139,12 @@ class Outbox:
 class Delivery:
     """Sends messages to one run, and nothing that a resumed run already has.
 
-    The last step of each metric and table is looked up once, and again after a failure: what arrived is then unknown.
+    The last step of each metric is looked up once, and again after a failure: what arrived is then unknown.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True) -> None:
         self._client, self._run_id, self._resumed = client, run_id, resumed
-        self._points: dict[str, int] = {}
-        self._tables: dict[str, int] = {}
+        self._last_steps: dict[str, int] = {}
 
     def deliver(self, message: Message) -> None:
         """Send one message."""
@@ -167,7 +162,7 @@ class Delivery:
                     case DataSet():
                         self._send_data(message)
         except Exception:
-            self._resumed, self._points, self._tables = True, {}, {}
+            self._resumed, self._last_steps = True, {}
             raise
 
     def _send_batch(self, batch: Batch) -> None:
@@ -184,31 +179,28 @@ class Delivery:
         key, step = point[0], point[3]
         if not self._resumed:
             return True
-        if key not in self._points:
+        if key not in self._last_steps:
             history = self._client.get_metric_history(self._run_id, key)
-            self._points[key] = max((point.step for point in history), default=-1)
-        last, self._points[key] = self._points[key], max(self._points[key], step)
+            self._last_steps[key] = max((point.step for point in history), default=-1)
+        last, self._last_steps[key] = self._last_steps[key], max(self._last_steps[key], step)
         return step > last
 
     def _send_table(self, message: Table) -> None:
-        """The rows after the last `step` of the table; a table without steps is logged once."""
+        """The rows after the last `step` of the table; a table without steps replaces the one that is there."""
         rows, table = message.rows, message.table
-        if self._resumed:
-            last = self._tables[table] if table in self._tables else self._last_row(table)
-            rows = [row for row in rows if _step(row) > last]
-            self._tables[table] = max([last, *map(_step, rows)])
+        columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda column: column != "video_id")
+        if self._resumed and table in [artifact.path for artifact in self._client.list_artifacts(self._run_id)]:
+            if "step" not in columns:
+                data = [[row.get(name) for name in columns] for row in rows]
+                self._client.log_dict(self._run_id, {"columns": columns, "data": data}, table)
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(self._client.download_artifacts(self._run_id, table, folder))
+                logged = json.loads(file.read_text(encoding="utf-8"))
+            last = max((row[logged["columns"].index("step")] for row in logged["data"]), default=-1)
+            rows = [row for row in rows if int(str(row["step"])) > last]
         if rows:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            columns.sort(key=lambda column: column != "video_id")
             self._client.log_table(self._run_id, {name: [row.get(name) for row in rows] for name in columns}, table)
-
-    def _last_row(self, table: str) -> int:
-        """-1 where the run has no such table."""
-        if not store.has_artifact(self._client, self._run_id, table):
-            return -1
-        with tempfile.TemporaryDirectory() as folder:
-            content = json.loads(Path(self._client.download_artifacts(self._run_id, table, folder)).read_text("utf-8"))
-        return max((_step(dict(zip(content["columns"], row, strict=True))) for row in content["data"]), default=-1)
 
     def _send_data(self, data: DataSet) -> None:
         """Two runs may name the same new data at once: MLflow looks first and then writes, and the second fails."""
@@ -231,19 +223,14 @@ def is_outage(error: BaseException) -> bool:
 
 @contextmanager
 def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
-    """Give up on a server soon, and without MLflow's own tracebacks; the user's own settings stay."""
+    """Give up on a server soon; the user's own settings stay."""
     added = {name: value for name, value in limits.items() if name not in os.environ}
-    loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in NOISY]
     os.environ.update(added)
-    for logger, _ in loggers:
-        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
-        for logger, level in loggers:
-            logger.setLevel(level)
 
 
 def describe(messages: Sequence[Message]) -> str:
@@ -261,7 +248,3 @@ def describe(messages: Sequence[Message]) -> str:
 def warn(text: str) -> None:
     """A warning on standard error."""
     print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
-
-
-def _step(row: Row) -> int:
-    return int(str(row.get("step", NO_STEP)))

@@ -58,6 +58,11 @@ class RunRecord:
         return self.tags.get("host", "an unknown host")
 
     @property
+    def seconds_silent(self) -> float:
+        """How long ago the run was last heard of."""
+        return time.time() - float(self.tags.get("heartbeat", self.started))
+
+    @property
     def logged(self) -> bool:
         """Whether the store has a copy of the training state."""
         return self.tags.get(STATE_LOGGED) == "true"
@@ -117,16 +122,14 @@ def runs_page(run_id: str) -> str:
 
 def seeds_of(record: RunRecord) -> list[RunRecord]:
     """The runs under a parent that `--seeds` made, by seed; none for any other run."""
-    if SEEDS not in record.tags:
-        return []
-    runs = _beside(record, f"tags.`{PARENT}` = '{record.run_id}'")
+    runs = _beside(record, PARENT) if SEEDS in record.tags else []
     return sorted(runs, key=lambda run: int(run.tags.get("seed", 0)))
 
 
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
     """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's."""
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for run in [record, *_beside(record, f"tags.{TRAINED_BY} = '{record.run_id}'")]:
+    for run in [record, *_beside(record, TRAINED_BY)]:
         for key, path in _artifacts(run).items():
             found.setdefault(key, (run.run_id, path))
     return found
@@ -174,11 +177,9 @@ def find_stopped_run(word: str) -> RunRecord:
     if process.is_local():  # two processes that write to one run would corrupt it
         if process.is_running() and process.pid != os.getpid():
             raise InputError(f"resume={word}: still running as process {process.pid}; stop it first")
-    elif (silent := seconds_silent(record)) < store.ALIVE_SECONDS:
-        raise InputError(
-            f"resume={word}: running on {process.host}, last heard of {silent:.0f} s ago; stop it first, or if it is "
-            "dead, mark it as failed with `vb2 runs gc --hours 0.02`"
-        )
+    elif (silent := record.seconds_silent) < store.ALIVE_SECONDS:
+        remedy = "stop it first, or if it is dead, mark it as failed with `vb2 runs gc --hours 0.02`"
+        raise InputError(f"resume={word}: running on {process.host}, last heard of {silent:.0f} s ago; {remedy}")
     return record
 
 
@@ -196,7 +197,7 @@ def fetch_state(run_id: str, folder: Path) -> None:
 def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
     """The RUNNING runs without a process: here at once; elsewhere after HOURS of silence from it and its children."""
     running = _search("attributes.status = 'RUNNING'", _experiments())
-    silent = {run.run_id for run in running if seconds_silent(run) > hours * 3600}
+    silent = {run.run_id for run in running if run.seconds_silent > hours * 3600}
     heard = {run.tags.get(PARENT) for run in running if run.run_id not in silent}
     return [run for run in running if _is_gone(run) or run.run_id in silent - heard]
 
@@ -207,11 +208,6 @@ def close_dead_runs(hours: float = 24.0) -> list[RunRecord]:
     for run in dead:
         client.set_terminated(run.run_id, "KILLED")
     return [replace(run, status="KILLED") for run in dead]
-
-
-def seconds_silent(record: RunRecord) -> float:
-    """How long ago a run was last heard of."""
-    return time.time() - float(record.tags.get("heartbeat", record.started))
 
 
 def store_findings() -> list[Finding]:
@@ -239,13 +235,13 @@ def _is_gone(run: RunRecord) -> bool:
     if run.tags.get("mlflow.source.type") != "PROJECT" or database is None or store.network_file_system(database):
         return False
     # `mlflow run` has opened the run, and has made the environment for as long as it runs.
-    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-    return not any("run" in words and any(Path(word).name == "mlflow" for word in words[:3]) for words in commands)
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return not any("run" in words and "mlflow" in [Path(word).name for word in words[:3]] for words in commands)
 
 
-def _beside(record: RunRecord, condition: str) -> list[RunRecord]:
-    """The runs of a record's experiment that meet a condition, newest first."""
-    return _search(condition, {record.experiment_id: record.experiment})
+def _beside(record: RunRecord, tag: str) -> list[RunRecord]:
+    """The runs of a record's experiment that name it in a tag, newest first."""
+    return _search(f"tags.`{tag}` = '{record.run_id}'", {record.experiment_id: record.experiment})
 
 
 def _experiments() -> dict[str, str]:
@@ -278,12 +274,8 @@ def _record(run: Any, names: Mapping[str, str]) -> RunRecord:
 
 def _artifacts(run: RunRecord) -> dict[tuple[Kind, str], str]:
     """(kind, split) → artifact: what the tags say, or the file names of runs without such tags."""
-    found = {
-        (kind, tag.removeprefix(prefix)): path
-        for kind, prefix in ROW_TAGS.items()
-        for tag, path in run.tags.items()
-        if tag.startswith(prefix)
-    }
+    tags = {(kind, split): f"{prefix}{split}" for kind, prefix in ROW_TAGS.items() for split in SPLITS}
+    found = {key: run.tags[tag] for key, tag in tags.items() if tag in run.tags}
     if not found and run.status != "RUNNING":
         paths = [file.path for file in store.connect().list_artifacts(run.run_id)]
         forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}

@@ -26,12 +26,13 @@ from videoblip2.errors import LOGIN, first_line, masked
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DEFAULT_DATABASE = "mlflow.db"
+DEFAULT_DATABASE, ARTIFACTS = "mlflow.db", "mlruns"  # the folder is beside the file
 SQLITE = "sqlite:///"
 REACH_SECONDS = 10
 BUSY_SECONDS = 2.0
 ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+NOISY = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")  # they print what is also raised
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
 MOVE_AWAY = "move it away and start again, or restore a copy"
 #: File systems that several machines share, where sqlite's write-ahead logging corrupts data; so do most on FUSE.
@@ -44,8 +45,7 @@ ADDRESSES = (
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or `mlflow.db` of the current folder. A sqlite path comes back absolute: MLflow keeps
-    its stores by address, so a relative one would mean another file after a chdir."""
+    """MLFLOW_TRACKING_URI, or `mlflow.db` of the current folder. A sqlite path is absolute, as it outlives a chdir."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DEFAULT_DATABASE}"
     database = sqlite_file(uri)
     return f"{SQLITE}{database}" if database else uri
@@ -56,17 +56,10 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
 
 
-def written() -> tuple[int, ...]:
-    """When the files of a sqlite store changed; empty for any other store."""
-    database = sqlite_file(tracking_uri())
-    files = (database, database.with_name(f"{database.name}-wal")) if database else ()
-    return tuple(file.stat().st_mtime_ns for file in files if file.exists())
-
-
-def artifact_root(uri: str) -> Path | None:
-    """Return the artifact folder beside a sqlite store; None if the store chooses its own location."""
-    database = sqlite_file(uri)
-    return database.parent / "mlruns" if database else None
+def ask(database: Path, query: str, *values: str, patience: float = BUSY_SECONDS) -> list[Any]:
+    """The rows that answer a query, without MLflow. Raises sqlite3.Error; never makes a file."""
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=patience)) as connection:
+        return connection.execute(query, values).fetchall()
 
 
 def is_local(address: str) -> bool:
@@ -80,22 +73,19 @@ def connect(create: bool = False) -> "MlflowClient":
         os.environ.setdefault(quiet, value)
     uri = tracking_uri()
     database = sqlite_file(uri)
-    if database is not None:
-        if not create and not database.is_file():
-            raise InputError(f"{database}: no MLflow store there; {NO_STORE}")
+    if database and not create and not database.is_file():
+        raise InputError(f"{database}: no MLflow store there; {NO_STORE}")
+    import mlflow
+
+    for noisy in NOISY:
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    if database:
         _first_start(uri, database)
         _follow_move(database)
     elif uri.startswith("http"):
         check_reachable(uri)
-    import mlflow
-
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
-
-
-def has_artifact(client: "MlflowClient", run_id: str, path: str) -> bool:
-    """Whether a run has an artifact of this name at its root."""
-    return path in [artifact.path for artifact in client.list_artifacts(run_id)]
 
 
 def section(metric: str) -> str:
@@ -116,7 +106,7 @@ def add_views(client: "MlflowClient", experiment_id: str) -> None:
     for key, (name, state) in views.items():
         if (tag := f"mlflow.sharedViewState.{key}") not in known:
             view = {"name": name, "createdAt": int(1000 * time.time()), "state": json.dumps(state)}
-            with suppress(MlflowException):  # another process did so just now, or this user may not
+            with suppress(MlflowException):  # another process was first, or this user may not
                 client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
@@ -152,9 +142,7 @@ def _first_start(uri: str, database: Path) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        for noisy in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        SqlAlchemyStore(uri, str(artifact_root(uri))).engine.dispose()
+        SqlAlchemyStore(uri, str(database.parent / ARTIFACTS)).engine.dispose()
         if not shared:
             with suppress(sqlite3.OperationalError):  # a reader holds the file: the next start sets it
                 _journal_mode(database, "=wal")
@@ -175,7 +163,7 @@ def _follow_move(database: Path) -> None:
 
     Not while a run is being written: a container may know this folder under another name.
     """
-    root, alive = database.parent / "mlruns", time.time() - ALIVE_SECONDS
+    root, alive = database.parent / ARTIFACTS, time.time() - ALIVE_SECONDS
     busy = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE status = 'RUNNING' AND key = 'heartbeat' AND value > ?"
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
         for (address,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
@@ -194,13 +182,11 @@ def _follow_move(database: Path) -> None:
 
 
 def _tables(database: Path) -> set[str]:
-    with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return {name for (name,) in ask(database, "SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _journal_mode(database: Path, change: str = "") -> str:
-    with closing(sqlite3.connect(database, timeout=60)) as connection:
-        return str(connection.execute(f"PRAGMA journal_mode{change}").fetchone()[0])
+    return str(ask(database, f"PRAGMA journal_mode{change}", patience=60)[0][0])
 
 
 @dataclass(frozen=True)
@@ -235,9 +221,9 @@ def _sqlite(database: Path) -> list[Finding]:
         if "locked" in str(error):
             remedy = f"another process holds it: `fuser {database}` names it; stop it, or wait"
         return [Finding("store", "fail", f"{database}: {error}", remedy)]
-    half = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
+    half = ", ".join(sorted(name for name in tables if name.startswith("_alembic_tmp_")))
     if half or not {"runs", "experiments"} <= tables:
-        found = f"{database}: its first start or an upgrade was interrupted ({', '.join(half) or 'tables are missing'})"
+        found = f"{database}: its first start or an upgrade was interrupted ({half or 'tables are missing'})"
         return [Finding("store", "fail", found, MOVE_AWAY)]
     return [Finding("store", "ok", str(database)), _journal(database, mode)]
 
@@ -245,16 +231,16 @@ def _sqlite(database: Path) -> list[Finding]:
 def _journal(database: Path, mode: str) -> Finding:
     name, shared = "store: write-ahead logging", network_file_system(database)
     change = f"`sqlite3 {database} 'PRAGMA journal_mode={{}}'` while nothing else uses it"
-    if shared and mode == "wal":
+    if not shared and mode == "wal":
+        return Finding(name, "ok", "on")
+    if not shared:
+        remedy = f"{change.format('WAL')}, or `vb2 runs list`"
+        return Finding(name, "warn", f"off ({mode}): processes wait for each other", remedy)
+    if mode == "wal":
         found = f"on, but {shared} is a network file system, where it corrupts a store that two machines use"
         return Finding(name, "warn", found, f"{change.format('DELETE')}, or use a tracking server")
-    if shared:
-        found = f"off ({mode}), and left off: {shared} is a network file system, where it would corrupt the store"
-        return Finding(name, "note", found, "for many processes or machines use a tracking server")
-    if mode == "wal":
-        return Finding(name, "ok", "on")
-    remedy = f"{change.format('WAL')}, or `vb2 runs list`"
-    return Finding(name, "warn", f"off ({mode}): processes wait for each other", remedy)
+    found = f"off ({mode}), and left off: {shared} is a network file system, where it would corrupt the store"
+    return Finding(name, "note", found, "for many processes or machines use a tracking server")
 
 
 def _server(uri: str) -> Finding:
@@ -272,21 +258,21 @@ def _schema(uri: str) -> Finding:
     from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
     from sqlalchemy import create_engine
 
-    name, ours = "store: schema", mlflow.__version__
+    name, ours, shown = "store: schema", mlflow.__version__, masked(uri)
     if uri.startswith("http"):
         answer = get(uri, "/version")
         theirs = answer.text.strip() if answer.status_code == 200 else ""
-        if theirs.split(".")[:2] == ours.split(".")[:2]:
-            return Finding(name, "ok", f"server {theirs}, here {ours}")
+        found = f"server {theirs or 'does not report its version'}, here {ours}"
         remedy = f"install the same MLflow on both sides: `pip install mlflow=={theirs}` here, or update the server"
-        return Finding(name, "warn", f"server {theirs or 'does not report its version'}, here {ours}", remedy)
+        equal = theirs.split(".")[:2] == ours.split(".")[:2]
+        return Finding(name, "ok", found) if equal else Finding(name, "warn", found, remedy)
     try:
         engine = create_engine(uri)
         has, wants = _get_schema_version(engine), _get_latest_schema_revision()
         engine.dispose()
     except Exception as error:
-        return Finding(name, "fail", masked(first_line(error)), f"check that {masked(uri)} is an MLflow database")
+        return Finding(name, "fail", masked(first_line(error)), f"check that {shown} is an MLflow database")
     if has == wants:
         return Finding(name, "ok", f"{has}, as MLflow {ours} wants it")
-    remedy = f"`mlflow db upgrade {masked(uri)}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
+    remedy = f"`mlflow db upgrade {shown}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
     return Finding(name, "fail", f"{has}, but MLflow {ours} wants {wants}", remedy)
