@@ -7,12 +7,12 @@ its Content-Security-Policy lets a browser run and load nothing but these files.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -20,14 +20,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from videoblip2 import __version__
+from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
 from videoblip2.modality import Features
 
 from . import messages, observe
 from .batching import Job
 from .engine import Engine, answer_of, refusal_of
-from .following import Served
-from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Uploads
+from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
@@ -42,6 +42,7 @@ REFUSALS: Responses = {
 }
 STREAM: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}}
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx also passes words on as they come
+MULTIPART = Form(media_type="multipart/form-data")
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
@@ -88,58 +89,55 @@ def endpoints(app: FastAPI) -> frozenset[str]:
     return frozenset(route.path for route in routes if "POST" in (route.methods or ()))
 
 
-async def caption(request: Request, uploads: messages.One, asking: messages.Captioning) -> Answer:
+async def caption(request: Request, form: Annotated[messages.CaptionForm, MULTIPART]) -> Answer:
     """Caption one video: a media file, or its features."""
-    return await _one(request, uploads, asking)
+    return await _one(request, form)
 
 
-async def ask(request: Request, uploads: messages.One, asking: messages.Asking) -> Answer:
+async def ask(request: Request, form: Annotated[messages.QuestionForm, MULTIPART]) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
-    return await _one(request, uploads, asking)
+    return await _one(request, form)
 
 
-async def _one(request: Request, uploads: Uploads, asking: Ask) -> Answer:
+async def _one(request: Request, form: messages.CaptionForm | messages.QuestionForm) -> Answer:
     engine: Engine = request.app.state.engine
-    async with engine.deadline():
-        item, served = await _read(request, uploads, asking)
-        (result,) = await engine.answer([item], served, asking)
+    item, captioner = await _read(request, form, asking := form.asking)
+    (result,) = await engine.answer([item], captioner, asking)
     if isinstance(result, Refusal):
         raise result
     return result
 
 
-async def _read(request: Request, uploads: Uploads, asking: Ask) -> tuple[Features, Served]:
+async def _read(request: Request, form: messages.OneUpload, asking: Ask) -> tuple[Features, Captioner]:
     """The one item of a request, and the model that it is for."""
-    served: Served = request.app.state.engine.served()
-    if asking.question and served.captioner.never_asked:
+    captioner: Captioner = request.app.state.engine.served()
+    if asking.question and captioner.never_asked:
         raise Refusal(400, NEVER_ASKED)
-    item, asking.clip = await one_item(uploads, served, request.app.state.intake)
+    item, asking.clip = await one_item(form, captioner, request.app.state.intake)
     asking.features_seconds = time.perf_counter() - asking.began
-    return item, served
+    return item, captioner
 
 
-async def captions(request: Request, uploads: messages.Many, asking: messages.Captioning) -> messages.Answers:
+async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULTIPART]) -> messages.Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
     engine: Engine = request.app.state.engine
-    async with engine.deadline():
-        served = engine.served()
-        items = await items_of(uploads, served, request.app.state.intake)
-        asking.features_seconds = time.perf_counter() - asking.began
-        results = await engine.answer(items, served, asking)
+    captioner, asking = engine.served(), form.asking
+    items = await items_of(form, captioner, request.app.state.intake)
+    asking.features_seconds = time.perf_counter() - asking.began
+    results = await engine.answer(items, captioner, asking)
     return messages.Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
 
-async def attention(request: Request, uploads: messages.One, asking: messages.Attending) -> Attention:
+async def attention(request: Request, form: Annotated[messages.AttentionForm, MULTIPART]) -> Attention:
     """Say how the model divides its attention over the frames and the sound of one video."""
     engine: Engine = request.app.state.engine
-    async with engine.deadline():
-        item, served = await _read(request, uploads, asking)
-        return await engine.attention(item, served, asking)
+    item, captioner = await _read(request, form, asking := form.asking)
+    return await engine.attention(item, captioner, asking)
 
 
-async def references(request: Request, video_id: str) -> messages.References:
+async def references(request: Request, video_id: str) -> dict[str, list[str]]:
     """Say how people described a video of VB2_REFERENCES; an unknown one has no captions."""
-    return messages.References(captions=list(request.app.state.references.get(video_id, ())))
+    return {"captions": [*request.app.state.references.get(video_id, ())]}
 
 
 async def model(request: Request) -> messages.ModelState:
@@ -148,25 +146,22 @@ async def model(request: Request) -> messages.ModelState:
     return engine.state()
 
 
-async def caption_stream(
-    request: Request, uploads: messages.One, asking: messages.Captioning, challenger: messages.Challenger = False
-) -> StreamingResponse:
+async def caption_stream(request: Request, form: Annotated[messages.StreamForm, MULTIPART]) -> StreamingResponse:
     """Caption one video, and send the caption word by word as it is generated.
 
     Events: `text` with the caption so far, then `caption` with the answer, or `error`; last `challenger`, if it was
     asked for and one runs in shadow.
     """
     engine: Engine = request.app.state.engine
-    async with engine.deadline():
-        item, served = await _read(request, uploads, asking)
-    job = engine.job(item, served, asking)
+    item, captioner = await _read(request, form, asking := form.asking)
+    job = engine.job(item, captioner, asking)
     if isinstance(job, Refusal):
         raise job
     texts: asyncio.Queue[str | None] = asyncio.Queue()
     job.listener = texts.put_nowait
     job.future.add_done_callback(lambda _: texts.put_nowait(None))
     engine.batcher.submit([job])
-    return StreamingResponse(_events(engine, job, texts, challenger), 200, UNBUFFERED, "text/event-stream")
+    return StreamingResponse(_events(engine, job, texts, form.challenger), 200, UNBUFFERED, "text/event-stream")
 
 
 async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", challenger: bool) -> AsyncIterator[str]:
@@ -176,27 +171,26 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
         async with engine.deadline():
             while (text := await texts.get()) is not None:
                 if text != said:
-                    yield _event("text", json.dumps({"text": text}, ensure_ascii=False))
+                    yield _event("text", {"text": text})
                     said = text
             done = job.future.result()
         answer = answer_of(job, done)
         assert isinstance(answer, Answer)
-        yield _event("caption", answer.model_dump_json())
+        yield _event("caption", answer.model_dump())
         compared = engine.shadow.offer([job], [done]) if engine.shadow else []
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
             # A challenger that is too late is not cancelled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
             caption = next((task.result() for task in finished), None)
-            contended = messages.ChallengerCaption(caption=caption, model_version=contender.version)
-            yield _event("challenger", contended.model_dump_json())
+            yield _event("challenger", {"caption": caption, "model_version": contender.version})
     except Exception as error:
-        yield _event("error", _counted(refusal_of(error)).model_dump_json())
+        yield _event("error", _counted(refusal_of(error)).model_dump())
     finally:
         job.future.cancel()
 
 
-def _event(kind: str, data: str) -> str:
-    return f"event: {kind}\ndata: {data}\n\n"
+def _event(kind: str, data: Mapping[str, object]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 def _counted(refusal: Refusal) -> ItemProblem:

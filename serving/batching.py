@@ -1,11 +1,6 @@
 """The queues in front of the model and of its encoders; each network works on one thread, batch after batch.
 
-1. No waiting window: an idle network takes a single item at once; what arrives while it works becomes its next batch.
-2. A batch shares the model in service; captions also share decoding options and length group, so that little of it is
-   padding, and clips are bounded in frames. The oldest item decides.
-3. A batch that fails is halved until the bad item fails by itself; the others get their results.
-4. Shadow captions wait in a second lane, which moves only while the first one is empty.
-5. A clip waits outside, holding its decoder, until there is room: this bounds the decoded frames in memory.
+There is no waiting window: an idle network takes a single item at once; what arrives meanwhile becomes its next batch.
 """
 
 import asyncio
@@ -13,15 +8,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from videoblip2.captioner import Caption
+from videoblip2.captioner import Caption, Captioner
 from videoblip2.modality import Features
 
 from . import observe
-from .following import Served
 from .messages import Ask, Refusal
 
 if TYPE_CHECKING:
@@ -52,7 +45,7 @@ class Job:
     """
 
     item: Features
-    served: Served
+    captioner: Captioner
     ask: Ask = field(default_factory=Ask)
     listener: Callable[[str], None] | None = None
     arrived: float = field(default_factory=time.perf_counter)
@@ -61,7 +54,7 @@ class Job:
     @property
     def group(self) -> tuple[object, ...]:
         """What has to be equal within a batch."""
-        return self.served, self.ask.decoding, length_group(self.item)
+        return self.captioner, self.ask.decoding, length_group(self.item)
 
 
 @dataclass(eq=False)
@@ -69,7 +62,7 @@ class Clip:
     """A decoded clip, to become features by the encoders of the model that it came for."""
 
     prepared: "PreparedVideo"
-    served: Served
+    captioner: Captioner
     future: "asyncio.Future[Features]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -83,10 +76,7 @@ def length_group(item: Features) -> int:
 
 
 class Worker:
-    """One thread that works through a queue, from `wake` until nothing waits: `work` on each batch that `take` removes.
-
-    `work` returns one result an item, which may be an exception.
-    """
+    """One thread that works on the batches that `take` removes from a queue, from `wake` until nothing waits."""
 
     def __init__(
         self, name: str, take: Callable[[], Sequence[Job | Clip]], work: Callable[[Any], Sequence[Any]]
@@ -105,8 +95,7 @@ class Worker:
         """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
         for item in (*self._batch, *waiting):
             item.future.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -162,7 +151,7 @@ class Batcher:
             seconds = self.retry_after()
             raise Refusal(429, f"the queue is full; try again in {seconds} s", seconds)
         lane.extend(jobs)
-        observe.queued(len(self.waiting))
+        observe.metrics().queue.set(len(self.waiting))
         self._worker.wake()
 
     def retry_after(self) -> int:
@@ -184,12 +173,12 @@ class Batcher:
                 batch = [job for job in lane if job.group == lane[0].group][:room]
                 lane[:] = [job for job in lane if job not in batch]
                 break
-        observe.queued(len(self.waiting))
+        observe.metrics().queue.set(len(self.waiting))
         return batch
 
     def _caption(self, jobs: list[Job]) -> list[Done | Exception]:
         """On the thread: caption jobs of one group."""
-        observe.batched(len(jobs))
+        observe.metrics().batch.observe(len(jobs))
         started = time.perf_counter()
         captions = halved(_caption_together, jobs)
         seconds = time.perf_counter() - started
@@ -208,14 +197,15 @@ class Batcher:
 def _caption_together(jobs: Sequence[Job]) -> list[Caption]:
     decoding = jobs[0].ask.decoding
     seeds = [job.ask.seed or 0 for job in jobs] if decoding.sampled else None
-    listening = [(place, job) for place, job in enumerate(jobs) if job.listener]
 
     def tell(texts: list[str]) -> None:
-        for place, job in listening:
-            job.future.get_loop().call_soon_threadsafe(cast(Any, job.listener), texts[place])
+        for job, text in zip(jobs, texts, strict=True):
+            if job.listener:
+                job.future.get_loop().call_soon_threadsafe(job.listener, text)
 
     items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
-    return jobs[0].served.captioner.caption(items, prompts, decoding, seeds, tell if listening else None)
+    watch = tell if any(job.listener for job in jobs) else None
+    return jobs[0].captioner.caption(items, prompts, decoding, seeds, watch)
 
 
 class EncodingQueue:
@@ -230,7 +220,7 @@ class EncodingQueue:
 
     async def enter(self, clip: Clip) -> None:
         """Queue a clip once there is room for it; its future then gets its features or its exception."""
-        async with self._door:  # first come, first served: short clips never starve a long one
+        async with self._door:  # first come, first captioner: short clips never starve a long one
             most = 2 * self.batch_frames  # the current batch, and the next
             while self._frames and self._frames + clip.frames > most:
                 self._left.clear()
@@ -253,7 +243,7 @@ class EncodingQueue:
         batch: list[Clip] = []
         frames = 0
         for clip in self._waiting:
-            if clip.served is not self._waiting[0].served or (batch and frames + clip.frames > self.batch_frames):
+            if clip.captioner is not self._waiting[0].captioner or (batch and frames + clip.frames > self.batch_frames):
                 break
             batch.append(clip)
             frames += clip.frames
@@ -262,4 +252,4 @@ class EncodingQueue:
 
 
 def _encode_together(clips: Sequence[Clip]) -> list[Features]:
-    return clips[0].served.captioner.media_encoders.encode([clip.prepared for clip in clips])
+    return clips[0].captioner.media_encoders.encode([clip.prepared for clip in clips])

@@ -1,8 +1,7 @@
-"""The process that opens a stranger's media file: `python -m serving.decoder`, started by `serving.media`.
+"""The process that opens a stranger's media file: JSON jobs in, lines of JSON and the bytes of arrays out.
 
-It reads one JSON job a line on standard input, and answers on standard output with lines of JSON, each followed by the
-bytes of its array if it has one. Nothing is pickled: an attacker who takes this process over with a crafted file can
-send numbers to the server, and nothing else. It cannot write files, and its memory and CPU time are limited.
+Nothing is pickled: an attacker who takes this process over with a crafted file can send numbers to the server, and
+nothing else. It cannot write files, and its memory and CPU time are limited.
 """
 
 import contextlib

@@ -1,11 +1,6 @@
-"""The service without HTTP: followers, batcher and shadow together; items in, answers, attention and refusals out.
-
-Shadow mode: a challenger captions what the champion has captioned; both are logged and compared, never returned. Shadow
-captions go in the batcher's second lane, so they take only time that the champion leaves.
-"""
+"""The service without HTTP: followers, batcher and shadow together; items in, answers, attention and refusals out."""
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,12 +18,11 @@ from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .batching import Batcher, Done, Job
-from .following import Follower, Served
-from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Timings
+from .following import Follower
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal
 from .service_settings import Settings, baked_model
 
 START_SECONDS = 5  # Retry-After while the model is being loaded
-log = logging.getLogger("videoblip2.serving.shadow")
 
 
 class Engine:
@@ -47,7 +41,6 @@ class Engine:
             self._followers.append(self.shadow.follower)
 
     def start(self) -> None:
-        """Start loading the model."""
         threading.Thread(target=self._follow, name="model-follower", daemon=True).start()
 
     async def stop(self) -> None:
@@ -63,7 +56,7 @@ class Engine:
                     observe.serving(self.served().version)
             self._stopped.wait(self.settings.poll_seconds)
 
-    def served(self) -> Served:
+    def served(self) -> Captioner:
         """The current model; a request keeps it to its end. Raises Refusal while none is loaded."""
         if self.follower.current is None:
             why = "it does not load, the server's log says why" if self.follower.trouble else "it is being loaded"
@@ -71,15 +64,15 @@ class Engine:
         return self.follower.current
 
     def state(self) -> ModelState:
-        served = self.served()
+        captioner, since = self.served(), self.follower.since
         return ModelState(
             model="baked into this Bento" if self.settings.address == baked_model() else self.settings.address,
-            model_version=served.version,
-            since=datetime.fromtimestamp(served.since, UTC).isoformat(timespec="seconds"),
+            model_version=captioner.version,
+            since=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
             waiting=len(self.batcher.waiting),
             trouble=self.follower.trouble,
-            warning=served.captioner.warning,
-            answers=not served.captioner.never_asked,
+            warning=captioner.warning,
+            answers=not captioner.never_asked,
             shadow=self.shadow.comparison if self.shadow else None,
             max_upload_mb=self.settings.max_upload_mb,
         )
@@ -95,10 +88,10 @@ class Engine:
             raise Refusal(504, f"no answer within {limit:g} s", self.batcher.retry_after()) from error
 
     async def answer(
-        self, items: Sequence[Features | BaseException], served: Served, ask: Ask
+        self, items: Sequence[Features | BaseException], captioner: Captioner, ask: Ask
     ) -> list[Answer | Refusal]:
         """Caption items as one submission; one that is refused or fails has a Refusal in its place."""
-        checked = [self.job(item, served, ask) for item in items]
+        checked = [self.job(item, captioner, ask) for item in items]
         jobs = [job for job in checked if isinstance(job, Job)]
         self.batcher.submit(jobs)
         try:
@@ -111,36 +104,36 @@ class Engine:
         answers = iter([answer_of(job, result) for job, result in zip(jobs, results, strict=True)])
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
 
-    async def attention(self, item: Features, served: Served, ask: Ask) -> Attention:
+    async def attention(self, item: Features, captioner: Captioner, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""
         async with self._attending:  # one at a time: captions come first
-            return await to_thread.run_sync(attention_over_time, served.captioner, item, ask.prompt)
+            return await to_thread.run_sync(attention_over_time, captioner, item, ask.prompt)
 
-    def job(self, item: Features | BaseException, served: Served, ask: Ask) -> Job | Refusal:
+    def job(self, item: Features | BaseException, captioner: Captioner, ask: Ask) -> Job | Refusal:
         """Check one item against the model that will caption it."""
         try:
             if isinstance(item, BaseException):
                 raise item
-            served.captioner.check(item)
+            captioner.check(item)
         except Exception as error:
             return refusal_of(error)
-        return Job(served.captioner.cut(item), served, ask)
+        return Job(captioner.cut(item), captioner, ask)
 
 
 def answer_of(job: Job, result: Done | BaseException) -> Answer | Refusal:
     """A caption with its timings, which the metrics get too; what failed becomes a Refusal."""
     if isinstance(result, BaseException):
         return refusal_of(result)
-    observe.captioned(job.served.version)
+    observe.metrics().captions.labels(job.captioner.version).inc()
     observe.timed("queue", result.queue_seconds, ago=result.model_seconds)
     observe.timed("generate", result.model_seconds)
     timings = {"features": job.ask.features_seconds, "queue": result.queue_seconds, "model": result.model_seconds}
     return Answer(
         caption=result.caption.text,
         score=round(result.caption.score, 6),
-        model_version=job.served.version,
+        model_version=job.captioner.version,
         seconds=round(time.perf_counter() - job.ask.began, 4),
-        timings=Timings(**{name: round(seconds, 4) for name, seconds in timings.items()}),
+        timings={name: round(seconds, 4) for name, seconds in timings.items()},
         batch=result.batch,
         clip=job.ask.clip,
     )
@@ -162,10 +155,9 @@ def attention_over_time(captioner: Captioner, item: Features, prompt: str | None
     seconds, window = captioner.timeline(item)
     modalities: dict[str, list[Moment] | None] = dict.fromkeys(MODALITIES)
     for name, row in weights.items():
-        edges = moment_edges(len(row), seconds, window if name == "audio" else None)
-        columns = edges[:-1].round(3), edges[1:].round(3), np.asarray(row, float).round(6)
-        moments = zip(*(column.tolist() for column in columns), strict=True)
-        modalities[name] = [Moment(start=start, end=end, weight=weight) for start, end, weight in moments]
+        edges = moment_edges(len(row), seconds, window if name == "audio" else None).round(3).tolist()
+        moments = zip(edges[:-1], edges[1:], row.tolist(), strict=True)
+        modalities[name] = [Moment(start=start, end=end, weight=round(weight, 6)) for start, end, weight in moments]
     return Attention(model_version=captioner.version, seconds=seconds, modalities=modalities)
 
 
@@ -181,7 +173,10 @@ def moment_edges(count: int, seconds: float | None, window: float | None = None)
 
 
 class Shadow:
-    """Compares what a follower's model says with what was answered."""
+    """A challenger captions what the champion has captioned; both are logged and compared, never returned.
+
+    Its captions go in the batcher's second lane, so they take only time that the champion leaves.
+    """
 
     def __init__(self, follower: Follower, batcher: Batcher, path: Path | None = None) -> None:
         self.follower, self._batcher, self._path = follower, batcher, path
@@ -198,11 +193,11 @@ class Shadow:
         for job, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, BaseException):
                 continue
-            versions = job.served.version, challenger.version if challenger else ""
+            versions = job.captioner.version, challenger.version if challenger else ""
             if versions != (self.comparison.champion, self.comparison.challenger):
                 self.comparison = Comparison(model=self.follower.model, champion=versions[0], challenger=versions[1])
             # Features made for one say the same to the other only if both have the same encoders.
-            if challenger is None or challenger.captioner.encoders_name != job.served.captioner.encoders_name:
+            if challenger is None or challenger.encoders_name != job.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue
             shadow = Job(job.item, challenger, job.ask)
@@ -222,17 +217,17 @@ class Shadow:
             done = await shadow.future
         except Exception as error:
             self.comparison.failed += 1
-            log.warning("challenger %s failed: %s", shadow.served.version, error)
+            observe.log.warning("challenger %s failed: %s", shadow.captioner.version, error)
             return None
         words = round(overlap(answer.caption.text, done.caption.text), 4)
         row: dict[str, str | float] = {"request": job.ask.request_id, "overlap": words}
         for name, version, said in (
-            ("champion", job.served.version, answer),
-            ("challenger", shadow.served.version, done),
+            ("champion", job.captioner.version, answer),
+            ("challenger", shadow.captioner.version, done),
         ):
             row |= {name: version, f"{name}_caption": said.caption.text, f"{name}_score": round(said.caption.score, 4)}
             row[f"{name}_seconds"] = round(said.model_seconds, 4)
-        log.info("shadow", extra={"fields": row})
+        observe.log.info("shadow", extra={"fields": row})
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json_text(row) + "\n")

@@ -5,7 +5,6 @@ registry does not answer, the old one stays. Two copies are in memory during a s
 """
 
 import time
-from dataclasses import dataclass, field
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
@@ -14,18 +13,6 @@ from videoblip2.predict import FoundModel, find_model, model_mark, open_model
 from . import observe
 
 RETRY_SECONDS = 60  # after a version that did not load
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """A model in service, warm."""
-
-    captioner: Captioner
-    since: float = field(default_factory=time.time)
-
-    @property
-    def version(self) -> str:
-        return self.captioner.version
 
 
 def load_warm(found: FoundModel, model: str, device: str) -> Captioner:
@@ -44,7 +31,8 @@ class Follower:
 
     def __init__(self, model: str, device: str = "auto") -> None:
         self.model, self.device = model, device
-        self.current: Served | None = None
+        self.current: Captioner | None = None
+        self.since = 0.0  # epoch seconds
         self.trouble = ""
         self._found: FoundModel | None = None
         self._mark: str | None = None
@@ -69,7 +57,7 @@ class Follower:
             return False
         started = time.perf_counter()
         try:
-            self.current = Served(load_warm(found, self.model, self.device))
+            self.current, self.since = load_warm(found, self.model, self.device), time.time()
         except Exception as error:
             self._failed, self._retry_at = found, time.monotonic() + RETRY_SECONDS
             self._note(f"version {found.version} does not load ({type(error).__name__}: {error}); {kept}")

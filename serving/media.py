@@ -1,7 +1,6 @@
 """An upload decoded in a bounded child process: a crafted, endless or huge file costs that process and nothing else.
 
-A few decoders are started once and reused. One that exceeds its time or memory, or dies, is killed and replaced, and
-the request that it worked for is refused with the reason. Frames come one by one: no film is in memory whole.
+One that exceeds its time or memory, or dies, is killed and replaced, and its request refused with the reason.
 """
 
 import fcntl
@@ -73,41 +72,38 @@ class Decoders:
         48 kHz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time, and
         InputError with a message for the client if the file is refused.
         """
-        arrays, sound = self._arrays(path, fps), None
+        sound: np.ndarray | None = None
 
-        def frames() -> Iterator[np.ndarray]:
+        def read() -> Generator[np.ndarray, None, None]:
             nonlocal sound
-            for array in arrays:
-                if array is None or array.ndim == 1:
-                    sound = array
-                    for _ in arrays:
+            decoder = self._take()
+            timer = threading.Timer(self.settings.decode_seconds, decoder.expire)
+            timer.daemon = True
+            timer.start()
+            waited, start, ended = 0.0, time.perf_counter(), False
+            try:
+                for array in decoder.work(path, fps):
+                    waited += time.perf_counter() - start
+                    if ended:
                         raise InputError(UNREADABLE)
-                    return
-                yield array
+                    if array is None or array.ndim == 1:
+                        sound, ended = array, True
+                    else:
+                        yield array
+                    start = time.perf_counter()
+            finally:
+                observe.timed("decode", waited)
+                timer.cancel()
+                if decoder.healthy():
+                    self._idle.put(decoder)
+                else:
+                    self._replace(decoder)
 
+        frames = read()
         try:
-            yield frames(), lambda: sound
+            yield frames, lambda: sound
         finally:
-            arrays.close()
-
-    def _arrays(self, path: Path, fps: float) -> Generator[np.ndarray | None, None, None]:
-        decoder = self._take()
-        timer = threading.Timer(self.settings.decode_seconds, decoder.expire)
-        timer.daemon = True
-        timer.start()
-        waited, start = 0.0, time.perf_counter()
-        try:
-            for array in decoder.work(path, fps):
-                waited += time.perf_counter() - start
-                yield array
-                start = time.perf_counter()
-        finally:
-            observe.timed("decode", waited)
-            timer.cancel()
-            if decoder.healthy():
-                self._idle.put(decoder)
-            else:
-                self._replace(decoder)
+            frames.close()
 
     def _take(self) -> "_Decoder":
         deadline = time.monotonic() + self.settings.decode_wait_seconds

@@ -1,16 +1,14 @@
 """What the service is sent and what it says: the fields of a form, answers, refusals, the state of its models."""
 
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, get_origin
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast, get_origin
 
-from fastapi import Depends, File, Form, Request, UploadFile
-from fastapi.dependencies.models import Dependant
+from fastapi import Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
-from pydantic import FiniteFloat as Finite
+from pydantic import BaseModel, Field, FiniteFloat, StringConstraints
 
 from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding
 
@@ -18,34 +16,16 @@ from . import observe
 
 MAX_TEXT = 300  # characters of a prompt or question
 FORM_LIMITS = {"max_files": 256, "max_fields": 256, "max_part_size": 64 * 1024}  # bytes of a text
-EXAMPLE: dict[str, JsonValue] = {
-    "caption": "a man is playing a guitar on a stage",
-    "score": -0.41,
-    "model_version": "videoblip2/3",
-    "seconds": 0.084,
-    "timings": {"features": 0.051, "queue": 0.002, "model": 0.029},
-    "batch": 4,
-}
-
-
-class Timings(BaseModel):
-    """Seconds: making features, waiting for the model, the model's batch."""
-
-    features: float
-    queue: float
-    model: float
 
 
 class Answer(BaseModel):
     """What the model says about one video."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
-
-    caption: str
+    caption: str = Field(examples=["a man is playing a guitar on a stage"])
     score: float = Field(description="mean log-probability of its tokens; with beams the length-normalised score")
-    model_version: str
+    model_version: str = Field(examples=["videoblip2/3"])
     seconds: float = Field(description="from the first byte understood to the answer")
-    timings: Timings
+    timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
     batch: int = Field(description="how many captions the model made at once")
     clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
 
@@ -66,19 +46,6 @@ class Attention(BaseModel):
     modalities: dict[str, list[Moment] | None] = Field(
         description="empty: not in the clip; null: not read by the model"
     )
-
-
-class References(BaseModel):
-    """What people said about a known video."""
-
-    captions: list[str]
-
-
-class ChallengerCaption(BaseModel):
-    """The caption of a challenger that runs in shadow."""
-
-    caption: str | None = Field(description="null if it failed, was too late or had no room in the queue")
-    model_version: str
 
 
 class Problem(BaseModel):
@@ -130,7 +97,6 @@ class ModelState(BaseModel):
     max_upload_mb: float = Field(0, description="largest upload that is accepted")
 
 
-Headers = Mapping[str, str] | None
 KINDS = {
     401: "unauthorised",
     408: "timeout",
@@ -148,89 +114,43 @@ class Refusal(Exception):
     """A request, or one item of it, that gets a status and a reason instead of a caption. kind: for the metrics."""
 
     def __init__(
-        self, status: int, reason: str, retry_after: int | None = None, kind: str = "", headers: Headers = None
+        self, status: int, reason: str, retry_after: int = 0, kind: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
-        self.kind = kind or KINDS.get(status, "malformed")
-        self.headers = {**(headers or {})} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.status, self.reason, self.kind = status, reason, kind or KINDS.get(status, "malformed")
+        self.headers = {"Retry-After": str(retry_after)} if retry_after else headers
 
     def response(self, request_id: str) -> JSONResponse:
         """The response with this status and reason."""
-        problem = Problem(error=self.reason, request_id=request_id)
-        return JSONResponse(problem.model_dump(), self.status, self.headers)
+        return JSONResponse({"error": self.reason, "request_id": request_id}, self.status, self.headers)
 
 
 class FormRoute(APIRoute):
-    """Reads a form within bounds and refuses a field that is unknown or sent twice: nothing is ignored silently."""
+    """Reads a form within bounds, refuses a field that is unknown or sent twice, and then bounds the time to answer."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the route's handler behind the checks of its form."""
         handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        fields = cast(type[BaseModel], self.body_field.field_info.annotation).model_fields
 
         async def checked(request: Request) -> Response:
-            if request.method == "GET":
-                return await handle(request)
             if request.query_params:
                 name = next(iter(request.query_params))
                 raise Refusal(400, f"{name[:80]!r} in the address; send it as a field of the form")
             async with request.form(**FORM_LIMITS) as form:
-                self._check([name for name, _ in form.multi_items()])
-                return await handle(request)
+                names = [name for name, _ in form.multi_items()]
+                for name in names:
+                    if name not in fields:
+                        raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(fields))}")
+                    if (count := names.count(name)) > 1 and get_origin(fields[name].annotation) is not list:
+                        once = "send it once; /captions takes many files"
+                        raise Refusal(400, f"{name!r} is in the form {count} times; {once}")
+                async with request.app.state.engine.deadline():
+                    return await handle(request)
 
         return checked
-
-    def _check(self, names: list[str]) -> None:
-        known = form_fields(self.dependant)
-        for name in names:
-            if name not in known:
-                raise Refusal(400, f"unknown field {name[:80]!r}; known: {', '.join(sorted(known))}")
-            if not known[name] and (count := names.count(name)) > 1:
-                raise Refusal(400, f"{name!r} is in the form {count} times; send it once; /captions takes many files")
-
-
-def form_fields(dependant: Dependant) -> dict[str, bool]:
-    """Name of each field of a route's form → whether it may be repeated."""
-    own = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.body_params}
-    return own | {name: many for inner in dependant.dependencies for name, many in form_fields(inner).items()}
-
-
-@dataclass(frozen=True)
-class Uploads:
-    """The files of a request, by kind; or the `clip` of an earlier answer in their place."""
-
-    video: Sequence[UploadFile] = ()
-    video_features: Sequence[UploadFile] = ()
-    audio_features: Sequence[UploadFile] = ()
-    features: Sequence[UploadFile] = ()
-    clip: str = ""
-
-
-OneFile = UploadFile | None
-Files = list[UploadFile]
-Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
-
-
-def one_upload(
-    video: Annotated[OneFile, File(description="a media file: mp4, avi, webm …")] = None,
-    video_features: Annotated[OneFile, File(description=".npy, floats [frames, 768]")] = None,
-    audio_features: Annotated[OneFile, File(description=".npy, floats [windows, 512]; omit it without sound")] = None,
-    features: Annotated[OneFile, File(description="safetensors with `video` and, with sound, `audio`")] = None,
-    clip: Annotated[str, Form(max_length=64, description="of an earlier answer, in place of a file; else 410")] = "",
-) -> Uploads:
-    """The files of a request for one item, or the clip of an earlier answer."""
-    files = {"video": video, "video_features": video_features, "audio_features": audio_features, "features": features}
-    return Uploads(clip=clip, **{kind: [file] for kind, file in files.items() if file})
-
-
-def many_uploads(
-    video: Annotated[Files, File(description="media files")] = [],  # noqa: B006 - read only
-    video_features: Annotated[Files, File(description=".npy files, floats [frames, 768]")] = [],  # noqa: B006
-    audio_features: Annotated[Files, File(description=".npy, as many as `video_features`, or none")] = [],  # noqa: B006
-    features: Annotated[Files, File(description="safetensors; `NAME.video`, `NAME.audio` for many")] = [],  # noqa: B006
-) -> Uploads:
-    """The files of a request for many items."""
-    return Uploads(video, video_features, audio_features, features)
 
 
 @dataclass
@@ -241,52 +161,91 @@ class Ask:
     seed: int | None = None
     prompt: str | None = None
     question: bool = False
-    request_id: str = ""
+    request_id: str = field(default_factory=observe.request_id)
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
     clip: str = ""
 
 
-def decoding_form(
-    num_beams: Annotated[int, Form(ge=1, le=10, description="1 = greedy, or sampled if there is a seed")] = 1,
-    max_new_tokens: Annotated[int, Form(ge=1, le=128)] = 32,
-    length_penalty: Annotated[Finite, Form(ge=-5, le=5, description="with beams: above 1 favours long captions")] = 1.0,
-    seed: Annotated[int | None, Form(ge=0, lt=2**63, description="samples; the same seed gives the same one")] = None,
-    temperature: Annotated[Finite, Form(ge=0.05, le=5, description="of sampling; low = close to greedy")] = 1.0,
-) -> Ask:
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
+
+
+class OneUpload(BaseModel):
+    """The files of one item, or the clip of an earlier answer in their place."""
+
+    video: UploadFile | None = Field(None, description="a media file: mp4, avi, webm …")
+    video_features: UploadFile | None = Field(None, description=".npy, floats [frames, 768]")
+    audio_features: UploadFile | None = Field(None, description=".npy, floats [windows, 512]; omit it without sound")
+    features: UploadFile | None = Field(None, description="safetensors with `video` and, with sound, `audio`")
+    clip: str = Field("", max_length=64, description="of an earlier answer, in place of a file; else 410")
+
+
+class Uploads(BaseModel):
+    """The files of many items, by kind."""
+
+    video: list[UploadFile] = Field([], description="media files")
+    video_features: list[UploadFile] = Field([], description=".npy files, floats [frames, 768]")
+    audio_features: list[UploadFile] = Field([], description=".npy, as many as `video_features`, or none")
+    features: list[UploadFile] = Field([], description="safetensors; `NAME.video`, `NAME.audio` for many")
+
+
+class Options(BaseModel):
     """Decoding options and the seed."""
-    if seed is not None and num_beams > 1:
-        raise Refusal(400, f"seed={seed} with num_beams={num_beams}: beam search does not sample; leave one out")
-    decoding = Decoding(num_beams, max_new_tokens, length_penalty, temperature, seed is not None)
-    return Ask(decoding, seed, request_id=observe.request_id())
+
+    num_beams: int = Field(1, ge=1, le=10, description="1 = greedy, or sampled if there is a seed")
+    max_new_tokens: int = Field(32, ge=1, le=128)
+    length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favours long captions")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="samples; the same seed gives the same one")
+    temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="of sampling; low = close to greedy")
+
+    def ask(self, prompt: str | None, question: bool = False) -> Ask:
+        """The request that starts here."""
+        if (sampled := self.seed is not None) and self.num_beams > 1:
+            reason = f"seed={self.seed} with num_beams={self.num_beams}: beam search does not sample; leave one out"
+            raise Refusal(400, reason)
+        decoding = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.temperature, sampled)
+        return Ask(decoding, self.seed, prompt, question)
 
 
-def caption_form(
-    ask: Annotated[Ask, Depends(decoding_form)],
-    prompt: Annotated[str | None, Form(max_length=MAX_TEXT, description="such as `a video of`")] = None,
-) -> Ask:
+class Prompted(Options):
     """How to caption."""
-    return replace(ask, prompt=prompt)
+
+    prompt: str | None = Field(None, max_length=MAX_TEXT, description="such as `a video of`")
+
+    @property
+    def asking(self) -> Ask:
+        return self.ask(self.prompt)
 
 
-def question_form(
-    ask: Annotated[Ask, Depends(decoding_form)],
-    question: Annotated[Question, Form(description="such as `what is the man playing?`")],
-) -> Ask:
-    """How to answer."""
-    return replace(ask, prompt=QUESTION_PROMPT.format(question), question=True)
+class CaptionForm(OneUpload, Prompted):
+    """One item to caption."""
 
 
-def attention_form(
-    question: Annotated[Question | None, Form(description="question to answer")] = None,
-) -> Ask:
-    """What the attention is for."""
-    return Ask() if question is None else question_form(Ask(), question)
+class CaptionsForm(Uploads, Prompted):
+    """Many items to caption."""
 
 
-One = Annotated[Uploads, Depends(one_upload)]
-Many = Annotated[Uploads, Depends(many_uploads)]
-Captioning = Annotated[Ask, Depends(caption_form)]
-Asking = Annotated[Ask, Depends(question_form)]
-Attending = Annotated[Ask, Depends(attention_form)]
-Challenger = Annotated[bool, Form(description="also send the caption of the challenger in shadow, as the last event")]
+class StreamForm(CaptionForm):
+    """One item to caption word by word."""
+
+    challenger: bool = Field(False, description="also send the caption of the challenger in shadow, as the last event")
+
+
+class AttentionForm(OneUpload):
+    """One item, and what the attention is for."""
+
+    question: Question | None = Field(None, description="question to answer")
+
+    @property
+    def asking(self) -> Ask:
+        return Ask(prompt=self.question and QUESTION_PROMPT.format(self.question), question=self.question is not None)
+
+
+class QuestionForm(OneUpload, Options):
+    """One item and a question about it."""
+
+    question: Question = Field(description="such as `what is the man playing?`")
+
+    @property
+    def asking(self) -> Ask:
+        return self.ask(QUESTION_PROMPT.format(self.question), question=True)

@@ -1,10 +1,7 @@
-"""What can be seen of the service from outside: Prometheus metrics, log lines, spans. One function an event.
+"""What can be seen of the service from outside: Prometheus metrics at `/metrics`, JSON log lines, and spans.
 
-Metrics are at `/metrics`. A log line is one JSON object on standard error with the request's id. Spans go
-where BentoML's tracing configuration sends them, inside the span of the request:
-BENTOML_CONFIG_OPTIONS="tracing.exporter_type=otlp tracing.sample_rate=1.0 tracing.otlp.endpoint=http://host:4317".
-
-prometheus_client must be imported after BentoML has set up the worker, so all metrics are made at first use.
+Spans go where BentoML's tracing configuration sends them, inside its own of the request. prometheus_client must be
+imported after BentoML has set up the worker, so all metrics are made at first use.
 """
 
 import json
@@ -42,25 +39,8 @@ class Metrics:
         self.model = Gauge("vb2_model", "1 for the version that is served.", ["version"], multiprocess_mode="livemax")
 
 
-@cache
-def metrics() -> Metrics:
-    """The metrics of this process; `start` makes them before several threads may ask, as each can be made once only."""
-    return Metrics()
-
-
-def queued(length: int) -> None:
-    """Record how many videos wait for the model."""
-    metrics().queue.set(length)
-
-
-def batched(size: int) -> None:
-    """Record how many videos are in a batch."""
-    metrics().batch.observe(size)
-
-
-def captioned(version: str, count: int = 1) -> None:
-    """Count captions made by this version."""
-    metrics().captions.labels(version).inc(count)
+#: The metrics of this process; `start` makes them before several threads may ask, as each can be made once only.
+metrics = cache(Metrics)
 
 
 def failed(kind: str) -> None:

@@ -2,11 +2,6 @@
 
 The model is `models:/videoblip2@champion` of the MLflow store in the current folder, followed as it moves; in a Bento
 that `vb2 package` built it is the model baked in. VB2_MODEL names another one; docs/serving.md lists all settings.
-
-guard     before every request      api       HTTP, and the page           messages   what is sent and what is said
-uploads   files to items            media     decoding processes           decoder    one of these processes
-engine    items in, answers out     batching  the two queues               following  the model in service
-observe   metrics, log lines, spans
 """
 
 import bentoml

@@ -20,15 +20,15 @@ import numpy as np
 from anyio import to_thread
 from fastapi import UploadFile
 
+from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
 from videoblip2.files import MEDIA_SUFFIXES
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .batching import Clip, EncodingQueue
-from .following import Served
 from .media import BUSY, Decoders
-from .messages import Refusal, Uploads
+from .messages import OneUpload, Refusal, Uploads
 
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
@@ -38,7 +38,7 @@ ONE_OF = "send a media file as `video`, .npy as `video_features` and `audio_feat
 NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
-async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> list[Features | BaseException]:
+async def items_of(uploads: Uploads, captioner: Captioner, intake: "MediaIntake") -> list[Features | BaseException]:
     """Items in the order media, .npy, safetensors; a file that cannot be used is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
@@ -48,7 +48,7 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    media = (intake.features(file, served) for file in uploads.video)
+    media = (intake.features(file, captioner) for file in uploads.video)
     items = [*await asyncio.gather(*media, return_exceptions=True)]
     async with intake.reading:
         for video, audio in zip_longest(npys, sounds):
@@ -68,22 +68,22 @@ async def items_of(uploads: Uploads, served: Served, intake: "MediaIntake") -> l
     return items
 
 
-async def one_item(uploads: Uploads, served: Served, intake: "MediaIntake") -> tuple[Features, str]:
+async def one_item(form: OneUpload, captioner: Captioner, intake: "MediaIntake") -> tuple[Features, str]:
     """The one item of a request, and for a media file the token that replaces it in later requests.
 
     Raises Refusal if there is no item or more than one, and what `items_of` has in its place.
     """
-    kinds = [kind for kind in (uploads.video, uploads.video_features, uploads.features, uploads.clip) if kind]
-    if len(kinds) > 1:
+    if sum(map(bool, (form.video, form.video_features, form.features, form.clip))) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
-    if uploads.clip:
-        return intake.kept(uploads.clip, served), uploads.clip
-    items = await items_of(uploads, served, intake)
+    if form.clip:
+        return intake.kept(form.clip, captioner), form.clip
+    files = {kind: [file] for kind, file in form if kind in Uploads.model_fields and file}
+    items = await items_of(Uploads.model_construct(None, **files), captioner, intake)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     if isinstance(item := items[0], BaseException):
         raise item
-    return item, intake.keep(item, served) if uploads.video else ""
+    return item, intake.keep(item, captioner) if form.video else ""
 
 
 class MediaIntake:
@@ -100,23 +100,23 @@ class MediaIntake:
         self._room = asyncio.Semaphore(decoders.settings.decoders)
         self._kept: OrderedDict[str, tuple[Features, str]] = OrderedDict()
 
-    def keep(self, item: Features, served: Served) -> str:
-        """Keep the features of a recent clip, made for `served`; returns a token that nobody can guess."""
+    def keep(self, item: Features, captioner: Captioner) -> str:
+        """Keep the features of a recent clip, made for `captioner`; returns a token that nobody can guess."""
         token = secrets.token_urlsafe(16)
-        self._kept[token] = item, served.captioner.encoders_name
+        self._kept[token] = item, captioner.encoders_name
         if len(self._kept) > KEPT_CLIPS:
             self._kept.popitem(last=False)
         return token
 
-    def kept(self, token: str, served: Served) -> Features:
-        """Raises Refusal 410 if the clip is no longer kept, or if `served` reads features of other encoders."""
+    def kept(self, token: str, captioner: Captioner) -> Features:
+        """Raises Refusal 410 if the clip is no longer kept, or if `captioner` reads features of other encoders."""
         item, encoders = self._kept.get(token, (None, ""))
-        if item is None or encoders != served.captioner.encoders_name:
+        if item is None or encoders != captioner.encoders_name:
             raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
         self._kept.move_to_end(token)
         return item
 
-    async def features(self, file: UploadFile, served: Served) -> Features:
+    async def features(self, file: UploadFile, captioner: Captioner) -> Features:
         """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free.
 
         The client's file name gives a known suffix and nothing else.
@@ -129,8 +129,8 @@ class MediaIntake:
             raise Refusal(429, BUSY, settings.retry_after) from None
         try:
             try:
-                prepared = await to_thread.run_sync(self._prepare, file, served, abandon_on_cancel=True)
-                clip = Clip(prepared, served)
+                prepared = await to_thread.run_sync(self._prepare, file, captioner, abandon_on_cancel=True)
+                clip = Clip(prepared, captioner)
                 await self.encoding.enter(clip)
             finally:
                 self._room.release()
@@ -142,9 +142,9 @@ class MediaIntake:
         except InputError as error:
             raise Refusal(400, str(error), kind="media") from error
 
-    def _prepare(self, file: UploadFile, served: Served) -> "PreparedVideo":
+    def _prepare(self, file: UploadFile, captioner: Captioner) -> "PreparedVideo":
         """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
-        suffix, encoders = PurePath(file.filename or "").suffix.lower(), served.captioner.media_encoders
+        suffix, encoders = PurePath(file.filename or "").suffix.lower(), captioner.media_encoders
         with tempfile.NamedTemporaryFile(
             prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
         ) as copy:

@@ -33,6 +33,16 @@ def tokenizers():
     return load_tokenizers(folder, folder / QFORMER_FOLDER)
 
 
+@pytest.fixture(scope="session")
+def toy_encoders(tmp_path_factory):
+    """Toy CLIP and CLAP, loaded from folders that a checkpoint can name."""
+    from videoblip2.features.encoders import load_clap, load_clip
+    from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
+
+    folder = tmp_path_factory.mktemp("encoders")
+    return load_clip(build_toy_clip(folder / "clip", 0)), load_clap(build_toy_clap(folder / "clap", 0))
+
+
 @pytest.fixture
 def tiny_config(tokenizers):
     from transformers import T5Config

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from serving.following import Served
 from serving.media import BUSY
 from serving.messages import Refusal
 from videoblip2.config import InputError
@@ -106,10 +105,6 @@ def item(frames=4, first=0.5, windows=0):
     video = np.full((frames, 24), 0.5, "float32")
     video[0, 0] = first
     return {"video": video, "audio": np.zeros((windows, 12), "float32")}
-
-
-def served(**options):
-    return Served(FakeCaptioner(**options))
 
 
 def eventually(condition, seconds=30):

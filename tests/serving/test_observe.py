@@ -36,17 +36,11 @@ def spans(monkeypatch):
     return exporter
 
 
-def test_each_event_has_its_metric(spans):
-    before = value("vb2_captions_total", model_version="v/9"), value("vb2_errors_total", kind="test")
-    observe.queued(3)
-    observe.batched(5)
-    observe.captioned("v/9", 2)
+def test_a_failure_and_a_phase_have_their_metrics(spans):
+    before = value("vb2_errors_total", kind="test")
     observe.failed("test")
     observe.timed("queue", 0.3)
-    assert value("vb2_queue_length") == 3
-    assert value("vb2_batch_size_bucket", le="8.0") >= 1 and value("vb2_batch_size_sum") >= 5
-    assert value("vb2_captions_total", model_version="v/9") == before[0] + 2
-    assert value("vb2_errors_total", kind="test") == before[1] + 1
+    assert value("vb2_errors_total", kind="test") == before + 1
     assert value("vb2_phase_seconds_sum", phase="queue") >= 0.3
 
 

@@ -87,7 +87,7 @@ def test_a_stream_ends_with_the_challengers_caption_if_it_is_asked_for(http):
 
 
 def test_a_challenger_that_fails_has_no_caption(http, monkeypatch):
-    challenger = sys.modules["serving.service"].API.state.engine.shadow.follower.current.captioner
+    challenger = sys.modules["serving.service"].API.state.engine.shadow.follower.current
     monkeypatch.setattr(challenger, "caption", lambda *args, **options: 1 / 0)
     told = events(http.post("/caption_stream", files=CLIP, data={"challenger": True}))
     assert told[-1] == ("challenger", {"caption": None, "model_version": "videoblip2/9"})

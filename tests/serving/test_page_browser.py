@@ -2,8 +2,8 @@
 
 import http.client
 import json
-import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,16 +11,16 @@ import time
 import urllib.request
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
+import numpy as np
 import pytest
-from servers import free_port, running, wait_until
+import uvicorn
+from serving_app import ROOT, ServiceAppFactory
 
 from videoblip2.features.media import write_video
 from videoblip2.provenance import TOY, Provenance
-from videoblip2.toy.world import write_toy_world
 
-ROOT = Path(__file__).resolve().parents[2]
+pytest_plugins = ["serving_app"]
 pytest.importorskip("selenium", reason="selenium is not installed (extra dev)")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -31,46 +31,45 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    write_toy_world(folder, 12, 0, write_video)
-    return sorted((folder / "videos").glob("*.mp4"))[0]
+    path = tmp_path_factory.mktemp("toy") / "video7.mp4"
+    pictures = np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)
+    write_video(path, pictures, 8, np.sin(np.arange(96_000) / 20).astype("float32"), 48_000)
+    return path
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory, tokenizers, clip):
+def port(tmp_path_factory, tokenizers, clip, service, toy_encoders):
     """A service of a small random model with toy encoders, a challenger, a key, and references of the clip."""
     folder = tmp_path_factory.mktemp("served")
-    make_model(folder, tokenizers)
+    make_model(folder, tokenizers, toy_encoders)
     said = [{"video_id": clip.stem, "category": 0, "captions": [f"caption {number}" for number in range(8)]}]
     (folder / "test.json").write_text(json.dumps(said))
-    port = free_port()
     settings = {"MODEL": folder / "model", "SHADOW": folder / "model", "REFERENCES": folder / "test.json"}
     settings |= {"DECODERS": 1, "API_KEY": KEY, "TRUST_PROXY": "true", "MAX_UPLOAD_MB": 1}
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("VB2_")}
-    environment |= {f"VB2_{name}": str(value) for name, value in settings.items()}
-    environment["BENTOML_HOME"] = str(folder / "bento")
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log}
-        with running(command, **options) as process:
-            wait_until(lambda: ready(port), process, 300)
-            yield port
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        for name, value in settings.items():
+            patch.setenv(f"VB2_{name}", str(value))
+        app = ServiceAppFactory(service, is_main=True, enable_metrics=False)()  # metrics can be made once a process
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        port = listening.getsockname()[1]
+        until(lambda: ready(port), 60)
+        yield port
+        server.should_exit = True
+        thread.join()
 
 
-def make_model(folder, tokenizers):
+def make_model(folder, tokenizers, encoders):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         from serving_world import small_model
     finally:
         sys.path.pop(0)
-    from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
-    from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 
-    build_toy_clip(folder / "clip", 0)
-    build_toy_clap(folder / "clap", 0)
-    clip, clap = load_clip(folder / "clip"), load_clap(folder / "clap")
-    features = {kind: {"name": e.name, "fingerprint": e.fingerprint} for kind, e in (("clip", clip), ("clap", clap))}
+    named = zip(("clip", "clap"), encoders, strict=True)
+    features = {kind: {"name": e.name, "fingerprint": e.fingerprint} for kind, e in named}
     features["settings"] = {"fps": 2, "max_frames": None, "window_seconds": 1}
     checkpoint = Checkpoint(
         small_model(tokenizers, 0),

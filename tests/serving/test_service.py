@@ -216,7 +216,7 @@ def test_the_api_is_described_with_examples(http):
     assert {"200", "400", "429", "503", "504"} <= set(caption["responses"])
     assert "422" not in caption["responses"]
     schemas = described["components"]["schemas"]
-    assert schemas["Answer"]["examples"][0]["model_version"] == "videoblip2/3"
+    assert schemas["Answer"]["properties"]["model_version"]["examples"] == ["videoblip2/3"]
     form = caption["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
     assert {"video", "video_features", "audio_features", "features", "num_beams", "max_new_tokens", "seed"} <= set(
         schemas[form]["properties"]
@@ -316,14 +316,19 @@ def test_a_shadow_is_compared_and_never_answers(start):
     assert (shadow["champion"], shadow["challenger"], shadow["same"] >= 1) == ("videoblip2/1", "videoblip2/9", True)
 
 
-def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it(service, monkeypatch):
+def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it(service, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("VB2_MAX_BATCH", "VB2_MAX_REQUESTS", "VB2_DECODERS"):
         monkeypatch.setenv(name, "x")
         with pytest.raises(BentoMLException, match=f"{name}=.x.: input should be a valid integer"):
             service.inner.check_model()
         monkeypatch.delenv(name)
+    monkeypatch.setenv("VB2_MODEL", "models:/nobody/1")
+    with pytest.raises(BentoMLException, match="no MLflow store there"):
+        service.inner.check_model()
 
 
+@pytest.mark.slow
 def test_without_a_champion_the_start_fails_with_one_line_that_says_how_to_make_one(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VB2_")}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "BENTOML_HOME": str(tmp_path)}

@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from serving_fakes import NAN, POISON, eventually_async, item, served
+from serving_fakes import NAN, POISON, FakeCaptioner, eventually_async, item
 
 from serving import batching
 from serving.batching import Batcher, Job, length_group
@@ -27,17 +27,17 @@ def run(scenario, **options):
 
 async def while_busy(batcher, model, jobs, background=False):
     """Queue `jobs` while a first batch is with the model, then let it go on; the results in order."""
-    model.captioner.go_on.clear()
+    model.go_on.clear()
     first = Job(item(), model)
     batcher.submit([first])
-    await eventually_async(model.captioner.started.is_set)
+    await eventually_async(model.started.is_set)
     batcher.submit(jobs, background)
-    model.captioner.go_on.set()
+    model.go_on.set()
     return await asyncio.gather(first.future, *(job.future for job in jobs), return_exceptions=True)
 
 
 def test_a_single_request_waits_for_no_other():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         job = Job(item(7), model)
@@ -50,18 +50,18 @@ def test_a_single_request_waits_for_no_other():
 
 
 def test_what_waits_becomes_one_batch_and_everyone_gets_his_own_caption():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         return await while_busy(batcher, model, [Job(item(n), model) for n in range(1, 11)])
 
     done = run(scenario, max_batch=8)
     assert [one.caption.text for one in done[1:]] == [f"{n} frames" for n in range(1, 11)]
-    assert model.captioner.batches == [1, 8, 2]
+    assert model.batches == [1, 8, 2]
 
 
 def test_a_batch_shares_model_options_and_length_but_not_prompt_and_seed():
-    old, new = served(), served(version="videoblip2/2")
+    old, new = FakeCaptioner(), FakeCaptioner(version="videoblip2/2")
     drawn = Decoding(sampled=True)
 
     async def scenario(batcher):
@@ -77,25 +77,25 @@ def test_a_batch_shares_model_options_and_length_but_not_prompt_and_seed():
         return await while_busy(batcher, old, jobs)
 
     run(scenario)
-    assert old.captioner.batches == [1, 2, 1, 1, 2]
-    assert new.captioner.batches == [1]
-    assert old.captioner.calls[1]["prompt"] == ["one", "two"]
-    assert [call["seeds"] for call in old.captioner.calls] == [None, None, None, None, [1, 2]]
+    assert old.batches == [1, 2, 1, 1, 2]
+    assert new.batches == [1]
+    assert old.calls[1]["prompt"] == ["one", "two"]
+    assert [call["seeds"] for call in old.calls] == [None, None, None, None, [1, 2]]
 
 
 def test_beams_count_as_rows():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         return await while_busy(batcher, model, [Job(item(), model, Ask(Decoding(num_beams=4))) for _ in range(5)])
 
     run(scenario, max_batch=8)
-    assert model.captioner.batches == [1, 2, 2, 1]
+    assert model.batches == [1, 2, 2, 1]
 
 
 @pytest.mark.parametrize("bad", [(0,), (3, 11), tuple(range(6))])
 def test_a_poisoned_item_fails_alone(bad):
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         jobs = [Job(item(n + 1, POISON if n in bad else 0.5), model) for n in range(12)]
@@ -109,7 +109,7 @@ def test_a_poisoned_item_fails_alone(bad):
 
 
 def test_an_answer_that_is_nan_is_the_items_own_failure():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         return await while_busy(batcher, model, [Job(item(), model), Job(item(first=NAN), model)])
@@ -120,20 +120,20 @@ def test_an_answer_that_is_nan_is_the_items_own_failure():
 
 
 def test_a_full_queue_takes_all_or_none_and_says_when_to_come_back():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
         await while_busy(batcher, model, [])
-        model.captioner.go_on.clear()
-        model.captioner.started.clear()
+        model.go_on.clear()
+        model.started.clear()
         batcher.submit([Job(item(), model)])
-        await eventually_async(model.captioner.started.is_set)
+        await eventually_async(model.started.is_set)
         waiting = [Job(item(), model) for _ in range(3)]
         batcher.submit(waiting)
         with pytest.raises(Refusal) as full:
             batcher.submit([Job(item(), model), Job(item(), model)])
         assert len(batcher.waiting) == 3
-        model.captioner.go_on.set()
+        model.go_on.set()
         await asyncio.gather(*(job.future for job in waiting))
         return full.value.status, int(full.value.headers["Retry-After"])
 
@@ -144,7 +144,7 @@ def test_a_full_queue_takes_all_or_none_and_says_when_to_come_back():
 def test_retry_after_grows_with_the_queue_and_the_models_pace():
     async def scenario(batcher):
         batcher._pace = 2.0
-        batcher.waiting.extend(Job(item(), served()) for _ in range(5))
+        batcher.waiting.extend(Job(item(), FakeCaptioner()) for _ in range(5))
         retry = batcher.retry_after()
         batcher.waiting.clear()
         return retry, batcher.retry_after()
@@ -153,29 +153,29 @@ def test_retry_after_grows_with_the_queue_and_the_models_pace():
 
 
 def test_who_gave_up_is_not_captioned():
-    model = served()
+    model = FakeCaptioner()
 
     async def scenario(batcher):
-        model.captioner.go_on.clear()
+        model.go_on.clear()
         first, second, third = (Job(item(n), model) for n in (1, 2, 3))
         batcher.submit([first])
-        await eventually_async(model.captioner.started.is_set)
+        await eventually_async(model.started.is_set)
         batcher.submit([second, third])
         second.future.cancel()
-        model.captioner.go_on.set()
+        model.go_on.set()
         return await third.future
 
     assert run(scenario).caption.text == "3 frames"
-    assert model.captioner.batches == [1, 1]
+    assert model.batches == [1, 1]
 
 
 def test_shadow_captions_wait_until_nothing_else_does():
-    model, challenger = served(), served()
+    model, challenger = FakeCaptioner(), FakeCaptioner()
 
     async def scenario(batcher):
-        model.captioner.go_on.clear()
+        model.go_on.clear()
         batcher.submit([Job(item(), model)])
-        await eventually_async(model.captioner.started.is_set)
+        await eventually_async(model.started.is_set)
         shadow = Job(item(1), challenger)
         batcher.submit([shadow], background=True)
         jobs = [Job(item(40 * n), model) for n in (1, 2, 4)]
@@ -183,7 +183,7 @@ def test_shadow_captions_wait_until_nothing_else_does():
         order = []
         for name, job in [("shadow", shadow), *((f"job{n}", job) for n, job in enumerate(jobs))]:
             job.future.add_done_callback(lambda _, name=name: order.append(name))
-        model.captioner.go_on.set()
+        model.go_on.set()
         await asyncio.gather(shadow.future, *(job.future for job in jobs))
         return order
 
@@ -191,7 +191,7 @@ def test_shadow_captions_wait_until_nothing_else_does():
 
 
 def test_a_listener_hears_the_caption_grow():
-    model, heard = served(), []
+    model, heard = FakeCaptioner(), []
 
     async def scenario(batcher):
         jobs = [Job(item(), model), Job(item(), model, listener=heard.append)]
@@ -202,17 +202,17 @@ def test_a_listener_hears_the_caption_grow():
 
 
 def test_a_stop_leaves_nobody_waiting():
-    model = served()
+    model = FakeCaptioner()
 
     async def main():
         batcher = Batcher()
-        model.captioner.go_on.clear()
+        model.go_on.clear()
         jobs = [Job(item(), model), Job(item(), model)]
         batcher.submit(jobs[:1])
-        await eventually_async(model.captioner.started.is_set)
+        await eventually_async(model.started.is_set)
         batcher.submit(jobs[1:])
         await batcher.stop()
-        model.captioner.go_on.set()
+        model.go_on.set()
         for job in jobs:
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(job.future, 30)
@@ -221,16 +221,16 @@ def test_a_stop_leaves_nobody_waiting():
 
 
 def test_a_hanging_model_can_be_seen(monkeypatch):
-    model = served()
+    model = FakeCaptioner()
     monkeypatch.setattr(batching, "HUNG_SECONDS", 0)
 
     async def scenario(batcher):
         idle = batcher.hangs()
-        model.captioner.go_on.clear()
+        model.go_on.clear()
         job = Job(item(), model)
         batcher.submit([job])
         await eventually_async(batcher.hangs)
-        model.captioner.go_on.set()
+        model.go_on.set()
         await job.future
         return idle, batcher.hangs()
 

@@ -6,7 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from serving_fakes import POISON, eventually_async, item, served
+from serving_fakes import POISON, FakeCaptioner, eventually_async, item
 
 from serving.batching import Batcher, Job
 from serving.engine import Shadow, overlap
@@ -40,17 +40,15 @@ async def answered(batcher, shadow, jobs):
 
 
 def test_both_captions_are_logged_and_compared(tmp_path, caplog):
-    champion, challenger = served(), served(version="videoblip2/2")
-    challenger.captioner.caption = lambda items, *args, **options: [
-        SimpleNamespace(text="5 frames", score=-0.5) for _ in items
-    ]
+    champion, challenger = FakeCaptioner(), FakeCaptioner(version="videoblip2/2")
+    challenger.caption = lambda items, *args, **options: [SimpleNamespace(text="5 frames", score=-0.5) for _ in items]
 
     async def scenario(batcher, shadow):
         ask = Ask(request_id="r1")
         await answered(batcher, shadow, [Job(item(4), champion, ask), Job(item(5), champion, ask)])
         return shadow.comparison
 
-    with caplog.at_level(logging.INFO, "videoblip2.serving.shadow"):
+    with caplog.at_level(logging.INFO, "videoblip2.serving"):
         total = run(scenario, challenger, tmp_path / "shadow.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "shadow.jsonl").read_text().splitlines()]
     assert [(row["champion_caption"], row["challenger_caption"], row["overlap"]) for row in rows] == [
@@ -65,20 +63,20 @@ def test_both_captions_are_logged_and_compared(tmp_path, caplog):
 
 
 def test_the_challenger_is_asked_exactly_what_the_champion_was():
-    champion, challenger = served(), served()
+    champion, challenger = FakeCaptioner(), FakeCaptioner()
 
     async def scenario(batcher, shadow):
         asked = Job(item(), champion, Ask(Decoding(max_new_tokens=9, sampled=True), 5, "question: who? answer:"))
         await answered(batcher, shadow, [asked])
 
     run(scenario, challenger)
-    assert champion.captioner.calls[0]["seeds"] == [5]
-    assert challenger.captioner.calls == champion.captioner.calls
+    assert champion.calls[0]["seeds"] == [5]
+    assert challenger.calls == champion.calls
 
 
 def test_a_failing_challenger_is_counted_and_no_more():
-    champion, challenger = served(), served()
-    challenger.captioner.caption = lambda items, *args, **options: 1 / 0
+    champion, challenger = FakeCaptioner(), FakeCaptioner()
+    challenger.caption = lambda items, *args, **options: 1 / 0
 
     async def scenario(batcher, shadow):
         await answered(batcher, shadow, [Job(item(), champion)])
@@ -88,38 +86,38 @@ def test_a_failing_challenger_is_counted_and_no_more():
 
 
 def test_what_the_champion_failed_on_is_not_offered():
-    champion, challenger = served(), served()
+    champion, challenger = FakeCaptioner(), FakeCaptioner()
 
     async def scenario(batcher, shadow):
         await answered(batcher, shadow, [Job(item(first=POISON), champion)])
 
     run(scenario, challenger)
-    assert challenger.captioner.calls == []
+    assert challenger.calls == []
 
 
-@pytest.mark.parametrize("challenger", [None, served(encoders="others")], ids=["not loaded", "other encoders"])
+@pytest.mark.parametrize("challenger", [None, FakeCaptioner(encoders="others")], ids=["not loaded", "other encoders"])
 def test_a_challenger_that_cannot_take_the_features_is_passed_by(challenger):
     async def scenario(batcher, shadow):
-        await answered(batcher, shadow, [Job(item(), served())])
+        await answered(batcher, shadow, [Job(item(), FakeCaptioner())])
         return shadow.comparison.dropped
 
     assert run(scenario, challenger) == 1
 
 
 def test_a_full_lane_drops_and_counts():
-    champion, challenger = served(), served()
+    champion, challenger = FakeCaptioner(), FakeCaptioner()
 
     async def scenario(batcher, shadow):
         jobs = [Job(item(), champion)]
         batcher.submit(jobs)
         results = [await jobs[0].future]
-        champion.captioner.go_on.clear()
-        champion.captioner.started.clear()
+        champion.go_on.clear()
+        champion.started.clear()
         batcher.submit([Job(item(), champion)])
-        await eventually_async(champion.captioner.started.is_set)
+        await eventually_async(champion.started.is_set)
         for _ in range(5):
             shadow.offer(jobs, results)
-        champion.captioner.go_on.set()
+        champion.go_on.set()
         await eventually_async(lambda: not shadow._tasks)
         return shadow.comparison
 
@@ -130,10 +128,10 @@ def test_a_full_lane_drops_and_counts():
 def test_numbers_start_over_with_another_version():
     async def scenario(batcher, shadow):
         for version in ("videoblip2/1", "videoblip2/3"):
-            await answered(batcher, shadow, [Job(item(), served(version=version))])
+            await answered(batcher, shadow, [Job(item(), FakeCaptioner(version=version))])
         return shadow.comparison
 
-    total = run(scenario, served(version="videoblip2/2"))
+    total = run(scenario, FakeCaptioner(version="videoblip2/2"))
     assert (total.champion, total.compared) == ("videoblip2/3", 1)
 
 

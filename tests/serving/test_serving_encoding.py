@@ -2,17 +2,14 @@
 
 import asyncio
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serving.batching import Clip, EncodingQueue
-from serving.following import Served
-from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.media_features import Encoders as MediaEncoders
-from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy.encoders import TOY_SETTINGS
 
 POISON = "poison"
 BOUND = 30  # seconds
@@ -43,7 +40,7 @@ def clip(served, name, frames=1):
 
 
 async def started(served):
-    assert await asyncio.to_thread(served.captioner.started.wait, BOUND)
+    assert await asyncio.to_thread(served.started.wait, BOUND)
 
 
 async def encode_behind_a_first(served, clips, **options):
@@ -53,7 +50,7 @@ async def encode_behind_a_first(served, clips, **options):
     await started(served)
     entered = [asyncio.create_task(queue.enter(one)) for one in clips]
     await asyncio.sleep(0)
-    served.captioner.go_on.set()
+    served.go_on.set()
     await asyncio.gather(*entered)
     try:
         return await asyncio.wait_for(asyncio.gather(*(one.future for one in clips), return_exceptions=True), BOUND)
@@ -63,7 +60,7 @@ async def encode_behind_a_first(served, clips, **options):
 
 @pytest.fixture
 def served():
-    return Served(Encoders())
+    return Encoders()
 
 
 def run(scenario):
@@ -75,7 +72,7 @@ def test_clips_that_wait_share_a_pass_and_each_gets_its_own_features(served):
         return await encode_behind_a_first(served, [clip(served, name) for name in "abc"])
 
     assert run(scenario()) == ["a", "b", "c"]
-    assert served.captioner.passes == [["first"], ["a", "b", "c"]]
+    assert served.passes == [["first"], ["a", "b", "c"]]
 
 
 def test_a_pass_is_bounded_in_frames_keeps_the_order_and_takes_a_longer_clip_alone(served):
@@ -86,18 +83,18 @@ def test_a_pass_is_bounded_in_frames_keeps_the_order_and_takes_a_longer_clip_alo
         )
 
     assert run(scenario()) == list("abcde")
-    assert served.captioner.passes[1:] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert served.passes[1:] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_clips_of_two_models_do_not_share_a_pass(served):
-    other = Served(Encoders())
-    other.captioner.go_on.set()
+    other = Encoders()
+    other.go_on.set()
 
     async def scenario():
         return await encode_behind_a_first(served, [clip(served, "a"), clip(other, "b"), clip(served, "c")])
 
     assert run(scenario()) == ["a", "b", "c"]
-    assert (served.captioner.passes, other.captioner.passes) == ([["first"], ["a"], ["c"]], [["b"]])
+    assert (served.passes, other.passes) == ([["first"], ["a"], ["c"]], [["b"]])
 
 
 def test_a_clip_that_the_encoders_fail_on_fails_alone(served):
@@ -122,12 +119,12 @@ def test_a_clip_that_is_given_up_is_not_encoded_and_makes_room(served):
         assert not entering.done()  # 4 frames are inside, and no more may be
         left.future.cancel()
         await entering
-        served.captioner.go_on.set()
+        served.go_on.set()
         await late.future
         await queue.stop()
 
     run(scenario())
-    assert served.captioner.passes == [["first"], ["late"]]
+    assert served.passes == [["first"], ["late"]]
 
 
 def test_stopping_cancels_what_is_encoded_and_what_waits(served):
@@ -138,14 +135,14 @@ def test_stopping_cancels_what_is_encoded_and_what_waits(served):
         await started(served)
         await queue.enter(clips[1])
         await queue.stop()
-        served.captioner.go_on.set()
+        served.go_on.set()
         return [one.future.cancelled() for one in clips]
 
     assert run(scenario()) == [True, True]
 
 
 def test_encoders_that_were_idle_take_the_next_clip(served):
-    served.captioner.go_on.set()
+    served.go_on.set()
 
     async def scenario():
         queue = EncodingQueue()
@@ -156,13 +153,11 @@ def test_encoders_that_were_idle_take_the_next_clip(served):
         await queue.stop()
 
     run(scenario())
-    assert served.captioner.passes == [["a"], ["b"]]
+    assert served.passes == [["a"], ["b"]]
 
 
-def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
-    clip_encoder = load_clip(build_toy_clip(tmp_path / "clip", 0))
-    clap_encoder = load_clap(build_toy_clap(tmp_path / "clap", 0))
-    encoders = MediaEncoders(clip_encoder, clap_encoder, TOY_SETTINGS)
+def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(toy_encoders):
+    encoders = MediaEncoders(*toy_encoders, TOY_SETTINGS)
     rng = np.random.default_rng(0)
 
     def prepared(frames, seconds):
@@ -176,7 +171,7 @@ def test_features_of_a_shared_pass_equal_those_of_a_clip_alone(tmp_path: Path):
         captioner.started.set()
         or ((captioner.go_on.wait(BOUND) and captioner.passes.append(len(many))) or encoders.encode(many))
     )
-    served = Served(captioner)
+    served = captioner
 
     async def scenario():
         queue = EncodingQueue()
