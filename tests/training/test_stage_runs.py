@@ -18,7 +18,7 @@ from videoblip2.tracking import source as revision
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.training.evaluation import evaluate_model
-from videoblip2.training.record import category_means, draw_categories, draw_curves, log_text
+from videoblip2.training.record import draw_categories, draw_curves, log_text
 from videoblip2.training.seeds import mean_curve, run_seeds, seed_configs
 from videoblip2.training.stage import run_stage
 
@@ -293,12 +293,16 @@ def test_a_mean_curve_has_the_steps_that_all_have():
     assert mean_curve([]) == []
 
 
-def test_category_means_are_sorted_and_counted():
-    means = category_means({"a": 1.0, "b": 3.0, "c": 2.5}, {"a": 0, "b": 0, "c": 7})
-    assert list(means.itertuples(name=None)) == [(7, 2.5, 1), (0, 2.0, 2)]
+def test_category_means_are_sorted_and_counted(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("videoblip2.training.record._save", lambda figure, path: drawn.append(figure))
+    draw_categories(tmp_path / "a.png", [(0, 1.0), (0, 3.0), (7, 2.5)], "run")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["category 7  (1)", "category 0  (2)"]
+    assert [bar.get_width() for bar in axis.patches] == [250.0, 200.0]
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path):
     assert draw_curves(tmp_path / "a.png", {"run": {"train/loss": []}}, "run") is None
-    assert draw_categories(tmp_path / "b.png", {"a": 1.0}, {"a": 0}, "run") is None
+    assert draw_categories(tmp_path / "b.png", [(0, 1.0)], "run") is None
     assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,9 @@
 """The training state on disk, and which training `train.resume` means."""
 
-import json
-import math
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from videoblip2.config import InputError, WatchConfig, flatten, parse_config
@@ -44,10 +39,8 @@ def test_everything_comes_back(tmp_path):
     state.bands.look(MONITORS, 2)
     state.means.add({"loss": 1 / 3})
     file = StateFile(tmp_path / "state", Identity(stage="ce", run_id="r1"))
-    random.gauss(0, 1)
-    np.random.standard_normal()  # leaves a second number waiting in the generator
     file.save(trainable, optimizer, state)
-    drawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
+    drawn = torch.rand(3)
 
     other, fresh = made(seed=1)
     again = TrainState(bands=bands())
@@ -61,38 +54,8 @@ def test_everything_comes_back(tmp_path):
     assert (again.step, again.validated, again.best) == (7, 6, state.best)
     assert (again.means.sums, again.means.steps) == ({"loss": 1 / 3}, 1)
     assert (again.bands.bands(), again.bands.outside) == (state.bands.bands(), {"length"})
-    redrawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
-    assert torch.equal(drawn[0], redrawn[0])
-    assert (drawn[1] == redrawn[1]).all()
-    assert drawn[2:] == redrawn[2:]
+    assert torch.equal(drawn, torch.rand(3))
     assert read_saved(tmp_path / "state").identity.run_id == "r1"
-
-
-@pytest.mark.parametrize("accuracy", [-math.inf, 0.5])
-def test_a_state_of_format_1_is_read(tmp_path, accuracy):
-    trainable, optimizer = made()
-    tensors, randoms = states.capture_random()
-    header = {
-        "format": 1,
-        "stage": "ce",
-        "name": "n",
-        "run_id": "r1",
-        "config": {"seed": 0},
-        "step": 7,
-        "validated": 6,
-        "best": {"cider": 0.3, "step": 6, "captions": {"v1": "a"}, "accuracy": accuracy, "answers": {}},
-        "window": {"sums": {"loss": 1.5}, "steps": 1},
-        "watch": {"start": {"length": 3.0}, "outside": ["length"]},
-        "random": randoms.model_dump(mode="json"),
-    }
-    file = StateFile(tmp_path)
-    save_file({**states.capture(trainable, optimizer), **tensors}, file.path, metadata={"state": json.dumps(header)})
-    state = TrainState(bands=bands())
-    file.restore(*made(seed=1), state)
-    metrics = {"CIDEr": 0.3} if accuracy < 0 else {"CIDEr": 0.3, "accuracy": 0.5}
-    assert (state.step, state.validated, state.best) == (7, 6, Validation(6, metrics, {"captions": {"v1": "a"}}))
-    assert (state.means.sums, state.bands.start, state.bands.outside) == ({"loss": 1.5}, {"length": 3.0}, {"length"})
-    assert read_saved(tmp_path).identity == Identity(stage="ce", name="n", run_id="r1", config={"seed": 0})
 
 
 def test_a_state_before_the_first_step_has_no_moments(tmp_path):
@@ -175,7 +138,7 @@ def test_a_finished_run_is_not_resumed_and_its_state_is_gone(tmp_path):
 
 def test_a_spoiled_file_and_a_newer_format_are_refused(tmp_path, monkeypatch):
     file = saved(tmp_path)
-    monkeypatch.setattr(states, "FORMAT", 1)
+    monkeypatch.setattr(states, "READABLE", (1,))
     with pytest.raises(InputError, match="update videoblip2"):
         find_saved("ce", tmp_path, resuming())
     file.path.write_bytes(file.path.read_bytes()[:40])

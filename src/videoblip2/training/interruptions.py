@@ -83,13 +83,10 @@ def signals_wait() -> Iterator[None]:
             act(number)
 
     def act(number: int) -> None:
-        """Do what the signal would have done."""
-        if callable(before[number]):
-            before[number](number, None)
-        elif before[number] == signal.SIG_DFL:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        signal.signal(number, before[number])
+        signal.raise_signal(number)
 
-    before: dict[int, Any] = {number: signal.signal(number, hold) or signal.SIG_DFL for number in NUMBERS}
+    before: dict[int, Any] = {number: signal.signal(number, hold) for number in NUMBERS}
     try:
         yield
     finally:

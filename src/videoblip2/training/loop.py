@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch.nn.utils import clip_grad_norm_
+
 from videoblip2.captions.metrics import shown
 from videoblip2.data.batches import Prefetcher
 from videoblip2.progress import Progress, Steps, no_progress
@@ -14,7 +16,7 @@ from videoblip2.training.interruptions import signals_wait
 from videoblip2.training.meters import SystemMeter
 from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.state import StateFile, TrainState
-from videoblip2.training.update import StepFunction, build_optimizer, clip_gradients, set_learning_rate
+from videoblip2.training.update import StepFunction, build_optimizer, set_learning_rate
 from videoblip2.training.workspace import Validation, Workspace
 
 
@@ -121,8 +123,9 @@ def _step(training: Training, step: int) -> None:
     The gradients of micro-batches add up; the optimizer moves after the last one of each update.
     """
     state, config = training.state, training.work.config.optim
-    with state.means.waiting():
-        batch = training.batches(step).to(training.work.device)
+    began = time.perf_counter()
+    batch = training.batches(step).to(training.work.device)
+    state.means.waited += time.perf_counter() - began
     values = {"lr": set_learning_rate(training.optimizer, step, training.total, config)}
     for part in training.take_step(batch, step):
         _stop_unless_finite("loss", float(part.loss.detach()), part.video_ids, step)
@@ -131,7 +134,7 @@ def _step(training: Training, step: int) -> None:
             values[name] = values.get(name, 0.0) + float(value)
         training.samples = part.rows or training.samples
         if part.last:
-            values["grad_norm"] = clip_gradients(training.trainable.values(), config.max_grad_norm)
+            values["grad_norm"] = float(clip_grad_norm_(training.trainable.values(), config.max_grad_norm))
             _stop_unless_finite("gradient norm", values["grad_norm"], batch.video_ids, step)
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)

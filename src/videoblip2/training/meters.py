@@ -1,8 +1,8 @@
 """What the loop measures: running means, speed, and the load of the machine."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 import psutil
 import torch
@@ -20,14 +20,8 @@ class RunningMeans:
 
     def restart_clock(self) -> None:
         """Leave the time since the last step out of the speed."""
-        self._since, self._timed, self._videos, self._waited = time.perf_counter(), 0, 0, 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside the block as waiting for a batch."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+        self._since, self._timed, self._videos = time.perf_counter(), 0, 0
+        self.waited = 0.0  # seconds for batches
 
     def add(self, metrics: Mapping[str, float], videos: int = 0) -> None:
         """One step's metrics, and how many videos it took."""
@@ -43,7 +37,7 @@ class RunningMeans:
         seconds = time.perf_counter() - self._since
         if self._timed:
             means["time/step_seconds"] = seconds / self._timed
-            means["time/data_seconds"] = self._waited / self._timed
+            means["time/data_seconds"] = self.waited / self._timed
             means["time/videos_per_second"] = self._videos / seconds
         self.sums, self.steps = {}, 0
         self.restart_clock()

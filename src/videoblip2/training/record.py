@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.workspace import Workspace
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DIGITS = 12
 Curve = Sequence[tuple[int, float]]  # points (step, value)
@@ -170,11 +167,10 @@ def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -
         return
     tracker.flush()
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
-    scores = {row.video_id: row.scores[PRIMARY] for row in result.caption_rows}
-    categories = {row.video_id: row.category or 0 for row in result.caption_rows}
     drawn = draw_curves(folder / "learning_curves.png", {name: curves}, name)
+    scores = [(row.category or 0, row.scores[PRIMARY]) for row in result.caption_rows]
     title = f"{name}\n{label_of(PRIMARY)} by category"
-    for path in filter(None, (drawn, draw_categories(folder / "categories.png", scores, categories, title))):
+    for path in filter(None, (drawn, draw_categories(folder / "categories.png", scores, title))):
         tracker.log_file(path, "figures")
 
 
@@ -209,13 +205,16 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
     return _save(figure, path)
 
 
-def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping[str, int], title: str) -> Path | None:
+def draw_categories(path: Path, scores: Sequence[tuple[int, float]], title: str) -> Path | None:
     """Draw the mean score of each category as bars, best first, as PNG; None if all videos are of one category.
 
     Args:
-        scores: the primary metric by video. categories: each video's.
+        scores: (category, primary metric) of each video.
     """
-    means = category_means(scores, categories)
+    import pandas as pd
+
+    groups = pd.DataFrame(scores, columns=["category", "score"]).groupby("category").score
+    means = groups.agg(["mean", "count"]).sort_values("mean", ascending=False)
     if len(means) < 2:
         return None
     figure, (axis,) = _figure(1, title, height=1.2 + 0.28 * len(means))
@@ -223,7 +222,7 @@ def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping
     names = [f"category {category}  ({count})" for category, count in means["count"].items()]
     bars = axis.barh(names, factor * means["mean"], color=BLUE)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    whole = factor * float(np.mean(list(scores.values())))
+    whole = factor * float(np.mean([score for _, score in scores]))
     axis.axvline(whole, color=GREY, linestyle="--", linewidth=1, label=f"all videos {whole:.1f}")
     axis.invert_yaxis()
     axis.margins(x=0.1)
@@ -232,15 +231,7 @@ def draw_categories(path: Path, scores: Mapping[str, float], categories: Mapping
     return _save(figure, path)
 
 
-def category_means(scores: Mapping[str, float], categories: Mapping[str, int]) -> Any:
-    """A table with the mean score and the count of videos of each category, the best first."""
-    import pandas as pd
-
-    groups = pd.Series(scores, dtype=float).groupby(categories)
-    return groups.agg(["mean", "count"]).sort_values("mean", ascending=False)
-
-
-def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Sequence["Axes"]]:
+def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Any]:
     """A figure outside pyplot's global state, with its panels. The first import takes more than a second."""
     from matplotlib.figure import Figure
 

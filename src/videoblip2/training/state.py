@@ -1,20 +1,15 @@
 """The training state: everything a killed training needs to resume exactly as if it had never stopped.
 
 One file, OUT/NAME/state/state.safetensors, replaced in one move. Its tensors are the trainable weights, the optimizer's
-moments and the random states; its header is a `SavedState`. No other module knows the file.
-
-Batches and samples need no state: both are functions of (seed, step).
+moments and torch's random states; its header is a `SavedState`. Batches and samples need none: both are functions of
+(seed, step).
 """
 
 import json
-import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
@@ -26,7 +21,8 @@ from videoblip2.training.meters import RunningMeans
 from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.workspace import Validation
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
 FOLDER, FILE, FINISHED = "state", "state.safetensors", "finished.json"
 Parameters = Mapping[str, nn.Parameter]
 Tensors = dict[str, Tensor]
@@ -58,13 +54,6 @@ class Identity(Record):
     config: dict[str, object] = {}
 
 
-class RandomStates(Record):
-    """The global generators of numpy and Python, but for numpy's keys, which are a tensor."""
-
-    numpy: tuple[str, int, int, float]
-    python: tuple[int, tuple[int, ...], float | None]
-
-
 class SavedState(Record):
     """The header of a state file. means: sums since the last log line, and of how many steps."""
 
@@ -75,7 +64,6 @@ class SavedState(Record):
     best: Validation
     means: tuple[dict[str, float], int]
     bands: tuple[dict[str, float], tuple[str, ...]] | None
-    random: RandomStates
 
 
 class Finished(Record):
@@ -99,7 +87,6 @@ class StateFile:
 
     def save(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write everything; an older file stays until the new one is complete."""
-        random_tensors, random_states = capture_random()
         saved = SavedState(
             identity=self.identity,
             step=state.step,
@@ -107,18 +94,15 @@ class StateFile:
             best=state.best,
             means=(state.means.sums, state.means.steps),
             bands=(state.bands.start, tuple(sorted(state.bands.outside))) if state.bands else None,
-            random=random_states,
         )
-        tensors = {**capture(trainable, optimizer), **random_tensors}
         with atomic(self.path) as file:
-            save_file(tensors, file.name, metadata={"state": saved.model_dump_json()})
+            save_file(capture(trainable, optimizer), file.name, metadata={"state": saved.model_dump_json()})
 
     def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Restore weights, moments, random states and progress."""
         saved, tensors = read_saved(self.folder), load_file(self.path)
         assert saved is not None
         put_back(trainable, optimizer, tensors)
-        put_back_random(tensors, saved.random)
         state.step, state.validated, state.best = saved.step, saved.validated, saved.best
         state.means.sums, state.means.steps = saved.means
         if state.bands is not None and saved.bands:
@@ -143,9 +127,9 @@ def read_saved(folder: Path) -> SavedState | None:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["state"])
-        if header["format"] > FORMAT:
-            raise ValueError(f"format {header['format']} is newer than this program; update videoblip2")
-        return SavedState.model_validate(_upgraded(header))
+        if header["format"] not in READABLE:
+            raise ValueError(f"format {header['format']}, this program reads {READABLE}; update videoblip2")
+        return SavedState.model_validate(header)
     except Exception as error:
         raise ValueError(f"not a training state ({' '.join(str(error).split())[:200]})") from error
 
@@ -156,38 +140,20 @@ def read_finished(folder: Path) -> Finished | None:
     return Finished.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """A header in the current form. Format 1 kept CIDEr and accuracy apart, with -inf for one the task lacked."""
-    if header["format"] != 1:
-        return header
-    best, window, watch = header["best"], header["window"], header["watch"]
-    metrics = {"CIDEr": best["cider"], "accuracy": best.get("accuracy", -math.inf)}
-    said = {kind: best[kind] for kind in ("captions", "answers") if best.get(kind)}
-    return {
-        **header,
-        "identity": {name: header.get(name) for name in Identity.model_fields if name in header},
-        "best": {
-            "step": best["step"],
-            "metrics": {name: value for name, value in metrics.items() if value > -math.inf},
-            "said": said,
-        },
-        "means": (window["sums"], window["steps"]),
-        "bands": (watch["start"], watch["outside"]) if watch else None,
-    }
-
-
 def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Weights and what the optimizer remembers of each, by parameter name."""
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in trainable.items()}
+    """Weights, and what the optimizer remembers of each, by parameter name; the states of torch's generators."""
+    tensors: Tensors = {f"model.{name}": parameter for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    tensors["random.torch"] = torch.get_rng_state()
+    for number in range(torch.cuda.device_count()):
+        tensors[f"random.cuda.{number}"] = torch.cuda.get_rng_state(number)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The reverse of `capture`."""
+    """The reverse of `capture`; a CUDA device that is gone is skipped."""
     names = {parameter: name for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
         parameter.copy_(tensors[f"model.{name}"])
@@ -200,25 +166,7 @@ def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: T
         if keys and all(f"optimizer.{key}.{names[parameter]}" in tensors for key in keys)
     }
     optimizer.load_state_dict(state)
-
-
-def capture_random() -> tuple[Tensors, RandomStates]:
-    """The global generators of torch (CPU and CUDA), numpy and Python."""
-    tensors = {"random.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
-    name, keys, *rest = np.random.get_state(legacy=True)
-    tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return tensors, RandomStates.model_validate({"numpy": (str(name), *rest), "python": random.getstate()})
-
-
-def put_back_random(tensors: Tensors, states: RandomStates) -> None:
-    """The reverse of `capture_random`; a CUDA device that is gone is skipped."""
     torch.set_rng_state(tensors["random.torch"])
     for number in range(torch.cuda.device_count()):
         if f"random.cuda.{number}" in tensors:
             torch.cuda.set_rng_state(tensors[f"random.cuda.{number}"], number)
-    name, position, has_gauss, gauss = states.numpy
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
-    np.random.set_state((name, keys, position, has_gauss, gauss))
-    random.setstate(states.python)

@@ -4,7 +4,7 @@ Learning rates warm up linearly and decay by a cosine (Loshchilov & Hutter 2017)
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -92,8 +92,3 @@ def schedule(step: int, total: int, warmup: int, final: float) -> float:
         return (step + 1) / warmup
     share = (step - warmup) / max(1, total - 1 - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to `max_norm`; return the norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(list(parameters), max_norm))
