@@ -81,7 +81,7 @@ def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monk
 @pytest.mark.parametrize("encoded", [1.5], indirect=True)
 def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
     """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
-    graph = torch.compile(t5_stepper.T5Decoder.logits, fullgraph=True, backend="eager")
+    graph = torch.compile(t5_stepper.T5Stepper.logits, fullgraph=True, backend="eager")
     monkeypatch.setattr(t5_stepper, "_graph", lambda: graph)
     monkeypatch.setattr(tiny_model, "compiled_decoding", True)
     test_greedy_equals_generate(tiny_model, encoded)

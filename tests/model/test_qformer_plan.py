@@ -61,12 +61,11 @@ def test_full_size_key_counts():
     assert sum(tensor.numel() for name, tensor in lavis.items() if "position_ids" not in name) == 185_659_392
     assert sum(lavis[name].numel() for name in absent) == 80_521_728
     bert = {name.removeprefix("Qformer."): lavis[name] for name in absent}
-    plan = plan_qformer({"query_tokens": queries} | stage_2, "f", QFormerOptions(), bert, "bert")
-    assert plan.report.summary("video Q-Former") == (
-        "video Q-Former: 243 loaded, 12 re-initialised (width), 74 from BERT"
-    )
-    adapted = plan_qformer({"query_tokens": queries} | stage_2, "f", QFormerOptions(cross_attention="adapt"), bert, "b")
-    assert adapted.report.summary("q") == "q: 255 loaded, 4 freshly initialised (feature adapter), 74 from BERT"
+    whole, text = {"query_tokens": queries} | stage_2, (bert, "bert")
+    _, _, report = plan_qformer(whole, "f", QFormerOptions(), text)
+    assert report.summary() == ("243 loaded, 12 re-initialised (width), 74 from BERT")
+    _, _, adapted = plan_qformer(whole, "f", QFormerOptions(cross_attention="adapt"), text)
+    assert adapted.summary() == "255 loaded, 4 freshly initialised (feature adapter), 74 from BERT"
 
 
 def lavis_name(name: str) -> str:

@@ -139,7 +139,7 @@ def test_stage_2_with_berts_text_side_equals_the_reference(tmp_path, prefix, old
     whole = with_text_of(state, bert_state(old_names=False))
     torch.testing.assert_close(output(qformer, query_tokens, True), expected(whole, True), rtol=0, atol=1e-5)
     assert report.count("text") == 2 + 6 * LAYERS
-    assert report.summary("video Q-Former").endswith(f"{2 + 6 * LAYERS} from BERT")
+    assert report.summary().endswith(f"{2 + 6 * LAYERS} from BERT")
 
 
 def test_berts_attention_and_norm_never_replace_the_shared_ones(tmp_path):
@@ -211,9 +211,7 @@ def test_reinit_replaces_only_key_and_value_weights(tmp_path):
     assert tensors["encoder.layer.0.crossattention.attention.key.bias"].equal(
         state[ROOT + "encoder.layer.0.crossattention.self.key.bias"]
     )
-    assert report.summary("video Q-Former") == (
-        f"video Q-Former: {len(tensors) + 1 - 4} loaded, 4 re-initialised (width)"
-    )
+    assert report.summary() == (f"{len(tensors) + 1 - 4} loaded, 4 re-initialised (width)")
     assert output(qformer, query_tokens, True, cross=600).isfinite().all()
     torch.manual_seed(5)
     assert load(path, feature_dim=600)[0].state_dict()["encoder.layer.0.crossattention.attention.key.weight"].equal(key)
@@ -227,7 +225,7 @@ def test_adapt_keeps_every_weight_and_reports_the_adapter(tmp_path):
     fresh = {record.name: record.shape for record in report.records if record.status == "fresh"}
     adapter = FeatureAdapter(20, CROSS)
     assert fresh == {f"adapter.{name}": tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
-    assert "4 freshly initialised (feature adapter)" in report.summary("q")
+    assert "4 freshly initialised (feature adapter)" in report.summary()
     assert adapter(torch.randn(2, 3, 20)).shape == (2, 3, CROSS)
 
 
@@ -246,7 +244,7 @@ def test_the_adapter_starts_at_unit_variance(feature_dim, width):
 def test_without_text_branch_or_bert_the_report_names_the_remedy(tmp_path):
     torch.manual_seed(1)
     qformer, query_tokens, report = load(saved(tmp_path / "stage2.pth", lavis_state(text=False)))
-    assert f"{2 + 6 * LAYERS} freshly initialised (no text branch in the file: give bert=)" in report.summary("q")
+    assert f"{2 + 6 * LAYERS} freshly initialised (no text branch in the file: give bert=)" in report.summary()
     words = qformer.state_dict()["embeddings.word_embeddings.weight"]
     assert words.shape == (30522, WIDTH) and words[0].eq(0).all() and abs(words[1:].std().item() - 0.02) < 0.001
     assert qformer.state_dict()["encoder.layer.1.output.LayerNorm.weight"].eq(1).all()
@@ -272,7 +270,7 @@ def test_a_stage_1_checkpoint_can_give_the_text_side(tmp_path):
     path, stage_1 = saved(tmp_path / "stage2.pth", state), as_stage_1(tmp_path, other)
     qformer, query_tokens, report = load(path, bert=stage_1)
     torch.testing.assert_close(output(qformer, query_tokens, True), expected(state | text, True), rtol=0, atol=1e-5)
-    assert "from LAVIS BLIP-2 stage 1" in report.summary("q")
+    assert "from LAVIS BLIP-2 stage 1" in report.summary()
 
 
 @pytest.mark.parametrize(("wanted", "note"), [(3, f"first 3 of {QUERIES} rows"), (8, f"{QUERIES} rows and 3 fresh")])
@@ -283,14 +281,14 @@ def test_another_number_of_queries(tmp_path, wanted, note):
     assert query_tokens.shape == (1, wanted, WIDTH)
     assert query_tokens[:, :kept].equal(state["query_tokens"][:, :kept])
     assert not query_tokens[:, kept:].eq(0).any()
-    assert note in report.summary("q")
+    assert note in report.summary()
 
 
 def test_a_file_without_query_tokens_gets_fresh_ones(tmp_path):
     state = {name: tensor for name, tensor in lavis_state().items() if name != "query_tokens"}
     _, query_tokens, report = load(saved(tmp_path / "q.pth", state))
     assert query_tokens.shape == (1, 32, WIDTH) and abs(query_tokens.std().item() - 0.02) < 0.002
-    assert "1 freshly initialised (no query tokens in the file)" in report.summary("q")
+    assert "1 freshly initialised (no query tokens in the file)" in report.summary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -301,7 +299,7 @@ def test_other_precisions_are_converted_and_reported(tmp_path, dtype):
     back = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     torch.testing.assert_close(output(qformer, query_tokens, True), expected(back, True), rtol=0, atol=1e-5)
     count, kind = len(qformer.state_dict()) + 1, str(dtype).removeprefix("torch.")
-    assert f"{count} converted from {kind} to float32" in report.summary("q")
+    assert f"{count} converted from {kind} to float32" in report.summary()
 
 
 def test_two_q_formers_in_one_file_are_told_apart(tmp_path):

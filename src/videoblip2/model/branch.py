@@ -5,10 +5,11 @@ P prompt pieces.
 """
 
 import copy
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import InstructBlipQFormerModel
+from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from videoblip2.modality import MODALITIES
 from videoblip2.model.configuration import VideoBlip2Config
@@ -31,20 +32,15 @@ class ModalityBranch(nn.Module):
 
     def __init__(self, config: VideoBlip2Config, modality: str, given: QFormer | None = None) -> None:
         super().__init__()
-        if given is None:
-            qformer = InstructBlipQFormerModel(getattr(config, f"{modality}_qformer_config"))
-            queries = torch.empty(1, config.num_queries, qformer.config.hidden_size).normal_(std=0.02)
-            given = qformer, nn.Parameter(queries)
-        qformer, query_tokens = given
+        qformer_config = getattr(config, f"{modality}_qformer_config")
+        qformer, query_tokens = given or fresh_qformer(qformer_config, config.num_queries)
         width = config.upscaled_dim if MODALITIES[modality].upscaled else config.widths[modality]
         reads: int = qformer.config.encoder_hidden_size
         adapter = FeatureAdapter(width, reads) if reads != width else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.positions = nn.Embedding(config.max_positions, width) if config.temporal_embedding else None
         self.absent = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.adapter = adapter
-        self.query_tokens = query_tokens
-        self.qformer = qformer
+        self.adapter, self.query_tokens, self.qformer = adapter, query_tokens, qformer
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
 
@@ -86,7 +82,13 @@ class ModalityBranch(nn.Module):
         return layers.mean(dim=0) * mask  # an empty row shows the learned absent state in its first place
 
 
-class FeatureAdapter(nn.Module):
+def fresh_qformer(config: InstructBlipQFormerConfig, num_queries: int) -> QFormer:
+    """A Q-Former with fresh weights, and its query tokens [1,Q,D]."""
+    qformer = InstructBlipQFormerModel(config)
+    return qformer, nn.Parameter(torch.empty(1, num_queries, config.hidden_size).normal_(std=0.02))
+
+
+class FeatureAdapter(nn.Sequential):
     """LayerNorm over the features, then Linear to the width the pre-trained key and value weights expect.
 
     In BLIP-2 those weights see features that `ln_vision` has normalised: about unit variance. The Linear starts as a
@@ -94,13 +96,7 @@ class FeatureAdapter(nn.Module):
     """
 
     def __init__(self, feature_dim: int, width: int) -> None:
-        super().__init__()
-        self.layernorm = nn.LayerNorm(feature_dim)
-        self.linear = nn.Linear(feature_dim, width)
-        nn.init.orthogonal_(self.linear.weight, gain=max(1.0, (width / feature_dim) ** 0.5))
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features [B, F, feature_dim] -> [B, F, width]."""
-        adapted: Tensor = self.linear(self.layernorm(features))
-        return adapted
+        linear = nn.Linear(feature_dim, width)
+        nn.init.orthogonal_(linear.weight, gain=max(1.0, (width / feature_dim) ** 0.5))
+        nn.init.zeros_(linear.bias)
+        super().__init__(OrderedDict(layernorm=nn.LayerNorm(feature_dim), linear=linear))

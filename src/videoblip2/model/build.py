@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
-from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers import InstructBlipQFormerConfig
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
 from videoblip2.modality import MODALITIES
-from videoblip2.model.branch import ModalityBranch
+from videoblip2.model.branch import ModalityBranch, QFormer, fresh_qformer
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import has_own_head, load_language_model
 from videoblip2.model.load_weights import load_qformer
@@ -16,22 +15,25 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
 from videoblip2.model.weight_report import WeightReport
 
-#: A Q-Former, its query tokens [1,Q,D], and the report of what was loaded, if anything was.
-First = tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport | None]
+_SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "cross_attention_frequency"}
 
 
 def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, WeightReport]]:
     """The network with its first weights, its tokenizers, and what was loaded where (one report per Q-Former)."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
-    first = _fresh_qformer if config.qformer.weights is None else _loaded_qformer
-    qformers: dict[str, First] = {}
+    qformers: dict[str, QFormer] = {}
+    reports: dict[str, WeightReport] = {}
     for name in config.modality_names:  # an upscaled modality reaches its Q-Former in the width of the frame features
         width = config.video_dim if MODALITIES[name].upscaled else config.width(name)
-        qformers[name] = first(config.qformer, width, len(tokenizers.bert))
+        if config.qformer.weights is None:
+            fresh = _qformer_config(config.qformer, width, len(tokenizers.bert))
+            qformers[name] = fresh_qformer(fresh, config.qformer.num_queries)
+        else:
+            qformers[name], reports[name] = _loaded_qformer(config.qformer, width, len(tokenizers.bert))
     network = VideoBlip2Config(
         text_config=language_model.config,
-        **{f"{name}_qformer_config": qformer.config for name, (qformer, _, _) in qformers.items()},
+        **{f"{name}_qformer_config": qformer.config for name, (qformer, _) in qformers.items()},
         num_queries=config.qformer.num_queries,
         **{f"{name}_dim": config.width(name) for name in MODALITIES},
         upscaled_dim=config.video_dim,
@@ -40,35 +42,24 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
         max_positions=config.max_positions,
         separate_lm_head=has_own_head(language_model),
         finetune=config.finetune,
-        lora_r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        lora_target_modules=list(config.lora.target_modules),
+        **{f"lora_{name}": value for name, value in config.lora.model_dump(mode="json").items()},
         prompt=prompt,
     )
-    branches = {name: ModalityBranch(network, name, found[:2]) for name, found in qformers.items()}
-    model = VideoBlip2(network, language_model, branches)
-    return model, tokenizers, {name: report for name, (_, _, report) in qformers.items() if report is not None}
+    branches = {name: ModalityBranch(network, name, found) for name, found in qformers.items()}
+    return VideoBlip2(network, language_model, branches), tokenizers, reports
 
 
-def _fresh_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> First:
-    qformer = InstructBlipQFormerModel(
-        InstructBlipQFormerConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            cross_attention_frequency=config.cross_attention_frequency,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            encoder_hidden_size=reads,
-        )
+def _qformer_config(config: QFormerConfig, reads: int, vocab_size: int) -> InstructBlipQFormerConfig:
+    return InstructBlipQFormerConfig(
+        **config.model_dump(include=_SIZES),
+        vocab_size=vocab_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        encoder_hidden_size=reads,
     )
-    return qformer, nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size).normal_(std=0.02)), None
 
 
-def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> First:
+def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[QFormer, WeightReport]:
     qformer, queries, report = load_qformer(
         str(config.weights),
         feature_dim=reads,
@@ -87,7 +78,7 @@ def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> First
     for module in qformer.modules():
         if isinstance(module, nn.Dropout):
             module.p = config.dropout
-    return qformer, queries, report
+    return (qformer, queries), report
 
 
 def describe_first_weights(
@@ -105,10 +96,9 @@ def describe_first_weights(
         lines["network"] = f"every weight from checkpoint {start_from}"
     else:
         for name in model.config.modality_names:
-            title, report = f"{name} Q-Former", reports.get(name)
-            lines[title] = "freshly initialised (model.qformer.weights is not set)"
-            if report is not None:
-                lines[title] = f"{report.summary(title).removeprefix(f'{title}: ')}; from {report.file}"
+            lines[f"{name} Q-Former"] = "freshly initialised (model.qformer.weights is not set)"
+            if report := reports.get(name):
+                lines[f"{name} Q-Former"] = f"{report.summary()}; from {report.file}"
         state = "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
         head = "apart from" if model.config.separate_lm_head else "tied to"
         lines["language model"] = f"{language_model}, {state}, lm_head {head} shared"

@@ -10,9 +10,11 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
@@ -51,7 +53,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     file_format = sniff(path)
     if file_format == "sharded":
         return _read_sharded(path)
-    return _read_safetensors(path) if file_format == "safetensors" else _read_torch(path, file_format)
+    return _read_safetensors(path) if file_format == "safetensors" else _read_torch(path, mapped=file_format == "torch")
 
 
 def weights_file(path: Path | str) -> Path:
@@ -61,42 +63,37 @@ def weights_file(path: Path | str) -> Path:
         return _hub_file(name)
     if not path.is_dir():
         return path
-    for name in _FOLDER_NAMES:
-        if (path / name).is_file():
-            return path / name
+    if found := _usual_file(path):
+        return found
     single = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES]
     if len(single) == 1:
         return single[0]
-    found = ", ".join(entry.name for entry in single) or "none"
+    here = ", ".join(entry.name for entry in single) or "none"
     raise InputError(
-        f"{path}: a folder without model.safetensors or pytorch_model.bin (weights here: {found}); name a file"
+        f"{path}: a folder without model.safetensors or pytorch_model.bin (weights here: {here}); name a file"
     )
 
 
+def _usual_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _FOLDER_NAMES if (folder / name).is_file()), None)
+
+
 def _hub_file(name: str) -> Path:
-    """The weights file of the hub model `name`, from the local cache or, online, downloaded into it with its shards."""
+    """The weights file of the hub model `name`; online it is downloaded with its shards where the cache lacks it."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(_SUFFIXES):
         raise InputError(f"{name}: no such file or folder; `vb2 weights fetch` lists what can be downloaded")
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    for file in _FOLDER_NAMES:
-        if isinstance(found := try_to_load_from_cache(name, file), str):
-            path = Path(found)
-            if all((path.parent / shard).is_file() for shard in _shards(path).values()):
-                return path
+    reason = f"it has none of {', '.join(_FOLDER_NAMES)}"
     try:
-        hub = HfApi()
-        info = hub.model_info(name, timeout=10)
-        there = {file.rfilename for file in info.siblings or []}
-        file = next(file for file in _FOLDER_NAMES if file in there)
-        path = Path(hub.hf_hub_download(name, file, revision=info.sha))
-        for shard in sorted(set(_shards(path).values())):
-            hub.hf_hub_download(name, shard, revision=info.sha)
-        return path
-    except (HTTPError, OSError, StopIteration) as error:
-        reason = first_line(error) if str(error) else f"it has none of {', '.join(_FOLDER_NAMES)}"
-        raise InputError(f"{name}: no such file or folder, and not available from the hub ({reason})") from error
+        for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
+            folder = snapshot_download(name, allow_patterns=["config.json", pattern])
+            if found := _usual_file(Path(folder)):
+                return found
+    except (HTTPError, OSError) as error:
+        reason = first_line(error)
+    raise InputError(f"{name}: no such file or folder, and not available from the hub ({reason})")
 
 
 def sniff(path: Path) -> FileFormat:
@@ -136,9 +133,9 @@ def _sniff_zip(path: Path) -> FileFormat:
     return "torch"
 
 
-def _read_torch(path: Path, file_format: FileFormat) -> dict[str, torch.Tensor]:
+def _read_torch(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
@@ -150,12 +147,7 @@ def _read_torch(path: Path, file_format: FileFormat) -> dict[str, torch.Tensor]:
         raise InputError(
             f"{path}: a torch file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
         ) from error
-    return _tensors_of(loaded, path)
-
-
-def _tensors_of(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of what torch.load gave, one wrapper such as {"model": …} taken off."""
-    for wrapper in _WRAPPERS:
+    for wrapper in _WRAPPERS:  # {"model": {…}} and the like
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
@@ -169,9 +161,6 @@ def _tensors_of(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
@@ -181,19 +170,12 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _shards(path: Path) -> dict[str, str]:
-    """Tensor → name of the shard that holds it, as an index says; nothing for another file."""
-    if not path.name.endswith(_INDEX_SUFFIX):
-        return {}
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
-
-
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
-    shards = _shards(index)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(shards.values())):
         if Path(name).name != name or name.endswith(_INDEX_SUFFIX):

@@ -33,15 +33,12 @@ class Tokenizers:
 
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """B prompts → qformer_ids, qformer_mask [B,P] and prompt_ids, prompt_mask [B,P']."""
+        pieces: dict[str, Tensor] = {}
         with self._lock:
-            bert = self.bert(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-            text = self.text(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-        return {
-            "qformer_ids": bert.input_ids,
-            "qformer_mask": bert.attention_mask,
-            "prompt_ids": text.input_ids,
-            "prompt_mask": text.attention_mask,
-        }
+            for kind, tokenizer in (("qformer", self.bert), ("prompt", self.text)):
+                batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+                pieces |= {f"{kind}_ids": batch.input_ids, f"{kind}_mask": batch.attention_mask}
+        return pieces
 
     def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor:
         """N captions → [N,T], -100 = padding. Each ends with the end token, unless it is cut to `max_tokens`."""
@@ -53,8 +50,7 @@ class Tokenizers:
     def pieces(self, captions: Sequence[str]) -> list[list[int]]:
         """The pieces of each caption, uncut, with the end token."""
         with self._lock:
-            ids: list[list[int]] = self.text(list(captions)).input_ids
-        return ids
+            return list(self.text(list(captions)).input_ids)
 
     def texts(self, ids: Tensor) -> list[str]:
         """[N,T] → N captions without special tokens."""

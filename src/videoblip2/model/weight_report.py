@@ -13,6 +13,7 @@ from videoblip2.model.weight_source import (
     POSITIONS,
     QUERIES,
     WORDS,
+    Source,
     Tensors,
     find_qformer,
     looks_like,
@@ -57,8 +58,8 @@ class WeightReport:
         """How many tensors have this status."""
         return sum(record.status == status for record in self.records)
 
-    def summary(self, name: str) -> str:
-        """One line, such as `video Q-Former: 243 loaded, 12 re-initialised (width), 74 from BERT`."""
+    def summary(self) -> str:
+        """One line, such as `243 loaded, 12 re-initialised (width), 74 from BERT`."""
         parts = [f"{self.count('loaded')} loaded"]
         fresh = Counter(record.reason for record in self.records if record.status == "fresh")
         for reason, count in fresh.items():
@@ -69,7 +70,7 @@ class WeightReport:
         parts += [f"{note} in {count}" for note, count in noted.items()]
         converted = Counter(record.dtype for record in self.records if record.converted)
         parts += [f"{count} converted from {dtype} to float32" for dtype, count in sorted(converted.items())]
-        return f"{name}: " + ", ".join(parts)
+        return ", ".join(parts)
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
         """One row a tensor group: (group, tensors, parameters, what happened, from which name or why), as text."""
@@ -154,7 +155,7 @@ def inspect_weights(path: Path | str) -> Inspection:
         looks_like=", ".join(one.layout for one in found) or looks_like(tensors),
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
-        dtypes=dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())),
+        dtypes=dict(Counter(Source(*item).dtype for item in tensors.items())),
         qformers=found,
         groups=tuple((group, len(sizes), sum(sizes)) for group, sizes in groups.items()),
     )
@@ -165,7 +166,7 @@ def _found(tensors: Tensors, file: str, root: str) -> QFormerFound:
     queries = source.tensors.get(QUERIES)
     shape = tuple(queries.tensor.shape) if queries is not None else None
     try:
-        sizes, problem = asdict(read_sizes(source, file)), ""
+        sizes, problem = read_sizes(source), ""
         for key, name in (("vocab_size", WORDS), ("max_position_embeddings", POSITIONS)):
             if name not in source.tensors:  # the file does not show it
                 del sizes[key]

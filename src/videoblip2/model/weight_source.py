@@ -59,12 +59,20 @@ class Source:
     name: str
     tensor: torch.Tensor
 
+    @property
+    def dtype(self) -> str:
+        """Such as `float16`."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
 
 @dataclass(frozen=True)
 class QFormerSource:
-    """The Q-Former of one file: its tensors by name in InstructBlipQFormerModel, `query_tokens` [1,Q,D] among them."""
+    """The Q-Former, or the text side of a BERT, in one file: tensors by name in InstructBlipQFormerModel.
 
-    root: str
+    A Q-Former's `query_tokens` [1,Q,D] are among them.
+    """
+
+    file: str
     layout: str
     tensors: dict[str, Source]
 
@@ -72,19 +80,6 @@ class QFormerSource:
     def has_text(self) -> bool:
         """Whether the text feed-forward is there (stage 2 checkpoints have none)."""
         return "encoder.layer.0.intermediate.dense.weight" in self.tensors
-
-
-@dataclass(frozen=True)
-class QFormerSizes:
-    """The sizes of a Q-Former, named as in InstructBlipQFormerConfig."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    encoder_hidden_size: int
-    cross_attention_frequency: int
-    vocab_size: int
-    max_position_embeddings: int
 
 
 def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFormerSource:
@@ -95,20 +90,18 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
             f"{file}: no Q-Former in it (it looks like {looks_like(tensors)}); "
             "give a BLIP-2 or InstructBLIP checkpoint, such as `vb2 weights fetch blip2-flant5xl`"
         )
+    names = ", ".join(map(repr, roots))
     if prefix is None and len(roots) > 1:
-        raise InputError(
-            f"{file}: holds {len(roots)} Q-Formers; choose one with prefix= ({', '.join(map(repr, roots))})"
-        )
+        raise InputError(f"{file}: holds {len(roots)} Q-Formers; choose one with prefix= ({names})")
     root = roots[0] if prefix is None else prefix.rstrip(".") + "." * bool(prefix)
     if root not in roots:
-        raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {', '.join(map(repr, roots))}")
+        raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {names}")
     found = _below(tensors, root, file)
-    layout = _layout(root, tensors, any(map(is_text_name, found)))
     own = root.removesuffix("bert.").rstrip(".").removeprefix(_parent(root))  # video_Qformer → video_query_tokens
     queries = _parent(root) + (re.sub("[Qq]former", QUERIES, own) or QUERIES)
     if queries in tensors:
         found[QUERIES] = Source(queries, tensors[queries])
-    return QFormerSource(root, layout, found)
+    return QFormerSource(file, _layout(root, tensors, any(map(is_text_name, found))), found)
 
 
 def _below(tensors: Tensors, root: str, file: str) -> dict[str, Source]:
@@ -135,10 +128,8 @@ def _parent(root: str) -> str:
 
 def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
     """Which program wrote the Q-Former under `root`, in words."""
-    names = set(names)
     if f"{root}encoder.layer.0.attention.self.query.weight" in names:
-        head = _parent(root) + root.removeprefix(_parent(root)).split(".")[0] + ".cls."
-        if any(name.startswith(head) for name in names):
+        if any(name.startswith(f"{root.removesuffix('bert.')}cls.") for name in names):
             return "LAVIS BLIP-2 stage 1"
         return "LAVIS InstructBLIP" if has_text else "LAVIS BLIP-2 stage 2"
     if f"{root}layernorm.weight" in names:
@@ -146,30 +137,40 @@ def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
     return "transformers InstructBLIP" if root else "bare InstructBlipQFormerModel"
 
 
-def read_sizes(source: QFormerSource, file: str, text: Mapping[str, Source] | None = None) -> QFormerSizes:
-    """Sizes off the tensors; InputError if layers are missing or cross-attention has no regular period.
+def read_sizes(source: QFormerSource, text: QFormerSource | None = None) -> dict[str, int]:
+    """Sizes off the tensors, by their names in InstructBlipQFormerConfig.
+
+    Raises InputError if layers are missing or cross-attention has no regular period.
 
     Args:
         text: where word and position embeddings are looked up next; without any, their numbers are BERT's.
     """
     layers = _layers(source, "intermediate_query.dense.weight")
     crossing = _layers(source, "crossattention.attention.key.weight")
-    if layers != list(range(len(layers))):
-        raise InputError(f"{file}: Q-Former layers {layers} are not consecutive; the file is incomplete")
-    if not crossing:
-        raise InputError(f"{file}: its Q-Former has no cross-attention, so it cannot see features; give a BLIP-2 file")
     periods = range(1, len(layers) + 1)
-    frequency = next((period for period in periods if crossing == list(range(0, len(layers), period))), None)
-    if frequency is None:
-        raise InputError(f"{file}: cross-attention in layers {crossing} of {len(layers)} is not a regular period")
-    ffn, width = _shape(source, "encoder.layer.0.intermediate_query.dense.weight", file)
-    _, encoder_width = _shape(source, "encoder.layer.0.crossattention.attention.key.weight", file)
-    embeddings = {**(text or {}), **source.tensors}
-    words, positions = (
-        int(embeddings[name].tensor.shape[0]) if name in embeddings else default
-        for name, default in ((WORDS, 30522), (POSITIONS, 512))
-    )
-    return QFormerSizes(len(layers), width, ffn, encoder_width, frequency, words, positions)
+    frequency = next((period for period in periods if crossing == list(range(0, len(layers), period))), 0)
+    problem = ""
+    if layers != list(range(len(layers))):
+        problem = f"Q-Former layers {layers} are not consecutive; the file is incomplete"
+    elif not crossing:
+        problem = "its Q-Former has no cross-attention, so it cannot see features; give a BLIP-2 file"
+    elif not frequency:
+        problem = f"cross-attention in layers {crossing} of {len(layers)} is not a regular period"
+    if problem:
+        raise InputError(f"{source.file}: {problem}")
+    shapes = {
+        name: tuple(found.tensor.shape) for name, found in ((text.tensors if text else {}) | source.tensors).items()
+    }
+    feed_forward = shapes["encoder.layer.0.intermediate_query.dense.weight"]
+    return {
+        "num_hidden_layers": len(layers),
+        "hidden_size": feed_forward[-1],
+        "intermediate_size": feed_forward[0],
+        "encoder_hidden_size": shapes["encoder.layer.0.crossattention.attention.key.weight"][-1],
+        "cross_attention_frequency": frequency,
+        "vocab_size": shapes.get(WORDS, (30522,))[0],
+        "max_position_embeddings": shapes.get(POSITIONS, (512,))[0],
+    }
 
 
 def _layers(source: QFormerSource, ending: str) -> list[int]:
@@ -177,20 +178,13 @@ def _layers(source: QFormerSource, ending: str) -> list[int]:
     return sorted(int(parts[2]) for parts in names if parts[:2] == ["encoder", "layer"] and parts[2].isdecimal())
 
 
-def _shape(source: QFormerSource, name: str, file: str) -> tuple[int, int]:
-    shape = source.tensors[name].tensor.shape
-    if len(shape) != 2:
-        raise InputError(f"{file}: {source.tensors[name].name} has shape {list(shape)}, expected a matrix")
-    return int(shape[0]), int(shape[1])
-
-
-def find_text(tensors: Tensors, file: str) -> tuple[str, dict[str, Source]]:
-    """(what the file is, its tensors by name in the model), for a BERT or for a Q-Former with a text branch."""
+def find_text(tensors: Tensors, file: str) -> QFormerSource:
+    """The text side of a BERT, or of a Q-Former with a text branch."""
     if len(qformer_roots(tensors)) == 1 and (source := find_qformer(tensors, file)).has_text:
-        return source.layout, source.tensors
+        return source
     for match in filter(None, map(_BERT_ROOT.match, tensors)):
         if match[1] == "" or match[1].split(".")[-2] == "bert":
-            return "BERT", _below(tensors, match[1], file)
+            return QFormerSource(file, "BERT", _below(tensors, match[1], file))
     raise InputError(f"{file}: no BERT in it (it looks like {looks_like(tensors)}); give bert-base-uncased")
 
 

@@ -24,28 +24,22 @@ class Beams(NamedTuple):
     ids: Tensor
     scores: Tensor
     finished: Tensor  # [B,W] bool
-    lengths: Tensor  # [B,W]
 
 
 @torch.no_grad()
 def beam(
-    language_model: LanguageModel,
-    states: Tensor,
-    mask: Tensor,
-    max_new_tokens: int,
-    num_beams: int,
-    length_penalty: float = 1.0,
+    model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, num_beams: int, length_penalty: float = 1.0
 ) -> tuple[Decoded, Tensor]:
     """Beam search with early stopping: B captions and their length-normalised scores [B]."""
-    special, device, videos = language_model.tokens, states.device, len(states)
-    stepper = start(language_model, states, mask, max_new_tokens, num_beams)
-    running, done = (_empty(videos, num_beams, max_new_tokens, special.pad, device) for _ in range(2))
+    special, device, videos = model.tokens, states.device, len(states)
+    stepper = start(model, states, mask, max_tokens, num_beams)
+    running, done = (_empty(videos, num_beams, max_tokens, special.pad, device) for _ in range(2))
     running.scores[:, 0] = 0.0  # at first all beams are equal
     token = torch.full((videos,), special.start, device=device)
     open_video = torch.ones(videos, 1, dtype=torch.bool, device=device)
-    for at in range(max_new_tokens):
+    for at in range(max_tokens):
         log_probs = torch.log_softmax(stepper.step(token), dim=-1)
-        if (imposed := special.imposed(at, max_new_tokens)) is not None:  # no other token is possible
+        if (imposed := special.imposed(at, max_tokens)) is not None:  # no other token is possible
             log_probs = torch.full_like(log_probs, -torch.inf)
             log_probs[:, imposed] = 0.0
         if at == 0:
@@ -54,13 +48,13 @@ def beam(
         summed = log_probs.view(videos, num_beams, -1) + running.scores[:, :, None]  # [B,W,V]
         scores, place = summed.flatten(1).topk(2 * num_beams)  # [B,2W]
         parent, token = place // summed.shape[2], place % summed.shape[2]
-        ids = running.ids.gather(1, parent[:, :, None].expand(-1, -1, max_new_tokens))
+        ids = running.ids.gather(1, parent[:, :, None].expand(-1, -1, max_tokens))
         ids[:, :, at] = token
-        stops = (token == special.end) | (at + 1 == max_new_tokens)
-        new = Beams(ids, scores, stops, torch.full_like(token, at + 1))
+        stops = (token == special.end) | (at + 1 == max_tokens)
+        new = Beams(ids, scores, stops)
         done = _finish(done, new, open_video, num_beams, (at + 1) ** length_penalty)
         going, kept = (scores + stops * NEVER).topk(num_beams)  # [B,W]
-        running = _gather(Beams(ids, scores + stops * NEVER, stops, new.lengths), kept)
+        running = _gather(Beams(ids, scores + stops * NEVER, stops), kept)
         token = token.gather(1, kept).flatten()
         rows = parent.gather(1, kept) + torch.arange(videos, device=device)[:, None] * num_beams
         stepper.reorder(rows.flatten())
@@ -68,20 +62,15 @@ def beam(
         open_video = open_video & (going[:, :1] / (at + 1) ** length_penalty > worst).any(dim=1, keepdim=True)
         if not open_video.any() or done.finished.all() or stops.all():
             break
-    length = int(done.lengths[:, 0].max())
-    best = done.ids[:, 0, :length]
-    ended = (best == special.end).any(dim=1)
-    return Decoded(best, ended, torch.zeros(best.shape, device=device), special.end), done.scores[:, 0]
+    best = done.ids[:, 0]
+    out = Decoded(best, (best == special.end).any(dim=1), torch.zeros(best.shape, device=device), special.end)
+    return out.rows(slice(None)), done.scores[:, 0]
 
 
 def _empty(videos: int, num_beams: int, max_tokens: int, pad: int, device: torch.device) -> Beams:
-    shape = (videos, num_beams)
-    return Beams(
-        torch.full((*shape, max_tokens), pad, device=device),
-        torch.full(shape, NEVER, device=device),
-        torch.zeros(shape, dtype=torch.bool, device=device),
-        torch.zeros(shape, dtype=torch.long, device=device),
-    )
+    ids = torch.full((videos, num_beams, max_tokens), pad, device=device)
+    scores = torch.full((videos, num_beams), NEVER, device=device)
+    return Beams(ids, scores, torch.zeros_like(scores, dtype=torch.bool))
 
 
 def _finish(done: Beams, new: Beams, open_video: Tensor, num_beams: int, divisor: float) -> Beams:

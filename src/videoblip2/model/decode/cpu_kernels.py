@@ -1,23 +1,20 @@
 """What makes a decoding step fast on a CPU: weights in oneDNN's own layout, and attention on the encoder's states.
 
-1. A step multiplies a handful of rows by each weight, where `torch.nn.functional.linear` reaches a third to two thirds
-   of the speed that oneDNN has on a weight in its own layout (`torch.compile` does the same in inference). The sums are
-   those of float32 in another order.
+1. On a handful of rows `torch.nn.functional.linear` reaches a third to two thirds of the speed that oneDNN has on a
+   weight in its own layout. The sums are those of float32 in another order.
 2. Cross-attention can read the encoder's states themselves, its key and value weights moved to the query and the
    result:
 
        for one head:  q · (W_k s) = (W_kᵀ q) · s      and      Σ a_s (W_v s) = W_v (Σ a_s s)
 
-   No keys and values are computed, and all layers read the same states, whereas caches of keys and values are 2·L times
-   as large. In return each token costs more arithmetic, so this pays for a few dozen tokens, one caption per video: at
-   B = 32 of T5-base on two cores, three fifths of cross-attention's time at 16 tokens, the same at 32 (decision 0005).
-   The rearrangement is DeepSeek-V2's "absorption" (2024, section 2.1).
+   No keys and values are computed, but each token costs more arithmetic: it pays for a few dozen tokens, one caption
+   per video (decision 0005). This is DeepSeek-V2's "absorption" (2024, section 2.1).
 
 Letters: B videos · S encoder places · E width · H heads · d width of a head.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,13 +56,11 @@ def _kept(weight: Tensor) -> Tensor:
     stamp = weight.data_ptr(), version, sample.double().sum().item()
     if weight not in _packs or _packs[weight][0] != stamp:
         _packs[weight] = (stamp, _lay_out(weight))
-    packed: Tensor = _packs[weight][1]
-    return packed
+    return cast(Tensor, _packs[weight][1])
 
 
 def _lay_out(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-    return packed
+    return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
 
 
 def attention_pays(states: Tensor, rows: int, max_tokens: int) -> bool:

@@ -42,30 +42,23 @@ class Sampling:
         return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generator]).to(device)
 
 
-def greedy(
-    language_model: LanguageModel, states: Tensor, mask: Tensor, max_new_tokens: int, watch: Watch | None = None
-) -> Decoded:
+def greedy(model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, watch: Watch | None = None) -> Decoded:
     """The likeliest token at each step: states [B,S,E], mask [B,S] → B captions."""
-    return _roll(language_model, (states, mask), max_new_tokens, num_greedy=1, watch=watch)
+    return _roll(model, (states, mask), max_tokens, num_greedy=1, watch=watch)
 
 
 def sample(
-    language_model: LanguageModel,
-    states: Tensor,
-    mask: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling,
-    watch: Watch | None = None,
+    model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, sampling: Sampling, watch: Watch | None = None
 ) -> Decoded:
     """B·K sampled captions, video by video."""
-    return _roll(language_model, (states, mask), max_new_tokens, sampling=sampling, watch=watch)
+    return _roll(model, (states, mask), max_tokens, sampling=sampling, watch=watch)
 
 
 def greedy_and_sample(
-    language_model: LanguageModel, states: Tensor, mask: Tensor, max_new_tokens: int, sampling: Sampling
+    model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, sampling: Sampling
 ) -> tuple[Decoded, Decoded]:
     """Both in one batch: B greedy captions and B·K sampled ones."""
-    both = _roll(language_model, (states, mask), max_new_tokens, num_greedy=1, sampling=sampling)
+    both = _roll(model, (states, mask), max_tokens, num_greedy=1, sampling=sampling)
     numbers = torch.arange(len(both.ids), device=both.ids.device).view(len(states), -1)
     order = torch.cat([numbers[:, 0], numbers[:, 1:].flatten()])
     moved = Decoded(both.ids[order], both.ended[order], both.log_probs[order], both.end)
@@ -78,16 +71,8 @@ class RunningRows:
     The first `num_greedy` rows of each video take the likeliest token, the others draw.
     """
 
-    def __init__(
-        self,
-        special: SpecialTokens,
-        videos: int,
-        max_tokens: int,
-        device: torch.device,
-        num_greedy: int,
-        samples: int,
-    ) -> None:
-        rows = num_greedy + samples
+    def __init__(self, special: SpecialTokens, states: Tensor, max_tokens: int, num_greedy: int, samples: int) -> None:
+        videos, rows, device = len(states), num_greedy + samples, states.device
         total = videos * rows
         self.special, self.draws = special, samples > 0
         self.numbers = torch.arange(total, device=device).view(videos, rows)  # [B,R]
@@ -123,16 +108,15 @@ class RunningRows:
             places = (~live[videos]).long().argsort(dim=1, stable=True)[:, :most]  # running rows first
             chosen = (videos[:, None] * live.shape[1] + places).flatten()
             stepper.select(videos, chosen)
-            shape = (len(videos), most)
             self.token = self.token[chosen]
-            self.numbers = self.numbers.flatten()[chosen].view(shape)
-            self.is_greedy = self.is_greedy.flatten()[chosen].view(shape)
+            self.numbers = self.numbers.flatten()[chosen].view(-1, most)
+            self.is_greedy = self.is_greedy.flatten()[chosen].view(-1, most)
         return True
 
 
 @torch.no_grad()
 def _roll(
-    language_model: LanguageModel,
+    model: LanguageModel,
     encoded: tuple[Tensor, Tensor],
     max_tokens: int,
     num_greedy: int = 0,
@@ -141,8 +125,8 @@ def _roll(
 ) -> Decoded:
     """Token by token, until every caption has ended: of each video the greedy captions, then the samples."""
     rows, device = num_greedy + (sampling.samples if sampling else 0), encoded[0].device
-    run = RunningRows(language_model.tokens, len(encoded[0]), max_tokens, device, num_greedy, rows - num_greedy)
-    stepper = start(language_model, *encoded, max_tokens, rows)
+    run = RunningRows(model.tokens, encoded[0], max_tokens, num_greedy, rows - num_greedy)
+    stepper = start(model, *encoded, max_tokens, rows)
     for at in range(max_tokens):
         logits = stepper.step(run.token)
         if sampling is not None:

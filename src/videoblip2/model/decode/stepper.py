@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from videoblip2.model.decode.t5_stepper import start_t5
+from videoblip2.model.decode.t5_stepper import T5Stepper
 from videoblip2.model.language_model import LanguageModel
 
 
@@ -67,7 +67,7 @@ class CacheStepper:
 
     fixed_shape = False
 
-    def __init__(self, language_model: LanguageModel, states: Tensor, mask: Tensor) -> None:
+    def __init__(self, language_model: LanguageModel, states: Tensor, mask: Tensor, *_sizes: int) -> None:
         self._network, self._states, self._mask = language_model.network, states, mask
         self._cache: Any = None
 
@@ -103,7 +103,7 @@ class CacheStepper:
 Start = Callable[[LanguageModel, Tensor, Tensor, int, int], Stepper]
 
 #: Quicker steppers than `CacheStepper`, by the `model_type` of the language model's config.json.
-STEPPERS: dict[str, Start] = {"t5": start_t5}
+STEPPERS: dict[str, Start] = {"t5": T5Stepper}
 
 
 @torch.no_grad()
@@ -114,7 +114,5 @@ def start(language_model: LanguageModel, states: Tensor, mask: Tensor, max_token
         max_tokens: at most this many steps follow.
         rows: about this many captions per video.
     """
-    special = STEPPERS.get(language_model.network.config.model_type)
-    if special is not None:
-        return special(language_model, states, mask, max_tokens, rows)
-    return CacheStepper(language_model, states, mask)
+    kind = STEPPERS.get(language_model.network.config.model_type, CacheStepper)
+    return kind(language_model, states, mask, max_tokens, rows)

@@ -1,13 +1,8 @@
 """T5's decoder one token at a time, for decoding only: LoRA folded in, static caches, one encoding for many captions.
 
-What makes it quicker than `generate`, with the same numbers:
-1. Cross-attention keys and values are computed once per video and shared by all captions of that video.
-2. The first token of all captions of a video is one computation: they begin alike.
-3. Self-attention writes into caches of fixed size; LoRA costs nothing, as it is folded into q and v beforehand.
-4. On a CPU, weights are laid out for few rows at a time (`cpu_kernels`).
-5. Rows whose caption has ended can be dropped (`T5Stepper.select`).
-6. One caption per video on a CPU needs no cross-attention keys and values at all (`cpu_kernels.attend`).
-7. Where it is compiled, a step has the same shapes at every token: one graph, few launches on a GPU.
+Quicker than `generate`, with the same numbers: captions of a video share its cross-attention and their first token,
+ended ones are dropped, and a CPU has its own kernels (`cpu_kernels`). A compiled step has the same shapes at every
+token: one graph, few launches on a GPU.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
@@ -46,66 +41,85 @@ class Layer:
     feed_out: Product
 
 
-class T5Decoder:
-    """The decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
+class T5Stepper:
+    """A `stepper.Stepper` on the decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
 
-    Under autocast the weights are cast once, here.
-
-    Args:
-        rows: about how many captions are decoded at a time.
-        compiled: run each step as one graph of `torch.compile`, built at the first call for a size of batch.
+    Under autocast the weights are cast once, here. Compiled, each step is one graph of `torch.compile`, built at the
+    first call for a size of batch.
     """
 
     @torch.no_grad()
-    def __init__(self, language_model: T5ForConditionalGeneration, rows: int = 1, compiled: bool = False) -> None:
-        config: Any = language_model.config
-        self.compiled = compiled
-        self.rows = 0 if compiled else rows  # a compiled step brings its own layout of the weights
-        decoder: Any = language_model.decoder
-        self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
-        self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        self.device = language_model.shared.weight.device
-        kind, stored = self.device.type, language_model.shared.weight.dtype
-        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stored
+    def __init__(self, model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> None:
+        network: T5ForConditionalGeneration = model.network
+        config, decoder = network.config, network.decoder
+        self.fixed_shape = model.compiled
+        self._rows = 0 if model.compiled else len(states) * rows  # a compiled step brings its own layout of the weights
+        self._heads, self._eps = config.num_heads, config.layer_norm_epsilon
+        self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self._embedding = network.shared.weight
+        self._device = self._embedding.device
+        cast = torch.is_autocast_enabled(self._device.type)
+        self._dtype = torch.get_autocast_dtype(self._device.type) if cast else self._embedding.dtype
         self._activation = decoder.block[0].layer[2].DenseReluDense.act
-        self._position = decoder.block[0].layer[0].SelfAttention
-        self._embedding = language_model.shared.weight
         self._final_norm = self._cast(decoder.final_layer_norm.weight)
-        self._lm_head = self._product(language_model.lm_head)
+        self._lm_head = self._product(network.lm_head)
         self._layers = [self._layer(block.layer) for block in decoder.block]
+        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(max_tokens, max_tokens, device=self._device)
+        unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self._device).triu(diagonal=1)
+        self._bias = bias.to(self._dtype).masked_fill(unwritten, torch.finfo(self._dtype).min)  # [1,H,T,T]
+        self._places, self._length = torch.arange(max_tokens, device=self._device), 0
+        self._start(states.to(self._dtype), mask, max_tokens)
 
-    def start(self, states: Tensor, mask: Tensor, max_tokens: int) -> "T5Stepper":
-        """Caches for one row per video: states [B,S,E], mask [B,S]."""
-        states = states.to(self.dtype)
-        direct = not self.compiled and attention_pays(states, self.rows, max_tokens)
-        cross: _Pairs = []
-        for layer in () if direct else self._layers:
+    def _start(self, states: Tensor, mask: Tensor, max_tokens: int) -> None:
+        """Caches for one row per video, an entry a layer: `_own` [B·R,H,T,d], `_cross` [B,H,S,d] or the states."""
+        shape = (len(states), self._heads, max_tokens, self._layers[0].cross_kv.shape[2])
+        self._own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
+        bias = torch.zeros(mask.shape, dtype=self._dtype, device=self._device)
+        self._cross_bias = bias.masked_fill(mask == 0, torch.finfo(self._dtype).min)[:, None, None]  # [B,1,1,S]
+        if not self.fixed_shape and attention_pays(states, self._rows, max_tokens):
+            self._cross: list[_Pair | Tensor] = [states] * len(self._layers)
+            return
+        self._cross = []
+        for layer in self._layers:
             key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
-            cross.append((self._split(key).contiguous(), self._split(value).contiguous()))
-        shape = (len(states), self.heads, max_tokens, self._layers[0].cross_kv.shape[2])
-        own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
-        cross_bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
-        cross_bias = cross_bias.masked_fill(mask == 0, torch.finfo(self.dtype).min)
-        bias = self._position.compute_bias(max_tokens, max_tokens, device=self.device)  # [1,H,T,T]
-        unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self.device).triu(diagonal=1)
-        self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)
-        self.places = torch.arange(max_tokens, device=self.device)
-        return T5Stepper(self, cross, own, cross_bias[:, None, None], states=states if direct else None)
+            self._cross.append((self._split(key).contiguous(), self._split(value).contiguous()))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        at = self._length
+        self._length += 1
+        with torch.autocast(self._device.type, enabled=False):
+            if self.fixed_shape:
+                return _graph()(self, tokens, self._places[at : at + 1], self._own, self._cross, self._cross_bias)
+            return self.logits(tokens, at, self._own, self._cross, self._cross_bias)
+
+    def repeat(self, rows: int) -> None:
+        self._own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self._own]
+
+    def select(self, videos: Tensor, rows: Tensor) -> None:
+        if isinstance(states := self._cross[0], Tensor):
+            self._cross = [states[videos]] * len(self._layers)
+        else:
+            self._cross = [(k[videos], v[videos]) for k, v in self._cross]
+        self._cross_bias = self._cross_bias[videos]
+        self.reorder(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        self._own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._own]
 
     def logits(
         self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: Sequence[_Pair | Tensor], cross_bias: Tensor
     ) -> Tensor:
         """Tokens [B·R] at place `at` → [B·R,V] float32."""
-        hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
+        hidden = functional.embedding(tokens, self._embedding).to(self._dtype)  # [B·R,E]
         for layer, own_cache, cross_cache in zip(self._layers, own, cross, strict=True):
             hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
             hidden = hidden + self._attend_cross(hidden, layer, cross_cache, cross_bias)
             hidden = hidden + self._feed_forward(hidden, layer)
-        return self._lm_head(self._norm(hidden, self._final_norm) * self.scale).float()
+        return self._lm_head(self._norm(hidden, self._final_norm) * self._scale).float()
 
     def _attend_own(self, hidden: Tensor, layer: Layer, own: _Pair, at: int | Tensor) -> Tensor:
         qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
-        query, key, value = qkv.view(len(hidden), 3, self.heads, -1).unbind(dim=1)  # [B·R,H,d] each
+        query, key, value = qkv.view(len(hidden), 3, self._heads, -1).unbind(dim=1)  # [B·R,H,d] each
         if isinstance(at, int):  # what is written so far
             own[0][:, :, at], own[1][:, :, at] = key, value
             keys, values, bias = (*(part[:, :, : at + 1] for part in own), self._bias[:, :, at : at + 1, : at + 1])
@@ -133,11 +147,11 @@ class T5Decoder:
         return layer.feed_out(inner)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
+        return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self._eps)
 
     def _split(self, merged: Tensor) -> Tensor:
         """[B,L,H·d] → [B,H,L,d]."""
-        return merged.view(*merged.shape[:2], self.heads, -1).transpose(1, 2)
+        return merged.view(*merged.shape[:2], self._heads, -1).transpose(1, 2)
 
     def _layer(self, parts: Any) -> Layer:
         own, cross, feed = parts[0].SelfAttention, parts[1].EncDecAttention, parts[2].DenseReluDense
@@ -145,11 +159,11 @@ class T5Decoder:
         cross_kv = torch.stack([folded(cross.k), folded(cross.v)])  # [2,H·d,E]
         return Layer(
             own_norm=self._cast(parts[0].layer_norm.weight),
-            own_qkv=product(self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])), self.rows),
+            own_qkv=product(self._cast(torch.cat([folded(own.q), folded(own.k), folded(own.v)])), self._rows),
             own_out=self._product(own.o),
             cross_norm=self._cast(parts[1].layer_norm.weight),
             cross_q=self._product(cross.q),
-            cross_kv=self._cast(cross_kv).view(2, self.heads, -1, cross_kv.shape[-1]),
+            cross_kv=self._cast(cross_kv).view(2, self._heads, -1, cross_kv.shape[-1]),
             cross_out=self._product(cross.o),
             feed_norm=self._cast(parts[2].layer_norm.weight),
             feed_in=tuple(self._product(entry) for entry in entries),
@@ -161,66 +175,18 @@ class T5Decoder:
         cast = self._cast(weight)
         # Only a frozen weight in its own dtype is the same tensor at the next call.
         return product(
-            cast if cast.dtype != weight.dtype else weight, self.rows, weight is own and not own.requires_grad
+            cast if cast.dtype != weight.dtype else weight, self._rows, weight is own and not own.requires_grad
         )
 
     def _cast(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self.dtype)
-
-
-@dataclass
-class T5Stepper:
-    """A `stepper.Stepper` with keys and values: one entry per layer.
-
-    cross: [B,H,S,d]. own: [B·R,H,T,d], filled up to `length`.
-    states: [B,S,E], in place of `cross` where attention goes to them directly (`cpu_kernels.attend`).
-    """
-
-    decoder: T5Decoder
-    cross: _Pairs
-    own: _Pairs
-    cross_bias: Tensor  # [B,1,1,S]: 0 where an encoder place is real, else the most negative number
-    length: int = 0
-    states: Tensor | None = None
-
-    @property
-    def fixed_shape(self) -> bool:
-        return self.decoder.compiled
-
-    def step(self, tokens: Tensor) -> Tensor:
-        decoder, at = self.decoder, self.length
-        self.length += 1
-        with torch.autocast(decoder.device.type, enabled=False):
-            if decoder.compiled:
-                place = decoder.places[at : at + 1]
-                return _graph()(decoder, tokens, place, self.own, self.cross, self.cross_bias)
-            seen = self.cross if self.states is None else [self.states] * len(self.own)
-            return decoder.logits(tokens, at, self.own, seen, self.cross_bias)
-
-    def repeat(self, rows: int) -> None:
-        self.own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self.own]
-
-    def select(self, videos: Tensor, rows: Tensor) -> None:
-        self.cross = [(k[videos], v[videos]) for k, v in self.cross]
-        self.cross_bias = self.cross_bias[videos]
-        self.states = None if self.states is None else self.states[videos]
-        self.reorder(rows)
-
-    def reorder(self, rows: Tensor) -> None:
-        self.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.own]
+        return weight.detach().to(self._dtype)
 
 
 @cache
 def _graph() -> Callable[..., Tensor]:
     """The step as a compiled graph; shapes that change from call to call become symbols of it."""
-    compiled: Callable[..., Tensor] = torch.compile(T5Decoder.logits, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(T5Stepper.logits, fullgraph=True)
     return compiled
-
-
-def start_t5(language_model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> T5Stepper:
-    """See `stepper.start`."""
-    decoder = T5Decoder(language_model.network, len(states) * rows, language_model.compiled)
-    return decoder.start(states, mask, max_tokens)
 
 
 def folded(module: Any) -> Tensor:
