@@ -123,7 +123,7 @@ def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
     from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
 
     other = {"clip": build_toy_clip, "clap": build_toy_clap}[kind](tmp_path / "other", 1)
-    with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*trained on features of \w+; .*--{kind}"):
+    with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*needs features of \w+; .*--{kind}"):
         load_captioner(project / "runs" / "ce" / "best", "cpu", {kind: str(other)}).load_media_encoders()
 
 

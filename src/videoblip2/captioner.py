@@ -160,17 +160,9 @@ class Captioner:
         origin, name = self.provenance.features or FeatureOrigin(), self.model_name
         remedy = f"name them with --clip and --clap, or copy them to {name}/encoders/clip and {name}/encoders/clap"
         try:
-            encoders = load_encoders(origin, str(self.model.device), f"model {name}")
-            for kind in ENCODERS:
-                loaded, wanted = getattr(encoders, kind), origin.fingerprint(kind)
-                if wanted not in (None, loaded.fingerprint):
-                    what = (
-                        f"is {kind.upper()} {loaded.fingerprint}, but model {name} was trained on features of {wanted}"
-                    )
-                    raise InputError(f"{loaded.name}: {what}")
+            return load_encoders(origin, str(self.model.device), f"model {name}")
         except InputError as error:
             raise InputError(f"{error}; {remedy}" if origin.encoders else str(error)) from error
-        return encoders
 
     def load_media_encoders(self) -> None:
         """Load CLIP and CLAP now rather than with the first media file."""

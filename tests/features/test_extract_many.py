@@ -20,10 +20,9 @@ from videoblip2.features.extract import (
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
-from videoblip2.features.ray_engine import Actor, RayEngine, require_ray
+from videoblip2.features.ray_engine import Actor, RayEngine, Wrapped, require_ray
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore
-from videoblip2.provenance import FeatureOrigin
 from videoblip2.toy.encoders import TOY_SETTINGS
 
 RATE = 16_000
@@ -84,7 +83,10 @@ def test_a_store_of_two_encoders_is_refused_by_its_readers(encoders, videos, tmp
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["clip"]["fingerprint"] = "of another"
     (tmp_path / "manifest.1-of-2.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"two kinds, a clip of fingerprint .* and of another in manifest\.1-of-2"):
+    with pytest.raises(
+        InputError,
+        match=r"two kinds, with a clip of fingerprint \w+, not of another, where manifest\.json and manifest\.1-of-2",
+    ):
         FeatureStore(tmp_path).manifest  # noqa: B018
     (tmp_path / "manifest.1-of-2.json").unlink()
     store = FeatureStore(tmp_path)
@@ -289,19 +291,19 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
-    paths, job = find_videos([videos]), RayEngine(encoders, tmp_path / "ray").job
-    outcomes = Actor(**job)({"path": [str(path) for path in paths], "known": [""] * len(paths)})["outcome"]
+    paths, engine = find_videos([videos]), RayEngine(encoders, tmp_path / "ray")
+    outcomes = Actor(engine.opener({}))({"item": [Wrapped(path) for path in paths]})["result"]
     extract_features(paths, tmp_path / "local", encoders)
     here, there = arrays(tmp_path / "local"), arrays(tmp_path / "ray")
     for name, pair in here.items():
         for one, other in zip(pair, there[name], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
-    notes = {video_id: note for video_id, note, failure in map(json.loads, outcomes) if failure is None}
+    notes = {end.content.video_id: end.content.note for end in outcomes}
     local = FeatureStore(tmp_path / "local").manifest.videos
-    assert notes == {video_id: note.model_dump(exclude={"at"}, exclude_unset=True) for video_id, note in local.items()}
-    clap = {**job["origin"].model_dump()["clap"], "fingerprint": "b"}
-    with pytest.raises(InputError, match="other weights on this machine"):
-        Actor(**{**job, "origin": FeatureOrigin.model_validate(job["origin"].model_dump() | {"clap": clap})})
+    assert notes == {video_id: note.model_copy(update={"at": 0}) for video_id, note in local.items()}
+    other = replace(encoders, clap=replace(encoders.clap, fingerprint="b"))
+    with pytest.raises(InputError, match=r"clap: is CLAP \w+, but .*ray needs features of b"):
+        Actor(replace(engine, encoders=other).opener({}))
 
 
 def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):

@@ -53,17 +53,17 @@ class ExtractionRun:
         return self.workers or min(8, cores or 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExtractionReport:
     """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
 
     noted: encoded, except for a part that could not be read or was changed; with what was done.
     """
 
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    noted: dict[str, str] = field(default_factory=dict)
+    done: list[str]
+    skipped: list[str]
+    failed: dict[str, str]
+    noted: dict[str, str]
 
 
 def extract_features(
@@ -102,11 +102,12 @@ def extract_features(
             ended = (ledger.note(outcome) for outcome in outcomes)
             for _ in progress(ended, len(paths), "features"):
                 pass
-    report, place = ledger.report, {video_id: number for number, video_id in enumerate(by_id)}
-    for ids in (report.done, report.skipped):  # videos end in any order
-        ids.sort(key=place.__getitem__)
-    failed, noted = ({i: found[i] for i in by_id if i in found} for found in (report.failed, report.noted))
-    return ExtractionReport(report.done, report.skipped, failed, noted)
+    ends = {video_id: ledger.ended[video_id] for video_id in by_id}
+    notes = {video_id: end.note for video_id, end in ends.items() if end.note}
+    failed = {video_id: end.failure for video_id, end in ends.items() if end.failure is not None}
+    skipped = [video_id for video_id in by_id if video_id not in notes and video_id not in failed]
+    noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
+    return ExtractionReport(list(notes), skipped, failed, noted)
 
 
 @dataclass
@@ -118,22 +119,18 @@ class Ledger:
     known: dict[str, str]
     videos: dict[str, VideoNote]
     failed: dict[str, str]
-    report: ExtractionReport = field(default_factory=ExtractionReport)
+    ended: dict[str, VideoOutcome] = field(default_factory=dict)
     due: float = 0.0
 
     def note(self, outcome: VideoOutcome) -> Path:
         """Record one outcome, and save all of them if the last save was a while ago; returns the video's id."""
         video_id = outcome.video_id
+        self.ended[video_id] = outcome
         if outcome.failure is not None:
-            self.report.failed[video_id] = self.failed[video_id] = outcome.failure
-        elif outcome.note is None:
-            self.report.skipped.append(video_id)
-        else:
+            self.failed[video_id] = outcome.failure
+        elif outcome.note:
             self.videos[video_id] = outcome.note.model_copy(update={"at": round(time.time(), 3)})
             self.failed.pop(video_id, None)
-            self.report.done.append(video_id)
-            if outcome.note.caveats:
-                self.report.noted[video_id] = f"{outcome.note.source}: {'; '.join(outcome.note.caveats)}"
         if time.monotonic() >= self.due:
             self.save()
         return Path(video_id)
@@ -170,8 +167,7 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
     if whole is None and any((out / "video").glob("*.npy")):
         raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
     if whole and (found := whole.difference(fresh)):
-        what, old, new = found
-        raise InputError(f"{out}: was made with {what} {old}, not {new}; give another --out folder")
+        raise InputError(f"{out}: was made with {found}; give another --out folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / f".{path.name}.lock", timeout=0):

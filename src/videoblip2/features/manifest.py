@@ -89,10 +89,9 @@ class FeatureManifest(Record):
         first, *others = [cls.read_file(path) for path in paths]
         for path, other in zip(paths[1:], others, strict=True):
             if found := first.difference(other):
-                what, one, two = found
+                where = f"where {paths[0].name} and {path.name} differ"
                 raise InputError(
-                    f"{root}: holds features of two kinds, {what} {one} in {paths[0].name} and {two} in {path.name}; "
-                    "extract into one folder for each"
+                    f"{root}: holds features of two kinds, with {found}, {where}; extract into one folder for each"
                 )
         if not others:
             return first
@@ -118,12 +117,12 @@ class FeatureManifest(Record):
         """Write the manifest to a store, atomically."""
         write_json(root / name, self.model_dump(), indent=1)
 
-    def difference(self, other: FeatureManifest) -> tuple[str, object, object] | None:
-        """(name, own value, the other's) of something that must be the same in one store and is not."""
+    def difference(self, other: FeatureManifest) -> str:
+        """Something that must be the same in one store and is not, such as "fps 4.0, not 2.0"."""
         mine, others = (
             {f"a {kind} of fingerprint": made.origin.fingerprint(kind) for kind in ENCODERS}
             | dict(made.origin.settings)
             | {"dtype": made.dtype}
             for made in (self, other)
         )
-        return next(((name, mine[name], others[name]) for name in mine if mine[name] != others[name]), None)
+        return next((f"{name} {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]), "")

@@ -28,25 +28,13 @@ class FeatureSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fps: float = Field(default=1.0, gt=0, le=120, description="frames a second that go through CLIP")
-    max_frames: int | None = Field(
-        default=None, ge=1, description="a video with more frames is thinned evenly to this many; null keeps all"
-    )
-    window_seconds: float | None = Field(
-        default=None, ge=0.1, description="seconds of audio per CLAP vector; null takes the encoder's own (10 s)"
-    )
-    frames: int | None = Field(
-        default=None,
-        ge=1,
-        description="exactly this many frames per video, evenly spaced, out of those at `fps`; null takes all of them",
-    )
-    output: Literal["projected", "hidden"] = Field(
-        default="projected", description="CLIP's projected vector (ViT-L/14: 768) or its hidden one (ViT-B: 768)"
-    )
-    tokens: Literal["pooled", "patch"] = Field(
-        default="pooled", description="one vector per frame, or one for each of its P patches: [F * P, width]"
-    )
-    batch_frames: int = Field(default=64, ge=1, description="frames in one forward pass; does not change the features")
+    fps: float = Field(default=1.0, gt=0, le=120)  # frames a second that go through the encoder
+    max_frames: int | None = Field(default=None, ge=1)  # a video with more is thinned evenly to this many
+    window_seconds: float | None = Field(default=None, ge=0.1)  # of audio per vector; None: the encoder's longest
+    frames: int | None = Field(default=None, ge=1)  # exactly this many, evenly spaced, out of those at `fps`
+    output: Literal["projected", "hidden"] = "projected"  # CLIP ViT-L/14: 768 projected; ViT-B: 768 hidden
+    tokens: Literal["pooled", "patch"] = "pooled"  # one vector per frame, or one for each of its P: [F * P, width]
+    batch_frames: int = Field(default=64, ge=1)  # frames in one forward pass; does not change the features
 
 
 def feature_settings(**values: object) -> FeatureSettings:
@@ -176,8 +164,14 @@ def load_encoders(origin: FeatureOrigin | None, device: str, used_by: str, dtype
         )
     settings = FeatureSettings.model_validate(origin.settings.model_dump(exclude_none=True))
     clip, clap = origin.encoders["clip"], origin.encoders["clap"]
-    return Encoders(
+    encoders = Encoders(
         load_clip(clip.name, device, clip.revision, dtype, settings.output, settings.tokens),
         load_clap(clap.name, device, clap.revision, dtype),
         settings,
     )
+    for kind, found in encoders.origin.encoders.items():
+        if (wanted := origin.fingerprint(kind)) not in (None, found.fingerprint):
+            raise InputError(
+                f"{found.name}: is {kind.upper()} {found.fingerprint}, but {used_by} needs features of {wanted}"
+            )
+    return encoders

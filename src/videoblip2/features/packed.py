@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import mmap
 import os
@@ -93,11 +92,6 @@ class PackedFile:
         rows = self._rows[modality]
         self._ahead[modality].advance(start * rows.strides[0], end * rows.strides[0])
         return rows[start:end].copy()
-
-    def content(self, modality: str, video_id: str) -> bytes:
-        buffer = io.BytesIO()
-        np.save(buffer, self.array(modality, video_id), allow_pickle=False)
-        return buffer.getvalue()
 
     def _map_rows(self) -> None:
         """The rows in the mapped file itself: a slice that safetensors gives is copied twice."""

@@ -1,32 +1,34 @@
-"""Extraction on a Ray cluster.
+"""Work on a Ray cluster: each actor loads its models once and takes videos in batches.
 
-Each actor loads the encoders once and takes paths in batches; it writes features to the store itself, so videos
-and store are on a disk that all machines see under one path. Only the notes come back.
+Extraction's actors write features to the store themselves, so videos and store are on a disk that all machines see
+under one path. Only the notes come back.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome, encode_all
-from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media_features import Encoders, FeatureSettings, load_encoders
-from videoblip2.provenance import FeatureOrigin
+from videoblip2.features.media_features import Encoders, load_encoders
 
 VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
+Work = Callable[[Sequence[Any]], Iterable[Any]]  # items → their results, in any order
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """An engine of `extract_features`; uses a running Ray, or starts a local one.
+    """An engine of `extract_features`.
 
     Args:
         actors: encoders that work in parallel; a GPU each on "cuda", otherwise one core.
@@ -39,50 +41,48 @@ class RayEngine:
     actors: int = 1
     workers: int = 1
 
-    def __call__(self, paths: Sequence[Path], known: dict[str, str]) -> Generator[VideoOutcome, None, None]:
+    def __call__(self, paths: Sequence[Path], known: Mapping[str, str]) -> Generator[VideoOutcome, None, None]:
         """The outcome of each file, as Ray returns it."""
-        rows = [{"path": str(path.resolve()), "known": known.get(path.stem, "")} for path in paths]
-        gpu = self.device.startswith("cuda")
-        for row in through_actors(rows, Actor, self.job, self.actors, gpu):
-            video_id, note, failure = json.loads(row["outcome"])
-            yield VideoOutcome(video_id, None if note is None else VideoNote.model_validate(note), failure)
+        return through_actors([path.resolve() for path in paths], self.opener(known), self.actors, self.device)
 
-    @property
-    def job(self) -> dict[str, object]:
-        """What every actor needs to rebuild the encoders, and where it writes."""
-        made = self.encoders
-        identity = {"origin": made.origin, "settings": made.settings, "dtype": made.dtype, "device": self.device}
-        return {**identity, "out": self.out.resolve(), "workers": self.workers}
+    def opener(self, known: Mapping[str, str]) -> Callable[[], Work]:
+        """What an actor calls first: it loads the encoders from where this process found them."""
+        made, out, workers = self.encoders, self.out.resolve(), self.workers
+        load, settings = partial(load_encoders, made.origin, self.device, f"{out}", made.dtype), made.settings
+
+        def open_work() -> Work:
+            encoders = replace(load(), settings=settings)
+            return partial(encode_all, known=known, out=out, encoders=encoders, workers=workers)
+
+        return open_work
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """Keeps Arrow from converting what is inside, such as a name that is not UTF-8."""
+
+    content: Any
 
 
 class Actor:
-    """Encoders in a process of Ray; see `RayEngine.job`."""
+    """A process of Ray."""
 
-    def __init__(
-        self, origin: FeatureOrigin, settings: FeatureSettings, dtype: str, device: str, out: Path, workers: int
-    ) -> None:
-        encoders = load_encoders(origin, device, f"extraction into {out}", dtype)
-        for kind, wanted in origin.encoders.items():
-            if encoders.origin.fingerprint(kind) != wanted.fingerprint:
-                raise InputError(f"{wanted.name}: other weights on this machine; copy them there")
-        self.encode = partial(encode_all, out=out, encoders=replace(encoders, settings=settings), workers=workers)
+    def __init__(self, open_work: Callable[[], Work]) -> None:
+        self.work = open_work()
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """Paths and known digests -> outcomes as JSON."""
-        paths = [Path(path) for path in batch["path"]]
-        known = {path.stem: str(digest) for path, digest in zip(paths, batch["known"], strict=True)}
-        notes = ((end, end.note and end.note.model_dump(exclude_unset=True)) for end in self.encode(paths, known))
-        return {"outcome": [json.dumps([end.video_id, note, end.failure]) for end, note in notes]}
+    def __call__(self, batch: Mapping[str, Sequence[Wrapped]]) -> dict[str, NDArray[np.object_]]:
+        results = self.work([item.content for item in batch["item"]])
+        return {"result": np.fromiter(map(Wrapped, results), dtype=object)}
 
 
 def through_actors(
-    rows: Sequence[Mapping[str, str]], actor: type, job: Mapping[str, object], actors: int, gpu: bool
-) -> Iterator[Mapping[str, str]]:
-    """Rows through `actors` processes of Ray, in batches; the rows that `actor(**job)` returns, as they come.
+    items: Sequence[Any], open_work: Callable[[], Work], actors: int, device: str
+) -> Generator[Any, None, None]:
+    """Items through `actors` processes of Ray, in batches; the results as they come.
 
     Uses a running Ray, or starts a local one. Where a process dies, its batch goes to another.
     """
-    if not rows:
+    if not items:
         return
     require_ray()
     import ray
@@ -91,14 +91,15 @@ def through_actors(
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    batches = ray.data.from_items(list(rows), override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE))
-    yield from batches.map_batches(
-        actor,
-        fn_constructor_kwargs=dict(job),
+    rows = [{"item": Wrapped(item)} for item in items]
+    batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE)).map_batches(
+        Actor,
+        fn_constructor_args=(open_work,),
         batch_size=VIDEOS_AT_ONCE,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_gpus=1 if gpu else 0,
-    ).iter_rows()
+        num_gpus=1 if device.startswith("cuda") else 0,
+    )
+    yield from (row["result"].content for row in batches.iter_rows())
 
 
 def require_ray() -> None:

@@ -7,6 +7,7 @@ writes; it can grow. A packed file holds the same in one memory-mapped piece (`f
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -110,10 +111,6 @@ class FeatureStore:
             return array
         raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
 
-    def content(self, modality: str, video_id: str) -> bytes:
-        """One array as a .npy file: the same bytes from either form of the store."""
-        return self._files.content(modality, video_id)
-
 
 class _Folder:
     """Features as `MODALITY/ID.npy`."""
@@ -145,18 +142,12 @@ class _Folder:
         return self._root / modality / f"{video_id}.npy"
 
     def array(self, modality: str, video_id: str) -> NDArray[Any]:
-        return _load(self._path(modality, video_id), "extract it again")
-
-    def content(self, modality: str, video_id: str) -> bytes:
-        return self._path(modality, video_id).read_bytes()
-
-    def _path(self, modality: str, video_id: str) -> Path:
         path = self.where(modality, video_id)
         if path.parent != self._root / modality or not path.is_file():
             entry = MODALITIES[modality]
             rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
             raise InputError(f"{path}: {video_id} has no {modality} features{rows}; extract it or leave it out")
-        return path
+        return _load(path, "extract it again")
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
@@ -169,7 +160,8 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
             if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
-                state.update(store.content(name, video_id))
+                np.save(content := io.BytesIO(), store._files.array(name, video_id), allow_pickle=False)
+                state.update(content.getbuffer())
     return state.hexdigest()[:12]
 
 
