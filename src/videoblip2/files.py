@@ -5,6 +5,7 @@ After an atomic write a file is complete, or as it was before, however the proce
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,21 @@ MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
     *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".gif"),
 }
+
+
+_SEGMENT = re.compile(r"(.+)#(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
+
+
+def segment_id(video_id: str, start: float | str, end: float | str) -> str:
+    """The id of a part of a video, from second to second: `v_abc#0.83-19.86`."""
+    times = sorted(max(0.0, float(time)) for time in (start, end))
+    return f"{video_id}#{'-'.join(f'{time:.3f}'.rstrip('0').rstrip('.') for time in times)}"
+
+
+def segment_of(video_id: str) -> tuple[str, tuple[float, float] | None]:
+    """A video's id and the seconds of its part, None for the whole: `v_abc#0.83-19.86` → ("v_abc", (0.83, 19.86))."""
+    part = _SEGMENT.fullmatch(video_id)
+    return (part[1], (float(part[2]), float(part[3]))) if part else (video_id, None)
 
 
 @contextmanager

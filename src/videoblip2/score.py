@@ -9,11 +9,10 @@ from typing import Any
 from videoblip2.captions import METRICS, CaptionMetrics, caption_metrics
 from videoblip2.captions.predictions import CaptionRow
 from videoblip2.data import caption_sources
-from videoblip2.data.annotations import TABLES, Document, media_id, read_documents, value_of
+from videoblip2.data.documents import VIDEO, Document, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
 from videoblip2.tracking.compare import Comparison, Predictions, Side, compare_sides
 
-VIDEO = ("video_id", "image_id", *caption_sources.VIDEO[1:], "path")
 CAPTION = (*caption_sources.CAPTION, "prediction", "pred")
 WRAPPERS = ("predictions", "results", "result", "annotations", "captions")
 
@@ -119,7 +118,7 @@ def read_predictions(path: str | Path) -> dict[str, str]:
 
 def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
     """(where, video id, caption) of each entry."""
-    content = None if document.suffix in TABLES else document.json
+    content = document.json if document.kind == "json" else None
     while isinstance(content, dict) and (inner := next((key for key in WRAPPERS if content.get(key)), None)):
         content = content[inner]
         document = Document(document.name, json.dumps(content).encode())
@@ -131,7 +130,7 @@ def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
             caption = caption[0].get("caption") if isinstance(caption[0], dict) else caption[0]
         if not isinstance(caption, str):
             raise InputError(f"{where}: the caption is {str(caption)[:60]!r}, not text; give one caption per video")
-        yield where, media_id(value_of(where, row, VIDEO)), caption
+        yield where, media_id(value_of(where, row, (*VIDEO, "path"))), caption
 
 
 def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:

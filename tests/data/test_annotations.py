@@ -33,12 +33,15 @@ def test_a_top5_file_is_read(tmp_path):
         ({"videos": [], "sentences": []}, "vb2 data prepare"),
         ({"videos": 1}, "not a list of videos"),
         ([], "not a list of videos"),
-        ([{"captions": ["a"]}], 'no "video_id"'),
-        ([{"video_id": "video7", "captions": []}], "video7 has no captions"),
-        ([{"video_id": "video7"}], '"captions" of video7'),
-        ([{"video_id": "video7", "captions": [3]}], '"captions" of video7'),
+        ([{"captions": ["a"]}], "entry 1 video_id: Field required"),
+        ([{"video_id": "video7", "captions": []}], "video7 captions: Tuple should have at least 1 item"),
+        ([{"video_id": "video7"}], "video7 captions: Field required"),
+        ([{"video_id": "video7", "captions": [3]}], "video7 captions 0: Input should be a valid string"),
         ([{"video_id": "video7", "captions": ["a"]}] * 2, "listed more than once: video7"),
-        ([{"video_id": "video7", "category": "cats", "captions": ["a"]}], "category of video7"),
+        (
+            [{"video_id": "video7", "category": "cats", "captions": ["a"]}],
+            "video7 category: Input should be a valid integer",
+        ),
     ],
 )
 def test_a_bad_list_is_named(tmp_path, content, message):

@@ -83,7 +83,8 @@ def broken(change) -> dict:
     ("content", "message"),
     [
         ([1, 2], "official.json entry 1: 1 is not an object"),
-        ({}, "official.json: neither MSR-VTT's layout"),
+        ({}, "official.json: holds no rows"),
+        ("3", "official.json: neither MSR-VTT's layout"),
         (broken(lambda c: c["videos"][0].pop("split")), "split"),
         (broken(lambda c: c["videos"][0].update(split="practice")), "video1 has the split 'practice'"),
         (broken(lambda c: c["videos"].pop()), "video2, which is not in"),
@@ -264,7 +265,7 @@ def test_a_prepared_list_is_read_again(tmp_path):
         ("train.jsonl", '{"video_id": "v1", "caption": 3}', "train.jsonl entry 1: the captions of v1"),
         ("train.jsonl", '{"video_id": "v1"', "train.jsonl line 1: not JSON"),
         ("text.txt", "a_1_2 good\nno id here\n", "text.txt line 2: 'no id here' is neither"),
-        ("text.txt", "# nothing\n", "text.txt: holds no line"),
+        ("text.txt", "# nothing\n", "text.txt: holds no row"),
         ("train_list.txt", "a_1_2\n", "lists of ids, no captions"),
         ("raw-captions.pkl", "x", "a pickle can run any code"),
     ],

@@ -1,8 +1,7 @@
 """Answers to open-ended questions: normalisation, and accuracy by question type as the field reports it.
 
-An answer is correct if it equals the expected answer, both normalised as in the VQA v2 evaluation (Antol et al. 2015,
-`vqaEval.py`, without its contractions): lower case, no punctuation, no articles, number words as digits.
-Question types are the first words used in MSRVTT-QA (Xu et al. 2017); any other first word is "other".
+An answer is correct if it equals the expected one, both normalised as in the VQA v2 evaluation (Antol et al. 2015,
+`vqaEval.py`, without its contractions). Question types are the first words used in MSRVTT-QA (Xu et al. 2017).
 """
 
 import re

@@ -1,8 +1,7 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
-Computes what pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), for n-gram orders 1 to 4 and
-sigma 6, but takes the document frequencies as given. The scorer first builds an inverted index of the references: for
-each (video, n-gram), the references that contain it and their tf-idf weights. A few numpy calls then score a batch.
+What pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), from an inverted index of the references:
+for each (video, n-gram), those that contain it and their tf-idf weights. A few numpy calls then score a batch.
 """
 
 import math
@@ -40,13 +39,9 @@ class Index(NamedTuple):
 
 
 class CiderD:
-    """Scores captions against the references of their video.
+    """Scores captions against the references of their video, raw captions by id, which are tokenised and indexed once.
 
-    Args:
-        references: raw reference captions by video id, tokenised and indexed once.
-        df: document frequencies. If they were counted with the end token, references also end with it.
-
-    Raises InputError for a video without references.
+    If `df` was counted with the end token, references also end with it. Raises InputError for a video without any.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> None:
@@ -89,10 +84,8 @@ class CiderD:
             raise InputError(f"video {unknown[0]!r} has no references here: give its captions to CiderD")
         rows = np.array([self._row[video] for video in video_ids], np.int64)
         if {len(captions), len(rows if ended is None else ended)} != {len(rows)}:
-            marks = "no" if ended is None else len(ended)
-            raise InputError(
-                f"{len(rows)} video ids, {len(captions)} captions and {marks} end marks: give the same number of each"
-            )
+            counts = f"{len(rows)} video ids, {len(captions)} captions and {len(ended or ())} end marks"
+            raise InputError(f"{counts}: give the same number of each")
         parts = [np.zeros((0, int(self._count.max())))]
         for part in (slice(at, at + _CHUNK) for at in range(0, len(rows), _CHUNK)):
             tokens = cook(captions[part], self._end_token, None if ended is None else ended[part])

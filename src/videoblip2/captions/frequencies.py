@@ -1,12 +1,7 @@
 """Document frequencies: how many videos' references contain each n-gram (Vedantam et al. 2015), frozen and saved.
 
-CIDEr-D is comparable between runs only if these counts are computed once from the training references: pycocoevalcap
-takes them from each batch, so they change with it.
-
-N-grams are integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls. The id of a word is
-its index in `words`; the id of a longer n-gram is the index of its key, the id of its first n-1 words times 2^32 plus
-the id of its last word, among the sorted keys of its order. The file, safetensors, holds the words as UTF-8 lines and,
-per order, the keys in compressed rows (where each prefix starts, and last words) with their counts.
+CIDEr-D is comparable between runs only if these counts are computed once, from the training references. N-grams are
+integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls.
 """
 
 import os
@@ -53,12 +48,13 @@ class TokenRuns(NamedTuple):
 class NgramTable:
     """Every n-gram of a corpus with its document frequency.
 
-    `keys[k]` are the sorted keys of the (k+2)-grams, `counts[k]` the number of documents that contain each (k+1)-gram.
+    The id of a word is its index in `words`; that of a longer n-gram is the index of its key among the sorted keys of
+    its order. A key is the id of the first n-1 words times 2^32 plus the id of the last.
     """
 
     words: Mapping[str, int]
-    keys: tuple[Int64s, ...]  # ORDERS - 1 arrays
-    counts: tuple[Int64s, ...]  # ORDERS arrays
+    keys: tuple[Int64s, ...]  # of orders 2 to ORDERS
+    counts: tuple[Int64s, ...]  # documents that contain each n-gram, of orders 1 to ORDERS
 
     def extended(self, captions: Sequence[Sequence[str]]) -> tuple["NgramTable", TokenRuns, list[Int64s]]:
         """The table with the n-grams of these captions added (count 0 if new), the captions end to end and, per order,
@@ -111,8 +107,7 @@ class DocumentFrequencies:
         check_references(references)
         captions = [caption for group in references.values() for caption in group]
         video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
-        nothing = np.zeros(0, np.int64)
-        empty = NgramTable({}, (nothing,) * (ORDERS - 1), (nothing,) * ORDERS)
+        empty = NgramTable({}, (np.zeros(0, np.int64),) * (ORDERS - 1), (np.zeros(0, np.int64),) * ORDERS)
         table, runs, grams = empty.extended(cook(captions, end_token))
         counts = []
         for order, ids in enumerate(grams, start=1):
@@ -122,7 +117,7 @@ class DocumentFrequencies:
         return cls(replace(table, counts=tuple(counts)), len(references), end_token)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file atomically."""
+        """Write the file atomically: words as UTF-8 lines; per order, keys as compressed rows, with their counts."""
         arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}
         for order in range(2, ORDERS + 1):
             prefix, last = np.divmod(self.table.keys[order - 2], _BASE)
@@ -143,9 +138,8 @@ class DocumentFrequencies:
             if head.get("format") != _FORMAT:
                 raise OSError("is in another format")
         except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"document frequencies {path}: {error}; make the file with DocumentFrequencies.save"
-            ) from None
+            remedy = "make the file with DocumentFrequencies.save"
+            raise InputError(f"document frequencies {path}: {error}; {remedy}") from None
         text = arrays.pop("words").tobytes().decode(errors="surrogatepass")
         vocabulary = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
         stored = {name: array.astype(np.int64) for name, array in arrays.items()}
@@ -159,10 +153,8 @@ class DocumentFrequencies:
 
 def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:
     """Tokens of each caption, followed by the end token if `end_token` is set and the caption ended."""
-    if not end_token:
-        return [words(caption) for caption in captions]
-    tails = [[END_TOKEN]] * len(captions) if ended is None else [[END_TOKEN] if end else [] for end in ended]
-    return [words(caption) + tail for caption, tail in zip(captions, tails, strict=True)]
+    ends = [end_token] * len(captions) if ended is None else [end_token and bool(end) for end in ended]
+    return [words(caption) + [END_TOKEN] * end for caption, end in zip(captions, ends, strict=True)]
 
 
 def check_references(references: References) -> None:

@@ -1,7 +1,6 @@
 """The functions behind the tables of metrics and rewards: captions and their references in, numbers out.
 
-`captions` are N texts and `references` N groups of texts, one group per caption. All texts are tokenised: lower-case
-words separated by single spaces (`tokenizer.joined`). A function returns one number per caption, [N], unless its
+N captions and N groups of references, tokenised (`tokenizer.joined`), give one number per caption, [N], unless a
 docstring says otherwise.
 """
 

@@ -1,8 +1,7 @@
-"""Confidence intervals of corpus scores and their differences, by resampling videos.
+"""Confidence intervals of corpus scores and their differences, by resampling videos with replacement (Koehn 2004).
 
-Videos are drawn with replacement (Koehn 2004), with the same draws for all columns: differences are paired. Corpus BLEU
-is recomputed in each resample from its sums. If a system has several seeds, each resample draws seeds as well; with few
-of them (S) the interval is still too narrow, by a factor of about √((S - 1) / S).
+All columns share the draws, so differences are paired. If a system has several seeds, each resample draws seeds as
+well; with few of them (S) the interval is still too narrow, by a factor of about √((S - 1) / S).
 """
 
 from collections.abc import Sequence

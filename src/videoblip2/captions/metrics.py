@@ -1,9 +1,6 @@
-"""The table of metrics: how each is computed, shown and compared. To add a metric, add an entry.
+"""The table of metrics, which everything that shows or compares scores reads; see docs/how-to/add-a-metric.md.
 
-`vb2 evaluate`, the predictions file, `vb2 runs compare`, the gate, MLflow runs, figures and the model card all read
-this table (docs/how-to/add-a-metric.md).
-
-Unlike `COCOEvalCap.evaluate`, with the same numbers: captions are tokenised in Python, METEOR and SPICE (Java) run in
+The numbers are those of `COCOEvalCap.evaluate`, but captions are tokenised in Python, METEOR and SPICE (Java) run in
 parallel with the others, and a metric that cannot run is reported with the reason.
 """
 
@@ -31,16 +28,16 @@ Outcome = Sequence[float] | Floats | OwnCorpusScore | float
 Function = Callable[[Texts, Groups], Outcome]
 #: The metric that chooses checkpoints, ranks videos and must rise at the gate.
 PRIMARY = "CIDEr"
+FETCH_SPICE = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number about captions (or answers) and their references.
+    """One number about captions and their references (see `captions.functions`), or about answers.
 
-    function: takes N tokenised captions and N groups of tokenised references (see `captions.functions`), or raw answers
-    and expected answers. It returns one number per video, whose mean is the corpus score, unless one of these is set:
-    `per_video` False, it returns the corpus score only; `pool`, it returns counts [N,k], and `pool` turns their sum
-    [...,k] into the score [...].
+    `function` returns one number per video, whose mean is the corpus score, unless one of these is set: `per_video`
+    False, it returns the corpus score only; `pool`, it returns counts [N,k], and `pool` turns their sum [...,k] into
+    the score [...].
     """
 
     name: str  # in files, runs and JSON
@@ -66,8 +63,7 @@ class Metric:
         if self.needs and shutil.which("java") is None:
             return "java not found"
         if self.needs == "spice" and not spice_models_present():
-            fetch = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
-            return f"SPICE's model files are absent; fetch them once with network access: {fetch}"
+            return f"SPICE's model files are absent; fetch them once with network access: {FETCH_SPICE}"
         return ""
 
     def rows(self, outcome: Outcome, count: int) -> Floats:

@@ -1,7 +1,6 @@
-"""Captions of videos and answers to questions, as rows and as the files that hold them.
+"""Captions of videos and answers to questions, as rows and as the files that hold them: one JSON line per row.
 
-A file has one JSON line per row. A run has its captions in `val_predictions.jsonl` and its answers in
-`val_answers.jsonl`; older runs have both in the first. This module is the only reader and the only writer.
+A run has captions in `val_predictions.jsonl`, answers in `val_answers.jsonl`; older runs have both in the first file.
 """
 
 import json

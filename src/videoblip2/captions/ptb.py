@@ -1,12 +1,8 @@
-"""The rules of the Penn Treebank tokenisation that caption metrics use: Stanford's PTBTokenizer 3.4.1, default options.
+"""The rules of the tokenisation that caption metrics use, found by probing Stanford's PTBTokenizer 3.4.1.
 
-At each position the rule with the longest match wins, the earlier of equals; if no rule matches, one character is
-skipped. A rule's first group, if it has one, is the token, and the rest of the match is lookahead. `(?i:…)` matches in
-any case, everything else as written. The rules were found by probing the tool, and tests/captions/test_tokenizer.py
-compares them with it.
-
-The tool knows the Basic Multilingual Plane as of Unicode 6.0 (2010). Any other character, such as an emoji or a newer
-letter, separates words and is dropped.
+At each position the rule with the longest match wins, the earlier of equals; without any, one character is skipped. A
+rule's first group, if it has one, is the token, the rest lookahead. The tool knows the Basic Multilingual Plane of
+Unicode 6.0 (2010); any other character, such as an emoji, separates words and is dropped.
 """
 
 import re
@@ -109,7 +105,7 @@ def _replacing(table: Mapping[str, str]) -> Callable[[str], str]:
 _entities, _ampersands = _replacing(_ENTITIES), _replacing({"&amp;": "&"})
 _by_character = _replacing(_ENTITIES | _WRITTEN)  # quotes, brackets, currencies and fractions in their ASCII form
 _unbroken = _replacing({" ": "\u00a0"})  # spaces inside a token become no-break spaces
-_unbroken_with_parentheses = _replacing({" ": "\u00a0", "(": "-LRB-", ")": "-RRB-"})
+_bracketed = _replacing({" ": "\u00a0", "(": "-LRB-", ")": "-RRB-"})
 
 
 def _without_soft_hyphens(token: str) -> str:
@@ -133,7 +129,7 @@ _URL_END = '[^ \t\n\f\r"<>|.!?(){},-]'
 _PATH = f'(?:/[^ \t\n\f\r"<>|()]+{_URL_END})?'
 _LABEL = "[^ \t\n\f\r\"`'<>|.!?(){},-_$]"
 _HOST = '[^ \t\n\f\r"<>|(){}.\u00a0]'
-_NEAR = "[- \u00a0]"
+_NEAR, _SHORT = "[- \u00a0]", "[0-9]{2,4}"
 _STARTS = "|".join(f"{start[0]}(?i:{start[1:]})" for start in _SENTENCE_STARTS.split("|"))
 _BLANK = f"[{BLANKS}\r\n\u2028\u2029\x0b\x0c\x85]"
 _RUN = f"(?:[dDoOlL]{_TICK}%(alnum)s)?%(alnum)s+"
@@ -184,12 +180,8 @@ _PATTERNS: list[tuple[str, str, Callable[[str], str] | None]] = [
     (".", "[\u00bc-\u00be\u2153-\u215e]", _by_character),
     ("a.", "[A-Z]*\\$|#", None),
     (".", "[\u00a2-\u00a5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]", _by_character),
-    (".", f"\\([0-9]{{2,3}}\\)[ \u00a0]?[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}", _unbroken_with_parentheses),
-    (
-        "1.",
-        f"(?:\\+\\+?)?(?:[0-9]{{2,4}}{_NEAR})?[0-9]{{2,4}}{_NEAR}[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}",
-        _unbroken_with_parentheses,
-    ),
+    (".", f"\\([0-9]{{2,3}}\\)[ \u00a0]?[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}", _bracketed),
+    ("1.", f"(?:\\+\\+?)?(?:{_SHORT}{_NEAR})?{_SHORT}{_NEAR}[0-9]{{3,4}}{_NEAR}?[0-9]{{3,5}}", _bracketed),
     # Abbreviations
     ("a", f"((?i:{_ABBREVIATIONS})\\.|(?:{_CAPITAL_ABBREVIATIONS})\\.)[\\s\\S]{{2}}", None),
     ("a", f"(?i:{_TITLES})\\.", None),
@@ -212,9 +204,9 @@ _PATTERNS: list[tuple[str, str, Callable[[str], str] | None]] = [
     ("a1.", f"({_COMPOUND}\\.)[,;:\u3001]", _without_soft_hyphens),
     ("a1.", _COMPOUND, _without_soft_hyphens),
     # Punctuation
-    (".", f"({_FACE})[^A-Za-z0-9]", _unbroken_with_parentheses),
+    (".", f"({_FACE})[^A-Za-z0-9]", _bracketed),
     ("a.", "[x=~<>'^-]_[x=~<>'^-]", None),
-    (".", "\\([x=~<>'^-][_.]?[x=~<>'^-]\\)|\\([x=~<>'^]-[x=~<>'^`]\\)", _unbroken_with_parentheses),
+    (".", "\\([x=~<>'^-][_.]?[x=~<>'^-]\\)|\\([x=~<>'^]-[x=~<>'^`]\\)", _bracketed),
     (".", '(?:"|&(?i:quot);)', lambda token: "''"),
     (".", "[<>]|&(?i:lt|gt|amp);|&", _entities),
     (".", "<<|>>", None),

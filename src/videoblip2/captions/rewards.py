@@ -1,16 +1,12 @@
-"""The table of rewards for self-critical training, and their weighted sum. To add a reward, add an entry.
+"""The table of rewards for self-critical training, and their weighted sum; see docs/how-to/add-a-reward.md.
 
-An entry makes a scorer from the training references and their document frequencies. Most rewards are a plain function
-
-    def reward(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]
-
-of tokenised texts (see `captions.functions`), which a configuration may also name as `package.module:function`
-(docs/how-to/add-a-reward.md).
+An entry makes a scorer from the training references and their document frequencies. Most are a plain function of
+tokenised captions and references (`captions.functions`); a configuration may name its own `package.module:function`.
 """
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +31,7 @@ class Scorer(Protocol):
 class FunctionReward:
     """A plain function of captions and references as a scorer."""
 
-    def __init__(self, name: str, function: Function, references: References) -> None:
+    def __init__(self, name: str, function: Function, references: References, df: object = None) -> None:
         self._name, self._function = name, function
         self._tokenised = cache(lambda video: [joined(text) for text in references[video]])
 
@@ -50,15 +46,11 @@ class FunctionReward:
         return scores
 
 
-def _plain(name: str, function: Function) -> Callable[[References, DocumentFrequencies], Scorer]:
-    return lambda references, df: FunctionReward(name, function, references)
-
-
 REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
     "cider": CiderD,
-    "bleu": _plain("bleu", lambda *texts: functions.bleu(functions.bleu_counts(*texts), order=4)),
-    "repetition": _plain("repetition", lambda captions, references: -functions.repetition(captions, references)),
-    "bad_ending": _plain("bad_ending", lambda captions, references: -functions.bad_ending(captions, references)),
+    "bleu": partial(FunctionReward, "bleu", lambda *texts: functions.bleu(functions.bleu_counts(*texts), order=4)),
+    "repetition": partial(FunctionReward, "repetition", lambda *texts: -functions.repetition(*texts)),
+    "bad_ending": partial(FunctionReward, "bad_ending", lambda *texts: -functions.bad_ending(*texts)),
 }
 
 
@@ -91,19 +83,17 @@ def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer
     if name in REWARDS:
         return REWARDS[name]
     if ":" not in name:
-        known = ", ".join(REWARDS)
-        raise InputError(
-            f"scst.reward: unknown reward {name!r}; choose from {known}, or name your own as package.module:function"
-        )
+        own = f"choose from {', '.join(REWARDS)}, or name your own as package.module:function"
+        raise InputError(f"scst.reward: unknown reward {name!r}; {own}")
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # the user's module may raise anything
+        remedy = "install it, or add its folder to PYTHONPATH"
         raise InputError(
-            f"scst.reward: module {module!r} of {name!r} cannot be imported ({error}); install it, or add its folder "
-            "to PYTHONPATH"
+            f"scst.reward: module {module!r} of {name!r} cannot be imported ({error}); {remedy}"
         ) from error
     function = getattr(found, attribute, None)
     if not callable(function):
         raise InputError(f"scst.reward: module {module!r} ({found.__file__}) has no function {attribute!r}; define it")
-    return _plain(name, function)
+    return partial(FunctionReward, name, function)

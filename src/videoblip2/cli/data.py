@@ -85,7 +85,7 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
         (others, f"not English, left out: {counted(others, 'caption')}"),
-        (report.moved, f"in a different split than in their own file: {counted(report.moved, 'video')}"),
+        (report.moved, f"in a different split than their own file says: {counted(report.moved, 'video')}"),
         (kept, f"already there, left unchanged: {kept}; delete any that belong to other data"),
     )
     flaws = (

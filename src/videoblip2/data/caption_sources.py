@@ -1,23 +1,35 @@
-"""Captions in the formats that data sets publish: MSR-VTT 2016 and 2017 and its copies, MSVD, VATEX, plain tables."""
+"""Captions in the forms that data sets publish: a table of forms, each giving rows, and what rows say of videos.
+
+MSR-VTT (2016, 2017, copies, 1k-A's lists), MSVD, VATEX, ActivityNet, YouCook2, AudioCaps, Clotho, COCO, VALOR, VAST,
+and plain tables.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from videoblip2.data.annotations import SPLIT_WORDS, TABLES, Document, VideoAnnotation, media_id, value_of
+from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates
+from videoblip2.data.documents import SPLIT_WORDS, VIDEO, Document, Row, column, media_id, value_of
 from videoblip2.errors import InputError, some
+from videoblip2.files import segment_id
 
-VIDEO = ("video_id", "videoid", "video", "video_name", "file", "file_name", "filename", "id")
-CAPTION = ("caption", "captions", "sentence", "sentences", "description", "text", "desc", "encap")
-MSVD_COLUMNS = {"VideoID", "Start", "End", "Language", "Description"}
+CAPTION = (
+    *("caption", "captions", "sentence", "sentences", "description", "text", "desc", "encap", "vast_cap"),
+    "annotations",  # YouCook2's segments
+)
+NUMBERED = re.compile(r"captions?_\d+")  # Clotho's columns
+MSVD_COLUMNS = {"videoid", "start", "end", "language", "description"}
+#: List of items → the key of an item's id, the list of captions, and the key of the item's id there.
+JOINS = {"videos": ("video_id", "sentences", "video_id"), "images": ("id", "annotations", "image_id")}
+WRAPPERS = ("database", "annotations", "data")
 _MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
 _MSVD_NUMBER = re.compile(r"vid(\d+)")
 Videos = list[tuple[str | None, VideoAnnotation]]  # with the split that the document gives each; None: none
-Entry = tuple[str, str | None, int, list[str]]  # video, split, category, captions
 
 
 @dataclass(frozen=True)
@@ -31,101 +43,63 @@ class Source:
 
 
 def read_captions(document: Document) -> Source:
-    """Recognise a document by its suffix and content. Raises `InputError` for an unknown layout."""
-    name = document.name
-    if document.suffix == ".txt":
-        header = {column.strip().lower() for column in re.split(r"[,;|\t]", document.lines()[0][1])}
-        if header.isdisjoint(VIDEO) or header.isdisjoint(CAPTION):
-            return _from_text(document)
-    if document.suffix not in TABLES:
-        content = document.json
-        if isinstance(content, dict) and isinstance(content.get("videos"), list):
-            info = content.get("info")
-            described = str(info.get("description") or "") if isinstance(info, dict) else ""
-            return Source(_official(content, name), description=described)
-        if isinstance(content, list) and document.split and all(isinstance(video, str) for video in content):
-            return Source(splits={media_id(video): document.split for video in content})
-        if isinstance(content, dict) and content and content.keys() <= SPLIT_WORDS.keys():
-            listed = [(video, SPLIT_WORDS[word]) for word, ids in content.items() for video in ids]
-            if all(isinstance(video, str) for video, _ in listed):
-                return Source(splits={media_id(video): split for video, split in listed})
-        if not isinstance(content, dict | list) or not content:
-            raise InputError(f"{name}: neither MSR-VTT's layout nor a list of video_id and caption; give one of them")
-    return _from_rows(document)
-
-
-def _official(content: Mapping[str, Any], name: str) -> Videos:
-    """MSR-VTT's JSON, videos in its own order, captions by `sen_id`."""
-    captions: dict[str, list[tuple[int, int, str]]] = {}
-    for n, entry in enumerate(content.get("sentences") or [], 1):
-        where = f"{name} sentence {n}"
-        video, caption = _text(where, entry, "video_id"), _text(where, entry, "caption")
-        place = entry.get("sen_id", n)
-        if not isinstance(place, int):
-            raise InputError(f"{where}: its sen_id is {place!r}, not a number; give the official file")
-        captions.setdefault(video, []).append((place, n, caption))
-    videos: Videos = []
-    for n, entry in enumerate(content["videos"], 1):
-        where = f"{name} video {n}"
-        video = _text(where, entry, "video_id")
-        texts = tuple(caption for _, _, caption in sorted(captions.get(video, [])))
-        videos.append((_split(f"{where}: {video}", entry), VideoAnnotation(video, _category(where, entry), texts)))
-    if captions and (silent := [video.video_id for _, video in videos if not video.captions]):
-        raise InputError(f"{name}: no captions for {some(silent)}; add one each or remove the videos")
-    if unknown := sorted(captions.keys() - {video.video_id for _, video in videos}):
-        raise InputError(f'{name}: captions for {some(unknown)}, which is not in "videos"; give the official file')
-    return videos
-
-
-def _text(where: str, entry: Any, key: str) -> str:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str):
-        raise InputError(f"{where}: its {key} is {value!r}, not text; give the official file")
-    return value
-
-
-def _split(where: str, row: Mapping[str, Any]) -> str | None:
-    """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
-    word = row.get("split")
-    if word and str(word).strip().lower() not in SPLIT_WORDS:
-        raise InputError(f"{where} has the split {word!r}; use train, validate or test")
-    return SPLIT_WORDS[str(word).strip().lower()] if word else None
-
-
-def _from_rows(document: Document) -> Source:
-    """Rows of a video and one or several captions, with an optional split and category; or of videos of a split."""
-    rows = list(document.rows())
+    """What a document says, recognised by its content. Raises `InputError` for an unknown layout."""
+    reader = next(reader for recognised, reader in FORMS if recognised(document))
+    rows = [(where, {column(name): value for name, value in row.items()}) for where, row in reader(document)]
     if not rows:
-        raise InputError(f"{document.name}: holds no rows; give a line with video_id and caption for each caption")
-    columns = {_column(name) for name in rows[0][1]}
-    listing = columns.isdisjoint(CAPTION) and bool(document.split or "split" in columns)
-    entries: list[Entry] = []
-    names: dict[str, str] = {}
-    other_languages = 0
-    for where, named in rows:
-        row = named if named.keys() >= MSVD_COLUMNS else {_column(name): value for name, value in named.items()}
-        captions = [] if listing else value_of(where, row, CAPTION)
-        if row.keys() >= MSVD_COLUMNS:
-            if row["Language"] != "English":
-                other_languages += 1
-                continue
-            video = f"{row['VideoID']}_{row['Start']}_{row['End']}"
-        else:
-            video = _video(where, row, names)
-        if isinstance(captions, str) and re.match(r"""\[\s*["']""", captions):
-            raise InputError(f"{where}: the caption of {video} is a list in one cell; give a row for each, or JSON")
-        captions = [captions] if isinstance(captions, str) else captions
-        if not listing and not (captions and isinstance(captions, list) and all(isinstance(c, str) for c in captions)):
-            raise InputError(f"{where}: the captions of {video} are {captions!r:.60}; give text, or a list of texts")
-        entries.append((video, _split(f"{where}: {video}", row), _category(where, row), captions))
-    videos = _grouped(entries, document.name)
+        raise InputError(f"{document.name}: holds no rows; give video_id and caption of each caption")
+    columns = rows[0][1].keys()
+    captioned = bool(columns & set(CAPTION)) or any(map(NUMBERED.fullmatch, columns))
+    listing = not captioned and bool(document.split or columns & {"split", "subset"})
+    english = [(where, row) for where, row in rows if row.get("msvd_language", "English") == "English"]
+    timed = _timed(english)
+    names, captions, facts = dict[str, str](), dict[str, list[str]](), dict[str, tuple[str | None, int]]()
+    for where, row in english:
+        whole = _video(where, row, names)
+        split, category = _split(f"{where}: {whole}", row), _category(where, row)
+        for video, texts in [(whole, [])] if listing else _parts(where, row, whole, timed):
+            captions.setdefault(video, []).extend(texts)
+            if facts.setdefault(video, (split, category))[0] != split:
+                raise InputError(f"{document.name}: {video} is in {facts[video][0]} and in {split}; give it one split")
     if listing:
-        return Source(splits={video.video_id: split or str(document.split) for split, video in videos})
-    return Source(videos, other_languages=other_languages)
+        return Source(splits={video: split or str(document.split) for video, (split, _) in facts.items()})
+    videos = [(split, VideoAnnotation(v, category, tuple(captions[v]))) for v, (split, category) in facts.items()]
+    info = document.json.get("info") if _keys(document) else None
+    described = str(info.get("description") or "") if isinstance(info, dict) else ""
+    return Source(videos, other_languages=len(rows) - len(english), description=described)
 
 
-def _column(name: str) -> str:
-    return name.strip().lower().replace(" ", "_")
+def _timed(rows: Iterable[Row]) -> bool:
+    """Whether the columns `start` and `end` are of segments: a video occurs with different ones."""
+    spans: dict[str, set[object]] = {}
+    for where, row in rows:
+        if row.keys() >= {"start", "end"}:
+            spans.setdefault(str(value_of(where, row, VIDEO)), set()).add((row["start"], row["end"]))
+    return any(len(different) > 1 for different in spans.values())
+
+
+def _parts(where: str, row: Mapping[str, Any], video: str, timed: bool) -> list[tuple[str, list[str]]]:
+    """The captions of a row: of its video or, if they have times, of each of its segments."""
+    found = [row[name] for name in row if NUMBERED.fullmatch(name)] or value_of(where, row, CAPTION)
+    if isinstance(found, str) and re.match(r"""\[\s*["']""", found):
+        raise InputError(f"{where}: the caption of {video} is a list in one cell; give a row for each, or JSON")
+    entries = found if isinstance(found, list) else [found]
+    texts: list[Any] = [
+        next((e[k] for k in ("raw", *CAPTION) if k in e), 0) if isinstance(e, dict) else e for e in entries
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: the captions of {video} are {found!r:.60}; give text, or a list of texts")
+    times = row.get("timestamps") or [
+        entry["segment"] for entry in entries if isinstance(entry, dict) and "segment" in entry
+    ]
+    times = [(row["start"], row["end"])] * len(texts) if timed else times
+    try:
+        segments = [(segment_id(video, *span), [text]) for span, text in zip(times, texts, strict=bool(times))]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: the times of {video} are {times!r:.60}; give a start and an end per caption"
+        ) from error
+    return segments or [(video, texts)]
 
 
 def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
@@ -139,6 +113,14 @@ def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
     return video
 
 
+def _split(where: str, row: Mapping[str, Any]) -> str | None:
+    """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
+    word = row.get("split") or row.get("subset")
+    if word and str(word).strip().lower() not in SPLIT_WORDS:
+        raise InputError(f"{where} has the split {word!r}; use train, validate or test")
+    return SPLIT_WORDS[str(word).strip().lower()] if word else None
+
+
 def _category(where: str, row: Mapping[str, Any]) -> int:
     try:
         return int(float(row.get("category") or 0))
@@ -146,36 +128,99 @@ def _category(where: str, row: Mapping[str, Any]) -> int:
         raise InputError(f"{where}: the category is {row['category']!r}; give its number") from error
 
 
-def _grouped(entries: Iterable[Entry], name: str) -> Videos:
-    """One annotation per video, in the order of first mention."""
-    captions: dict[str, list[str]] = {}
-    facts: dict[str, tuple[str | None, int]] = {}
-    for video, split, category, texts in entries:
-        captions.setdefault(video, []).extend(texts)
-        if facts.setdefault(video, (split, category))[0] != split:
-            raise InputError(f"{name}: {video} is in {facts[video][0]} and in {split}; give it one split")
-    return [(split, VideoAnnotation(v, category, tuple(captions[v]))) for v, (split, category) in facts.items()]
+def _joined(document: Document) -> Iterator[Row]:
+    """Items and their captions in two lists: MSR-VTT's videos, captions in the order of `sen_id`; COCO's images."""
+    content, name = document.json, document.name
+    items = next(key for key in JOINS if key in content)
+    own, texts, other = JOINS[items]
+    captions: dict[str | int, list[tuple[int, int, str]]] = {}
+    for n, entry in enumerate(content.get(texts) or [], 1):
+        where = f"{name} {texts[:-1]} {n}"
+        item, caption = _field(where, entry, other, (str, int)), _field(where, entry, "caption", (str,))
+        place = _field(where, {"sen_id": n, **entry}, "sen_id", (int,), "a number")
+        captions.setdefault(item, []).append((place, n, caption))
+    entries = [(f"{name} {items[:-1]} {n}", entry) for n, entry in enumerate(content[items], 1)]
+    if not captions and entries and isinstance(entries[0][1], dict) and "sentences" in entries[0][1]:
+        yield from entries  # Karpathy's copy of COCO
+        return
+    ids = [_field(where, entry, own, (str, int)) for where, entry in entries]
+    refuse_duplicates(map(str, ids), name)
+    if captions and (silent := [str(item) for item in ids if item not in captions]):
+        raise InputError(f"{name}: no captions for {some(silent)}; add one each or remove the {items}")
+    if unknown := sorted(map(str, captions.keys() - set(ids))):
+        raise InputError(f'{name}: captions for {some(unknown)}, which is not in "{items}"; give the official file')
+    for (where, entry), item in zip(entries, ids, strict=True):
+        video = entry.get("file_name", item) if items == "images" else item
+        yield where, {**entry, "video_id": video, "captions": [text for *_, text in sorted(captions.get(item, []))]}
 
 
-def _from_text(document: Document) -> Source:
-    """MSVD's `ID_START_END caption` lines, a list of ids, `ID vid7` lines that number MSVD's videos, or a table."""
+def _field(where: str, entry: Any, key: str, kinds: tuple[type, ...], called: str = "text") -> Any:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kinds):
+        raise InputError(f"{where}: its {key} is {value!r}, not {called}; give the official file")
+    return value
+
+
+def _unwrapped(document: Document) -> Iterator[Row]:
+    """The rows under YouCook2's `database`, or under `annotations` or `data`."""
+    inner = next(document.json[key] for key in WRAPPERS if key in document.json)
+    return Document(document.name, json.dumps(inner).encode()).rows()
+
+
+def _listed(document: Document) -> Iterator[Row]:
+    """Lists of ids: of the split in the file's name, or of each split."""
+    lists = {document.split: document.json} if isinstance(document.json, list) else document.json
+    return ((document.name, {"video_id": video, "split": split}) for split, ids in lists.items() for video in ids)
+
+
+def _lists_ids(document: Document) -> bool:
+    content = document.json if document.kind == "json" else None
+    if isinstance(content, dict) and content.keys() <= SPLIT_WORDS.keys():
+        content = [video for ids in content.values() for video in ids]
+    elif not document.split:
+        return False
+    return isinstance(content, list) and bool(content) and all(isinstance(video, str) for video in content)
+
+
+def _msvd_rows(document: Document) -> Iterator[Row]:
+    for where, named in document.rows():
+        row = {column(name): value for name, value in named.items()}
+        video = f"{row['videoid']}_{row['start']}_{row['end']}"
+        yield where, {"video_id": video, "caption": row["description"], "msvd_language": row["language"]}
+
+
+def _text_rows(document: Document) -> Iterator[Row]:
+    """MSVD's `ID_START_END caption` lines, a list of ids, or `ID vid7` lines that number MSVD's videos."""
     lines = [(n, line) for n, line in document.lines() if line and not line.startswith("#")]
-    if not lines:
-        raise InputError(f"{document.name}: holds no lines; give captions or a list of video ids")
     words = [line.split() for _, line in lines]
-    if all(len(pair) == 2 and _MSVD_NUMBER.fullmatch(pair[1]) for pair in words):
+    if lines and all(len(pair) == 2 and _MSVD_NUMBER.fullmatch(pair[1]) for pair in words):
         # MSVD's usual 1,200 / 100 / 670 by the number in `vid7` (Venugopalan et al. 2015)
-        numbers = {video: int(word.removeprefix("vid")) for video, word in words}
-        bounds = {video: bisect_left((1200, 1300), number) for video, number in numbers.items()}
-        return Source(splits={video: ("train", "validate", "test")[n] for video, n in bounds.items()})
-    if all(len(line) == 1 for line in words) and document.split:
-        return Source(splits={media_id(line[0]): document.split for line in words})
-    entries: list[Entry] = []
+        bounds = [bisect_left((1200, 1300), int(number.removeprefix("vid"))) for _, number in words]
+        pairs = [(video, ("train", "validate", "test")[n]) for (video, _), n in zip(words, bounds, strict=True)]
+        yield from ((document.name, {"video_id": video, "split": split}) for video, split in pairs)
+        return
+    ids = all(len(line) == 1 for line in words) and document.split
     for number, line in lines:
-        if not (match := _MSVD_LINE.fullmatch(line)):
-            raise InputError(
-                f"{document.name} line {number}: {line[:40]!r} is neither MSVD's `ID_START_END caption` nor, in a file "
-                "named train, val or test, one video id"
-            )
-        entries.append((match[1], None, 0, [match[2] or ""]))
-    return Source(_grouped(entries, document.name))
+        where, row = f"{document.name} line {number}", {"video_id": line, "split": document.split}
+        if not ids:
+            if not (match := _MSVD_LINE.fullmatch(line)):
+                remedy = "MSVD's `ID_START_END caption` nor, in a file named train, val or test, one video id"
+                raise InputError(f"{where}: {line[:40]!r} is neither {remedy}")
+            row = {"video_id": match[1], "caption": match[2] or ""}
+        yield where, row
+
+
+def _keys(document: Document) -> set[str]:
+    """The names in a JSON object."""
+    return set(document.json) if document.kind == "json" and isinstance(document.json, dict) else set()
+
+
+#: Whether a document is in a form, and what reads its rows; the first that recognises it does.
+FORMS: tuple[tuple[Callable[[Document], bool], Callable[[Document], Iterator[Row]]], ...] = (
+    (lambda document: document.kind == "text", _text_rows),
+    (lambda document: document.kind == "table" and document.header >= MSVD_COLUMNS, _msvd_rows),
+    (lambda document: bool(_keys(document) & JOINS.keys()), _joined),
+    (lambda document: bool(_keys(document).intersection(WRAPPERS)), _unwrapped),
+    (_lists_ids, _listed),
+    (lambda document: True, Document.rows),
+)

@@ -13,19 +13,16 @@ from itertools import chain
 from pathlib import Path
 
 from videoblip2.data.annotations import (
-    SPLIT_WORDS,
-    TABLES,
-    Document,
     Store,
     VideoAnnotation,
     flaws,
     lacking,
     read_annotations,
-    read_documents,
     refuse_duplicates,
     write_annotations,
 )
 from videoblip2.data.caption_sources import Source, read_captions
+from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
 from videoblip2.data.questions import QUESTION_FILES, read_questions
 from videoblip2.errors import InputError, some
 from videoblip2.files import write_json
@@ -54,7 +51,7 @@ class PrepareReport:
     uncaptioned: dict[str, int] = field(default_factory=dict)
     unassigned: int = 0
     listed_only: list[str] = field(default_factory=list)
-    moved: int = 0  # videos that lists, or a random split, put in another split than their own file does
+    moved: int = 0  # videos that lists, a file's name or a random split put in another split than their file says
     without_features: list[str] = field(default_factory=list)  # left out on request
     other_language_captions: int = 0
     left_alone: list[str] = field(default_factory=list)  # split files of an earlier preparation
@@ -69,16 +66,15 @@ def prepare_captions(
 ) -> PrepareReport:
     """Write `train.json`, `val.json` and `test.json` in `out` from annotation files, zipped or not.
 
-    Reads MSR-VTT's JSON (2016, 2017), MSVD's text and CSV with lists of ids, and CSV, TSV, JSON and JSON lines of
-    `video_id, caption`. Captions keep their order and their exact text. A split comes from lists of ids, else from the
-    document itself, else from `split` or a file name (`train.csv`). `split` is one of CHOICES; "random" gives every
-    video a new split, 80/10/10 by a digest of its id, so adding others does not move it. A split without videos is not
-    written. Only the `first` captions of each video are kept, and only videos whose id satisfies `keep`. Raises
-    `InputError`, and writes nothing, for any other layout, a repeated video, a video in no split, contradicting splits.
+    Reads every form of `caption_sources`. Captions keep their order and their exact text. A split comes from lists of
+    ids, else from `split` or a file name (`train.csv`), else from the document itself. `split` is one of CHOICES;
+    "random" gives every video a new split, 80/10/10 by a digest of its id, so adding others does not move it. Only the
+    `first` captions of each video are kept, and only videos whose id satisfies `keep`. Raises `InputError`, and writes
+    nothing, for any other layout, a repeated video, a video in no split, contradicting splits.
     """
     sources, lists = _read(paths, split)
     splits: dict[str, list[VideoAnnotation]] = {}
-    uncaptioned, without, moved = [], [], 0
+    uncaptioned, without, moved = [], [], []
     for document, found in sources:
         for own, video in found.videos:
             if not keep(video.video_id):
@@ -88,7 +84,7 @@ def prepare_captions(
             else:
                 chosen = lists.get(video.video_id, "") if lists else _split_for(video.video_id, own, document, split)
                 splits.setdefault(chosen, []).append(replace(video, captions=video.captions[:first]))
-                moved += own is not None and chosen not in (own, "")
+                moved += [f"{video.video_id}: {own} in {document.name}"] if own and chosen not in (own, "") else []
     out, unassigned = Path(out), splits.pop("", [])
     if unassigned and not splits:
         raise InputError(
@@ -114,11 +110,11 @@ def prepare_captions(
         duplicate_captions=counts["duplicate"],
         empty_captions=counts["empty"],
         control_character_captions=counts["control_character"],
-        examples=examples,
+        examples=examples | ({"moved": moved[0]} if moved else {}),
         uncaptioned=dict(sorted(Counter(str(entry["split"]) for entry in uncaptioned).items())),
         unassigned=len(unassigned),
         listed_only=[video for video in lists if video not in known],
-        moved=moved,
+        moved=len(moved),
         without_features=without,
         other_language_captions=sum(found.other_languages for _, found in sources),
         left_alone=sorted(f for name, f in SPLIT_FILES.items() if name not in files and (out / f).is_file()),
@@ -157,13 +153,13 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
 
 
 def _as_list(document: Document, found: Source, sources: Sequence[tuple[Document, Source]]) -> Source:
-    """A table named train, val or test that only repeats captions of the other documents (1k-A's) lists its videos."""
-    if document.suffix not in TABLES or not document.split or not found.videos:
-        return found
+    """A document named train, val or test that only repeats some videos of the others (1k-A's test set) lists them."""
     others = [video for other, said in sources if other is not document for _, video in said.videos]
     known = {video.video_id: set(video.captions) for video in others}
     repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
-    return Source(splits={video.video_id: document.split for _, video in found.videos}) if repeats else found
+    if not document.split or not repeats or not 0 < len(found.videos) < len(known):
+        return found
+    return Source(splits={video.video_id: document.split for _, video in found.videos})
 
 
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
@@ -173,14 +169,15 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
         return "train" if place < SHARES[0] else "validate" if place < SHARES[1] else "test"
     asked = SPLIT_WORDS.get(split or "")
     if own and asked and own != asked:
-        raise InputError(
-            f"--split {split}: {document.name} has {video_id} in {own}; leave --split out, or give lists of ids"
-        )
-    if chosen := own or asked or document.split:
+        remedy = "leave --split out, or give lists of ids"
+        raise InputError(f"--split {split}: {document.name} has {video_id} in {own}; {remedy}")
+    if chosen := asked or document.split or own:
         return chosen
+    remedy = (
+        "lists of ids (train_list.txt, val_list.txt, test_list.txt), file names with train, val or test, or --split"
+    )
     raise InputError(
-        f"{document.name}: nothing says which split {video_id} is in; give a column `split`, lists of ids "
-        "(train_list.txt, val_list.txt, test_list.txt), file names with train, val or test, or --split random"
+        f"{document.name}: nothing says which split {video_id} is in; give a column `split`, {remedy} random"
     )
 
 

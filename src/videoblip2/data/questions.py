@@ -10,7 +10,8 @@ from typing import Any
 
 from videoblip2.captions.answers import MAP_SIZE, question_type
 from videoblip2.config import InputError
-from videoblip2.data.annotations import TABLES, Document, flaws, media_id, read_documents, refuse_duplicates, value_of
+from videoblip2.data.annotations import flaws, refuse_duplicates
+from videoblip2.data.documents import Document, media_id, read_documents, value_of
 from videoblip2.files import write_json
 
 QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
@@ -62,8 +63,8 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def questions_in(document: Document) -> list[Question]:
-    """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV."""
-    content = [] if document.suffix in TABLES else document.json
+    """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV, parquet."""
+    content = document.json if document.kind == "json" else []
     by_id = list(content.values()) if isinstance(content, dict) else []
     if not isinstance(content, list) and not (by_id and all(isinstance(q, dict) and "question" in q for q in by_id)):
         raise InputError(
@@ -105,7 +106,7 @@ def prepare_questions(
     splits: dict[str, list[Question]] = {}
     given: dict[str, int] | None = None
     for document in read_documents(paths):
-        if document.suffix == ".json" and _is_answer_map(document.json):
+        if document.kind == "json" and _is_answer_map(document.json):
             given = document.json
         else:
             if not (chosen := {"val": "validate"}.get(split or "", split) or document.split):

@@ -1,8 +1,7 @@
 """The top-5-detail subset: each video's captions that agree with the others, are detailed, and differ from each other.
 
-Two stages (docs/decisions/0002). The half of the captions with the highest leave-one-out CIDEr-D passes the gate, which
-keeps out what only one annotator saw. Among those, captions are chosen one by one for their length and the words they
-add to those already chosen; near-repetitions are skipped.
+The half with the highest leave-one-out CIDEr-D passes a gate; among those, captions are chosen one by one for their
+length and the words they add to those already chosen; near-repetitions are skipped (docs/decisions/0002).
 """
 
 from collections import Counter
@@ -17,13 +16,9 @@ from videoblip2.progress import Progress, no_progress
 
 # Jaccard overlap of two captions' words above which the second adds nothing new, and above which it says the same.
 TOO_ALIKE, THE_SAME = 0.7, 0.999
-
 DETAIL = "detail"  # passed the gate, chosen for its length and new words
 CONSENSUS = "consensus"  # too few captions differ enough: the next by consensus that is not the same
 REPETITION = "repetition"  # the video has too few different captions
-
-Video = dict[str, Any]  # an entry of an annotation file, with all its keys
-
 BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
 OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is an outlier
 
@@ -36,7 +31,7 @@ class Selection:
     below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words (Jaccard).
     """
 
-    videos: list[Video] = field(default_factory=list)
+    videos: list[dict[str, Any]] = field(default_factory=list)  # entries of an annotation file, with all their keys
     all_captions: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -50,16 +45,14 @@ def select_top5(
 ) -> Selection:
     """Select `keep` captions of each video (all, if there are fewer), most detailed first.
 
-    videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by` (DETAIL,
-    CONSENSUS or REPETITION). df: document frequencies for the consensus; None counts them in these captions.
-    Raises InputError for a video without captions and for keep < 1.
+    videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by`.
+    df: document frequencies for the consensus; None counts them in these captions.
     """
     if keep < 1:
         raise InputError(f"keep={keep} captions per video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
     df = df or DocumentFrequencies.from_references(references)
-    selection = Selection()
-    whole, part = Counter[str](), Counter[str]()
+    selection, whole, part = Selection(), Counter[str](), Counter[str]()
     blocks = range(0, len(videos), BLOCK)
     for start in progress(blocks, len(blocks), "top 5"):
         block = videos[start : start + BLOCK]
@@ -83,7 +76,6 @@ def select_top5(
 
 
 def _statistics(tokens: list[list[str]], scores: list[float]) -> dict[str, float]:
-    """Statistics of one video's captions; see Selection."""
     words = [frozenset(caption) for caption in tokens]
     shared = [len(one & two) / max(1, len(one | two)) for one, two in combinations(words, 2)]
     return {
@@ -97,7 +89,6 @@ def _statistics(tokens: list[list[str]], scores: list[float]) -> dict[str, float
 
 
 def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tuple[int, str]]:
-    """Indices of the chosen captions with the reason for each."""
     ranked = sorted(range(len(tokens)), key=lambda place: -scores[place])
     gate = max(keep, (len(tokens) + 1) // 2)
     chosen = [(place, DETAIL) for place in _detailed(ranked[:gate], tokens, scores, keep)]
@@ -112,8 +103,7 @@ def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tup
 def _detailed(gate: Sequence[int], tokens: list[list[str]], scores: list[float], keep: int) -> list[int]:
     """Greedily the captions with the most words, counting each new word twice; the consensus breaks ties."""
     chosen: list[int] = []
-    said: set[str] = set()
-    waiting = list(gate)
+    said, waiting = set[str](), list(gate)
     while waiting and len(chosen) < keep:
         best = max(waiting, key=lambda place: (len(tokens[place]) + len(set(tokens[place]) - said), scores[place]))
         waiting.remove(best)

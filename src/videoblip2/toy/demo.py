@@ -1,8 +1,7 @@
 """The whole path on generated videos, offline: features, a language model, both stages, the gate, a served caption.
 
-Every step calls the function that the command of the same name calls. A second process trains and tests the models
-that see or hear only: two processes with one thread each use two cores better than one process with two threads, since
-the tensors are small.
+Every step calls the function of the command of the same name. A second process trains and tests the models that see or
+hear only: the tensors are small, and two processes with one thread use two cores better than one with two threads.
 """
 
 import multiprocessing
@@ -49,17 +48,13 @@ START_SECONDS = 120  # for the server to be ready
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo makes and trains.
-
-    more_tests: test videos beside those of the world, for narrower intervals. forced: too small to pass the gate, so
-    its winner is promoted by force.
-    """
+    """How much the demo makes and trains."""
 
     videos: int = 700
-    more_tests: int = 140
+    more_tests: int = 140  # test videos beside those of the world, for narrower intervals
     language_model_steps: int = 250
     overrides: tuple[str, ...] = ()
-    forced: bool = False
+    forced: bool = False  # too small to pass the gate, so its winner is promoted by force
 
 
 FULL = DemoSize()
@@ -77,11 +72,7 @@ class ServedCaption:
 
 @dataclass
 class Demo:
-    """What the demo has made so far.
-
-    tests: of `stages`, on the test split. gains: each of the other stages compared with cross-entropy on both
-    modalities, on the same videos. trivial: CIDEr of the most typical training caption, given for every test video.
-    """
+    """What the demo has made so far."""
 
     out: Path
     size: DemoSize
@@ -89,9 +80,9 @@ class Demo:
     print: Callable[[str], None]
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, StageResult] = field(default_factory=dict)
-    tests: dict[str, EvaluationResult] = field(default_factory=dict)
-    gains: dict[str, Comparison] = field(default_factory=dict)
-    trivial: float = 0.0
+    tests: dict[str, EvaluationResult] = field(default_factory=dict)  # of `stages`, on the test split
+    gains: dict[str, Comparison] = field(default_factory=dict)  # of the other stages over "ce", on the same videos
+    trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
     served: ServedCaption | None = None
 
     def say(self, text: str) -> None:
@@ -119,7 +110,9 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     """Run every step; `say` gets a line about each."""
     torch.set_num_threads(1)
     demo = Demo(out, size, progress, say)
-    write_annotations(demo)
+    prepare_captions(write_toy_annotations(out / "toy", size.videos, SEED, size.more_tests), demo.data)
+    videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
+    write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as second:
         world = out / "toy", size.videos, SEED, write_video
         helped = second.submit(write_toy_world, *world, more_tests=size.more_tests, backwards=True)
@@ -152,14 +145,6 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
             demo.say("8/8 serving")
             demo.served = ask(demo.videos / f"{demo.example_videos()[0]}.mp4")
     return demo
-
-
-def write_annotations(demo: Demo) -> None:
-    """Captions in MSR-VTT's JSON, then what `vb2 data prepare` and `vb2 data top5` make of them."""
-    files = write_toy_annotations(demo.out / "toy", demo.size.videos, SEED, demo.size.more_tests)
-    prepare_captions(list(files), demo.data)
-    videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
-    write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
 
 
 def extract(demo: Demo) -> None:
@@ -208,7 +193,7 @@ def crown(demo: Demo) -> None:
             f"the gate rejects {best.name} ({failed}), and there is no champion to serve; see run {best.run_id}"
         )
     gain = f"{label_of(PRIMARY)} {shown(PRIMARY, gate.verdict.gain.difference, '+')} compared with {gate.opponent}"
-    outcome = f"; promoted by force: {failed}" if gate.forced else f"; rejected: {failed}" if failed else ""
+    outcome = f"; {'promoted by force' if gate.forced else 'rejected'}: {failed}" if gate.forced or failed else ""
     demo.say(f"6/8 the gate: {best.name}, {gain}{outcome}")
     demo.say(f"    champion: models:/{REGISTERED}/{gate.version if gate.promoted else gate.previous}")
 

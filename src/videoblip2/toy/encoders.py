@@ -1,16 +1,7 @@
 """Small CLIP and CLAP models with random weights, in the same classes as real ones, for runs without a network.
 
-A random transformer at its usual initialisation (std 0.02) gives nearly the same vector for every input. Four changes
-keep the content of the toy world visible in the features:
-
-1. Weights are drawn with std 1 / sqrt(fan in); position embeddings are three times as strong as that makes the patches,
-   so the MLPs mix content with position, and the pooled vector shows what is where.
-2. CLIP's patch kernels are smoothed, as pictures are smooth. Most of them see grey, and respond to shape whatever its
-   colour; the others respond to colour.
-3. HTSAT has no absolute positions; its first batch norm gets a random scale and shift for each mel bin instead, and
-   its patch norm, which would remove loudness, is off.
-4. The last norm (CLIP) or first projection (CLAP) is calibrated on random pictures and sounds to zero mean and unit
-   variance in each dimension: data-dependent initialisation, as in LSUV (Mishkin & Matas 2016, arXiv:1511.06422).
+At its usual initialisation (std 0.02) a random transformer gives nearly the same vector for every input. Larger
+weights, kernels that see shape and colour, and a calibrated output keep the toy world's content visible.
 """
 
 from __future__ import annotations
@@ -41,20 +32,16 @@ CALIBRATION = 256  # random pictures or sounds
 
 
 def build_toy_clip(folder: str | Path, seed: int) -> Path:
-    """Write a random `CLIPVisionModelWithProjection` (64 px, projection 768) and its image processor to `folder`."""
+    """Write a random `CLIPVisionModelWithProjection` (64 px, projection 768) and its image processor to `folder`.
+
+    Its patch kernels are smoothed, as pictures are smooth; most see grey, and respond to shape whatever its colour.
+    """
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    config = CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
-        projection_dim=MODALITIES["video"].width,
-    )
-    model = _random_model(CLIPVisionModelWithProjection, config, seed, gain=1.0)
-    _shape_kernels(model.vision_model.embeddings.patch_embedding)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"image_size": IMAGE_SIZE, "patch_size": PATCH, "projection_dim": MODALITIES["video"].width}
+    model = _random_model(CLIPVisionModelWithProjection, CLIPVisionConfig(**sizes), seed, gain=1.0)
+    _shape_kernels(model.vision_model.embeddings.patch_embedding.weight)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
     pixels = processor(images=list(_random_pictures(seed)), return_tensors="pt")["pixel_values"]
@@ -63,23 +50,17 @@ def build_toy_clip(folder: str | Path, seed: int) -> Path:
 
 
 def build_toy_clap(folder: str | Path, seed: int) -> Path:
-    """Write a random `ClapAudioModelWithProjection` (1 s windows, projection 512) and its extractor to `folder`."""
+    """Write a random `ClapAudioModelWithProjection` (1 s windows, projection 512) and its extractor to `folder`.
+
+    HTSAT has no absolute positions: its first batch norm gets a random scale and shift for each mel bin instead. Its
+    patch norm, which would remove loudness, is off.
+    """
     from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
-    config = ClapAudioConfig(
-        num_mel_bins=MEL_BINS,
-        spec_size=SPECTROGRAM,
-        window_size=4,
-        patch_size=8,
-        patch_stride=(8, 8),
-        patch_embeds_hidden_size=64,
-        hidden_size=128,
-        depths=(2, 2),
-        num_attention_heads=(4, 4),
-        num_hidden_layers=2,
-        projection_dim=MODALITIES["audio"].width,
-        enable_patch_layer_norm=False,
-    )
+    sizes = {"num_mel_bins": MEL_BINS, "spec_size": SPECTROGRAM, "window_size": 4, "patch_size": 8}
+    sizes |= {"patch_embeds_hidden_size": 64, "hidden_size": 128, "num_hidden_layers": 2}
+    sizes |= {"projection_dim": MODALITIES["audio"].width, "enable_patch_layer_norm": False}
+    config = ClapAudioConfig(**sizes, patch_stride=(8, 8), depths=(2, 2), num_attention_heads=(4, 4))
     model = _random_model(ClapAudioModelWithProjection, config, seed, gain=1.5)
     norm, generator = model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed)
     with torch.no_grad():  # decibels (about -100 … 40) to unit scale, then a random scale and shift for each mel bin
@@ -103,7 +84,10 @@ def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
 
 @torch.no_grad()
 def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
-    """std gain / sqrt(fan in) for linear maps and convolutions, 0.1 for biases, `POSITION_STD` for embeddings."""
+    """std gain / sqrt(fan in) for linear maps and convolutions, 0.1 for biases, `POSITION_STD` for embeddings.
+
+    Positions are stronger than patches, so the MLPs mix content with position: the pooled vector shows what is where.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # what is not drawn anew below, such as the class token
         torch.manual_seed(seed)
@@ -120,9 +104,8 @@ def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
 
 
 @torch.no_grad()
-def _shape_kernels(patches: nn.Conv2d) -> None:
-    """Smooth the kernels, and make the last `GREY_KERNELS` of them alike in the three colours, at the same energy."""
-    weight = patches.weight  # [D, 3, P, P]
+def _shape_kernels(weight: torch.Tensor) -> None:
+    """Smooth kernels [D,3,P,P]; make the last `GREY_KERNELS` of them alike in the three colours, at the same energy."""
     grey = weight[-int(GREY_KERNELS * len(weight)) :]
     grey.copy_((grey.mean(1, keepdim=True) * math.sqrt(3)).expand_as(grey))
     weight.copy_(nn.functional.avg_pool2d(weight, SMOOTHING, stride=1, padding=SMOOTHING // 2) * SMOOTHING)
@@ -130,7 +113,7 @@ def _shape_kernels(patches: nn.Conv2d) -> None:
 
 @torch.no_grad()
 def _calibrate(module: nn.LayerNorm | nn.Linear, run: Callable[[], object]) -> None:
-    """Rescale and shift a norm or a linear map: its outputs while `run` runs then have mean 0 and variance 1."""
+    """Give a module's outputs while `run` runs mean 0 and variance 1, as in LSUV (Mishkin & Matas 2016)."""
     seen: list[torch.Tensor] = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     run()

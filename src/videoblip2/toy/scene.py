@@ -19,11 +19,7 @@ SOUNDS = ("high", "low", "beeps", "hiss", "siren", "ticking")
 SILENT, ABSENT = "silent", "absent"  # a track of zeros, and a file without an audio stream
 BACKGROUNDS = ("plain", "striped", "spotted")
 
-SECOND_OBJECT_SHARE = 0.15
-
-SIDE = 64  # pixels
-FPS = 8
-RATE = 16_000  # Hz
+SIDE, FPS, RATE = 64, 8, 16_000  # pixels, frames a second, Hz
 RGB = {
     "red": (220, 40, 40),
     "green": (40, 190, 70),
@@ -32,8 +28,10 @@ RGB = {
     "purple": (160, 60, 200),
     "white": (240, 240, 240),
 }
+STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x and y
 Grid = NDArray[np.floating[Any]]
 Wave = NDArray[np.float64]
+WaveMaker = Callable[[Wave, np.random.Generator], Wave]
 _CENTRES = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
 GRID = np.meshgrid(_CENTRES, _CENTRES)  # x and y of the pixels
 
@@ -63,13 +61,6 @@ class Scene:
         return self.sound if self.sound in (SILENT, ABSENT) else "present"
 
 
-def split_of(index: int, num_videos: int) -> str:
-    """The first 70 % of the videos are for training, the next 10 % for validation, the rest for testing."""
-    if index < round(0.7 * num_videos):
-        return "train"
-    return "validate" if index < round(0.8 * num_videos) else "test"
-
-
 def combination_split(colour: str, shape: str, motion: str) -> str:
     """The one split whose videos may show this combination.
 
@@ -83,9 +74,12 @@ def combination_split(colour: str, shape: str, motion: str) -> str:
 def make_scene(seed: int, index: int, num_videos: int) -> Scene:
     """The scene of video `index` in a world of `num_videos`: a pure function of its arguments.
 
-    Sounds are dealt from a shuffled deck of ten: each once or twice, one silent and one absent among ten videos.
+    The first 70 % of the videos are for training, the next 10 % for validation, the rest for testing. Sounds are dealt
+    from a shuffled deck of ten: each once or twice, one silent and one absent among ten videos.
     """
-    rng, split = np.random.default_rng([seed, index]), split_of(index, num_videos)
+    rng = np.random.default_rng([seed, index])
+    ends = {"train": round(0.7 * num_videos), "validate": round(0.8 * num_videos)}
+    split = next((name for name, end in ends.items() if index < end), "test")
     while True:
         colour, shape, motion = (str(rng.choice(names)) for names in (COLOURS, SHAPES, MOTIONS))
         if combination_split(colour, shape, motion) == split:
@@ -111,7 +105,7 @@ def make_scene(seed: int, index: int, num_videos: int) -> Scene:
 
 
 def _second(rng: np.random.Generator, colour: str, shape: str) -> tuple[str, str] | None:
-    if rng.random() >= SECOND_OBJECT_SHARE:
+    if rng.random() >= 0.15:
         return None
     return str(rng.choice([c for c in COLOURS if c != colour])), str(rng.choice([s for s in SHAPES if s != shape]))
 
@@ -145,10 +139,8 @@ def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
     """Centre x, y and radius of the moving shape, in parts of the frame's side (y points down)."""
     (x, y), size = scene.start, scene.size
     done = scene.speed * (time / scene.duration - 0.5)  # -0.5 … 0.5 at speed 1
-    if scene.motion in ("left", "right"):
-        x += 0.55 * done * (1 if scene.motion == "right" else -1)
-    elif scene.motion in ("up", "down"):
-        y += 0.55 * done * (1 if scene.motion == "down" else -1)
+    if scene.motion in STEPS:
+        x, y = (at + 0.55 * done * step for at, step in zip((x, y), STEPS[scene.motion], strict=True))
     elif scene.motion == "orbit":
         angle = 2 * np.pi * (0.5 * scene.speed * time + scene.seed % 8 / 8)
         x, y = x + 0.22 * float(np.cos(angle)), y + 0.22 * float(np.sin(angle))
@@ -171,8 +163,8 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
         canvas += 30 * dots[..., None]
     if scene.second is not None:
         colour, shape = scene.second
-        corner = rng.choice([0.13, 0.87], size=2)
-        canvas = _paint(canvas, shape, RGB[colour], float(corner[0]), float(corner[1]), 0.09)
+        x, y = rng.choice([0.13, 0.87], size=2)
+        canvas = _paint(canvas, shape, RGB[colour], float(x), float(y), 0.09)
     return canvas
 
 
@@ -199,11 +191,8 @@ _DISTANCES: dict[str, Callable[[Grid, Grid], Grid]] = {
 }
 
 
-def _tone(low: float, high: float) -> Callable[[Wave, np.random.Generator], Wave]:
-    def wave(time: Wave, rng: np.random.Generator) -> Wave:
-        return np.sin(2 * np.pi * rng.uniform(low, high) * time)
-
-    return wave
+def _tone(low: float, high: float) -> WaveMaker:
+    return lambda time, rng: np.sin(2 * np.pi * rng.uniform(low, high) * time)
 
 
 def _beeps(time: Wave, rng: np.random.Generator) -> Wave:
@@ -224,7 +213,7 @@ def _ticking(time: Wave, rng: np.random.Generator) -> Wave:
     return np.exp(-since / 0.004) * rng.normal(0, 1, len(time))
 
 
-_WAVES: dict[str, Callable[[Wave, np.random.Generator], Wave]] = {
+_WAVES: dict[str, WaveMaker] = {
     "high": _tone(1900, 2600),
     "low": _tone(110, 200),
     "beeps": _beeps,

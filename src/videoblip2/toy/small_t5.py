@@ -1,7 +1,7 @@
 """A small T5 for machines without a pre-trained one: tokenizers and a text model, trained on captions only.
 
-The model learns to paraphrase: its input is a caption with words left out, its target another caption of the same video
-or (`denoise`) the complete one. It never sees a feature; the stages freeze it, as they do Flan-T5.
+It learns to paraphrase: its input is a caption with words left out, its target another caption of the same video or
+(`denoise`) the complete one. The stages freeze it, as they do Flan-T5.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T
 
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.errors import validated
+from videoblip2.model.language_model import separate_lm_head
 from videoblip2.progress import Progress, Steps, no_progress, quiet_transformers
 from videoblip2.training.update import schedule
 
@@ -24,11 +25,9 @@ from videoblip2.training.update import schedule
 class LanguageModelConfig(BaseModel):
     """Sizes and schedule; encoder and decoder are equally deep.
 
-    Args:
-        denoise: share of the pairs whose target is the complete source. Captions of real videos share few words, and
-            this is what teaches a small model to attend to its encoder.
-        pool: the pairs of this many batches are sorted by length before one batch is taken, which reduces padding.
-        tied_start: `lm_head` starts as a scaled copy of `shared`, so the model soon learns to copy words.
+    denoise: share of the pairs whose target is the complete source. Captions of real videos share few words, and this
+    is what teaches a small model to attend to its encoder. pool: the pairs of this many batches are sorted by length
+    before one batch is taken, which reduces padding. tied_start: `lm_head` starts as a scaled copy of `shared`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,9 +76,8 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedToken
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
@@ -94,29 +92,16 @@ def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizer
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    vocabulary = tokenizer.get_vocab()
-    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512)
+    return BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=512)
 
 
 def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGeneration:
     """A fresh T5 v1.1, like Flan-T5: gated GELU, unscaled output, `lm_head` separate from `shared`."""
-    from videoblip2.model.language_model import separate_lm_head
-
     torch.manual_seed(config.seed)
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=vocab_size,
-            d_model=config.d_model,
-            d_kv=config.d_model // config.num_heads,
-            d_ff=config.d_ff,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout_rate=config.dropout,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-        )
-    )
+    sizes = config.model_dump(include={"d_model", "d_ff", "num_layers", "num_heads"})
+    sizes |= {"vocab_size": vocab_size, "d_kv": config.d_model // config.num_heads, "dropout_rate": config.dropout}
+    kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**sizes, **kind))
     separate_lm_head(model)
     # T5's own initialisation is made for pre-training with Adafactor; here logits start near zero.
     with torch.no_grad():
@@ -128,22 +113,17 @@ def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGe
 
 
 def _fit(
-    model: T5ForConditionalGeneration,
-    tokenizer: Any,
-    videos: Sequence[VideoAnnotation],
-    config: LanguageModelConfig,
-    progress: Progress,
+    model: Any, tokenizer: Any, videos: Sequence[VideoAnnotation], config: LanguageModelConfig, progress: Progress
 ) -> None:
     rng = np.random.default_rng(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     model.train()
     steps = Steps(range(config.steps))
+    padded = {"padding": True, "truncation": True, "max_length": config.max_tokens, "return_tensors": "pt"}
     for step in progress(steps, config.steps, "language model"):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step, config.steps, config.steps // 10, 0.05)
-        sources, targets = _pairs(videos, config, rng)
-        padded = {"padding": True, "truncation": True, "max_length": config.max_tokens, "return_tensors": "pt"}
-        inputs, labels = tokenizer(sources, **padded), tokenizer(targets, **padded)
+        inputs, labels = (tokenizer(texts, **padded) for texts in _pairs(videos, config, rng))
         ids = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
         loss = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, labels=ids).loss
         loss.backward()
@@ -175,5 +155,4 @@ def _pairs(
 
 def parse_settings(words: Sequence[str]) -> LanguageModelConfig:
     """["steps=500", …] → settings; InputError names the unknown one."""
-    given = dict(word.partition("=")[::2] for word in words)
-    return validated(LanguageModelConfig, given, "setting")
+    return validated(LanguageModelConfig, dict(word.partition("=")[::2] for word in words), "setting")

@@ -1,10 +1,8 @@
 """The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
-A coloured shape moves over a dark background, with a sound, with silence or without an audio stream. A combination of
-colour, shape and motion belongs to exactly one split (`scene.combination_split`), so every word and every answer of a
-test video occurs in training, but its combination and its captions do not. Every caption names the whole combination;
-`CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a model that lacks one modality
-cannot match the references. Of the questions, five kinds are about the picture, two about the sound.
+A coloured shape moves over a dark background, with a sound, with silence or without an audio stream. Every caption
+names colour, shape and motion; `CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a
+model that lacks one modality cannot match the references. No tested combination is seen in training.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ from videoblip2.config import InputError
 from videoblip2.files import write_json
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import TOY
-from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, Scene, make_scene, render_audio, render_frames
+from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, STEPS, Scene, make_scene, render_audio, render_frames
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 
 MIN_VIDEOS = 10  # below, a split would be empty
-CAPTIONS = 20
-VISUAL_ONLY = 2
+CAPTIONS, VISUAL_ONLY = 20, 2
 WORDS = range(7, 15)  # allowed lengths
 
 SHAPE_WORDS = {
@@ -83,7 +81,6 @@ VISUAL = ("{what}", "the video shows how {what}", "in this video {what}", "we se
 ANSWERS = ("sliding", "sliding", "rising", "falling", "circling", "growing", "shrinking", "bouncing", "staying")
 DOING = dict(zip(MOTIONS, ANSWERS, strict=True))
 HEARD = dict(zip(SOUNDS, ("whistle", "hum", "beeps", "noise", "siren", "clock"), strict=True))
-DIRECTIONS = ("left", "right", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -112,20 +109,14 @@ def write_toy_world(
     kept, so that an interrupted call can be repeated and a second process can help, `backwards`. Raises `InputError`
     for fewer than 10 videos and for a folder that holds another world.
     """
-    out = Path(out)
-    annotations = write_toy_annotations(out, num_videos, seed, more_tests)
+    out, annotations = Path(out), write_toy_annotations(out, num_videos, seed, more_tests)
     scenes = make_scenes(num_videos, seed, more_tests)
     for scene in progress(scenes[:: -1 if backwards else 1], len(scenes), "rendering"):
-        if _file(out, scene).exists():
-            continue
-        write_video(_file(out, scene), render_frames(scene), FPS, render_audio(scene), RATE)
-    return ToyWorld(
-        videos=out / "videos",
-        annotations=annotations,
-        questions=_question_files(out),
-        counts=dict(Counter(scene.split for scene in scenes)),
-        audio=dict(Counter(scene.audio for scene in scenes)),
-    )
+        file = out / "videos" / f"{scene.video_id}.mp4"
+        if not file.exists():
+            write_video(file, render_frames(scene), FPS, render_audio(scene), RATE)
+    counts, audio = Counter(scene.split for scene in scenes), Counter(scene.audio for scene in scenes)
+    return ToyWorld(out / "videos", annotations, _question_files(out), dict(counts), dict(audio))
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:
@@ -154,10 +145,6 @@ def make_scenes(num_videos: int, seed: int, more_tests: int = 0) -> list[Scene]:
     return [make_scene(seed, index, num_videos) for index in range(num_videos + more_tests)]
 
 
-def _file(out: Path, scene: Scene) -> Path:
-    return out / "videos" / f"{scene.video_id}.mp4"
-
-
 def _question_files(out: Path) -> tuple[Path, Path, Path]:
     return out / "train_qa.json", out / "val_qa.json", out / "test_qa.json"
 
@@ -178,8 +165,8 @@ def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:
     ]
     captions = [(scene.video_id, caption) for scene in scenes for caption in make_captions(scene)]
     sentences = [
-        {"sen_id": first_sentence + i, "video_id": video_id, "caption": caption}
-        for i, (video_id, caption) in enumerate(captions)
+        {"sen_id": number, "video_id": video_id, "caption": caption}
+        for number, (video_id, caption) in enumerate(captions, first_sentence)
     ]
     return {"info": {"description": TOY}, "videos": videos, "sentences": sentences}
 
@@ -227,21 +214,16 @@ def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
         ("how loud is the sound?", loudness if scene.audio == "present" else "silent"),
         ("how many shapes are there?", "one" if scene.second is None else "two"),
     ]
-    if scene.motion in DIRECTIONS:
+    if scene.motion in STEPS:
         pairs.append((f"where does the {scene.shape} go?", scene.motion))
     return tuple(pairs)
 
 
 def question_entries(scenes: Sequence[Scene], first_id: int) -> list[dict[str, Any]]:
     """Entries in the layout of MSRVTT-QA's JSON, numbered from `first_id`; the motion is the category."""
-    asked = [(scene, question, answer) for scene in scenes for question, answer in make_questions(scene)]
+    asked = [(scene, *pair) for scene in scenes for pair in make_questions(scene)]
+    categories = [MOTIONS.index(scene.motion) for scene, *_ in asked]
     return [
-        {
-            "id": first_id + number,
-            "video": scene.video_id,
-            "category_id": MOTIONS.index(scene.motion),
-            "question": question,
-            "answer": answer,
-        }
-        for number, (scene, question, answer) in enumerate(asked)
+        {"id": number, "video": scene.video_id, "category_id": category, "question": question, "answer": answer}
+        for number, category, (scene, question, answer) in zip(count(first_id), categories, asked, strict=False)
     ]

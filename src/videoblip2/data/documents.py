@@ -1,0 +1,212 @@
+"""Annotation files as documents: unpacked, decoded, read as JSON or rows by what they hold, whatever their names."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from videoblip2.errors import InputError, some
+from videoblip2.files import MEDIA_SUFFIXES
+
+LINES, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+SUFFIXES = (".json", *LINES, *TABLES, ".txt", ".parquet")
+OTHER_MEDIA = {".wav", ".flac", ".mp3", ".ogg", ".m4a", ".jpg", ".jpeg", ".png"}
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "development", "restval"), "train"),  # Clotho's, and Karpathy's of COCO
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validate"),
+    **dict.fromkeys(("test", "testing", "evaluation"), "test"),
+}
+VIDEO = (
+    *("video_id", "videoid", "video", "video_name", "file", "file_name", "filename"),
+    *("youtube_id", "clip_id", "image_id", "id"),
+)
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+Row = tuple[str, Mapping[str, Any]]  # where it is, such as `mine.csv line 3`; its values by column
+
+
+@dataclass(frozen=True)
+class Document:
+    """One file; `name` is what errors call it, such as `msvd.zip/AllVideoDescriptions.txt`."""
+
+    name: str
+    data: bytes
+
+    @classmethod
+    def open(cls, path: str | Path, remedy: str = "give an annotation file") -> Document:
+        """Read a file, unpacked if it is gzipped. Raises `InputError` if it is missing or cannot be unpacked."""
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; {remedy}")
+        data = Path(path).read_bytes()
+        if not data.startswith(b"\x1f\x8b"):
+            return cls(str(path), data)
+        try:
+            return cls(str(path).removesuffix(".gz"), gzip.decompress(data))
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path}: not a readable gzip file ({error}); download it again") from error
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def split(self) -> str | None:
+        """The split in the file's name, if it names exactly one: `train_qa.json` → train."""
+        words = re.split(r"[^a-z]+", PurePosixPath(self.name).stem.lower())
+        found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def kind(self) -> Literal["parquet", "json", "table", "text"]:
+        """By its content; the suffix decides for what cannot be read as what it promises."""
+        if self.data.startswith(b"PAR1"):
+            return "parquet"
+        if self.text.lstrip()[:1] in ("{", "[") or self.suffix in (".json", *LINES):
+            return "json"
+        return "table" if self.suffix in TABLES or (len(self.header) > 1 and self.header & set(VIDEO)) else "text"
+
+    @property
+    def header(self) -> set[str]:
+        """The columns in the first line, as the readers know them."""
+        return {column(name) for name in re.split(r"[,;|\t]", self.lines()[0][1])}
+
+    @cached_property
+    def text(self) -> str:
+        """UTF-8, UTF-16 or UTF-32, with or without a byte-order mark. Raises `InputError` for anything else."""
+        try:
+            return self.data.decode(json.detect_encoding(self.data))
+        except UnicodeDecodeError as error:
+            line = self.data.count(b"\n", 0, error.start) + 1
+            raise InputError(f"{self.name} line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+    def lines(self) -> list[tuple[int, str]]:
+        """Number and text of each line. Only line feeds end a line: captions may hold other line separators."""
+        return [(number, line.strip(" \t\r")) for number, line in enumerate(self.text.split("\n"), 1)]
+
+    @cached_property
+    def json(self) -> Any:
+        """Its content; JSON lines, whatever the file is called, are a list. Raises `InputError` for anything else."""
+        try:
+            content = json.loads(self.text)
+            alone = isinstance(content, dict) and (self.suffix in LINES or "video_id" in content)
+            return [content] if alone else content
+        except json.JSONDecodeError as error:
+            if self.suffix not in LINES and error.msg != "Extra data":
+                raise InputError(f"{self.name}: not JSON ({error}); give annotations, or MSR-VTT's zip") from error
+        entries = []
+        for number, line in self.lines():
+            try:
+                entries += [json.loads(line)] if line else []
+            except json.JSONDecodeError as error:
+                raise InputError(f"{self.name} line {number}: not JSON ({error}); correct the line") from error
+        return entries
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of a table, of JSON lines, of a JSON list, or of a mapping by id (under `id`) or by split (`split`).
+
+        Raises `InputError` for a row that is not a mapping.
+        """
+        if self.kind == "table":
+            yield from self._csv_rows()
+            return
+        entries = self._parquet_rows() if self.kind == "parquet" else self.json
+        if not isinstance(entries, dict | list):
+            raise InputError(
+                f"{self.name}: neither MSR-VTT's layout nor a list of video_id and caption; give one of them"
+            )
+        if isinstance(entries, dict):
+            listed = [("split", key, row) for key, rows in entries.items() if key in SPLIT_WORDS for row in rows]
+            pairs = listed or [("id", key, v if isinstance(v, dict) else {"captions": v}) for key, v in entries.items()]
+            entries = [{name: key, **row} if isinstance(row, dict) else row for name, key, row in pairs]
+        for number, entry in enumerate(entries, 1):
+            where = f"{self.name} entry {number}"
+            if not isinstance(entry, dict):
+                shown = json.dumps(entry)[:60]
+                raise InputError(f"{where}: {shown} is not an object; give video_id and caption in one")
+            yield where, entry
+
+    def _parquet_rows(self) -> list[dict[str, Any]]:
+        from pyarrow import parquet, types
+
+        try:
+            file = parquet.ParquetFile(io.BytesIO(self.data))
+            kinds = zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)
+            columns = [name for name, kind in kinds if not (types.is_struct(kind) or types.is_binary(kind))]  # no media
+            rows: list[dict[str, Any]] = file.read(columns).to_pylist()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.name}: not a readable parquet file ({error}); download it again") from error
+        return rows
+
+    @property
+    def delimiter(self) -> str:
+        """The separator that is most frequent in a table's first line, outside quotes; the suffix breaks ties."""
+        header, usual = re.sub('"[^"]*"', "", self.lines()[0][1]), "\t" if self.suffix == ".tsv" else ","
+        return max(DELIMITERS, key=lambda sign: (header.count(sign), sign == usual))
+
+    def _csv_rows(self) -> Iterator[Row]:
+        reader = csv.DictReader(io.StringIO(self.text, newline=""), delimiter=self.delimiter, strict=True)
+        called = DELIMITERS[self.delimiter]
+        remedy = f"separate them by {called}, and put captions that contain {called} in double quotes"
+        try:
+            for row in reader:
+                where = f"{self.name} line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{where}: not as many fields as in the first line; {remedy}")
+                yield where, {str(key).strip(): value for key, value in row.items()}
+        except csv.Error as error:
+            raise InputError(f"{self.name} line {reader.line_num}: {error}; correct the file") from error
+
+
+def read_documents(paths: Sequence[str | Path]) -> list[Document]:
+    """Every file, and every annotation file inside a zip: its JSON files or, if it has none, its tables and texts.
+
+    Raises `InputError` for a missing file, a pickle, an unreadable zip and a zip without annotations.
+    """
+    return [document for path in paths for document in _documents(Document.open(path))]
+
+
+def _documents(file: Document) -> list[Document]:
+    path, content = file.name, io.BytesIO(file.data)
+    if file.suffix in (".pkl", ".pickle"):
+        raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON version")
+    if file.suffix != ".zip" and not zipfile.is_zipfile(content):
+        return [file]
+    try:
+        with zipfile.ZipFile(content) as archive:
+            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
+            tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
+            wanted = [n for n in names if n.lower().endswith(".json")] or tables
+            contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
+    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # truncated, encrypted, or an unknown compression
+        raise InputError(f"{path}: not a readable zip ({error}); download it again") from error
+    if not contents:
+        held = f"holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
+        raise InputError(f"{path}: {held}; give the data set's annotation zip")
+    return contents
+
+
+def value_of(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of the first of `names` (in any case) that the row has. Raises `InputError` listing its columns."""
+    by_name = {name.lower(): value for name, value in row.items() if value is not None}
+    if not (there := [name for name in names if name in by_name]):
+        raise InputError(f"{where}: no {' or '.join(names)} among {', '.join(row) or 'nothing'}; add it")
+    return by_name[there[0]]
+
+
+def column(name: str) -> str:
+    """A column's name as the readers know it: "Video ID" → "video_id"."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def media_id(value: object) -> str:
+    """A video's id: a file name without folder and media suffix, as features are named; anything else unchanged."""
+    path = PurePosixPath(text := str(value).strip())
+    return path.stem if path.suffix.lower() in MEDIA_SUFFIXES | OTHER_MEDIA else text
