@@ -179,7 +179,12 @@ def _questions(words: Iterable[str]) -> Iterator[str]:
     """Each word is a question, or a file with one per line."""
     for word in words:
         path = Path(word).expanduser()
-        lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--questions {word}: {error}; give a UTF-8 text file with one question per line"
+            ) from error
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
 
 

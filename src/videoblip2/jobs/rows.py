@@ -45,11 +45,7 @@ class RowFile:
             raise InputError(f"{path}: {error.strerror or error}; give a place that can be written to") from error
         if path.exists() and not known:
             raise InputError(f"{path}: exists, and this command did not write it; move it, or give another --out")
-        for what, own in (("model_version", model_version), ("options", options)):
-            if others := {getattr(row, what) for row in self.rows} - {own}:
-                raise InputError(
-                    f"{path}: holds captions with {what} {others.pop()!r}, not {own!r}; give another --out"
-                )
+        _refuse_mixed(path, {(model_version, options), *_made_by(self.rows)}, "give another --out")
         self._again = again | {row.path for row in self.rows if row.error is not None}
         self.rows = [row for row in self.rows if row.error is None]
         self._paths = {row.path for row in self.rows}
@@ -124,6 +120,16 @@ class RowFile:
             write_rows(self.path, rows)
 
 
+def _made_by(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    return {(row.model_version, row.options) for row in rows}
+
+
+def _refuse_mixed(path: Path, made_by: set[tuple[str, str]], remedy: str) -> None:
+    if len(made_by) > 1:
+        said = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in sorted(made_by))
+        raise InputError(f"{path}: would mix captions of {said}; {remedy}")
+
+
 def read_row_file(path: Path) -> list[Row]:
     """The rows of a `.jsonl` file, or of the journal of another format. Raises InputError for any other file."""
     journal = path if path.suffix.lower() == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
@@ -172,6 +178,7 @@ def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
         for row in chosen.values()
         if row.error is None or (row.end, row.question) != (None, None) or row.path not in captioned
     ]
+    _refuse_mixed(out, _made_by(rows), "merge those of one model and the same options")
     write_rows(out, rows)
     return rows
 
