@@ -13,7 +13,7 @@ from videoblip2.captioner import Caption, Captioner
 from videoblip2.features.store import write_features
 from videoblip2.predict import OpenModel
 from videoblip2.provenance import Provenance
-from videoblip2.registry import verdict_files
+from videoblip2.registry import verdict_files, versions
 from videoblip2.registry.promote import Promotion, Request, promote
 from videoblip2.tracking import RunSpec, open_run
 
@@ -56,6 +56,7 @@ class Gatehouse:
     def __init__(self, root: Path, patch: pytest.MonkeyPatch, plots: bool = False) -> None:
         self.root = place_store(root, patch)
         patch.setattr(OpenModel, "captioner", property(SaidCaptions))
+        patch.setattr(versions, "SETTLE_SECONDS", 0.0)
         if not plots:  # drawing takes longer than all the rest
             patch.setattr(verdict_files, "plot", lambda path, verdict, gate: None)
         self.write_data("data")

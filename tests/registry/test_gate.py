@@ -1,5 +1,7 @@
 """The verdict: what passes, and what each condition alone holds back."""
 
+from dataclasses import replace
+
 import pytest
 from gate_world import FAIR, GOOD, REFERENCES
 
@@ -39,16 +41,34 @@ def test_the_least_gain_holds_back_a_sure_but_small_one():
     assert failed(Gate(**LOOSE, minimum_gain=50.0), GOOD, FAIR) == ["CIDEr gain"]
 
 
+def with_meteor(captions, mean):
+    """Scored captions whose METEOR is `mean` for every video, or unavailable for a reason."""
+    found = scored(captions)
+    if isinstance(mean, str):
+        return replace(found, unavailable={"METEOR": mean})
+    rows = tuple(replace(row, scores={**row.scores, "METEOR": mean}) for row in found.caption_rows)
+    return replace(found, caption_rows=rows)
+
+
 @pytest.mark.parametrize(
     ("meteor", "expected"),
-    [((0.30, 0.30), []), ((0.296, 0.30), []), ((0.294, 0.30), ["METEOR, mean of videos"]), ("no java", ["METEOR"])],
+    [
+        ((0.30, 0.30), []),
+        ((0.296, 0.30), []),
+        ((0.294, 0.30), ["METEOR, mean of videos"]),
+        (("no java",) * 2, ["METEOR"]),
+    ],
 )
 def test_meteor_may_lose_half_a_point_and_must_be_measured(meteor, expected):
-    assert failed(Gate(max_meteor_loss=0.005, resamples=500), GOOD, FAIR, means={"METEOR": meteor}) == expected
+    sides = [with_meteor(captions, mean) for captions, mean in zip((GOOD, FAIR), meteor, strict=True)]
+    verdict = judge(Gate(max_meteor_loss=0.005, resamples=500), *sides)
+    assert [c.name for c in verdict.conditions if not c.passed] == expected
 
 
-def test_meteor_is_not_compared_where_the_gate_says_so():
-    assert failed(Gate(**LOOSE), GOOD, FAIR, means={"METEOR": "no java"}) == []
+def test_meteor_is_not_compared_where_the_gate_says_so_nor_with_the_trivial_baseline():
+    sides = [with_meteor(GOOD, "no java"), with_meteor(FAIR, "no java")]
+    assert judge(Gate(**LOOSE), *sides).passed
+    assert judge(Gate(resamples=500), *sides, trivial=True).passed
 
 
 def test_captions_that_are_much_longer_or_shorter_are_held_back():

@@ -19,6 +19,7 @@ NAME = "videoblip2"
 def versions(tmp_path, monkeypatch):
     """Three versions of one checkpoint, made champion one after the other."""
     place_store(tmp_path, monkeypatch)
+    monkeypatch.setattr("videoblip2.registry.versions.SETTLE_SECONDS", 0.0)
     with open_run(RunSpec("ce", "one", "toy")) as tracker:
         uri = tracker.log_checkpoint(write_checkpoint(tmp_path / "one"), "ce", {})
     for number in (1, 2, 3):

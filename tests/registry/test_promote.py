@@ -10,9 +10,7 @@ import pytest
 from gate_world import FAIR, GOOD, HALF, NOUNS, POOR, REFERENCES, RIGHT, Gatehouse, made_with
 
 from videoblip2 import registry
-from videoblip2.captions import CaptionMetrics
 from videoblip2.config import InputError
-from videoblip2.evaluate import evaluate
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.progress import no_progress
 from videoblip2.provenance import Provenance
@@ -250,7 +248,7 @@ def test_of_two_promoters_at_once_the_second_is_refused(house):
     refusals = []
 
     def second():
-        with pytest.raises(InputError, match="another promotion is under way on this machine") as caught:
+        with pytest.raises(InputError, match=r"another promotion is under way \(.*, process \d+ on ") as caught:
             house.promote(fair)
         refusals.append(caught.value)
 
@@ -295,22 +293,6 @@ def test_a_locked_store_is_one_line():
         raise MlflowException("database is locked\n[SQL: …]", TEMPORARILY_UNAVAILABLE)
     with pytest.raises(MlflowException), store_in_words():
         raise MlflowException("a bug", INTERNAL_ERROR)
-
-
-def test_both_sides_share_one_java_process_for_meteor(monkeypatch):
-    calls = []
-
-    def metrics(references, captions, names):
-        calls.append(names)
-        each = {key: {"METEOR": 0.1 if key.startswith("0/") else 0.3} for key in captions}
-        return CaptionMetrics({"METEOR": 0.2}, each, {})
-
-    sides = [evaluate(said, REFERENCES, ["Bleu_1"]) for said in (GOOD, FAIR)]
-    monkeypatch.setattr(contenders, "caption_metrics", metrics)
-    assert contenders.mean_scores(["METEOR"], sides)["METEOR"] == pytest.approx((0.1, 0.3))
-    assert calls == [["METEOR"]]
-    monkeypatch.setattr(contenders, "caption_metrics", lambda *_: CaptionMetrics({}, {}, {"METEOR": "java not found"}))
-    assert contenders.mean_scores(["METEOR"], sides) == {"METEOR": "java not found"}
 
 
 def test_latency_is_taken_in_turn_after_a_warm_up():

@@ -1,12 +1,9 @@
 """Where studies live: a journal file, a database, a proxy to one; and what is said when one cannot be reached."""
 
 import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
-from contextlib import suppress
+import threading
 
 import optuna
 import pytest
@@ -21,7 +18,6 @@ from videoblip2.tune.study import (
     open_study,
     serve,
     storage_errors,
-    with_driver,
 )
 
 
@@ -72,16 +68,29 @@ def test_a_password_is_not_shown():
     assert "secret" not in str(error.value)
 
 
-def test_postgres_goes_through_the_driver_that_is_installed(monkeypatch):
-    installed = {"psycopg2"}
-    monkeypatch.setattr(studies.importlib.util, "find_spec", lambda name: name in installed)
-    assert with_driver("postgresql://me:x@host/db") == "postgresql+psycopg2://me:x@host/db"
-    assert with_driver("postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"
-    installed.add("psycopg")
-    assert with_driver("postgres://host/db") == "postgresql+psycopg://host/db"
-    installed.clear()
-    with pytest.raises(InputError, match=r"storage postgresql://me:\*\*\*@host/db: no driver for it; pip install"):
-        with_driver("postgresql://me:x@host/db")
+def test_postgres_goes_through_the_driver_of_the_extra(monkeypatch):
+    asked = []
+    monkeypatch.setattr(optuna.storages, "RDBStorage", lambda url, **options: asked.append(url))
+    for place in ("postgresql://me:x@host/db", "postgres://host/db", "postgresql+pg8000://host/db"):
+        open_storage(place)
+    assert asked == [
+        "postgresql+psycopg2://me:x@host/db",
+        "postgresql+psycopg2://host/db",
+        "postgresql+pg8000://host/db",
+    ]
+
+
+@pytest.mark.parametrize("place", ["postgresql://me:x@host/db", "grpc://127.0.0.1:1"])
+def test_an_extra_that_is_not_installed_is_named(monkeypatch, place):
+    def missing(*arguments, **options):
+        raise ModuleNotFoundError("No module named 'it'")
+
+    for name in ("RDBStorage", "GrpcStorageProxy"):
+        monkeypatch.setattr(optuna.storages, name, missing)
+    with pytest.raises(
+        InputError, match=r"storage .*://.*: No module named 'it'; pip install 'videoblip2\[postgres,grpc"
+    ):
+        open_storage(place)
 
 
 def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, monkeypatch):
@@ -104,7 +113,7 @@ def test_a_locked_database_is_one_line_that_says_the_study_goes_on(tmp_path, mon
     "target", ["study.journal", "runs/study.journal", "{0}/runs/study.journal", "/moved/study.journal", ""]
 )
 def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch, target):
-    """Whether the link leads to the journal, to nowhere (a relative path, a folder that moved), or is a file.
+    """Whether it is a file, or, from an older release, a link to the journal or to nowhere (in a folder that moved).
 
     The library waits 30 s for it by its clock; here that clock runs fast.
     """
@@ -158,35 +167,15 @@ def test_a_journal_cut_in_its_first_line_begins_anew(tmp_path):
     assert path.read_bytes().startswith(b'{"op_code":')
 
 
-SERVER = """
-import sys
-from videoblip2.tune.study import serve
-serve(sys.argv[1], sys.argv[2])
-"""
-
-
-def reach(place):
-    """The proxy, also where its process needs longer than one try to come up."""
-    for _ in range(5):
-        with suppress(InputError):
-            return open_storage(place)
-    return open_storage(place)
-
-
 def test_a_database_is_served_to_other_machines(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, f"sqlite:///{tmp_path / 'study.db'}", f"127.0.0.1:{port}"]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        study = open_study(tiny_plan(tmp_path), reach(f"grpc://127.0.0.1:{port}"))
-        study.tell(study.ask(), 0.5)
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-    direct = open_study(tiny_plan(tmp_path), open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
-    assert direct.best_value == 0.5
+    database = f"sqlite:///{tmp_path / 'study.db'}"
+    threading.Thread(target=serve, args=(database, f"127.0.0.1:{port}"), daemon=True).start()
+    study = open_study(tiny_plan(tmp_path), open_storage(f"grpc://127.0.0.1:{port}"))
+    study.tell(study.ask(), 0.5)
+    assert open_study(tiny_plan(tmp_path), open_storage(database)).best_value == 0.5
 
 
 @pytest.mark.parametrize("place", ["runs/study.journal", "grpc://127.0.0.1:1"])

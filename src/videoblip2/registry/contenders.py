@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from videoblip2.captions import caption_metrics, typical_caption
+from videoblip2.captions import typical_caption
 from videoblip2.captions.answers import common_answers, typed_answer
 from videoblip2.captions.metrics import METRICS, default_metrics
 from videoblip2.captions.predictions import Kind
@@ -35,8 +35,7 @@ class ValidationManifest:
 
     @property
     def digest(self) -> str:
-        content = {"videos": self.videos, "references": self.references, "features": self.features}
-        return _sha(content | ({"questions": self.questions} if self.questions else {}))
+        return _sha({name: value for name, value in asdict(self).items() if name != "size" and value})
 
     def difference(self, other: "ValidationManifest", same_features: bool = True) -> str:
         """What differs, in words; empty if nothing relevant does."""
@@ -119,34 +118,19 @@ def time_in_turn(one: Contender, other: Contender, count: int, progress: Progres
     jobs = list(enumerate([entries[0], *entries]))
     timed = []
     for number, entry in progress(jobs, len(jobs), "latency, in turn"):
-        seconds = {}
-        for contender in (other, one) if number % 2 else (one, other):
+        seconds = [0.0, 0.0]
+        for side in (1, 0) if number % 2 else (0, 1):
             start = time.perf_counter()
-            contender.say(task, [entry])
-            seconds[contender.label] = time.perf_counter() - start
-        timed.append((seconds[one.label], seconds[other.label]))
+            (one, other)[side].say(task, [entry])
+            seconds[side] = time.perf_counter() - start
+        timed.append((seconds[0], seconds[1]))
     return timed[1:]
 
 
-def score(said: Said, contender: Contender, metric: str) -> Evaluation:
-    """The default metrics that need no Java, and the gate's, by entry and for the split."""
-    extra = [metric] if METRICS[metric].of == "captions" else []
+def score(said: Said, contender: Contender, metrics: Sequence[str]) -> Evaluation:
+    """The default metrics that need no Java, and these, by entry and for the split."""
+    extra = [name for name in metrics if METRICS[name].of == "captions"]
     return evaluate_tasks(contender.config, contender.entries, said, [*dict.fromkeys([*default_metrics(True), *extra])])
-
-
-def mean_scores(metrics: Sequence[str], sides: tuple[Evaluation, Evaluation]) -> dict[str, tuple[float, float] | str]:
-    """Metric → the mean of the videos' scores for each side, or why it could not be measured. Both sides share one Java
-    process, which takes longer to start than to score, so METEOR is the mean over videos, not its corpus score."""
-    if not metrics or not sides[0].captions:
-        return {}
-    captions = {f"{n}/{video}": text for n, side in enumerate(sides) for video, text in side.captions.items()}
-    references = {f"{n}/{video}": texts for n, side in enumerate(sides) for video, texts in side.references.items()}
-    result = caption_metrics(references, captions, metrics)
-    means: dict[str, tuple[float, float] | str] = dict(result.unavailable)
-    for name in result.corpus:
-        each = [[result.per_video[f"{n}/{video}"][name] for video in side.captions] for n, side in enumerate(sides)]
-        means[name] = sum(each[0]) / len(each[0]), sum(each[1]) / len(each[1])
-    return means
 
 
 def say_trivial(contender: Contender) -> Said:

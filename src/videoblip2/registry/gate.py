@@ -10,11 +10,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -64,9 +63,9 @@ class Gate(Section):
 
     @property
     def losses(self) -> dict[str, float]:
-        """Metric → largest loss of its mean over videos."""
-        meteor = {} if self.max_meteor_loss is None else {"METEOR": self.max_meteor_loss}
-        return {**meteor, **self.max_losses}
+        """Metric → largest loss of its mean over videos, or over questions."""
+        named = {"METEOR": self.max_meteor_loss, ACCURACY: self.max_accuracy_loss, **self.max_losses}
+        return {name: limit for name, limit in named.items() if limit is not None}
 
     @property
     def digest(self) -> str:
@@ -114,7 +113,6 @@ def judge(
     gate: Gate,
     challenger: Evaluation,
     champion: Evaluation,
-    means: Mapping[str, tuple[float, float] | str] = MappingProxyType({}),
     seconds: Sequence[tuple[float, float]] = (),
     extra: Sequence[Condition] = (),
     trivial: bool = False,
@@ -122,13 +120,12 @@ def judge(
     """Compare what challenger and champion say of the same data.
 
     Args:
-        means: metric of `gate.losses` → (challenger, champion), means over videos, or why it was not measured.
         seconds: (challenger, champion) for each entry alone. extra: conditions decided before.
         trivial: `champion` is the trivial baseline, so lengths are compared with the references' instead.
     """
-    metric = gate.metric_for(challenger)
+    metric, sides = gate.metric_for(challenger), (challenger, champion)
     say = partial(shown, metric)
-    gain, new, old = _compare(gate, metric, challenger, champion)
+    gain, new, old = _compare(gate, metric, sides)
     gained, least = f"{say(new.mean())} ({say(gain.difference, '+')})", f"at least {say(gate.minimum_gain, '+')}"
     name, interval = (
         f"{100 * gate.confidence:g} % interval of the gain",
@@ -138,12 +135,9 @@ def judge(
         *extra,
         Condition(f"{label_of(metric)} gain", gained, say(old.mean()), least, gain.difference >= gate.minimum_gain),
         Condition(name, interval, "", "above 0", gain.low > 0),
-        *(_loss(name, limit, means[name]) for name, limit in gate.losses.items() if name in means),
+        *(_loss(gate, name, sides) for name in gate.losses if _is_compared(name, metric, challenger, trivial)),
+        *(_form(gate, sides, trivial) if challenger.caption_rows else ()),
     ]
-    if challenger.answer_rows and metric != ACCURACY and gate.max_accuracy_loss is not None:
-        conditions.append(_accuracy(gate, gate.max_accuracy_loss, challenger, champion))
-    if challenger.caption_rows:
-        conditions += _form(gate, challenger, champion, trivial)
     if gate.max_latency_ratio is not None and seconds:
         # the median of the pairs' ratios: a disturbance during one pair does not affect the others
         ratio = float(np.median([slow / fast for slow, fast in seconds]))
@@ -160,40 +154,36 @@ def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
 
 
 def _compare(
-    gate: Gate, metric: str, challenger: Evaluation, champion: Evaluation
+    gate: Gate, metric: str, sides: tuple[Evaluation, Evaluation]
 ) -> tuple[BootstrapResult, np.ndarray, np.ndarray]:
     """The gain of the mean with its interval, and the scores of both sides in the challenger's order."""
-    scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in (challenger, champion)]
+    scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in sides]
     new, old = (np.asarray([side[key] for key in scores[0]]) for side in scores)
     return paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence), new, old
 
 
-def _loss(name: str, limit: float, means: tuple[float, float] | str) -> Condition:
-    """A metric whose mean over videos must not get much worse."""
-    if isinstance(means, str):
+def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) -> bool:
+    """Whether a metric's loss is limited; the trivial baseline limits that of accuracy only."""
+    return name != metric and bool(rows_of(challenger, name)) and not (trivial and METRICS[name].of == "captions")
+
+
+def _loss(gate: Gate, name: str, sides: tuple[Evaluation, Evaluation]) -> Condition:
+    """A metric whose mean over videos or questions must not get much worse."""
+    if reason := sides[0].unavailable.get(name) or sides[1].unavailable.get(name):
         key = "max_meteor_loss: null" if name == "METEOR" else f"no {name} in max_losses"
-        return Condition(name, f"not measured: {means}", "", f"a number, or {key}", False)
-    new, old = means
-    loss = new - old if METRICS[name].higher_is_better is False else old - new
-    wanted = f"a loss of at most {shown(name, limit)}"
-    return Condition(METRICS[name].mean_label, shown(name, new), shown(name, old), wanted, loss <= limit)
+        return Condition(name, f"not measured: {reason}", "", f"a number, or {key}", False)
+    gain, new, old = _compare(gate, name, sides)
+    say, limit = partial(shown, name), gate.losses[name]
+    given = f"{say(new.mean())} ({say(gain.low, '+')} to {say(gain.high, '+')})"
+    loss = gain.difference if METRICS[name].higher_is_better is False else -gain.difference
+    wanted = f"a loss of at most {say(limit)}"
+    return Condition(METRICS[name].mean_label, given, say(old.mean()), wanted, loss <= limit)
 
 
-def _accuracy(gate: Gate, limit: float, challenger: Evaluation, champion: Evaluation) -> Condition:
-    """Answers must not get much worse where captions must gain."""
-    say = partial(shown, ACCURACY)
-    gain, new, old = _compare(gate, ACCURACY, challenger, champion)
-    given, wanted = (
-        f"{say(new.mean())} ({say(gain.low, '+')} to {say(gain.high, '+')})",
-        f"a loss of at most {say(limit)}",
-    )
-    return Condition(label_of(ACCURACY), given, say(old.mean()), wanted, gain.difference >= -limit)
-
-
-def _form(gate: Gate, challenger: Evaluation, champion: Evaluation, trivial: bool) -> list[Condition]:
+def _form(gate: Gate, sides: tuple[Evaluation, Evaluation], trivial: bool) -> list[Condition]:
     """The length of captions, and how many end incompletely; the references' own share of such endings is allowed."""
-    human = diversity([text for group in challenger.references.values() for text in group])
-    new, old = challenger.corpus, champion.corpus
+    human = diversity([text for group in sides[0].references.values() for text in group])
+    new, old = (side.corpus for side in sides)
     usual = human["mean_length"] if trivial else old["mean_length"]
     low, high = (factor * usual for factor in gate.length)
     most = max(old["bad_endings"], human["bad_endings"]) + gate.max_bad_endings_rise

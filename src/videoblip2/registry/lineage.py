@@ -65,8 +65,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
     folder = found.folder
     provenance = Provenance.read(folder, optional=True)
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    revision = provenance.revision or _tags_of(provenance.run_id)
-    dirty = revision.get("git.dirty")
+    dirty = provenance.revision.get("git.dirty")
     origin = provenance.features or FeatureOrigin()
     encoders = {kind: f"{made.name} ({made.fingerprint or UNKNOWN})" for kind, made in origin.encoders.items()}
     if settings := ", ".join(f"{key} {value}" for key, value in origin.settings.recorded.items()):
@@ -83,7 +82,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
         name=provenance.name or UNKNOWN,
         run_id=provenance.run_id,
         step=provenance.step,
-        commit=revision.get("git.commit", UNKNOWN),
+        commit=provenance.revision.get("git.commit", UNKNOWN),
         dirty=None if dirty is None else dirty == "true",
         seed=config.get("seed"),
         data=provenance.data,
@@ -125,13 +124,3 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
         "Q-Formers": str(qformer.get("weights") or "fresh"),
         "BERT": f"{qformer.get('bert')}{'' if qformer.get('bert_weights', True) else ', word pieces only'}",
     }
-
-
-def _tags_of(run_id: str | None) -> dict[str, str]:
-    """The tags of the run, with its commit; empty if the store has no such run."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(connect().get_run(run_id).data.tags) if run_id else {}
-    except (InputError, MlflowException):
-        return {}

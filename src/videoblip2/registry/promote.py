@@ -9,8 +9,10 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
@@ -52,11 +54,17 @@ class Promotion:
     manifest: ValidationManifest
     gate: str
     run_id: str | None
-    promoted: bool
-    forced: bool
     reason: str = ""
     who: str = field(default_factory=versions.user)
     when: str = field(default_factory=versions.now)
+
+    @property
+    def promoted(self) -> bool:
+        return self.verdict.passed or self.forced
+
+    @property
+    def forced(self) -> bool:
+        return bool(self.reason)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -178,13 +186,12 @@ def _judge(
     gate, challenger = case.gate, case.challenger
     said = contenders.say_in_turn([challenger, rival] if rival else [challenger], progress)
     said = said if rival else [*said, contenders.say_trivial(challenger)]
-    one, other = (contenders.score(each, challenger, gate.metric) for each in said)
-    if rival is None:
-        return (one, other), judge(gate, one, other, extra=case.problems, trivial=True)
-    means = contenders.mean_scores(list(gate.losses), (one, other))
-    timed = gate.max_latency_ratio is not None
-    seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress) if timed else ()
-    return (one, other), judge(gate, one, other, means, seconds, case.problems)
+    metrics = [gate.metric, *(gate.losses if rival else ())]
+    one, other = (contenders.score(each, challenger, metrics) for each in said)
+    seconds: Sequence[tuple[float, float]] = ()
+    if rival and gate.max_latency_ratio is not None:
+        seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress)
+    return (one, other), judge(gate, one, other, seconds, case.problems, trivial=rival is None)
 
 
 def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: Progress) -> Promotion:
@@ -200,17 +207,15 @@ def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: P
         manifest=challenger.manifest,
         gate=case.gate.digest,
         run_id=tracker.run_id,
-        promoted=verdict.passed or bool(request.reason),
-        forced=not verdict.passed and bool(request.reason),
         reason="" if verdict.passed else request.reason,
     )
     _store_verdict(case, tracker, promotion, sides)
     if promotion.promoted:
-        gain = f"{shown(verdict.metric, verdict.gain.difference, '+')} {label_of(verdict.metric)}"
-        why = promotion.reason or f"passed the gate: {gain}"
+        gain = f"passed the gate: {shown(verdict.metric, verdict.gain.difference, '+')} {label_of(verdict.metric)}"
+        action: Literal["force", "promote"] = "force" if promotion.forced else "promote"
         try:
             case.lock.renew()
-            move = Move("force" if promotion.forced else "promote", promotion.version, case.before, why)
+            move = Move(action, promotion.version, case.before, promotion.reason or gain)
             versions.move_champion(request.name, move)
         except InputError as error:  # another promotion was faster
             _tag(case, promotion, f"not moved: {error}")

@@ -3,12 +3,10 @@
 Each move is a tag of the registered model, such as `mlflow.champion_trail.000007`, which is never overwritten; MLflow's
 page hides it, and shows the model's description with a table of all moves. The alias moves first: a crash between the
 two leaves a champion that no move explains, which can be rolled back like one set by hand.
-MLflow has no compare-and-set. On one machine a file lock keeps promoters apart; between machines a tag of the model
-does: it names its owner, expires, and is read again once the writes of others have arrived.
+MLflow has no compare-and-set: a tag of the model keeps promoters apart, see `promotion_lock`.
 """
 
 import getpass
-import hashlib
 import json
 import logging
 import os
@@ -19,17 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
 from videoblip2.tracking.liveness import ProcessRecord
-from videoblip2.tracking.mlflow.store import connect, sqlite_file, tracking_uri
+from videoblip2.tracking.mlflow.store import connect, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,14 +38,12 @@ ABOUT = (
 )
 LOCK = "promotion_lock"  # the tag that names the holder of the lock
 LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
-SETTLE_SECONDS = 1.0  # how long another machine's write may take between reading the tag and writing its own
+SETTLE_SECONDS = 1.0  # how long another process may take between reading the tag and writing its own
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
-EXISTS = ("RESOURCE_ALREADY_EXISTS",)
-BUSY = ("TEMPORARILY_UNAVAILABLE",)  # MLflow's answer while another process locks the database
 
 
 @contextmanager
-def answered(codes: Sequence[str], message: str = "") -> Iterator[None]:
+def answered(*codes: str, message: str = "") -> Iterator[None]:
     """Turn these answers of MLflow into an InputError with a message, `{error}` replaced; without one, carry on."""
     from mlflow.exceptions import MlflowException
 
@@ -66,24 +59,28 @@ def answered(codes: Sequence[str], message: str = "") -> Iterator[None]:
 def register(model_uri: str, name: str = NAME) -> int:
     """Register a logged model (`models:/m-…`) as the next version of NAME and return the version."""
     client = connect()
-    with answered(UNKNOWN, f"{model_uri}: no logged model; give the models:/m-… that a training run printed"):
+    with answered(*UNKNOWN, message=f"{model_uri}: no logged model; give the models:/m-… that a training run printed"):
         logged = client.get_logged_model(model_uri.removeprefix("models:/"))
-    with answered(EXISTS):
+    _create(client, name)
+    made = client.create_model_version(name, model_uri, run_id=logged.source_run_id, model_id=logged.model_id)
+    return int(made.version)
+
+
+def _create(client: "MlflowClient", name: str) -> None:
+    with answered("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name, description=ABOUT)
-    source = f"models:/{logged.model_id}"
-    return int(client.create_model_version(name, source, run_id=logged.source_run_id, model_id=logged.model_id).version)
 
 
 def champion(name: str = NAME) -> int | None:
     """Return the version that is `champion`; None while there is none."""
-    with answered(UNKNOWN):
+    with answered(*UNKNOWN):
         return int(connect().get_model_version_by_alias(name, CHAMPION).version)
     return None
 
 
 def set_champion(name: str, version: int) -> None:
     """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
-    with answered(UNKNOWN, f"{name} has no version {version}; register one with `vb2 promote RUN`"):
+    with answered(*UNKNOWN, message=f"{name} has no version {version}; register one with `vb2 promote RUN`"):
         connect().set_registered_model_alias(name, CHAMPION, str(version))
 
 
@@ -92,7 +89,8 @@ def store_in_words() -> Iterator[None]:
     """Report a store that is locked or out of reach in one line; MLflow prints a page."""
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({{error}})"
-    with answered(BUSY, f"{fault}; nothing more was written, run the command again when it is free"):
+    remedy = "nothing more was written, run the command again when it is free"
+    with answered("TEMPORARILY_UNAVAILABLE", message=f"{fault}; {remedy}"):
         yield
 
 
@@ -148,12 +146,11 @@ def move_champion(name: str, move: Move) -> None:
             f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to version {found or '(none)'} "
             "at the same time; find out who, then run the command again"
         )
-    client, history = connect(), _moves(name)
-    number = 1 + max(history, default=0)
-    client.set_registered_model_tag(name, f"{MOVES}{number:06d}", json.dumps(asdict(move), ensure_ascii=False))
+    client, tag = connect(), f"{MOVES}{1 + max(_moves(name), default=0):06d}"
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(move), ensure_ascii=False))
     if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # text that a person wrote stays
-        rows = [[m.when, str(m.version), m.action, m.why, m.who] for _, m in sorted({**history, number: move}.items())]
-        table = markdown_table(["when", "champion", "by", "why", "who"], rows[::-1])
+        rows = [[each.when, str(each.version), each.action, each.why, each.who] for each in reversed(moves(name))]
+        table = markdown_table(["when", "champion", "by", "why", "who"], rows)
         client.update_registered_model(name, f"{ABOUT}\n\n{table}")
 
 
@@ -187,13 +184,11 @@ def before(line: Sequence[int], version: int) -> list[int]:
 class LockTag(BaseModel):
     """Who holds the lock, in which process (see ProcessRecord), and until when (seconds since 1970)."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     id: str
     host: str
-    pid: str
-    pid_namespace: str = ""
-    pid_started: str = ""
+    pid: int
     who: str = "unknown user"
     expires: float
 
@@ -239,29 +234,17 @@ class PromotionLock:
 
 @contextmanager
 def promotion_lock(name: str) -> Iterator[PromotionLock]:
-    """Hold the lock on NAME, which is created if needed. Raises InputError at once if another promotion holds it."""
-    uri, client = tracking_uri(), connect()
-    if (database := sqlite_file(uri)) is not None:
-        file = database.with_name(f"{database.name}.{quote(name, safe='')}.lock")
-    else:  # in the user's cache, one file for each address and name
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
-        cache.mkdir(parents=True, exist_ok=True)
-        file = cache / f"promotion-{hashlib.sha256((uri + name).encode()).hexdigest()[:12]}.lock"
+    """Hold the lock on NAME, which is created if needed: a tag with its owner and expiry, read again once the writes of
+    others have arrived, and before each change. Raises InputError if another promotion holds it."""
+    client = connect()
+    _create(client, name)
+    lock = PromotionLock(client, name)
+    if (holder := lock.holder()) is None or not holder.is_alive():
+        lock.write()
+        time.sleep(SETTLE_SECONDS)
+    lock.renew()
     try:
-        with FileLock(file, timeout=0):
-            with answered(EXISTS):
-                client.create_registered_model(name, description=ABOUT)
-            lock = PromotionLock(client, name)
-            if (holder := lock.holder()) is None or not holder.is_alive():
-                lock.write()
-                if database is None:
-                    time.sleep(SETTLE_SECONDS)
-            lock.renew()
-            try:
-                yield lock
-            finally:
-                if (holder := lock.holder()) and holder.id == lock.id:
-                    client.delete_registered_model_tag(name, LOCK)
-    except Timeout as error:
-        busy = f"another promotion is under way on this machine ({error.lock_file})"
-        raise InputError(f"{name}: {busy}; wait until it finishes") from error
+        yield lock
+    finally:
+        if (holder := lock.holder()) and holder.id == lock.id:
+            client.delete_registered_model_tag(name, LOCK)

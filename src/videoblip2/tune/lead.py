@@ -1,15 +1,16 @@
 """`vb2 tune`: the process that leads a study, the study's MLflow run, and its results."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
 import optuna
 import yaml
 from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial
 
 from videoblip2.config import InputError, parse_config
 from videoblip2.errors import masked
@@ -37,9 +38,9 @@ class Outcome:
     best: FrozenTrial | None
     best_file: Path | None
     verdict: Verdict | None
-    plots: Sequence[Path] = ()
-    commands: Sequence[str] = ()
-    rows: list[TrialRow] = field(default_factory=list)
+    plots: Sequence[Path]
+    commands: Sequence[str]
+    rows: list[TrialRow]
 
 
 def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> Outcome:
@@ -80,8 +81,7 @@ def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
 def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
     """Queue the default as the first trial, and describe the study on its run."""
     if default_of(study.get_trials(deepcopy=False)) is None:
-        about = {"distributions": plan.distributions, "user_attrs": {"default": True}}
-        study.add_trial(create_trial(state=TrialState.WAITING, params=plan.defaults, **about))
+        study.enqueue_trial(plan.defaults, {"default": True})
     study.set_user_attr("run_id", tracker.run_id)
     tuning = plan.tuning
     settings = {f"tune.search.{key}": values.text() for key, values in tuning.search.items()}
@@ -94,8 +94,7 @@ def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
 def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     """Write best.yaml, verdict, plots and table beside the trials, and log them on the study's run."""
     trials, metric = counted(study.get_trials(deepcopy=False)), maximised(study)
-    ended = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
-    states = {name: number for name, number in ended.items() if number}
+    states = {state.name.lower(): number for state, number in Counter(trial.state for trial in trials).items()}
     best, verdict, commands = studies.best_of(trials), report.judge(trials, metric), list[str]()
     rows, plots = report.rows_of(study), report.write_plots(study, plan.folder)
     table, best_file = plan.folder / "trials.json", plan.folder / "best.yaml"

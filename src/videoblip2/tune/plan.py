@@ -19,11 +19,11 @@ from pydantic import Field
 from videoblip2.config import Config, InputError, PathText, Section, flatten, known_keys, parse_config
 from videoblip2.errors import validated
 from videoblip2.overrides import overridden, read_yaml
+from videoblip2.tracking import find_model
 from videoblip2.training.tasks import CAPTIONS, Task, tasks_of
 
 Number = int | float
 Document = dict[str, Any]  # a YAML document as nested mappings
-STORAGES = "journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT"
 Scalar = bool | int | float | str | None
 #: What no study may vary: paths, and the data and the task that trials are compared on.
 FIXED = ("run.", "device", "train.resume", "data.annotations", "data.task")
@@ -42,15 +42,10 @@ class Range(Section):
         """Readable form: `0.0001..0.01 log`, `4 | 8 | 16`."""
         if self.choices is not None:
             return " | ".join(str(label(choice)) for choice in self.choices)
-        scale, step = " log" if self.log else "", f" step {self.step}" if self.step else ""
-        return f"{self.low:g}..{self.high:g}{scale}{step}"
+        return f"{self.low:g}..{self.high:g}{' log' if self.log else ''}{f' step {self.step}' if self.step else ''}"
 
     def distribution(self, kind: type[int] | type[float] | None) -> BaseDistribution:
-        """The range as Optuna's distribution. Raises ValueError where its parts do not go together.
-
-        Args:
-            kind: of the key's values, see `kind_of`.
-        """
+        """The range as Optuna's distribution; kind: see `kind_of`. Raises ValueError for parts that do not fit."""
         if self.choices is not None:
             if self.model_fields_set != {"choices"}:
                 raise ValueError("give `choices`, or `low` and `high`, not both")
@@ -92,7 +87,7 @@ class Tuning(Section):
     n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()
-    storage: str | None = Field(None, description=f"{STORAGES}; default: OUT/STUDY/study.journal")
+    storage: str | None = Field(None, description="journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT")
     out: PathText = Field("runs", description="trials and results go to OUT/STUDY")
 
 
@@ -163,16 +158,11 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
 
 
 def _base(tuning: Tuning, path: str) -> Document:
-    decodes = tuning.stage == "decode"
-    given, other = (tuning.tuned_model, tuning.base) if decodes else (tuning.base, tuning.tuned_model)
-    if other or not given:
-        keys = ("tuned_model", "base") if decodes else ("base", "tuned_model")
-        raise InputError(f"{path}: stage {tuning.stage}: give `{keys[0]}`, not `{keys[1]}`")
-    if not decodes:
-        return read_yaml(given)
-    from videoblip2.tracking import find_model
-
-    return read_yaml(find_model(given).folder / "config.yaml")
+    wanted, other = ("tuned_model", "base") if tuning.stage == "decode" else ("base", "tuned_model")
+    given = getattr(tuning, wanted)
+    if getattr(tuning, other) or not given:
+        raise InputError(f"{path}: stage {tuning.stage}: give `{wanted}`, not `{other}`")
+    return read_yaml(find_model(given).folder / "config.yaml" if tuning.stage == "decode" else given)
 
 
 def _check(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from videoblip2.captions import metrics, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown_interval
@@ -98,15 +98,11 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:
-    """A copy of the trials with scores as they are printed. Optuna's own `target` would do this, but then every plot
-    is drawn for a minimisation."""
-    printed = optuna.create_study(direction="maximize")
-    for trial in study.get_trials(deepcopy=False):
-        made = create_trial(state=TrialState.FAIL)
-        if trial.value is not None and trial.state == TrialState.COMPLETE:
-            value, spaces = scale_of(PRIMARY) * trial.value, trial.distributions
-            made = create_trial(value=value, params=trial.params, distributions=spaces)
-        printed.add_trial(made)
+    """A copy with scores as they are printed; with Optuna's own `target`, plots would be drawn for a minimisation."""
+    printed, trials = optuna.create_study(direction="maximize"), study.get_trials()
+    for trial in finished(trials):
+        trial.value = scale_of(PRIMARY) * trial.value
+    printed.add_trials(trials)
     return printed
 
 

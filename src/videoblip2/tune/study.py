@@ -4,16 +4,14 @@ Optuna's storage is the source of truth, MLflow a view of it. A study remembers 
 another experiment, validation set or set of searched keys are refused. The bounds of a range may change.
 
 The storage is a journal file (one machine or a shared disk), a database, or a gRPC proxy to one. A journal file has no
-races and needs no server. Its lock is a link beside it; that of a killed process is broken after 30 s, with a warning.
+races and needs no server. Its lock is a file beside it; Optuna breaks that of a killed process after 30 s.
 """
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,22 +21,20 @@ from typing import Any
 import numpy as np
 import optuna
 from filelock import FileLock
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, InputError, flatten
+from videoblip2.errors import first_line
 from videoblip2.files import atomic, expand
+from videoblip2.tracking import find_model
 from videoblip2.tune.plan import Plan
 
 logger = logging.getLogger(__name__)
-Record = dict[str, object]
-SQLITE = "sqlite:///"
+SQLITE, GRPC = "sqlite:///", "grpc://"
 LOCK_SECONDS = 60.0
-LOCK_GRACE_SECONDS = 30
-POLL_SECONDS = 0.5
-GRPC = "grpc://"
 FORMS = "give a file, sqlite:///FILE, postgresql://… or grpc://HOST:PORT"
 NUMBER = r"[-+.\de]+"
 OPENING = b'{"op_code"'  # of a line of a journal
@@ -52,20 +48,19 @@ FREE = (
 def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
     """Open the study, or create it. Raises InputError naming what differs from the study as it was created."""
     with quiet():
-        study = optuna.create_study(
-            study_name=plan.tuning.study, storage=storage, direction="maximize", load_if_exists=True
-        )
+        name = plan.tuning.study
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
     study.set_user_attr("maximises", plan.metric)
     now, then = identity(plan), study.user_attrs.get("identity", {})
-    old, default = then or now, flatten(Config())  # an older release's study lacks the keys that are new since
-    for key in [*now, *old]:
-        found, began = (record.get(key, default.get(key, "absent")) for record in (now, old))
+    default = flatten(Config())  # an older release's study lacks the keys that are new since
+    for key in [*now, *then] if then else ():
+        found, began = (record.get(key, default.get(key, "absent")) for record in (now, then))
         if found != began and not (key.startswith("search.") and _fits(str(found), str(began))):
             raise InputError(
-                f"{plan.source}: {key}: {found}; study {plan.tuning.study!r} began with {began}, and trials of both "
-                "cannot share a study; give this one another name: study=NAME"
+                f"{plan.source}: {key}: {found}; study {name!r} began with {began}, and trials of both cannot share a "
+                "study; give this one another name: study=NAME"
             )
     if now != then and not (worker and then):
         study.set_user_attr("identity", now)
@@ -83,14 +78,12 @@ def maximised(study: optuna.Study) -> str:
     return str(study.user_attrs.get("maximises", PRIMARY))
 
 
-def identity(plan: Plan) -> Record:
+def identity(plan: Plan) -> dict[str, object]:
     """Everything that makes two trials comparable, flat."""
-    record: Record = {"stage": plan.tuning.stage}
-    record |= {f"search.{key}": values.text() for key, values in plan.tuning.search.items()}
+    search = {f"search.{key}": values.text() for key, values in plan.tuning.search.items()}
+    record: dict[str, object] = {"stage": plan.tuning.stage, **search}
     config = {key: value for key, value in flatten(plan.base).items() if not key.startswith(FREE)}
     if plan.tuning.stage == "decode":
-        from videoblip2.tracking import find_model
-
         record["tuned_model"] = find_model(str(plan.tuning.tuned_model)).version
         config = {key: value for key, value in config.items() if key.startswith("decode.")}
     data = plan.base.data
@@ -103,13 +96,15 @@ def identity(plan: Plan) -> Record:
 
 def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
     """The sampler, seeded by the number of trials so far and a worker's process, or points would be drawn twice."""
-    settings = plan.tuning.sampler
+    settings, samplers = plan.tuning.sampler, optuna.samplers
     entropy = [settings.seed, done, *([os.getpid()] if worker else [])]
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    if settings.name == "random":
-        return optuna.samplers.RandomSampler(seed)
-    make = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}[settings.name]
-    return make(seed=seed, n_startup_trials=settings.startup_trials)
+    seed, startup = int(np.random.SeedSequence(entropy).generate_state(1)[0]), settings.startup_trials
+    makers = {
+        "random": lambda: samplers.RandomSampler(seed),
+        "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=startup),
+        "tpe": lambda: samplers.TPESampler(seed=seed, n_startup_trials=startup),
+    }
+    return makers[settings.name]()
 
 
 def pruner(plan: Plan) -> optuna.pruners.BasePruner:
@@ -202,7 +197,8 @@ def open_storage(place: str) -> Any:
                 proxy.wait_server_ready(timeout=20)
             return proxy
         if not place.startswith(SQLITE):
-            return optuna.storages.RDBStorage(with_driver(place), engine_kwargs={"pool_pre_ping": True})
+            url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", place)  # or SQLAlchemy looks for psycopg 3
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         file = Path(place.removeprefix(SQLITE))
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # several processes at once would corrupt its tables
@@ -210,7 +206,8 @@ def open_storage(place: str) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"storage {place}: {' '.join(str(error).split())[:300]}; {FORMS}") from error
+        remedy = "pip install 'videoblip2[postgres,grpc]'" if isinstance(error, ImportError) else FORMS
+        raise InputError(f"storage {place}: {first_line(error)}; {remedy}") from error
 
 
 def _journal(path: Path) -> Any:
@@ -218,14 +215,15 @@ def _journal(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path = path.absolute()  # its lock is a link to it, and would lead nowhere
     if path.exists():
         with path.open("rb") as file:
             first = file.readline()
         if first and not first.startswith(OPENING[: len(first)]):  # Optuna would append to it
             raise InputError(f"storage {path}: not a study's journal; {FORMS}")
-    _break_lock(Path(f"{path}.lock"))
-    lock = JournalFileSymlinkLock(str(path), LOCK_GRACE_SECONDS)
+    link = Path(f"{path}.lock")
+    if link.is_symlink() and not link.exists():  # the lock of an older release, in a folder that was moved
+        link.unlink()
+    lock = JournalFileOpenLock(str(path))
     backend = JournalFileBackend(str(path), lock)
     lock.acquire()
     try:
@@ -253,35 +251,14 @@ def _is_record(line: bytes) -> bool:
         return False
 
 
-def _break_lock(lock: Path) -> None:
-    """Remove a link that leads nowhere, as in a folder that was moved: Optuna would wait for it forever."""
-    while lock.is_symlink() and not lock.exists():
-        if abs(time.time() - lock.lstat().st_mtime) > LOCK_GRACE_SECONDS:
-            logger.warning("warning: %s: removed, as the process that held it is gone", lock)
-            lock.unlink(missing_ok=True)
-        time.sleep(POLL_SECONDS)
-
-
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
     """Turn the error of a locked, full or missing storage into one line; the study can be resumed."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
         remedy = "free it, then run the same command again to resume the study"
-        raise InputError(f"storage {place}: {reason}; {remedy}") from error
-
-
-def with_driver(url: str) -> str:
-    """Name the installed driver: SQLAlchemy 2.1 reads `postgresql://` as psycopg 3 even if only psycopg 2 is there."""
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("postgres", "postgresql"):
-        return url
-    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)]
-    if not drivers:
-        raise InputError(f"storage {url}: no driver for it; pip install 'videoblip2[postgres]'")
-    return f"postgresql+{drivers[0]}://{rest}"
+        raise InputError(f"storage {place}: {first_line(error)}; {remedy}") from error
 
 
 def host_and_port(text: str) -> tuple[str, int]:

@@ -14,7 +14,6 @@ from threading import Event
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from videoblip2.captioner import Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.captions.predictions import rows_of_run, video_scores
@@ -95,8 +94,7 @@ Runner = Callable[[optuna.Trial, Watcher, Progress], Score]
 
 def runner_of(plan: Plan) -> Runner:
     """The function that runs one trial of this study."""
-    decodes = plan.tuning.stage == "decode"
-    return partial(decode_trial, plan, open_bench(plan)) if decodes else partial(train_trial, plan)
+    return decoder(plan) if plan.tuning.stage == "decode" else partial(train_trial, plan)
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
@@ -123,45 +121,36 @@ def _score(folder: Path) -> tuple[float, list[float]]:
     return sum(scores.values()) / len(scores), [round(scores[video_id], 5) for video_id in sorted(scores)]
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A loaded model with the validation videos. order: video ids as they are captioned."""
-
-    captioner: Captioner
-    features: CachedFeatures
-    order: list[str]
-    scorer: CiderD
-
-
-def open_bench(plan: Plan) -> Bench:
-    """Load model and data, once for all trials of a process."""
-    settings = flatten(plan.base)
-    opened = open_model(str(plan.tuning.tuned_model), [f"{key}={settings[key]}" for key in OF_STUDY])
+def decoder(plan: Plan) -> Runner:
+    """A function that runs decoding trials, with model and data loaded once for all trials of a process."""
+    settings, model = flatten(plan.base), str(plan.tuning.tuned_model)
+    opened = open_model(model, [f"{key}={settings[key]}" for key in OF_STUDY])
     videos = require_features(read_annotations(opened.annotations("val.json")), opened.store, "val.json")
     references = {video.video_id: video.captions for video in videos}
     order = sorted(references)
     random.Random(0).shuffle(order)
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
-    return Bench(opened.captioner, CachedFeatures(opened.store), order, scorer)
+    captioner, features = opened.captioner, CachedFeatures(opened.store)
 
+    def decode(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+        """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
+        config, rows = plan.config_of(trial.params), list[dict[str, object]]()
+        run, parent, scores = config.run, watcher.parent_run_id, dict[str, float]()
+        spec = RunSpec("decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=parent)
+        with open_run(spec) as tracker:
+            watcher.opened(tracker)
+            tracker.set_tags({"model": model})
+            tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
+            stream = captioner.in_batches([(video, video, None) for video in order], features, config.decode)
+            for number, (video, caption) in enumerate(progress(stream, len(order), tracker.run_id or "decode")):
+                scores[video] = float(scorer.score([video], [caption.text])[0])
+                rows.append({"video_id": video, "caption": caption.text, PRIMARY: round(scores[video], 4)})
+                watcher.report(number, scores[video])
+                if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(order):
+                    watcher.stop_if_pruned(number)
+            cider = sum(scores.values()) / len(scores)
+            tracker.log_best({f"val/{PRIMARY}": cider})
+            tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
+        return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model)
 
-def decode_trial(plan: Plan, bench: Bench, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
-    """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
-    config, model = plan.config_of(trial.params), str(plan.tuning.tuned_model)
-    run, parent, scores, rows = config.run, watcher.parent_run_id, dict[str, float](), []
-    spec = RunSpec("decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=parent)
-    with open_run(spec) as tracker:
-        watcher.opened(tracker)
-        tracker.set_tags({"model": model})
-        tracker.log_config({key: value for key, value in flatten(config).items() if key.startswith("decode.")})
-        stream = bench.captioner.in_batches([(v, v, None) for v in bench.order], bench.features, config.decode)
-        for number, (video, caption) in enumerate(progress(stream, len(bench.order), tracker.run_id or "decode")):
-            scores[video] = float(bench.scorer.score([video], [caption.text])[0])
-            rows.append({"video_id": video, "caption": caption.text, PRIMARY: round(scores[video], 4)})
-            watcher.report(number, scores[video])
-            if (number + 1) % config.decode.batch_size == 0 and number + 1 < len(bench.order):
-                watcher.stop_if_pruned(number)
-        cider = sum(scores.values()) / len(scores)
-        tracker.log_best({f"val/{PRIMARY}": cider})
-        tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
-    return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model)
+    return decode

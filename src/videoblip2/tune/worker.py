@@ -1,11 +1,10 @@
 """A worker: runs trials until all workers together have run `n_trials`, reports every failure, and rescues trials.
 
-1. `n_trials` is a total. Where two workers draw the last one at once, the later one is dropped before it runs.
-2. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
+1. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
    row with no complete trial do, since the mistake is then in the study itself.
-3. Ctrl-C and SIGTERM put the trial back: the next start resumes it from its checkpoint.
-4. A trial whose worker is dead is queued again with its values and its name: the next attempt resumes it, in its run.
-   On the same machine a worker is dead when its process has ended, elsewhere when its beat has not changed for
+2. Ctrl-C and SIGTERM put the trial back. A trial that was put back, or whose worker is dead, is queued again with its
+   values and its name: the next attempt resumes it from its checkpoint, in its run.
+3. On the same machine a worker is dead when its process has ended, elsewhere when its beat has not changed for
    STALE_SECONDS of the observer's own clock. A worker wrongly taken for dead notices at its next report, and leaves
    the trial alone. (Optuna's heartbeat needs a database.)
 """
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError
 from videoblip2.errors import masked
@@ -80,8 +79,7 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
 def take(study: optuna.Study, plan: Plan) -> optuna.Trial | None:
     """The next trial: a queued one, or a new one while there are fewer than `n_trials`; else None."""
     trials, total = study.get_trials(deepcopy=False), plan.tuning.n_trials
-    waiting = any(trial.state == TrialState.WAITING for trial in trials)
-    if not waiting and len(counted(trials)) >= total:
+    if len(counted(trials)) >= total and all(trial.state != TrialState.WAITING for trial in trials):
         return None
     trial = study.ask(plan.distributions)
     about = attributes(trial)
@@ -207,15 +205,9 @@ def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool 
     study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial accepts no attributes
     if again:
         kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat")}
-        attempts = [*attributes(trial).attempts, trial.number]
-        attempt = optuna.trial.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            intermediate_values=trial.intermediate_values,
-            user_attrs={**kept, "name": name_of(trial), "attempts": attempts},
-        )
-        study.add_trial(attempt)
+        about = {**kept, "name": name_of(trial), "attempts": [*attributes(trial).attempts, trial.number]}
+        values, params = trial.intermediate_values, {"params": trial.params, "distributions": trial.distributions}
+        study.add_trial(create_trial(state=TrialState.WAITING, intermediate_values=values, user_attrs=about, **params))
     return True
 
 
