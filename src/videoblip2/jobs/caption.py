@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,11 +106,25 @@ class JobPlan:
     keep_features: Path | None = None
     shard: tuple[int, int] | None = None
 
+    @property
+    def version(self) -> str:
+        """Of the model; a folder's name does not identify its weights, so their digest is part of it."""
+        from videoblip2.predict import find_model
+
+        found, digest = find_model(self.model), sha256()
+        if found.version != found.folder.name:
+            return found.version
+        for path in sorted(found.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(file_digest(file, "sha256").digest())
+        return f"{found.version}-{digest.hexdigest()[:8]}"
+
     def open(self) -> "CaptionJob":
         """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
         from videoblip2.predict import load_captioner
 
         captioner = load_captioner(self.model, encoders=self.encoders)
+        captioner.version = self.version
         if self.options.questions and captioner.never_asked:
             raise InputError(
                 f"{self.model}: was never trained on questions, it would answer with a caption; "
