@@ -222,16 +222,12 @@ class CaptionJob:
             every = None if options.segments == "scenes" else float(options.segments)
             segments = cut(item, self.captioner.media_encoders.settings.fps, window, every)
         wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
-        pending = Pending([None] * len(wanted), len(wanted))
-        several = options.samples > 1
+        pending, several = Pending([None] * len(wanted), len(wanted)), options.samples > 1
         rows = [
             self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
             for s, q, n in wanted
         ]
-        return [
-            DecodeItem(pending, place, row, segment)
-            for place, (row, (segment, *_)) in enumerate(zip(rows, wanted, strict=True))
-        ]
+        return [DecodeItem(pending, place, rows[place], segment) for place, (segment, *_) in enumerate(wanted)]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; the rows of each video that is complete with it."""
@@ -248,9 +244,8 @@ class CaptionJob:
         """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
         from videoblip2.data.batches import question_prompt
 
-        prompts = [
-            question_prompt(ask.row.question) if ask.row.question is not None else self.options.prompt for ask in batch
-        ]
+        questions = [ask.row.question for ask in batch]
+        prompts = [self.options.prompt if question is None else question_prompt(question) for question in questions]
         seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
         try:
             found = self.captioner.caption([ask.segment.item for ask in batch], prompts, self.options.decoding, seeds)
@@ -264,17 +259,9 @@ class CaptionJob:
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
-        name = VideoSource(outcome.video_id).video_id
-        digest = outcome.note.sha256 if outcome.note else ""
-        version, options = self.captioner.version, str(self.options)
-        return Row(
-            printable(outcome.video_id),
-            printable(name),
-            model_version=version,
-            options=options,
-            sha256=digest,
-            **values,
-        )
+        name, digest = VideoSource(outcome.video_id).video_id, outcome.note.sha256 if outcome.note else ""
+        made_by = {"model_version": self.captioner.version, "options": str(self.options)}
+        return Row(printable(outcome.video_id), printable(name), **made_by, sha256=digest, **values)
 
 
 def rounded(score: float) -> float | None:
