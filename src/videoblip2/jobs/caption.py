@@ -260,8 +260,8 @@ class CaptionJob:
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
         name, digest = VideoSource(outcome.video_id).video_id, outcome.note.sha256 if outcome.note else ""
-        made_by = {"model_version": self.captioner.version, "options": str(self.options)}
-        return Row(printable(outcome.video_id), printable(name), **made_by, sha256=digest, **values)
+        values |= {"model_version": self.captioner.version, "options": str(self.options), "sha256": digest}
+        return Row(printable(outcome.video_id), printable(name), **values)
 
 
 def rounded(score: float) -> float | None:
