@@ -130,7 +130,7 @@ def alone(df: DocumentFrequencies, references: References) -> dict[str, float]:
     bootstrap, _ = fastest(lambda: paired_bootstrap(scores, np.zeros(2990)), runs=1)
     prepare, _ = fastest(lambda: CiderD(references, df), runs=1)
     return {
-        "n-grams": sum(map(len, df.table.counts)),
+        "n-grams": sum(map(len, df.counts)),
         "file, bytes": size,
         "load document frequencies, s": load,
         "prepare references, s": prepare,

@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_calls():
     scorer, rng = scorer_of(REFERENCES), random.Random(0)
 
     def calls():
-        for _ in range(30):
+        for _ in range(10):
             scorer.score(["video0"] * 20, [f"a w{rng.random()} man" for _ in range(20)])
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
@@ -113,7 +113,7 @@ def test_memory_does_not_grow_with_calls():
     calls()
     before, after = calls(), calls()
     tracemalloc.stop()
-    assert after - before < 20_000
+    assert after - before < 7_000
 
 
 def test_mistakes_are_named():
@@ -130,7 +130,7 @@ def test_mistakes_are_named():
 
 @pytest.fixture(scope="module")
 def msrvtt_test():
-    """References of 500 test videos and a caption for each: its own, its own and a word, or another video's."""
+    """References of 300 test videos and a caption for each: its own, its own and a word, or another video's."""
     if not MSRVTT.is_dir():
         pytest.skip("shared/data/msrvtt is absent")
     with zipfile.ZipFile(MSRVTT / "test_videodatainfo.json.zip") as archive:
@@ -139,22 +139,21 @@ def msrvtt_test():
     for sentence in sentences:
         references.setdefault(sentence["video_id"], []).append(sentence["caption"])
     rng = random.Random(0)
-    references = {video: references[video] for video in rng.sample(list(references), 500)}
+    references = {video: references[video] for video in rng.sample(list(references), 300)}
     others = list(references.values())
     choices = [lambda group: rng.choice(group) + " today", lambda _: rng.choice(rng.choice(others)), rng.choice]
     return references, [rng.choice(choices)(group) for group in others]
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("end_token", [False, True])
-def test_msrvtt_videos_score_as_in_pycocoevalcap_and_far_faster(msrvtt_test, end_token):
+def test_msrvtt_videos_score_as_in_pycocoevalcap_and_far_faster(msrvtt_test):
     references, captions = msrvtt_test
-    ended = [place % 5 > 0 for place in range(len(captions))] if end_token else None
-    scorer, videos = scorer_of(references, end_token), list(references)
+    ended = [place % 5 > 0 for place in range(len(captions))]
+    scorer, videos = scorer_of(references, end_token=True), list(references)
     started = time.process_time()
     ours = scorer.score(videos, captions, ended)
     took = time.process_time() - started
     started = time.process_time()
-    theirs = pycocoevalcap_scores(references, captions, end_token, ended)
+    theirs = pycocoevalcap_scores(references, captions, True, ended)
     assert (time.process_time() - started) / took > 15
     assert np.abs(ours - theirs).max() <= 1e-9

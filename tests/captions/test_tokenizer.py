@@ -163,7 +163,7 @@ def test_a_caption_of_ten_thousand_words_is_read_whole():
 
 
 @given(st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_text_gives_clean_tokens(text):
     tokens = tokenize(text)
     assert all(token and " " not in token and "\n" not in token and token not in PUNCTUATION for token in tokens)
@@ -224,17 +224,17 @@ def differences(captions: list[str]) -> list[tuple[str, str, str]]:
 
 
 def msrvtt_captions() -> list[str]:
-    """Every eighth of MSR-VTT's 200,000 captions; none where they are absent."""
+    """Every sixteenth of MSR-VTT's 200,000 captions; none where they are absent."""
     captions = []
     for name in ("train_val_annotation.zip", "test_videodatainfo.json.zip") if MSRVTT.is_dir() else ():
         with zipfile.ZipFile(MSRVTT / name) as archive:
             (member,) = (member for member in archive.namelist() if Path(member).name.endswith("videodatainfo.json"))
             captions += [sentence["caption"] for sentence in json.loads(archive.read(member))["sentences"]]
-    return captions[::8]
+    return captions[::16]
 
 
 @pytest.mark.java
 @pytest.mark.skipif(shutil.which("java") is None, reason="java not found")
 def test_table_random_and_msrvtt_captions_equal_the_java_tool():
     table = [text for examples in EXAMPLES.values() for text, _ in examples if text.strip()]
-    assert differences([*table, *random_captions(8_000), *msrvtt_captions()]) == []
+    assert differences([*table, *random_captions(4_000), *msrvtt_captions()]) == []

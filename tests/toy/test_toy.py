@@ -27,7 +27,6 @@ from videoblip2.toy.scene import (
 from videoblip2.toy.world import (
     CAPTIONS,
     LOUD_WORDS,
-    MIN_VIDEOS,
     MOTION_WORDS,
     SHAPE_WORDS,
     SOFT_WORDS,
@@ -216,8 +215,3 @@ def test_another_world_in_the_folder_is_not_touched(tmp_path):
     with pytest.raises(InputError, match="another toy world"):
         write_toy_world(tmp_path, 10, 4, Recorder())
     assert world.annotations[0].read_bytes() == before
-
-
-def test_too_few_videos_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--videos 9"):
-        write_toy_world(tmp_path, MIN_VIDEOS - 1, 0, Recorder())

@@ -50,7 +50,7 @@ class CiderD:
         self._row = {video: row for row, video in enumerate(references)}
         self._count = np.array([len(group) for group in references.values()])
         captions = [caption for group in references.values() for caption in group]
-        self._table, runs, grams = df.table.extended(cook(captions, df.end_token))
+        self._table, runs, grams = df.extended(cook(captions, df.end_token))
         self._sizes = [len(counts) for counts in self._table.counts]
         self._unknown_idf = float(np.log(float(df.num_documents)))
         self._idf = self._unknown_idf - np.log(np.maximum(1.0, np.concatenate(self._table.counts)))

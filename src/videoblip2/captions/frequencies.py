@@ -45,8 +45,8 @@ class TokenRuns(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class NgramTable:
-    """Every n-gram of a corpus with its document frequency.
+class DocumentFrequencies:
+    """Frozen document frequencies of the n-grams (orders 1 to 4) of a reference corpus.
 
     The id of a word is its index in `words`; that of a longer n-gram is the index of its key among the sorted keys of
     its order. A key is the id of the first n-1 words times 2^32 plus the id of the last.
@@ -55,10 +55,12 @@ class NgramTable:
     words: Mapping[str, int]
     keys: tuple[Int64s, ...]  # of orders 2 to ORDERS
     counts: tuple[Int64s, ...]  # documents that contain each n-gram, of orders 1 to ORDERS
+    num_documents: int  # videos
+    end_token: bool  # whether references were counted with an end token
 
-    def extended(self, captions: Sequence[Sequence[str]]) -> tuple["NgramTable", TokenRuns, list[Int64s]]:
-        """The table with the n-grams of these captions added (count 0 if new), the captions end to end and, per order,
-        the id of the n-gram at each of its `starts`."""
+    def extended(self, captions: Sequence[Sequence[str]]) -> tuple["DocumentFrequencies", TokenRuns, list[Int64s]]:
+        """These with the n-grams of captions added (count 0 if new), the captions end to end and, per order, the ids of
+        the n-grams at its `starts`."""
         runs, vocabulary = _lay_out(captions, self.words)
         moved = np.arange(len(self.words))  # old id → new id, order by order
         keys, grams = [], [runs.words]
@@ -71,12 +73,12 @@ class NgramTable:
             counts.append(np.zeros(len(keys[-1]), np.int64))
             counts[-1][moved] = self.counts[order - 1]
             grams.append(np.searchsorted(keys[-1], new))
-        return NgramTable(vocabulary, tuple(keys), tuple(counts)), runs, grams
+        return replace(self, words=vocabulary, keys=tuple(keys), counts=tuple(counts)), runs, grams
 
     def look_up(self, captions: Sequence[Sequence[str]]) -> tuple[TokenRuns, list[Int64s], list[int]]:
         """The captions end to end, the ids of their n-grams and one more than the largest id, both per order.
 
-        The table does not change: n-grams outside it get ids from its size upwards, equal ones the same id.
+        Nothing changes here: unknown n-grams get ids from the number of known ones upwards, equal ones the same id.
         """
         runs, vocabulary = _lay_out(captions, self.words)
         grams, sizes = [runs.words], [len(vocabulary)]
@@ -89,15 +91,6 @@ class NgramTable:
             sizes.append(len(known) + len(unknown))
         return runs, grams, sizes
 
-
-@dataclass(frozen=True, eq=False)
-class DocumentFrequencies:
-    """Frozen document frequencies of the n-grams (orders 1 to 4) of a reference corpus."""
-
-    table: NgramTable
-    num_documents: int  # videos
-    end_token: bool  # whether references were counted with an end token
-
     @classmethod
     def from_references(cls, references: References, *, end_token: bool = False) -> "DocumentFrequencies":
         """Count the videos (not captions) that contain each n-gram; `references` is raw text by video id.
@@ -107,23 +100,25 @@ class DocumentFrequencies:
         check_references(references)
         captions = [caption for group in references.values() for caption in group]
         video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
-        empty = NgramTable({}, (np.zeros(0, np.int64),) * (ORDERS - 1), (np.zeros(0, np.int64),) * ORDERS)
-        table, runs, grams = empty.extended(cook(captions, end_token))
+        nothing = (np.zeros(0, np.int64),) * ORDERS
+        table, runs, grams = cls({}, nothing[1:], nothing, len(references), end_token).extended(
+            cook(captions, end_token)
+        )
         counts = []
         for order, ids in enumerate(grams, start=1):
             size = len(table.counts[order - 1])
             pairs = np.unique(video[runs.caption[runs.starts(order)]] * size + ids)
             counts.append(np.bincount(pairs % size, minlength=size) if size else ids)
-        return cls(replace(table, counts=tuple(counts)), len(references), end_token)
+        return replace(table, counts=tuple(counts))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically: words as UTF-8 lines; per order, keys as compressed rows, with their counts."""
-        arrays = {"words": np.frombuffer("\n".join(self.table.words).encode(errors="surrogatepass"), np.uint8)}
+        arrays = {"words": np.frombuffer("\n".join(self.words).encode(errors="surrogatepass"), np.uint8)}
         for order in range(2, ORDERS + 1):
-            prefix, last = np.divmod(self.table.keys[order - 2], _BASE)
-            rows = np.searchsorted(prefix, np.arange(len(self.table.counts[order - 2]) + 1))
+            prefix, last = np.divmod(self.keys[order - 2], _BASE)
+            rows = np.searchsorted(prefix, np.arange(len(self.counts[order - 2]) + 1))
             arrays[f"rows{order}"], arrays[f"last{order}"] = _smallest(rows), _smallest(last)
-        arrays |= {f"counts{order}": _smallest(counts) for order, counts in enumerate(self.table.counts, start=1)}
+        arrays |= {f"counts{order}": _smallest(counts) for order, counts in enumerate(self.counts, start=1)}
         head = {"format": _FORMAT, "num_documents": str(self.num_documents), "end_token": str(int(self.end_token))}
         with atomic(Path(path)) as file:
             file.write(save(arrays, metadata=head))
@@ -148,7 +143,7 @@ class DocumentFrequencies:
             rows = stored[f"rows{order}"]
             keys.append(np.repeat(np.arange(len(rows) - 1), np.diff(rows)) * _BASE + stored[f"last{order}"])
         counts = tuple(stored[f"counts{order}"] for order in range(1, ORDERS + 1))
-        return cls(NgramTable(vocabulary, tuple(keys), counts), int(head["num_documents"]), head["end_token"] == "1")
+        return cls(vocabulary, tuple(keys), counts, int(head["num_documents"]), head["end_token"] == "1")
 
 
 def cook(captions: Sequence[str], end_token: bool, ended: Sequence[bool] | None = None) -> list[list[str]]:

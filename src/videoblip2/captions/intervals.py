@@ -38,15 +38,13 @@ def paired_bootstrap(
 ) -> BootstrapResult:
     """Difference between two systems' scores [N] of the same videos in the same order.
 
-    confidence: probability mass of the interval (low, high). Raises InputError for scores that do not pair.
+    Raises InputError for scores that do not pair.
     """
     new, old = np.asarray(challenger, np.float64), np.asarray(champion, np.float64)
     if new.ndim != 1 or new.shape != old.shape or not len(new):
         raise InputError(f"paired bootstrap of scores shaped {new.shape} and {old.shape}: give two lists of one length")
     if not (np.isfinite(new).all() and np.isfinite(old).all()):
         raise InputError("paired bootstrap of scores that are not finite: leave the videos without a score out of both")
-    if not 0.0 < confidence < 1.0 or resamples < 1:
-        raise InputError(f"confidence={confidence}, resamples={resamples}: give 0 < confidence < 1 and resamples >= 1")
     means = resampled_means((new - old)[:, None], resamples, seed)[:, 0]
     return difference(float((new - old).mean()), means, confidence)
 

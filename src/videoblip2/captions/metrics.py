@@ -174,9 +174,9 @@ def caption_metrics(
     return found
 
 
-def diversity(captions: Mapping[str, str] | Sequence[str]) -> dict[str, float]:
+def diversity(captions: Iterable[str]) -> dict[str, float]:
     """The metrics DIVERSITY of a set of captions, all 0 for no captions."""
-    texts = [joined(text) for text in (captions.values() if isinstance(captions, Mapping) else captions)]
+    texts = [joined(text) for text in captions]
     outcomes = _outcomes([METRICS[name] for name in DIVERSITY], texts, [()] * len(texts))
     return {name: METRICS[name].scores(outcomes[METRICS[name].function], len(texts))[0] for name in DIVERSITY}
 
@@ -204,13 +204,13 @@ def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[F
     """What each function returned, called once if metrics share it; a metric that cannot run gives the reason."""
     first = {metric.function: metric for metric in reversed(list(metrics))}
 
-    def run_java(metric: Metric) -> Outcome | str:
+    def run(metric: Metric) -> Outcome | str:
+        if not metric.needs:
+            return metric.function(texts, groups)
         try:
             return metric.unavailable or metric.function(texts, groups)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             return f"its Java process failed: {error}"  # it did not start, it died, or its answer was not a number
 
     with ThreadPoolExecutor() as pool:
-        waiting = {function: pool.submit(run_java, metric) for function, metric in first.items() if metric.needs}
-        done = {function: function(texts, groups) for function, metric in first.items() if not metric.needs}
-        return {**done, **{function: future.result() for function, future in waiting.items()}}
+        return dict(zip(first, pool.map(run, first.values()), strict=True))

@@ -44,11 +44,11 @@ def demo(
         f"  SCST       {scst.captions[video_id]}"
         for video_id in made.example_videos()
     ]
-    served = f"served by bentoml, version {made.served.model_version}: {made.served.caption}" if made.served else ""
     scores = {name: test.metrics[PRIMARY] for name, test in made.tests.items()} | {"trivial": made.trivial}
     runs = {name: stage.run_id for name, stage in made.stages.items()}
     record = {name: {"cider": cider, "run_id": runs.get(name)} for name, cider in scores.items()}
     seconds = made.seconds
+    served = f"served by bentoml, {made.served}"
     text = [_results(made), *shown, served, next_commands(made, store), f"{seconds:.0f} seconds"]
     emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
 

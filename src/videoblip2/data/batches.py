@@ -25,10 +25,9 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class FeatureSource(Protocol):
-    """What gives features by video id, such as a feature store."""
+    """Gives float32 [L,C] of each modality, the same ones for every video; L = 0 where a video lacks one."""
 
-    def features(self, video_id: str) -> Features:
-        """float32 [L,C] of each modality, the same modalities for every video; L = 0 if a video lacks one."""
+    def features(self, video_id: str) -> Features: ...
 
 
 class CachedFeatures:
@@ -78,20 +77,16 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything a step needs.
-
-    features, masks: [B,L,C] and [B,L] of each modality. qformer_ids, qformer_mask: [B,P].
-    prompt_ids, prompt_mask: [B,P']. labels: [B·N,T], -100 = padding; None if captions are not taught.
-    """
+    """Everything a step needs."""
 
     video_ids: tuple[str, ...]
-    features: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-    qformer_ids: Tensor
+    features: Mapping[str, Tensor]  # [B,L,C] of each modality
+    masks: Mapping[str, Tensor]  # [B,L]
+    qformer_ids: Tensor  # [B,P], as its mask
     qformer_mask: Tensor
-    prompt_ids: Tensor
+    prompt_ids: Tensor  # [B,P'], as its mask
     prompt_mask: Tensor
-    labels: Tensor | None = None
+    labels: Tensor | None = None  # [B·N,T], -100 = padding; None if captions are not taught
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -131,12 +126,12 @@ def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Te
     numpy copies with one thread; torch would take all threads away from the training step that is running.
     """
     sequences = [thin(sequence, max_positions) for sequence in sequences]
-    lengths = np.array([len(sequence) for sequence in sequences])
-    padded = np.zeros((len(sequences), max(1, lengths.max()), sequences[0].shape[1]), np.float32)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    mask = np.arange(padded.shape[1]) < lengths[:, None]
-    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+    longest = max(1, *map(len, sequences))
+    padded = np.zeros((len(sequences), longest, sequences[0].shape[1]), np.float32)
+    mask = np.zeros((len(sequences), longest), np.int64)
+    for row, own, sequence in zip(padded, mask, sequences, strict=True):
+        row[: len(sequence)], own[: len(sequence)] = sequence, 1
+    return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
 def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
@@ -198,11 +193,8 @@ def taught(captions: Sequence[str], order: np.ndarray, epoch: int, count: int) -
 def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batches:
     """B questions per step, each the prompt of its video, with one answer to teach."""
 
-    def example(epoch: int, index: int) -> Example:
-        asked = questions[index]
-        return asked.video_id, question_prompt(asked.question), [asked.answer]
-
-    return maker.batches(len(questions), 2, example)
+    examples = [(asked.video_id, question_prompt(asked.question), [asked.answer]) for asked in questions]
+    return maker.batches(len(questions), 2, lambda epoch, index: examples[index])
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
@@ -221,10 +213,7 @@ def question_prompt(question: str) -> str:
 
 
 class Prefetcher:
-    """`batches(step)`, made by one thread up to `depth` steps ahead; depth 0 makes each batch on request.
-
-    A batch depends only on its step, so those made ahead are not state. `batches` need not be thread-safe.
-    """
+    """`batches(step)`, made by one thread up to `depth` steps ahead; depth 0 makes each batch on request."""
 
     def __init__(self, batches: Callable[[int], Batch], total: int, depth: int = 2) -> None:
         self._batches, self._total, self._depth = batches, total, depth

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +52,11 @@ def read_captions(document: Document) -> Source:
     captioned = bool(columns & set(CAPTION)) or any(map(NUMBERED.fullmatch, columns))
     listing = not captioned and bool(document.split or columns & {"split", "subset"})
     english = [(where, row) for where, row in rows if row.get("msvd_language", "English") == "English"]
-    timed = _timed(english)
     names, captions, facts = dict[str, str](), dict[str, list[str]](), dict[str, tuple[str | None, int]]()
     for where, row in english:
         whole = _video(where, row, names)
         split, category = _split(f"{where}: {whole}", row), _category(where, row)
-        for video, texts in [(whole, [])] if listing else _parts(where, row, whole, timed):
+        for video, texts in [(whole, [])] if listing else _parts(where, row, whole):
             captions.setdefault(video, []).extend(texts)
             if facts.setdefault(video, (split, category))[0] != split:
                 raise InputError(f"{document.name}: {video} is in {facts[video][0]} and in {split}; give it one split")
@@ -69,16 +68,7 @@ def read_captions(document: Document) -> Source:
     return Source(videos, other_languages=len(rows) - len(english), description=described)
 
 
-def _timed(rows: Iterable[Row]) -> bool:
-    """Whether the columns `start` and `end` are of segments: a video occurs with different ones."""
-    spans: dict[str, set[object]] = {}
-    for where, row in rows:
-        if row.keys() >= {"start", "end"}:
-            spans.setdefault(str(value_of(where, row, VIDEO)), set()).add((row["start"], row["end"]))
-    return any(len(different) > 1 for different in spans.values())
-
-
-def _parts(where: str, row: Mapping[str, Any], video: str, timed: bool) -> list[tuple[str, list[str]]]:
+def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, list[str]]]:
     """The captions of a row: of its video or, if they have times, of each of its segments."""
     found = [row[name] for name in row if NUMBERED.fullmatch(name)] or value_of(where, row, CAPTION)
     if isinstance(found, str) and re.match(r"""\[\s*["']""", found):
@@ -92,7 +82,6 @@ def _parts(where: str, row: Mapping[str, Any], video: str, timed: bool) -> list[
     times = row.get("timestamps") or [
         entry["segment"] for entry in entries if isinstance(entry, dict) and "segment" in entry
     ]
-    times = [(row["start"], row["end"])] * len(texts) if timed else times
     try:
         segments = [(segment_id(video, *span), [text]) for span, text in zip(times, texts, strict=bool(times))]
     except (TypeError, ValueError) as error:

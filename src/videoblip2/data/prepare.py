@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -35,26 +35,22 @@ SHARES = (0.8, 0.9)  # where a random split's training and validation end
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was read and written. Flaws in captions are counted, with an example each; every caption is kept.
-
-    videos, captions, files: by split. uncaptioned: videos without captions by split, listed in `uncaptioned.json`.
-    unassigned: videos in none of the given lists, kept in `unassigned.json`. listed_only: listed, without captions.
-    """
+    """What was read and written, by split. Flaws are counted, with an example each; every caption is kept."""
 
     videos: dict[str, int]
     captions: dict[str, int]
     files: dict[str, str]
-    duplicate_captions: int = 0  # a text that its own video already has
-    empty_captions: int = 0
-    control_character_captions: int = 0
-    examples: dict[str, str] = field(default_factory=dict)
-    uncaptioned: dict[str, int] = field(default_factory=dict)
-    unassigned: int = 0
-    listed_only: list[str] = field(default_factory=list)
-    moved: int = 0  # videos that lists, a file's name or a random split put in another split than their file says
-    without_features: list[str] = field(default_factory=list)  # left out on request
-    other_language_captions: int = 0
-    left_alone: list[str] = field(default_factory=list)  # split files of an earlier preparation
+    duplicate_captions: int  # a text that its own video already has
+    empty_captions: int
+    control_character_captions: int
+    examples: dict[str, str]
+    uncaptioned: dict[str, int]  # videos without captions, in `uncaptioned.json`
+    unassigned: int  # videos in none of the given lists, in `unassigned.json`
+    listed_only: list[str]  # videos listed, without captions
+    moved: int  # videos that lists, a file's name or a random split put in another split than their file says
+    without_features: list[str]  # left out on request
+    other_language_captions: int
+    left_alone: list[str]  # split files of an earlier preparation
 
 
 def prepare_captions(
@@ -132,8 +128,8 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
-    sources = [(document, read_captions(document)) for document in read_documents(paths)]
-    sources = [(document, _as_list(document, found, sources)) for document, found in sources]
+    said = [(document, read_captions(document)) for document in read_documents(paths)]
+    sources = [(document, _as_list(document, found, said)) for document, found in said]
     ids = [video.video_id for _, found in sources for _, video in found.videos]
     if not ids:
         raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
@@ -183,14 +179,12 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
 
 @dataclass(frozen=True)
 class Coverage:
-    """videos: their number by annotation file. missing: those that lack features of a modality, by file; `lacking`: by
-    modality. unannotated: videos with features only.
-    """
+    """Which videos of annotation files have features."""
 
-    videos: dict[str, int]
-    missing: dict[str, list[str]]
-    lacking: dict[str, list[str]]
-    unannotated: list[str]
+    videos: dict[str, int]  # by file
+    missing: dict[str, list[str]]  # those that lack features of a modality, by file
+    lacking: dict[str, list[str]]  # the same by modality
+    unannotated: list[str]  # with features only
 
     @property
     def ok(self) -> bool:

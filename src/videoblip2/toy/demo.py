@@ -62,14 +62,6 @@ FULL = DemoSize()
 QUICK = DemoSize(40, 0, 5, ("train.steps=4", "train.validate_every=2", "optim.warmup_steps=1"), forced=True)
 
 
-@dataclass(frozen=True)
-class ServedCaption:
-    """The service's answer."""
-
-    caption: str
-    model_version: str
-
-
 @dataclass
 class Demo:
     """What the demo has made so far."""
@@ -83,7 +75,7 @@ class Demo:
     tests: dict[str, EvaluationResult] = field(default_factory=dict)  # of `stages`, on the test split
     gains: dict[str, Comparison] = field(default_factory=dict)  # of the other stages over "ce", on the same videos
     trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
-    served: ServedCaption | None = None
+    served: str = ""  # the service's answer, with the version of the model that gave it
 
     def say(self, text: str) -> None:
         """Print a line with the time that has passed."""
@@ -208,7 +200,7 @@ def score_of_typical_caption(data: Path) -> float:
 
 
 @contextmanager
-def served_captions() -> Iterator[Callable[[Path], ServedCaption]]:
+def served_captions() -> Iterator[Callable[[Path], str]]:
     """Start a server; yield a function from a media file to its answer, which waits until the server is ready."""
     port = free_port()
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
@@ -222,7 +214,7 @@ def served_captions() -> Iterator[Callable[[Path], ServedCaption]]:
             server.wait(timeout=30)
 
 
-def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[bytes]) -> ServedCaption:
+def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[bytes]) -> str:
     deadline, ready = time.monotonic() + START_SECONDS, False
     while not ready:
         if server.poll() is not None or time.monotonic() > deadline:
@@ -233,4 +225,4 @@ def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[b
             ready = httpx.get(f"{address}/readyz", timeout=2, trust_env=False).is_success
     files = {"video": (video.name, video.read_bytes(), "video/mp4")}
     answer = httpx.post(f"{address}/caption", files=files, timeout=60, trust_env=False).raise_for_status().json()
-    return ServedCaption(answer["caption"], answer["model_version"])
+    return f"version {answer['model_version']}: {answer['caption']}"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "bar", "triangle", "cross", "ring")
 MOTIONS = ("left", "right", "up", "down", "orbit", "grow", "shrink", "bounce", "still")
 SOUNDS = ("high", "low", "beeps", "hiss", "siren", "ticking")
@@ -21,13 +20,10 @@ BACKGROUNDS = ("plain", "striped", "spotted")
 
 SIDE, FPS, RATE = 64, 8, 16_000  # pixels, frames a second, Hz
 RGB = {
-    "red": (220, 40, 40),
-    "green": (40, 190, 70),
-    "blue": (50, 90, 230),
-    "yellow": (235, 215, 50),
-    "purple": (160, 60, 200),
-    "white": (240, 240, 240),
+    **{"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 90, 230)},
+    **{"yellow": (235, 215, 50), "purple": (160, 60, 200), "white": (240, 240, 240)},
 }
+COLOURS = tuple(RGB)
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x and y
 Grid = NDArray[np.floating[Any]]
 Wave = NDArray[np.float64]

@@ -25,7 +25,6 @@ from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, STEPS, Scene, make_
 
 WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 
-MIN_VIDEOS = 10  # below, a split would be empty
 CAPTIONS, VISUAL_ONLY = 20, 2
 WORDS = range(7, 15)  # allowed lengths
 
@@ -107,7 +106,7 @@ def write_toy_world(
 
     `write_video` is `features.media.write_video`; `more_tests` adds test videos from the same seed. Existing videos are
     kept, so that an interrupted call can be repeated and a second process can help, `backwards`. Raises `InputError`
-    for fewer than 10 videos and for a folder that holds another world.
+    for a folder that holds another world.
     """
     out, annotations = Path(out), write_toy_annotations(out, num_videos, seed, more_tests)
     scenes = make_scenes(num_videos, seed, more_tests)
@@ -139,9 +138,7 @@ def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_test
 
 
 def make_scenes(num_videos: int, seed: int, more_tests: int = 0) -> list[Scene]:
-    """What each video of a world shows. Raises `InputError` for fewer than 10 videos."""
-    if num_videos < MIN_VIDEOS:
-        raise InputError(f"--videos {num_videos}: too few for three splits; give {MIN_VIDEOS} or more")
+    """What each video of a world shows."""
     return [make_scene(seed, index, num_videos) for index in range(num_videos + more_tests)]
 
 

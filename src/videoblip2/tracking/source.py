@@ -17,13 +17,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def revision_tags() -> dict[str, str]:
-    """`git.commit` and `git.dirty` of the package's repository; nothing if git does not track the package."""
+    """Return `git.commit` and `git.dirty` of the package's repository; nothing if git does not track the package.
+
+    The commit is there under MLflow's own name, too, which fills the column Version of its runs table.
+    """
     if not _tracked():
         return {}
     commit = _git("rev-parse", "HEAD")
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no", ":/"))
-    column = {"mlflow.source.git.commit": commit}  # Version in MLflow's table of runs
-    return {"git.commit": commit, "git.dirty": str(dirty).lower(), **column}
+    return {"git.commit": commit, "git.dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
 
 
 def source_diff() -> str:
