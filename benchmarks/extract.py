@@ -28,11 +28,12 @@ import av
 import numpy as np
 import torch
 
-from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
+from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders, FeatureSettings
 from videoblip2.features.store import FeatureStore
+from videoblip2.features.towers import FrameEncoder, SoundEncoder
 
 CORES = len(os.sched_getaffinity(0))
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt" / "videos"
@@ -58,7 +59,7 @@ def main() -> None:
         print(json.dumps(report))
 
 
-def compare(paths: list[Path], encoders: tuple[ClipEncoder, ClapEncoder], root: Path, rounds: int) -> dict[str, Any]:
+def compare(paths: list[Path], encoders: tuple[FrameEncoder, SoundEncoder], root: Path, rounds: int) -> dict[str, Any]:
     """Both arms by turns, after one round to warm up, in which the features are compared."""
     expected = simple_loop(paths, *encoders)
     extract_features(paths, root / "warm", Encoders(*encoders, SETTINGS))
@@ -88,7 +89,7 @@ def compare(paths: list[Path], encoders: tuple[ClipEncoder, ClapEncoder], root: 
     }
 
 
-def simple_loop(paths: list[Path], clip: ClipEncoder, clap: ClapEncoder) -> Arrays:
+def simple_loop(paths: list[Path], clip: FrameEncoder, clap: SoundEncoder) -> Arrays:
     """One file after the other, one call of each model a file."""
     found: Arrays = {}
     for path in paths:
@@ -101,7 +102,7 @@ def simple_loop(paths: list[Path], clip: ClipEncoder, clap: ClapEncoder) -> Arra
             visual = clip.model(pixel_values=pixels).image_embeds.numpy()
             heard = np.zeros((0, 512), np.float32)
             if windows:
-                mels = clap.extractor(windows, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
+                mels = clap.processor(windows, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
                 heard = clap.model(input_features=mels.float()).audio_embeds.numpy()
         found[path.stem] = visual, heard
     return found
@@ -136,7 +137,7 @@ def difference(store: FeatureStore, expected: Arrays) -> float:
     return worst
 
 
-def small_clip(folder: Path) -> ClipEncoder:
+def small_clip(folder: Path) -> FrameEncoder:
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     torch.manual_seed(0)
@@ -147,7 +148,7 @@ def small_clip(folder: Path) -> ClipEncoder:
     return load_clip(folder)
 
 
-def small_clap(folder: Path) -> ClapEncoder:
+def small_clap(folder: Path) -> SoundEncoder:
     from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
     torch.manual_seed(0)

@@ -37,6 +37,7 @@ class DecodingJob:
     max_seconds: float
     max_pixels: int
     cpu_seconds: float
+    rate: int = SAMPLING_RATE
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     limit = math.ceil(time.process_time() + job.cpu_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # then the kernel ends this process
     try:
-        for array in stream_untrusted(job.path, job.fps, SAMPLING_RATE, job.max_seconds, job.max_pixels):
+        for array in stream_untrusted(job.path, job.fps, job.rate, job.max_seconds, job.max_pixels):
             if array is None:  # no audio
                 _send(answers, {"kind": "array", "shape": None})
             else:

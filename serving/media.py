@@ -65,12 +65,12 @@ class Decoders:
             decoder.kill()
 
     @contextmanager
-    def decode(self, path: Path, fps: float) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
+    def decode(self, path: Path, fps: float, rate: int = SAMPLING_RATE) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
         """Decode `path` at `fps` frames a second, while the block runs.
 
         Yields frames, uint8 [H, W, 3] one at a time, and what returns the sound once they are read: mono float32 [N] at
-        48 kHz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time, and
-        InputError with a message for the client if the file is refused.
+        `rate` Hz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time,
+        and InputError with a message for the client if the file is refused.
         """
         sound: np.ndarray | None = None
 
@@ -82,7 +82,7 @@ class Decoders:
             timer.start()
             waited, start, ended = 0.0, time.perf_counter(), False
             try:
-                for array in decoder.work(path, fps):
+                for array in decoder.work(path, fps, rate):
                     waited += time.perf_counter() - start
                     if ended:
                         raise InputError(UNREADABLE)
@@ -156,13 +156,13 @@ class _Decoder:
     def healthy(self) -> bool:
         return self.alive() and self.between_jobs and not self.expired and self.jobs < JOBS_EACH
 
-    def work(self, path: Path, fps: float) -> Iterator[np.ndarray | None]:
+    def work(self, path: Path, fps: float, rate: int) -> Iterator[np.ndarray | None]:
         """Arrays of one file as they come. Raises InputError if it is refused, or if the process ends over it."""
         self.jobs += 1
         self.between_jobs = False
         settings = self.settings
         cpu_seconds = settings.decode_seconds * (os.cpu_count() or 1)
-        job = DecodingJob(str(path), fps, settings.max_video_seconds, settings.max_pixels, cpu_seconds)
+        job = DecodingJob(str(path), fps, settings.max_video_seconds, settings.max_pixels, cpu_seconds, rate)
         try:
             self._stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             self._stdin.flush()

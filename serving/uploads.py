@@ -150,7 +150,7 @@ class MediaIntake:
         ) as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
-            with self.decoders.decode(Path(copy.name), encoders.settings.fps) as (frames, sound):
+            with self.decoders.decode(Path(copy.name), encoders.settings.fps, encoders.clap.rate) as (frames, sound):
                 return encoders.prepare(frames, sound)
 
 

@@ -20,7 +20,7 @@ BUG_TEXT = "a secret of the inside"
 class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
-    settings = SimpleNamespace(fps=1.0)
+    settings, clap = SimpleNamespace(fps=1.0), SimpleNamespace(rate=48_000)
     warning, never_asked = "", False
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
@@ -91,7 +91,7 @@ class FakeDecoders:
     stop = start
 
     @contextmanager
-    def decode(self, path, fps):
+    def decode(self, path, fps, rate):
         assert self.go_on.wait(30)
         content = path.read_bytes()
         if content == b"text":

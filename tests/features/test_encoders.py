@@ -11,8 +11,9 @@ import torch
 from transformers import ClapFeatureExtractor
 
 from videoblip2.config import InputError
-from videoblip2.features.encoders import clap_inputs, load_clap, load_clip
+from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.media_features import FeatureSettings, feature_settings
+from videoblip2.features.towers import clap_inputs
 
 RATE = 48_000
 
@@ -65,16 +66,16 @@ def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings
         setattr(clip.processor, name, value)
     frame = pictures(1, height, width)[0]
     expected = clip.processor(images=frame, input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
-    pixels = clip.pixels(frame)
+    pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == expected.shape and (pixels == expected).all() and pixels.std() > 0
 
 
 def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
     frame = np.zeros((64, 128, 3), np.uint8)
     frame[:, 32:96] = 255  # just the part that a centre crop keeps
-    pixels = clip.pixels(frame)
+    pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == (3, 64, 64) and pixels.min() > 1.5
-    assert clip.pixels(np.zeros((640, 480, 3), np.uint8)).shape == (3, 64, 64)
+    assert clip.pixels(np.zeros((640, 480, 3), np.uint8))["pixel_values"].shape == (3, 64, 64)
 
 
 def test_features_do_not_depend_on_the_batch(clip, clap):
@@ -184,7 +185,7 @@ def test_a_whole_clip_model_gives_its_vision_tower(tmp_path):
     side = {"height": 32, "width": 32}
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(tmp_path)
     clip = load_clip(tmp_path)
-    pixels = torch.from_numpy(np.stack([clip.pixels(frame) for frame in pictures(2)]))
+    pixels = torch.from_numpy(np.stack([clip.pixels(frame)["pixel_values"] for frame in pictures(2)]))
     with torch.no_grad():
         expected = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
     np.testing.assert_allclose(encoded(clip, pictures(2)), expected, atol=1e-5)
@@ -203,13 +204,11 @@ def test_a_model_without_its_weights_is_refused(folders, tmp_path):
 
 
 def test_what_is_no_such_model_is_named(folders, tmp_path):
-    with pytest.raises(InputError, match="clap: no CLIPVisionModelWithProjection"):
+    with pytest.raises(InputError, match="clap: no ImageProcessor could be loaded"):
         load_clip(folders[1])
     with pytest.raises(InputError, match="nowhere"):
         load_clip(tmp_path / "nowhere")
-    with pytest.raises(
-        InputError, match=r"some/hub-model: no ClapAudioModelWithProjection.*if you are online"
-    ) as caught:
+    with pytest.raises(InputError, match=r"some/hub-model: no Config could be loaded.*if you are online") as caught:
         load_clap("some/hub-model")  # tests are offline
     assert "\n" not in str(caught.value)
 
@@ -231,7 +230,7 @@ def test_a_device_that_cannot_be_used_is_named(folders, device):
 def test_a_model_without_its_preprocessor_is_refused(folders, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
-    with pytest.raises(InputError, match="CLIPImageProcessorPil"):
+    with pytest.raises(InputError, match="no ImageProcessor could be loaded"):
         load_clip(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from videoblip2.config import InputError
 from videoblip2.features import engines
 from videoblip2.features.check import check_features, refuse_unnoted
-from videoblip2.features.encoders import ClipEncoder, load_clip
+from videoblip2.features.encoders import load_clip
 from videoblip2.features.extract import (
     ExtractionRun,
     extract_features,
@@ -23,6 +23,7 @@ from videoblip2.features.media_features import Encoders, FeatureSettings, featur
 from videoblip2.features.ray_engine import Actor, RayEngine, Wrapped, require_ray
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore
+from videoblip2.features.towers import FrameEncoder
 from videoblip2.toy.encoders import TOY_SETTINGS
 
 RATE = 16_000
@@ -116,7 +117,7 @@ def test_a_full_disk_is_named_and_keeps_what_is_stored(encoders, videos, tmp_pat
 
 def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatch):
     made = encoded = most = 0
-    encode = ClipEncoder.encode_pixels
+    encode = FrameEncoder.encode_pixels
 
     def counted(clip, pixels, batch):
         nonlocal encoded
@@ -130,7 +131,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
             most = max(most, made - encoded)
             yield np.full((64, 64, 3), second % 256, np.uint8)
 
-    monkeypatch.setattr(ClipEncoder, "encode_pixels", counted)
+    monkeypatch.setattr(FrameEncoder, "encode_pixels", counted)
     monkeypatch.setattr(engines, "stream_frames", frames)
     monkeypatch.setattr(
         engines, "stream_audio", lambda path, rate, caveats: (np.zeros(48_000, np.float32) for _ in range(20))
@@ -243,7 +244,7 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3)).astype(np.uint8)
     pooled = load_clip(tmp_path, output="hidden")
-    inputs = torch.from_numpy(np.stack([pooled.pixels(frame) for frame in frames]))
+    inputs = torch.from_numpy(np.stack([pooled.pixels(frame)["pixel_values"] for frame in frames]))
     with torch.no_grad():
         seen = model.vision_model(inputs)
     np.testing.assert_allclose(encoded(pooled, frames), seen.pooler_output, atol=1e-5)

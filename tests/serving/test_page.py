@@ -97,7 +97,7 @@ def test_a_clip_is_uploaded_and_decoded_once_however_often_it_is_asked_about(bot
     registry, http = both
     decoders = sys.modules["serving.service"].API.state.intake.decoders
     decoded, decode = [], decoders.decode
-    monkeypatch.setattr(decoders, "decode", lambda path, fps: decoded.append(path) or decode(path, fps))
+    monkeypatch.setattr(decoders, "decode", lambda path, *how: decoded.append(path) or decode(path, *how))
     clip = http.post("/caption", files=CLIP).json()["clip"]
     for question in ("what?", "who?"):
         answer = http.post("/ask", files={"clip": (None, clip)}, data={"question": question}).json()

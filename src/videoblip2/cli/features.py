@@ -21,8 +21,12 @@ Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub."
 def extract(
     videos: Annotated[list[Path], Argument(help="Video files, or folders of them.")],
     out: Annotated[Path, Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
-    clip: Annotated[str, Option(help="CLIP model: folder or hub name.")] = "openai/clip-vit-large-patch14",
-    clap: Annotated[str, Option(help="CLAP model: folder or hub name.")] = "laion/clap-htsat-unfused",
+    clip: Annotated[
+        str, Option(help="Vision tower, such as CLIP, SigLIP or DINOv2: folder or hub name.")
+    ] = "openai/clip-vit-large-patch14",
+    clap: Annotated[
+        str, Option(help="Audio tower, such as CLAP, AST or Whisper: folder or hub name.")
+    ] = "laion/clap-htsat-unfused",
     clip_revision: Revision = None,
     clap_revision: Revision = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: 1, with --frames 4.")] = None,

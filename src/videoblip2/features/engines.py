@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.encoders import BATCH_WINDOWS
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media import SAMPLING_RATE, named, stream_audio, stream_frames
+from videoblip2.features.media import named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, Loudness, choose_frames
 from videoblip2.features.store import write_features
+from videoblip2.features.towers import BATCH_WINDOWS
 from videoblip2.modality import Features
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Piece:
 
     video_id: str
     modality: str
-    arrays: Sequence[NDArray[np.float32]]
+    arrays: Sequence[Any]
 
 
 @dataclass
@@ -125,7 +125,7 @@ class RowBatches:
         frames = encoders.settings.batch_frames
         self._full = {"video": frames, "audio": max(1, min(BATCH_WINDOWS, frames // 4))}
         self._videos: dict[str, Partial] = {}
-        self._queued: dict[str, list[tuple[str, NDArray[np.float32]]]] = {"video": [], "audio": []}
+        self._queued: dict[str, list[tuple[str, Any]]] = {"video": [], "audio": []}
 
     def add(self, item: Piece | VideoOutcome) -> Iterator[VideoOutcome]:
         """Take a piece or the end of a video; encode what fills a batch, and yield what it completes."""
@@ -235,7 +235,7 @@ def _read(
         frames = stream_frames(path, settings.fps, threads=1, caveats=caveats)
         yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
         loudness = Loudness()
-        sound = loudness.heard(stream_audio(path, SAMPLING_RATE, caveats=caveats))
+        sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats))
         yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
         note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
@@ -244,7 +244,7 @@ def _read(
         yield VideoOutcome(video_id, failure=str(named(error, path)))
 
 
-def _cut(video_id: str, modality: str, arrays: Iterable[NDArray[np.float32]]) -> Iterator[Piece]:
+def _cut(video_id: str, modality: str, arrays: Iterable[Any]) -> Iterator[Piece]:
     stream = iter(arrays)
     while part := list(islice(stream, PIECE[modality])):
         yield Piece(video_id, modality, part)

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
-from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import Encoders
 from videoblip2.features.sources import shard_of
 from videoblip2.files import printable
@@ -159,7 +158,7 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
         origin=encoders.origin,
         widths=encoders.widths,
         dtype=encoders.dtype,
-        sampling_rate=SAMPLING_RATE,
+        sampling_rate=encoders.clap.rate,
         versions={package: importlib.metadata.version(package) for package in PACKAGES},
         videos={},
         failed={},

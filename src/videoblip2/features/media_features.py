@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from videoblip2.errors import InputError, validated
-from videoblip2.features.encoders import ClapEncoder, ClipEncoder, load_clap, load_clip
+from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.frames import Audio, Frame
-from videoblip2.features.media import SAMPLING_RATE, decode_audio, named, stream_frames
+from videoblip2.features.media import decode_audio, named, stream_frames
+from videoblip2.features.towers import FrameEncoder, Pixels, SoundEncoder
 from videoblip2.modality import Features
 from videoblip2.provenance import EncoderIdentity, FeatureOrigin, FeatureSampling
 
@@ -89,7 +90,7 @@ class Loudness:
 class PreparedVideo:
     """One decoded video, ready for the encoders."""
 
-    pixels: list[NDArray[np.float32]]  # F of [3, S, S]
+    pixels: list[Pixels]  # of F frames
     windows: list[NDArray[np.float32]]  # A of [samples]
     audio: str  # a level of `LEVELS`
 
@@ -98,8 +99,8 @@ class PreparedVideo:
 class Encoders:
     """CLIP, CLAP, and how videos are cut for them. Raises `InputError` for settings that do not suit the encoders."""
 
-    clip: ClipEncoder
-    clap: ClapEncoder
+    clip: FrameEncoder
+    clap: SoundEncoder
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class Encoders:
     def encode_file(self, path: str | Path) -> Features:
         """One media file -> its features. Raises `InputError` for a file that cannot be read, whatever the reason."""
         try:
-            prepared = self.prepare(stream_frames(path, self.settings.fps), lambda: decode_audio(path, SAMPLING_RATE))
+            prepared = self.prepare(stream_frames(path, self.settings.fps), lambda: decode_audio(path, self.clap.rate))
         except Exception as error:
             raise named(error, Path(path)) from error
         return self.encode([prepared])[0]

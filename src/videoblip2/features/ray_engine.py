@@ -90,7 +90,9 @@ def through_actors(
     if not ray.is_initialized():  # a local one, unless RAY_ADDRESS names another
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_fallback_to_arrow_object_ext_type = True  # records travel as Python objects
     rows = [{"item": Wrapped(item)} for item in items]
     batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE)).map_batches(
         Actor,

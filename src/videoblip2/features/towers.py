@@ -1,0 +1,224 @@
+"""What runs a frozen tower of transformers: frames to vectors, and windows of sound to vectors.
+
+CLAP's windows are cut here, so its extractor never draws a random crop. With fusion it also marks a random short window
+as "longer", a training trick; none is marked here: a window's vector ignores its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from videoblip2.errors import InputError
+
+MIN_TAIL = 0.15  # drop a last window shorter than this share of a full one: codecs pad by some milliseconds
+BATCH_WINDOWS = 16
+LONGEST_WINDOW = 10.0  # seconds, for towers that take sound of any length
+POOLED = ("image_embeds", "audio_embeds", "pooler_output")  # a model's vector is the first of these that it gives
+
+
+#: One frame, prepared: what the model takes by name, without the batch dimension.
+Pixels = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tower and what prepares its input, from one folder or hub repository."""
+
+    name: str
+    fingerprint: str
+    model: Any
+    processor: Any
+    revision: str | None = None  # commit in the hub repository
+
+    def _given(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Inputs on the model's device, floats in its type."""
+        tensors = {name: torch.as_tensor(array).to(self.model.device) for name, array in inputs.items()}
+        return {name: x.to(self.model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+
+
+@dataclass(frozen=True)
+class FrameEncoder(Encoder):
+    """A vision tower: RGB frames to vectors. See `load_clip`."""
+
+    output: str = "projected"
+    tokens: str = "pooled"
+
+    @cached_property
+    def width(self) -> int:
+        """Width of its vectors, found by encoding a black frame: 768 for CLIP ViT-L/14 projected."""
+        return int(self._vectors([self.pixels(np.zeros((9, 16, 3), np.uint8))]).shape[1])
+
+    @cached_property
+    def rows(self) -> int:
+        """Vectors per frame: 1, or P patches."""
+        if self.tokens == "pooled":
+            return 1
+        height, width = self._process(np.zeros((9, 16, 3), np.uint8))["pixel_values"].shape[1:]
+        return int(height // self.model.config.patch_size * (width // self.model.config.patch_size))
+
+    def pixels(self, frame: NDArray[np.uint8]) -> Pixels:
+        """uint8 [H, W, 3] -> `pixel_values` float32 [3, S, S], ready for the model."""
+        if self._values is None:
+            return self._process(frame)
+        return {"pixel_values": self._looked_up(frame, self._values)}
+
+    @cached_property
+    def _values(self) -> NDArray[np.float32] | None:
+        """float32 [3, 256]: the processor's value for each level, in a tenth of its time; None if it does more."""
+        ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+        probe = np.random.default_rng(0).integers(0, 256, (9, 16, 3)).astype(np.uint8)
+        try:
+            values: NDArray[np.float32] = self._process(ramp, do_resize=False, do_center_crop=False)["pixel_values"][
+                :, :, 0
+            ]
+            expected, found = self._process(probe), self._looked_up(probe, values)
+        except (ValueError, TypeError, IndexError):
+            return None
+        return values if len(expected) == 1 and np.array_equal(expected["pixel_values"], found) else None
+
+    def _looked_up(self, frame: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        levels = self._process(frame, do_rescale=False, do_normalize=False)["pixel_values"]
+        return np.stack([table.take(level) for table, level in zip(values, levels, strict=True)])
+
+    def _process(self, image: NDArray[np.uint8], **steps: bool) -> Pixels:
+        """[H, W, 3] -> [3, height, width] by the given steps; the channel order is stated, never guessed."""
+        made = self.processor(images=image, input_data_format="channels_last", return_tensors="np", **steps)
+        return {name: np.asarray(array[0]) for name, array in made.items()}
+
+    def encode_pixels(self, pixels: Sequence[Pixels], batch: int = 64) -> NDArray[np.float32]:
+        """F prepared frames -> float32 [F * rows, width].
+
+        Pooled: the model's projected vector if it has one, or its pooler's. Patch tokens exclude those of class and
+        registers: the last layer's if hidden, otherwise these through the last norm and the projection.
+        """
+        return _rows(self._vectors, pixels, batch, self.width)
+
+    @torch.inference_mode()
+    def _vectors(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """B prepared frames -> [B * rows, width]."""
+        given = self._given({name: np.stack([frame[name] for frame in pixels]) for name in pixels[0]})
+        projection = getattr(self.model, "visual_projection", None)
+        if self.tokens == "pooled" and (self.output == "projected" or projection is None):
+            return _pooled(getattr(self.model, "get_image_features", self.model)(**given))
+        tower = self.model if projection is None else self.model.vision_model
+        seen = tower(**given)
+        if self.tokens == "pooled":
+            return _pooled(seen)
+        patches: torch.Tensor = seen.last_hidden_state[:, -self.rows :]  # [B, P, D]
+        if projection is not None and self.output == "projected":
+            patches = projection(tower.post_layernorm(patches))
+        return patches.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class SoundEncoder(Encoder):
+    """An audio tower: mono audio to one vector per window. See `load_clap`."""
+
+    @cached_property
+    def width(self) -> int:
+        """Width of its vectors, found by encoding silence: 512 for every published CLAP."""
+        return int(self._vectors([np.zeros(1, np.float32)]).shape[1])
+
+    @property
+    def rate(self) -> int:
+        """Samples a second that it takes: 48,000 for CLAP, 16,000 for most others."""
+        return int(self.processor.sampling_rate)
+
+    @property
+    def max_window_seconds(self) -> float:
+        """The longest window that the model takes: 10 s for every published CLAP, 30 s for Whisper."""
+        return (self._most or LONGEST_WINDOW * self.rate) / self.rate
+
+    @property
+    def _most(self) -> int | None:
+        """Samples that its input always has (CLAP, Whisper, AST's frames of 10 ms); None for any number."""
+        found = self.processor
+        samples = getattr(found, "nb_max_samples", None) or getattr(found, "n_samples", None)
+        return samples or (found.max_length * found.sampling_rate // 100 if hasattr(found, "max_length") else None)
+
+    def samples(self, window_seconds: float | None) -> int:
+        """Samples in a full window; None: the model's longest. Raises `InputError` for more than the model takes."""
+        seconds = self.max_window_seconds if window_seconds is None else window_seconds
+        if seconds > self.max_window_seconds:
+            raise InputError(f"window_seconds={seconds}: {self.name} takes at most {self.max_window_seconds:g}")
+        return round(seconds * self.rate)
+
+    def windows(
+        self, chunks: Iterable[NDArray[np.float32]], window_seconds: float | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Consecutive windows of the audio in `chunks` [n], at `rate`; holds one window and one chunk at a time.
+
+        The last window may be shorter; a mere sliver is dropped.
+        """
+        size, count, waiting = self.samples(window_seconds), 0, np.zeros(0, np.float32)
+        for chunk in chunks:
+            waiting = np.concatenate([waiting, chunk]) if len(waiting) else chunk
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting, count = waiting[size:], count + 1
+        if len(waiting) > round(MIN_TAIL * size) or (len(waiting) and not count):
+            yield waiting
+
+    def encode_windows(self, windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """A windows of at most `max_window_seconds` -> float32 [A, width]."""
+        return _rows(self._vectors, windows, BATCH_WINDOWS if self._most else 1, self.width)
+
+    @torch.inference_mode()
+    def _vectors(self, windows: Sequence[NDArray[np.float32]]) -> torch.Tensor:
+        """B windows -> [B, width]: the model's own vector, or the mean of its states over time, without padding."""
+        if hasattr(self.processor, "mel_filters_slaney"):  # CLAP
+            longer = torch.zeros(len(windows), 1, dtype=torch.bool)
+            given = {"input_features": clap_inputs(self.processor, windows, self.model.device), "is_longer": longer}
+        else:
+            least = self.rate // 10  # filter banks and convolutions cannot take less
+            padded = [np.pad(window, (0, max(0, least - len(window)))) for window in windows]
+            given = dict(self.processor(padded, sampling_rate=self.rate, return_tensors="pt"))
+        seen = self.model(**self._given(given))
+        if any(name in seen for name in POOLED):
+            return _pooled(seen)
+        states: torch.Tensor = seen.last_hidden_state  # [B, T, D]
+        shares = [min(1.0, len(window) / self._most) if self._most else 1.0 for window in windows]
+        ends = [max(1, math.ceil(states.shape[1] * share)) for share in shares]
+        return torch.stack([row[:end].mean(0) for row, end in zip(states, ends, strict=True)])
+
+
+def clap_inputs(extractor: Any, windows: Sequence[NDArray[np.float32]], device: Any = "cpu") -> torch.Tensor:
+    """A windows of 1 to `nb_max_samples` samples each -> float32 [A, channels, frames, mels], in decibels.
+
+    Windows are repeated or padded to the model's length, as `extractor.padding` says. One channel, or four identical
+    ones for `truncation="fusion"`: these windows are too short to be fused.
+    """
+    length, size = extractor.nb_max_samples, extractor.fft_window_size
+    filled = []
+    for window in windows:
+        times = {"repeat": length // len(window) + 1, "repeatpad": length // len(window)}.get(extractor.padding, 1)
+        whole = np.tile(window, times)[:length].astype(np.float32, copy=False)
+        filled.append(np.pad(whole, (0, length - len(whole))))
+    waves = torch.from_numpy(np.stack(filled)).to(device)  # [A,N]
+    hann = torch.hann_window(size, device=waves.device)
+    spectrum = torch.stft(waves, size, extractor.hop_length, window=hann, center=True, return_complex=True)
+    fusion = extractor.truncation == "fusion"
+    filters = torch.from_numpy(extractor.mel_filters if fusion else extractor.mel_filters_slaney).to(waves)
+    power = spectrum.real.square() + spectrum.imag.square()  # [A,bins,frames]
+    mels = 10 * (power.transpose(1, 2) @ filters).clamp(min=1e-10).log10()[:, None]  # [A,1,frames,mels]
+    return mels.repeat(1, 4, 1, 1) if fusion else mels
+
+
+def _pooled(seen: Any) -> torch.Tensor:
+    """[B, width] from a model's output."""
+    return next(seen[name] for name in POOLED if name in seen)  # type: ignore[no-any-return]
+
+
+def _rows(
+    encode: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any], batch: int, width: int
+) -> NDArray[np.float32]:
+    batches = (encode(items[start : start + batch]) for start in range(0, len(items), batch))
+    return np.concatenate([np.zeros((0, width), np.float32), *(rows.float().cpu().numpy() for rows in batches)])
