@@ -6,6 +6,7 @@ P prompt pieces.
 
 import copy
 from collections import OrderedDict
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +63,12 @@ class ModalityBranch(nn.Module):
             encoder_hidden_states=self.adapter(features),
             encoder_attention_mask=mask,
         )
-        states: Tensor = output.last_hidden_state[:, : queries.shape[1]]  # [B,Q,D]
-        return states
+        return cast(Tensor, output.last_hidden_state[:, : queries.shape[1]])  # [B,Q,D]
 
     def attention(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """Cross-attention for the arguments of `forward`, averaged over its layers, heads and queries: [B,F].
 
-        It is computed by a copy that shares the weights and uses the backend that returns them: this branch stays
-        as it is, so another thread may use it meanwhile.
+        A copy that shares the weights computes it, in the backend that returns them: threads may use this branch.
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         twin, seen = copy.deepcopy(self, shared).eval(), []
@@ -91,8 +90,7 @@ def fresh_qformer(config: InstructBlipQFormerConfig, num_queries: int) -> QForme
 class FeatureAdapter(nn.Sequential):
     """LayerNorm over the features, then Linear to the width the pre-trained key and value weights expect.
 
-    In BLIP-2 those weights see features that `ln_vision` has normalised: about unit variance. The Linear starts as a
-    scaled isometry, so the adapted features keep that variance and the angles between frames until training moves it.
+    Those saw features of unit variance (`ln_vision`): the Linear, a scaled isometry at first, keeps that, and angles.
     """
 
     def __init__(self, feature_dim: int, width: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -105,10 +105,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         with quiet_transformers():
             network = _load_network(folder)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"checkpoint {folder}: its network does not load ({reason}); train or copy it again"
-        ) from error
+        reason = f"its network does not load ({' '.join(str(error).split())[:300]})"
+        raise InputError(f"checkpoint {folder}: {reason}; train or copy it again") from error
     return Checkpoint(network, tokenizers, read_yaml(folder / "config.yaml"), metrics, provenance)
 
 
@@ -127,17 +125,15 @@ def _load_network(folder: Path) -> VideoBlip2:
     model.tie_weights()  # what shares one parameter is stored once
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if wrong := missing + unexpected:
-        raise InputError(
-            f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}; the folder mixes two models"
-        )
+        what = f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}"
+        raise InputError(f"{what}; the folder mixes two models")
     for module in model.modules():
         if (ids := module._buffers.get("position_ids")) is not None:  # counted, not stored
             module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # A language model that computes tensors it does not store: transformers knows how.
         model = VideoBlip2.from_pretrained(folder, local_files_only=True)
-    network: VideoBlip2 = model.eval()
-    return network
+    return cast(VideoBlip2, model.eval())
 
 
 def write_card(folder: Path) -> Path:

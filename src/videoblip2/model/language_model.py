@@ -10,7 +10,7 @@ V vocabulary.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -85,13 +85,12 @@ class LanguageModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B,P] → the encoder's input embeddings [B,P,E]."""
-        embeddings: Tensor = self.network.get_encoder().get_input_embeddings()(ids)
-        return embeddings
+        return cast(Tensor, self.network.get_encoder().get_input_embeddings()(ids))
 
     def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Input embeddings [B,S,E], mask [B,S] → encoder states [B,S,E]."""
-        states: Tensor = self.network.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return states
+        output = self.network.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
+        return cast(Tensor, output.last_hidden_state)
 
     def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
@@ -105,8 +104,7 @@ class LanguageModel:
             decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
             use_cache=False,
         )
-        logits: Tensor = output.logits
-        return logits
+        return cast(Tensor, output.logits)
 
     def freeze(self, but_lora: bool = True) -> None:
         """Freeze all of it but LoRA; with `but_lora=False` nothing is frozen."""
@@ -133,8 +131,7 @@ def _first(token: int | list[int] | None) -> int | None:
 def fresh_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A language model with the sizes of its configuration and fresh weights."""
     family_of(config.model_type)
-    model: PreTrainedModel = CLASSES[type(config)](config)
-    return model
+    return cast(PreTrainedModel, CLASSES[type(config)](config))
 
 
 def load_language_model(source: str | Path) -> PreTrainedModel:
@@ -142,21 +139,19 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
 
     Raises InputError for a model that is not in the table, and for files that lack some of its tensors.
     """
-    remedy = "give a folder that holds a language model, or a hub name online"
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(str(source))
             family_of(config.model_type)
             model, info = CLASSES[type(config)].from_pretrained(str(source), config=config, output_loading_info=True)
-    except InputError as error:
-        raise InputError(f"model.language_model={source}: {error}") from error
+        if missing := info["missing_keys"]:
+            what = f"{len(missing)} tensors are not in its files, first {min(missing)}"
+            raise InputError(f"{what}; copy or download it again")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model.language_model={source}: {first_line(error)}; {remedy}") from error
-    if missing := info["missing_keys"]:
-        raise InputError(
-            f"model.language_model={source}: {len(missing)} tensors are not in its files, first {min(missing)}; "
-            "copy or download it again"
+        remedy = (
+            "" if isinstance(error, InputError) else "; give a folder that holds a language model, or a hub name online"
         )
+        raise InputError(f"model.language_model={source}: {first_line(error)}{remedy}") from error
     if has_own_head(model):
         separate_lm_head(model)
     return model
@@ -175,8 +170,7 @@ def separate_lm_head(model: PreTrainedModel) -> None:
     `tie_weights` would join them again.
     """
     tied = {k: v for k, v in (type(model)._tied_weights_keys or {}).items() if k != "lm_head.weight"}
-    model._tied_weights_keys = tied
-    model.all_tied_weights_keys = dict(tied)
+    model._tied_weights_keys, model.all_tied_weights_keys = tied, dict(tied)
     if not has_own_head(model):
         embeddings = model.get_input_embeddings().weight
         model.get_output_embeddings().weight = nn.Parameter(embeddings.detach().clone())

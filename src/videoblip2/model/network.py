@@ -116,16 +116,11 @@ class VideoBlip2(PreTrainedModel):
         """Features [B,L,C] as their branch reads them."""
         if not MODALITIES[modality].upscaled:
             return features
-        upscaled: Tensor = self.get_submodule(f"{modality}_upscaler")(features)
-        return upscaled
+        return cast(Tensor, self.get_submodule(f"{modality}_upscaler")(features))
 
     @torch.inference_mode()
     def cross_attention(
-        self,
-        features: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        qformer_ids: Tensor,
-        qformer_mask: Tensor,
+        self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor], qformer_ids: Tensor, qformer_mask: Tensor
     ) -> dict[str, Tensor]:
         """Where the Q-Formers look, one weight per row of features; the arguments are those of `encode`.
 
@@ -133,12 +128,9 @@ class VideoBlip2(PreTrainedModel):
             [B,L] of each modality: each row sums to 1, padding gets exactly 0, and the row of a video without that
             modality is all 0. See `ModalityBranch.attention`.
         """
-        return {
-            name: self.branch(name).attention(
-                self.upscaled(name, features[name]), masks[name], qformer_ids, qformer_mask
-            )
-            for name in self.config.modality_names
-        }
+        text, names = (qformer_ids, qformer_mask), self.config.modality_names
+        rows = {name: self.upscaled(name, features[name]) for name in names}
+        return {name: self.branch(name).attention(rows[name], masks[name], *text) for name in names}
 
     def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] → logits. See `LanguageModel.decode`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ class Tokenizers:
         """N captions → [N,T], -100 = padding. Each ends with the end token, unless it is cut to `max_tokens`."""
         with self._lock:
             encoded = self.text(list(captions), padding=True, return_tensors="pt")
-        labels: Tensor = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
-        return labels[:, :max_tokens]
+        return cast(Tensor, encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)[:, :max_tokens])
 
     def pieces(self, captions: Sequence[str]) -> list[list[int]]:
         """The pieces of each caption, uncut, with the end token."""

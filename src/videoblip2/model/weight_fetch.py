@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
 _TEXTS = (".json", ".txt", ".model")
 _SUMS = "SHA256SUMS"
-_RECORDED = "the sha256 recorded when it was fetched"
+_RECORDED, _GIVEN = "the sha256 recorded when it was fetched", "the sha256 given"
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models"
 
 
@@ -118,23 +118,20 @@ def fetch_file(
 
 
 def _fetch_file(name: str, url: str, target: Path, given: str, progress: Progress) -> Fetched:
+    from videoblip2.model.tensor_files import sniff  # torch
+
     there, sums = target.exists(), target.with_name(f"{target.name}.sha256")
     file, sent = (target, "") if there else _receive(url, target)
     sha256, md5 = digests(file, progress)
     recorded = _read_sums(sums).get(target.name, "") if there else ""
     remedy = "delete it and fetch it again" if there else "it was discarded: fetch it again"
     checked = "nothing: no sha256 is given, published or recorded; it is recorded for later runs"
+    checks = ((md5, sent, "the MD5 that the server sent"), (sha256, recorded, _RECORDED), (sha256, given, _GIVEN))
     try:
-        for found, wanted, whose in (
-            (md5, sent, "the MD5 that the server sent"),
-            (sha256, recorded, _RECORDED),
-            (sha256, given, "the sha256 given"),
-        ):
+        for found, wanted, whose in checks:
             if wanted:
                 _compare(file, found, wanted, whose, remedy)
                 checked = whose
-        from videoblip2.model.tensor_files import sniff  # torch
-
         sniff(file)
     except InputError:
         if not there:
@@ -164,8 +161,7 @@ def _receive(url: str, target: Path) -> tuple[Path, str]:
             kept = file.tell()
             if (needed := size - kept) > (free := shutil.disk_usage(part.parent).free):
                 raise InputError(f"{part.parent}: {free:,} bytes free, {needed:,} needed; make room and run again")
-            headers = {"If-Range": etag, "Accept-Encoding": "identity"}
-            expected = size if size >= 0 else None
+            headers, expected = {"If-Range": etag, "Accept-Encoding": "identity"}, size if size >= 0 else None
             http_get(
                 url, file, resume_size=kept, headers=headers, expected_size=expected, displayed_filename=target.name
             )
@@ -177,10 +173,7 @@ def _receive(url: str, target: Path) -> tuple[Path, str]:
 
 
 def _part(url: str, target: Path, etag: str, size: int) -> Path:
-    """Where this version of the file is collected, named after the server's own name for it, its ETag.
-
-    Parts of other versions are removed, so that two are never spliced, and so is one that cannot be resumed.
-    """
+    """Where this version (ETag) of the file is collected; what cannot be resumed, or is another's, is removed."""
     version = hashlib.sha256(f"{url} {etag}".encode()).hexdigest()[:8]
     part = target.with_name(f"{target.name}.{version}.part")
     for other in target.parent.glob(f"{target.name}.*.part"):
@@ -191,17 +184,13 @@ def _part(url: str, target: Path, etag: str, size: int) -> Path:
 
 def _reason(error: Exception, target: Path, copy: str) -> str:
     """Why the download of `target` ended, what is kept of it, and the remedy."""
-    response: Any = getattr(error, "response", None)
-    if response is None:
-        reason = f"cannot be reached ({first_line(error)})"
-    else:
-        reason = f"the server answered {response.status_code} {response.reason_phrase} for {response.url.path}"
+    reason = f"cannot be reached ({first_line(error)})"
+    if (answer := getattr(error, "response", None)) is not None:
+        reason = f"the server answered {answer.status_code} {answer.reason_phrase} for {answer.url.path}"
     kept = sum(part.stat().st_size for part in target.parent.glob(f"{target.name}.*.part"))
     again = f"; {kept:,} bytes are kept, run again to resume" if kept else ""
-    if copy:
-        again += (
-            f"; the hub has the same weights: run `vb2 weights fetch {copy}`, or name {copy} in model.qformer.weights"
-        )
+    on_hub = f"run `vb2 weights fetch {copy}`, or name {copy} in model.qformer.weights"
+    again += f"; the hub has the same weights: {on_hub}" if copy else ""
     return f"{reason}{again}; behind a proxy set HTTPS_PROXY, or copy the file from another machine to {target}"
 
 
@@ -227,10 +216,9 @@ def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | Non
         names = [file.rfilename for file in wanted]
         client.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=names)
     except (HTTPError, OSError) as error:
-        raise InputError(
-            f"{repository}: the hub cannot be reached or refuses ({first_line(error)}); behind a proxy set "
-            f"HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to {folder}"
-        ) from error
+        remedy = "behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to"
+        reason = f"the hub cannot be reached or refuses ({first_line(error)})"
+        raise InputError(f"{repository}: {reason}; {remedy} {folder}") from error
     published = {file.rfilename: file.lfs.sha256 for file in wanted if file.lfs is not None}
     files = _verify(folder, published, "the sha256 published by the hub")
     files = {file: files.get(file) or digests(folder / file)[0] for file in names}
@@ -278,7 +266,5 @@ def _write_sums(path: Path, files: Mapping[str, str]) -> None:
 
 
 def _read_sums(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
-    return {parts[1].strip(): parts[0].lower() for parts in lines if len(parts) == 2}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {name.strip(): digest.lower() for digest, _, name in (line.partition(" ") for line in lines) if name}

@@ -5,7 +5,7 @@ Letters: B videos · R rows (captions) a video · N captions · S encoder places
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -85,8 +85,7 @@ class CacheStepper:
         finally:
             self._network.train(training)
         self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+        return cast(Tensor, output.logits[:, -1].float())
 
     def repeat(self, rows: int) -> None:
         self._cache.batch_repeat_interleave(rows)

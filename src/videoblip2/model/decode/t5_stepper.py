@@ -11,7 +11,7 @@ V vocabulary.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -185,16 +185,11 @@ class T5Stepper:
 @cache
 def _graph() -> Callable[..., Tensor]:
     """The step as a compiled graph; shapes that change from call to call become symbols of it."""
-    compiled: Callable[..., Tensor] = torch.compile(T5Stepper.logits, fullgraph=True)
-    return compiled
+    return cast("Callable[..., Tensor]", torch.compile(T5Stepper.logits, fullgraph=True))
 
 
 def folded(module: Any) -> Tensor:
     """A linear layer's weight with its LoRA added: W + (alpha / r) · B A."""
-    if not hasattr(module, "get_delta_weight"):
-        weight: Tensor = module.weight
-        return weight
-    total: Tensor = module.base_layer.weight
-    for adapter in module.active_adapters:
-        total = total + module.get_delta_weight(adapter)
-    return total
+    adapters = getattr(module, "active_adapters", ())
+    weight = cast(Tensor, module.base_layer.weight if adapters else module.weight)
+    return weight + sum(map(module.get_delta_weight, adapters)) if adapters else weight
