@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
-from videoblip2.modality import MODALITIES, Features
+from videoblip2.modality import MODALITIES, ExplainedWord, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
 if TYPE_CHECKING:
+    from videoblip2.data.batches import Batch
     from videoblip2.features.media_features import Encoders
     from videoblip2.features.media_features import PreparedVideo as PreparedVideo
     from videoblip2.features.store import FeatureStore
@@ -71,8 +72,27 @@ class Captioner:
         """
         import torch
 
-        from videoblip2.data.batches import collate
         from videoblip2.model import decode
+
+        batch = self._batch(items, prompt)
+        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
+        with torch.inference_mode():
+            encoded = self.model.encode(**batch.inputs)
+            out, scores = decode.generate(self.model.text, encoded, decoding, generators, watch=seen)
+        texts = self.tokenizers.texts(out.ids)
+        return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+
+    def explain(
+        self, items: Sequence[Features], captions: Sequence[str], prompt: str | Sequence[str | None] | None = None
+    ) -> list[tuple[ExplainedWord, ...]]:
+        """What each word of N captions, one of each item, owes to the sound and to the picture."""
+        from videoblip2.model.explain import explain
+
+        return explain(self.model, self.tokenizers, self._batch(items, prompt).inputs, captions)
+
+    def _batch(self, items: Sequence[Features], prompt: str | Sequence[str | None] | None) -> "Batch":
+        from videoblip2.data.batches import collate
 
         checked = []
         for number, item in enumerate(items):
@@ -84,13 +104,7 @@ class Captioner:
         prompts = [self.model.config.prompt if text is None else text for text in given]
         ids = [str(number) for number in range(len(items))]
         batch = collate(ids, checked, prompts, self.tokenizers, self.model.config.max_positions)
-        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
-        with torch.inference_mode():
-            encoded = self.model.encode(**batch.to(self.model.device).inputs)
-            out, scores = decode.generate(self.model.text, encoded, decoding, generators, watch=seen)
-        texts = self.tokenizers.texts(out.ids)
-        return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+        return batch.to(self.model.device)
 
     def in_batches(
         self, entries: Sequence[tuple[str, str, str | None]], source: Any, decode: DecodeConfig
@@ -116,11 +130,8 @@ class Captioner:
 
         Rows are thinned evenly to the model's positions, as for a caption; a modality that the video lacks has none.
         """
-        from videoblip2.data.batches import collate
-
-        config, item = self.model.config, self.check(item)
-        text = config.prompt if prompt is None else prompt
-        inputs = collate(["0"], [item], [text], self.tokenizers, config.max_positions).to(self.model.device).inputs
+        item = self.check(item)
+        inputs = self._batch([item], prompt).inputs
         weights = self.model.cross_attention(**{name: x for name, x in inputs.items() if "prompt" not in name})
         return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 

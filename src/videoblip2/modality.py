@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from math import log
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,29 @@ MODALITIES = {
         Modality("audio", 512, encoder="clap", upscaled=True),
     )
 }
+
+
+class ExplainedWord(NamedTuple):
+    """A word of a caption, and by how many nats its log-probability falls where the sound, or the picture, is withheld.
+
+    Below zero, the word is likelier without.
+    """
+
+    word: str
+    sound: float
+    picture: float
+
+    @property
+    def needs_sound(self) -> bool:
+        """Whether it is less than half as likely without the sound."""
+        return self.sound > log(2)
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it is less than half as likely without the picture."""
+        return self.picture > log(2)
+
+
 BOTH = "both"  # short for video and audio
 
 

@@ -1,6 +1,7 @@
 """A captioning job on a stand-in model: what is captioned, what fails, what is skipped; segments and sources."""
 
 import io
+import json
 import os
 import threading
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.sources import VideoSource, find_sources
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions, keepable
-from videoblip2.jobs.forms import Row
+from videoblip2.jobs.forms import Row, write_rows
 from videoblip2.jobs.segments import cut, merged, shot_changes
+from videoblip2.modality import ExplainedWord
 
 
 class StandIn:
@@ -36,6 +38,9 @@ class StandIn:
         if any(len(item["video"]) == 13 for item in items):
             raise RuntimeError("an unlucky number of frames")
         return [Caption(f"{len(item['video'])} frames", -1.0) for item in items]
+
+    def explain(self, items, captions, prompts):
+        return [tuple(ExplainedWord(word, 1.2346, -0.5) for word in caption.split()) for caption in captions]
 
 
 @pytest.fixture()
@@ -78,6 +83,18 @@ def test_a_bad_video_is_a_row_and_the_others_are_captioned(encode):
     good = rows["6.mp4"]
     assert (good.video_id, good.start, good.end, good.score, good.ended) == ("6", 0.0, 3.0, -1.0, True)
     assert (good.model_version, good.sha256) == ("m/1", "sha of 6.mp4")
+
+
+def test_words_are_explained_where_that_is_asked_for(encode, tmp_path):
+    _, rows = run(CaptionOptions(explain=True))
+    assert rows["4.mp4"].words == (("4", 1.2346, -0.5), ("frames", 1.2346, -0.5)) and rows["bad.mp4"].words is None
+    assert str(rows["4.mp4"]) == "4.mp4: 4 frames  [sound: 4 1.2, frames 1.2]"
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        write_rows(tmp_path / f"rows{suffix}", [rows["4.mp4"]])
+    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert Row.of(json.loads(line)) == rows["4.mp4"] and '"words": [["4", 1.2346, -0.5], ' in line
+    assert '[[""4"", 1.2346, -0.5], ' in (tmp_path / "rows.csv").read_text()
+    assert all(row.words is None for row in run()[1].values())
 
 
 def test_what_cannot_be_decoded_fails_alone(encode):

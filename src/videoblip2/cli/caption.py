@@ -53,6 +53,9 @@ def caption(
     num_beams: console.Beams = 1,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
+    explain: Annotated[
+        bool, Option("--explain", help="Also say what each word owes to the sound and to the picture.")
+    ] = False,
     features: console.FeatureFolder = None,
     keep_features: Annotated[Path | None, Option(help="Feature store to keep the features in.")] = None,
     shard: Annotated[
@@ -100,6 +103,7 @@ def caption(
         float(segments) if segments and segments.replace(".", "", 1).isdecimal() else segments,
         batch_size,
         workers,
+        explain,
     )
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features, part)
     if engine is Engine.ray:

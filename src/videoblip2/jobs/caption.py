@@ -33,7 +33,8 @@ class CaptionOptions:
 
     questions: asked instead of captioning. samples: captions drawn for each video where `decoding` samples. segments:
     None = the whole video; a number of seconds; "scenes" = where the picture changes. batch_size: captions decoded
-    together. workers: decoding threads; None = one per core, at most 8.
+    together. workers: decoding threads; None = one per core, at most 8. explain: what each word owes to the sound and
+    to the picture.
     """
 
     decoding: Decoding = GREEDY
@@ -43,6 +44,7 @@ class CaptionOptions:
     segments: float | str | None = None
     batch_size: int = 16
     workers: int | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         if blank := [question for question in self.questions if not question.strip()]:
@@ -65,6 +67,7 @@ class CaptionOptions:
             "samples": self.samples if self.samples > 1 else None,
             "segments": self.segments,
             "questions": sha256("\n".join(self.questions).encode()).hexdigest()[:8] if self.questions else None,
+            "explain": self.explain or None,
         }
         return " ".join(f"{name}={value}" for name, value in said.items() if value is not None)
 
@@ -239,14 +242,17 @@ class CaptionJob:
         ]
         seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
         try:
-            found = self.captioner.caption([ask.segment.item for ask in batch], prompts, self.options.decoding, seeds)
+            items = [ask.segment.item for ask in batch]
+            found = self.captioner.caption(items, prompts, self.options.decoding, seeds)
+            said = [caption.text for caption in found]
+            words = self.captioner.explain(items, said, prompts) if self.options.explain else [None] * len(said)
         except Exception as error:
             if len(batch) > 1:
                 return [row for ask in batch for row in self._texts([ask])]
             return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
         return [
-            replace(ask.row, caption=caption.text, score=rounded(caption.score), ended=caption.ended)
-            for ask, caption in zip(batch, found, strict=True)
+            replace(ask.row, caption=one.text, score=rounded(one.score), ended=one.ended, words=each)
+            for ask, one, each in zip(batch, found, words, strict=True)
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:

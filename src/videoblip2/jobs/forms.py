@@ -11,6 +11,7 @@ from typing import Any
 
 from videoblip2.errors import InputError
 from videoblip2.files import atomic, json_text, write_json, write_text
+from videoblip2.modality import ExplainedWord
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Row:
 
     path: as given; a video id where features are stored. score: mean log-probability of the caption's tokens. ended:
     whether the model ended the caption itself. start, end: seconds, of a segment or of the video; None = not known.
-    sample: 1 to K, where several captions were drawn. options: what the command asked for beside the model. sha256: of
-    the file. error: why there is no caption.
+    sample: 1 to K, where several captions were drawn. words: what each owes to sound and picture. options: what the
+    command asked for beside the model. sha256: of the file. error: why there is no caption.
     """
 
     path: str
@@ -34,7 +35,7 @@ class Row:
     error: str | None = None
     question: str | None = None
     sample: int | None = None
-    sound: tuple[tuple[str, float, float], ...] | None = None
+    words: tuple[ExplainedWord, ...] | None = None
     options: str = ""
     sha256: str = ""
 
@@ -42,8 +43,8 @@ class Row:
     def of(cls, entry: Mapping[str, Any]) -> "Row":
         """A row from what a file holds; keys that a later version added are left out."""
         known = {name: entry[name] for name in COLUMNS if name in entry}
-        if known.get("sound") is not None:
-            known["sound"] = tuple((str(word), float(a), float(b)) for word, a, b in known["sound"])
+        if known.get("words") is not None:
+            known["words"] = tuple(ExplainedWord(str(word), float(a), float(b)) for word, a, b in known["words"])
         return cls(**known)
 
     def __str__(self) -> str:
@@ -51,6 +52,9 @@ class Row:
         timed = "segments=" in self.options and self.start is not None and self.end is not None
         between = f" {self.start:.1f}-{self.end:.1f} s" if timed else ""
         said = f"error: {self.error}" if self.error is not None else self.caption or "(nothing)"
+        for name, needed in (("sound", "needs_sound"), ("picture", "needs_picture")):
+            owed = [f"{word.word} {getattr(word, name):.1f}" for word in self.words or () if getattr(word, needed)]
+            said += f"  [{name}: {', '.join(owed)}]" if owed else ""
         return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{said}"
 
     def shown(self) -> dict[str, Any]:

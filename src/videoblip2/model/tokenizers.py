@@ -1,5 +1,7 @@
 """The two vocabularies of the model: BERT word pieces for the Q-Formers, the language model's own pieces."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -50,6 +52,26 @@ class Tokenizers:
         """The pieces of each caption, uncut, with the end token."""
         with self._lock:
             return list(self.text(list(captions)).input_ids)
+
+    def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, list[list[str]]]:
+        """N captions → labels [N,T] as `labels` gives them, uncut, the number of each token's word, and the words.
+
+        A token of no word, such as the end token, has the number after the last word's of any caption.
+        """
+        options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        with self._lock:
+            encoded = self.text(list(captions), padding=True, return_tensors="pt", **options)
+        labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
+        found = [list(re.finditer(r"\S+", caption)) for caption in captions]
+        places = torch.full_like(labels, max(map(len, found), default=0))
+        for row, words in enumerate(found):
+            ends = [word.end() for word in words]
+            for at, (begin, _) in enumerate(encoded.offset_mapping[row].tolist()):
+                if (
+                    words and not encoded.special_tokens_mask[row, at]
+                ):  # a piece may begin with the space before its word
+                    places[row, at] = min(bisect_right(ends, begin), len(words) - 1)
+        return labels, places, [[word[0] for word in words] for words in found]
 
     def texts(self, ids: Tensor) -> list[str]:
         """[N,T] → N captions without special tokens."""
