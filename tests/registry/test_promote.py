@@ -147,22 +147,19 @@ def other(references):
     return {video: [*texts[:-1], "something else"] for video, texts in references.items()}
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_other_validation_data_than_the_champions_are_refused_or_forced(house):
+    house.promote(house.log("fair", FAIR), reason="a first one")
+    for data, message in (
+        ({"feature": 2.0}, "have other features for validation"),
         ({"references": other(REFERENCES)}, "have other references for validation"),
         ({"references": dict(list(REFERENCES.items())[1:])}, r"have other videos \(11 and 12\) for validation"),
-        ({"feature": 2.0}, "have other features for validation"),
-    ],
-)
-def test_other_validation_data_than_the_champions_are_refused_or_forced(house, data, message):
-    house.promote(house.log("fair", FAIR), reason="a first one")
-    house.write_data("other", **data)
-    captions = {video: GOOD[video] for video in data.get("references", REFERENCES)}
-    run = house.log("good", captions, "other")
-    with pytest.raises(InputError, match=message):
-        house.promote(run)
-    assert registry.champion() == 1
+    ):
+        house.write_data("other", **data)
+        captions = {video: GOOD[video] for video in data.get("references", REFERENCES)}
+        run = house.log("good", captions, "other")
+        with pytest.raises(InputError, match=message):
+            house.promote(run)
+        assert registry.champion() == 1
     forced = house.promote(run, reason="new data from now on")
     assert (forced.forced, forced.opponent, registry.champion()) == (True, TRIVIAL["captions"], 2)
     assert "comparable with the champion" in facts(2)["failed"]

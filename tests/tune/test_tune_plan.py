@@ -41,7 +41,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ({"base": None}, "give `base`"),
         ({"tuned_model": "m"}, "not `tuned_model`"),
         ({"stage": "decode"}, "give `tuned_model`"),
-        ({"search": {"optim.lrr": LR}}, "optim.lrr: no such key; did you mean 'optim.lr'"),
+        ({"search": {"optim.lrr": LR}}, "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
         ({"search": {"run.name": {"choices": ["a"]}}}, "run.name: must be the same in all trials"),
         ({"search": {"data.annotations": {"choices": ["a"]}}}, "data.annotations: must be the same in all trials"),
         ({"search": {"data.task": {"choices": ["caption", "mixed"]}}}, "data.task: must be the same in all trials"),

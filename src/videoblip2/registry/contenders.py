@@ -78,10 +78,7 @@ class Contender:
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
-    """Load MODEL and read its validation data; overrides: `key=value` on the configuration of its checkpoint.
-
-    Raises InputError if the model or its data cannot be used.
-    """
+    """Load MODEL and read its validation data; overrides: `key=value` on the configuration of its checkpoint."""
     opened = open_model(model, overrides)
     entries = read_split(opened.config, SPLIT, opened.store)
     return Contender(label, opened, entries, freeze(entries, opened.store))

@@ -1,11 +1,7 @@
 """The gate: what a challenger must show against the champion. Pure: settings and scores in, a verdict out.
 
-1. The gain: mean difference of one metric (CIDEr of captions; accuracy where the task is answers alone) on the same
-   videos or questions, by a paired bootstrap (Koehn 2004) with its percentile interval. The gain must reach the minimum
-   and the interval must be above zero.
-2. What must not get worse: other metrics (means over videos), accuracy, caption length, complete endings, latency.
-3. While there is no champion, the opponent is the trivial baseline, which says the same about every video. Latency and
-   metrics that need Java are not compared with it; length and endings are compared with the references.
+The gain of one metric by a paired bootstrap (Koehn 2004), and what must not get worse; docs/decisions/0007-the-gate.md
+says why. While there is no champion, the opponent is the trivial baseline, which says the same about every video.
 """
 
 import hashlib
@@ -119,9 +115,8 @@ def judge(
 ) -> GateVerdict:
     """Compare what challenger and champion say of the same data.
 
-    Args:
-        seconds: (challenger, champion) for each entry alone. extra: conditions decided before.
-        trivial: `champion` is the trivial baseline, so lengths are compared with the references' instead.
+    seconds: (challenger, champion) for each entry alone. extra: conditions decided before. trivial: `champion` is the
+    trivial baseline, so lengths are compared with the references' instead.
     """
     metric, sides = gate.metric_for(challenger), (challenger, champion)
     say = partial(shown, metric)
@@ -187,11 +182,11 @@ def _form(gate: Gate, sides: tuple[Evaluation, Evaluation], trivial: bool) -> li
     usual = human["mean_length"] if trivial else old["mean_length"]
     low, high = (factor * usual for factor in gate.length)
     most = max(old["bad_endings"], human["bad_endings"]) + gate.max_bad_endings_rise
-    rows = (
-        ("mean_length", usual, f"{low:.1f} to {high:.1f}", low <= new["mean_length"] <= high),
-        ("bad_endings", old["bad_endings"], f"at most {shown('bad_endings', most)}", new["bad_endings"] <= most),
-    )
+
+    def row(name: str, other: float, wanted: str, passed: bool) -> Condition:
+        return Condition(label_of(name), shown(name, new[name]), shown(name, other), wanted, passed)
+
     return [
-        Condition(label_of(name), shown(name, new[name]), shown(name, other), wanted, passed)
-        for name, other, wanted, passed in rows
+        row("mean_length", usual, f"{low:.1f} to {high:.1f}", low <= new["mean_length"] <= high),
+        row("bad_endings", old["bad_endings"], f"at most {shown('bad_endings', most)}", new["bad_endings"] <= most),
     ]

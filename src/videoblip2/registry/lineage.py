@@ -14,7 +14,6 @@ from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, lock_digest
 
-LONGEST = 20  # a longer chain means a cycle
 UNKNOWN = "not recorded"
 
 
@@ -47,16 +46,14 @@ def lineage(model: str) -> list[Ancestor]:
     """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why; a MODEL that
     cannot be found raises InputError."""
     line = [describe(find_model(model), model)]
-    seen = {line[0].folder}
-    while (parent := line[-1].parent) and len(line) < LONGEST:
+    while parent := line[-1].parent:
         try:
             ancestor = describe(find_model(parent), parent)
         except InputError as error:
             return [*line, Ancestor(parent, missing=str(error))]
-        if ancestor.folder in seen:
+        if ancestor.folder in [each.folder for each in line]:
             return [*line, Ancestor(parent, missing="is already in this line: its folder was overwritten")]
         line.append(ancestor)
-        seen.add(ancestor.folder)
     return line
 
 

@@ -1,10 +1,7 @@
 """Promotion: compare challenger and champion on the same validation data, store the verdict, move the alias if allowed.
 
-1. A lock is held from reading the current champion until the alias has moved.
-2. Wrong input stops the promotion before anything is written. The verdict is written before the alias moves.
-3. A reason moves the alias despite a failed verdict, and is stored. It never bypasses the lock.
-
-`rollback` restores the champion before the current one.
+A lock is held from reading the current champion until the alias has moved. Wrong input stops the promotion before
+anything is written. A reason moves the alias despite a failed verdict, and is stored; it never bypasses the lock.
 """
 
 import json
@@ -31,7 +28,7 @@ TRIVIAL = {"captions": "the most typical training caption", "answers": "the most
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for. reason: why to overrule the verdict; empty = do not overrule it."""
+    """reason: why to overrule the verdict; empty = do not overrule it."""
 
     model: str
     name: str = NAME
@@ -109,9 +106,7 @@ class Case:
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
     """Judge a logged model by the gate; make it champion if it passes, or if a reason overrules the verdict.
 
-    The model is registered as a version either way, tagged with the verdict. Raises InputError for a model that no run
-    logged or that is already champion, for validation data that differ from the champion's, while another promotion is
-    under way, and if the alias moves in the meantime.
+    The model is registered as a version either way, tagged with the verdict.
     """
     gate = load_gate(request.gate_file)
     with store_in_words():
@@ -272,14 +267,12 @@ def rollback(name: str = NAME, why: str = "") -> Move:
             line = versions.before(line, current) if current in line else line
             earlier = [version for version in line if version in existing - {current}]
             if not earlier:
-                raise InputError(
-                    f"{name}@champion: version {current} has no champion before it; `vb2 promote RUN` makes another"
-                )
+                fault = f"{name}@champion: version {current} has no champion before it"
+                raise InputError(f"{fault}; `vb2 promote RUN` makes another")
             find_model(f"models:/{name}/{earlier[-1]}")
             lock.renew()
             move = Move("rollback", earlier[-1], current, why or "no reason given")
             versions.move_champion(name, move)
-            lock.client.set_model_version_tag(
-                name, str(current), "rolled_back", f"{move.when} by {move.who}: {move.why}"
-            )
+            why = f"{move.when} by {move.who}: {move.why}"
+            lock.client.set_model_version_tag(name, str(current), "rolled_back", why)
     return move

@@ -74,10 +74,7 @@ def reproduce(
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
-    """Stage, configuration and scores of the run behind MODEL; the configuration is written as a file to run it with.
-
-    Raises InputError if no training run made MODEL or its data have changed.
-    """
+    """Stage, configuration and scores of the run behind MODEL; the configuration is also written as a file."""
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), read_scores(folder)
     stage = provenance.stage
@@ -87,11 +84,9 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
         raise InputError(
             f"{model}: made by {stage or 'an unknown stage'}, and only runs of {' and '.join(STAGES)} can be repeated"
         )
+    changes = {"train.start_from": parent_of(provenance), "run.out": out}
     overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
-    if parent := parent_of(provenance):
-        overrides.append(f"train.start_from={parent}")
-    if out is not None:
-        overrides.append(f"run.out={out}")
+    overrides += [f"{key}={value}" for key, value in changes.items() if value]
     config = parse_config(read_yaml(folder / "config.yaml"), overrides, source=str(folder / "config.yaml"))
     _same_data(model, config, provenance)
     file = Path(config.run.out) / f"{config.run.name}.yaml"
@@ -116,9 +111,11 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
     """What may change the last digits: the source, or the packages."""
-    pairs = {key: (provenance.revision.get(key), revision_tags().get(key)) for key in ("git.commit", "git.dirty")}
+    then, now = provenance.revision, revision_tags()
     changed = [
-        f"{key} {old or 'not recorded'} -> {new or 'unknown'}" for key, (old, new) in pairs.items() if old != new
+        f"{key} {then.get(key, 'not recorded')} -> {now.get(key, 'unknown')}"
+        for key in ("git.commit", "git.dirty")
+        if then.get(key) != now.get(key)
     ]
     file = folder / ENVIRONMENT_FILE
     packages = lock_difference(file.read_text(encoding="utf-8"), environment()) if file.is_file() else None

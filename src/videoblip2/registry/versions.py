@@ -1,15 +1,11 @@
 """Versions of a registered model, the alias `champion`, who moved it, when, why, and the lock held meanwhile.
 
-Each move is a tag of the registered model, such as `mlflow.champion_trail.000007`, which is never overwritten; MLflow's
-page hides it, and shows the model's description with a table of all moves. The alias moves first: a crash between the
-two leaves a champion that no move explains, which can be rolled back like one set by hand.
-MLflow has no compare-and-set: a tag of the model keeps promoters apart, see `promotion_lock`.
+Each move is a tag such as `mlflow.champion_trail.000007`, never overwritten; MLflow's page hides it, and shows them all
+in the model's description. The alias moves first: after a crash in between, it can be rolled back like one set by hand.
 """
 
-import getpass
 import json
 import logging
-import os
 import socket
 import time
 import uuid
@@ -19,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.config import InputError
@@ -96,10 +93,7 @@ def store_in_words() -> Iterator[None]:
 
 def user() -> str:
     """The user's name, or the user id if the machine has no name for it."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"
+    return str(psutil.Process().username())
 
 
 def now() -> str:
@@ -131,10 +125,8 @@ def _moves(name: str) -> dict[int, Move]:
 
 
 def move_champion(name: str, move: Move) -> None:
-    """Point `champion` at `move.version` if it still points at `move.previous`, and record the move.
-
-    MLflow's alias is last-writer-wins, so it is read again. Raises InputError if somebody else changed it.
-    """
+    """Point `champion` at `move.version` if it still points at `move.previous`, and record the move. Raises InputError
+    if somebody else changed it: MLflow's alias is last-writer-wins, so it is read again."""
     if (found := champion(name)) != move.previous:
         raise InputError(
             f"{name}@{CHAMPION}: is version {found or '(none)'} now and was version {move.previous or '(none)'} when "
@@ -161,10 +153,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def succession(history: Sequence[Move]) -> list[int]:
-    """The champions up to the current one, which is last; a rollback removes the champion that it left.
-
-    A champion that was set by hand is known from the next move's `previous`.
-    """
+    """The champions up to the current one, which is last; a rollback removes the champion that it left. A champion that
+    was set by hand is known from the next move's `previous`."""
     line: list[int] = []
     for move in history:
         if move.action == "rollback":
@@ -221,21 +211,18 @@ class PromotionLock:
 
     def renew(self) -> None:
         """Check that the lock is still ours and extend it by an hour. Raises InputError if it is not."""
-        holder = self.holder()
-        if holder is None:
+        if (holder := self.holder()) is None:
             raise InputError(f"{self.name}: the tag {LOCK} was deleted; promote again")
         if holder.id != self.id:
-            raise InputError(
-                f"{self.name}: another promotion is under way ({holder.who}, process {holder.pid} on {holder.host}); "
-                f"wait until it finishes, or delete the tag {LOCK} of {self.name} if it is dead"
-            )
+            busy = f"another promotion is under way ({holder.who}, process {holder.pid} on {holder.host})"
+            raise InputError(f"{self.name}: {busy}; wait until it finishes, or delete the tag {LOCK} if it is dead")
         self.write()
 
 
 @contextmanager
 def promotion_lock(name: str) -> Iterator[PromotionLock]:
     """Hold the lock on NAME, which is created if needed: a tag with its owner and expiry, read again once the writes of
-    others have arrived, and before each change. Raises InputError if another promotion holds it."""
+    others have arrived, and before each change; MLflow has no compare-and-set. Raises InputError if it is taken."""
     client = connect()
     _create(client, name)
     lock = PromotionLock(client, name)

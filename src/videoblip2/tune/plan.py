@@ -1,10 +1,9 @@
 """What a study is about: a YAML document `experiments/tune_*.yaml` on top of an experiment's own.
 
-The document names a base configuration, ranges for some of its keys, and how to search. `key=value` overrides reach
-both: `n_trials=20` is the study's, `train.steps=50` the experiment's. Types come from the configuration's own fields.
+`key=value` overrides reach both: `n_trials=20` is the study's, `train.steps=50` the experiment's. Types come from the
+configuration's own fields.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -171,6 +170,8 @@ def _check(plan: Plan) -> None:
         raise InputError(f"{plan.source}: names test.json; a study may use train and val only")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
+        if key not in known_keys():
+            plan.config_of({key: None})  # which raises
         _check_key(key, place, plan.tuning.stage)
         try:
             distribution = values.distribution(kind_of(key))
@@ -188,9 +189,6 @@ def _check(plan: Plan) -> None:
 
 
 def _check_key(key: str, place: str, stage: str) -> None:
-    if key not in known_keys():
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        raise InputError(f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "; see docs/config.md"))
     if key.startswith(FIXED):
         raise InputError(f"{place}: must be the same in all trials; set it under `config`")
     if stage == "decode" and not key.startswith("decode."):

@@ -1,13 +1,7 @@
 """What a study reports: a line per trial, a table, plots, and whether the best trial is better than the default.
 
-The best of k trials looks good partly because it was chosen for its score. The verdict corrects for that twice:
-
-1. The paired bootstrap interval of best minus default has confidence 1 - 0.05 / (k - 1) (Bonferroni): among k - 1
-   trials that are no better than the default, one is outside by chance in 5 % of studies. `better` uses it.
-2. `chosen_again`: videos are resampled, the best trial is chosen on them and evaluated on the videos left out
-   (out-of-bag bootstrap), which is the gain that the choice brings on videos it has not seen.
-
-Not covered: the variance between training seeds, as each trial is trained once. The test split is never read.
+The best of k trials looks good partly because it was chosen for its score, so `judge` widens the interval of best minus
+default for k - 1 comparisons (Bonferroni), and `chosen_again` measures the gain on videos not used for the choice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +102,10 @@ def _as_printed(study: optuna.Study) -> optuna.Study:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Best minus default in pycocoevalcap's scale, its interval, and the gain on videos not used for the choice."""
+    """Best minus default in pycocoevalcap's scale, its interval, and the gain on videos not used for the choice.
+
+    Not covered: the variance between training seeds, as each trial is trained once.
+    """
 
     best: str
     default: str

@@ -1,10 +1,7 @@
 """The study in its storage: how it opens, what makes it the same study, and what counts as one of its trials.
 
-Optuna's storage is the source of truth, MLflow a view of it. A study remembers what it is about (`identity`): trials of
-another experiment, validation set or set of searched keys are refused. The bounds of a range may change.
-
-The storage is a journal file (one machine or a shared disk), a database, or a gRPC proxy to one. A journal file has no
-races and needs no server. Its lock is a file beside it; Optuna breaks that of a killed process after 30 s.
+Optuna's storage is the source of truth, MLflow a view of it: a journal file (one machine or a shared disk, no races and
+no server), a database, or a gRPC proxy to one. A study refuses another `identity`; the bounds of a range may change.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """One trial, a child of the study's run, observed by the study: a run of a training stage, or of decoding.
 
-A decoding trial captions the validation videos with other settings. Every video's CIDEr-D is reported by the video's
-number, in the same shuffled order in all trials, so that the Wilcoxon test can pair a trial with the best and stop it.
+A decoding trial reports every video's CIDEr-D by the video's number, in the same shuffled order in all trials, so that
+the Wilcoxon test can pair a trial with the best and stop it.
 """
 
 import random
@@ -100,13 +100,11 @@ def runner_of(plan: Plan) -> Runner:
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
     """Train with a trial's values. A later attempt resumes from the saved state; the first never looks for one, since
     the folder may hold another study's."""
-    name, again = name_of(trial), bool(attributes(trial).attempts)
-    folder = plan.folder / name
+    folder, again = plan.folder / name_of(trial), bool(attributes(trial).attempts)
     ended = read_finished(folder / FOLDER) if again else None
     if ended is not None:  # its worker died after training and before the report
         return Score(*_score(folder), ended.model)
-    overrides = [f"run.out={plan.folder}", f"run.name={name}"]
-    overrides.append(f"train.resume={'auto' if again else 'null'}")
+    overrides = f"run.out={plan.folder}", f"run.name={folder.name}", f"train.resume={'auto' if again else 'null'}"
     config = plan.config_of(trial.params, *overrides)
     watcher.last_step = config.train.steps
     result = run_stage(plan.tuning.stage, config, progress, observer=watcher)

@@ -1,12 +1,7 @@
 """A worker: runs trials until all workers together have run `n_trials`, reports every failure, and rescues trials.
 
-1. A trial that fails (NaN, a refused value) counts towards the total and does not stop the study; BROKEN failures in a
-   row with no complete trial do, since the mistake is then in the study itself.
-2. Ctrl-C and SIGTERM put the trial back. A trial that was put back, or whose worker is dead, is queued again with its
-   values and its name: the next attempt resumes it from its checkpoint, in its run.
-3. On the same machine a worker is dead when its process has ended, elsewhere when its beat has not changed for
-   STALE_SECONDS of the observer's own clock. A worker wrongly taken for dead notices at its next report, and leaves
-   the trial alone. (Optuna's heartbeat needs a database.)
+A trial whose worker stopped or died is queued again with its values and its name, and resumes in its run. Elsewhere
+than on this machine, a worker is dead when its beat has not changed for STALE_SECONDS (Optuna's needs a database).
 """
 
 import math
@@ -70,10 +65,8 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
         reason = run_trial(context, trial, runner)
         made, broken = made + 1, broken + 1 if reason else 0
         if broken >= BROKEN and not finished(study.get_trials(deepcopy=False)):
-            raise InputError(
-                f"study {study.study_name!r}: {broken} trials in a row failed and none is complete; "
-                f"the last error: {reason}; fix it, then run the same command again"
-            )
+            fault = f"study {study.study_name!r}: {broken} trials in a row failed and none is complete"
+            raise InputError(f"{fault}; the last error: {reason}; fix it, then run the same command again")
 
 
 def take(study: optuna.Study, plan: Plan) -> optuna.Trial | None:
