@@ -8,7 +8,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from videoblip2 import __version__
@@ -57,43 +55,27 @@ DESCRIPTION = """Videos or their features in; captions, answers and attention ou
 a refusal is `{"error": ..., "request_id": ...}`. Where a key is set, send `Authorization: Bearer KEY`."""
 
 
-def create_app() -> FastAPI:
-    """The API; `app.state.engine` and `app.state.intake` are set by the service when it starts."""
-    app = FastAPI(
-        title="VideoBLIP2",
-        description=DESCRIPTION,
-        version=__version__,
-        servers=[{"url": "."}],
-        docs_url=None,  # `docs`, which needs no network
-        redoc_url=None,
-        openapi_url="/docs.json",
-    )
-    app.router.route_class = messages.FormRoute
-    post = partial(app.post, responses=REFUSALS, tags=["Captions"])
-    for endpoint in (caption, captions, ask, attention):
-        post(f"/{endpoint.__name__}")(endpoint)
-    post("/caption_stream", responses=REFUSALS | STREAM, response_class=StreamingResponse)(caption_stream)
-    app.get("/references/{video_id}", tags=["Captions"])(references)
-    app.get("/model", tags=["Captions"])(model)
-    app.get("/", include_in_schema=False)(page)
-    app.get("/static/{name}", include_in_schema=False)(page)
-    app.get("/docs", include_in_schema=False)(docs)
-    for kind in (Refusal, InputError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, refused)
-    return app
+#: `API.state.engine`, `intake` and `references` are set by the service when it starts.
+API = FastAPI(
+    title="VideoBLIP2",
+    description=DESCRIPTION,
+    version=__version__,
+    servers=[{"url": "."}],
+    docs_url=None,  # `docs`, which needs no network
+    redoc_url=None,
+    openapi_url="/docs.json",
+    responses=REFUSALS,
+)
+API.router.route_class = messages.FormRoute
 
 
-def endpoints(app: FastAPI) -> frozenset[str]:
-    """Paths of the routes that take a form."""
-    routes = (route for route in app.routes if isinstance(route, APIRoute))
-    return frozenset(route.path for route in routes if "POST" in (route.methods or ()))
-
-
+@API.post("/caption")
 async def caption(request: Request, form: Annotated[messages.CaptionForm, MULTIPART]) -> Answer:
     """Caption one video: a media file, or its features."""
     return await _one(request, form)
 
 
+@API.post("/ask")
 async def ask(request: Request, form: Annotated[messages.QuestionForm, MULTIPART]) -> Answer:
     """Answer a question about one video; the `caption` of the answer is the answer."""
     return await _one(request, form)
@@ -118,6 +100,7 @@ async def _read(request: Request, form: messages.OneUpload, asking: Ask) -> tupl
     return item, captioner
 
 
+@API.post("/captions")
 async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULTIPART]) -> messages.Answers:
     """Caption many videos; a bad one has an `error` in its place, the others their captions."""
     engine: Engine = request.app.state.engine
@@ -128,6 +111,7 @@ async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULT
     return messages.Answers(results=[_counted(result) if isinstance(result, Refusal) else result for result in results])
 
 
+@API.post("/attention")
 async def attention(request: Request, form: Annotated[messages.AttentionForm, MULTIPART]) -> Attention:
     """Say how the model divides its attention over the frames and the sound of one video."""
     engine: Engine = request.app.state.engine
@@ -135,17 +119,20 @@ async def attention(request: Request, form: Annotated[messages.AttentionForm, MU
     return await engine.attention(item, captioner, asking)
 
 
+@API.get("/references/{video_id}")
 async def references(request: Request, video_id: str) -> dict[str, list[str]]:
     """Say how people described a video of VB2_REFERENCES; an unknown one has no captions."""
     return {"captions": [*request.app.state.references.get(video_id, ())]}
 
 
+@API.get("/model")
 async def model(request: Request) -> messages.ModelState:
     """Say what is in service, since when, and how a challenger compares."""
     engine: Engine = request.app.state.engine
     return engine.state()
 
 
+@API.post("/caption_stream", response_class=StreamingResponse, responses=STREAM)
 async def caption_stream(request: Request, form: Annotated[messages.StreamForm, MULTIPART]) -> StreamingResponse:
     """Caption one video, and send the caption word by word as it is generated.
 
@@ -173,11 +160,11 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
                 if text != said:
                     yield _event("text", {"text": text})
                     said = text
-            done = job.future.result()
-        answer = answer_of(job, done)
+            made = job.future.result()
+        answer = answer_of(job, made)
         assert isinstance(answer, Answer)
         yield _event("caption", answer.model_dump())
-        compared = engine.shadow.offer([job], [done]) if engine.shadow else []
+        compared = engine.shadow.offer([job], [made]) if engine.shadow else []
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
             # A challenger that is too late is not cancelled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
@@ -199,6 +186,11 @@ def _counted(refusal: Refusal) -> ItemProblem:
     return ItemProblem(error=refusal.reason, status=refusal.status)
 
 
+@API.exception_handler(Refusal)
+@API.exception_handler(InputError)
+@API.exception_handler(RequestValidationError)
+@API.exception_handler(HTTPException)
+@API.exception_handler(Exception)
 async def refused(request: Request, error: Exception) -> JSONResponse:
     """Every refusal in one form: a status, a reason of one line, and nothing internal."""
     if isinstance(error, InputError):
@@ -225,6 +217,8 @@ def explained(problem: dict[str, Any]) -> str:
     return f"{shown}: {message[0].lower()}{message[1:]}"
 
 
+@API.get("/", include_in_schema=False)
+@API.get("/static/{name}", include_in_schema=False)
 async def page(request: Request, name: str = "index.html") -> Response:
     """The page, its script and its style; with VB2_PAGE=false the description of the API."""
     if name not in MEDIA_TYPES:
@@ -234,6 +228,7 @@ async def page(request: Request, name: str = "index.html") -> Response:
     return FileResponse(STATIC / name, media_type=MEDIA_TYPES[name], headers=HEADERS)
 
 
+@API.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """The interactive description of the API; BentoML has the files of Swagger UI."""
     return get_swagger_ui_html(

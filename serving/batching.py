@@ -27,19 +27,9 @@ HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 NOT_FINITE = "the network's answer to these features is NaN; their numbers are far outside its training range"
 
 
-@dataclass(frozen=True)
-class Done:
-    """A caption, and where the time went."""
-
-    caption: Caption
-    queue_seconds: float
-    model_seconds: float
-    batch: int
-
-
 @dataclass(eq=False)
 class Job:
-    """One item, to be captioned by the model that was current when it arrived.
+    """One item, to be captioned by the model that was current when it arrived; then also where the time went.
 
     listener: called on the event loop with the caption so far, after each token.
     """
@@ -49,7 +39,10 @@ class Job:
     ask: Ask = field(default_factory=Ask)
     listener: Callable[[str], None] | None = None
     arrived: float = field(default_factory=time.perf_counter)
-    future: "asyncio.Future[Done]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    queue_seconds: float = 0.0
+    model_seconds: float = 0.0
+    batch: int = 0  # captions made at once
+    future: "asyncio.Future[Caption]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def group(self) -> tuple[object, ...]:
@@ -140,7 +133,7 @@ class Batcher:
         await self._worker.stop([*self.waiting, *self.background])
 
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
-        """Queue jobs, all or none; their futures get a Done or the exception of that item.
+        """Queue jobs, all or none; their futures get a caption or the exception of that item.
 
         Raises Refusal: 429 if there is no room now, 413 if there never will be.
         """
@@ -176,22 +169,16 @@ class Batcher:
         observe.metrics().queue.set(len(self.waiting))
         return batch
 
-    def _caption(self, jobs: list[Job]) -> list[Done | Exception]:
+    def _caption(self, jobs: list[Job]) -> list[Caption | Exception]:
         """On the thread: caption jobs of one group."""
         observe.metrics().batch.observe(len(jobs))
         started = time.perf_counter()
         captions = halved(_caption_together, jobs)
         seconds = time.perf_counter() - started
         self._pace += PACE * (seconds / len(jobs) - self._pace)
-        results: list[Done | Exception] = []
-        for job, caption in zip(jobs, captions, strict=True):
-            if isinstance(caption, Exception):
-                results.append(caption)
-            elif math.isfinite(caption.score):
-                results.append(Done(caption, started - job.arrived, seconds, len(jobs)))
-            else:
-                results.append(Refusal(400, NOT_FINITE))
-        return results
+        for job in jobs:
+            job.queue_seconds, job.model_seconds, job.batch = started - job.arrived, seconds, len(jobs)
+        return [c if isinstance(c, Exception) or math.isfinite(c.score) else Refusal(400, NOT_FINITE) for c in captions]
 
 
 def _caption_together(jobs: Sequence[Job]) -> list[Caption]:

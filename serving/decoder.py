@@ -1,7 +1,6 @@
 """The process that opens a stranger's media file: JSON jobs in, lines of JSON and the bytes of arrays out.
 
-Nothing is pickled: an attacker who takes this process over with a crafted file can send numbers to the server, and
-nothing else. It cannot write files, and its memory and CPU time are limited.
+Nothing is pickled: an attacker who takes it over with a crafted file can send numbers to the server, and nothing else.
 """
 
 import contextlib

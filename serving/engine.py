@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from anyio import to_thread
 
-from videoblip2.captioner import Captioner
+from videoblip2.captioner import Caption, Captioner
 from videoblip2.config import InputError
 from videoblip2.files import json_text
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .batching import Batcher, Done, Job
+from .batching import Batcher, Job
 from .following import Follower
 from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal
 from .service_settings import Settings, baked_model
@@ -120,21 +120,21 @@ class Engine:
         return Job(captioner.cut(item), captioner, ask)
 
 
-def answer_of(job: Job, result: Done | BaseException) -> Answer | Refusal:
+def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
     """A caption with its timings, which the metrics get too; what failed becomes a Refusal."""
     if isinstance(result, BaseException):
         return refusal_of(result)
     observe.metrics().captions.labels(job.captioner.version).inc()
-    observe.timed("queue", result.queue_seconds, ago=result.model_seconds)
-    observe.timed("generate", result.model_seconds)
-    timings = {"features": job.ask.features_seconds, "queue": result.queue_seconds, "model": result.model_seconds}
+    observe.timed("queue", job.queue_seconds, ago=job.model_seconds)
+    observe.timed("generate", job.model_seconds)
+    timings = {"features": job.ask.features_seconds, "queue": job.queue_seconds, "model": job.model_seconds}
     return Answer(
-        caption=result.caption.text,
-        score=round(result.caption.score, 6),
+        caption=result.text,
+        score=round(result.score, 6),
         model_version=job.captioner.version,
         seconds=round(time.perf_counter() - job.ask.began, 4),
         timings={name: round(seconds, 4) for name, seconds in timings.items()},
-        batch=result.batch,
+        batch=job.batch,
         clip=job.ask.clip,
     )
 
@@ -164,8 +164,7 @@ def attention_over_time(captioner: Captioner, item: Features, prompt: str | None
 def moment_edges(count: int, seconds: float | None, window: float | None = None) -> np.ndarray:
     """[count + 1] times at which moments begin and end; from 0 to 1 if the clip's length is unknown.
 
-    Moments of `window` seconds follow each other and the last one ends with the clip. Where they do not add up to the
-    clip (they were thinned), and without a window, all moments are equally long.
+    The last moment of `window` seconds ends with the clip; without a window, or thinned, all are equally long.
     """
     if count and seconds and window and (count - 1) * window < seconds <= (count + 1) * window:
         return np.append(np.arange(count) * window, seconds)
@@ -183,7 +182,7 @@ class Shadow:
         self.comparison = Comparison(model=follower.model)
         self._tasks: set[asyncio.Task[str | None]] = set()
 
-    def offer(self, jobs: Sequence[Job], answers: Sequence[Done | BaseException]) -> list[asyncio.Task[str | None]]:
+    def offer(self, jobs: Sequence[Job], answers: Sequence[Caption | BaseException]) -> list[asyncio.Task[str | None]]:
         """Caption again what was captioned; never raises, never waits.
 
         Returns a task for each accepted job; its result is the caption, or None if the challenger failed.
@@ -212,21 +211,18 @@ class Shadow:
             tasks.append(task)
         return tasks
 
-    async def _compare(self, job: Job, answer: Done, shadow: Job) -> str | None:
+    async def _compare(self, job: Job, answer: Caption, shadow: Job) -> str | None:
         try:
-            done = await shadow.future
+            caption = await shadow.future
         except Exception as error:
             self.comparison.failed += 1
             observe.log.warning("challenger %s failed: %s", shadow.captioner.version, error)
             return None
-        words = round(overlap(answer.caption.text, done.caption.text), 4)
-        row: dict[str, str | float] = {"request": job.ask.request_id, "overlap": words}
-        for name, version, said in (
-            ("champion", job.captioner.version, answer),
-            ("challenger", shadow.captioner.version, done),
-        ):
-            row |= {name: version, f"{name}_caption": said.caption.text, f"{name}_score": round(said.caption.score, 4)}
-            row[f"{name}_seconds"] = round(said.model_seconds, 4)
+        row: dict[str, str | float] = {"request": job.ask.request_id}
+        row["overlap"] = round(overlap(answer.text, caption.text), 4)
+        for name, asked, said in ("champion", job, answer), ("challenger", shadow, caption):
+            row |= {name: asked.captioner.version, f"{name}_caption": said.text, f"{name}_score": round(said.score, 4)}
+            row[f"{name}_seconds"] = round(asked.model_seconds, 4)
         observe.log.info("shadow", extra={"fields": row})
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:
@@ -234,11 +230,11 @@ class Shadow:
         total = self.comparison
         if (row["champion"], row["challenger"]) == (total.champion, total.challenger):
             total.compared += 1
-            total.same += row["champion_caption"] == row["challenger_caption"]
+            total.same += answer.text == caption.text
             for name in ("overlap", "champion_score", "challenger_score"):  # running means
                 mean = getattr(total, name)
                 setattr(total, name, mean + (float(row[name]) - mean) / total.compared)
-        return done.caption.text
+        return caption.text
 
 
 def overlap(one: str, other: str) -> float:

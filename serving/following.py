@@ -1,7 +1,6 @@
 """Follows a model: polls the registry, loads and warms a new version beside the old one, then swaps one reference.
 
-A request keeps the model that it began with, so a swap breaks no request. If the new one does not load, or the
-registry does not answer, the old one stays. Two copies are in memory during a swap.
+A request keeps the model that it began with. If a new one does not load, or the registry does not answer, it stays.
 """
 
 import time

@@ -12,14 +12,15 @@ from videoblip2.data.annotations import read_annotations
 from videoblip2.predict import find_model
 
 from . import observe
-from .api import create_app, endpoints
+from .api import API
 from .engine import Engine
 from .guard import Guard
 from .media import Decoders
+from .messages import FormRoute
 from .service_settings import Settings, read_settings
 from .uploads import MediaIntake
 
-API = create_app()
+FORMS = {route.path for route in API.routes if isinstance(route, FormRoute) and route.body_field}
 
 
 @bentoml.service(
@@ -78,4 +79,4 @@ def references(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {video.video_id: video.captions for video in videos}
 
 
-VideoBlip2Service.add_asgi_middleware(Guard, endpoints=endpoints(API))  # type: ignore[attr-defined]
+VideoBlip2Service.add_asgi_middleware(Guard, endpoints=FORMS)  # type: ignore[attr-defined]

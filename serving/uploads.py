@@ -1,7 +1,6 @@
 """From the files of a request to items: media become features here, .npy and safetensors are read as numbers.
 
-No byte is trusted. A .npy header may claim any shape, and numpy would allocate it before reading: here the claim is
-checked against the bytes that follow. Nothing is unpickled.
+No byte is trusted, and nothing is unpickled.
 """
 
 import asyncio
@@ -51,15 +50,8 @@ async def items_of(uploads: Uploads, captioner: Captioner, intake: "MediaIntake"
     media = (intake.features(file, captioner) for file in uploads.video)
     items = [*await asyncio.gather(*media, return_exceptions=True)]
     async with intake.reading:
-        for video, audio in zip_longest(npys, sounds):
-            files = {"audio": audio, "video": video}
-            try:
-                arrays = {
-                    name: npy_array(await file.read(), f"{name}_features") for name, file in files.items() if file
-                }
-                items.append(arrays)
-            except InputError as error:
-                items.append(error)
+        for pair in zip_longest(npys, sounds):
+            items += await asyncio.gather(_npy_item(*pair), return_exceptions=True)
         for file in uploads.features:
             try:
                 items += safetensors_items(await file.read(), "features")
@@ -68,11 +60,13 @@ async def items_of(uploads: Uploads, captioner: Captioner, intake: "MediaIntake"
     return items
 
 
-async def one_item(form: OneUpload, captioner: Captioner, intake: "MediaIntake") -> tuple[Features, str]:
-    """The one item of a request, and for a media file the token that replaces it in later requests.
+async def _npy_item(video: UploadFile, audio: UploadFile | None) -> Features:
+    sound = {} if audio is None else {"audio": npy_array(await audio.read(), "audio_features")}
+    return {**sound, "video": npy_array(await video.read(), "video_features")}
 
-    Raises Refusal if there is no item or more than one, and what `items_of` has in its place.
-    """
+
+async def one_item(form: OneUpload, captioner: Captioner, intake: "MediaIntake") -> tuple[Features, str]:
+    """The one item of a request, and for a media file the token that replaces it in later requests."""
     if sum(map(bool, (form.video, form.video_features, form.features, form.clip))) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
     if form.clip:
@@ -87,10 +81,9 @@ async def one_item(form: OneUpload, captioner: Captioner, intake: "MediaIntake")
 
 
 class MediaIntake:
-    """Media files to features: decoded in child processes, encoded here by the model in service.
+    """Media files to features: decoded in child processes, as many at a time, and encoded by the model in service.
 
-    As many are decoded at a time as there are decoders; `EncodingQueue` bounds the frames that wait for the encoders.
-    `reading` is for arrays sent as files: those of one request at a time are in memory.
+    reading: held while arrays sent as files are read, so that those of one request at a time are in memory.
     """
 
     def __init__(self, decoders: Decoders) -> None:
@@ -156,7 +149,7 @@ class MediaIntake:
 
 def npy_array(content: bytes, name: str) -> np.ndarray:
     """The bytes of a .npy file with floating-point numbers [rows, width] → float32. Raises InputError naming `name`."""
-    file = io.BytesIO(content)
+    file = io.BytesIO(content)  # numpy would allocate what the header claims before it reads: check the claim first
     try:
         major, minor = np.lib.format.read_magic(file)
         shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{major}_{minor}")(file)

@@ -161,7 +161,9 @@ def caption(monkeypatch, tmp_path, *found):
     monkeypatch.chdir(tmp_path)
     for row in found:
         (tmp_path / row.path).touch()
-    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
+    found_model = SimpleNamespace(version="1", folder=tmp_path)
+    for room in ("tracking", "predict"):
+        monkeypatch.setattr(f"videoblip2.{room}.find_model", lambda model: found_model)
     model = SimpleNamespace(version="1", warning="", load_media_encoders=lambda: None)
     monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model_, **_: model)
     monkeypatch.setattr("videoblip2.jobs.caption.CaptionJob.run", lambda *_: ([row] for row in found))

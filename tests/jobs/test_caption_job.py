@@ -15,7 +15,7 @@ from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.sources import VideoSource, find_sources
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions, keepable
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan, keepable
 from videoblip2.jobs.forms import Row, write_rows
 from videoblip2.jobs.segments import cut, merged, shot_changes
 from videoblip2.modality import ExplainedWord
@@ -204,6 +204,15 @@ def test_a_job_that_is_left_early_ends_its_threads(encode):
     next(rows)
     rows.close()
     assert threading.active_count() == before
+
+
+def test_two_models_in_folders_of_one_name_are_told_apart(tmp_path):
+    for name, weights in (("ce", b"1"), ("scst", b"2"), ("copy", b"1")):
+        (tmp_path / name / "best").mkdir(parents=True)
+        (tmp_path / name / "best/model.safetensors").write_bytes(weights)
+        (tmp_path / name / "best/config.json").touch()
+    ce, scst, copy = (JobPlan(str(tmp_path / name / "best")).version for name in ("ce", "scst", "copy"))
+    assert ce == copy != scst and ce.startswith("best-")
 
 
 @pytest.fixture()

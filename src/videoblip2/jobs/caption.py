@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,11 +109,25 @@ class JobPlan:
     keep_features: Path | None = None
     shard: tuple[int, int] | None = None
 
+    @property
+    def version(self) -> str:
+        """Of the model; a folder's name does not identify its weights, so their digest is part of it."""
+        from videoblip2.predict import find_model
+
+        found, digest = find_model(self.model), sha256()
+        if found.version != found.folder.name:
+            return found.version
+        for path in sorted(found.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(file_digest(file, "sha256").digest())
+        return f"{found.version}-{digest.hexdigest()[:8]}"
+
     def open(self) -> "CaptionJob":
         """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
         from videoblip2.predict import load_captioner
 
         captioner = load_captioner(self.model, encoders=self.encoders)
+        captioner.version = self.version
         if self.options.questions and captioner.never_asked:
             raise InputError(
                 f"{self.model}: was never trained on questions, it would answer with a caption; "
@@ -211,16 +225,12 @@ class CaptionJob:
             every = None if options.segments == "scenes" else float(options.segments)
             segments = cut(item, self.captioner.media_encoders.settings.fps, window, every)
         wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
-        pending = Pending([None] * len(wanted), len(wanted))
-        several = options.samples > 1
+        pending, several = Pending([None] * len(wanted), len(wanted)), options.samples > 1
         rows = [
             self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
             for s, q, n in wanted
         ]
-        return [
-            DecodeItem(pending, place, row, segment)
-            for place, (row, (segment, *_)) in enumerate(zip(rows, wanted, strict=True))
-        ]
+        return [DecodeItem(pending, place, rows[place], segment) for place, (segment, *_) in enumerate(wanted)]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; the rows of each video that is complete with it."""
@@ -237,9 +247,8 @@ class CaptionJob:
         """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
         from videoblip2.data.batches import question_prompt
 
-        prompts = [
-            question_prompt(ask.row.question) if ask.row.question is not None else self.options.prompt for ask in batch
-        ]
+        questions = [ask.row.question for ask in batch]
+        prompts = [self.options.prompt if question is None else question_prompt(question) for question in questions]
         seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
         try:
             items = [ask.segment.item for ask in batch]
@@ -256,17 +265,9 @@ class CaptionJob:
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
-        name = VideoSource(outcome.video_id).video_id
-        digest = outcome.note.sha256 if outcome.note else ""
-        version, options = self.captioner.version, str(self.options)
-        return Row(
-            printable(outcome.video_id),
-            printable(name),
-            model_version=version,
-            options=options,
-            sha256=digest,
-            **values,
-        )
+        name, digest = VideoSource(outcome.video_id).video_id, outcome.note.sha256 if outcome.note else ""
+        values |= {"model_version": self.captioner.version, "options": str(self.options), "sha256": digest}
+        return Row(printable(outcome.video_id), printable(name), **values)
 
 
 def rounded(score: float) -> float | None:

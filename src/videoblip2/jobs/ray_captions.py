@@ -13,7 +13,6 @@ from videoblip2.features.ray_engine import Work, through_actors
 from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import JobPlan, keepable
 from videoblip2.jobs.forms import Row
-from videoblip2.predict import find_model
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class RayCaptions:
     @property
     def version(self) -> str:
         """Of the model."""
-        return find_model(self.plan.model).version
+        return self.plan.version
 
     def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """As `CaptionJob.run`."""

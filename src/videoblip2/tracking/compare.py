@@ -101,25 +101,18 @@ class Comparison:
 
 
 def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resamples: int = 10_000) -> Comparison:
-    """Compare two or more sides over the videos that all of them captioned against the same references.
+    """Compare sides over the videos that all of them captioned against the same references.
 
-    Raises InputError if there is no such video. If some videos drop out, a warning says so, and every score is
-    computed again on those that are left.
+    Raises InputError if there is none. If some drop out, a warning says so, and all scores are of those that are left.
     """
     videos, warnings = _common(sides)
     if warnings:
         left = [[{key: rows[key] for key in videos} for rows in side.predictions] for side in sides]
         sides = [replace(side, predictions=tuple(map(_scored, rows))) for side, rows in zip(sides, left, strict=True)]
-    return Comparison(
-        split=split,
-        sides=tuple(sides),
-        videos=len(videos),
-        differs=differs,
-        scores=tuple(_scores(sides, videos, resamples)),
-        duels=tuple(_duel(sides, place, videos) for place in range(1, len(sides))),
-        warnings=tuple(warnings),
-        metric=next(iter(sides[0].predictions[0].values())).metric,  # all rows are of one kind
-    )
+    scores = tuple(_scores(sides, videos, resamples))
+    duels = tuple(_duel(sides, place, videos) for place in range(1, len(sides)))
+    metric = sides[0].predictions[0][videos[0]].metric  # all rows are of one kind
+    return Comparison(split, tuple(sides), len(videos), differs, scores, duels, tuple(warnings), metric)
 
 
 def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:

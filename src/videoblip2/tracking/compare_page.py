@@ -21,13 +21,7 @@ def write_page(path: Path, comparison: Comparison, top: int = 5) -> None:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     used = (bars, categories, curves, histogram, marked_words, letter, shown, label_of, scale_of)
     environment.globals.update({each.__name__: each for each in used})
-    page = environment.get_template("compare.html.j2").render(
-        c=comparison,
-        parts=[part for part in (comparison, comparison.answers) if part],
-        top=top,
-        several_seeds=any(len(side.runs) > 1 for side in comparison.sides),
-    )
-    write_text(path, page)
+    write_text(path, environment.get_template("compare.html.j2").render(c=comparison, top=top))
 
 
 def bars(score: Score) -> list[tuple[float, float, float]]:

@@ -13,19 +13,12 @@ FIELDS = ("host", "pid", "pid_namespace", "pid_started")
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """One process, told apart from a later one with the same pid. Stored as flat text: tags, attributes, JSON.
-
-    Args:
-        namespace: the process namespace and the start of the machine on Linux, since containers, and machines, can
-            share a host name; empty = unknown.
-        started: seconds between the start of the machine and of the process, which no clock change moves;
-            empty = unknown, as in the records of older versions.
-    """
+    """One process, told apart from a later one with the same pid. Stored as flat text; empty = unknown."""
 
     host: str
     pid: int
-    namespace: str = ""
-    started: str = ""
+    namespace: str = ""  # with the start of the machine on Linux: containers, and machines, can share a host name
+    started: str = ""  # seconds after the start of the machine, which no clock change moves
 
     @classmethod
     def current(cls, pid: int | None = None) -> "ProcessRecord":

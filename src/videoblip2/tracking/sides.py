@@ -24,13 +24,9 @@ Sources = Mapping[str, Mapping[tuple[Kind, str], tuple[str, str]]]  # run id →
 def compare_runs(words: Sequence[str], split: str | None = None, resamples: int = 10_000) -> Comparison:
     """Compare the runs that `words` name; the seeds of one configuration are one side.
 
-    Args:
-        words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs.
-        split: val or test; none = val if every run has its captions or its answers there, else test.
-
-    Runs of a mixture are compared by their captions, and by their answers in `Comparison.answers`.
-    Raises InputError for a word that names no run, for fewer than two different ones, and for runs that have nothing of
-    the split in common.
+    words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs. split: val, test or
+    none, the first that every run has rows of. Runs that also answer are compared by that in `Comparison.answers`.
+    Raises InputError for a word that names no run, for fewer than two runs, and for runs with nothing in common.
     """
     if split not in (None, *SPLITS):
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")

@@ -17,15 +17,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def revision_tags() -> dict[str, str]:
-    """Return `git.commit` and `git.dirty` of the package's repository; nothing if git does not track the package.
-
-    The commit is there under MLflow's own name, too, which fills the column Version of its runs table.
-    """
+    """`git.commit` and `git.dirty` of the package's repository; nothing if git does not track the package."""
     if not _tracked():
         return {}
     commit = _git("rev-parse", "HEAD")
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no", ":/"))
-    return {"git.commit": commit, "git.dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
+    column = {"mlflow.source.git.commit": commit}  # Version in MLflow's table of runs
+    return {"git.commit": commit, "git.dirty": str(dirty).lower(), **column}
 
 
 def source_diff() -> str:

@@ -19,22 +19,15 @@ class Terminated(SystemExit):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Which run to open.
-
-    Args:
-        enabled: False gives a tracker that keeps nothing.
-        resume_run_id: reopen this run; points up to its last logged step are not logged twice.
-        folder: the run's own folder on this machine: named in the run's tags, and used for what cannot be sent.
-        parent_run_id: make the run a child of this one, in its experiment; MLFLOW_RUN_ID is then ignored.
-    """
+    """Which run to open."""
 
     stage: str
     name: str
     experiment: str
-    enabled: bool = True
-    resume_run_id: str | None = None
-    folder: Path | None = None
-    parent_run_id: str | None = None
+    enabled: bool = True  # False gives a tracker that keeps nothing
+    resume_run_id: str | None = None  # reopen this run; points up to its last logged step are not logged twice
+    folder: Path | None = None  # of the run on this machine: in its tags, and for what cannot be sent
+    parent_run_id: str | None = None  # the new run is its child, in its experiment; MLFLOW_RUN_ID is ignored
 
 
 class Tracker:

@@ -28,7 +28,6 @@ from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 FULL_BUFFER = 500  # a batch of 200 points costs about as much as three single calls
 SECONDS_BETWEEN_FLUSHES = 10.0
 TABLE_ROWS = 200
-DIGEST_LENGTH = 36  # MLflow's limit
 
 
 class MlflowTracker(Tracker):
@@ -76,8 +75,8 @@ class MlflowTracker(Tracker):
         self._outbox.put(outbox.File(file=path.absolute(), folder=folder))
 
     def log_data(self, name: str, digest: str, context: str) -> None:
-        source = json.dumps({"digest": digest})
-        self._outbox.put(outbox.DataSet(data=name, digest=digest[:DIGEST_LENGTH], source=source, context=context))
+        source, short = json.dumps({"digest": digest}), digest[:36]  # MLflow's limit
+        self._outbox.put(outbox.DataSet(data=name, digest=short, source=source, context=context))
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.

@@ -159,10 +159,7 @@ def network_file_system(path: Path) -> str:
 
 @cache
 def _follow_move(database: Path) -> None:
-    """If the store's folder was renamed or is mounted elsewhere, point MLflow's absolute addresses to the new place.
-
-    Not while a run is being written: a container may know this folder under another name.
-    """
+    """Point MLflow's absolute addresses to the new place of a folder that was renamed or is mounted elsewhere."""
     root, alive = database.parent / ARTIFACTS, time.time() - ALIVE_SECONDS
     busy = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE status = 'RUNNING' AND key = 'heartbeat' AND value > ?"
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
@@ -172,7 +169,7 @@ def _follow_move(database: Path) -> None:
             if not folder or not is_local(old) or there.exists() or not root.is_dir():
                 continue
             if connection.execute(busy, (str(alive),)).fetchone():
-                return
+                return  # a container may be writing here, and know this folder under another name
             new = database.parent.as_uri() if old.startswith("file:") else str(database.parent)
             for table, column in ADDRESSES:
                 changed = f"{column} = ? || substr({column}, ?)"
@@ -203,33 +200,40 @@ def findings() -> list[Finding]:
     """Check the store: can it be reached, its schema, write-ahead logging. Read only; one finding if it is absent."""
     uri = tracking_uri()
     database = sqlite_file(uri)
-    first = _sqlite(database) if database else [_server(uri)]
-    absent = database and not database.is_file()
-    return first if absent or any(finding.status == "fail" for finding in first) else [*first, _schema(uri)]
-
-
-def _sqlite(database: Path) -> list[Finding]:
-    if not database.is_file():
+    if database and not database.is_file():
         return [Finding("store", "note", f"{database}: does not exist yet", NO_STORE)]
     try:
-        with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
-        tables, mode = _tables(database), _journal_mode(database)
+        if database:
+            _check_sqlite(database)
+        else:
+            check_reachable(uri)
+    except InputError as error:
+        found, _, remedy = str(error).partition("; ")
+        return [Finding("store", "fail", found, remedy)]
+    return [
+        Finding("store", "ok", str(database or masked(uri))),
+        *([_journal(database)] if database else []),
+        _schema(uri),
+    ]
+
+
+def _check_sqlite(database: Path) -> None:
+    try:
+        ask(database, "BEGIN IMMEDIATE")  # whether it can be written; rolled back
+        tables = _tables(database)
     except sqlite3.Error as error:
         remedy = f"if no process writes there, {MOVE_AWAY}"
         if "locked" in str(error):
             remedy = f"another process holds it: `fuser {database}` names it; stop it, or wait"
-        return [Finding("store", "fail", f"{database}: {error}", remedy)]
+        raise InputError(f"{database}: {error}; {remedy}") from error
     half = ", ".join(sorted(name for name in tables if name.startswith("_alembic_tmp_")))
     if half or not {"runs", "experiments"} <= tables:
-        found = f"{database}: its first start or an upgrade was interrupted ({half or 'tables are missing'})"
-        return [Finding("store", "fail", found, MOVE_AWAY)]
-    return [Finding("store", "ok", str(database)), _journal(database, mode)]
+        reason = half or "tables are missing"
+        raise InputError(f"{database}: its first start or an upgrade was interrupted ({reason}); {MOVE_AWAY}")
 
 
-def _journal(database: Path, mode: str) -> Finding:
-    name, shared = "store: write-ahead logging", network_file_system(database)
+def _journal(database: Path) -> Finding:
+    name, shared, mode = "store: write-ahead logging", network_file_system(database), _journal_mode(database)
     change = f"`sqlite3 {database} 'PRAGMA journal_mode={{}}'` while nothing else uses it"
     if not shared and mode == "wal":
         return Finding(name, "ok", "on")
@@ -241,15 +245,6 @@ def _journal(database: Path, mode: str) -> Finding:
         return Finding(name, "warn", found, f"{change.format('DELETE')}, or use a tracking server")
     found = f"off ({mode}), and left off: {shared} is a network file system, where it would corrupt the store"
     return Finding(name, "note", found, "for many processes or machines use a tracking server")
-
-
-def _server(uri: str) -> Finding:
-    try:
-        check_reachable(uri)
-    except InputError as error:
-        found, _, remedy = str(error).partition("; ")
-        return Finding("store", "fail", found, remedy)
-    return Finding("store", "ok", masked(uri))
 
 
 def _schema(uri: str) -> Finding:
