@@ -1,8 +1,10 @@
 """Captions against references, answers against the expected ones: metrics and rows."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from videoblip2.captioner import Captioner
 from videoblip2.captions import caption_metrics
 from videoblip2.captions.answers import answer_accuracy, blind_answers, common_answers, typed_answer
 from videoblip2.captions.metrics import default_metrics
@@ -41,6 +43,16 @@ class Evaluation:
     def videos(self) -> list[str]:
         """The videos that were captioned, or asked about."""
         return list(dict.fromkeys(row.video_id for rows in self.rows.values() for row in rows))
+
+    @property
+    def sound_shares(self) -> dict[str, float]:
+        """Share of the captions' words that need the sound: of all, then of each category; empty if not explained."""
+        explained = [row for row in self.caption_rows if row.words]
+        categories = sorted({row.category for row in explained if row.category is not None})
+        groups = {"all": explained}
+        groups |= {f"category {n}": [row for row in explained if row.category == n] for n in categories}
+        needs = {name: [word.needs_sound for row in rows for word in row.words or ()] for name, rows in groups.items()}
+        return {name: sum(needed) / len(needed) for name, needed in needs.items() if needed}
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
         """Table's name → what it shows."""
@@ -92,6 +104,21 @@ def evaluate_answers(
     pairs = zip(questions, given, strict=True)
     rows = tuple(AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer) for q, text in pairs)
     return Evaluation(scores, answer_rows=rows)
+
+
+def explained(result: Evaluation, captioner: Captioner, source: Any, batch_size: int) -> Evaluation:
+    """The evaluation with what each word of each caption owes to the sound and to the picture.
+
+    Args:
+        source: gives a video's features, as a feature store does.
+    """
+    rows: list[CaptionRow] = []
+    for start in range(0, len(result.caption_rows), batch_size):
+        part = result.caption_rows[start : start + batch_size]
+        items = [source.features(row.video_id) for row in part]
+        words = captioner.explain(items, [row.caption for row in part])
+        rows += [replace(row, words=each) for row, each in zip(part, words, strict=True)]
+    return replace(result, caption_rows=tuple(rows))
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:

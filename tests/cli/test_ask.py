@@ -7,7 +7,7 @@ import pytest
 
 from videoblip2.captioner import Captioner
 from videoblip2.captions.answers import normalise_answer
-from videoblip2.captions.predictions import write_rows
+from videoblip2.captions.predictions import read_rows, write_rows
 from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
@@ -70,6 +70,20 @@ def test_a_split_is_answered_and_judged(world):
     assert [row["question_id"] for row in rows] == [str(n) for n in range(6)] and result.videos == 3
     assert scores["accuracy"] == sum(row["correct"] for row in rows) / 6
     assert all(row["correct"] == (normalise_answer(row["answer"]) == normalise_answer(row["expected"])) for row in rows)
+
+
+def test_words_that_need_the_sound_are_counted(world):
+    result = judge(world, "data.task=caption", metrics=("CIDEr",), explain=True)
+    shares = result.evaluation.sound_shares
+    assert shares.keys() == {"all", "category 0"} and 0 <= shares["all"] == shares["category 0"] < 1
+    rows = read_rows(world / "predictions.jsonl", "captions")
+    assert rows == list(result.evaluation.caption_rows) and all(row.words for row in rows)
+    assert all(word.sound == 0 for word in rows[0].words) and any(word.sound for row in rows for word in row.words)
+    words = [word for row in rows for word in row.words]
+    assert shares["all"] == sum(word.sound > 0.6931472 for word in words) / len(words)
+    assert judge(world, "data.task=caption", metrics=("CIDEr",)).evaluation.sound_shares == {}
+    with pytest.raises(InputError, match="answers questions, and --explain is for captions"):
+        judge(world, explain=True)
 
 
 def test_a_mixed_model_is_judged_at_both(world):

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from videoblip2.captions.answers import normalise_answer, question_type
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.files import json_text, write_text
+from videoblip2.modality import ExplainedWord
 
 Kind = Literal["captions", "answers"]
 #: File of a run's rows of one kind on a split, beside its checkpoint.
@@ -31,6 +32,7 @@ class CaptionRow:
     scores: Mapping[str, float]
     references: tuple[str, ...]
     category: int | None = None
+    words: tuple[ExplainedWord, ...] | None = None  # what each owes to the sound and to the picture, where asked for
 
     kind: ClassVar[Kind] = "captions"
     metric: ClassVar[str] = PRIMARY  # ranks rows of this kind; its mean is the score that training maximises

@@ -128,6 +128,9 @@ def evaluate(
     ] = None,
     split: Annotated[Split, Option(help="Split of the model's own data.")] = Split.val,
     out: Annotated[Path | None, Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
+    explain: Annotated[
+        bool, Option("--explain", help="Also count the words that need the sound, by category.")
+    ] = False,
     folder: console.Folder = Path(),
     json: console.Json = False,
 ) -> None:
@@ -137,14 +140,19 @@ def evaluate(
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
 
-    result = evaluate_model(model, split, overrides or [], out, console.progress)
+    result = evaluate_model(model, split, overrides or [], out, console.progress, explain=explain)
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
     answers = {"answers": str(result.answers)} if result.answers else {}
     files = {"predictions": str(result.predictions), **answers}
     lines = [console.table(f"{model} on {split} ({counted(result.videos, 'video')})", ["metric", "score"], rows)]
+    shares = result.evaluation.sound_shares
+    if explain:
+        needed = [[group, f"{share:.1%}"] for group, share in shares.items()]
+        lines.append(console.table("Words less than half as likely without the sound", ["captions", "share"], needed))
     lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
     scores = {"metrics": result.metrics, "unavailable": result.unavailable}
+    scores |= {"sound_shares": shares} if explain else {}
     console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
 
 

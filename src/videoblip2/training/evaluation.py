@@ -9,7 +9,7 @@ from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
 from videoblip2.data.batches import CachedFeatures
-from videoblip2.evaluate import Evaluation
+from videoblip2.evaluate import Evaluation, explained
 from videoblip2.predict import open_model
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, open_run
@@ -40,6 +40,7 @@ def evaluate_model(
     out: Path | None = None,
     progress: Progress = no_progress,
     metrics: Sequence[str] | None = None,
+    explain: bool = False,
 ) -> EvaluationResult:
     """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
 
@@ -49,11 +50,14 @@ def evaluate_model(
         model: MODEL; its run, where it has one, is named in the tags.
         overrides: `key=value` on the configuration that the checkpoint carries.
         metrics: names in METRICS; None = the default ones.
+        explain: also find what each word of the captions owes to the sound and to the picture.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
     opened = open_model(model, overrides)
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
+    if explain and config.data.task == "qa":
+        raise InputError(f"{model}: answers questions, and --explain is for captions; leave it out")
     name, tasks, entries = provenance.name or opened.version, tasks_of(config), read_split(config, split, store)
     spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking)
     with open_run(spec) as tracker:
@@ -67,6 +71,8 @@ def evaluate_model(
             captions = progress(stream, len(entries[task.kind]), task.kind)
             said[task.kind] = {key: caption.text for key, caption in captions}
         result = evaluate_tasks(config, entries, said, metrics)
+        if explain:
+            result = explained(result, opened.captioner, source, config.decode.batch_size)
         annotations = Path(config.data.annotations)
         for task in tasks:
             file, videos = task.file(config.data, split), {entry.video_id for entry in entries[task.kind]}
