@@ -8,7 +8,7 @@ from reference_qformer import CROSS, FFN, LAYERS, POSITIONS, QUERIES, VOCAB, WID
 from typer.testing import CliRunner
 
 from videoblip2.config import InputError
-from videoblip2.model.weight_report import inspect_weights
+from videoblip2.model.weight_source import inspect_weights
 
 SIZES = {
     "num_hidden_layers": LAYERS,

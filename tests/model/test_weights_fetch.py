@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, constants, file_download
@@ -266,7 +267,7 @@ WEIGHTS, CONFIG, COMMIT = b"weights" * 1000, b'{"model_type": "bert"}', "c" * 40
 
 
 @pytest.fixture
-def hub(site):
+def hub(site, monkeypatch):
     """huggingface_hub's own client, on a server of this machine that answers as the hub does."""
     files = {
         "model.safetensors": WEIGHTS,
@@ -293,12 +294,12 @@ def hub(site):
     ):
         site.files[f"/api/models/o/bert/tree/{COMMIT}{query}"] = json.dumps(tree).encode()
     site.files |= {f"/o/bert/resolve/{COMMIT}/{name}": data for name, data in files.items()}
-    return HfApi(endpoint=site.url, token=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: HfApi(endpoint=site.url, token=False))
 
 
 def test_a_repository_is_fetched_at_one_commit_and_verified(tmp_path, site, hub):
     folder = tmp_path / "bert"
-    fetched = fetch_repository("bert", "o/bert", folder, hub)
+    fetched = fetch_repository("bert", "o/bert", folder)
     assert {entry.name for entry in folder.iterdir() if entry.is_file()} == {
         "config.json",
         "model.safetensors",
@@ -308,22 +309,22 @@ def test_a_repository_is_fetched_at_one_commit_and_verified(tmp_path, site, hub)
     assert fetched.revision == COMMIT
     assert fetched.checked == "the sha256 published by the hub (1 of 2 files have one)"
     site.asked.clear()
-    assert not fetch_repository("bert", "o/bert", folder, hub).downloaded
+    assert not fetch_repository("bert", "o/bert", folder).downloaded
     assert site.asked == []
     (folder / "config.json").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"config.json: its checksum .* is not the sha256 recorded"):
-        fetch_repository("bert", "o/bert", folder, hub)
+        fetch_repository("bert", "o/bert", folder)
 
 
 def test_a_repository_that_arrives_damaged_is_an_error(tmp_path, site, hub):
     damaged = f"/o/bert/resolve/{COMMIT}/model.safetensors"
     site.files[damaged] = b"Weights" + site.files[damaged][7:]
     with pytest.raises(InputError, match=r"model.safetensors: its checksum .* is not the sha256 published by the hub"):
-        fetch_repository("bert", "o/bert", tmp_path / "bert", hub)
+        fetch_repository("bert", "o/bert", tmp_path / "bert")
     assert not (tmp_path / "bert" / "SHA256SUMS").exists()
 
 
-def test_the_pickled_weights_are_taken_where_there_are_no_others(tmp_path):
+def test_the_pickled_weights_are_taken_where_there_are_no_others(tmp_path, monkeypatch):
     class Fake:
         def model_info(self, repo_id, *, files_metadata):
             names = ["pytorch_model.bin", "vocab.txt", "tf_model.h5"]
@@ -334,7 +335,8 @@ def test_the_pickled_weights_are_taken_where_there_are_no_others(tmp_path):
             for name in allow_patterns:
                 (local_dir / name).write_bytes(b"x")
 
-    assert list(fetch_repository("m", "o/m", tmp_path / "m", Fake()).files) == ["vocab.txt", "pytorch_model.bin"]
+    monkeypatch.setattr(huggingface_hub, "HfApi", Fake)
+    assert list(fetch_repository("m", "o/m", tmp_path / "m").files) == ["vocab.txt", "pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -342,9 +344,10 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        hub = HfApi(endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}", token=False)
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: HfApi(endpoint=endpoint, token=False))
         with pytest.raises(InputError, match=r"o/bert: the hub cannot be reached .*HTTPS_PROXY.*HF_ENDPOINT") as error:
-            fetch_repository("bert", "o/bert", tmp_path / "bert", hub)
+            fetch_repository("bert", "o/bert", tmp_path / "bert")
     assert "\n" not in str(error.value)
 
 

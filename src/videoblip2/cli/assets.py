@@ -42,7 +42,7 @@ def inspect(
 ) -> None:
     """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
     require([file], "`vb2 weights fetch` lists what can be downloaded")
-    from videoblip2.model.weight_report import inspect_weights
+    from videoblip2.model.weight_source import inspect_weights
 
     inspection = inspect_weights(file)
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in inspection.dtypes.items())

@@ -14,7 +14,7 @@ from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
     from videoblip2.config import Config
-    from videoblip2.model.weight_report import WeightReport
+    from videoblip2.model.load_weights import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.tune.lead import Outcome
 
@@ -149,7 +149,7 @@ def evaluate(
     shares = result.evaluation.sound_shares
     if explain:
         needed = [[group, f"{share:.1%}"] for group, share in shares.items()]
-        lines.append(console.table("Words less than half as likely without the sound", ["captions", "share"], needed))
+        lines.append(console.table("Words that need the sound", ["captions", "share"], needed))
     lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
     scores = {"metrics": result.metrics, "unavailable": result.unavailable}
     scores |= {"sound_shares": shares} if explain else {}

@@ -10,10 +10,9 @@ from videoblip2.modality import MODALITIES
 from videoblip2.model.branch import ModalityBranch, QFormer, fresh_qformer
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import has_own_head, load_language_model
-from videoblip2.model.load_weights import load_qformer
+from videoblip2.model.load_weights import WeightReport, load_qformer
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
-from videoblip2.model.weight_report import WeightReport
 
 _SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "cross_attention_frequency"}
 

@@ -6,9 +6,12 @@ and a text branch of the checkpoint's own goes before BERT's. All is planned fro
 read, so a file that does not fit leaves nothing behind.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import BaseModel, Field
@@ -19,7 +22,6 @@ from videoblip2.config import InputError
 from videoblip2.errors import validated
 from videoblip2.model.branch import FeatureAdapter
 from videoblip2.model.tensor_files import read_tensors
-from videoblip2.model.weight_report import TensorRecord, WeightReport
 from videoblip2.model.weight_source import (
     QUERIES,
     WORDS,
@@ -28,20 +30,106 @@ from videoblip2.model.weight_source import (
     Tensors,
     find_qformer,
     find_text,
+    group_of,
     is_text_name,
     read_sizes,
     why_unused,
 )
 
 CrossAttention = Literal["reinit", "adapt"]
-#: A model on the meta device (no memory), by name in it what fills it (a fresh tensor has no entry), and the report.
-Plan = tuple[InstructBlipQFormerModel, dict[str, Source], WeightReport]
+Status = Literal["loaded", "text", "fresh", "unused"]
 
 ADAPTER = "feature adapter"  # why such a tensor is fresh
 _STD = 0.02  # of every fresh weight, as in BERT and BLIP-2
 _NUM_QUERIES = 32  # of BLIP-2, when neither the file nor the caller says
 _READS_FEATURES = ("crossattention.attention.key.weight", "crossattention.attention.value.weight")
 _PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor: what happened to it, from which file and name, and why."""
+
+    name: str  # in the model; for an unused tensor, its name in the file
+    status: Status  # "loaded" from the checkpoint, "text" from the second file, "fresh", or "unused"
+    shape: tuple[int, ...]
+    source: str = ""  # its name in the file, "" when fresh
+    file: str = ""  # "checkpoint" or "text", "" when fresh
+    dtype: str = ""  # in the file, such as "float16"; the model always holds float32
+    reason: str = ""  # why it is fresh or unused
+    note: str = ""  # what else was done to it, such as "30522 rows, 1 fresh"
+
+    @property
+    def converted(self) -> bool:
+        """Whether the file held it in another precision than the float32 it now has."""
+        return self.status in ("loaded", "text") and self.dtype != "float32"
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """The whole of one load. `records` follow the model's own order, the unused tensors last."""
+
+    file: str
+    layout: str
+    sizes: dict[str, int]
+    records: tuple[TensorRecord, ...]
+    text_file: str | None = None
+    text_name: str = "BERT"
+
+    def count(self, status: Status) -> int:
+        """How many tensors have this status."""
+        return sum(record.status == status for record in self.records)
+
+    def summary(self) -> str:
+        """One line, such as `243 loaded, 12 re-initialised (width), 74 from BERT`."""
+        parts = [f"{self.count('loaded')} loaded"]
+        fresh = Counter(record.reason for record in self.records if record.status == "fresh")
+        for reason, count in fresh.items():
+            parts.append(f"{count} {'re-initialised' if reason == 'width' else 'freshly initialised'} ({reason})")
+        if self.count("text"):
+            parts.append(f"{self.count('text')} from {self.text_name}")
+        noted = Counter(record.note for record in self.records if record.note)
+        parts += [f"{note} in {count}" for note, count in noted.items()]
+        converted = Counter(record.dtype for record in self.records if record.converted)
+        parts += [f"{count} converted from {dtype} to float32" for dtype, count in sorted(converted.items())]
+        return ", ".join(parts)
+
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """One row a tensor group: (group, tensors, parameters, what happened, from which name or why), as text."""
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for record in self.records:
+            outcome = f"from {self.text_name}" if record.status == "text" else record.status
+            if record.status == "fresh":
+                outcome = "re-initialised" if record.reason == "width" else "freshly initialised"
+            key = (group_of(record.name), outcome, _origin(record))
+            groups.setdefault(key, []).append(prod(record.shape))
+        return [
+            (group, str(len(sizes)), f"{sum(sizes):,}", outcome, origin)
+            for (group, outcome, origin), sizes in groups.items()
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """The report as one JSON-ready dictionary, every tensor listed."""
+        return {
+            "file": self.file,
+            "text_file": self.text_file,
+            "layout": self.layout,
+            "sizes": dict(self.sizes),
+            "counts": {status: self.count(status) for status in get_args(Status)},
+            "tensors": [asdict(record) for record in self.records],
+        }
+
+
+def _origin(record: TensorRecord) -> str:
+    parts = [record.reason, record.note]
+    if record.status in ("loaded", "text"):
+        group = group_of(record.source)
+        parts.insert(0, f"renamed from {group}" if group != group_of(record.name) else "")
+    elif record.status == "unused" and record.file == "text":
+        parts.insert(0, "of the text file")
+    if record.converted:
+        parts.append(f"{record.dtype} to float32")
+    return "; ".join(filter(None, parts))
 
 
 class QFormerOptions(BaseModel):
@@ -114,8 +202,11 @@ def _fresh(record: TensorRecord) -> torch.Tensor:
 
 def plan_qformer(
     tensors: Tensors, file: str, options: QFormerOptions, text_file: tuple[Tensors, str] | None = None
-) -> Plan:
-    """Place every tensor of the model; InputError if the file (or it and the one for the text side) cannot fill it."""
+) -> tuple[InstructBlipQFormerModel, dict[str, Source], WeightReport]:
+    """A model on the meta device (no memory), what fills each tensor that is not fresh, and the report.
+
+    Raises InputError if the file, or it and the one for the text side, cannot fill the model.
+    """
     own = find_qformer(tensors, file, options.prefix)
     text = find_text(*text_file) if text_file else None
     sizes = read_sizes(own, text)
@@ -129,7 +220,8 @@ def plan_qformer(
     with torch.device("meta"):  # names and shapes, no memory
         model = InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))
         adapter = FeatureAdapter(options.feature_dim, reads) if reads != options.feature_dim else nn.Identity()
-    sizes["num_queries"] = _num_queries(own, width, options.num_queries)
+    queries = own.tensors[QUERIES].tensor.numel() // width if QUERIES in own.tensors else _NUM_QUERIES
+    sizes["num_queries"] = options.num_queries or queries
     shapes = {QUERIES: (1, sizes["num_queries"], width)}
     shapes |= {name: tuple(value.shape) for name, value in model.state_dict().items()}
     records = [_place(name, shape, own, text, reads != file_reads) for name, shape in shapes.items()]
@@ -144,16 +236,6 @@ def plan_qformer(
         records += _unused(text_file[0], text, "text", records)
     report = WeightReport(file, own.layout, sizes, tuple(records), *((text.file, text.layout) if text else ()))
     return model, sources, report
-
-
-def _num_queries(own: QFormerSource, width: int, wanted: int | None) -> int:
-    if QUERIES not in own.tensors:
-        return wanted or _NUM_QUERIES
-    queries = own.tensors[QUERIES]
-    shape = list(queries.tensor.shape)
-    if len(shape) != 3 or shape[0] != 1 or shape[1] < 1 or shape[2] != width:
-        raise InputError(f"{own.file}: {queries.name} has shape {shape}, expected [1, queries, {width}]")
-    return wanted or shape[1]
 
 
 def _place(
@@ -184,7 +266,7 @@ def _from_file(
         what = f"{source.name} is {source.dtype} (quantised?)"
         raise InputError(f"{given.file}: {what}; give the float32 or float16 weights")
     found = tuple(source.tensor.shape)
-    if found != shape and name != QUERIES:
+    if found != shape and not (name == QUERIES and len(found) == 3 and found[::2] == shape[::2]):
         raise InputError(f"{given.file}: {source.name} has shape {list(found)}, the Q-Former needs {list(shape)} there")
     if found != shape:
         have, want = found[1], shape[1]

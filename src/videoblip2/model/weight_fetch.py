@@ -14,15 +14,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from videoblip2.errors import InputError, first_line
 from videoblip2.files import write_text
 from videoblip2.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
 _TEXTS = (".json", ".txt", ".model")
@@ -194,7 +191,7 @@ def _reason(error: Exception, target: Path, copy: str) -> str:
     return f"{reason}{again}; behind a proxy set HTTPS_PROXY, or copy the file from another machine to {target}"
 
 
-def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | None" = None) -> Fetched:
+def fetch_repository(name: str, repository: str, folder: Path) -> Fetched:
     """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
 
     Safetensors are preferred; pytorch_model.bin is taken where there are none. The hub's client resumes and honours
@@ -209,7 +206,7 @@ def fetch_repository(name: str, repository: str, folder: Path, hub: "HfApi | Non
         return Fetched(name, folder, recorded, _RECORDED, downloaded=False)
     if not sys.stderr.isatty():
         disable_progress_bars()
-    client: Any = hub or HfApi()
+    client: Any = HfApi()
     try:
         info = client.model_info(repository, files_metadata=True)
         wanted = _wanted(info.siblings)

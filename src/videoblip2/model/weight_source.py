@@ -8,12 +8,15 @@ LAVIS, transformers and BERT name the same tensors differently; each gets its na
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from videoblip2.config import InputError
+from videoblip2.model.tensor_files import read_tensors, sniff, weights_file
 
 _ROOT = re.compile(r"^((?:.*\.)?)encoder\.layer\.0\.intermediate_query\.dense\.weight$")
 _BERT_ROOT = re.compile(r"^((?:.*\.)?)embeddings\.word_embeddings\.weight$")
@@ -210,3 +213,68 @@ def looks_like(names: Iterable[str]) -> str:
         if any(re.search(pattern, name) for name in names):
             return words
     return "tensors named " + ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def group_of(name: str) -> str:
+    """The group of a tensor: its module, over all layers (`encoder.layer.*.output.dense`)."""
+    return re.sub(r"\.(weight|bias|gamma|beta)$", "", re.sub(r"(?<![^.])\d+(?![^.])", "*", name))
+
+
+@dataclass(frozen=True)
+class QFormerFound:
+    """One Q-Former in the file; `sizes` are those that its tensors show, `problem` says why it cannot be loaded."""
+
+    prefix: str
+    layout: str
+    text_branch: bool
+    query_tokens: tuple[int, ...] | None
+    sizes: dict[str, int]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file of weights, described; `groups` are (group, tensors, parameters)."""
+
+    file: str
+    format: str
+    looks_like: str
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    qformers: tuple[QFormerFound, ...]
+    groups: tuple[tuple[str, int, int], ...]
+
+
+def inspect_weights(path: Path | str) -> Inspection:
+    """Describe a file or folder of weights without loading it; InputError for what cannot be opened."""
+    file = weights_file(path)
+    tensors = read_tensors(file)
+    found = tuple(_found(tensors, str(file), root) for root in qformer_roots(tensors))
+    groups: dict[str, list[int]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(group_of(name), []).append(tensor.numel())
+    return Inspection(
+        file=str(file),
+        format=sniff(file),
+        looks_like=", ".join(one.layout for one in found) or looks_like(tensors),
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        dtypes=dict(Counter(Source(*item).dtype for item in tensors.items())),
+        qformers=found,
+        groups=tuple((group, len(sizes), sum(sizes)) for group, sizes in groups.items()),
+    )
+
+
+def _found(tensors: Tensors, file: str, root: str) -> QFormerFound:
+    source = find_qformer(tensors, file, root)
+    queries = source.tensors.get(QUERIES)
+    shape = tuple(queries.tensor.shape) if queries is not None else None
+    try:
+        sizes, problem = read_sizes(source), ""
+        for key, name in (("vocab_size", WORDS), ("max_position_embeddings", POSITIONS)):
+            if name not in source.tensors:  # the file does not show it
+                del sizes[key]
+    except InputError as error:
+        sizes, problem = {}, str(error)
+    return QFormerFound(root, source.layout, source.has_text, shape, sizes, problem)

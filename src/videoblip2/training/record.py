@@ -19,7 +19,7 @@ from videoblip2.features.store import FeatureStore, digest
 from videoblip2.files import write_text
 from videoblip2.modality import modality_label
 from videoblip2.model.build import reports_as_json
-from videoblip2.model.weight_report import WeightReport
+from videoblip2.model.load_weights import WeightReport
 from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff

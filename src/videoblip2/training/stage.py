@@ -12,7 +12,7 @@ from videoblip2.data.prepare import described
 from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint, write_card
-from videoblip2.model.weight_report import WeightReport
+from videoblip2.model.load_weights import WeightReport
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking import RunSpec, find_model, open_run

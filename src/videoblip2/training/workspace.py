@@ -20,9 +20,9 @@ from videoblip2.features.check import refuse_other_encoders, refuse_other_widths
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
+from videoblip2.model.load_weights import WeightReport
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
-from videoblip2.model.weight_report import WeightReport
 from videoblip2.overrides import read_yaml
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import find_model

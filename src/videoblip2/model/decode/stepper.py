@@ -99,10 +99,8 @@ class CacheStepper:
         self._cache.self_attention_cache.batch_select_indices(rows)
 
 
-Start = Callable[[LanguageModel, Tensor, Tensor, int, int], Stepper]
-
 #: Quicker steppers than `CacheStepper`, by the `model_type` of the language model's config.json.
-STEPPERS: dict[str, Start] = {"t5": T5Stepper}
+STEPPERS: dict[str, Callable[..., Stepper]] = {"t5": T5Stepper}
 
 
 @torch.no_grad()
