@@ -14,14 +14,12 @@ from anyio import to_thread
 from videoblip2.captioner import Caption, Captioner
 from videoblip2.config import InputError
 from videoblip2.files import json_text
-from videoblip2.jobs.forms import Row
-from videoblip2.jobs.segments import cut, merged
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .batching import Batcher, Job
 from .following import Follower
-from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal
 from .service_settings import Settings, baked_model
 
 START_SECONDS = 5  # Retry-After while the model is being loaded
@@ -105,30 +103,6 @@ class Engine:
             self.shadow.offer(jobs, results)
         answers = iter([answer_of(job, result) for job, result in zip(jobs, results, strict=True)])
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
-
-    async def segments(self, item: Features, captioner: Captioner, ask: Ask, every: float | str) -> Segments:
-        """Caption one video in segments of `every` seconds, or "scenes"; as one submission, whose size is bounded."""
-        captioner.check(item)
-        length, window = captioner.timeline(item)
-        if ask.clip:  # every frame, at the rate of the encoders
-            fps = captioner.media_encoders.settings.fps
-        elif length:
-            fps = len(item["video"]) / length
-        else:
-            raise Refusal(400, f"segments={every}: the length of this video is unknown; send the media file")
-        parts = await to_thread.run_sync(cut, item, fps, window, None if isinstance(every, str) else every)
-        if len(parts) > (most := self.settings.max_waiting):
-            raise Refusal(
-                413, f"segments={every}: makes {len(parts)} of this video, more than {most}; ask for longer ones"
-            )
-        rows = []
-        for part, said in zip(parts, await self.answer([part.item for part in parts], captioner, ask), strict=True):
-            if isinstance(said, Refusal):
-                raise said
-            rows.append(Row("", "", said.caption, said.score, None, part.start, part.end))
-        segments = [Segment(start=row.start, end=row.end, caption=row.caption, score=row.score) for row in merged(rows)]
-        seconds = round(time.perf_counter() - ask.began, 4)
-        return Segments(segments=segments, model_version=captioner.version, seconds=seconds, clip=ask.clip)
 
     async def attention(self, item: Features, captioner: Captioner, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast, get_origin
+from typing import Annotated, Any, cast, get_origin
 
 from fastapi import Request, UploadFile
 from fastapi.responses import JSONResponse, Response
@@ -28,24 +28,6 @@ class Answer(BaseModel):
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
     batch: int = Field(description="how many captions the model made at once")
     clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
-
-
-class Segment(BaseModel):
-    """What the model says about a part of a video."""
-
-    start: float = Field(description="seconds from the beginning")
-    end: float
-    caption: str
-    score: float
-
-
-class Segments(BaseModel):
-    """What the model says about a video in time: neighbours with the same caption are one segment."""
-
-    segments: list[Segment]
-    model_version: str
-    seconds: float = Field(description="from the first byte understood to the answer")
-    clip: str = Field("", description="as in an answer about the whole video")
 
 
 class Moment(BaseModel):
@@ -185,8 +167,6 @@ class Ask:
     clip: str = ""
 
 
-Every = Annotated[FiniteFloat, Field(gt=0, le=86_400)] | Literal["scenes"]
-SEGMENTS = "answer in time: seconds of a segment, or `scenes` for one wherever the picture changes"
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
 
 
@@ -240,14 +220,12 @@ class Prompted(Options):
 class CaptionForm(OneUpload, Prompted):
     """One item to caption."""
 
-    segments: Every | None = Field(None, description=SEGMENTS)
-
 
 class CaptionsForm(Uploads, Prompted):
     """Many items to caption."""
 
 
-class StreamForm(OneUpload, Prompted):
+class StreamForm(CaptionForm):
     """One item to caption word by word."""
 
     challenger: bool = Field(False, description="also send the caption of the challenger in shadow, as the last event")
@@ -267,7 +245,6 @@ class QuestionForm(OneUpload, Options):
     """One item and a question about it."""
 
     question: Question = Field(description="such as `what is the man playing?`")
-    segments: Every | None = Field(None, description=SEGMENTS)
 
     @property
     def asking(self) -> Ask:

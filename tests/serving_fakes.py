@@ -11,7 +11,6 @@ import numpy as np
 from serving.media import BUSY
 from serving.messages import Refusal
 from videoblip2.config import InputError
-from videoblip2.provenance import Provenance
 
 POISON = 666.0  # as the first number of an item: the whole call fails with it
 NAN = 999.0  # the network's answer is NaN
@@ -22,7 +21,7 @@ class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
     settings, clap = SimpleNamespace(fps=1.0), SimpleNamespace(rate=48_000)
-    warning, never_asked, provenance = "", False, Provenance()
+    warning, never_asked = "", False
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width
@@ -65,10 +64,6 @@ class FakeCaptioner:
 
     @property
     def media_encoders(self):
-        return self
-
-    @property
-    def every_frame(self):
         return self
 
     def prepare(self, frames, sound_after):

@@ -5,7 +5,6 @@ const $ = (id) => document.getElementById(id);
 const player = $("player");
 const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] }; // other modalities go by their own name
 const SHOWN_REFERENCES = 5;
-const LONG_SECONDS = 30; // a longer clip is also captioned in segments
 let clip = null; // { file, token, version }: the clip on the page
 let model = {}; // the last answer of /model
 let drawn = 0; // seconds on the time axis, 0 if unknown
@@ -126,7 +125,7 @@ function choose(file) {
 }
 
 function reset() {
-  for (const id of ["attention", "challenger", "problem", "references", "segments", "stage", "unplayable"]) $(id).hidden = true;
+  for (const id of ["attention", "challenger", "problem", "references", "stage", "unplayable"]) $(id).hidden = true;
   player.hidden = false;
   $("drop").classList.remove("filled");
   $("answers").replaceChildren();
@@ -254,53 +253,11 @@ async function ask(event) {
   }
 }
 
-// ---------------------------------------------------------------- a long clip in segments
-
-async function showSegments(about) {
-  const every = $("every").value, list = $("segments").querySelector("ol");
-  const current = () => about === clip && every === $("every").value;
-  list.replaceChildren(element("li", "Captioning …", "working"));
-  $("subtitles").hidden = true;
-  $("segments").hidden = false;
-  try {
-    const { segments } = await postClip("caption", about, { segments: every });
-    if (!current()) return;
-    list.replaceChildren(...segments.map(segment));
-    const cues = segments.map(({ start, end, caption }) => `${stamp(start)} --> ${stamp(end)}\n${escaped(caption)}\n`);
-    URL.revokeObjectURL($("subtitles").href);
-    $("subtitles").href = URL.createObjectURL(new Blob([["WEBVTT\n", ...cues].join("\n")], { type: "text/vtt" }));
-    $("subtitles").download = `${stem(about.file.name)}.vtt`;
-    $("subtitles").hidden = false;
-    follow();
-  } catch (failure) {
-    if (current()) list.replaceChildren(element("li", failure.message));
-  }
-}
-
-function segment({ start, end, caption }) {
-  const made = element("button", [element("time", `${minutes(start)} – ${minutes(end)}`), element("span", caption)]);
-  made.type = "button";
-  Object.assign(made.dataset, { start, end });
-  made.addEventListener("click", () => { player.currentTime = start + 0.001; });
-  return element("li", [made]);
-}
-
-function stamp(seconds) {
-  return new Date(1000 * seconds).toISOString().slice(11, 23);
-}
-
-function escaped(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-}
-
-function stem(name) {
-  return name.replace(/\.[^.]+$/, "");
-}
-
 // ---------------------------------------------------------------- what people said
 
 async function showReferences(about) {
-  const { captions } = await get(`references/${encodeURIComponent(stem(about.file.name))}`).catch(() => ({ captions: [] }));
+  const name = about.file.name.replace(/\.[^.]+$/, "");
+  const { captions } = await get(`references/${encodeURIComponent(name)}`).catch(() => ({ captions: [] }));
   if (about !== clip || !captions.length) return;
   const list = $("references").querySelector("ul"), more = $("references").querySelector("button");
   const show = (count) => list.replaceChildren(...captions.slice(0, count).map((text) => element("li", text)));
@@ -327,7 +284,6 @@ async function showAttention(about, question) {
   $("axis").replaceChildren(...marks.map((mark) => element("span", mark)));
   $("attention").hidden = false;
   follow();
-  if (question === null && drawn > LONG_SECONDS) showSegments(about);
 }
 
 function row(kind, moments) {
@@ -397,18 +353,11 @@ function follow() {
   const length = drawn || player.duration;
   $("now").hidden = !player.currentTime;
   $("now").style.left = `${length ? 100 * Math.min(1, player.currentTime / length) : 0}%`;
-  for (const part of $("segments").querySelectorAll("button")) {
-    const playing = player.currentTime >= part.dataset.start && player.currentTime < part.dataset.end;
-    playing ? part.setAttribute("aria-current", "true") : part.removeAttribute("aria-current");
-  }
 }
 
 function clock(seconds) {
-  return seconds < 60 ? `${seconds.toFixed(1)} s` : minutes(seconds);
-}
-
-function minutes(seconds) {
-  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes ? `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}` : `${seconds.toFixed(1)} s`;
 }
 
 // ---------------------------------------------------------------- elements and events
@@ -430,7 +379,6 @@ function drawing(tag, attributes) {
 $("file").addEventListener("change", ({ target }) => { const [file] = target.files; choose(file); target.value = ""; });
 $("another").addEventListener("click", () => $("file").click());
 $("ask").addEventListener("submit", ask);
-$("every").addEventListener("change", () => showSegments(clip));
 for (const name of ["timeupdate", "seeking"]) player.addEventListener(name, follow);
 player.addEventListener("error", () => { player.hidden = true; $("unplayable").hidden = false; putAway(); });
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());

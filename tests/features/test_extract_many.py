@@ -69,11 +69,11 @@ def test_shards_split_by_id_and_make_one_store(encoders, videos, tmp_path):
 
 
 def test_two_runs_of_one_shard_are_refused_and_two_shards_are_not(encoders, videos, tmp_path):
-    def meanwhile(paths, known):
+    def meanwhile(files, known):
         with pytest.raises(InputError, match="another extraction is writing"):
             extract_features([], tmp_path, encoders, ExtractionRun(shard=(1, 2)))
         extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(2, 2)))
-        yield from engines.encode_all(paths, known, tmp_path, encoders, 1)
+        yield from engines.encode_all(files, known, tmp_path, encoders, 1)
 
     extract_features(find_videos([videos]), tmp_path, encoders, ExtractionRun(shard=(1, 2)), engine=meanwhile)
     assert len(FeatureManifest.read(tmp_path).videos) == 6
@@ -124,7 +124,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
         encoded += len(pixels)
         return encode(clip, pixels, batch)
 
-    def frames(path, fps, threads, caveats):
+    def frames(path, fps, threads, caveats, span):
         nonlocal made, most
         for second in range(0, 3 * 3600, 20):
             made += 1
@@ -134,7 +134,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
     monkeypatch.setattr(FrameEncoder, "encode_pixels", counted)
     monkeypatch.setattr(engines, "stream_frames", frames)
     monkeypatch.setattr(
-        engines, "stream_audio", lambda path, rate, caveats: (np.zeros(48_000, np.float32) for _ in range(20))
+        engines, "stream_audio", lambda path, rate, caveats, span: (np.zeros(48_000, np.float32) for _ in range(20))
     )
     (tmp_path / "film.mp4").write_bytes(b"film")
     settings = FeatureSettings(fps=1 / 20, window_seconds=1.0)
@@ -149,7 +149,7 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
 def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_path, monkeypatch):
     made, decode = [], engines.stream_frames
 
-    def frames(path, fps, threads, caveats):
+    def frames(path, fps, threads, caveats, span):
         if path.stem == "v0":
             yield from decode(path, fps, threads=threads)
             return
@@ -158,7 +158,7 @@ def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_
             yield np.zeros((64, 64, 3), np.uint8)
 
     monkeypatch.setattr(engines, "stream_frames", frames)
-    outcomes = engines.encode_all([videos / "v0.mp4", videos / "v2.mp4"], {}, tmp_path, encoders, 1)
+    outcomes = engines.encode_all([(name, videos / f"{name}.mp4") for name in ("v0", "v2")], {}, tmp_path, encoders, 1)
     assert next(outcomes).video_id == "v0"
     outcomes.close()
     assert len(made) < 1_000
@@ -167,7 +167,7 @@ def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):
     decode = engines.stream_frames
 
-    def broken(path, fps, threads, caveats):
+    def broken(path, fps, threads, caveats, span):
         yield from decode(path, fps, threads=threads)
         if path.stem == "v1":
             raise InputError(f"{path}: truncated")
@@ -293,7 +293,7 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
     paths, engine = find_videos([videos]), RayEngine(encoders, tmp_path / "ray")
-    outcomes = Actor(engine.opener({}))({"item": [Wrapped(path) for path in paths]})["result"]
+    outcomes = Actor(engine.opener({}))({"item": [Wrapped((path.stem, path)) for path in paths]})["result"]
     extract_features(paths, tmp_path / "local", encoders)
     here, there = arrays(tmp_path / "local"), arrays(tmp_path / "ray")
     for name, pair in here.items():

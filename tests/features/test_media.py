@@ -201,9 +201,9 @@ def test_frames_then_sound(video):
 
 
 def test_the_header_is_read(video):
-    header = read_header(video)
-    assert (header.width, header.height) == (48, 64)
-    assert header.seconds == pytest.approx(2.0, abs=0.1)
+    seconds, *size = read_header(video)
+    assert size == [48, 64]
+    assert seconds == pytest.approx(2.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_header_that_tells_no_length_helps_nobody(tmp_path):
             frame.pts, frame.time_base = second, Fraction(1, 1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert read_header(path).seconds < 100
+    assert read_header(path)[0] < 100
     taken = 0
     with pytest.raises(InputError, match="longer than 100 s"):
         for _ in stream_untrusted(path, 4.0, 48_000, 100, 10**6):

@@ -219,7 +219,7 @@ def test_any_exception_of_one_file_is_that_files_failure(encoders, good, tmp_pat
 def test_oblong_pixels_are_made_square(tmp_path, aspect, width):
     path = clip(tmp_path / "v.mp4", seconds=1, sound=False, size=(180, 144), sample_aspect_ratio=aspect)
     assert decoded(path)[0].shape == (4, 144, width, 3)
-    assert (read_header(path).width, read_header(path).height) == (width, 144)
+    assert read_header(path)[1:] == (width, 144)
 
 
 MATRICES = {  # (a, b, c, d) of x' = a x + c y, y' = b x + d y, and the corner of the frame where the top left one goes

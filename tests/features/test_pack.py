@@ -237,8 +237,8 @@ def as_bytes(value):
         (with_an_index(audio=np.zeros((4, 512), np.int64)), "audio is I64"),
         (with_an_index(audio=np.zeros(4, np.float32)), "audio is F32"),
         (with_an_index(ids=as_bytes(["video2", "video2", "video10"])), "twice"),
-        (with_an_index(ids=as_bytes({"video2": 1})), "list of videos"),
-        (with_an_index(ids=np.frombuffer(b"[", np.uint8)), "ids is not JSON"),
+        (with_an_index(ids=as_bytes({"video2": 1})), "ids is not a JSON list of videos"),
+        (with_an_index(ids=np.frombuffer(b"[", np.uint8)), "ids is not a JSON list of videos"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(file, damage, message):

@@ -249,26 +249,6 @@ def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip)
     no_problem(page)
 
 
-def test_a_long_clip_is_captioned_over_time(page, tmp_path):
-    shades = np.repeat(np.uint8([0, 255, 90, 200]), 9)[:, None, None, None]
-    write_video(tmp_path / "film.mp4", np.broadcast_to(shades, (36, 64, 64, 3)), 1, None, 48_000)
-    keep = "const make = URL.createObjectURL; URL.createObjectURL = (blob) => make.call(URL, window.kept = blob)"
-    page.execute_script(keep)
-    page.find_element("id", "file").send_keys(str(tmp_path / "film.mp4"))
-    shows(page, "#segments li:last-child time", "0:35")
-    parts = page.find_elements("css selector", "#segments button")
-    assert parts[0].text.startswith("0:00")
-    parts[-1].click()
-    until(lambda: page.execute_script("return document.getElementById('player').currentTime") > 5)
-    until(lambda: parts[-1].get_attribute("aria-current") == "true")
-    assert page.find_element("id", "subtitles").get_attribute("download") == "film.vtt"
-    said = page.execute_async_script("kept.text().then(arguments[0])")
-    assert said.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:10.000\n")
-    page.execute_script("document.getElementById('every').value = 'scenes'; showSegments(clip)")
-    shows(page, "#segments li:last-child time", "0:35")
-    no_problem(page)
-
-
 @pytest.mark.parametrize(
     ("file", "reason"),
     [

@@ -43,6 +43,9 @@ def extract(
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
     resume: Annotated[bool, Option(help="Skip videos already extracted and unchanged.")] = True,
+    annotations: Annotated[
+        list[Path] | None, Option(help="Only the videos of these files, and segments ID#START-END of them.")
+    ] = None,
     engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
     actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
     json: Json = False,
@@ -50,12 +53,14 @@ def extract(
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
     require(videos, "give video files, or folders of them")
     from videoblip2.captioner import pick_device
+    from videoblip2.data.annotations import read_annotations
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features
     from videoblip2.features.media_features import Encoders, feature_settings
     from videoblip2.features.sources import find_videos, ignored_entries, parse_shard
 
-    paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume)
+    ids = [video.video_id for file in annotations for video in read_annotations(file)] if annotations else None
+    paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume, ids)
     settings = feature_settings(
         fps=(4.0 if frames else 1.0) if fps is None else fps,
         frames=frames,
@@ -84,6 +89,7 @@ def extract(
     lines = [f"not a video by suffix or content, ignored: {_named(others)}"] if others else []
     lines += [f"noted: {caveat}" for caveat in report.noted.values()]
     lines += [f"failed: {reason}" for reason in report.failed.values()]
+    lines += [f"no file for: {_named(report.missing)}"] if report.missing else []
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
     emit(report, json, "\n".join(lines), out=str(out), passed_over=others)
     exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))

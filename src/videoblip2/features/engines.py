@@ -1,8 +1,7 @@
 """Videos through the encoders, decoding and encoding at the same time.
 
-Threads decode (FFmpeg, Pillow and NumPy release the interpreter's lock) and hand over pieces of a few frames or windows
-through a bounded queue; the calling thread collects pieces of several videos into one batch, encodes it, and writes a
-video once all of its rows are there. Pieces, not videos, so that a three-hour film takes no more memory than a clip.
+Threads decode and hand over pieces of a few frames or windows; the calling thread collects pieces of several videos
+into one batch. Pieces, not videos, so that a three-hour film takes no more memory than a clip.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import errno
 import hashlib
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -26,11 +26,13 @@ from videoblip2.errors import InputError
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, Loudness, choose_frames
+from videoblip2.features.sources import segment_of
 from videoblip2.features.store import write_features
 from videoblip2.features.towers import BATCH_WINDOWS
 from videoblip2.modality import Features
 
 T = TypeVar("T")
+Files = Sequence[tuple[str, Path]]  # video ids and where they are
 PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
 POLL = 0.1  # seconds between checks on whether threads have ended
 
@@ -64,11 +66,12 @@ class Partial:
 
 
 def encode_all(
-    paths: Iterable[Path], known: Mapping[str, str], out: Path, encoders: Encoders, workers: int
+    files: Files, known: Mapping[str, str], out: Path, encoders: Encoders, workers: int
 ) -> Generator[VideoOutcome, None, None]:
     """Write each video's features to `out`; yields its outcome once it is written, in the order in which videos end.
 
     Args:
+        files: (id, file); an id that is not the file's name is that of a segment.
         known: sha256 of sources by video id; a video is skipped if its file is unchanged and `out` has its arrays.
         workers: decoding threads.
     """
@@ -76,7 +79,7 @@ def encode_all(
     def unchanged(video_id: str, digest: str) -> bool:
         return known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE)
 
-    with closing(encode_videos({path.stem: path for path in paths}, unchanged, encoders, workers)) as outcomes:
+    with closing(encode_videos(dict(files), unchanged, encoders, workers)) as outcomes:
         for outcome in outcomes:
             yield stored(out, outcome)
 
@@ -104,7 +107,8 @@ def encode_videos(
     """Decode and encode videos; yields each with its features, in the order in which they end.
 
     Args:
-        files: by a key that is unique; it is the `video_id` of the outcome.
+        files: by a key that is unique; it is the `video_id` of the outcome. A key `NAME#start-end` of a file NAME.mp4
+            means this part of it.
         skip: (key, sha256 of the file) → whether there is nothing to do.
         workers: decoding threads.
     """
@@ -124,23 +128,21 @@ class RowBatches:
         self._encoders = encoders
         frames = encoders.settings.batch_frames
         self._full = {"video": frames, "audio": max(1, min(BATCH_WINDOWS, frames // 4))}
-        self._videos: dict[str, Partial] = {}
+        self._videos = defaultdict[str, Partial](Partial)
         self._queued: dict[str, list[tuple[str, Any]]] = {"video": [], "audio": []}
 
     def add(self, item: Piece | VideoOutcome) -> Iterator[VideoOutcome]:
         """Take a piece or the end of a video; encode what fills a batch, and yield what it completes."""
-        if isinstance(item, VideoOutcome) and item.note is None:
+        if isinstance(item, Piece):
+            self._videos[item.video_id].waiting += len(item.arrays)
+            self._queued[item.modality] += [(item.video_id, array) for array in item.arrays]
+            yield from self.flush(item.modality, self._full[item.modality])
+        elif item.note is None:
             self._videos.pop(item.video_id, None)
             yield item
-            return
-        video = self._videos.setdefault(item.video_id, Partial())
-        if isinstance(item, VideoOutcome):
-            video.note = item.note
+        else:
+            self._videos[item.video_id].note = item.note
             yield from self._complete(item.video_id)
-            return
-        video.waiting += len(item.arrays)
-        self._queued[item.modality] += [(item.video_id, array) for array in item.arrays]
-        yield from self.flush(item.modality, self._full[item.modality])
 
     def flush(self, modality: str, full: int) -> Iterator[VideoOutcome]:
         """Encode the queue, batch by batch, while it holds at least `full`."""
@@ -153,12 +155,10 @@ class RowBatches:
             else:
                 encoded = self._encoders.clip.encode_pixels(arrays, size)
             for (video_id, _), rows in zip(batch, np.split(encoded, len(batch)), strict=True):
-                video = self._videos.get(video_id)
-                if video is None:
-                    continue  # decoding of that file has failed since
-                video.rows[modality].append(rows)
-                video.waiting -= 1
-                yield from self._complete(video_id)
+                if video_id in self._videos:  # unless decoding of that file has failed since
+                    self._videos[video_id].rows[modality].append(rows)
+                    self._videos[video_id].waiting -= 1
+                    yield from self._complete(video_id)
 
     def _complete(self, video_id: str) -> Iterator[VideoOutcome]:
         """Yield a video if it is complete."""
@@ -226,16 +226,20 @@ def _read(
 ) -> Generator[Piece | VideoOutcome, None, None]:
     """One file's pieces, and then its outcome."""
     settings, caveats = encoders.settings, list[str]()
+    name, span = segment_of(video_id)
+    span = span if name == path.stem else None
     try:
+        if span and span[0] >= span[1]:
+            raise InputError(f"{video_id}: a segment must end after it starts; correct its times")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if skip(video_id, digest):
             yield VideoOutcome(video_id)
             return
-        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats)
+        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats, span=span)
         yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
         loudness = Loudness()
-        sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats))
+        sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats, span=span))
         yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
         note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note

@@ -1,8 +1,6 @@
 """Videos to a feature store: resumable, and one bad file does not stop the rest.
 
-1. Every run writes its own manifest while it works, so an interruption loses nothing that was stored.
-2. A video is skipped if the store already has it from the same bytes, encoders and settings.
-3. `features.engines` decodes some files while it encodes others, here or on many machines.
+A run writes its manifest while it works, so an interruption loses nothing that was stored.
 """
 
 from __future__ import annotations
@@ -10,7 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
-from videoblip2.features.engines import VideoOutcome, encode_all, stored
+from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
-from videoblip2.features.sources import shard_of
+from videoblip2.features.sources import segment_of, shard_of
 from videoblip2.files import printable
 from videoblip2.progress import Progress, no_progress
 
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
-Engine = Callable[[Sequence[Path], dict[str, str]], Generator[VideoOutcome, None, None]]
+Engine = Callable[[Files, dict[str, str]], Generator[VideoOutcome, None, None]]
 
 SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write
 PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
@@ -38,12 +37,13 @@ class ExtractionRun:
 
     workers: decoding threads; None: one per core, at most 8. shard: (i, n), 1 <= i <= n: only the i-th of n parts,
     which depends on each video id alone; parts can run in parallel, into one store. resume: False encodes again what
-    the store has.
+    the store has. ids: only these videos, and segments of them, `ID#start-end` in seconds.
     """
 
     workers: int | None = None
     shard: tuple[int, int] | None = None
     resume: bool = True
+    ids: Collection[str] | None = None
 
     @property
     def threads(self) -> int:
@@ -56,13 +56,15 @@ class ExtractionRun:
 class ExtractionReport:
     """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
 
-    noted: encoded, except for a part that could not be read or was changed; with what was done.
+    noted: encoded, except for a part that could not be read or was changed; with what was done. missing: ids asked for
+    without a file.
     """
 
     done: list[str]
     skipped: list[str]
     failed: dict[str, str]
     noted: dict[str, str]
+    missing: list[str]
 
 
 def extract_features(
@@ -82,31 +84,34 @@ def extract_features(
 
     Raises `InputError` for a store made with different encoders or settings, and if the store cannot be written.
     """
-    out, by_id = Path(out), dict[str, list[Path]]()
+    out, by_name = Path(out), defaultdict[str, list[Path]](list)
     for path in dict.fromkeys(map(Path, videos)):
-        video_id = printable(path.stem)
-        if run.shard is None or shard_of(video_id, run.shard[1]) == run.shard[0]:
-            by_id.setdefault(video_id, []).append(path)
-    paths = [same[0] for video_id, same in by_id.items() if len(same) == 1 and same[0].stem == video_id]
+        by_name[printable(path.stem)].append(path)
+    wanted = by_name if run.ids is None else dict.fromkeys(run.ids)
+    places = {i: by_name.get(i) or by_name.get(segment_of(i)[0], []) for i in wanted}
+    by_id = {
+        i: same for i, same in places.items() if same and (not run.shard or shard_of(i, run.shard[1]) == run.shard[0])
+    }
+    files = [(i, same[0]) for i, same in by_id.items() if len(same) == 1 and printable(same[0].stem) == same[0].stem]
     with open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
         for video_id, same in by_id.items():
             if len(same) > 1:
                 reason = f"{', '.join(map(str, same))}: the same name, so one video id; rename or remove all but one"
                 ledger.note(VideoOutcome(video_id, failure=printable(reason)))
-            elif same[0].stem != video_id:
+            elif printable(same[0].stem) != same[0].stem:
                 ledger.note(VideoOutcome(video_id, failure=printable(f"{same[0]}: its name is not UTF-8; rename it")))
-        outcomes = engine(paths, known) if engine else encode_all(paths, known, out, encoders, run.threads)
+        outcomes = engine(files, known) if engine else encode_all(files, known, out, encoders, run.threads)
         with closing(outcomes):
             ended = (ledger.note(outcome) for outcome in outcomes)
-            for _ in progress(ended, len(paths), "features"):
+            for _ in progress(ended, len(files), "features"):
                 pass
     ends = {video_id: ledger.ended[video_id] for video_id in by_id}
     notes = {video_id: end.note for video_id, end in ends.items() if end.note}
     failed = {video_id: end.failure for video_id, end in ends.items() if end.failure is not None}
     skipped = [video_id for video_id in by_id if video_id not in notes and video_id not in failed]
     noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
-    return ExtractionReport(list(notes), skipped, failed, noted)
+    return ExtractionReport(list(notes), skipped, failed, noted, [i for i, same in places.items() if not same])
 
 
 @dataclass
@@ -170,7 +175,7 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / f".{path.name}.lock", timeout=0):
-            start = FeatureManifest.read_file(path) if path.is_file() else fresh
+            start = FeatureManifest.parse(path.read_bytes(), path) if path.is_file() else fresh
             known = {video_id: note.sha256 for video_id, note in (whole or fresh).videos.items()}
             ledger = Ledger(path, start, known, dict(start.videos), dict(start.failed))
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -15,8 +16,12 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
 
+Span = tuple[float, float]  # from and to which second
+
 SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
 
+GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
+LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
 SQUARE = 0.02  # how far a pixel may be from square; encoders round the aspect of a scaled picture
 BT709 = 1  # FFmpeg's number of the colour matrix of HD video
 BT2020 = 9  # of the primaries of HDR video
@@ -25,6 +30,48 @@ WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), which becomes the whi
 STRIP = 64  # rows that are tone-mapped at once
 KNEE = 0.8  # of white: what is brighter is compressed
 TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+
+
+class Clock:
+    """Times of one stream's frames, never running backwards: a part with its own clock follows the previous one."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest from one frame to the next
+        self._usual = float(1 / (stream.guessed_rate or 25))
+        self._leap = LEAP if container.format.flags & av.format.Flags.ts_discont.value else math.inf
+
+    def timed(self, frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+        """Each frame with its time in seconds."""
+        last, shift, duration = 0.0, 0.0, 0.0
+        for frame in frames:
+            time = last + self._usual if frame.time is None else frame.time + shift
+            if self.started and -GLITCH < time - last < 0:
+                time = last
+            elif self.started and not 0 <= time - last <= self._leap:
+                shift, time = shift + last + self._usual - time, last + self._usual
+            self.step = max(self.step, time - last) if self.started else 0.0
+            self.started, last, duration = True, time, float((frame.duration or 0) * frame.time_base)
+            yield frame, time
+        self.step = max(self.step, duration)
+        self.end = last + self.step
+
+
+def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None = None) -> Iterator[Any]:
+    """For each k, the frame whose time (from the first frame, or the span's start) is nearest to k / fps.
+
+    Stops after the last frame, or before the span's end.
+    """
+    previous, before, k = None, 0.0, 0
+    start, end = span or (0.0, math.inf)
+    for frame, time in frames:
+        if previous is None:
+            previous, before, start = frame, time, start if span else time
+        while (target := start + k / fps) <= time:
+            if target >= end:
+                return
+            yield previous if target - before <= time - target else frame
+            k += 1
+        previous, before = frame, time
 
 
 class Pictures:
@@ -66,25 +113,32 @@ class Pictures:
 
 
 class Sound:
-    """The audio frames of one stream, mixed to mono at `rate` Hz; `end` is when the last one ends, in seconds."""
+    """The audio frames of one stream, mixed to mono at `rate` Hz; from second `begin` to `end`."""
 
     def __init__(self, rate: int) -> None:
-        self.started, self.end, self._rate, self._form = False, 0.0, rate, ("", "", 0)
+        self.started, self.begin, self.end, self.rate, self._form = False, 0.0, 0.0, rate, ("", "", 0)
         self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=rate)
 
     def mono(self, frame: Any) -> Iterator[Audio]:
-        """A chunk once `SAMPLES_AT_ONCE` samples are waiting; a change of format starts a new resampler."""
+        """A chunk once `SAMPLES_AT_ONCE` samples are waiting, or, for None, what is left.
+
+        A change of format starts a new resampler.
+        """
+        if frame is None:
+            yield from self._rest() if self.started else ()
+            return
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if self.started and form != self._form:
-            yield from self.rest()
-            self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self._rate)
+            yield from self._rest()
+            self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self.rate)
+        self.begin = self.begin if self.started else frame.time or 0.0
         self.started, self._form, self.end = True, form, (frame.time or self.end) + frame.samples / frame.sample_rate
         frame.pts = None  # the queue refuses gaps, which are not filled
         self._fifo.write(frame)
         if self._fifo.samples >= SAMPLES_AT_ONCE:
             yield from self._mixed(self._fifo.read(0, partial=True))
 
-    def rest(self) -> Iterator[Audio]:
+    def _rest(self) -> Iterator[Audio]:
         """What the queue and the resampler still hold."""
         if self._fifo.samples:
             yield from self._mixed(self._fifo.read(0, partial=True))

@@ -1,8 +1,7 @@
 """What extraction records about a feature store: encoders, settings, versions, and the source of each video.
 
-Each run that writes to a store has its own manifest there, `manifest.json`, or `manifest.1-of-4.json` for a shard. Only
-that run writes the file, under a lock and always as a whole. Readers merge all manifests of a store, so parallel runs
-need no coordination and cannot lose each other's notes.
+Each run that writes to a store has its own manifest there, `manifest.json`, or `manifest.1-of-4.json` for a shard,
+under a lock. Readers merge all manifests of a store, so parallel runs need no coordination.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class FeatureManifest(Record):
         paths = [path for path in (root / MAIN, *sorted(root.glob("manifest.*-of-*.json"))) if path.is_file()]
         if not paths:
             return None
-        first, *others = [cls.read_file(path) for path in paths]
+        first, *others = [cls.parse(path.read_bytes(), path) for path in paths]
         for path, other in zip(paths[1:], others, strict=True):
             if found := first.difference(other):
                 where = f"where {paths[0].name} and {path.name} differ"
@@ -101,12 +100,7 @@ class FeatureManifest(Record):
         return first.model_copy(update={"videos": videos, "failed": failed})
 
     @classmethod
-    def read_file(cls, path: Path) -> Self:
-        """Read one manifest file. Raises InputError if it is unreadable."""
-        return cls.parse(path.read_bytes(), str(path), "delete it and extract again")
-
-    @classmethod
-    def parse(cls, text: bytes, source: str, remedy: str) -> Self:
+    def parse(cls, text: bytes, source: object, remedy: str = "delete it and extract again") -> Self:
         """A manifest from the bytes of its file. Raises InputError for anything else."""
         try:
             return validated(cls, json.loads(text))

@@ -6,12 +6,11 @@ with nothing to use becomes an `InputError` that names it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.frames import Audio, Frame, Pictures, Sound, shown_size
+from videoblip2.features.frames import Audio, Clock, Frame, Pictures, Sound, Span, nearest, shown_size
 from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
 AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users upload
 FRAME_TOLERANCE = 2  # the same for video, in frames
-GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
-LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
 #: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
 #: would make FFmpeg open the files and addresses that it lists.
 UNTRUSTED = {
@@ -37,22 +34,16 @@ UNTRUSTED = {
 }
 
 
-@dataclass(frozen=True)
-class MediaHeader:
-    """What a container declares: seconds (0 if unknown), and the size of its video as it is shown, in pixels."""
+def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> tuple[float, int, int]:
+    """What a container declares: seconds (0 if unknown), and width and height of its video as it is shown.
 
-    seconds: float
-    width: int
-    height: int
-
-
-def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> MediaHeader:
-    """Read a container's header. Raises `InputError` for an unreadable file and for one without a video stream."""
+    Raises `InputError` for an unreadable file and for one without a video stream.
+    """
     with _open(Path(path), options) as container:
         stream = _video_stream(container, Path(path))
         seconds = max(map(_declared_seconds, (*container.streams.video, *container.streams.audio)))
         whole, codec = (container.duration or 0) / av.time_base, stream.codec_context
-        return MediaHeader(max(seconds, whole), *shown_size(codec.width, codec.height, stream.sample_aspect_ratio))
+        return max(seconds, whole), *shown_size(codec.width, codec.height, stream.sample_aspect_ratio)
 
 
 def stream_frames(
@@ -61,12 +52,14 @@ def stream_frames(
     options: Mapping[str, str] | None = None,
     threads: int = 0,
     caveats: list[str] | None = None,
+    span: Span | None = None,
 ) -> Iterator[Frame]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.
 
     Args:
         threads: of the codec; 0 lets FFmpeg choose, 1 is best if several files are decoded in parallel.
         caveats: gets a line for each part of the video that is skipped or changed.
+        span: only from the first to before the second of these seconds of the file.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
@@ -75,13 +68,21 @@ def stream_frames(
         stream = _video_stream(container, path)
         stream.thread_type = "NONE" if threads == 1 else "AUTO"
         stream.codec_context.thread_count = threads
-        pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), _Clock(container, stream)
-        for frame in _nearest(clock.timed(_decode(container, stream, caveats)), fps):
+        pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), Clock(container, stream)
+        span = None if span is None else _sought(container, stream, span)
+        shown = False
+        for frame in nearest(clock.timed(_decode(container, stream, caveats)), fps, span):
+            shown = True
             yield pictures.rgb(frame)
         if not clock.started:
             reason = f" ({caveats[-1]})" if caveats else ""
             raise InputError(f"{path}: no frame could be decoded{reason}; check that it plays, or fetch it again")
-        _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
+        if span is None:
+            _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
+        elif not shown:
+            raise InputError(
+                f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; correct its times"
+            )
 
 
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
@@ -99,8 +100,12 @@ def stream_audio(
     rate: int = SAMPLING_RATE,
     options: Mapping[str, str] | None = None,
     caveats: list[str] | None = None,
+    span: Span | None = None,
 ) -> Iterator[Audio]:
-    """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream."""
+    """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream.
+
+    span: only what is between these two seconds.
+    """
     path, caveats = Path(path), [] if caveats is None else caveats
     with _open(path, options) as container:
         streams = sorted(container.streams.audio, key=lambda stream: stream.codec_context is None)
@@ -110,9 +115,13 @@ def stream_audio(
         if stream.codec_context is None:
             caveats.append(f"audio: skipped, FFmpeg cannot decode {_codec_name(container, stream)}")
             return
-        for frame in _decode(container, stream, caveats):
-            yield from sound.mono(frame)
-        yield from sound.rest() if sound.started else (np.zeros(0, np.float32),)
+        frames = chain(_decode(container, stream, caveats), (None,))
+        if span is not None:
+            yield from _trimmed(chain.from_iterable(map(sound.mono, frames)), sound, _sought(container, stream, span))
+            return
+        yield from chain.from_iterable(map(sound.mono, frames))
+        if not sound.started:
+            yield np.zeros(0, np.float32)
         _note_early_end(stream, sound.end, AUDIO_TOLERANCE, caveats)
 
 
@@ -124,11 +133,10 @@ def stream_untrusted(
     Raises `InputError` for a file that is too long or too large: by its header before anything is decoded, and again
     while decoding, since headers lie.
     """
-    header = read_header(path, UNTRUSTED)
-    if header.width * header.height > max_pixels:
-        limit = f"more than {max_pixels} pixels per frame; scale it down"
-        raise InputError(f"{path}: {header.width}x{header.height}, {limit}")
-    _refuse_long(path, header.seconds, max_seconds)
+    seconds, width, height = read_header(path, UNTRUSTED)
+    if width * height > max_pixels:
+        raise InputError(f"{path}: {width}x{height}, more than {max_pixels} pixels per frame; scale it down")
+    _refuse_long(path, seconds, max_seconds)
     for number, frame in enumerate(stream_frames(path, fps, UNTRUSTED)):
         _refuse_long(path, number / fps, max_seconds)
         yield frame
@@ -174,30 +182,6 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
             container.mux(sound.encode(None))
 
 
-class _Clock:
-    """Times of one stream's frames, never running backwards: a part with its own clock follows the previous one."""
-
-    def __init__(self, container: Any, stream: Any) -> None:
-        self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest from one frame to the next
-        self._usual = float(1 / (stream.guessed_rate or 25))
-        self._leap = LEAP if container.format.flags & av.format.Flags.ts_discont.value else math.inf
-
-    def timed(self, frames: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-        """Each frame with its time in seconds."""
-        last, shift, duration = 0.0, 0.0, 0.0
-        for frame in frames:
-            time = last + self._usual if frame.time is None else frame.time + shift
-            if self.started and -GLITCH < time - last < 0:
-                time = last
-            elif self.started and not 0 <= time - last <= self._leap:
-                shift, time = shift + last + self._usual - time, last + self._usual
-            self.step = max(self.step, time - last) if self.started else 0.0
-            self.started, last, duration = True, time, float((frame.duration or 0) * frame.time_base)
-            yield frame, time
-        self.step = max(self.step, duration)
-        self.end = last + self.step
-
-
 def _video_stream(container: Any, path: Path) -> Any:
     """The first stream of moving pictures. Raises `InputError` if there is none, or none that FFmpeg can decode."""
     moving = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
@@ -222,19 +206,6 @@ def _codec_name(container: Any, stream: Any) -> str:
     return found[1] if found else "of unknown name"
 
 
-def _nearest(frames: Iterable[tuple[Any, float]], fps: float) -> Iterator[Any]:
-    """For each k, the frame whose time (counted from the first frame) is nearest to k / fps; stops after the last."""
-    previous, before, start, k = None, 0.0, 0.0, 0
-    for frame, time in frames:
-        if previous is None:
-            previous, before, start = frame, time, time
-        while k / fps <= time - start:
-            target = start + k / fps
-            yield previous if target - before <= time - target else frame
-            k += 1
-        previous, before = frame, time
-
-
 def _decode(container: Any, stream: Any, caveats: list[str]) -> Iterator[Any]:
     """Frames of one stream; packets that FFmpeg cannot decode are skipped."""
     packets, reading, seconds, bad, first = container.demux(stream), True, 0.0, 0, ""
@@ -254,6 +225,27 @@ def _decode(container: Any, stream: Any, caveats: list[str]) -> Iterator[Any]:
         yield from stream.decode(None)
     if bad:
         caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
+
+
+def _sought(container: Any, stream: Any, span: Span) -> Span:
+    """The span on the stream's own clock, after a jump to a key frame before it, unless times may start anew there."""
+    zero = (container.start_time or 0) / av.time_base
+    if not container.format.flags & av.format.Flags.ts_discont.value:
+        with suppress(av.FFmpegError):  # then the file is read from its start
+            container.seek(max(0, int((zero + span[0] - 1) / stream.time_base)), stream=stream)
+    return zero + span[0], zero + span[1]
+
+
+def _trimmed(chunks: Iterable[Audio], sound: Sound, span: Span) -> Iterator[Audio]:
+    """What chunks of sound have of a span."""
+    passed = 0
+    for chunk in chunks:
+        first, last = (round((second - sound.begin) * sound.rate) - passed for second in span)
+        if last <= 0:
+            return
+        if len(part := chunk[max(0, first) : last]):
+            yield part
+        passed += len(chunk)
 
 
 def _note_early_end(stream: Any, end: float, tolerance: float, caveats: list[str]) -> None:

@@ -1,8 +1,6 @@
 """From a feature store to a packed one: every video is read and checked, and the new file appears in one rename.
 
-1. Rows are written as they are read, one video at a time: a store may be larger than memory.
-2. The type is kept. A store that mixes types gets the widest, so that every number stays the same.
-3. The file has another name until everything is on disk, so an older store survives an interrupted packing.
+Rows are written one video at a time: a store may be larger than memory. A store that mixes types gets the widest.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """The packed form of a feature store: one safetensors file, memory-mapped.
 
-    video, audio … [rows, width]    the rows of all N videos, one after the other, in their own type
-    video_rows, audio_rows … [N]    int64, how many rows each video has; 0 where it lacks the modality
-    ids, manifest [bytes]           JSON: the N video ids in that order; what extraction noted, or null
-
-1. One file holds everything, so that one rename replaces a store.
-2. safetensors checks the header against the file's length; the index is checked here, on opening.
-3. Only ids and row counts are kept in memory: the operating system caches the pages.
+video, audio … [rows, width]    the rows of all N videos, one after the other, in their own type
+video_rows, audio_rows … [N]    int64, how many rows each video has; 0 where it lacks the modality
+ids, manifest [bytes]           JSON: the N video ids in that order; what extraction noted, or null
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from videoblip2.errors import InputError
@@ -47,9 +44,10 @@ class PackedFile:
             raise InputError(f"{path}: a safetensors file, but not packed features; give a feature store")
         if made != FORMAT:
             raise InputError(f"{path}: packed features of format {made}; update videoblip2 or pack them again")
-        self._ids = self._json("ids")
-        if not isinstance(self._ids, list) or not all(isinstance(video_id, str) for video_id in self._ids):
-            raise self._unfit("ids is not a list of videos")
+        try:
+            self._ids = TypeAdapter(list[str]).validate_json(self._bytes("ids"), strict=True)
+        except ValueError as error:
+            raise self._unfit("ids is not a JSON list of videos") from error
         self._places = {video_id: place for place, video_id in enumerate(self._ids)}
         if len(self._places) != len(self._ids):
             raise self._unfit("it names a video twice")
@@ -70,15 +68,9 @@ class PackedFile:
     def ids(self) -> list[str]:
         return list(self._ids)
 
-    def _json(self, name: str) -> Any:
-        try:
-            return json.loads(self._bytes(name))
-        except ValueError as error:
-            raise self._unfit(f"{name} is not JSON") from error
-
     def manifest(self) -> FeatureManifest | None:
         text = self._bytes("manifest")
-        return None if text == b"null" else FeatureManifest.parse(text, str(self._path), "pack the features again")
+        return None if text == b"null" else FeatureManifest.parse(text, self._path, "pack the features again")
 
     def where(self, modality: str, video_id: str) -> str:
         return f"{self._path} ({modality} features of {video_id})"
@@ -125,9 +117,8 @@ class PackedFile:
 class ReadAhead:
     """Brings bytes `start` to `end` of a mapped file into memory in few large requests.
 
-    By default the kernel reads megabytes around each missing page, and a random reader waits for them every time. Here
-    each read requests just its rows; after `FIRST` reads a thread requests everything, front to back, which is much
-    faster on a disk. A tensor larger than half of the memory is never requested as a whole.
+    Each read requests just its rows, not the megabytes around them; after `FIRST` reads a thread requests everything,
+    front to back, unless that is more than half of the memory.
     """
 
     PIECE = 2 * 2**20

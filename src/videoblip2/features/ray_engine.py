@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.engines import VideoOutcome, encode_all
+from videoblip2.features.engines import Files, VideoOutcome, encode_all
 from videoblip2.features.media_features import Encoders, load_encoders
 
 VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
@@ -41,9 +41,10 @@ class RayEngine:
     actors: int = 1
     workers: int = 1
 
-    def __call__(self, paths: Sequence[Path], known: Mapping[str, str]) -> Generator[VideoOutcome, None, None]:
+    def __call__(self, files: Files, known: Mapping[str, str]) -> Generator[VideoOutcome, None, None]:
         """The outcome of each file, as Ray returns it."""
-        return through_actors([path.resolve() for path in paths], self.opener(known), self.actors, self.device)
+        items = [(video_id, path.resolve()) for video_id, path in files]
+        return through_actors(items, self.opener(known), self.actors, self.device)
 
     def opener(self, known: Mapping[str, str]) -> Callable[[], Work]:
         """What an actor calls first: it loads the encoders from where this process found them."""
