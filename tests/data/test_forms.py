@@ -189,6 +189,13 @@ def test_the_1ka_lists_of_msrvtt_in_json_decide(tmp_path):
     assert report.videos == {"train": 2, "test": 1} and report.moved == 1
 
 
+def test_a_segment_in_both_of_activitynets_files_has_the_captions_of_both(tmp_path):
+    files = [{"v_a": {"timestamps": [[0, 9]], "sentences": [text]}} for text in ("a man runs", "someone runs")]
+    paths = [place(tmp_path, f"val_{n}.json", file) for n, file in enumerate(files, 1)]
+    assert prepare_captions(paths, tmp_path / "out").videos == {"validate": 1}
+    assert prepared(tmp_path / "out") == {"v_a#0-9": ("a man runs", "someone runs")}
+
+
 def test_segments_are_named_in_seconds_and_read_back():
     assert segment_id("v_a", 0.83, "19.86") == "v_a#0.83-19.86" and segment_id("v", 90, 102.5004) == "v#90-102.5"
     assert segment_id("v", 7, -1) == "v#0-7"  # ActivityNet has some that end before they start

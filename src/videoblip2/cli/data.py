@@ -41,7 +41,10 @@ def prepare(
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
     task: Annotated[Task, Option(help="Captions, or questions with answers.")] = Task.caption,
     split: Annotated[
-        str | None, Option(help="Split of files that do not name one: train, val, test; or random, a new split of all.")
+        str | None,
+        Option(
+            help="Split of files that do not name one: train, val, test; random: a new one of all; auto: of the rest."
+        ),
     ] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
     only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the others.")] = None,
@@ -49,9 +52,10 @@ def prepare(
 ) -> None:
     """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
 
-    Captions: MSR-VTT's JSON or zips (2016, 2017); VATEX's JSON; MSVD's AllVideoDescriptions.txt or CSV (with
-    youtube_mapping.txt); tables with the columns video_id, caption, optionally split. Lists of ids (train_list.txt,
-    val_list.txt, test_list.txt) decide the split of any of them.
+    Captions, recognised by content, gzipped or not: MSR-VTT (2016, 2017, hub copies, 9k and 1k-A lists), MSVD, VATEX,
+    ActivityNet, YouCook2, AudioCaps, Clotho, COCO, VALOR, VAST; tables (CSV, TSV, JSON, JSON lines, parquet) of
+    video_id, caption, optionally split. Captions with times become videos named ID#start-end, in seconds. The split
+    comes from lists of ids (train_list.txt, val_list.txt, test_list.txt), else from a file's name, else from inside.
     With --task qa: MSRVTT-QA's JSON, or tables with the columns video_id, question, answer.
     """
     from videoblip2.data.prepare import prepare_captions
@@ -107,6 +111,29 @@ def _question_lines(report: "QuestionReport") -> list[str]:
     )
     shared = (report.shared_videos, f"videos with questions in more than one split: {report.shared_videos}")
     return [*lines, f"answer map: {report.map_from}", kept, *listed(shared)]
+
+
+@app.command(epilog=examples("data init videos/ captions.csv --out mine"))
+def init(
+    videos: Annotated[Path, Argument(help="Folder of videos.")],
+    annotations: Annotated[list[Path], Argument(metavar="TABLE...", help="Captions, in any form of `data prepare`.")],
+    out: Annotated[Path, Option(help="Folder to write: annotations, configurations, commands.")] = Path("mine"),
+    split: Annotated[str, Option(help="As in `data prepare`; auto: new where files do not name one.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Start a project: annotations of your videos, configurations sized to them, and the commands to run next."""
+    from videoblip2.data.project import make_project
+    from videoblip2.features.sources import find_videos
+
+    ids = {video.stem for video in find_videos([videos])}
+    project = make_project(out, [str(videos)], ids, annotations, split)
+    missing, spare = project.prepared.without_features, project.unannotated
+    rest = listed(
+        (missing, f"left out, because {videos} has no such file: {counted(len(missing), 'video')} ({some(missing)})"),
+        (spare, f"videos without captions: {spare}"),
+    )
+    lines = [*_caption_lines(project.prepared), *rest, *project.files[len(project.prepared.files) :], "next:"]
+    emit(project, json, "\n".join([*lines, *(f"  {command}" for command in project.commands)]))
 
 
 @app.command(epilog=examples("data top5 data/msrvtt/train.json --out data/msrvtt/train_top5_detail.json"))

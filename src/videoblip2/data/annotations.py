@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -62,7 +62,7 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
 
 def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> None:
     """Write the list that `read_annotations` reads, atomically."""
-    write_json(Path(path), [asdict(video) for video in videos])
+    write_json(Path(path), [vars(video) for video in videos])
 
 
 def require_features(entries: Entries, store: Store, file: str) -> Entries:

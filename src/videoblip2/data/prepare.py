@@ -25,11 +25,11 @@ from videoblip2.data.caption_sources import Source, read_captions
 from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
 from videoblip2.data.questions import QUESTION_FILES, read_questions
 from videoblip2.errors import InputError, some
-from videoblip2.files import write_json
+from videoblip2.files import segment_of, write_json
 
 SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
 UNCAPTIONED, UNASSIGNED, SOURCES = "uncaptioned.json", "unassigned.json", "sources.json"
-CHOICES = ("train", "val", "test", "random")
+CHOICES = ("train", "val", "test", "random", "auto")
 SHARES = (0.8, 0.9)  # where a random split's training and validation end
 
 
@@ -64,12 +64,13 @@ def prepare_captions(
 
     Reads every form of `caption_sources`. Captions keep their order and their exact text. A split comes from lists of
     ids, else from `split` or a file name (`train.csv`), else from the document itself. `split` is one of CHOICES;
-    "random" gives every video a new split, 80/10/10 by a digest of its id, so adding others does not move it. Only the
-    `first` captions of each video are kept, and only videos whose id satisfies `keep`. Raises `InputError`, and writes
-    nothing, for any other layout, a repeated video, a video in no split, contradicting splits.
+    "random" gives every video a new split, 80/10/10 by a digest of its id, so adding others does not move it; "auto"
+    does so where nothing says the split. Only the `first` captions of each video are kept, and only videos whose id
+    satisfies `keep`. Raises `InputError`, and writes nothing, for any other layout, a repeated video, a video in no
+    split, contradicting splits.
     """
     sources, lists = _read(paths, split)
-    splits: dict[str, list[VideoAnnotation]] = {}
+    splits: dict[str, dict[str, VideoAnnotation]] = {}
     uncaptioned, without, moved = [], [], []
     for document, found in sources:
         for own, video in found.videos:
@@ -79,9 +80,11 @@ def prepare_captions(
                 uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": str(own)})
             else:
                 chosen = lists.get(video.video_id, "") if lists else _split_for(video.video_id, own, document, split)
-                splits.setdefault(chosen, []).append(replace(video, captions=video.captions[:first]))
+                group = splits.setdefault(chosen, {})
+                earlier = group[video.video_id].captions if video.video_id in group else ()
+                group[video.video_id] = replace(video, captions=(*earlier, *video.captions)[:first])
                 moved += [f"{video.video_id}: {own} in {document.name}"] if own and chosen not in (own, "") else []
-    out, unassigned = Path(out), splits.pop("", [])
+    out, unassigned = Path(out), [*splits.pop("", {}).values()]
     if unassigned and not splits:
         raise InputError(
             f"{paths[0]}: none of the videos is in the lists, which name {some(list(lists), 2)}, while the captions "
@@ -89,19 +92,19 @@ def prepare_captions(
         )
     files = {name: out / file for name, file in SPLIT_FILES.items() if name in splits}
     for name, file in files.items():
-        write_annotations(file, splits[name])
+        write_annotations(file, splits[name].values())
     for extra, entries in ((UNCAPTIONED, uncaptioned), (UNASSIGNED, [asdict(video) for video in unassigned])):
         if entries:
             write_json(out / extra, entries)
     descriptions = list(dict.fromkeys(found.description for _, found in sources if found.description))
     if descriptions or described(out):
         write_json(out / SOURCES, {"descriptions": descriptions})
-    written = [video for videos in (*splits.values(), unassigned) for video in videos]
+    written = [video for videos in splits.values() for video in videos.values()] + unassigned
     known = {video.video_id for _, found in sources for _, video in found.videos}
     counts, examples = flaws((video.video_id, caption) for video in written for caption in video.captions)
     return PrepareReport(
         videos={name: len(splits[name]) for name in files},
-        captions={name: sum(len(video.captions) for video in splits[name]) for name in files},
+        captions={name: sum(len(video.captions) for video in splits[name].values()) for name in files},
         files={name: str(file) for name, file in files.items()},
         duplicate_captions=counts["duplicate"],
         empty_captions=counts["empty"],
@@ -133,14 +136,14 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
     ids = [video.video_id for _, found in sources for _, video in found.videos]
     if not ids:
         raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
-    refuse_duplicates(ids, where)
+    refuse_duplicates((video for video in ids if not segment_of(video)[1]), where)  # ActivityNet has two of some
     # Features are stored as ID.npy, so an id must be a valid file name.
     unusable = [repr(video) for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
     if unusable:
         raise InputError(f"{where}: {some(unusable)} cannot name a file of features; rename it")
     lists: dict[str, str] = {}
     for document, found in sources:
-        if found.splits and split:
+        if found.splits and split not in (None, "auto"):
             raise InputError(f"--split {split}: {document.name} says which split videos are in; give one of the two")
         for video, own in found.splits.items():
             if lists.setdefault(video, own) != own:
@@ -160,7 +163,7 @@ def _as_list(document: Document, found: Source, sources: Sequence[tuple[Document
 
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
     """The split of a video that no list names. own: the one that its document gives it."""
-    if split == "random":
+    if split == "random" or (split == "auto" and not (document.split or own)):
         place = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 2**32
         return "train" if place < SHARES[0] else "validate" if place < SHARES[1] else "test"
     asked = SPLIT_WORDS.get(split or "")
