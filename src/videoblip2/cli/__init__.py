@@ -63,7 +63,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        if "torch" in sys.modules or os.environ.get("RANK", "0") == "0":  # before, processes that train all fail alike
+            print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
 
 

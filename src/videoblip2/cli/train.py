@@ -1,5 +1,6 @@
 """`vb2 ce`, `vb2 scst`, `vb2 evaluate`, `vb2 lm`, `vb2 tune`: the commands that train and test models."""
 
+import os
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -22,6 +23,9 @@ app = typer.Typer()
 Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
 Split = StrEnum("Split", "val test")
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
+Processes = Annotated[
+    int, Option("--nproc", min=1, metavar="N", help="Processes of this machine that train together: one a GPU.")
+]
 
 
 def _add_stage(stage: str, summary: str, *lines: str) -> None:
@@ -32,9 +36,10 @@ def _add_stage(stage: str, summary: str, *lines: str) -> None:
         overrides: Overrides = None,
         folder: console.Folder = Path(),
         seeds: Seeds = 1,
+        nproc: Processes = 1,
         json: console.Json = False,
     ) -> None:
-        _train(stage, config, overrides, folder, seeds, json)
+        _train(stage, config, overrides or [], folder, seeds, nproc, json)
 
     train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a run that was stopped."
     app.command(stage, epilog=console.examples(*lines))(train)
@@ -45,19 +50,31 @@ SCST = "Stage 2: train with self-critical sequence training on CIDEr-D"
 _add_stage("scst", SCST, "scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN")
 
 
-def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds: int, json: bool) -> None:
+def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, nproc: int, json: bool) -> None:
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.config import load_config
 
-    usual, config = load_config(path), load_config(path, overrides or [])
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max-restarts starts a training again
+        words = ["train.resume=auto", *words]
+    usual, config = load_config(path), load_config(path, words)
+    if nproc > 1:
+        from videoblip2.training.distributed import launch
+
+        options = {"--folder": [str(folder)] * (folder != Path()), "--seeds": [str(seeds)] * (seeds > 1)}
+        given = [word for option, value in options.items() if value for word in (option, *value)]
+        launch([stage, path, *words, *given, *["--json"] * json], nproc)
+        return
     console.go_to(folder)
-    _require_inputs(config)
+    leads = int(os.environ.get("RANK", 0)) == 0
+    if leads:
+        _require_inputs(config)
     try:
         if seeds > 1:
             from videoblip2.training.seeds import run_seeds
 
             result = run_seeds(stage, config, seeds, console.progress, show_weights, usual)
-            console.emit(result, json, _seeds_table(result))
+            if leads:
+                console.emit(result, json, _seeds_table(result))
         else:
             from videoblip2.training.stage import run_stage
 
@@ -68,7 +85,8 @@ def _train(stage: str, path: str, overrides: console.Words, folder: Path, seeds:
             head = f"{trained.name}: best at step {trained.best_step}: {'  '.join(scores)}"
             run = trained.run_id or "not tracked"
             text = f"{head}\nrun: {run}\ncheckpoint: {trained.checkpoint}\nmodel: {trained.model}"
-            console.emit(trained, json, text)
+            if leads:
+                console.emit(trained, json, text)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
 

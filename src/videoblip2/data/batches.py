@@ -146,7 +146,10 @@ Example = tuple[str, str, Sequence[str]]  # one entry of a batch: a video, its p
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """What every kind of batch is made from. Each kind shuffles with its own `stream` of random numbers."""
+    """What every kind of batch is made from. Each kind shuffles with its own `stream` of random numbers.
+
+    share: which entries of each batch to make, where several processes make the others.
+    """
 
     source: FeatureSource
     text: TextEncoder
@@ -154,6 +157,7 @@ class BatchMaker:
     batch_size: int
     seed: int
     max_positions: int
+    share: slice | None = None
 
     def batches(self, count: int, stream: int, example: Callable[[int, int], Example]) -> Batches:
         """Batches of `count` entries in a new order each epoch; `example`: (epoch, index) → what that entry teaches."""
@@ -163,7 +167,9 @@ class BatchMaker:
             return np.random.default_rng([self.seed, stream, epoch]).permutation(count)
 
         def batch(step: int) -> Batch:
-            places = [divmod(step * self.batch_size + n, count) for n in range(self.batch_size)]
+            places = [
+                divmod(step * self.batch_size + n, count) for n in range(self.batch_size)[self.share or slice(None)]
+            ]
             entries = [example(epoch, int(order(epoch)[place])) for epoch, place in places]
             ids, prompts, texts = zip(*entries, strict=True)
             features = [self.source.features(video_id) for video_id in ids]

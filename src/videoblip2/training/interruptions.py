@@ -66,14 +66,15 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def signals_wait() -> Iterator[None]:
+def signals_wait() -> Iterator[list[int]]:
     """Hold signals back until the block ends, then act on the first; a second Ctrl-C acts at once.
 
+    Gives the list of those that have arrived, to which the block may add others.
     A SIGTERM after another signal waits as well: `mlflow run` sends one after Ctrl-C, and schedulers repeat theirs.
     Only the main thread gets signals.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     arrived: list[int] = []
 
@@ -88,7 +89,7 @@ def signals_wait() -> Iterator[None]:
 
     before: dict[int, Any] = {number: signal.signal(number, hold) for number in NUMBERS}
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

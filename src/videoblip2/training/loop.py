@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 
 from videoblip2.captions.metrics import shown
@@ -107,9 +108,9 @@ def train(training: Training) -> Validation:
 
 def _advance(training: Training, step: int, steps: Steps) -> None:
     """One step, with the log line, the validation and the save that are due after it."""
-    with signals_wait():
-        training.in_step = True
-        _step(training, step)
+    with signals_wait() as arrived:
+        training.in_step = training.work.world.size == 1
+        _step(training, step, arrived)
         _log_if_due(training, steps)
         training.in_step = False
     _validate_if_due(training)
@@ -117,37 +118,50 @@ def _advance(training: Training, step: int, steps: Steps) -> None:
         _save(training)
 
 
-def _step(training: Training, step: int) -> None:
+def _step(training: Training, step: int, signals: list[int]) -> None:
     """One batch through the network, and its metrics into the running means.
 
-    The gradients of micro-batches add up; the optimizer moves after the last one of each update.
+    The gradients of micro-batches and of processes add up; the optimizer moves after the last one of each update. A
+    signal that one process got by then stops all of them after this step.
     """
-    state, config = training.state, training.work.config.optim
+    state, config, world = training.state, training.work.config, training.work.world
+    if world.size > 1:  # draws of a process of its own, with no state that a resumed training would need
+        torch.manual_seed((config.seed * 1_000_003 + step) * world.size + world.rank)
     began = time.perf_counter()
     batch = training.batches(step).to(training.work.device)
     state.means.waited += time.perf_counter() - began
-    values = {"lr": set_learning_rate(training.optimizer, step, training.total, config)}
+    values = {"lr": set_learning_rate(training.optimizer, step, training.total, config.optim)}
+    shares: dict[str, float] = {}
     for part in training.take_step(batch, step):
-        _stop_unless_finite("loss", float(part.loss.detach()), part.video_ids, step)
+        if not math.isfinite(loss := float(part.loss.detach())):
+            raise _not_finite("loss", loss, part.video_ids, step)
         part.loss.backward()
         for name, value in part.metrics.items():
-            values[name] = values.get(name, 0.0) + float(value)
+            shares[name] = shares.get(name, 0.0) + float(value)
         training.samples = part.rows or training.samples
         if part.last:
-            values["grad_norm"] = float(clip_grad_norm_(training.trainable.values(), config.max_grad_norm))
-            _stop_unless_finite("gradient norm", values["grad_norm"], batch.video_ids, step)
+            for metrics, arrived in world.gather([shares, signals]):
+                for name, value in metrics.items():
+                    values[name] = values.get(name, 0.0) + value
+                signals += arrived if not signals else ()
+            shares = {}
+            world.add_gradients(training.trainable.values())
+            norm = float(clip_grad_norm_(training.trainable.values(), config.optim.max_grad_norm))
+            if not math.isfinite(norm):
+                raise _not_finite("gradient norm", norm, world.rows([batch.video_ids])[0], step)
+            values["grad_norm"] = norm
+            training.in_step = True
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
-    state.means.add(values, len(batch.video_ids))
+    state.means.add(values, config.train.batch_size)
     state.step = step + 1
 
 
-def _stop_unless_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> None:
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"step {step}: the {what} is {value} on videos {', '.join(video_ids)}; "
-            "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
-        )
+def _not_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"step {step}: the {what} is {value} on videos {', '.join(video_ids)}; "
+        "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
+    )
 
 
 def _log_if_due(training: Training, steps: Steps) -> None:
@@ -189,7 +203,7 @@ def _validate_if_due(training: Training) -> None:
 
 def _save(training: Training) -> None:
     """The state as it is at this step's end, after everything logged before has been sent."""
-    if training.state_file is not None:
+    if training.state_file is not None and training.work.world.leads:
         training.tracker.flush()
         training.state_file.save(training.trainable, training.optimizer, training.state)
         training.state.means.restart_clock()

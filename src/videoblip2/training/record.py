@@ -50,6 +50,8 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
     tracker.log_config(flatten(config))
     tags = {"seed": str(config.seed), "modalities": modality_label(config.model.modalities), "task": config.data.task}
     tags["command"] = command_line()
+    if work.world.size > 1:
+        tags["processes"] = str(work.world.size)
     if work.parent:
         tags |= {"warm_start": work.parent, **lineage_tags(find_model(work.parent).folder)}
     if said:

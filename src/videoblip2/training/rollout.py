@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from videoblip2.captions import diversity
-from videoblip2.captions.functions import repetition
+from videoblip2.captions.functions import Floats, repetition
 from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, InputError, WatchConfig
 from videoblip2.model.decode import Decoded
+from videoblip2.training.distributed import World
 from videoblip2.training.workspace import Workspace, no_cider
 
 #: Used if `scst.log_prob_tolerance` is not set. In bf16 a logit of 20 is only accurate to 0.06.
@@ -111,13 +112,24 @@ def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
 
 def rewards(
     scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], decoded: Decoded
-) -> tuple[Tensor, dict[str, float]]:
-    """The reward of each caption [N] in float32 on the CPU, and the means of several terms before their weights."""
+) -> tuple[Tensor, dict[str, Floats]]:
+    """The reward of each caption [N] in float32 on the CPU, and several terms before their weights."""
     asked = list(video_ids), list(captions), decoded.ended.tolist()
     terms = scorer.terms(*asked) if isinstance(scorer, MixedReward) else {}
     scores = scorer.total(terms, len(captions)) if isinstance(scorer, MixedReward) else scorer.score(*asked)
-    means = {name: float(values.mean()) for name, values in terms.items()} if len(terms) > 1 else {}
-    return torch.from_numpy(np.asarray(scores, dtype=np.float32)), means
+    return torch.from_numpy(np.asarray(scores, dtype=np.float32)), terms if len(terms) > 1 else {}
+
+
+def gathered(decoded: Decoded, world: World, first: int, pad: int) -> Decoded:
+    """The captions of all processes; log-probabilities are those of this process, whose captions begin at `first`."""
+    if world.size == 1:
+        return decoded
+    ids, ended = world.rows([decoded.ids.tolist(), decoded.ended.tolist()])
+    width = max(map(len, ids))
+    every = decoded.ids.new_tensor([row + [pad] * (width - len(row)) for row in ids])
+    log_probs = decoded.log_probs.new_zeros(every.shape)
+    log_probs[first : first + len(decoded.ids), : decoded.ids.shape[1]] = decoded.log_probs
+    return replace(decoded, ids=every, ended=decoded.ended.new_tensor(ended), log_probs=log_probs)
 
 
 def check_finite(video_ids: Sequence[str], states: Tensor) -> None:

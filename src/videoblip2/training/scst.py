@@ -27,16 +27,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from videoblip2.captions.rewards import Scorer
-from videoblip2.config import Config, ScstConfig
+from videoblip2.config import ScstConfig
 from videoblip2.data.batches import Batch
 from videoblip2.model.decode import Sampling, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.ce import cross_entropy, live_tokens
-from videoblip2.training.rollout import Rollout, check_finite, check_same_policy, rewards
+from videoblip2.training.rollout import Rollout, check_finite, check_same_policy, gathered, rewards
 from videoblip2.training.update import MicroBatch, cut, take
 from videoblip2.training.workspace import Workspace
 
@@ -52,14 +53,17 @@ def scst_step(
         start: the network as training found it, for the KL term.
     """
     config, slices = work.config.scst, cut(len(batch.video_ids), work.config.train.accumulate)
-    shared = len(slices) == 1 and not config.dropout  # one encoding then serves both passes
+    dropout = config.dropout and work.config.train.dropout
+    shared = len(slices) == 1 and not dropout  # one encoding then serves both passes
     encoded = encode(work, batch, dropout=False, gradient=shared)
-    rollout = roll_out(work, scorer, batch, encoded, step)
-    objective = Objective.of(work, batch, rollout, start)
+    everyone = roll_out(work, scorer, batch, encoded, step)
+    first, _ = work.place(batch)
+    rollout = everyone.of(slice(first, first + len(batch.video_ids)))
+    objective = Objective.of(work, batch, everyone, start)
     old: list[Tensor] = []  # log p of the samples at the first update, slice by slice
     for update, (place, videos) in product(range(config.reuse), enumerate(slices)):
         some, last = take(batch, videos), place == len(slices) - 1
-        states = encoded if shared and not update else encode(work, some, config.dropout)
+        states = encoded if shared and not update else encode(work, some, dropout)
         terms, log_probs = objective(some, rollout.of(videos), states, old[place] if update else None)
         loss = total(terms, config)
         if update:
@@ -67,8 +71,8 @@ def scst_step(
             continue
         old.append(log_probs.detach())
         metrics = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
-        about = describe(rollout, torch.cat(old), work.config) if last else {}
-        rows = rollout.rows(batch.video_ids) if last else ()
+        about = describe(work, everyone, rollout, torch.cat(old)) if last else {}
+        rows = everyone.rows(batch.video_ids) if last and work.world.leads else ()
         yield MicroBatch(loss, {**metrics, **about}, some.video_ids, last, rows)
 
 
@@ -82,22 +86,30 @@ def encode(work: Workspace, batch: Batch, dropout: bool, gradient: bool = True) 
 
 @torch.no_grad()
 def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, step: int) -> Rollout:
-    """Decode B greedy captions and B·K samples, and reward them. Raises FloatingPointError naming videos for NaN."""
-    config, (states, attended) = work.config.scst, encoded
+    """Decode B greedy captions and B·K samples, and reward them. Raises FloatingPointError naming videos for NaN.
+
+    The result is of the whole batch: this process's videos and those of the others.
+    """
+    config, (states, attended), (first, videos) = work.config.scst, encoded, work.place(batch)
     check_finite(batch.video_ids, states)
     generator = torch.Generator(states.device).manual_seed(work.config.seed * 1_000_003 + step)
     longest = work.config.decode.max_new_tokens
     with work.autocast():
-        sampling = Sampling(config.samples, config.temperature, generator)
+        rows = config.samples + 1  # of each video, the greedy one with them
+        sampling = Sampling(config.samples, config.temperature, generator, (first * rows, videos * rows))
         greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
     repeated = [video_id for video_id in batch.video_ids for _ in range(config.samples)]
     scores, terms = rewards(scorer, repeated, captions, sampled)
-    reward = scores.view(-1, config.samples)  # r(c_k) [B,K]
-    greedy_reward, _ = rewards(scorer, batch.video_ids, greedy_captions, greedy)  # [B]
+    greedy_scores, _ = rewards(scorer, batch.video_ids, greedy_captions, greedy)
+    own = [captions, greedy_captions, scores.tolist(), greedy_scores.tolist(), *map(np.ndarray.tolist, terms.values())]
+    captions, greedy_captions, r, r_greedy, *values = work.world.rows(own)
+    sampled = gathered(sampled, work.world, first * config.samples, work.model.text.tokens.pad)
+    reward, greedy_reward = torch.tensor(r).view(-1, config.samples), torch.tensor(r_greedy)  # r(c_k) [B,K], [B]
     advantage = (reward - baseline(reward, greedy_reward, config)).to(states.device)  # A_k = r(c_k) - b
     live = sampled.mask * sampled.ended[:, None] if config.mask_unended else sampled.mask
-    return Rollout(sampled, captions, greedy_captions, reward, greedy_reward, advantage, live, terms)
+    means = dict(zip(terms, map(float, map(np.mean, values)), strict=True))
+    return Rollout(sampled, captions, greedy_captions, reward, greedy_reward, advantage, live, means)
 
 
 def baseline(reward: Tensor, greedy_reward: Tensor, config: ScstConfig) -> Tensor:
@@ -120,7 +132,7 @@ def leave_one_out_mean(reward: Tensor) -> Tensor:
 class Objective:
     """The loss's terms that are switched on, before their weights.
 
-    tokens, taught: live tokens of the whole batch's samples and references; micro-batches share them.
+    tokens, taught: live tokens of the whole batch's samples and references; micro-batches and processes share them.
     """
 
     work: Workspace
@@ -131,7 +143,7 @@ class Objective:
     @classmethod
     def of(cls, work: Workspace, batch: Batch, rollout: Rollout, start: VideoBlip2 | None) -> "Objective":
         tokens = rollout.mask.sum().clamp(min=1)
-        return cls(work, start, tokens, tokens if batch.labels is None else live_tokens(batch.labels))
+        return cls(work, start, tokens, tokens if batch.labels is None else work.world.sum(live_tokens(batch.labels)))
 
     def __call__(
         self, batch: Batch, rollout: Rollout, encoded: Encoded, old: Tensor | None
@@ -208,9 +220,10 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
     return ratio.exp() - 1 - ratio
 
 
-def describe(rollout: Rollout, log_probs: Tensor, config: Config) -> dict[str, float | Tensor]:
+def describe(work: Workspace, everyone: Rollout, own: Rollout, log_probs: Tensor) -> dict[str, float | Tensor]:
     """Metrics of the whole batch, and the check that log_probs [B·K,T] are those that were sampled from."""
-    gap = ((log_probs - rollout.sampled.log_probs).abs() * rollout.mask).max()
-    check_same_policy(float(gap), config)
-    entropy = -(log_probs * rollout.mask).sum() / rollout.mask.sum().clamp(min=1)
-    return {**rollout.metrics(), "log_prob_gap": gap, "entropy_estimate": entropy}
+    gap = max(work.world.gather(float(((log_probs - own.sampled.log_probs).abs() * own.mask).max())))
+    check_same_policy(gap, work.config)
+    entropy = -(log_probs * own.mask).sum() / everyone.mask.sum().clamp(min=1)
+    said = {**everyone.metrics(), "log_prob_gap": gap} if work.world.leads else {}
+    return {**said, "entropy_estimate": entropy}

@@ -14,6 +14,7 @@ from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking.mlflow.run_records import SEEDS, curve, run_link
 from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker, sigterm_raises
+from videoblip2.training.distributed import join
 from videoblip2.training.loop import Observer
 from videoblip2.training.naming import group_name, run_name, what_differs
 from videoblip2.training.record import METRICS, Curve, draw_curves
@@ -61,10 +62,12 @@ def run_seeds(
     With `train.resume=auto` seeds that have finished are kept as they are, and the parent run is resumed.
     """
     configs, name = seed_configs(stage, config, count, usual)
+    leads = join().leads
     with sigterm_raises(), seed_group(stage, name, config.run.experiment) as group:
         results = [_one(stage, each, group, progress, show_weights) for each in configs]
         metrics = mean_scores(results)
-        _log(group, config, results, metrics)
+        if leads:
+            _log(group, config, results, metrics)
     numbers = tuple(each.seed for each in configs)
     return SeedsResult(stage, name, group.tracker.run_id, numbers, tuple(results), metrics)
 

@@ -1,7 +1,7 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, revision_tags, write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
+from videoblip2.training.distributed import World, join
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.naming import run_name, what_differs
@@ -26,7 +27,7 @@ from videoblip2.training.record import log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, resumed_config
 from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
-from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile
+from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile, read_saved
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
 from videoblip2.training.update import StepFunction
 from videoblip2.training.workspace import Validation, Workspace, check_texts, inherit_model, open_workspace, start_copy
@@ -91,15 +92,20 @@ def run_stage(
         usual: the experiment file before the user's changes, which the run's name then says.
         observer: see `training.loop`.
     """
-    ready = open_stage(stage, config, usual, progress)
-    if show_weights:
-        show_weights(ready.weights, ready.work.reports)
-    run, folder, observer = ready.work.config.run, ready.folder, observer or Observer()
-    earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
-    spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
-    with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
-        observer.opened(tracker)
-        return _run(ready, tracker, progress, observer)
+    world, observer = join(), observer or Observer()
+    with world.together():
+        ready = open_stage(stage, config, usual, progress if world.leads else no_progress)
+        run, folder = ready.work.config.run, ready.folder
+        earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
+        spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
+        if not world.leads:
+            with open_run(replace(spec, enabled=False)) as tracker:
+                return _run(ready, tracker, no_progress, Observer())
+        if show_weights:
+            show_weights(ready.weights, ready.work.reports)
+        with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
+            observer.opened(tracker)
+            return _run(ready, tracker, progress, observer)
 
 
 def open_stage(kind: str, config: Config, usual: Config | None = None, progress: Progress = no_progress) -> Stage:
@@ -111,36 +117,61 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
             )
         for reward in config.scst.reward.weights:
             find_reward(reward)
-    said = what_differs(kind, config, usual) if usual else []
-    config = inherit_model(resumed_config(config, kind))
+    said, world = what_differs(kind, config, usual) if usual else [], join()
+    config = inherit_model(_found(config, kind, world))
     name = config.run.name or run_name(kind, config, said)
-    saved = find_saved(kind, Path(config.run.out) / name, config)
+    folder = Path(config.run.out) / name
+    saved = find_saved(kind, folder, config) if world.leads else None
+    if world.first(lambda: saved is not None):
+        saved = saved or read_saved(folder / FOLDER)
     work = open_workspace(config, progress)
-    check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
+    if world.leads:
+        check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
     if kind == "scst":
         check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
     return Stage(kind, name, work, said, weights, saved)
 
 
+def _found(config: Config, kind: str, world: World) -> Config:
+    """The configuration with the folders of the run to resume and of the checkpoint to start from; one process asks."""
+    config, source = resumed_config(config, kind) if world.leads else config, config.train.start_from
+    if world.size == 1:
+        return config
+    out, name, parent = world.first(
+        lambda: [config.run.out, config.run.name, source and str(find_model(source).folder)]
+    )
+    if world.leads:
+        return config
+    run, train = {"out": out, "name": name}, {"start_from": parent}
+    return config.model_copy(
+        update={"run": config.run.model_copy(update=run), "train": config.train.model_copy(update=train)}
+    )
+
+
 def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer) -> StageResult:
-    work, config = stage.work, stage.work.config
-    log_weights(stage.folder, stage.weights, work.reports, tracker)
-    digests = log_inputs(work, stage.folder, tracker, stage.said)
-    identity = Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(config))
-    file = StateFile(stage.folder / FOLDER, identity)
-    if stage.saved is None:
-        file.clear()  # what an earlier run left there
+    work, config, leads = stage.work, stage.work.config, stage.work.world.leads
+    file = StateFile(
+        stage.folder / FOLDER,
+        Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(config)),
+    )
+    keep: Callable[[Validation], object] = id  # of several processes, one keeps the best
     take_step: StepFunction = partial(ce_step, work)
     bands = None
+    if leads:
+        log_weights(stage.folder, stage.weights, work.reports, tracker)
+        digests = log_inputs(work, stage.folder, tracker, stage.said)
+        keep = partial(_keep, stage, _provenance(stage, tracker.run_id, digests))
+        if stage.saved is None:
+            file.clear()  # what an earlier run left there
     if stage.kind == "scst":
         take_step = partial(scst_step, work, build_reward(work), start=start_copy(work))
-        bands = BandMonitor(config.scst.watch, reward_references(work))
+        bands = BandMonitor(config.scst.watch, reward_references(work)) if leads else None
     best = train(
         Training(
             work,
             take_step,
-            partial(_keep, stage, _provenance(stage, tracker.run_id, digests)),
+            keep,
             tracker,
             progress,
             description=stage.kind,
@@ -151,6 +182,9 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
             observer=observer,
         )
     )
+    metrics = dict(best.metrics)
+    if not leads:
+        return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, metrics)
     result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
     metrics = dict(result.corpus)
     write_json(stage.checkpoint / "metrics.json", {**metrics, "step": float(best.step)})

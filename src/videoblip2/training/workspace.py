@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from videoblip2.captions import DocumentFrequencies
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config, InputError, ModelConfig, known_keys
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
-from videoblip2.data.batches import Batches, BatchMaker, CachedFeatures
+from videoblip2.data.batches import Batch, Batches, BatchMaker, CachedFeatures
 from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
@@ -27,6 +28,7 @@ from videoblip2.overrides import read_yaml
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.outbox import warn
+from videoblip2.training.distributed import World, join
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
 
 #: Keys that name where first weights come from.
@@ -51,6 +53,7 @@ class Workspace:
     val: Mapping[Kind, Entries]
     reports: Mapping[str, WeightReport] = field(default_factory=dict)
     parent: str | None = None
+    world: World = field(default_factory=World)
 
     @property
     def train_videos(self) -> Sequence[VideoAnnotation]:
@@ -64,9 +67,17 @@ class Workspace:
     @cached_property
     def batches(self) -> Batches:
         """What `data.task` teaches, step by step."""
-        config, longest = self.config, self.model.config.max_positions
-        maker = BatchMaker(self.features, self.tokenizers, config.data, config.train.batch_size, config.seed, longest)
+        config, longest, size = self.config, self.model.config.max_positions, self.config.train.batch_size
+        share = self.world.share(size)
+        maker = BatchMaker(self.features, self.tokenizers, config.data, size, config.seed, longest, share)
         return batches_of(config, self.train, maker)
+
+    def place(self, batch: Batch) -> tuple[int, int]:
+        """How many videos of the whole batch come before those of this process, and how many the whole batch has."""
+        if self.world.size == 1:
+            return 0, len(batch.video_ids)
+        whole = self.config.train.batch_size
+        return self.world.share(whole).start, whole
 
     @property
     def inputs(self) -> list[tuple[str, str, set[str]]]:
@@ -102,9 +113,12 @@ class Workspace:
         metrics: dict[str, float] = {}
         captioner = Captioner(self.model.eval(), self.tokenizers)
         for task, score in self._scorers:
+            entries = self.val[task.kind]
             with self.autocast():
-                stream = task.say(captioner, self.val[task.kind], self.features, self.config.decode)
-                said[task.kind] = {key: caption.text for key, caption in stream}
+                own = entries[self.world.share(len(entries))]
+                stream = task.say(captioner, own, self.features, self.config.decode)
+                parts = self.world.gather({key: caption.text for key, caption in stream})
+            said[task.kind] = {key: text for part in parts for key, text in part.items()}
             metrics[task.metric] = score(said[task.kind])
         return Validation(step, metrics, said)
 
@@ -126,7 +140,15 @@ class Validation:
 def open_workspace(config: Config, progress: Progress = no_progress) -> Workspace:
     """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix."""
     torch.manual_seed(config.seed)
-    device = pick_device(config.device)
+    device, world = pick_device(config.device), join()
+    if config.train.batch_size < world.size:
+        raise InputError(
+            f"train.batch_size={config.train.batch_size}: fewer videos than the {world.size} processes; start at most "
+            f"{config.train.batch_size} processes or raise it"
+        )
+    if world.size > 1 and device == torch.device("cuda"):
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", world.rank)))
+        torch.cuda.set_device(device)
     store = FeatureStore(Path(config.data.features), config.model.modality_names)
     refuse_other_widths(store, config.model)
     train, val = (read_split(config, split, store) for split in ("train", "val"))
@@ -134,7 +156,8 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     refuse_unnoted(store, sorted(videos))
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding = config.decode.compile
-    work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, config.train.start_from)
+    parent = config.train.start_from
+    work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, parent, world)
     check_features(work.features, videos, progress)
     if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
         file = CAPTIONS.file(config.data, "val")

@@ -29,16 +29,21 @@ Watch = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How captions are drawn: K per video, from the whole distribution."""
+    """How captions are drawn: K per video, from the whole distribution.
+
+    within: where these captions are part of more that one generator draws, how many come before, and how many are all.
+    """
 
     samples: int = 1
     temperature: float = 1.0
     generator: Generators = None
+    within: tuple[int, int] | None = None
 
     def uniform(self, total: int, device: torch.device) -> Tensor:
         """[N] numbers in [0,1), one per caption."""
         if isinstance(self.generator, torch.Generator | None):
-            return torch.rand(total, generator=self.generator, device=device)
+            first, everyone = self.within or (0, total)
+            return torch.rand(everyone, generator=self.generator, device=device)[first : first + total]
         return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generator]).to(device)
 
 

@@ -1,0 +1,151 @@
+"""Several processes that train one network: started by torchrun or `--nproc`; one process is the trivial case.
+
+Each makes its own videos of a batch, and gradients and metrics add up, so that the result does not depend on how many
+there are. Only the leader (rank 0) writes, prints and talks to MLflow. An exchange with a process that has ended fails
+at once, and ends the others.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn import functional
+
+from videoblip2.errors import first_line
+
+Made = TypeVar("Made")
+#: Gradients are added up in vectors of about this many numbers.
+BUCKET = 2**24
+
+
+class Lost(SystemExit):
+    """Another process has ended, and so must this one; the state is saved as on any other stop."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training. store: shared by them, for who reports an error."""
+
+    rank: int = 0
+    size: int = 1
+    store: Any = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Which of `count` rows are this process's."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank; only what JSON keeps."""
+        if self.size == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._all_alive():
+            distributed.all_gather(sizes, torch.tensor([len(data)]))
+            parts = [data.new_empty(int(max(sizes))) for _ in sizes]
+            distributed.all_gather(parts, functional.pad(data, (0, len(parts[0]) - len(data))))
+        return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+    def first(self, make: Callable[[], Made]) -> Made:
+        """What the leader makes."""
+        made: Made = self.gather(make() if self.leads else None)[0]
+        return made
+
+    def rows(self, columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Columns with one entry a row: those of all processes, one process after the other."""
+        return [list(chain.from_iterable(column)) for column in zip(*self.gather(columns), strict=True)]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        with self._all_alive():
+            distributed.all_reduce(total)
+        return total
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes; all of them have the same ones."""
+        waiting = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        while self.size > 1 and waiting:
+            some = [waiting.pop()]
+            while waiting and sum(map(Tensor.numel, some)) < BUCKET:
+                some.append(waiting.pop())
+            total = self.sum(torch.cat([gradient.flatten() for gradient in some]))
+            for gradient, part in zip(some, total.split([*map(Tensor.numel, some)]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Training in this world. Of the errors that end it, the first is raised; after it processes end silently."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._first_to_tell() and isinstance(error, Exception):
+                raise Lost(1) from error
+            raise
+
+    @contextmanager
+    def _all_alive(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if self._first_to_tell():
+                why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's place in its source
+                print(f"error: another of the {self.size} processes has ended ({why})", file=sys.stderr, flush=True)
+            raise Lost(1) from error
+
+    def _first_to_tell(self) -> bool:
+        try:
+            return self.store is None or self.store.add("videoblip2/told", 1) == 1
+        except RuntimeError:  # the store has ended as well
+            return True
+
+
+@cache
+def join() -> World:
+    """The processes that a launcher started this one with, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return World()
+    store, rank, size = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return World(rank, size, store)
+
+
+def launch(words: Sequence[str], count: int) -> None:
+    """Run `vb2` with these words in `count` processes of this machine; exit as the first that fails."""
+    import logging
+    import signal
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each process reports its own error
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    name = f"vb2-{os.getpid()}"
+    config = LaunchConfig(1, 1, count, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-m", "videoblip2", *words)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sent = signal.Signals(-failure.exitcode).name
+            print(f"error: process {rank} of {count} was killed by {sent}", file=sys.stderr, flush=True)
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
+    except SignalException as stop:
+        raise SystemExit(128 + stop.sigval) from stop
