@@ -8,6 +8,7 @@ V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -29,15 +30,17 @@ class Family:
 
     projections: its names for the attention's q, k, v and o, which `model.lora.target_modules` may name; one that is
         left out has that name already.
+    cross_attention: its name for the decoder's attention to the encoder's states.
     """
 
     label: str
     projections: Mapping[str, str] = field(default_factory=dict)
+    cross_attention: str = "encoder_attn"
 
 
 #: By the `model_type` of config.json.
 LANGUAGE_MODELS = {
-    "t5": Family("T5"),
+    "t5": Family("T5", cross_attention="EncDecAttention"),
     "bart": Family("BART", {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}),
 }
 
@@ -92,19 +95,40 @@ class LanguageModel:
         output = self.network.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
         return cast(Tensor, output.last_hidden_state)
 
-    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def decode(self, states: Tensor, mask: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
 
-        Labels hold N captions per video, one video after the other; the states of a video serve all of them.
+        Labels hold N captions per video, one video after the other. Its states, and the products with them that make
+        cross-attention's keys and values, serve all of them, forward and backward.
+
+        Args:
+            live: flat places in [B·N·T], for logits [L,V] of these alone.
         """
         repeats = len(labels) // len(states)
-        output = self.network(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
-            attention_mask=mask.repeat_interleave(repeats, dim=0),
-            decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        )
+        with ExitStack() as hooks:
+            for linear in self._keys_and_values() if repeats > 1 else ():
+                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: given[0][::repeats]))
+                hooks.enter_context(linear.register_forward_hook(lambda _, __, out: out.repeat_interleave(repeats, 0)))
+            if live is not None:
+                head = self.network.get_output_embeddings()
+                hooks.enter_context(head.register_forward_pre_hook(lambda _, given: given[0].flatten(0, 1)[live]))
+            output = self.network(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
+                attention_mask=mask.repeat_interleave(repeats, dim=0),
+                decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
+                use_cache=False,
+            )
         return cast(Tensor, output.logits)
+
+    def _keys_and_values(self) -> list[nn.Module]:
+        """Cross-attention's linear layers for keys and values, without LoRA's, which has a dropout for each caption."""
+        decoder = self.network.get_decoder()
+        if any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
+            return []  # its layers run again when their hooks are gone
+        family = family_of(self.network.config.model_type)
+        ends = tuple(f".{family.cross_attention}.{family.projections.get(kind, kind)}" for kind in ("k", "v"))
+        found = [module for name, module in decoder.named_modules() if name.endswith(ends)]
+        return [getattr(module, "base_layer", module) for module in found]
 
     def freeze(self, but_lora: bool = True) -> None:
         """Freeze all of it but LoRA; with `but_lora=False` nothing is frozen."""

@@ -132,14 +132,14 @@ class VideoBlip2(PreTrainedModel):
         rows = {name: self.upscaled(name, features[name]) for name in names}
         return {name: self.branch(name).attention(rows[name], masks[name], *text) for name in names}
 
-    def decode(self, states: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def decode(self, states: Tensor, mask: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] → logits. See `LanguageModel.decode`."""
-        return self.text.decode(states, mask, labels)
+        return self.text.decode(states, mask, labels, live)
 
-    def forward(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """`encode` and `decode` in one: logits [B·N,T,V]."""
+    def forward(self, labels: Tensor, live: Tensor | None = None, **inputs: Any) -> Tensor:
+        """`encode` and `decode` in one: logits [B·N,T,V], or [L,V] of the places `live`."""
         states, mask = self.encode(**inputs)
-        return self.decode(states, mask, labels)
+        return self.decode(states, mask, labels, live)
 
     @torch.no_grad()
     def generate(

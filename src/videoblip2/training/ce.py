@@ -3,7 +3,7 @@
     loss = - mean over tokens of log p(w_t | w_<t, video, audio, prompt)
 
 1. Each step takes B videos and N captions of each; a video is encoded once for all its captions.
-2. The end token is a token like any other; padding does not count.
+2. The end token is a token like any other; padding does not count, and no logits are computed for it.
 3. The language model stays frozen: gradients reach Q-Formers, queries, upscaler, projections, norms and LoRA.
 4. The mean is over the tokens of the whole batch, also where micro-batches share it (`train.accumulate`).
 
@@ -32,10 +32,12 @@ def ce_step(work: Workspace, batch: Batch, step: int) -> Iterator[MicroBatch]:
     for videos in slices:
         some = take(batch, videos)
         assert some.labels is not None
+        labels = some.labels.flatten()
+        live = (labels != -100).nonzero().squeeze(1)  # no logits of padding
         with work.autocast():
-            logits = work.model(some.labels, **some.inputs)  # [B·N,T,V]
-        loss = cross_entropy(logits, some.labels, work.config.train.label_smoothing, tokens)
-        metrics = {"loss": loss.detach(), "token_accuracy": token_accuracy(logits, some.labels, tokens)}
+            logits = work.model(some.labels, live, **some.inputs)  # [L,V]
+        loss = cross_entropy(logits, labels[live], work.config.train.label_smoothing, tokens)
+        metrics = {"loss": loss.detach(), "token_accuracy": token_accuracy(logits, labels[live], tokens)}
         yield MicroBatch(loss, metrics, some.video_ids, last=videos is slices[-1])
 
 
@@ -47,10 +49,10 @@ def live_tokens(labels: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, tokens: Tensor | None = None) -> Tensor:
     """Sum over live tokens divided by `tokens` (default: their number, which makes it the mean).
 
-    logits [N,T,V], labels [N,T] with -100 = padding. Computed in float32, whatever the logits.
+    logits [...,V], labels [...] with -100 = padding. Computed in float32, whatever the logits.
     """
     summed = functional.cross_entropy(
-        logits.float().flatten(0, 1),
+        logits.float().flatten(0, -2),
         labels.flatten(),
         ignore_index=-100,
         label_smoothing=label_smoothing,

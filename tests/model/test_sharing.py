@@ -1,0 +1,79 @@
+"""Teacher forcing shares what a video's captions share, and computes logits of live tokens only: same gradients."""
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import BartConfig
+
+from videoblip2.model.network import VideoBlip2
+
+CAPTIONS = ["a red circle moves left", "the star is quiet", "a", "a dog barks at a man", "a dog", "the star"]
+
+
+def bart(config, vocab):
+    """The same network around a BART."""
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 1}
+    config.text_config = BartConfig(
+        vocab_size=vocab, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, dropout=0.0, **sizes, **ids
+    )
+    config.separate_lm_head = False
+    return config
+
+
+@pytest.fixture(params=["t5", "bart", "full"])
+def model(request, tiny_config, tokenizers):
+    """Without dropout, with LoRA or without."""
+    config = bart(tiny_config, len(tokenizers.text)) if request.param == "bart" else tiny_config
+    config.finetune = "full" if request.param == "full" else "lora"
+    torch.manual_seed(0)
+    model = VideoBlip2(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return model.double().eval()  # in float32 the order of sums would show
+
+
+@pytest.fixture
+def batch(make_batch):
+    """Two videos, three captions of each."""
+    batch = make_batch(frames=(3, 5), windows=(2, 0), captions=CAPTIONS)
+    return batch.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.trainable().items() if parameter.grad is not None}
+
+
+def test_gradients_are_those_of_one_row_a_caption(model, batch):
+    states, mask = model.encode(**batch.inputs)
+    rows = states.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0)
+    plain = functional.cross_entropy(model.decode(*rows, batch.labels).flatten(0, 1), batch.labels.flatten())
+    expected = gradients(model, plain)
+    live = (batch.labels.flatten() != -100).nonzero().squeeze(1)
+    assert 0 < len(live) < batch.labels.numel()
+    logits = model(batch.labels, live, **batch.inputs)
+    assert logits.shape[0] == len(live)
+    loss = functional.cross_entropy(logits, batch.labels.flatten()[live])
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-9)
+    found = gradients(model, loss)
+    assert found.keys() == expected.keys() and any(gradient.abs().max() > 1e-3 for gradient in found.values())
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_keys_and_values_are_products_of_a_videos_states_once(model, batch, monkeypatch):
+    weights = {id(linear.weight) for linear in model.text._keys_and_values()}
+    rows, linear = [], functional.linear
+
+    def spy(data, weight, bias=None):
+        rows.extend([len(data)] if id(weight) in weights else [])
+        return linear(data, weight, bias)
+
+    monkeypatch.setattr(functional, "linear", spy)
+    model(batch.labels, **batch.inputs)
+    assert rows == [2] * 4, "two videos, three captions each; keys and values of two layers"
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.language_model.modules())
