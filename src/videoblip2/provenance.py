@@ -101,7 +101,7 @@ class Provenance(Record):
     revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and names of it
     that do not change: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
     descriptions: of the data sets behind the annotations, as they describe themselves. kinds: what it was taught so
-    far, `captions` and `answers`.
+    far, `captions` and `answers`. gained: against its parent on the validation split, and at what cost.
     """
 
     format: int = FORMATS[-1]
@@ -119,6 +119,7 @@ class Provenance(Record):
     features: FeatureOrigin | None = None
     descriptions: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    gained: str = ""
 
     @property
     def warning(self) -> str:

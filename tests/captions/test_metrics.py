@@ -81,8 +81,35 @@ def test_without_java_the_rest_comes_out(monkeypatch):
     monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
     result = caption_metrics(REFERENCES, CAPTIONS)
     assert result.unavailable == {"METEOR": "java not found", "SPICE": "java not found"}
-    assert set(result.corpus) == {*PYTHON_METRICS, *metrics.DIVERSITY}
-    assert set(result.per_video["video1"]) == {*PYTHON_METRICS, "mean_length", "bad_endings"}
+    unrewarded = {"content_precision", "content_recall", "repetition"}
+    assert set(result.corpus) == {*PYTHON_METRICS, *metrics.DIVERSITY, *unrewarded}
+    assert set(result.per_video["video1"]) == {*PYTHON_METRICS, *unrewarded, "mean_length", "bad_endings"}
+
+
+def test_content_words_are_what_a_caption_says_beyond_grammar():
+    references = {"a": ["a man is singing on a stage", "the man sings"], "b": ["there is something in it"]}
+    captions = {"a": "a man is singing in a car", "b": "it is on the"}
+    found = caption_metrics(references, captions, ["content_precision", "content_recall"]).per_video
+    assert found["a"] == pytest.approx({"content_precision": 2 / 3, "content_recall": (2 / 3 + 1 / 2) / 2})
+    assert found["b"] == {"content_precision": 0.0, "content_recall": 0.0}
+
+
+def test_a_person_is_scored_by_one_reference_of_each_video_against_its_others():
+    references = {"a": ["a dog runs", "a dog runs"], "b": ["a cat sits", "a man sings"], "c": ["alone"]}
+    found = metrics.human_metrics(references)
+    assert found["content_precision"] == found["content_recall"] == 0.5
+    assert found["mean_length"] == 3.0 and {"CIDEr", "ROUGE_L", "repetition", "distinct_1"} <= set(found)
+    assert metrics.human_metrics({"c": ["alone"]}) == {}
+
+
+def test_a_gain_is_said_with_what_is_worse_beyond_chance():
+    gained = {"CIDEr": (0.044, -0.01, 0.09, 0.1), "ROUGE_L": (-0.016, -0.023, -0.009, 0.001)}
+    assert metrics.gain_and_cost("CIDEr", gained) == "+4.4 CIDEr, at the cost of −1.6 ROUGE-L [−2.3, −0.9]"
+    harmless = {"Bleu_1": (-0.1, -0.2, -0.05), "METEOR": (-0.1, -0.2, 0.1), "mean_length": (-2.0, -3.0, -1.0)}
+    free = metrics.gain_and_cost("CIDEr", {"CIDEr": (-0.01, -0.02, 0.0), **harmless})
+    assert free == "−1.0 CIDEr, and nothing measured is worse"
+    stutters = {"CIDEr": (0.1, 0.0, 0.2), "repetition": (0.02, 0.01, 0.03)}
+    assert metrics.gain_and_cost("CIDEr", stutters).endswith("the cost of +2.0 repeated bigrams [+1.0, +3.0]")
 
 
 def test_without_its_models_spice_says_how_to_get_them(monkeypatch):

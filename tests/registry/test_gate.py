@@ -71,6 +71,26 @@ def test_meteor_is_not_compared_where_the_gate_says_so_nor_with_the_trivial_base
     assert judge(Gate(resamples=500), *sides, trivial=True).passed
 
 
+def test_a_guard_holds_back_what_cannot_be_shown_to_be_no_worse_and_the_verdict_says_the_price():
+    sides = [with_meteor(GOOD, 0.30), with_meteor(FAIR, 0.30)]
+    lost = replace(sides[0], caption_rows=sides[0].caption_rows[:1] + with_meteor(GOOD, 0.25).caption_rows[1:])
+    gate = Gate(resamples=500, guards={"METEOR": 0.06, "content_recall": 0.0})
+    assert judge(gate, lost, sides[1]).passed
+    held = judge(gate.model_copy(update={"guards": {"METEOR": 0.045}}), lost, sides[1])
+    gain = f"{100 * held.gain.difference:+.1f} CIDEr"
+    assert held.failed == [f"{gain}, at the cost of −4.6 METEOR [−5.0, −3.7]"]
+    assert judge(gate.model_copy(update={"guards": {"METEOR": 0.049}}), lost, sides[1]).failed == held.failed
+
+
+def test_an_older_gate_file_judges_the_mean_of_meteor_as_before():
+    assert Gate().guards == {"METEOR": 0.015} and Gate().max_meteor_loss is None
+    for limit in (None, 0.005):
+        old = Gate(max_meteor_loss=limit, max_losses={"ROUGE_L": 0.1})
+        assert old.guards == {} and old.losses.get("METEOR") == limit and old.losses["ROUGE_L"] == 0.1
+    with pytest.raises(ValueError, match="distinct_1 has no value per video"):
+        Gate(guards={"distinct_1": 0.1})
+
+
 def test_captions_that_are_much_longer_or_shorter_are_held_back():
     padded = {video: f"{text} right now" for video, text in GOOD.items()}
     assert failed(Gate(**LOOSE), padded, FAIR) == ["words per caption"]

@@ -19,6 +19,7 @@ from videoblip2.registry.lineage import lineage
 from videoblip2.registry.promote import TRIVIAL, rollback
 from videoblip2.registry.verdict_files import TAG, facts_of
 from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
+from videoblip2.tracking import find_model
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect
 
@@ -45,6 +46,7 @@ def test_a_version_becomes_champion_only_through_the_gate(house):
     assert facts(1)["verdict"] == "failed" and facts(1)["outcome"] == "held back"
     first = house.promote(house.log("good", GOOD))
     assert (first.promoted, first.version, registry.champion()) == (True, 2, 2)
+    assert "at the cost" not in first.verdict.sentence
     second = house.promote(house.log("again", GOOD))
     assert (second.promoted, second.previous, second.opponent, registry.champion()) == (False, 2, f"{NAME}/2", 2)
     assert "CIDEr gain" in second.verdict.failed[0]
@@ -52,14 +54,20 @@ def test_a_version_becomes_champion_only_through_the_gate(house):
 
 def test_the_verdict_its_table_and_plot_are_on_the_version_and_its_run(tmp_path, monkeypatch):
     house = Gatehouse(tmp_path, monkeypatch, plots=True)
+    (house.root / "good").mkdir()
+    (house.root / "good" / "README.md").write_text("# A card\n\n## Gate\n\nan earlier verdict\n")
     run = house.log("good", GOOD)
     result = house.promote(run)
     found = facts(1)
+    card = (find_model(f"models:/{NAME}/1").folder / "README.md").read_text()
+    assert card.startswith("# A card\n\n## Gate\n\n**Gate: passed.**") and result.verdict.sentence in card
+    assert "earlier" not in card
     assert found["verdict"] == "passed" and found["outcome"] == "promoted" and found["who"]
     assert float(found["gain"]) == pytest.approx(result.verdict.gain.difference, abs=1e-6)
     assert json.loads(found["manifest"])["size"] == len(REFERENCES)
     description = version(1).description
     assert description.count("| CIDEr gain |") == 1 and "Gate: passed" in description
+    assert result.verdict.sentence + "." in description.splitlines()
     place = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / found["files"]
     assert {file.name for file in place.iterdir()} == {"verdict.json", "verdict.png", "videos.csv"}
     assert (place / "verdict.png").read_bytes().startswith(b"\x89PNG")

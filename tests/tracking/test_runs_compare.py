@@ -158,9 +158,12 @@ def test_the_terminal_shows_what_differs_scores_wins_and_losses(runs):
     assert f"24 videos of val\n  A  ce  {runs['ce']}\n  B  scst  {runs['scst']}" in shown
     assert re.search(r"optim\.lr +│ 0\.0001 +│ 1e-05", shown)
     assert re.search(
-        r"CIDEr +│ [\d.]+ \[[\d., ]+\] │ [\d.]+ \[[\d., ]+\] │ \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] +│ < 0\.001", shown
+        r"CIDEr +│ [\d.]+ \[[\d., ]+\] │ [\d.]+ \[[\d., ]+\] │ [\d.]+ +│ \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] +│ < 0\.001",
+        shown,
     )
     assert "B has the higher CIDEr on 6 videos, A on 0, equal on 18." in shown
+    assert re.search(r"distinct words \(%\) +(│ [\d.]+ +){3}│", shown)
+    assert re.search(r"B against A: \+[\d.]+ CIDEr, and nothing measured is worse", shown)
     assert shown.count("a black cube") == 2
     assert "Largest losses" not in shown
     reference = made_references()["video2"][1]
@@ -175,6 +178,8 @@ def test_json_holds_everything_in_the_scale_of_pycocoevalcap(runs):
     assert 0 < low < value < high < 10
     assert set(cider["differences"][0]) == {"difference", "low", "high", "p_value"}
     (duel,) = result["duels"]
+    assert duel["sentence"].endswith("and nothing measured is worse")
+    assert 0 < result["humans"]["content_recall"] < 1 and len(result["whole"]["distinct_1"]) == 2
     win = duel["wins"][0]
     assert len(win["challenger"]["captions"]) == 2
     assert win["references"] == list(made_references()[win["video_id"]])
@@ -211,4 +216,5 @@ def test_the_page_is_whole_fetches_nothing_and_shows_no_markup_of_others(runs):
     assert "prefers-color-scheme: dark" in text
     assert text.count("<article") == 5  # the five largest wins of scst; attack equals ce
     assert text.count("<polyline") == 2
+    assert "CIDEr, and nothing measured is worse." in text and ">humans</th>" in text
     assert [file.name for file in page.parent.iterdir()] == ["compare.html"]

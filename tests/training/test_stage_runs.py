@@ -1,6 +1,7 @@
 """What training and evaluation leave in their runs, and the runs of several seeds under one parent."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from videoblip2.cli import app
 from videoblip2.config import InputError, parse_config
 from videoblip2.features.store import write_features
+from videoblip2.provenance import Provenance
 from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
 from videoblip2.tracking import source as revision
 from videoblip2.tracking.mlflow import store as stores
@@ -114,6 +116,15 @@ def test_a_self_critical_run_names_the_run_it_started_from(world):
     experiment = run_of(first["run_id"]).info.experiment_id
     assert f"[{first['name']}](#/experiments/{experiment}/runs/{first['run_id']})" in tags["mlflow.note.content"]
     assert not any(key.startswith("lineage.") for key in run_of(first["run_id"]).data.tags)
+
+
+def test_a_self_critical_run_and_its_card_say_what_was_gained_at_what_cost(world):
+    checkpoint = world["scst"].checkpoint
+    sentence = Provenance.read(checkpoint).gained
+    assert re.match(r"[+−][\d.]+ CIDEr, (at the cost of|and nothing measured is worse)", sentence)
+    assert f"Against the model that it started from: {sentence}." in (checkpoint / "README.md").read_text()
+    note = run_of(world["scst"].run_id).data.tags["mlflow.note.content"]
+    assert f"| gained | {sentence} |" in note
 
 
 def test_source_and_environment_are_files_of_the_run(world):

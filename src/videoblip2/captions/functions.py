@@ -23,6 +23,16 @@ BAD_ENDINGS = {
     *("in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to"),
 }
 
+_SAYS_LITTLE = """
+'s n't about above across against all along also another any around as away back be been being behind below beside
+between both but by can could did do does doing done down during each every from get gets getting go goes going had
+has have having he her here hers him himself his how i if into it its itself just like may me more most my no nor not
+off one or other others our out over own same she should so some such than that their them themselves then there these
+they this those through too toward towards under until up us very via was we were what when where which while who whom
+whose why will within without would you your
+"""
+FUNCTION_WORDS = BAD_ENDINGS.union(_SAYS_LITTLE.split())  # all others are content words
+
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
 
 
@@ -47,6 +57,23 @@ def repetition(captions: Texts, references: Groups) -> Floats:
     """Share of a caption's bigrams that occur earlier in it: 0 (none) to almost 1."""
     pairs = [list(pairwise(caption.split())) for caption in captions]
     return np.array([1.0 - len(set(own)) / len(own) if own else 0.0 for own in pairs], np.float64)
+
+
+def content_precision(captions: Texts, references: Groups) -> Floats:
+    """Share of a caption's distinct content words that one of its references has; 0 for a caption without any."""
+    pairs = zip(map(_content, captions), (_content(" ".join(group)) for group in references), strict=True)
+    return np.array([len(own & theirs) / max(1, len(own)) for own, theirs in pairs], np.float64)
+
+
+def content_recall(captions: Texts, references: Groups) -> Floats:
+    """Share of a reference's distinct content words that the caption has, as the mean over its references."""
+    pairs = zip(map(_content, captions), (list(map(_content, group)) for group in references), strict=True)
+    shares = [[len(own & theirs) / max(1, len(theirs)) for theirs in group] for own, group in pairs]
+    return np.array([sum(each) / max(1, len(each)) for each in shares], np.float64)
+
+
+def _content(text: str) -> set[str]:
+    return set(text.split()) - FUNCTION_WORDS
 
 
 def distinct(captions: Texts, references: Groups, order: int) -> float:

@@ -94,10 +94,13 @@ _ENTRIES = (
     Metric("ROUGE_L", functions.rouge, "ROUGE-L"),
     Metric("METEOR", functions.meteor, needs="java", mean_label="METEOR, mean of videos"),
     Metric("SPICE", functions.spice, needs="spice", default=False),
+    Metric("content_precision", functions.content_precision, "content words, precision (%)", summary=False),
+    Metric("content_recall", functions.content_recall, "content words, recall (%)", summary=False),
     Metric("distinct_1", partial(functions.distinct, order=1), "distinct words (%)", per_video=False, summary=False),
     Metric("distinct_2", partial(functions.distinct, order=2), "distinct bigrams (%)", per_video=False, summary=False),
     Metric("vocabulary", functions.vocabulary, scale=1.0, per_video=False, summary=False),
     Metric("mean_length", functions.length, "words per caption", 1.0, higher_is_better=None, summary=False),
+    Metric("repetition", functions.repetition, "repeated bigrams (%)", higher_is_better=False, summary=False),
     Metric("bad_endings", functions.bad_ending, "bad endings (%)", higher_is_better=False, summary=False),
     Metric("accuracy", exact_match, of="answers"),
 )
@@ -179,6 +182,33 @@ def diversity(captions: Iterable[str]) -> dict[str, float]:
     texts = [joined(text) for text in captions]
     outcomes = _outcomes([METRICS[name] for name in DIVERSITY], texts, [()] * len(texts))
     return {name: METRICS[name].scores(outcomes[METRICS[name].function], len(texts))[0] for name in DIVERSITY}
+
+
+def human_metrics(references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """What a person scores, by the metrics that need no Java: one reference of each video, taken in turn, against its
+    others. Videos with a single reference do not count; nothing without any others."""
+    several = {video: list(group) for video, group in references.items() if len(group) > 1}
+    held = {video: group.pop(n % len(group)) for n, (video, group) in enumerate(several.items())}
+    return caption_metrics(several, held, default_metrics(fast=True)).corpus if held else {}
+
+
+def gain_and_cost(metric: str, differences: Mapping[str, Sequence[float]], also: Container[str] = ()) -> str:
+    """Such as "+4.4 CIDEr, at the cost of −1.6 ROUGE-L [−2.3, −0.9]": the gain of `metric`, and what is worse beyond
+    chance, or in `also`. differences: metric → (difference, low, high, …)."""
+
+    def said(name: str, numbers: Sequence[float]) -> str:
+        value, *ends = (shown(name, number, "+").replace("-", "−") for number in numbers)
+        return f"{value} {label_of(name).removesuffix(' (%)')}" + (f" [{', '.join(ends)}]" if ends else "")
+
+    def is_worse(name: str) -> bool:
+        found, (_, low, high, *_) = METRICS[name], differences[name]
+        counts = name != metric and (found.pool is None or found.summary)  # of BLEU, BLEU-4 alone
+        return counts and found.higher_is_better is not None and (high < 0 if found.higher_is_better else low > 0)
+
+    costs = [said(name, differences[name][:3]) for name in differences if name in also or is_worse(name)]
+    gain = said(metric, differences[metric][:1])
+    nothing = ", and nothing measured is worse" if len(differences) > 1 else ""
+    return f"{gain}, at the cost of {' and '.join(costs)}" if costs else gain + nothing
 
 
 def caption_metric(name: str) -> Metric:

@@ -48,7 +48,7 @@ def promote(
     verdict = result.verdict
     more = {
         **{name: getattr(result, name) for name in ("promoted", "forced")},
-        **{name: getattr(verdict, name) for name in ("passed", "failed", "gain", "conditions")},
+        **{name: getattr(verdict, name) for name in ("passed", "failed", "gain", "conditions", "sentence")},
         "champion": result.version if result.promoted else result.previous,
         "manifest": {**console.plain(result.manifest), "digest": result.manifest.digest},
     }
@@ -65,7 +65,7 @@ def _promotion_text(result: "Promotion") -> str:
     videos = counted(result.manifest.size, "validation video")
     title = f"{result.name}/{result.version} compared with {result.opponent}, {videos}"
     lines = [console.table(title, COLUMNS, table_rows(result.verdict))]
-    lines.append(f"p-value of the gain: {result.verdict.gain.p_value:.4f}")
+    lines.append(f"{result.verdict.sentence}; p-value of the gain: {result.verdict.gain.p_value:.4f}")
     if result.promoted:
         was = f", was {result.name}/{result.previous}" if result.previous else ""
         how = "by force" if result.forced else "passed the gate"

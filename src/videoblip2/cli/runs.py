@@ -101,29 +101,37 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
     for judged in filter(None, (comparison, comparison.answers)):
         parts += [] if judged is comparison else [f"{counted(judged.videos, 'answer')} of {judged.split}"]
         parts.append(_scores(judged, letters))
-        parts += [part for duel in judged.duels for part in _duel_text(duel, judged.metric, letters, top)]
+        for duel in judged.duels:
+            parts.append(f"{letters[duel.side]} against {letters[0]}: {judged.sentence(duel)}")
+            parts += _duel_text(duel, judged.metric, letters, top)
     return parts
 
 
 def _scores(comparison: "Comparison", letters: list[str]) -> str:
     """One table for two sides; for more, the scores and below them the differences to the first."""
-    from videoblip2.captions.metrics import shown_interval
+    from videoblip2.captions.metrics import label_of, shown, shown_interval
 
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"
     title = f"Scores ×100 with 95 % intervals, by resampling {resampled}"
-    values, gaps = [], []
+    values, gaps, people = list[list[str]](), [], ["humans"] if comparison.humans else []
     for score in comparison.scores:
         name, label = score.metric.name, score.metric.mean_label
-        values.append([label, *(shown_interval(name, value) for value in score.values)])
+        human = [shown(name, comparison.humans[name]) if name in comparison.humans else ""] if people else []
+        values.append([label, *(shown_interval(name, value) for value in score.values), *human])
         gap = [label]
         for found in score.differences:  # as many digits as ten thousand resamples support
             gap += [shown_interval(name, found, "+"), p_value(found.p_value)]
         gaps.append(gap)
     heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
+    whole = [
+        [label_of(name), *(shown(name, value) for value in (*each, *filter(None, [comparison.humans.get(name)])))]
+        for name, each in comparison.whole.items()
+    ]
     if len(letters) == 2:
         rows = [[*value, *gap[1:]] for value, gap in zip(values, gaps, strict=True)]
-        return table(title, ["", *letters, *heads], rows)
-    return f"{table(title, ['', *letters], values)}\n\n{table('Differences', ['', *heads], gaps)}"
+        return table(title, ["", *letters, *people, *heads], [*rows, *([*row, "", ""] for row in whole)])
+    both = table(title, ["", *letters, *people], [*values, *whole]), table("Differences", ["", *heads], gaps)
+    return "\n\n".join(both)
 
 
 def _duel_text(duel: "Duel", metric: str, letters: list[str], top: int) -> list[str]:
@@ -167,11 +175,13 @@ def _comparison_record(comparison: "Comparison", top: int) -> dict[str, object]:
         "sides": [{"name": side.name, "runs": [run.run_id for run in side.runs]} for side in comparison.sides],
         "differs": dict(comparison.differs),
         "metrics": {s.metric.name: {"values": s.values, "differences": s.differences} for s in comparison.scores},
+        **{name: getattr(comparison, name) for name in ("whole", "humans")},
         "duels": [
             {
                 "baseline": comparison.sides[0].name,
                 "challenger": comparison.sides[duel.side].name,
                 **{name: getattr(duel, name) for name in ("better", "worse", "equal")},
+                "sentence": comparison.sentence(duel),
                 "wins": [_pair_record(pair) for pair in duel.wins(top)],
                 "losses": [_pair_record(pair) for pair in duel.losses(top)],
             }

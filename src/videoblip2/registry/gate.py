@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
-from videoblip2.captions.metrics import PRIMARY, caption_metric, label_of, shown
+from videoblip2.captions.intervals import difference, resampled_means
+from videoblip2.captions.metrics import PRIMARY, caption_metric, gain_and_cost, label_of, shown
 from videoblip2.captions.predictions import AnswerRow, Row
 from videoblip2.config import Section
 from videoblip2.errors import validated
@@ -34,7 +35,8 @@ class Gate(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must be above zero")
     resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
-    max_meteor_loss: float | None = Field(0.005, ge=0, description="none = METEOR (Java) is not measured")
+    guards: dict[str, float] = Field({"METEOR": 0.015}, description="metric → margin that its interval must not exceed")
+    max_meteor_loss: float | None = Field(None, ge=0, description="older than `guards`: loss of METEOR's mean")
     max_accuracy_loss: float | None = Field(0.005, ge=0, description="of captions and answers; none = not compared")
     max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
     length: tuple[float, float] = Field((0.8, 1.25), description="words per caption over the champion's or references'")
@@ -43,7 +45,13 @@ class Gate(Section):
     latency_videos: int = Field(20, ge=3, description="videos (or questions) taken one by one, by both in turn")
     same_features: bool = Field(True, description="false: each model reads features from its own encoders, same videos")
 
-    @field_validator("metric", "max_losses")
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_file(cls, content: dict[str, object]) -> dict[str, object]:
+        """A file that says how METEOR's mean is judged, or that it is not, has no guard for it."""
+        return {"guards": {}, **content} if "max_meteor_loss" in content else content
+
+    @field_validator("metric", "guards", "max_losses")
     @classmethod
     def _known(cls, names: str | dict[str, float]) -> str | dict[str, float]:
         for name in [names] if isinstance(names, str) else names:
@@ -59,8 +67,8 @@ class Gate(Section):
 
     @property
     def losses(self) -> dict[str, float]:
-        """Metric → largest loss of its mean over videos, or over questions."""
-        named = {"METEOR": self.max_meteor_loss, ACCURACY: self.max_accuracy_loss, **self.max_losses}
+        """Metric → largest loss of its mean over videos, or over questions; of a guard, the margin of its interval."""
+        named = {"METEOR": self.max_meteor_loss, ACCURACY: self.max_accuracy_loss, **self.max_losses, **self.guards}
         return {name: limit for name, limit in named.items() if limit is not None}
 
     @property
@@ -71,23 +79,26 @@ class Gate(Section):
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the verdict, as it is shown."""
+    """One line of the verdict, as it is shown. guard: the metric that it guards."""
 
     name: str
     challenger: str
     champion: str
     wanted: str
     passed: bool
+    guard: str = ""
 
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found. gain, differences (by video or question): challenger minus champion in `metric`'s scale."""
+    """What the gate found. gain, differences (by video or question): challenger minus champion in `metric`'s scale.
+    sentence: the gain, and what was paid for it."""
 
     metric: str
     conditions: tuple[Condition, ...]
     gain: BootstrapResult
     differences: dict[str, float]
+    sentence: str = ""
 
     @property
     def passed(self) -> bool:
@@ -95,8 +106,10 @@ class GateVerdict:
 
     @property
     def failed(self) -> list[str]:
-        """The failed conditions, one phrase each."""
-        return [f"{c.name} {c.challenger}, wanted {c.wanted}" for c in self.conditions if not c.passed]
+        """The failed conditions, one phrase each; all violated guards are in the sentence."""
+        failed = [condition for condition in self.conditions if not condition.passed]
+        cost = [self.sentence] if any(condition.guard for condition in failed) else []
+        return [*cost, *(f"{c.name} {c.challenger}, wanted {c.wanted}" for c in failed if not c.guard)]
 
 
 def load_gate(path: Path | None = None) -> Gate:
@@ -140,7 +153,9 @@ def judge(
         wanted, passed = f"at most {gate.max_latency_ratio:g} times", ratio <= gate.max_latency_ratio
         conditions.append(Condition("latency, ms", f"{mine:.0f} ({ratio:.2f} times)", f"{other:.0f}", wanted, passed))
     differences = {row.key: float(a - b) for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
-    return GateVerdict(metric, tuple(conditions), gain, differences)
+    violated = [each.guard for each in conditions if not each.passed]
+    sentence = gain_and_cost(metric, {metric: gain} if trivial else _all_differences(gate, metric, sides), violated)
+    return GateVerdict(metric, tuple(conditions), gain, differences, sentence)
 
 
 def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
@@ -157,22 +172,33 @@ def _compare(
     return paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence), new, old
 
 
+def _all_differences(gate: Gate, metric: str, sides: tuple[Evaluation, Evaluation]) -> dict[str, BootstrapResult]:
+    """Of `metric` and of all others with a value for each of its rows, from the same resamples."""
+    new, old = ({row.key: row.scores for row in rows_of(side, metric)} for side in sides)
+    names = [name for name in METRICS if all(name in scores for scores in (*new.values(), *old.values()))]
+    table = np.array([[new[key][name] - old[key][name] for name in names] for key in new])
+    drawn = resampled_means(table, gate.resamples, gate.seed)
+    columns = zip(names, table.T, drawn.T, strict=True)
+    return {name: difference(float(own.mean()), means, gate.confidence) for name, own, means in columns}
+
+
 def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) -> bool:
     """Whether a metric's loss is limited; the trivial baseline limits that of accuracy only."""
     return name != metric and bool(rows_of(challenger, name)) and not (trivial and METRICS[name].of == "captions")
 
 
 def _loss(gate: Gate, name: str, sides: tuple[Evaluation, Evaluation]) -> Condition:
-    """A metric whose mean over videos or questions must not get much worse."""
+    """A metric that must not get much worse: its mean, or, of a guard, the end of its interval (non-inferiority)."""
     if reason := sides[0].unavailable.get(name) or sides[1].unavailable.get(name):
-        key = "max_meteor_loss: null" if name == "METEOR" else f"no {name} in max_losses"
-        return Condition(name, f"not measured: {reason}", "", f"a number, or {key}", False)
+        return Condition(name, f"not measured: {reason}", "", f"a number, or no {name} in the gate file", False)
     gain, new, old = _compare(gate, name, sides)
-    say, limit = partial(shown, name), gate.losses[name]
+    say, limit, guarded = partial(shown, name), gate.losses[name], name in gate.guards
     given = f"{say(new.mean())} ({say(gain.low, '+')} to {say(gain.high, '+')})"
-    loss = gain.difference if METRICS[name].higher_is_better is False else -gain.difference
-    wanted = f"a loss of at most {say(limit)}"
-    return Condition(METRICS[name].mean_label, given, say(old.mean()), wanted, loss <= limit)
+    down = METRICS[name].higher_is_better is False
+    end = (gain.high if down else gain.low) if guarded else gain.difference
+    loss = end if down else -end
+    wanted = f"{'no loss beyond' if guarded else 'a loss of at most'} {say(limit)}"
+    return Condition(METRICS[name].mean_label, given, say(old.mean()), wanted, loss <= limit, name if guarded else "")
 
 
 def _form(gate: Gate, sides: tuple[Evaluation, Evaluation], trivial: bool) -> list[Condition]:

@@ -229,8 +229,8 @@ def _tag(case: Case, promotion: Promotion, outcome: str) -> None:
 
 
 def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tuple[Evaluation, Evaluation]) -> None:
-    """On the version: its tags, the table as its description, and the files in its model under gate/WHEN; on the run:
-    metrics, the files, what the challenger said."""
+    """On the version: its tags, the table as its description and in its model card, and the files in its model under
+    gate/WHEN; on the run: metrics, the files, what the challenger said."""
     client, version, verdict, facts = case.lock.client, str(promotion.version), promotion.verdict, promotion.facts
     text = verdict_files.markdown(verdict, (case.challenger.label, promotion.opponent), facts)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,6 +238,10 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tu
         client.log_model_artifacts(case.model_id, folder, facts["files"])
         for file in sorted(Path(folder).iterdir()):
             tracker.log_file(file, "gate")
+        checkpoint = case.challenger.model.folder
+        root = next(place for place in checkpoint.parents if (place / "MLmodel").is_file())
+        if (card := verdict_files.write_card(Path(folder), checkpoint, text)) is not None:
+            client.log_model_artifact(case.model_id, str(card), str(checkpoint.relative_to(root)))
     for old in client.get_model_version(promotion.name, version).tags:
         if old.startswith(verdict_files.OLD_PREFIX):
             client.delete_model_version_tag(promotion.name, version, old)

@@ -10,7 +10,7 @@ import numpy as np
 
 from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
 from videoblip2.evaluate import Evaluation
-from videoblip2.files import write_json
+from videoblip2.files import write_json, write_text
 from videoblip2.registry.gate import Gate, GateVerdict, rows_of
 from videoblip2.registry.versions import markdown_table
 
@@ -40,7 +40,7 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
     head = f"**Gate: {'passed' if verdict.passed else 'failed'}.** {labels[0]} compared with {labels[1]}: {counts}."
     reason = f" Promoted anyway: {facts['reason']}." if "reason" in facts else ""
     foot = f"Judged {facts['when']} by {facts['who']} in run {facts['run_id']}.{reason}"
-    return "\n\n".join([head, markdown_table(COLUMNS, table_rows(verdict)), foot])
+    return "\n\n".join([head, f"{verdict.sentence}.", markdown_table(COLUMNS, table_rows(verdict)), foot])
 
 
 def write_verdict(
@@ -52,6 +52,7 @@ def write_verdict(
         **facts,
         "passed": verdict.passed,
         "gain": verdict.gain._asdict(),
+        "sentence": verdict.sentence,
         "conditions": [asdict(condition) for condition in verdict.conditions],
         "gate": gate.model_dump(mode="json"),
         "corpus": {"challenger": dict(sides[0].corpus), "champion": dict(sides[1].corpus)},
@@ -68,6 +69,15 @@ def write_verdict(
             new, old = challenger[name], champion[name]
             numbers = [f"{n:.6f}" for n in (difference, new.scores[verdict.metric], old.scores[verdict.metric])]
             writer.writerow([name, *numbers, new.text, old.text])
+
+
+def write_card(folder: Path, checkpoint: Path, verdict: str) -> Path | None:
+    """The model card with a verdict as its last section, instead of an earlier one; None if there is no card."""
+    if not (checkpoint / "README.md").is_file():
+        return None
+    card = (checkpoint / "README.md").read_text(encoding="utf-8").partition("\n## Gate\n")[0]
+    write_text(folder / "README.md", f"{card.rstrip()}\n\n## Gate\n\n{verdict}\n")
+    return folder / "README.md"
 
 
 def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:

@@ -5,12 +5,14 @@ The first side is the baseline; each further side is compared with it over the s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from videoblip2.captions import METRICS, BootstrapResult, Metric, caption_metrics
+from videoblip2.captions import METRICS, BootstrapResult, Metric, caption_metrics, diversity
 from videoblip2.captions.functions import Floats
 from videoblip2.captions.intervals import Interval, difference, interval, over_seeds, resampled_means
+from videoblip2.captions.metrics import DIVERSITY, gain_and_cost, human_metrics
 from videoblip2.captions.predictions import CaptionRow, Row
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
@@ -93,6 +95,25 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     metric: str = CaptionRow.metric  # ranks the videos
     answers: "Comparison | None" = None  # of runs that both caption and answer
+
+    @cached_property
+    def humans(self) -> dict[str, float]:
+        """What people score on these videos, see `human_metrics`; nothing for answers."""
+        pairs = self.duels[0].pairs if self.metric == CaptionRow.metric else ()
+        return human_metrics({pair.video_id: pair.references for pair in pairs})
+
+    @cached_property
+    def whole(self) -> dict[str, tuple[float, ...]]:
+        """The metrics of all captions together, which have no interval: of each side, the mean of its runs."""
+        pairs = self.duels[0].pairs if self.metric == CaptionRow.metric else ()
+        sides = [[diversity([run[p.video_id].text for p in pairs]) for run in side.predictions] for side in self.sides]
+        names = [name for name in DIVERSITY if not METRICS[name].per_video and pairs]
+        return {name: tuple(float(np.mean([run[name] for run in runs])) for runs in sides) for name in names}
+
+    def sentence(self, duel: Duel) -> str:
+        """What the further side gained, and at what cost."""
+        differences = {score.metric.name: score.differences[duel.side - 1] for score in self.scores}
+        return gain_and_cost(self.metric, differences)
 
     @property
     def counted(self) -> str:

@@ -11,16 +11,20 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import FILES, Kind, write_rows
-from videoblip2.config import flatten, to_yaml
+from videoblip2.captions.predictions import FILES, Kind, Row, rows_of_run, write_rows
+from videoblip2.config import InputError, flatten, to_yaml
 from videoblip2.errors import counted
 from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
-from videoblip2.files import write_text
+from videoblip2.files import write_json, write_text
 from videoblip2.modality import modality_label
 from videoblip2.model.build import reports_as_json
+from videoblip2.model.checkpoint import write_card
 from videoblip2.model.load_weights import WeightReport
+from videoblip2.provenance import Provenance
 from videoblip2.tracking import find_model
+from videoblip2.tracking.compare import Side, compare_sides
+from videoblip2.tracking.mlflow import run_records
 from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker
@@ -89,14 +93,18 @@ def log_text(path: Path, text: str, tracker: Tracker) -> None:
 
 
 def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work: Workspace, tracker: Tracker) -> str:
-    """Log scores under `best/`, captions, figures, a summary, the checkpoint as a model; return its MODEL name."""
-    folder, config = checkpoint.parent, work.config
+    """Write the checkpoint's scores and its card; log scores under `best/`, captions, figures, a summary, and the
+    checkpoint as a model; return its MODEL name."""
+    folder, config, sentence = checkpoint.parent, work.config, gained(result, work.parent)
+    write_json(checkpoint / "metrics.json", {**result.corpus, "step": float(step)})
+    Provenance.read(checkpoint).model_copy(update={"gained": sentence}).write(checkpoint)
+    write_card(checkpoint)
     tracker.log_best({**split_scores("val", result), "step": float(step)})
     files = {kind: folder / file.format(split="val") for kind, file in FILES.items()}
     log_predictions(files, "val", result, config.train.probe_videos, tracker)
     log_text(folder / "config.yaml", to_yaml(config), tracker)
     log_figures(name, folder / "figures", result, tracker)
-    tracker.note(summary(result, step, work))
+    tracker.note(summary(result, step, work, sentence))
     return tracker.log_checkpoint(checkpoint, name, {f"val/{key}": value for key, value in result.corpus.items()})
 
 
@@ -135,7 +143,24 @@ def primary_interval(result: Evaluation) -> Interval:
     return interval(float(scores.mean()), resampled_means(scores)[:, 0])
 
 
-def summary(result: Evaluation, step: int, work: Workspace) -> str:
+def gained(result: Evaluation, parent: str | None) -> str:
+    """What training gained against the model that it started from, and at what cost: a sentence, empty if that model's
+    captions of the same validation videos are not known."""
+    folder = find_model(parent).folder if parent else Path()
+    rows: Mapping[str, Row] = {row.key: row for row in rows_of_run(folder.parent, "captions")} if parent else {}
+    run_id = Provenance.read(folder, optional=True).run_id if parent and not rows else None
+    try:
+        if run_id and (source := run_records.rows_of(run_records.find_run(run_id)).get(("captions", "val"))):
+            rows = run_records.read_logged("captions", *source)
+        own = {row.key: row for row in result.caption_rows}
+        sides = Side("start", (), (rows,)), Side("now", (), (own,))
+        comparison = compare_sides("val", sides, (), resamples=2000) if rows and own else None
+    except InputError:  # its store is gone, or it was validated on other videos
+        return ""
+    return comparison.sentence(comparison.duels[0]) if comparison else ""
+
+
+def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") -> str:
     """The markdown at the head of the run's page."""
     scores, rows = [], {"command": f"`{command_line()}`"}
     if work.parent:
@@ -145,6 +170,8 @@ def summary(result: Evaluation, step: int, work: Workspace) -> str:
             rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
             if "lineage.parent_cider" in made:
                 rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
+        if sentence:
+            rows["gained"] = sentence
     if result.caption_rows:
         value, ends = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
         scores.append(

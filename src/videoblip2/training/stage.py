@@ -9,9 +9,8 @@ from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.rewards import find_reward
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.data.prepare import described
-from videoblip2.files import write_json
 from videoblip2.model.build import describe_first_weights
-from videoblip2.model.checkpoint import Checkpoint, save_checkpoint, write_card
+from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
@@ -187,8 +186,6 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
         return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, metrics)
     result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
     metrics = dict(result.corpus)
-    write_json(stage.checkpoint / "metrics.json", {**metrics, "step": float(best.step)})
-    write_card(stage.checkpoint)
     model = log_results(stage.name, stage.checkpoint, result, best.step, work, tracker)
     file.finish(Finished(run_id=tracker.run_id, model=model, steps=config.train.steps))
     tracker.drop_state()
