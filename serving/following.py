@@ -14,11 +14,13 @@ from . import observe
 RETRY_SECONDS = 60  # after a version that did not load
 
 
-def load_warm(found: FoundModel, model: str, device: str) -> Captioner:
-    """Load, warm up, and load the media encoders where they are on this machine."""
+def load_warm(found: FoundModel, model: str, device: str, before: Captioner | None = None) -> Captioner:
+    """Load, warm up, and load the media encoders where they are on this machine, or take those of the model before."""
     captioner = open_model(model, device=device, found=found).captioner
     captioner.warm()
     try:
+        if before and before.encoders_name == captioner.encoders_name:
+            captioner.media_encoders = before.media_encoders
         captioner.load_media_encoders()
     except (InputError, OSError) as error:
         observe.log.warning("version %s takes features only, no media: %s", captioner.version, error)
@@ -56,7 +58,7 @@ class Follower:
             return False
         started = time.perf_counter()
         try:
-            self.current, self.since = load_warm(found, self.model, self.device), time.time()
+            self.current, self.since = load_warm(found, self.model, self.device, self.current), time.time()
         except Exception as error:
             self._failed, self._retry_at = found, time.monotonic() + RETRY_SECONDS
             self._note(f"version {found.version} does not load ({type(error).__name__}: {error}); {kept}")

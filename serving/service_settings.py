@@ -26,7 +26,7 @@ class Settings(Section):
     max_batch: int = Field(32, ge=1, description="captions (times beams) decoded at once")
     max_waiting: int = Field(256, ge=1, description="videos in the queue, so also the most in one request")
     timeout_seconds: float = Field(60, gt=0, le=290, description="longest wait for an answer, then 504")
-    poll_seconds: float = Field(1, gt=0, allow_inf_nan=False, description="between looks at the registry")
+    poll_seconds: float = Field(0.5, gt=0, allow_inf_nan=False, description="between looks at the registry")
     api_key: str = Field("", repr=False, description="bearer key; several, separated by commas, while you change it")
     max_requests: int = Field(64, ge=1, description="requests in flight; more get 429 before their body is read")
     max_upload_mb: float = Field(100, gt=0, allow_inf_nan=False, description="body of a request, else 413")

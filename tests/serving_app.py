@@ -36,7 +36,7 @@ class Registry:
     def find(self, model):
         return FoundModel(Path(self.captioner.version), self.captioner.version)
 
-    def load(self, found, model, device):
+    def load(self, found, model, device, before):
         assert self.may_load.wait(30)
         return self.captioner
 

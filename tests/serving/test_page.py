@@ -29,7 +29,7 @@ def both(start, tmp_path_factory):
     registry = Registry()
     champion, challenger = registry.find, FakeCaptioner("videoblip2/9")
     registry.find = lambda model: FoundModel(Path("9"), "videoblip2/9") if "challenger" in model else champion(model)
-    registry.load = lambda found, model, device: challenger if "challenger" in model else registry.captioner
+    registry.load = lambda found, model, *rest: challenger if "challenger" in model else registry.captioner
     with start(registry, REFERENCES=str(references), SHADOW="models:/videoblip2@challenger") as client:
         engine = sys.modules["serving.service"].API.state.engine
         eventually(lambda: engine.follower.current and engine.shadow.follower.current)

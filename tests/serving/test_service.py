@@ -308,7 +308,7 @@ def test_a_shadow_is_compared_and_never_answers(start):
     challenger = FakeCaptioner("videoblip2/9")
     champion = registry.find
     registry.find = lambda model: FoundModel(Path("9"), "videoblip2/9") if "challenger" in model else champion(model)
-    registry.load = lambda found, model, device: challenger if "challenger" in model else registry.captioner
+    registry.load = lambda found, model, *rest: challenger if "challenger" in model else registry.captioner
     with start(registry, SHADOW="models:/videoblip2@challenger") as client:
         eventually(lambda: client.get("/readyz").status_code == 200)
         eventually(lambda: client.post("/caption", files=features()).json()["model_version"] == "videoblip2/1")

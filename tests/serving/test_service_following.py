@@ -26,7 +26,7 @@ class Registry:
             raise InputError(self.gone)
         return FoundModel(Path(f"/models/{self.version}"), f"videoblip2/{self.version}")
 
-    def load(self, found, model, device):
+    def load(self, found, model, device, before):
         self.loads.append(found.version)
         if found.version in self.broken:
             raise OSError("model.safetensors: torn")
@@ -142,6 +142,15 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed
     assert "features only, no media: clip: no such folder" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "shared"), [("clip a, clap b", True), ("clip c, clap b", False)])
+def test_a_new_version_takes_the_media_encoders_in_service_if_they_are_its_own(monkeypatch, name, shared):
+    new = SimpleNamespace(encoders_name=name, media_encoders="its own", warm=int, load_media_encoders=int)
+    before = SimpleNamespace(encoders_name="clip a, clap b", media_encoders="in service")
+    monkeypatch.setattr(following, "open_model", lambda *args, **options: SimpleNamespace(captioner=new))
+    following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu", before)
+    assert new.media_encoders == ("in service" if shared else "its own")
 
 
 @pytest.fixture

@@ -122,18 +122,17 @@ def test_lost_artifacts_are_named(logged):
 
 
 def test_a_remote_store_is_downloaded_once(tmp_path, monkeypatch):
-    import mlflow
-
     from videoblip2.tracking.mlflow import models
 
     calls = []
 
-    def download(uri, dst_path):
-        calls.append(uri)
+    def download(path, dst_path):
+        calls.append(path)
         Path(dst_path, "MLmodel").write_text("x")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    repository = SimpleNamespace(download_artifacts=download)
+    monkeypatch.setattr(models, "get_artifact_repository", lambda uri: calls.append(uri) or repository)
     logged = SimpleNamespace(artifact_location="mlflow-artifacts:/1/models/m-1/artifacts", model_id="m-1")
     assert models._folder(logged) == models._folder(logged) == tmp_path / "videoblip2" / "m-1"
-    assert calls == ["models:/m-1"]
+    assert calls == [logged.artifact_location, ""]

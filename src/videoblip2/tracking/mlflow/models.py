@@ -17,6 +17,7 @@ from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
@@ -134,7 +135,7 @@ def _folder(logged: Any) -> Path:
         if not target.is_dir():
             part = cache / f"{logged.model_id}.part"
             part.mkdir(exist_ok=True)
-            mlflow.artifacts.download_artifacts(f"models:/{logged.model_id}", dst_path=str(part))
+            get_artifact_repository(logged.artifact_location).download_artifacts("", str(part))
             part.rename(target)
     return target
 
