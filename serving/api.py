@@ -25,7 +25,7 @@ from videoblip2.modality import Features
 from . import messages, observe
 from .batching import Job
 from .engine import Engine, answer_of, refusal_of
-from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal
+from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Segments
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
@@ -70,32 +70,36 @@ API.router.route_class = messages.FormRoute
 
 
 @API.post("/caption")
-async def caption(request: Request, form: Annotated[messages.CaptionForm, MULTIPART]) -> Answer:
-    """Caption one video: a media file, or its features."""
+async def caption(request: Request, form: Annotated[messages.CaptionForm, MULTIPART]) -> Answer | Segments:
+    """Caption one video, a media file or its features; with `segments`, each part of it."""
     return await _one(request, form)
 
 
 @API.post("/ask")
-async def ask(request: Request, form: Annotated[messages.QuestionForm, MULTIPART]) -> Answer:
-    """Answer a question about one video; the `caption` of the answer is the answer."""
+async def ask(request: Request, form: Annotated[messages.QuestionForm, MULTIPART]) -> Answer | Segments:
+    """Answer a question about one video, or about each part of it; a `caption` of the answer is the answer."""
     return await _one(request, form)
 
 
-async def _one(request: Request, form: messages.CaptionForm | messages.QuestionForm) -> Answer:
+async def _one(request: Request, form: messages.CaptionForm | messages.QuestionForm) -> Answer | Segments:
     engine: Engine = request.app.state.engine
-    item, captioner = await _read(request, form, asking := form.asking)
+    item, captioner = await _read(request, form, asking := form.asking, every_frame=form.segments is not None)
+    if form.segments is not None:
+        return await engine.segments(item, captioner, asking, form.segments)
     (result,) = await engine.answer([item], captioner, asking)
     if isinstance(result, Refusal):
         raise result
     return result
 
 
-async def _read(request: Request, form: messages.OneUpload, asking: Ask) -> tuple[Features, Captioner]:
+async def _read(
+    request: Request, form: messages.OneUpload, asking: Ask, every_frame: bool = False
+) -> tuple[Features, Captioner]:
     """The one item of a request, and the model that it is for."""
     captioner: Captioner = request.app.state.engine.served()
     if asking.question and captioner.never_asked:
         raise Refusal(400, NEVER_ASKED)
-    item, asking.clip = await one_item(form, captioner, request.app.state.intake)
+    item, asking.clip = await one_item(form, captioner, request.app.state.intake, every_frame)
     asking.features_seconds = time.perf_counter() - asking.began
     return item, captioner
 

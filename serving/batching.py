@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from videoblip2.captioner import Caption, Captioner
-from videoblip2.modality import Features
+from videoblip2.modality import ExplainedWord, Features
 
 from . import observe
 from .messages import Ask, Refusal
@@ -42,6 +42,7 @@ class Job:
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
     batch: int = 0  # captions made at once
+    words: tuple[ExplainedWord, ...] | None = None  # where they were asked for
     future: "asyncio.Future[Caption]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -192,7 +193,13 @@ def _caption_together(jobs: Sequence[Job]) -> list[Caption]:
 
     items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
     watch = tell if any(job.listener for job in jobs) else None
-    return jobs[0].captioner.caption(items, prompts, decoding, seeds, watch)
+    captioner = jobs[0].captioner
+    captions = captioner.caption(items, prompts, decoding, seeds, watch)
+    if said := {job: caption.text for job, caption in zip(jobs, captions, strict=True) if job.ask.explain}:
+        owed = captioner.explain([job.item for job in said], [*said.values()], [job.ask.prompt for job in said])
+        for job, words in zip(said, owed, strict=True):
+            job.words = words
+    return captions
 
 
 class EncodingQueue:

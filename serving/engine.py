@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from anyio import to_thread
 from videoblip2.captioner import Caption, Captioner
 from videoblip2.config import InputError
 from videoblip2.files import json_text
+from videoblip2.jobs.forms import Row
+from videoblip2.jobs.segments import cut, merged
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .batching import Batcher, Job
 from .following import Follower
-from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments
 from .service_settings import Settings, baked_model
 
 START_SECONDS = 5  # Retry-After while the model is being loaded
@@ -104,6 +107,31 @@ class Engine:
         answers = iter([answer_of(job, result) for job, result in zip(jobs, results, strict=True)])
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
 
+    async def segments(self, item: Features, captioner: Captioner, ask: Ask, every: float | str) -> Segments:
+        """Caption one video in segments of `every` seconds, or "scenes"; as one submission, whose size is bounded."""
+        captioner.check(item)
+        length, window = captioner.timeline(item)
+        if ask.clip:  # every frame, at the rate of the encoders
+            fps = captioner.media_encoders.settings.fps
+        elif length:
+            fps = len(item["video"]) / length
+        else:
+            raise Refusal(400, f"segments={every}: the length of this video is unknown; send the media file")
+        parts = await to_thread.run_sync(cut, item, fps, window, None if isinstance(every, str) else every)
+        if len(parts) > (most := self.settings.max_waiting):
+            raise Refusal(
+                413, f"segments={every}: makes {len(parts)} of this video, more than {most}; ask for longer ones"
+            )
+        rows = []
+        for part, said in zip(parts, await self.answer([part.item for part in parts], captioner, ask), strict=True):
+            if isinstance(said, Refusal):
+                raise said
+            words = None if said.words is None else tuple(said.words)
+            rows.append(Row("", "", said.caption, said.score, None, part.start, part.end, words=words))
+        segments = [Segment.model_validate(row, from_attributes=True) for row in merged(rows)]
+        seconds = round(time.perf_counter() - ask.began, 4)
+        return Segments(segments=segments, model_version=captioner.version, seconds=seconds, clip=ask.clip)
+
     async def attention(self, item: Features, captioner: Captioner, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""
         async with self._attending:  # one at a time: captions come first
@@ -135,6 +163,7 @@ def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
         seconds=round(time.perf_counter() - job.ask.began, 4),
         timings={name: round(seconds, 4) for name, seconds in timings.items()},
         batch=job.batch,
+        words=None if job.words is None else [*job.words],
         clip=job.ask.clip,
     )
 
@@ -199,7 +228,7 @@ class Shadow:
             if challenger is None or challenger.encoders_name != job.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue
-            shadow = Job(job.item, challenger, job.ask)
+            shadow = Job(job.item, challenger, replace(job.ask, explain=False))
             try:
                 self._batcher.submit([shadow], background=True)
             except Refusal:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast, get_origin
+from typing import Annotated, Any, Literal, cast, get_origin
 
 from fastapi import Request, UploadFile
 from fastapi.responses import JSONResponse, Response
@@ -11,9 +11,11 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, FiniteFloat, StringConstraints
 
 from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding
+from videoblip2.modality import ExplainedWord
 
 from . import observe
 
+WORDS = "with `explain`: each word, and by how many nats its log-probability falls without the sound, and the picture"
 MAX_TEXT = 300  # characters of a prompt or question
 FORM_LIMITS = {"max_files": 256, "max_fields": 256, "max_part_size": 64 * 1024}  # bytes of a text
 
@@ -27,7 +29,27 @@ class Answer(BaseModel):
     seconds: float = Field(description="from the first byte understood to the answer")
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
     batch: int = Field(description="how many captions the model made at once")
+    words: list[ExplainedWord] | None = Field(None, description=WORDS)
     clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
+
+
+class Segment(BaseModel):
+    """What the model says about a part of a video."""
+
+    start: float = Field(description="seconds from the beginning")
+    end: float
+    caption: str
+    score: float
+    words: list[ExplainedWord] | None = Field(None, description=WORDS)
+
+
+class Segments(BaseModel):
+    """What the model says about a video in time: neighbours with the same caption are one segment."""
+
+    segments: list[Segment]
+    model_version: str
+    seconds: float = Field(description="from the first byte understood to the answer")
+    clip: str = Field("", description="as in an answer about the whole video")
 
 
 class Moment(BaseModel):
@@ -161,12 +183,15 @@ class Ask:
     seed: int | None = None
     prompt: str | None = None
     question: bool = False
+    explain: bool = False
     request_id: str = field(default_factory=observe.request_id)
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
     clip: str = ""
 
 
+Every = Annotated[FiniteFloat, Field(gt=0, le=86_400)] | Literal["scenes"]
+SEGMENTS = "answer in time: seconds of a segment, or `scenes` for one wherever the picture changes"
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
 
 
@@ -197,6 +222,7 @@ class Options(BaseModel):
     length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favours long captions")
     seed: int | None = Field(None, ge=0, lt=2**63, description="samples; the same seed gives the same one")
     temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="of sampling; low = close to greedy")
+    explain: bool = Field(False, description="also say what each word owes to the sound and to the picture")
 
     def ask(self, prompt: str | None, question: bool = False) -> Ask:
         """The request that starts here."""
@@ -204,7 +230,7 @@ class Options(BaseModel):
             reason = f"seed={self.seed} with num_beams={self.num_beams}: beam search does not sample; leave one out"
             raise Refusal(400, reason)
         decoding = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.temperature, sampled)
-        return Ask(decoding, self.seed, prompt, question)
+        return Ask(decoding, self.seed, prompt, question, self.explain)
 
 
 class Prompted(Options):
@@ -220,12 +246,14 @@ class Prompted(Options):
 class CaptionForm(OneUpload, Prompted):
     """One item to caption."""
 
+    segments: Every | None = Field(None, description=SEGMENTS)
+
 
 class CaptionsForm(Uploads, Prompted):
     """Many items to caption."""
 
 
-class StreamForm(CaptionForm):
+class StreamForm(OneUpload, Prompted):
     """One item to caption word by word."""
 
     challenger: bool = Field(False, description="also send the caption of the challenger in shadow, as the last event")
@@ -245,6 +273,7 @@ class QuestionForm(OneUpload, Options):
     """One item and a question about it."""
 
     question: Question = Field(description="such as `what is the man playing?`")
+    segments: Every | None = Field(None, description=SEGMENTS)
 
     @property
     def asking(self) -> Ask:

@@ -37,7 +37,9 @@ ONE_OF = "send a media file as `video`, .npy as `video_features` and `audio_feat
 NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: NAME.video"
 
 
-async def items_of(uploads: Uploads, captioner: Captioner, intake: "MediaIntake") -> list[Features | BaseException]:
+async def items_of(
+    uploads: Uploads, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
+) -> list[Features | BaseException]:
     """Items in the order media, .npy, safetensors; a file that cannot be used is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
@@ -47,7 +49,7 @@ async def items_of(uploads: Uploads, captioner: Captioner, intake: "MediaIntake"
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    media = (intake.features(file, captioner) for file in uploads.video)
+    media = (intake.features(file, captioner, every_frame) for file in uploads.video)
     items = [*await asyncio.gather(*media, return_exceptions=True)]
     async with intake.reading:
         for pair in zip_longest(npys, sounds):
@@ -65,19 +67,24 @@ async def _npy_item(video: UploadFile, audio: UploadFile | None) -> Features:
     return {**sound, "video": npy_array(await video.read(), "video_features")}
 
 
-async def one_item(form: OneUpload, captioner: Captioner, intake: "MediaIntake") -> tuple[Features, str]:
-    """The one item of a request, and for a media file the token that replaces it in later requests."""
+async def one_item(
+    form: OneUpload, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
+) -> tuple[Features, str]:
+    """The one item of a request, and for a media file the token that replaces it in later requests.
+
+    every_frame: of a media file, even if the model's encoders take a limited number of them.
+    """
     if sum(map(bool, (form.video, form.video_features, form.features, form.clip))) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
     if form.clip:
-        return intake.kept(form.clip, captioner), form.clip
+        return intake.kept(form.clip, captioner, every_frame), form.clip
     files = {kind: [file] for kind, file in form if kind in Uploads.model_fields and file}
-    items = await items_of(Uploads.model_construct(None, **files), captioner, intake)
+    items = await items_of(Uploads.model_construct(None, **files), captioner, intake, every_frame)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     if isinstance(item := items[0], BaseException):
         raise item
-    return item, intake.keep(item, captioner) if form.video else ""
+    return item, intake.keep(item, captioner, every_frame) if form.video else ""
 
 
 class MediaIntake:
@@ -91,25 +98,25 @@ class MediaIntake:
         self.encoding = EncodingQueue()
         self.reading = asyncio.Lock()
         self._room = asyncio.Semaphore(decoders.settings.decoders)
-        self._kept: OrderedDict[str, tuple[Features, str]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Features, tuple[str, bool]]] = OrderedDict()
 
-    def keep(self, item: Features, captioner: Captioner) -> str:
+    def keep(self, item: Features, captioner: Captioner, every_frame: bool) -> str:
         """Keep the features of a recent clip, made for `captioner`; returns a token that nobody can guess."""
         token = secrets.token_urlsafe(16)
-        self._kept[token] = item, captioner.encoders_name
+        self._kept[token] = item, made_with(captioner, every_frame)
         if len(self._kept) > KEPT_CLIPS:
             self._kept.popitem(last=False)
         return token
 
-    def kept(self, token: str, captioner: Captioner) -> Features:
-        """Raises Refusal 410 if the clip is no longer kept, or if `captioner` reads features of other encoders."""
-        item, encoders = self._kept.get(token, (None, ""))
-        if item is None or encoders != captioner.encoders_name:
+    def kept(self, token: str, captioner: Captioner, every_frame: bool) -> Features:
+        """Raises Refusal 410 if the clip is no longer kept, or if `captioner` reads other features of it."""
+        item, made = self._kept.get(token, (None, None))
+        if item is None or made != made_with(captioner, every_frame):
             raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
         self._kept.move_to_end(token)
         return item
 
-    async def features(self, file: UploadFile, captioner: Captioner) -> Features:
+    async def features(self, file: UploadFile, captioner: Captioner, every_frame: bool) -> Features:
         """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free.
 
         The client's file name gives a known suffix and nothing else.
@@ -122,7 +129,7 @@ class MediaIntake:
             raise Refusal(429, BUSY, settings.retry_after) from None
         try:
             try:
-                prepared = await to_thread.run_sync(self._prepare, file, captioner, abandon_on_cancel=True)
+                prepared = await to_thread.run_sync(self._prepare, file, captioner, every_frame, abandon_on_cancel=True)
                 clip = Clip(prepared, captioner)
                 await self.encoding.enter(clip)
             finally:
@@ -135,9 +142,10 @@ class MediaIntake:
         except InputError as error:
             raise Refusal(400, str(error), kind="media") from error
 
-    def _prepare(self, file: UploadFile, captioner: Captioner) -> "PreparedVideo":
+    def _prepare(self, file: UploadFile, captioner: Captioner, every_frame: bool) -> "PreparedVideo":
         """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
         suffix, encoders = PurePath(file.filename or "").suffix.lower(), captioner.media_encoders
+        encoders = encoders.every_frame if every_frame else encoders
         with tempfile.NamedTemporaryFile(
             prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
         ) as copy:
@@ -145,6 +153,13 @@ class MediaIntake:
             copy.flush()
             with self.decoders.decode(Path(copy.name), encoders.settings.fps, encoders.clap.rate) as (frames, sound):
                 return encoders.prepare(frames, sound)
+
+
+def made_with(captioner: Captioner, every_frame: bool) -> tuple[str, bool]:
+    """What has to be equal for features to serve again: the encoders, and whether they left frames out."""
+    made = captioner.provenance.features
+    limited = made is not None and bool(made.settings.frames or made.settings.max_frames)
+    return captioner.encoders_name, limited and every_frame
 
 
 def npy_array(content: bytes, name: str) -> np.ndarray:

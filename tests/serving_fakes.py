@@ -11,6 +11,8 @@ import numpy as np
 from serving.media import BUSY
 from serving.messages import Refusal
 from videoblip2.config import InputError
+from videoblip2.modality import ExplainedWord
+from videoblip2.provenance import Provenance
 
 POISON = 666.0  # as the first number of an item: the whole call fails with it
 NAN = 999.0  # the network's answer is NaN
@@ -21,7 +23,7 @@ class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
     settings, clap = SimpleNamespace(fps=1.0), SimpleNamespace(rate=48_000)
-    warning, never_asked = "", False
+    warning, never_asked, provenance = "", False, Provenance()
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width
@@ -44,6 +46,9 @@ class FakeCaptioner:
         texts = [f"{len(item['video'])} frames" for item in items]
         return [SimpleNamespace(text=text, score=score) for text, score in zip(texts, scores, strict=True)]
 
+    def explain(self, items, captions, prompts):
+        return [tuple(ExplainedWord(word, 0.0, 1.5) for word in caption.split()) for caption in captions]
+
     def cut(self, item):
         return {name: array[:: max(1, len(array) // 256)] for name, array in item.items()}
 
@@ -64,6 +69,10 @@ class FakeCaptioner:
 
     @property
     def media_encoders(self):
+        return self
+
+    @property
+    def every_frame(self):
         return self
 
     def prepare(self, frames, sound_after):

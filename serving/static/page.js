@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const player = $("player");
 const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] }; // other modalities go by their own name
 const SHOWN_REFERENCES = 5;
+const LONG_SECONDS = 30; // a longer clip is also captioned in segments
 let clip = null; // { file, token, version }: the clip on the page
 let model = {}; // the last answer of /model
 let drawn = 0; // seconds on the time axis, 0 if unknown
@@ -125,11 +126,12 @@ function choose(file) {
 }
 
 function reset() {
-  for (const id of ["attention", "challenger", "problem", "references", "stage", "unplayable"]) $(id).hidden = true;
+  for (const id of ["attention", "challenger", "problem", "references", "segments", "stage", "unplayable"]) $(id).hidden = true;
   player.hidden = false;
   $("drop").classList.remove("filled");
   $("answers").replaceChildren();
   say("The caption will appear here.", "empty");
+  showOwed([]);
   mayAsk(false);
 }
 
@@ -161,7 +163,7 @@ async function caption(about) {
     if (kind === "challenger") showChallenger(data);
   };
   try {
-    await postClip("caption_stream", about, { challenger: Boolean(model.shadow) }, { uploaded, event });
+    await postClip("caption_stream", about, { challenger: Boolean(model.shadow), explain: true }, { uploaded, event });
     if (current() && $("challenger").querySelector(".working")) $("challenger").hidden = true; // none is loaded
   } catch (failure) {
     if (current()) refused(about, failure);
@@ -176,7 +178,8 @@ async function caption(about) {
 function captioned(about, answer) {
   about.token = answer.clip;
   about.version = answer.model_version;
-  say(answer.caption, "", describe(answer));
+  say(worded(answer), "", describe(answer));
+  showOwed(answer.words ?? []);
   $("captions").setAttribute("aria-busy", "false");
   showVersion(answer.model_version);
   if (model.shadow) {
@@ -207,6 +210,36 @@ function showChallenger(said) {
     `${said.model_version}\nruns in shadow, not in service`);
 }
 
+// Words by what they need: [word, sound, picture] in nats; below half as likely without it, a word needs it.
+function needs([, sound, picture]) {
+  return [["picture", picture], ["sound", sound]].filter(([, nats]) => nats > Math.LN2);
+}
+
+function worded({ caption, words }) {
+  if (!words?.length) return caption;
+  return words.flatMap((word) => {
+    const owed = needs(word);
+    if (!owed.length) return [word[0], " "];
+    const made = element("span", word[0], owed.map(([kind]) => kind).join(" "));
+    made.title = owed.map(([kind, nats]) => `${times(nats)} less likely without the ${kind}`).join(", ");
+    made.style.setProperty("--tint", `${Math.min(60, 15 * Math.max(...owed.map(([, nats]) => nats)))}%`);
+    return [made, " "];
+  });
+}
+
+function times(nats) {
+  return nats < 7 ? `${Math.exp(nats).toPrecision(2)} times` : "over 1000 times";
+}
+
+// In words as well as in colour.
+function showOwed(words) {
+  const lists = ["picture", "sound"].map((kind) => [kind, words.filter((word) => needs(word).some(([need]) => need === kind))]);
+  const owed = lists.filter(([, those]) => those.length);
+  $("owed").replaceChildren(...owed.map(([kind, those]) =>
+    element("div", ["needs the ", element("span", kind, kind), `: ${those.map(([word]) => word).join(", ")}`])));
+  $("owed").hidden = !owed.length;
+}
+
 function showProblem(text, retry = null) {
   $("problem").querySelector("p").textContent = text;
   $("retry").hidden = !retry;
@@ -220,7 +253,7 @@ function say(text, kind, note = "") {
 
 function fill(card, text, kind, note) {
   const said = card.querySelector(".said");
-  said.textContent = text;
+  said.replaceChildren(...[text].flat());
   said.className = `said ${kind}`;
   card.querySelector("small").textContent = note;
 }
@@ -240,9 +273,9 @@ async function ask(event) {
   $("answers").prepend(element("li", [element("p", question, "question"), said, note]));
   $("question").value = "";
   try {
-    const answer = await postClip("ask", about, { question });
+    const answer = await postClip("ask", about, { question, explain: true });
     about.token = answer.clip;
-    said.textContent = answer.caption;
+    said.replaceChildren(...[worded(answer)].flat());
     said.className = "said";
     note.textContent = describe(answer);
     showVersion(about.version = answer.model_version);
@@ -253,11 +286,53 @@ async function ask(event) {
   }
 }
 
+// ---------------------------------------------------------------- a long clip in segments
+
+async function showSegments(about) {
+  const every = $("every").value, list = $("segments").querySelector("ol");
+  const current = () => about === clip && every === $("every").value;
+  list.replaceChildren(element("li", "Captioning …", "working"));
+  $("subtitles").hidden = true;
+  $("segments").hidden = false;
+  try {
+    const { segments } = await postClip("caption", about, { segments: every });
+    if (!current()) return;
+    list.replaceChildren(...segments.map(segment));
+    const cues = segments.map(({ start, end, caption }) => `${stamp(start)} --> ${stamp(end)}\n${escaped(caption)}\n`);
+    URL.revokeObjectURL($("subtitles").href);
+    $("subtitles").href = URL.createObjectURL(new Blob([["WEBVTT\n", ...cues].join("\n")], { type: "text/vtt" }));
+    $("subtitles").download = `${stem(about.file.name)}.vtt`;
+    $("subtitles").hidden = false;
+    follow();
+  } catch (failure) {
+    if (current()) list.replaceChildren(element("li", failure.message));
+  }
+}
+
+function segment({ start, end, caption }) {
+  const made = element("button", [element("time", `${minutes(start)} – ${minutes(end)}`), element("span", caption)]);
+  made.type = "button";
+  Object.assign(made.dataset, { start, end });
+  made.addEventListener("click", () => { player.currentTime = start + 0.001; });
+  return element("li", [made]);
+}
+
+function stamp(seconds) {
+  return new Date(1000 * seconds).toISOString().slice(11, 23);
+}
+
+function escaped(text) {
+  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+function stem(name) {
+  return name.replace(/\.[^.]+$/, "");
+}
+
 // ---------------------------------------------------------------- what people said
 
 async function showReferences(about) {
-  const name = about.file.name.replace(/\.[^.]+$/, "");
-  const { captions } = await get(`references/${encodeURIComponent(name)}`).catch(() => ({ captions: [] }));
+  const { captions } = await get(`references/${encodeURIComponent(stem(about.file.name))}`).catch(() => ({ captions: [] }));
   if (about !== clip || !captions.length) return;
   const list = $("references").querySelector("ul"), more = $("references").querySelector("button");
   const show = (count) => list.replaceChildren(...captions.slice(0, count).map((text) => element("li", text)));
@@ -284,6 +359,7 @@ async function showAttention(about, question) {
   $("axis").replaceChildren(...marks.map((mark) => element("span", mark)));
   $("attention").hidden = false;
   follow();
+  if (question === null && drawn > LONG_SECONDS) showSegments(about);
 }
 
 function row(kind, moments) {
@@ -353,11 +429,18 @@ function follow() {
   const length = drawn || player.duration;
   $("now").hidden = !player.currentTime;
   $("now").style.left = `${length ? 100 * Math.min(1, player.currentTime / length) : 0}%`;
+  for (const part of $("segments").querySelectorAll("button")) {
+    const playing = player.currentTime >= part.dataset.start && player.currentTime < part.dataset.end;
+    playing ? part.setAttribute("aria-current", "true") : part.removeAttribute("aria-current");
+  }
 }
 
 function clock(seconds) {
-  const minutes = Math.floor(seconds / 60);
-  return minutes ? `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}` : `${seconds.toFixed(1)} s`;
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : minutes(seconds);
+}
+
+function minutes(seconds) {
+  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 }
 
 // ---------------------------------------------------------------- elements and events
@@ -379,6 +462,7 @@ function drawing(tag, attributes) {
 $("file").addEventListener("change", ({ target }) => { const [file] = target.files; choose(file); target.value = ""; });
 $("another").addEventListener("click", () => $("file").click());
 $("ask").addEventListener("submit", ask);
+$("every").addEventListener("change", () => showSegments(clip));
 for (const name of ["timeupdate", "seeking"]) player.addEventListener(name, follow);
 player.addEventListener("error", () => { player.hidden = true; $("unplayable").hidden = false; putAway(); });
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());

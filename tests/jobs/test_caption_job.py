@@ -25,7 +25,7 @@ class StandIn:
     """Says how many frames and windows it was shown; remembers its batches."""
 
     version = "m/1"
-    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0))
+    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0), every_frame=None)
 
     def __init__(self):
         self.batches = []
@@ -62,7 +62,6 @@ def encode(monkeypatch):
                 yield VideoOutcome(key, note, features=features)
 
     monkeypatch.setattr("videoblip2.features.engines.encode_videos", encode_videos)
-    monkeypatch.setattr("videoblip2.jobs.caption.with_every_frame", lambda encoders: encoders)
     return skipped
 
 

@@ -249,6 +249,45 @@ def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip)
     no_problem(page)
 
 
+def test_a_word_that_needs_the_sound_is_told_in_colour_and_in_words(page, clip):
+    shows(page, "#model", "model")
+    page.execute_script("const was = captioned; captioned = (about, said) => { window.said = said; was(about, said); }")
+    page.find_element("id", "file").send_keys(str(clip))
+    shows(page, "#attention", "While captioning")
+    assert page.execute_script("return said.words.map(([word]) => word).join(' ') === said.caption")
+    page.execute_script(
+        "const words = [['a', 0, 0.1], ['dog', 0.1, 2], ['barks', 2.4, -1], ['loudly', 0.9, 0.8]];"
+        "captioned(clip, {caption: 'a dog barks loudly', words, model_version: 'model', seconds: 1, clip: clip.token,"
+        " timings: {queue: 0, model: 1}})"
+    )
+    shows(page, "#caption .said", "a dog barks loudly")
+    shows(page, "#owed", "needs the picture: dog, loudly", "needs the sound: barks, loudly")
+    barks = page.find_element("css selector", "#caption .said .sound")
+    assert barks.get_attribute("title") == "11 times less likely without the sound"
+    assert barks.value_of_css_property("text-decoration-style") == "wavy"
+    assert "0.36" in barks.value_of_css_property("background-color")
+
+
+def test_a_long_clip_is_captioned_over_time(page, tmp_path):
+    shades = np.repeat(np.uint8([0, 255, 90, 200]), 9)[:, None, None, None]
+    write_video(tmp_path / "film.mp4", np.broadcast_to(shades, (36, 64, 64, 3)), 1, None, 48_000)
+    keep = "const make = URL.createObjectURL; URL.createObjectURL = (blob) => make.call(URL, window.kept = blob)"
+    page.execute_script(keep)
+    page.find_element("id", "file").send_keys(str(tmp_path / "film.mp4"))
+    shows(page, "#segments li:last-child time", "0:35")
+    parts = page.find_elements("css selector", "#segments button")
+    assert parts[0].text.startswith("0:00")
+    parts[-1].click()
+    until(lambda: page.execute_script("return document.getElementById('player').currentTime") > 5)
+    until(lambda: parts[-1].get_attribute("aria-current") == "true")
+    assert page.find_element("id", "subtitles").get_attribute("download") == "film.vtt"
+    said = page.execute_async_script("kept.text().then(arguments[0])")
+    assert said.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:10.000\n")
+    page.execute_script("document.getElementById('every').value = 'scenes'; showSegments(clip)")
+    shows(page, "#segments li:last-child time", "0:35")
+    no_problem(page)
+
+
 @pytest.mark.parametrize(
     ("file", "reason"),
     [

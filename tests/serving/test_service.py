@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from serving_fakes import BUG_TEXT, NAN, POISON, FakeCaptioner, eventually, item
 from videoblip2 import __version__
 from videoblip2.config import Decoding
 from videoblip2.predict import FoundModel
+from videoblip2.provenance import Provenance
 
 pytest_plugins = ["serving_app"]
 
@@ -45,7 +47,7 @@ def test_every_kind_of_input_gets_a_caption_with_version_and_timings(http, files
     assert bool(body.pop("clip")) is ("video" in files)
     assert set(timings) == {"features", "queue", "model"}
     assert body.pop("seconds") + 0.001 >= sum(timings.values()) > 0  # each is rounded
-    assert body == {"caption": caption, "score": -0.25, "model_version": "videoblip2/1", "batch": 1}
+    assert body == {"caption": caption, "score": -0.25, "model_version": "videoblip2/1", "batch": 1, "words": None}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,58 @@ def test_options_reach_the_model(running):
     assert registry.captioner.calls[-1]["decoding"] == Decoding(temperature=0.5, sampled=True)
     http.post("/ask", files=features(), data={"question": " who sings? "})
     assert registry.captioner.calls[-1]["prompt"] == ["question: who sings? answer:"]
+
+
+def in_time(answer):
+    return [(part["start"], part["end"], part["caption"]) for part in answer.json()["segments"]]
+
+
+def test_segments_are_captioned_as_one_submission_and_equal_neighbours_are_one(running):
+    registry, http = running
+    options = {"segments": "2"}
+    answer = http.post("/caption", files=features(9), data=options)
+    assert in_time(answer) == [(0, 8, "2 frames"), (8, 9, "1 frames")]
+    assert answer.json()["segments"][0]["score"] == -0.25 and answer.json()["model_version"] == "videoblip2/1"
+    http.post("/ask", files=features(4), data={**options, "question": "who?"})
+    assert registry.captioner.calls[-1]["prompt"] == ["question: who? answer:"] * 2
+    shots = item(6)["video"]
+    shots[4:] = -shots[4:]
+    answer = http.post("/caption", files={"video_features": npy(shots)}, data={"segments": "scenes"})
+    assert in_time(answer) == [(0, 4, "4 frames"), (4, 6, "2 frames")]
+
+
+def test_segments_of_a_file_are_made_of_every_frame_and_it_is_decoded_once(running, monkeypatch):
+    registry, http = running
+    captioner, chosen = registry.captioner, []
+    every = SimpleNamespace(
+        settings=captioner.settings,
+        clap=captioner.clap,
+        prepare=lambda *a: chosen.append("all") or captioner.prepare(*a),
+    )
+    monkeypatch.setattr(type(captioner), "every_frame", every)
+    limit = {"features": {"settings": {"fps": 1, "max_frames": 2}}}
+    monkeypatch.setattr(type(captioner), "provenance", Provenance.model_validate(limit))
+    whole = http.post("/caption", files={"video": ("v.mp4", b"video")}).json()["clip"]
+    assert (
+        chosen == [] and http.post("/caption", data={"segments": 1}, files={"clip": (None, whole)}).status_code == 410
+    )
+    answer = http.post("/caption", files={"video": ("v.mp4", b"video")}, data={"segments": 1})
+    assert (in_time(answer), chosen) == ([(0, 3, "1 frames")], ["all"])
+    again = {"clip": (None, answer.json()["clip"])}
+    assert in_time(http.post("/caption", files=again, data={"segments": 3})) == [(0, 3, "3 frames")]
+    assert (http.post("/caption", files=again).status_code, chosen) == (410, ["all"])
+
+
+def test_each_word_is_explained_to_who_asks(http):
+    owed = [["2", 0.0, 1.5], ["frames", 0.0, 1.5]]
+    asked = {"files": features(2), "data": {"explain": "true"}}
+    assert http.post("/caption", **asked).json()["words"] == owed
+    assert http.post("/captions", **asked).json()["results"][0]["words"] == owed
+    assert http.post("/ask", files=features(2), data={"explain": 1, "question": "who?"}).json()["words"] == owed
+    assert events(http.post("/caption_stream", **asked).text)[-1][1]["words"] == owed
+    (part,) = http.post("/caption", files=features(4), data={"explain": 1, "segments": 2}).json()["segments"]
+    assert part["words"] == owed
+    assert http.post("/caption", files=features(2)).json()["words"] is None
 
 
 def test_many_items_where_the_bad_ones_fail_in_their_places(http):
@@ -138,6 +192,10 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ({"files": features(), "data": {"temperature": "nan"}}, "temperature='nan': input should be a finite number"),
         ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "seed=1 with num_beams=2"),
         ({"files": features(), "data": {"prompt": "x" * 301}}, "prompt='xxxx"),
+        ({"files": features(), "data": {"segments": "nan"}}, "segments='nan': input should be a finite number"),
+        ({"files": features(), "data": {"segments": "-1"}}, "segments='-1': input should be greater than 0"),
+        ({"files": features(), "data": {"segments": "1e308"}}, "segments='1e308': input should be less than or equal"),
+        ({"files": features(), "data": {"segments": 2}, "url": "/captions"}, "unknown field 'segments'"),
         (
             {"files": features(), "data": {"question": " \t "}, "url": "/ask"},
             "question=' \\t ': string should have at least",
@@ -148,7 +206,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
             {"files": [*features().items(), *features().items()]},
             "'video_features' is in the form 2 times; send it once; /captions takes many",
         ),
-        ({"files": features(), "data": {"beams": 2}}, "unknown field 'beams'; known: audio_features, clip, features"),
+        ({"files": features(), "data": {"beams": 2}}, "unknown field 'beams'; known: audio_features, clip, explain, f"),
         (
             {"content": b"--", "headers": {"Content-Type": "multipart/form-data"}},
             "the form has no boundary in its Content-Type",
@@ -273,6 +331,9 @@ def test_more_items_at_once_than_the_queue_holds_is_413(start):
         eventually(lambda: client.get("/readyz").status_code == 200)
         answer = client.post("/captions", files=[("video_features", npy(item()["video"]))] * 3)
         assert (answer.status_code, answer.json()["error"]) == (413, "3 items at once; send at most 2")
+        answer = client.post("/caption", files=features(3), data={"segments": "1e-300"})
+        told = "segments=1e-300: makes 3 of this video, more than 2; ask for longer ones"
+        assert (answer.status_code, answer.json()["error"]) == (413, told)
 
 
 def test_a_promotion_under_load_fails_nothing_and_every_answer_says_its_version(start):

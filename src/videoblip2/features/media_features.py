@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -118,6 +118,11 @@ class Encoders:
     def dtype(self) -> str:
         """Of weights and arithmetic: "float32", "bfloat16" or "float16"."""
         return str(self.clip.model.dtype).removeprefix("torch.")
+
+    @property
+    def every_frame(self) -> Encoders:
+        """The same without a limit on a video's frames, as segments of it need."""
+        return replace(self, settings=self.settings.model_copy(update={"frames": None, "max_frames": None}))
 
     @property
     def origin(self) -> FeatureOrigin:

@@ -24,7 +24,6 @@ from videoblip2.jobs.segments import Segment, cut, merged
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
     from videoblip2.features.engines import VideoOutcome
-    from videoblip2.features.media_features import Encoders
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class CaptionJob:
             return
         encoders = self.captioner.media_encoders
         if self.options.segments is not None:  # a segment keeps all of its frames
-            encoders = with_every_frame(encoders)
+            encoders = encoders.every_frame
         run = ExtractionRun(self.options.workers, self.shard)
         files = {source.path: Path(source.path) for source in good}
         with ExitStack() as stack:
@@ -287,8 +286,3 @@ def keepable(sources: Sequence[VideoSource]) -> list[VideoSource]:
             reason = "its name is not UTF-8; rename it, or keep no features"
         found.append(replace(source, error=f"{source.path}: {reason}") if reason and not source.error else source)
     return found
-
-
-def with_every_frame(encoders: "Encoders") -> "Encoders":
-    """The same encoders without a limit on a video's frames."""
-    return replace(encoders, settings=encoders.settings.model_copy(update={"frames": None, "max_frames": None}))

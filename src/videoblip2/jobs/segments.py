@@ -29,7 +29,11 @@ def cut(item: Features, fps: float, window: float | None, every: float | None) -
         every: seconds of a segment; None = where the picture changes (`shot_changes`).
     """
     frames = item["video"]
-    bounds = range(0, max(1, len(frames)), max(1, round(every * fps))) if every else [0, *shot_changes(frames)]
+    bounds = (
+        range(0, max(1, len(frames)), max(1, round(min(every * fps, len(frames)))))
+        if every
+        else [0, *shot_changes(frames)]
+    )
     ends = [*list(bounds)[1:], len(frames)]
     return [
         Segment(
