@@ -146,7 +146,7 @@ def test_any_separator_of_lines_may_be_inside_a_caption(runs, separator):
     references = {video: (f"{first}{separator}again", *more) for video, (first, *more) in made_references().items()}
     for name, every in (("odd", 2), ("even", 3)):
         make_run(runs["folder"], f"{name}-{ord(separator)}", lambda n, k=every: n % k, references=references)
-    comparison = compare_runs([f"odd-{ord(separator)}", f"even-{ord(separator)}"])
+    comparison = compare_runs([f"odd-{ord(separator)}", f"even-{ord(separator)}"], resamples=RESAMPLES)
     assert comparison.videos == len(references)
 
 
@@ -183,6 +183,27 @@ def test_json_holds_everything_in_the_scale_of_pycocoevalcap(runs):
     win = duel["wins"][0]
     assert len(win["challenger"]["captions"]) == 2
     assert win["references"] == list(made_references()[win["video_id"]])
+
+
+def test_a_report_holds_each_title_once_with_scores_seeds_minutes_commit_and_command(runs, tmp_path):
+    def report(*words):
+        return CliRunner().invoke(
+            app, ["report", *words, "--out", str(tmp_path / "RESULTS.md")], catch_exceptions=False
+        )
+
+    stores.connect().set_tag(runs["scst"], "command", "vb2 scst x.yaml")
+    stores.connect().set_tag(runs["scst"], "git.commit", "0123456789abcdef")
+    stores.connect().set_tag(runs["scst"], "git.dirty", "false")
+    for words in (["ce", "--title", "One"], ["ce", "--title", "Two"], ["ce", "scst", runs["parent"], "--title", "One"]):
+        assert report(*words).exit_code == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == ["One", "Two"]
+    assert re.search(r"\| A · ce \|( [\d.]+ \[[\d.]+, [\d.]+\] \|){3} 0 \| \d+\.\d \|", text)
+    assert re.search(r"\| B · scst \|.* 0 \| \d+\.\d \| 0123456789 \|", text)
+    assert re.search(r"\| C · ce-wide-2seeds \|.* 0, 1 \|", text)
+    assert re.search(r"\| B − A \| \+[\d.]+ \[\+", text)
+    assert f"- B: `vb2 scst x.yaml` (run `{runs['scst'][:8]}`)" in text
+    assert "vb2 runs report ce scst" in text and "videos and seeds resampled" in text
 
 
 class Links(HTMLParser):

@@ -1,5 +1,6 @@
 """`vb2 runs`: the runs of the MLflow store, and how they compare."""
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,29 @@ def compare(
     page = [f"page: {html}"] if html else []
     text = "\n\n".join([*_comparison_text(comparison, top), *page])
     emit(_comparison_record(comparison, top), json, text, html=str(html) if html else None)
+
+
+@app.command(epilog=examples("runs report ce scst --split test --title 'The demo' --out experiments/RESULTS.md"))
+def report(
+    runs: Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")],
+    split: Annotated[str | None, Option(help="val or test; by default val, if every run has it.")] = None,
+    title: Annotated[str, Option(help="Title of the section.")] = "Runs",
+    out: Annotated[Path | None, Option(help="Markdown file; an earlier section of this title is replaced.")] = None,
+    json: Json = False,
+) -> None:
+    """Report the results of runs as Markdown: scores with 95 % intervals, seeds, minutes, commit and command.
+
+    The first run is the baseline of the others. Seeds of one configuration count as one side.
+    """
+    from videoblip2.tracking.results import results, write_results
+    from videoblip2.tracking.sides import compare_runs
+
+    comparison = compare_runs(runs, split, least=1)
+    options = [f"--split {comparison.split}", f"--title {shlex.quote(title)}", *([f"--out {out}"] if out else [])]
+    section = results(comparison, title, " ".join(["vb2 runs report", *runs, *options]))
+    if out is not None:
+        write_results(out, title, section)
+    emit(_comparison_record(comparison, 0), json, f"results: {out}" if out else section, out=str(out) if out else None)
 
 
 @app.command("list", epilog=examples("runs list", "runs list --experiment videoblip2 --limit 50"))

@@ -21,17 +21,17 @@ Group = tuple[str, list[RunRecord]]
 Sources = Mapping[str, Mapping[tuple[Kind, str], tuple[str, str]]]  # run id → see `rows_of`
 
 
-def compare_runs(words: Sequence[str], split: str | None = None, resamples: int = 10_000) -> Comparison:
-    """Compare the runs that `words` name; the seeds of one configuration are one side.
+def compare_runs(words: Sequence[str], split: str | None = None, resamples: int = 10_000, least: int = 2) -> Comparison:
+    """Compare the runs that `words` name, `least` or more; the seeds of one configuration are one side.
 
     words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs. split: val, test or
     none, the first that every run has rows of. Runs that also answer are compared by that in `Comparison.answers`.
-    Raises InputError for a word that names no run, for fewer than two runs, and for runs with nothing in common.
+    Raises InputError for a word that names no run, for too few runs, and for runs with nothing in common.
     """
     if split not in (None, *SPLITS):
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
     groups = _groups([find_run(word) for word in dict.fromkeys(words)])
-    if len({run.run_id for _, runs in groups for run in runs}) < 2 or len(groups) < 2:
+    if min(len(groups), len({run.run_id for _, runs in groups for run in runs})) < least:
         raise InputError(f"{' '.join(words)}: only one side; name two runs or more, see `vb2 runs list`")
     sources = {run.run_id: run_records.rows_of(run) for _, runs in groups for run in runs}
     chosen, kinds = _common(sources, split, groups)
@@ -104,9 +104,7 @@ def _config(run: RunRecord, any_seed: bool) -> dict[str, str]:
 def _facts(run: RunRecord) -> dict[str, str]:
     facts = {name: run.tags[tag] for tag, name in FACTS.items() if tag in run.tags}
     facts |= {f"data ({context})": what for context, what in sorted(run.data.items())}
-    if commit := run.tags.get("git.commit"):
-        facts["source"] = commit[:10] + (" with changes" if run.tags.get("git.dirty") == "true" else "")
-    return facts
+    return {**facts, "source": run.commit} if run.commit else facts
 
 
 def _together(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:

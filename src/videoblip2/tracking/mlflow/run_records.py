@@ -31,7 +31,10 @@ HOW_TO_FIND = "`vb2 runs list` shows the runs"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `started` in seconds since 1970; `data`: context (train, val, test) → name and digest."""
+    """One run. `started` in seconds since 1970; `data`: context (train, val, test) → name and digest.
+
+    minutes: from its start to its end; 0 while it runs.
+    """
 
     run_id: str
     name: str
@@ -39,6 +42,7 @@ class RunRecord:
     experiment: str
     status: str
     started: float
+    minutes: float
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
@@ -47,6 +51,11 @@ class RunRecord:
     @property
     def stage(self) -> str:
         return self.tags.get("stage", "")
+
+    @property
+    def commit(self) -> str:
+        """Of the source; empty if it is not recorded."""
+        return self.tags.get("git.commit", "")[:10] + (" with changes" if self.tags.get("git.dirty") == "true" else "")
 
     @property
     def folder(self) -> Path | None:
@@ -265,6 +274,7 @@ def _record(run: Any, names: Mapping[str, str]) -> RunRecord:
         experiment=names.get(run.info.experiment_id, ""),
         status=run.info.status,
         started=run.info.start_time / 1000,
+        minutes=(run.info.end_time - run.info.start_time) / 60_000 if run.info.end_time else 0.0,
         params=dict(run.data.params),
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
