@@ -1,6 +1,5 @@
 """Open a model (checkpoint folder, MLflow run, registered version) with its data."""
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.config import Config, parse_config
+from videoblip2.imports import import_transformers
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
@@ -38,11 +38,8 @@ class OpenModel:
     @cached_property
     def captioner(self) -> Captioner:
         """The network in eval mode on its device."""
-        gc.disable()  # importing torch and transformers leaves no garbage, and collecting would be a tenth of it
-        try:
-            from videoblip2.model.checkpoint import load_checkpoint
-        finally:
-            gc.enable()
+        import_transformers()
+        from videoblip2.model.checkpoint import load_checkpoint
 
         device = pick_device(self.device or self.config.device)
         checkpoint = load_checkpoint(self.folder)

@@ -205,13 +205,17 @@ def tune(
     from videoblip2.overrides import read_yaml
 
     read_yaml(config)
+    from videoblip2.tune.plan import load_plan
+
     pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
+    plan = load_plan(config, pairs)
+    if serve is None and plan.tuning.stage != "decode":
+        _require_inputs(plan.base)
     if serve is not None:
         from videoblip2.errors import masked
         from videoblip2.tune import study as stores
-        from videoblip2.tune.plan import load_plan
 
-        place = stores.address(load_plan(config, pairs))
+        place = stores.address(plan)
         console.say(f"serving {masked(place)} to grpc://{serve}; press Ctrl-C to stop")
         stores.serve(place, serve)
     elif worker:

@@ -19,6 +19,7 @@ from torch import nn
 
 from videoblip2.errors import InputError, first_line
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
+from videoblip2.meta_device import LightMeta
 from videoblip2.progress import quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -147,7 +148,7 @@ def _load(kind: str, name: str | Path, revision: str | None, **options: Any) -> 
     import transformers
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), LightMeta():
             return getattr(transformers, kind).from_pretrained(
                 str(name), **options, **({"revision": revision} if revision else {})
             )

@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 
 from videoblip2.config import InputError
 from videoblip2.files import write_json, write_text
+from videoblip2.meta_device import LightMeta
 from videoblip2.modality import MODALITIES, modality_names
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import LANGUAGE_MODELS
@@ -116,7 +117,7 @@ _FILES = ("model.safetensors", "model.safetensors.index.json")
 def _load_network(folder: Path) -> VideoBlip2:
     """The network in eval mode on the CPU, its language model frozen; a pickle is never opened."""
     config = VideoBlip2Config.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"), no_init_weights():
+    with LightMeta(), torch.device("meta"), no_init_weights():
         model = VideoBlip2(config)
     files = [folder / name for name in _FILES if (folder / name).is_file()]
     if not files:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -19,7 +19,9 @@ from videoblip2.config import Config, InputError, PathText, Section, flatten, kn
 from videoblip2.errors import validated
 from videoblip2.overrides import overridden, read_yaml
 from videoblip2.tracking import find_model
-from videoblip2.training.tasks import CAPTIONS, Task, tasks_of
+
+if TYPE_CHECKING:  # it imports torch, and a plan is checked before that
+    from videoblip2.training.tasks import Task
 
 Number = int | float
 Document = dict[str, Any]  # a YAML document as nested mappings
@@ -125,8 +127,10 @@ class Plan:
         return {key: values.distribution(kind_of(key)) for key, values in self.tuning.search.items()}
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self) -> "tuple[Task, ...]":
         """What is validated: a decoding study captions, a training study does what its experiment teaches."""
+        from videoblip2.training.tasks import CAPTIONS, tasks_of
+
         return (CAPTIONS,) if self.tuning.stage == "decode" else tasks_of(self.base)
 
     @property
