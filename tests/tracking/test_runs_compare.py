@@ -204,6 +204,7 @@ def test_a_report_holds_each_title_once_with_scores_seeds_minutes_commit_and_com
     assert re.search(r"\| B − A \| \+[\d.]+ \[\+", text)
     assert f"- B: `vb2 scst x.yaml` (run `{runs['scst'][:8]}`)" in text
     assert "vb2 runs report ce scst" in text and "videos and seeds resampled" in text
+    assert "- B against A: +" in text and re.search(r"\| people \| [\d.]+ \|", text)
 
 
 class Links(HTMLParser):

@@ -99,15 +99,14 @@ class Comparison:
     @cached_property
     def humans(self) -> dict[str, float]:
         """What people score on these videos, see `human_metrics`; nothing for answers."""
-        pairs = self.duels[0].pairs if self.metric == CaptionRow.metric else ()
-        return human_metrics({pair.video_id: pair.references for pair in pairs})
+        rows = self.sides[0].predictions[0].values() if self.metric == CaptionRow.metric else ()
+        return human_metrics({row.video_id: row.references for row in rows})
 
     @cached_property
     def whole(self) -> dict[str, tuple[float, ...]]:
         """The metrics of all captions together, which have no interval: of each side, the mean of its runs."""
-        pairs = self.duels[0].pairs if self.metric == CaptionRow.metric else ()
-        sides = [[diversity([run[p.video_id].text for p in pairs]) for run in side.predictions] for side in self.sides]
-        names = [name for name in DIVERSITY if not METRICS[name].per_video and pairs]
+        sides = [[diversity([row.text for row in run.values()]) for run in side.predictions] for side in self.sides]
+        names = [n for n in DIVERSITY if not METRICS[n].per_video and self.metric == CaptionRow.metric]
         return {name: tuple(float(np.mean([run[name] for run in runs])) for runs in sides) for name in names}
 
     def sentence(self, duel: Duel) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from videoblip2.captions.metrics import label_of, shown_interval
+from videoblip2.captions.metrics import shown, shown_interval
 from videoblip2.files import write_text
 from videoblip2.tracking.compare import Comparison, letter
 
@@ -20,7 +20,7 @@ def results(comparison: Comparison, title: str, command: str) -> str:
     """A section of the page; the comparison may have a single side."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(letter=letter, label_of=label_of, shown_interval=shown_interval)
+    environment.globals.update(letter=letter, shown_interval=shown_interval, plain=shown)
     return environment.get_template("results.md.j2").render(c=comparison, title=title, command=command)
 
 
