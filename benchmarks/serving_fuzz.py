@@ -302,7 +302,9 @@ def wrong_safetensors(rng: random.Random, target: Target, video: bytes) -> bytes
 
 
 def wrong_option(rng: random.Random, target: Target, video: bytes) -> bytes:
-    name = rng.choice(["num_beams", "max_new_tokens", "seed", "temperature", "length_penalty", "beams"])
+    name = rng.choice(
+        ["num_beams", "max_new_tokens", "seed", "temperature", "length_penalty", "beams", "segments", "explain"]
+    )
     value = rng.choice([b"-99", b"1" + b"0" * 30, b"nan", b"x" * 500, b"1e999", b"\x00", b"[]"])
     return form(target, sound_features(), "video.npy", part(name, value, None))
 

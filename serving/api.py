@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,7 +201,8 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, InputError):
         error = Refusal(400, str(error))
     elif isinstance(error, RequestValidationError):
-        error = Refusal(400, "; ".join(explained(problem) for problem in error.errors()))
+        found = groupby(error.errors(), key=lambda problem: problem["loc"][1])
+        error = Refusal(400, "; ".join(explained(str(field), [*problems]) for field, problems in found))
     elif isinstance(error, HTTPException):  # starlette's own: the form, the path, the method
         reason = str(error.detail).rstrip(".")
         if error.status_code == 400:
@@ -212,13 +214,13 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
     return error.response(observe.request_id())
 
 
-def explained(problem: dict[str, Any]) -> str:
-    """Say which field is wrong, and what it holds."""
-    field, message, given = problem["loc"][1], str(problem["msg"]), problem.get("input")
-    if "UploadFile" in message:
+def explained(field: str, problems: list[dict[str, Any]]) -> str:
+    """Say what a field holds, and what it takes."""
+    given, messages = problems[0].get("input"), [str(problem["msg"]) for problem in problems]
+    if "UploadFile" in messages[0]:
         return f"{field}: takes a file, not text or an address; send one, as curl -F {field}=@FILE does"
     shown = f"{field}={given[:40]!r}" if isinstance(given, str) else field
-    return f"{shown}: {message[0].lower()}{message[1:]}"
+    return f"{shown}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
 
 
 @API.get("/", include_in_schema=False)

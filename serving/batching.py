@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
 BATCH_FRAMES = 64
+EXPLAINED = 8  # captions explained at once: a number for each of their tokens and each word of the vocabulary
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
 NOT_FINITE = "the network's answer to these features is NaN; their numbers are far outside its training range"
 
@@ -48,7 +49,7 @@ class Job:
     @property
     def group(self) -> tuple[object, ...]:
         """What has to be equal within a batch."""
-        return self.captioner, self.ask.decoding, length_group(self.item)
+        return self.captioner, self.ask.decoding, self.ask.explain, length_group(self.item)
 
 
 @dataclass(eq=False)
@@ -195,10 +196,11 @@ def _caption_together(jobs: Sequence[Job]) -> list[Caption]:
     watch = tell if any(job.listener for job in jobs) else None
     captioner = jobs[0].captioner
     captions = captioner.caption(items, prompts, decoding, seeds, watch)
-    if said := {job: caption.text for job, caption in zip(jobs, captions, strict=True) if job.ask.explain}:
-        owed = captioner.explain([job.item for job in said], [*said.values()], [job.ask.prompt for job in said])
-        for job, words in zip(said, owed, strict=True):
-            job.words = words
+    if jobs[0].ask.explain:
+        for part in (slice(start, start + EXPLAINED) for start in range(0, len(jobs), EXPLAINED)):
+            owed = captioner.explain(items[part], [caption.text for caption in captions[part]], prompts[part])
+            for job, words in zip(jobs[part], owed, strict=True):
+                job.words = words
     return captions
 
 

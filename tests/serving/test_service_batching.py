@@ -84,6 +84,17 @@ def test_a_batch_shares_model_options_and_length_but_not_prompt_and_seed():
     assert [call["seeds"] for call in old.calls] == [None, None, None, None, [1, 2]]
 
 
+def test_who_wants_no_explanation_waits_for_none_and_explanations_are_made_few_at_a_time():
+    model, explained = FakeCaptioner(), []
+    model.explain = lambda items, captions, prompts: explained.append(len(items)) or [()] * len(items)
+
+    async def scenario(batcher):
+        return await while_busy(batcher, model, [Job(item(), model, Ask(explain=n > 1)) for n in range(12)])
+
+    run(scenario)
+    assert (model.batches, explained) == ([1, 2, 10], [8, 2])
+
+
 def test_beams_count_as_rows():
     model = FakeCaptioner()
 
