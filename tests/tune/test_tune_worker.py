@@ -12,7 +12,7 @@ from tiny_study import peak_at, tiny_plan
 from videoblip2.config import InputError
 from videoblip2.progress import no_progress
 from videoblip2.tracking import Stopped, Tracker
-from videoblip2.tune.lead import begin
+from videoblip2.tune.lead import begin, conclude
 from videoblip2.tune.study import counted, open_storage, open_study
 from videoblip2.tune.trials import Score
 from videoblip2.tune.worker import WorkerContext, give_back, run_trial, take, work
@@ -136,6 +136,28 @@ def graded(trial, watcher, value, last_step=None):
     watcher.last_step = last_step
     watcher.validated(2, value)
     return Score(value, [value], "m")
+
+
+def test_of_two_aims_the_fastest_trial_within_the_margin_is_best_and_the_front_is_drawn(make, tmp_path):
+    made = make("seconds=true", "margin=0.05", "n_trials=4")
+    scores = iter([(0.5, 0.2), (0.9, 0.9), (0.87, 0.3), (0.86, 0.4)])
+
+    def two_aims(trial, watcher, progress):
+        watcher.validated(2, 0.1)  # Optuna takes no values of steps here
+        value, seconds = next(scores)
+        return Score(value, [value - 0.1, value + 0.1], "m", seconds)
+
+    assert work(made.context, wait=True, runner=two_aims) == 4
+    assert "CIDEr 90.0, 0.9 s a caption, the best so far" in made.lines[1]
+    assert "CIDEr 87.0, 0.3 s a caption, the best so far" in made.lines[2]
+    made.context.plan.folder.mkdir(parents=True)
+    outcome = conclude(made.study, made.context.plan, Tracker())
+    assert (outcome.best.number, outcome.best.values) == (2, [0.87, 0.3])
+    assert [row["seconds"] for row in outcome.rows] == [0.2, 0.9, 0.3, 0.4]
+    assert "0.3 s a caption, the fastest within 5.0 of the highest score" in outcome.best_file.read_text()
+    assert (made.context.plan.folder / "pareto.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="seconds: absent; study 'study' began with True"):
+        make()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(143)])

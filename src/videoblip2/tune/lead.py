@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial
 
+from videoblip2.captions.metrics import PRIMARY, shown
 from videoblip2.config import InputError, parse_config
 from videoblip2.errors import masked
 from videoblip2.files import write_json, write_text
@@ -95,7 +96,8 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     """Write best.yaml, verdict, plots and table beside the trials, and log them on the study's run."""
     trials, metric = counted(study.get_trials(deepcopy=False)), maximised(study)
     states = {state.name.lower(): number for state, number in Counter(trial.state for trial in trials).items()}
-    best, verdict, commands = studies.best_of(trials), report.judge(trials, metric), list[str]()
+    margin, commands = studies.margin_of(study), list[str]()
+    best, verdict = studies.best_of(trials, margin), report.judge(trials, metric, margin)
     rows, plots = report.rows_of(study), report.write_plots(study, plan.folder)
     table, best_file = plan.folder / "trials.json", plan.folder / "best.yaml"
     write_json(table, rows)
@@ -104,9 +106,11 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
         scored = f"{name_of(best)}, {report.score_name(study)} {report.shown_score(best)}"
         chosen = report.shown(best.params)
         against = verdict.text() if verdict else "not compared: the default trial is not complete"
+        if margin is not None:
+            scored += f", the fastest within {shown(PRIMARY, margin)} of the highest score"
         head = [f"Best of study {study.study_name}: {scored}.", f"Against the default: {against}.", f"Chosen: {chosen}"]
         write_best(best_file, plan, best, [*head, "", *(f"  {command}" for command in commands)])
-        tracker.log_best({f"val/{metric.replace(' + ', '_plus_')}": float(best.value or 0.0)})
+        tracker.log_best({f"val/{metric.replace(' + ', '_plus_')}": float(best.values[0])})
         tracker.set_tags({"optuna.best_trial": name_of(best), "optuna.best_params": chosen, "verdict": against})
         counts = ", ".join(f"{number} {name}" for name, number in states.items())
         tracker.note(f"**{study.study_name}**: {counts}. Best: {scored}.\n\n`{chosen}`\n\n{against}")

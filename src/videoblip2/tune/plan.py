@@ -73,7 +73,7 @@ class Pruner(Section):
 
 
 class Sampler(Section):
-    name: Literal["tpe", "random", "gp"] = "tpe"
+    name: Literal["tpe", "random", "gp", "nsga2"] = "tpe"
     seed: int = 0
     startup_trials: int = Field(5, ge=1, description="tpe, gp: number of random trials at the start")
 
@@ -85,6 +85,10 @@ class Tuning(Section):
     config: Document = Field(default_factory=dict, description="keys and values on top of `base`")
     tuned_model: PathText | None = Field(None, description="decode only: MODEL whose captions are tuned")
     search: dict[str, Range] = Field(min_length=1, description="configuration key → range")
+    seconds: bool = Field(False, description="second aim: fewer seconds a caption; trials are not pruned")
+    margin: float = Field(
+        0.01, ge=0, description="of two aims, best.yaml is the fastest trial within this of the highest score"
+    )
     n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()

@@ -16,7 +16,17 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.captions import metrics, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown_interval
 from videoblip2.files import atomic
-from videoblip2.tune.study import attributes, best_of, counted, default_of, finished, maximised, name_of, quiet
+from videoblip2.tune.study import (
+    attributes,
+    best_of,
+    counted,
+    default_of,
+    finished,
+    margin_of,
+    maximised,
+    name_of,
+    quiet,
+)
 
 Say = Callable[[str], None]
 TrialRow = dict[str, object]  # one trial in trials.json; its parameters are columns
@@ -31,7 +41,7 @@ def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) 
         return f"{name}: failed: {reason}   {shown(trial.params)}"
     if trial.state == TrialState.PRUNED:
         return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
-    best = best_of(study.get_trials(deepcopy=False))
+    best = best_of(study.get_trials(deepcopy=False), margin_of(study))
     rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
     default = " (the default)" if attributes(trial).default else ""
     return f"{name}{default}: {label_of(maximised(study))} {shown_score(trial)}, {rank}   {shown(trial.params)}"
@@ -43,8 +53,10 @@ def score_name(study: optuna.Study) -> str:
 
 
 def shown_score(trial: FrozenTrial | None) -> str:
-    """The value of a trial as metrics are printed, such as "61.3"."""
-    return metrics.shown(PRIMARY, float("nan") if trial is None or trial.value is None else trial.value)
+    """The value of a trial as metrics are printed, such as "61.3", and of two aims "61.3, 0.045 s a caption"."""
+    if trial is None or not trial.values:
+        return "nan"
+    return metrics.shown(PRIMARY, trial.values[0]) + "".join(f", {value:.3g} s a caption" for value in trial.values[1:])
 
 
 def shown(params: Mapping[str, Any]) -> str:
@@ -58,7 +70,8 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
     rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
-        row = {"trial": name_of(trial), "state": trial.state.name, maximised(study): trial.value}
+        aims = dict(zip((maximised(study), "seconds"), trial.values or [None] * len(study.directions), strict=False))
+        row = {"trial": name_of(trial), "state": trial.state.name, **aims}
         row |= {"step": trial.last_step, **trial.params, "run_id": about.run_id, "model": about.model}
         reason = about.reason or study.user_attrs.get(f"reason.{trial.number}")
         rows.append({**row, "attempts": len(about.attempts) + 1, "default": about.default, "reason": reason})
@@ -66,7 +79,8 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
-    """History, importance and parallel coordinates as PNG; nothing if fewer than two trials are complete."""
+    """History, importance, parallel coordinates, and of two aims their front, as PNG; nothing if fewer than two trials
+    are complete."""
     if len(finished(study.get_trials(deepcopy=False))) < 2:
         return []
     import matplotlib
@@ -82,20 +96,26 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     }
     with quiet():
         printed, score = _as_printed(study), score_name(study)
-        for path, plot in drawn.items():
-            figure = plot(printed, target_name=score).figure
+        made = {path: plot(printed, target_name=score) for path, plot in drawn.items()}
+        if margin_of(study) is not None:
+            aims = {"targets": lambda trial: (scale_of(PRIMARY) * trial.values[0], trial.values[1])}
+            made[folder / "pareto.png"] = plots.plot_pareto_front(
+                study, target_names=[score, "seconds a caption"], **aims
+            )
+        for path, axes in made.items():
+            figure = axes.figure
             figure.set_size_inches(10, 5)
             with atomic(path) as file:
                 figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
             pyplot.close(figure)
-    return list(drawn)
+    return list(made)
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:
     """A copy with scores as they are printed; with Optuna's own `target`, plots would be drawn for a minimisation."""
     printed, trials = optuna.create_study(direction="maximize"), study.get_trials()
     for trial in finished(trials):
-        trial.value = scale_of(PRIMARY) * trial.value
+        trial.values = [scale_of(PRIMARY) * trial.values[0]]
     printed.add_trials(trials)
     return printed
 
@@ -132,10 +152,10 @@ class Verdict:
         return f"{head} (interval for the best of {self.chosen_among}); {again}"
 
 
-def judge(trials: Sequence[FrozenTrial], metric: str = PRIMARY) -> Verdict | None:
+def judge(trials: Sequence[FrozenTrial], metric: str = PRIMARY, margin: float | None = None) -> Verdict | None:
     """The verdict over complete trials; None if the default or its scores are missing."""
-    complete = [trial for trial in trials if trial.value is not None and attributes(trial).scores]
-    default, best = default_of(complete), best_of(complete)
+    complete = [trial for trial in trials if trial.values and attributes(trial).scores]
+    default, best = default_of(complete), best_of(complete, margin)
     if default is None or best is None:
         return None
     scores = {trial.number: np.asarray(attributes(trial).scores, np.float64) for trial in complete}

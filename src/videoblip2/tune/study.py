@@ -46,10 +46,12 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
     """Open the study, or create it. Raises InputError naming what differs from the study as it was created."""
     with quiet():
         name = plan.tuning.study
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        aims = ["maximize", "minimize"] if plan.tuning.seconds else ["maximize"]
+        study = optuna.create_study(study_name=name, storage=storage, directions=aims, load_if_exists=True)
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
     study.set_user_attr("maximises", plan.metric)
+    study.set_user_attr("margin", plan.tuning.margin if plan.tuning.seconds else None)
     now, then = identity(plan), study.user_attrs.get("identity", {})
     default = flatten(Config())  # an older release's study lacks the keys that are new since
     for key in [*now, *then] if then else ():
@@ -79,6 +81,7 @@ def identity(plan: Plan) -> dict[str, object]:
     """Everything that makes two trials comparable, flat."""
     search = {f"search.{key}": values.text() for key, values in plan.tuning.search.items()}
     record: dict[str, object] = {"stage": plan.tuning.stage, **search}
+    record |= {"seconds": True} if plan.tuning.seconds else {}
     config = {key: value for key, value in flatten(plan.base).items() if not key.startswith(FREE)}
     if plan.tuning.stage == "decode":
         record["tuned_model"] = find_model(str(plan.tuning.tuned_model)).version
@@ -100,6 +103,7 @@ def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.Base
         "random": lambda: samplers.RandomSampler(seed),
         "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=startup),
         "tpe": lambda: samplers.TPESampler(seed=seed, n_startup_trials=startup),
+        "nsga2": lambda: samplers.NSGAIISampler(population_size=max(2, startup), seed=seed),
     }
     return makers[settings.name]()
 
@@ -155,9 +159,20 @@ def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
-def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The complete trial with the highest score; the first one on a tie."""
-    return max(finished(trials), key=lambda trial: (trial.value, -trial.number), default=None)
+def best_of(trials: Sequence[FrozenTrial], margin: float | None = None) -> FrozenTrial | None:
+    """The complete trial with the highest score, the first one on a tie; of two aims, the fastest whose score is within
+    `margin` of that, which no other trial beats in both."""
+    top = max(finished(trials), key=lambda trial: (trial.values[0], -trial.number), default=None)
+    if top is None or margin is None:
+        return top
+    near = [trial for trial in finished(trials) if trial.values[0] >= top.values[0] - margin]
+    return min(near, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+
+
+def margin_of(study: optuna.Study) -> float | None:
+    """The margin of `best_of`; None for a study with one aim."""
+    margin: float | None = study.user_attrs.get("margin")
+    return margin
 
 
 def name_of(trial: Trial | FrozenTrial) -> str:

@@ -5,6 +5,7 @@ the Wilcoxon test can pair a trial with the best and stop it.
 """
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,29 +18,33 @@ from optuna.exceptions import UpdateFinishedTrialError
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.captions.predictions import rows_of_run, video_scores
-from videoblip2.config import InputError, flatten
+from videoblip2.config import DecodeConfig, InputError, flatten
 from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
-from videoblip2.predict import open_model
+from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress
 from videoblip2.tracking import RunSpec, Stopped, Tracker, open_run
 from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
+from videoblip2.training.tasks import read_split
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import attributes, name_of
 
 #: Settings of the study that replace those of the tuned model's checkpoint.
 OF_STUDY = ("data.annotations", "data.features", "device", "decode.compile")
+TIMED = 100  # validation entries whose captions are timed, where that is an aim
 
 
 @dataclass(frozen=True)
 class Score:
-    """A finished trial. value: validation score of its chosen checkpoint; scores: by video, in the order of ids."""
+    """A finished trial. value: validation score of its chosen checkpoint; scores: by video, in the order of ids;
+    seconds: a caption's or answer's, where that is an aim."""
 
     value: float
     scores: list[float]
     model: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Watcher(Observer):
     lost: Event  # set when another worker has taken the trial over
     parent_run_id: str | None = None
     reported: set[int] = field(default_factory=set)  # steps that an earlier attempt has reported
+    reports: bool = True  # Optuna takes no values of steps where there are two aims
     last_step: int | None = None  # the final step, where pruning would save nothing
     tracker: Tracker = field(default_factory=Tracker)
 
@@ -73,7 +79,7 @@ class Watcher(Observer):
     def report(self, step: int, value: float) -> None:
         """Report a value at a step to the study, once."""
         try:
-            if not self.lost.is_set() and step not in self.reported:
+            if not self.lost.is_set() and step not in self.reported and self.reports:
                 self.trial.report(value, step)
         except UpdateFinishedTrialError:
             self.lost.set()
@@ -82,7 +88,8 @@ class Watcher(Observer):
 
     def stop_if_pruned(self, step: int) -> None:
         """Raise Stopped if the pruner says so; never for the default, which the best is compared with."""
-        if step == self.last_step or attributes(self.trial).default or not self.trial.should_prune():
+        kept = step == self.last_step or not self.reports or attributes(self.trial).default
+        if kept or not self.trial.should_prune():
             return
         self.tracker.set_tags({"optuna.pruned_at": str(step)})
         raise Stopped(f"pruned at step {step}")
@@ -103,12 +110,17 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     folder, again = plan.folder / name_of(trial), bool(attributes(trial).attempts)
     ended = read_finished(folder / FOLDER) if again else None
     if ended is not None:  # its worker died after training and before the report
-        return Score(*_score(folder), ended.model)
+        return _scored(plan, folder, ended.model)
     overrides = f"run.out={plan.folder}", f"run.name={folder.name}", f"train.resume={'auto' if again else 'null'}"
     config = plan.config_of(trial.params, *overrides)
     watcher.last_step = config.train.steps
     result = run_stage(plan.tuning.stage, config, progress, observer=watcher)
-    return Score(*_score(folder), result.model)
+    return _scored(plan, folder, result.model)
+
+
+def _scored(plan: Plan, folder: Path, model: str) -> Score:
+    opened = open_model(str(folder / "best")) if plan.tuning.seconds else None
+    return Score(*_score(folder), model, _seconds(plan, opened, opened.config.decode) if opened else 0.0)
 
 
 def _score(folder: Path) -> tuple[float, list[float]]:
@@ -117,6 +129,16 @@ def _score(folder: Path) -> tuple[float, list[float]]:
     if not scores:
         raise InputError(f"{folder}: no predictions; the validation set is empty")
     return sum(scores.values()) / len(scores), [round(scores[video_id], 5) for video_id in sorted(scores)]
+
+
+def _seconds(plan: Plan, opened: OpenModel, decode: DecodeConfig) -> float:
+    """What a caption or answer takes in batches of the first validation entries, after one batch to warm up."""
+    task = plan.tasks[0]
+    entries = read_split(opened.config, "val", opened.store)[task.kind][:TIMED]
+    for part in (entries[: decode.batch_size], entries):
+        start = time.perf_counter()
+        said = list(task.say(opened.captioner, part, opened.store, decode))
+    return (time.perf_counter() - start) / len(said)
 
 
 def decoder(plan: Plan) -> Runner:
@@ -149,6 +171,7 @@ def decoder(plan: Plan) -> Runner:
             cider = sum(scores.values()) / len(scores)
             tracker.log_best({f"val/{PRIMARY}": cider})
             tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
-        return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model)
+        seconds = _seconds(plan, opened, config.decode) if plan.tuning.seconds else 0.0
+        return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model, seconds)
 
     return decode

@@ -88,7 +88,8 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
     """Run one trial, and tell the study and the user how it ended. Return the reason if it failed."""
     study, score, reason = context.study, None, None
     with beating(trial) as lost:
-        watcher = Watcher(trial, lost, context.parent_run_id, set(_frozen(study, trial).intermediate_values))
+        reported, reports = set(_frozen(study, trial).intermediate_values), not context.plan.tuning.seconds
+        watcher = Watcher(trial, lost, context.parent_run_id, reported, reports)
         try:
             score = runner(trial, watcher, context.progress)
             if not math.isfinite(score.value):
@@ -116,7 +117,8 @@ def _tell(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Sco
     try:
         for key, value in about.items():
             trial.set_user_attr(key, value)
-        study.tell(trial, score.value if score and not reason else None, state=state)
+        aims = [score.value, score.seconds][: len(study.directions)] if score and not reason else None
+        study.tell(trial, aims, state=state)
     except (UpdateFinishedTrialError, ValueError):
         return False
     watcher.tracker.set_tags({"optuna.state": state.name} | ({"optuna.reason": reason} if reason else {}))
