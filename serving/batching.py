@@ -99,7 +99,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while batch := self._take():
             self._batch, self.busy_since = batch, time.perf_counter()
-            results = await loop.run_in_executor(self._pool, self._work, batch)
+            results = await loop.run_in_executor(self._pool, halved, self._work, batch)
             for item, result in zip(batch, results, strict=True):
                 if item.future.done():  # abandoned meanwhile
                     continue
@@ -171,37 +171,30 @@ class Batcher:
         observe.metrics().queue.set(len(self.waiting))
         return batch
 
-    def _caption(self, jobs: list[Job]) -> list[Caption | Exception]:
+    def _caption(self, jobs: Sequence[Job]) -> list[Caption | Exception]:
         """On the thread: caption jobs of one group."""
         observe.metrics().batch.observe(len(jobs))
-        started = time.perf_counter()
-        captions = halved(_caption_together, jobs)
+        started, captioner, ask = time.perf_counter(), jobs[0].captioner, jobs[0].ask
+        seeds = [job.ask.seed or 0 for job in jobs] if ask.decoding.sampled else None
+
+        def tell(texts: list[str]) -> None:
+            for job, text in zip(jobs, texts, strict=True):
+                if job.listener:
+                    job.future.get_loop().call_soon_threadsafe(job.listener, text)
+
+        items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
+        watch = tell if any(job.listener for job in jobs) else None
+        captions = captioner.caption(items, prompts, ask.decoding, seeds, watch)
+        if ask.explain:
+            for part in (slice(start, start + EXPLAINED) for start in range(0, len(jobs), EXPLAINED)):
+                owed = captioner.explain(items[part], [caption.text for caption in captions[part]], prompts[part])
+                for job, words in zip(jobs[part], owed, strict=True):
+                    job.words = words
         seconds = time.perf_counter() - started
         self._pace += PACE * (seconds / len(jobs) - self._pace)
         for job in jobs:
             job.queue_seconds, job.model_seconds, job.batch = started - job.arrived, seconds, len(jobs)
-        return [c if isinstance(c, Exception) or math.isfinite(c.score) else Refusal(400, NOT_FINITE) for c in captions]
-
-
-def _caption_together(jobs: Sequence[Job]) -> list[Caption]:
-    decoding = jobs[0].ask.decoding
-    seeds = [job.ask.seed or 0 for job in jobs] if decoding.sampled else None
-
-    def tell(texts: list[str]) -> None:
-        for job, text in zip(jobs, texts, strict=True):
-            if job.listener:
-                job.future.get_loop().call_soon_threadsafe(job.listener, text)
-
-    items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
-    watch = tell if any(job.listener for job in jobs) else None
-    captioner = jobs[0].captioner
-    captions = captioner.caption(items, prompts, decoding, seeds, watch)
-    if jobs[0].ask.explain:
-        for part in (slice(start, start + EXPLAINED) for start in range(0, len(jobs), EXPLAINED)):
-            owed = captioner.explain(items[part], [caption.text for caption in captions[part]], prompts[part])
-            for job, words in zip(jobs[part], owed, strict=True):
-                job.words = words
-    return captions
+        return [c if math.isfinite(c.score) else Refusal(400, NOT_FINITE) for c in captions]
 
 
 class EncodingQueue:
@@ -212,7 +205,7 @@ class EncodingQueue:
         self._waiting: list[Clip] = []
         self._frames = 0  # that wait or are being encoded
         self._door, self._left = asyncio.Lock(), asyncio.Event()
-        self._worker = Worker("encoders", self._take, lambda clips: halved(_encode_together, clips))
+        self._worker = Worker("encoders", self._take, self._encode)
 
     async def enter(self, clip: Clip) -> None:
         """Queue a clip once there is room for it; its future then gets its features or its exception."""
@@ -246,6 +239,5 @@ class EncodingQueue:
         del self._waiting[: len(batch)]
         return batch
 
-
-def _encode_together(clips: Sequence[Clip]) -> list[Features]:
-    return clips[0].captioner.media_encoders.encode([clip.prepared for clip in clips])
+    def _encode(self, clips: Sequence[Clip]) -> list[Features]:
+        return clips[0].captioner.media_encoders.encode([clip.prepared for clip in clips])
