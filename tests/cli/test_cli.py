@@ -21,15 +21,6 @@ from videoblip2.jobs.forms import Row
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
 
 
-def vb2(*words, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-c", "from videoblip2.cli import main; main()", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
-
-
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['vb2', '--help']\n"
@@ -110,8 +101,8 @@ def test_an_option_has_the_name_of_its_key():
 
 
 def test_wrong_usage_is_exit_code_2():
-    run = vb2("ce")
-    assert run.returncode == 2
+    run = CliRunner().invoke(app, ["ce"])
+    assert run.exit_code == 2
     assert "CONFIG" in run.stderr
 
 
@@ -151,8 +142,8 @@ def test_home_is_replaced_in_paths_that_the_shell_leaves_alone(tmp_path, monkeyp
 
 
 def test_json_is_the_last_line():
-    run = vb2("experiments", "list", "--json")
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(app, ["experiments", "list", "--json"])
+    assert run.exit_code == 0, run.stderr
     assert isinstance(json.loads(run.stdout.splitlines()[-1]), dict)
 
 
