@@ -12,7 +12,7 @@ from serving import following
 from serving.following import Follower
 from videoblip2.config import InputError
 from videoblip2.predict import FoundModel, model_mark
-from videoblip2.tracking.mlflow import models, store
+from videoblip2.tracking.mlflow import store
 
 
 class Registry:
@@ -169,7 +169,7 @@ def sqlite_registry(tmp_path, monkeypatch):
 
 def test_the_mark_of_an_alias_moves_with_it_and_sqlite_is_asked_without_mlflow(sqlite_registry, monkeypatch):
     address = "models:/videoblip2@champion"
-    monkeypatch.setattr(models, "_kept_client", lambda uri: 1 / 0)
+    monkeypatch.setattr(store, "connect", lambda: 1 / 0)
     first = model_mark(address)
     sqlite_registry.set_registered_model_tag("videoblip2", "some", "tag")
     assert model_mark(address) == first == "1"

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -21,7 +21,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
-from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
+from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, find_run, plain
 from videoblip2.tracking.source import revision_tags
 from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 
@@ -42,7 +42,7 @@ class MlflowTracker(Tracker):
         self._points: list[outbox.Point] = []
         self._last_flush = time.monotonic()
         active = mlflow.active_run()
-        self._began = int(active.info.start_time) if active else _now()
+        self._began = int(active.info.start_time) if active else int(1000 * time.time())
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log parameters. One that `mlflow run` has logged stays as the user spelled it; another value is a tag."""
@@ -58,7 +58,7 @@ class MlflowTracker(Tracker):
         self._outbox.put(outbox.Batch(params=params, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        now = _now()
+        now = int(1000 * time.time())
         self._points += [(key, float(value), now, step) for key, value in with_shown(metrics).items()]
         if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
             self._send_points()
@@ -207,7 +207,7 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
 def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
     """The run to resume where the store still has it; the one that `mlflow run` has opened, as it is; or a new one."""
     given, nested = os.environ.get("MLFLOW_RUN_ID"), spec.parent_run_id is not None
-    if spec.resume_run_id and _exists(client, spec.resume_run_id):
+    if spec.resume_run_id and _exists(spec.resume_run_id):
         os.environ.pop("MLFLOW_RUN_ID", None)
         run_id = str(mlflow.start_run(run_id=spec.resume_run_id, nested=nested).info.run_id)
         if given and given != run_id and not nested:
@@ -230,14 +230,11 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
     return str(mlflow.start_run(nested=nested, tags=source, **new).info.run_id)
 
 
-def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
+def _exists(run_id: str) -> bool:
     """Whether the store has a run that is not deleted."""
-    try:
-        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
+    with suppress(InputError):
+        return bool(find_run(run_id))
+    return False
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -255,8 +252,3 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
         remedy = "restore it with `mlflow experiments restore` or use another name"
         raise InputError(f"experiment {name!r} was deleted; {remedy}")
     return str(found.experiment_id)
-
-
-def _now() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)

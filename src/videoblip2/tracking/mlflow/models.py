@@ -107,12 +107,7 @@ def alias_version(address: str) -> str:
         return str(answer.json()["model_version"]["version"])
     if database := store.sqlite_file(uri):  # the client would take 6 ms
         return str(store.ask(database, ALIASED, name, alias)[0][0])
-    return str(_kept_client(uri).get_model_version_by_alias(name, alias).version)
-
-
-@cache
-def _kept_client(uri: str) -> mlflow.MlflowClient:
-    return store.connect()
+    return str(store.connect().get_model_version_by_alias(name, alias).version)
 
 
 def _newest_model(client: mlflow.MlflowClient, run: RunRecord) -> Any:
