@@ -124,9 +124,9 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
         encoded += len(pixels)
         return encode(clip, pixels, batch)
 
-    def frames(path, fps, threads, caveats, span):
+    def frames(path, fps, threads, caveats, **how):
         nonlocal made, most
-        for second in range(0, 3 * 3600, 20):
+        for second in range(0, 3 * 3600, 40):
             made += 1
             most = max(most, made - encoded)
             yield np.full((64, 64, 3), second % 256, np.uint8)
@@ -137,19 +137,19 @@ def test_a_film_of_three_hours_is_never_in_memory(encoders, tmp_path, monkeypatc
         engines, "stream_audio", lambda path, rate, caveats, span: (np.zeros(48_000, np.float32) for _ in range(20))
     )
     (tmp_path / "film.mp4").write_bytes(b"film")
-    settings = FeatureSettings(fps=1 / 20, window_seconds=1.0)
+    settings = FeatureSettings(fps=1 / 40, window_seconds=1.0)
     report = extract_features(
         [tmp_path / "film.mp4"], tmp_path / "out", replace(encoders, settings=settings), ExtractionRun(workers=1)
     )
     note = FeatureStore(tmp_path / "out").manifest.videos["film"]
-    assert report.done == ["film"] and (note.frames, note.audio_windows, note.audio) == (540, 20, "silent")
+    assert report.done == ["film"] and (note.frames, note.audio_windows, note.audio) == (270, 20, "silent")
     assert most <= 64 + 6 * engines.PIECE["video"], "a batch, the queue, and what is in the two threads' hands"
 
 
 def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_path, monkeypatch):
     made, decode = [], engines.stream_frames
 
-    def frames(path, fps, threads, caveats, span):
+    def frames(path, fps, threads, caveats, **how):
         if path.stem == "v0":
             yield from decode(path, fps, threads=threads)
             return
@@ -167,7 +167,7 @@ def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):
     decode = engines.stream_frames
 
-    def broken(path, fps, threads, caveats, span):
+    def broken(path, fps, threads, caveats, **how):
         yield from decode(path, fps, threads=threads)
         if path.stem == "v1":
             raise InputError(f"{path}: truncated")

@@ -48,7 +48,7 @@ def encode(monkeypatch):
     """Videos "N.mp4" have N frames; "bad.mp4" fails. Returns what was asked to skip."""
     skipped = []
 
-    def encode_videos(files, skip, encoders, workers):
+    def encode_videos(files, skip, encoders, workers, watches):
         for key, path in files.items():
             if skip(key, f"sha of {key}"):
                 skipped.append(key)
@@ -145,6 +145,16 @@ def test_a_scene_begins_where_the_picture_changes():
     frames = np.stack([scene + 0.05 * rng.normal(size=32) for scene in [first] * 6 + [second] * 4])
     assert shot_changes(frames) == [6]
     assert shot_changes(frames[:1]) == shot_changes(np.repeat(frames[:1], 5, axis=0)) == []
+
+
+def test_scenes_begin_where_frames_changed_or_halfway_between_two_that_differ():
+    item = {"video": np.eye(8)[[0, 0, 0, 1, 1, 1, 1, 1]], "audio": np.arange(8)[:, None]}
+    parts = cut(item, 1.0, 1.0, None)
+    assert [(part.start, part.end, len(part.item["video"])) for part in parts] == [(0.0, 2.5, 3), (2.5, 8.0, 5)]
+    parts = cut(item, 1.0, 1.0, None, changes=[2.2, 2.4, 6.0, 9.0])
+    assert [(part.start, part.end) for part in parts] == [(0.0, 2.2), (2.2, 2.4), (2.4, 6.0), (6.0, 8.0)]
+    assert [len(part.item["video"]) for part in parts] == [3, 1, 3, 2]
+    assert [part.item["audio"].ravel().tolist() for part in parts] == [[0, 1, 2], [2], [2, 3, 4, 5], [6, 7]]
 
 
 def test_merging_keeps_questions_apart():

@@ -101,7 +101,7 @@ def test_segments_are_captioned_as_one_submission_and_equal_neighbours_are_one(r
     shots = item(6)["video"]
     shots[4:] = -shots[4:]
     answer = http.post("/caption", files={"video_features": npy(shots)}, data={"segments": "scenes"})
-    assert in_time(answer) == [(0, 4, "4 frames"), (4, 6, "2 frames")]
+    assert in_time(answer) == [(0, 3.5, "4 frames"), (3.5, 6, "2 frames")]
 
 
 def test_segments_of_a_file_are_made_of_every_frame_and_it_is_decoded_once(running, monkeypatch):

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
+from videoblip2.features.frames import Watch
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, Loudness, choose_frames
@@ -45,6 +46,7 @@ class VideoOutcome:
     note: VideoNote | None = None
     failure: str | None = None
     features: Features | None = None  # not set when they are written to a store
+    changes: Sequence[float] | None = None  # seconds at which a new shot begins, if they were looked for
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,11 @@ def stored(out: Path, outcome: VideoOutcome) -> VideoOutcome:
 
 
 def encode_videos(
-    files: Mapping[str, Path], skip: Callable[[str, str], bool], encoders: Encoders, workers: int
+    files: Mapping[str, Path],
+    skip: Callable[[str, str], bool],
+    encoders: Encoders,
+    workers: int,
+    watches: Mapping[str, Watch] | None = None,
 ) -> Generator[VideoOutcome, None, None]:
     """Decode and encode videos; yields each with its features, in the order in which they end.
 
@@ -111,9 +117,10 @@ def encode_videos(
             means this part of it.
         skip: (key, sha256 of the file) → whether there is nothing to do.
         workers: decoding threads.
+        watches: key → what sees all frames of that file.
     """
     batches = RowBatches(encoders)
-    tasks = (partial(_read, key, path, skip, encoders) for key, path in files.items())
+    tasks = (partial(_read, key, path, skip, encoders, (watches or {}).get(key)) for key, path in files.items())
     with closing(overlapped(tasks, workers, workers)) as ready:
         for piece in chain.from_iterable(ready):
             yield from batches.add(piece)
@@ -222,7 +229,7 @@ def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -
 
 
 def _read(
-    video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders
+    video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders, watch: Watch | None
 ) -> Generator[Piece | VideoOutcome, None, None]:
     """One file's pieces, and then its outcome."""
     settings, caveats = encoders.settings, list[str]()
@@ -236,7 +243,7 @@ def _read(
         if skip(video_id, digest):
             yield VideoOutcome(video_id)
             return
-        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats, span=span)
+        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats, span=span, watch=watch)
         yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
         loudness = Loudness()
         sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats, span=span))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,8 @@ Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
 
 Span = tuple[float, float]  # from and to which second
+Watch = Callable[[Frame, float], None]  # takes a thumbnail, [3, height, width] in YUV, and its second
+THUMBNAIL = 32, 24  # width and height
 
 SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
 
@@ -54,6 +56,16 @@ class Clock:
             yield frame, time
         self.step = max(self.step, duration)
         self.end = last + self.step
+
+
+def watched(frames: Iterable[tuple[Any, float]], watch: Watch) -> Iterator[tuple[Any, float]]:
+    """The frames with their times, unchanged; `watch` sees each of them small, with its time from the first."""
+    scaler, start = VideoReformatter(), None
+    for frame, time in frames:
+        start = time if start is None else start
+        small: Any = scaler.reformat(frame, *THUMBNAIL, "yuv444p", BT709, BT709, threads=1).to_ndarray()
+        watch(small, time - start)
+        yield frame, time
 
 
 def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None = None) -> Iterator[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.frames import Audio, Clock, Frame, Pictures, Sound, Span, nearest, shown_size
+from videoblip2.features.frames import Audio, Clock, Frame, Pictures, Sound, Span, Watch, nearest, shown_size, watched
 from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
@@ -53,6 +53,7 @@ def stream_frames(
     threads: int = 0,
     caveats: list[str] | None = None,
     span: Span | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Frame]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.
 
@@ -60,6 +61,7 @@ def stream_frames(
         threads: of the codec; 0 lets FFmpeg choose, 1 is best if several files are decoded in parallel.
         caveats: gets a line for each part of the video that is skipped or changed.
         span: only from the first to before the second of these seconds of the file.
+        watch: sees all frames that are decoded, not only those at `fps`.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
@@ -70,8 +72,8 @@ def stream_frames(
         stream.codec_context.thread_count = threads
         pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), Clock(container, stream)
         span = None if span is None else _sought(container, stream, span)
-        shown = False
-        for frame in nearest(clock.timed(_decode(container, stream, caveats)), fps, span):
+        shown, decoded = False, clock.timed(_decode(container, stream, caveats))
+        for frame in nearest(watched(decoded, watch) if watch else decoded, fps, span):
             shown = True
             yield pictures.rgb(frame)
         if not clock.started:

@@ -20,6 +20,7 @@ from videoblip2.features.sources import VideoSource
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, cut, merged
+from videoblip2.jobs.shots import ShotWatch
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -196,13 +197,15 @@ class CaptionJob:
         files = {source.path: Path(source.path) for source in good}
         with ExitStack() as stack:
             ledger = stack.enter_context(open_ledger(self.keep_features, encoders, run)) if self.keep_features else None
+            watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
             encoded = encode_videos(
-                files, lambda path, digest: done.get(printable(path)) == digest, encoders, run.threads
+                files, lambda path, digest: done.get(printable(path)) == digest, encoders, run.threads, watches
             )
             for outcome in stack.enter_context(closing(encoded)):
                 if ledger is not None and outcome.features is not None:
                     ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
-                yield outcome
+                watch = watches.pop(outcome.video_id, None)
+                yield replace(outcome, changes=watch.changes()) if watch and outcome.features else outcome
 
     def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
         from videoblip2.features.engines import VideoOutcome
@@ -222,7 +225,7 @@ class CaptionJob:
         segments = [Segment(0.0 if length else None, length, item)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
-            segments = cut(item, self.captioner.media_encoders.settings.fps, window, every)
+            segments = cut(item, self.captioner.media_encoders.settings.fps, window, every, outcome.changes)
         wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
         pending, several = Pending([None] * len(wanted), len(wanted)), options.samples > 1
         rows = [

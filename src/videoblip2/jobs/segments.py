@@ -1,7 +1,9 @@
-"""Long videos in time: where one segment ends and the next begins, found in the features alone."""
+"""Long videos in time: where one segment ends and the next begins."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,28 +23,32 @@ class Segment:
     item: Features
 
 
-def cut(item: Features, fps: float, window: float | None, every: float | None) -> list[Segment]:
+def cut(
+    item: Features, fps: float, window: float | None, every: float | None, changes: Sequence[float] | None = None
+) -> list[Segment]:
     """Cut a video's features (video [F,D], audio [A,E]) into segments, at least one.
 
     Args:
         fps: frames a second. window: seconds of each audio row.
-        every: seconds of a segment; None = where the picture changes (`shot_changes`).
+        every: seconds of a segment; None = where the picture changes.
+        changes: when it does; None = as found in the features (`shot_changes`), to within half a frame.
     """
     frames = item["video"]
-    bounds = (
-        range(0, max(1, len(frames)), max(1, round(min(every * fps, len(frames)))))
-        if every
-        else [0, *shot_changes(frames)]
-    )
-    ends = [*list(bounds)[1:], len(frames)]
-    return [
-        Segment(
-            round(first / fps, 3),
-            round(last / fps, 3),
-            {"video": frames[first:last], **_heard(item, first / fps, last / fps, window)},
-        )
-        for first, last in zip(bounds, ends, strict=True)
-    ]
+    length = len(frames) / fps
+    if every:
+        step = max(1, round(min(every * fps, len(frames))))
+        starts = [first / fps for first in range(0, max(1, len(frames)), step)]
+    elif changes is None:
+        starts = [0.0, *((first - 0.5) / fps for first in shot_changes(frames))]
+    else:
+        starts = [0.0, *(second for second in changes if 0 < second < length)]
+    segments = []
+    for start, end in pairwise([*starts, length]):
+        first, last = (math.ceil(second * fps - 1e-6) for second in (start, end))
+        first = min(first, max(0, len(frames) - 1))  # a shot between two frames gets the next one
+        rows = {"video": frames[first : max(first + 1, last)], **_heard(item, start, end, window)}
+        segments.append(Segment(round(start, 3), round(end, 3), rows))
+    return segments
 
 
 def _heard(item: Features, start: float, end: float, window: float | None) -> Features:

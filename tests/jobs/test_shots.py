@@ -1,0 +1,39 @@
+"""Shot changes are found in all frames of a file while it is decoded: cuts, fades, and neither in what moves."""
+
+import numpy as np
+import pytest
+
+from videoblip2.features.media import stream_frames, write_video
+from videoblip2.jobs.shots import ShotWatch
+
+
+def shot(seed, count=40, speed=0):
+    """Coloured blocks of 16 pixels that move to the right by `speed` a frame."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    return np.stack([np.roll(blocks, speed * number, axis=1) for number in range(count)])
+
+
+def changes(path, frames, rate=20):
+    write_video(path, frames, rate, None, 16_000)
+    watch = ShotWatch()
+    assert len(list(stream_frames(path, 1, watch=watch))) == -(-len(frames) // rate)
+    assert len(watch.times) == len(frames)
+    return watch.changes()
+
+
+@pytest.mark.parametrize("speed", [0, 1])
+def test_cuts_are_found_to_the_frame(tmp_path, speed):
+    frames = np.concatenate([shot(seed, speed=speed) for seed in (0, 1, 0, 2)])
+    assert changes(tmp_path / "v.mp4", frames) == pytest.approx([2.0, 4.0, 6.0], abs=0.01)
+
+
+def test_what_moves_or_stands_still_has_no_change(tmp_path):
+    assert changes(tmp_path / "v.mp4", shot(0, 120, speed=2)) == changes(tmp_path / "w.mp4", shot(0, 60)) == []
+    assert changes(tmp_path / "x.mp4", shot(0, 1)) == []
+
+
+def test_a_cross_fade_is_one_change_in_its_middle(tmp_path):
+    weights = np.linspace(0, 1, 20)[:, None, None, None]
+    mixed = (shot(0, 20) * (1 - weights) + shot(1, 20) * weights).astype(np.uint8)
+    frames = np.concatenate([shot(0, 60), mixed, shot(1, 60)])
+    assert changes(tmp_path / "v.mp4", frames) == pytest.approx([3.5], abs=0.3)
