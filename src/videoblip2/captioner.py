@@ -1,5 +1,6 @@
 """A network with its tokenizers and media encoders: features or media in, captions and answers out."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,7 +36,8 @@ def pick_device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        number = int(os.environ.get("LOCAL_RANK", 0))  # of several processes on this machine, each takes its own
+        return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

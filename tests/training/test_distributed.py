@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from videoblip2.config import to_yaml
 from videoblip2.training import stage, tasks
 from videoblip2.training.ce import ce_step
 from videoblip2.training.distributed import World, join
+from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.loop import Training, train
 from videoblip2.training.rollout import build_reward
 from videoblip2.training.scst import scst_step
@@ -42,6 +44,7 @@ QUICK = {
     "ce": ("ce", "train.accumulate=3", "data.captions_per_video=2"),
     "scst": ("scst", "train.accumulate=3", "scst.reuse=2", "scst.baseline=batch_mean"),
 }
+FEW = {name: (*case, "train.steps=4", "train.validate_every=4") for name, case in QUICK.items()}
 EXHAUSTIVE = {
     "ce whole": ("ce",),
     "ce smoothed": ("ce", "train.label_smoothing=0.1"),
@@ -129,7 +132,7 @@ def check(count, cases, model, tokenizers, tmp_path):
 
 
 def test_two_processes_train_as_one(model, tokenizers, tmp_path):
-    check(2, QUICK, model, tokenizers, tmp_path)
+    check(2, FEW, model, tokenizers, tmp_path)
 
 
 # --- ends that one process comes to
@@ -156,14 +159,14 @@ def command(folder, world, *words, spoil=None):
     return target
 
 
-def in_step(number, act):
-    """Before the update of step `number`, process 1 acts."""
+def in_step(number, act, who=1):
+    """Before the update of step `number`, process `who` acts."""
 
     def spoil(rank):
 
         def step(work, batch, at):
             for part in training_step(work, batch, at):
-                yield act(part) if rank == 1 and at == number else part
+                yield act(part) if rank == who and at == number else part
 
         stage.ce_step = step
 
@@ -199,29 +202,65 @@ def undecoded(rank):
 
 
 ENDS = {
-    "nan": (in_step(5, spoiled), [1, 1], "error: step 5: the loss is nan on videos ", 5),
-    "error": (in_step(5, raises), [1, 1], "error: RuntimeError: no memory is left", 5),
     "kill": (in_step(5, killed), [1, -9], "error: another of the 2 processes has ended ", 5),
+    "nan": (in_step(5, spoiled), [1, 1], "error: step 5: the loss is nan on videos ", 5),
     "sigterm": (in_step(5, terminated), [143, 143], "stopped; ", 6),
+    "error": (in_step(5, raises), [1, 1], "error: RuntimeError: no memory is left", 5),
     "decoding": (undecoded, [1, 1], "error: RuntimeError: no caption", 4),
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_all_processes_end_when_one_does_and_the_training_resumes(end, world, whole, tmp_path):
+def resumed(words, processes_after, world, folder):
+    """The weights after the training has resumed."""
+    assert processes(processes_after, command(folder, world, "train.resume=auto", *words)) == [0] * processes_after
+    return load_file(folder / "runs" / "x" / "best" / "model.safetensors")
+
+
+@pytest.mark.parametrize("end", [*ENDS][:2] + [pytest.param(end, marks=pytest.mark.slow) for end in [*ENDS][2:]])
+def test_all_processes_end_when_one_does(end, world, tmp_path):
+    """One line says why, and the state is that of the last whole step."""
     spoil, codes, line, step = ENDS[end]
     began = time.monotonic()
     assert processes(2, command(tmp_path, world, spoil=spoil)) == codes
     assert time.monotonic() - began < 60
     lines = [text for text in (tmp_path / "errors").read_text().splitlines() if text.startswith(("error", "stopped"))]
-    assert [text for text in lines if not text.startswith("stopped; train.resume=auto")] == (
-        [] if end == "sigterm" else lines[:1]
-    )
     assert lines[0].startswith(line), lines
+    assert [text for text in lines if text.startswith("error")] == ([] if end == "sigterm" else lines[:1])
     assert read_saved(tmp_path / "runs" / "x" / "state").step == step
-    assert processes(2, command(tmp_path, world, "train.resume=auto")) == [0, 0]
-    found = load_file(tmp_path / "runs" / "x" / "best" / "model.safetensors")
-    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+
+
+def test_a_stopped_training_resumes_bit_for_bit_with_dropout(world, whole, tmp_path):
+    assert processes(2, command(tmp_path, world, spoil=ENDS["sigterm"][0])) == [143, 143]
+    found = resumed((), 2, world, tmp_path)
+    assert all(torch.equal(found[name], weight) for name, weight in whole.weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(2, 1), (1, 2), (2, 4)])
+def test_a_stopped_training_resumes_on_another_number_of_processes(counts, world, tmp_path):
+    options = "train.dropout=false", "train.batch_size=4", "optim.lr=0.001"
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    assert processes(1, command(tmp_path / "whole", world, *options)) == [0]
+    before, after = counts
+    stop = in_step(5, terminated, before - 1)
+    assert processes(before, command(tmp_path / "parts", world, *options, spoil=stop)) == [143] * before
+    found, whole = resumed(options, after, world, tmp_path / "parts"), tmp_path / "whole" / "runs" / "x" / "best"
+    same(found, load_file(whole / "model.safetensors"), "resumed")
+
+
+def test_an_evaluation_is_shared_and_merged(world, whole, tmp_path):
+    """Captions of all videos once, in their order, written by one process."""
+    rows = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.jsonl"
+
+        def evaluation(_, out=out):
+            evaluate_model(str(whole.folder), "val", ["run.tracking=false"], out, metrics=("CIDEr",))
+
+        assert processes(count, evaluation) == [0] * count
+        rows.append(out.read_text())
+    assert rows[0] == rows[1] and len(rows[0].splitlines()) == 2
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +268,8 @@ def whole(world, tmp_path_factory):
     """The weights of a training on two processes, with dropout, that nothing ended."""
     folder = tmp_path_factory.mktemp("whole")
     assert processes(2, command(folder, world)) == [0, 0]
-    return load_file(folder / "runs" / "x" / "best" / "model.safetensors")
+    checkpoint = folder / "runs" / "x" / "best"
+    return SimpleNamespace(folder=checkpoint, weights=load_file(checkpoint / "model.safetensors"))
 
 
 @pytest.mark.slow

@@ -65,15 +65,14 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, np
         launch([stage, path, *words, *given, *["--json"] * json], nproc)
         return
     console.go_to(folder)
-    leads = int(os.environ.get("RANK", 0)) == 0
-    if leads:
+    if leads():
         _require_inputs(config)
     try:
         if seeds > 1:
             from videoblip2.training.seeds import run_seeds
 
             result = run_seeds(stage, config, seeds, console.progress, show_weights, usual)
-            if leads:
+            if leads():
                 console.emit(result, json, _seeds_table(result))
         else:
             from videoblip2.training.stage import run_stage
@@ -85,10 +84,15 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, np
             head = f"{trained.name}: best at step {trained.best_step}: {'  '.join(scores)}"
             run = trained.run_id or "not tracked"
             text = f"{head}\nrun: {run}\ncheckpoint: {trained.checkpoint}\nmodel: {trained.model}"
-            if leads:
+            if leads():
                 console.emit(trained, json, text)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
+
+
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started: it asks MLflow, and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _require_inputs(config: "Config") -> None:
@@ -154,11 +158,14 @@ def evaluate(
 ) -> None:
     """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
     console.go_to(folder)
-    console.require_model(model)
+    if leads():
+        console.require_model(model)
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
 
     result = evaluate_model(model, split, overrides or [], out, console.progress, explain=explain)
+    if not leads():
+        return
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
     answers = {"answers": str(result.answers)} if result.answers else {}
@@ -204,6 +211,8 @@ def tune(
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
     from videoblip2.overrides import read_yaml
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("vb2 tune: a trial is one process; start it without torchrun, and more workers with --worker")
     read_yaml(config)
     from videoblip2.tune.plan import load_plan
 
@@ -237,8 +246,7 @@ def _study_record(outcome: "Outcome") -> dict[str, object]:
     number = verdict.best if verdict else best and best.number
     judged = verdict and {"better": verdict.better, "interval": [verdict.low, verdict.high], **console.plain(verdict)}
     shown = {name: getattr(outcome, name) for name in ("study", "run_id", "best_file", "plots", "rows")}
-    aims = dict(zip((outcome.metric, "seconds"), best.values, strict=False)) if best else {}
-    top = best and {"trial": number, **aims, "params": best.params}
+    top = best and {"trial": number, outcome.metric: best.value, "params": best.params}
     return {**shown, "trials": outcome.states, "best": top, "verdict": judged}
 
 

@@ -25,9 +25,7 @@ def ce_step(work: Workspace, batch: Batch, step: int) -> Iterator[MicroBatch]:
     """One update, in `train.accumulate` micro-batches."""
     assert batch.labels is not None
     work.model.train(work.config.train.dropout)
-    tokens = work.world.sum(
-        live_tokens(batch.labels)
-    )  # of the whole batch, so that the micro-batches' losses add up to its mean
+    tokens = work.world.sum(live_tokens(batch.labels))  # of the whole batch: then all shares add up to its mean
     slices = cut(len(batch.video_ids), work.config.train.accumulate)
     for videos in slices:
         some = take(batch, videos)

@@ -89,26 +89,17 @@ class World:
                 gradient.copy_(part.view_as(gradient))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Training in this world. Of the errors that end it, the first is raised; after it processes end silently."""
-        try:
-            yield
-        except BaseException as error:
-            if not self._first_to_tell() and isinstance(error, Exception):
-                raise Lost(1) from error
-            raise
-
-    @contextmanager
     def _all_alive(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if self._first_to_tell():
+            if self.first_to_tell():
                 why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's place in its source
                 print(f"error: another of the {self.size} processes has ended ({why})", file=sys.stderr, flush=True)
             raise Lost(1) from error
 
-    def _first_to_tell(self) -> bool:
+    def first_to_tell(self) -> bool:
+        """Whether no process has reported an error or a stop yet."""
         try:
             return self.store is None or self.store.add("videoblip2/told", 1) == 1
         except RuntimeError:  # the store has ended as well
@@ -124,6 +115,17 @@ def join() -> World:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     return World(rank, size, store)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What several processes do together. Of the errors that end it the first is raised; after it they end silently."""
+    try:
+        yield
+    except BaseException as error:
+        if not join().first_to_tell() and isinstance(error, Exception):
+            raise Lost(1) from error
+        raise
 
 
 def launch(words: Sequence[str], count: int) -> None:

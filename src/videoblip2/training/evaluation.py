@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 from videoblip2.captions.predictions import Kind
@@ -12,10 +11,11 @@ from videoblip2.data.batches import CachedFeatures
 from videoblip2.evaluate import Evaluation, explained
 from videoblip2.predict import open_model
 from videoblip2.progress import Progress, no_progress
-from videoblip2.tracking import RunSpec, open_run
+from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
+from videoblip2.training.distributed import join, together
 from videoblip2.training.record import data_digest, log_predictions, primary_interval, split_scores
-from videoblip2.training.tasks import evaluate_tasks, read_split, tasks_of
+from videoblip2.training.tasks import evaluate_tasks, read_split, say_all, tasks_of
 
 SPLITS = ("val", "test")
 
@@ -33,6 +33,7 @@ class EvaluationResult:
     answers: Path | None = None  # the answers of a mixture, whose captions are in `predictions`
 
 
+@together()
 def evaluate_model(
     model: str,
     split: str,
@@ -54,22 +55,27 @@ def evaluate_model(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
-    opened = open_model(model, overrides)
+    world = join()
+    found = find_model(model) if world.leads else FoundModel(Path(), "")
+    folder, version = world.first(lambda: [str(found.folder), found.version])
+    opened = open_model(model, overrides, found=FoundModel(Path(folder), version))
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
     if explain and config.data.task == "qa":
         raise InputError(f"{model}: answers questions, and --explain is for captions; leave it out")
     name, tasks, entries = provenance.name or opened.version, tasks_of(config), read_split(config, split, store)
-    spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking)
+    spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking and world.leads)
     with open_run(spec) as tracker:
-        tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
-        tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
-        tracker.log_config(flatten(config))
+        if world.leads:
+            tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
+            tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
+            tracker.log_config(flatten(config))
         said: dict[Kind, dict[str, str]] = {}
         source = CachedFeatures(store)
         for task in tasks:
-            stream: Any = task.say(opened.captioner, entries[task.kind], source, config.decode)
-            captions = progress(stream, len(entries[task.kind]), task.kind)
-            said[task.kind] = {key: caption.text for key, caption in captions}
+            asked, shown_by = entries[task.kind], progress if world.leads else no_progress
+            said[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
+        if not world.leads:  # the leader scores, and has the result
+            return EvaluationResult(None, {}, {}, Path(), 0, Evaluation())
         result = evaluate_tasks(config, entries, said, metrics)
         if explain:
             result = explained(result, opened.captioner, source, config.decode.batch_size)

@@ -18,7 +18,7 @@ from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, revision_tags, write_environment
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
-from videoblip2.training.distributed import World, join
+from videoblip2.training.distributed import World, join, together
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.naming import run_name, what_differs
@@ -73,6 +73,7 @@ class Stage:
         return self.folder / "best"
 
 
+@together()
 def run_stage(
     stage: str,
     config: Config,
@@ -92,19 +93,18 @@ def run_stage(
         observer: see `training.loop`.
     """
     world, observer = join(), observer or Observer()
-    with world.together():
-        ready = open_stage(stage, config, usual, progress if world.leads else no_progress)
-        run, folder = ready.work.config.run, ready.folder
-        earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
-        spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
-        if not world.leads:
-            with open_run(replace(spec, enabled=False)) as tracker:
-                return _run(ready, tracker, no_progress, Observer())
-        if show_weights:
-            show_weights(ready.weights, ready.work.reports)
-        with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
-            observer.opened(tracker)
-            return _run(ready, tracker, progress, observer)
+    ready = open_stage(stage, config, usual, progress if world.leads else no_progress)
+    run, folder = ready.work.config.run, ready.folder
+    earlier = (ready.saved.identity.run_id if ready.saved else None) or observer.run_id
+    spec = RunSpec(stage, ready.name, run.experiment, run.tracking, earlier, folder, observer.parent_run_id)
+    if not world.leads:
+        with open_run(replace(spec, enabled=False)) as tracker:
+            return _run(ready, tracker, no_progress, Observer())
+    if show_weights:
+        show_weights(ready.weights, ready.work.reports)
+    with only_one_in(folder), open_run(spec) as tracker, stop_well(tracker, folder):
+        observer.opened(tracker)
+        return _run(ready, tracker, progress, observer)
 
 
 def open_stage(kind: str, config: Config, usual: Config | None = None, progress: Progress = no_progress) -> Stage:

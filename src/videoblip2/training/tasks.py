@@ -26,6 +26,8 @@ from videoblip2.data.batches import (
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
+from videoblip2.progress import Progress, no_progress
+from videoblip2.training.distributed import World
 
 Texts = Mapping[str, str]  # what the model said, by video id or question id
 Entries = list[Any]  # VideoAnnotation for captions, Question for answers
@@ -122,6 +124,22 @@ def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, En
     files = {task: task.file(config.data, split) for task in tasks_of(config)}
     folder = Path(config.data.annotations)
     return {task.kind: require_features(task.read(folder / file), store, file) for task, file in files.items()}
+
+
+def say_all(
+    task: Task,
+    captioner: Captioner,
+    entries: Entries,
+    source: FeatureSource,
+    decode: DecodeConfig,
+    world: World,
+    progress: Progress = no_progress,
+) -> dict[str, str]:
+    """What the model says of every entry, by key; each process decodes its share."""
+    own = entries[world.share(len(entries))]
+    stream: Any = task.say(captioner, own, source, decode)
+    parts = world.gather({key: caption.text for key, caption in progress(stream, len(own), task.kind)})
+    return {key: text for part in parts for key, text in part.items()}
 
 
 def batches_of(config: Config, entries: Mapping[Kind, Entries], maker: BatchMaker) -> Batches:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +28,7 @@ from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.training.distributed import World, join
-from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, tasks_of
+from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
 
 #: Keys that name where first weights come from.
 SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert", "model.qformer.bert_weights")
@@ -113,12 +112,9 @@ class Workspace:
         metrics: dict[str, float] = {}
         captioner = Captioner(self.model.eval(), self.tokenizers)
         for task, score in self._scorers:
-            entries = self.val[task.kind]
             with self.autocast():
-                own = entries[self.world.share(len(entries))]
-                stream = task.say(captioner, own, self.features, self.config.decode)
-                parts = self.world.gather({key: caption.text for key, caption in stream})
-            said[task.kind] = {key: text for part in parts for key, text in part.items()}
+                entries = self.val[task.kind]
+                said[task.kind] = say_all(task, captioner, entries, self.features, self.config.decode, self.world)
             metrics[task.metric] = score(said[task.kind])
         return Validation(step, metrics, said)
 
@@ -146,9 +142,6 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
             f"train.batch_size={config.train.batch_size}: fewer videos than the {world.size} processes; start at most "
             f"{config.train.batch_size} processes or raise it"
         )
-    if world.size > 1 and device == torch.device("cuda"):
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", world.rank)))
-        torch.cuda.set_device(device)
     store = FeatureStore(Path(config.data.features), config.model.modality_names)
     refuse_other_widths(store, config.model)
     train, val = (read_split(config, split, store) for split in ("train", "val"))
