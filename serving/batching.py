@@ -164,7 +164,7 @@ class Batcher:
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
-                room = max(1, self.max_batch // lane[0].ask.decoding.num_beams)
+                room = max(1, self.max_batch // lane[0].ask.decoding.rows)
                 batch = [job for job in lane if job.group == lane[0].group][:room]
                 lane[:] = [job for job in lane if job not in batch]
                 break
@@ -175,7 +175,7 @@ class Batcher:
         """On the thread: caption jobs of one group."""
         observe.metrics().batch.observe(len(jobs))
         started, captioner, ask = time.perf_counter(), jobs[0].captioner, jobs[0].ask
-        seeds = [job.ask.seed or 0 for job in jobs] if ask.decoding.sampled else None
+        seeds = [job.ask.seed or 0 for job in jobs] if ask.decoding.sampled or ask.decoding.consensus else None
 
         def tell(texts: list[str]) -> None:
             for job, text in zip(jobs, texts, strict=True):

@@ -220,17 +220,18 @@ class Options(BaseModel):
     num_beams: int = Field(1, ge=1, le=10, description="1 = greedy, or sampled if there is a seed")
     max_new_tokens: int = Field(32, ge=1, le=128)
     length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favours long captions")
+    consensus: int = Field(0, ge=0, le=64, description="samples that vote with the caption; the one most like all wins")
     seed: int | None = Field(None, ge=0, lt=2**63, description="samples; the same seed gives the same one")
     temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="of sampling; low = close to greedy")
     explain: bool = Field(False, description="also say what each word owes to the sound and to the picture")
 
     def ask(self, prompt: str | None, question: bool = False) -> Ask:
         """The request that starts here."""
-        if (sampled := self.seed is not None) and self.num_beams > 1:
+        if (sampled := self.seed is not None and not self.consensus) and self.num_beams > 1:
             reason = f"seed={self.seed} with num_beams={self.num_beams}: beam search does not sample; leave one out"
             raise Refusal(400, reason)
-        decoding = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.temperature, sampled)
-        return Ask(decoding, self.seed, prompt, question, self.explain)
+        options = self.max_new_tokens, self.length_penalty, self.temperature, sampled, self.consensus
+        return Ask(Decoding(self.num_beams, *options), self.seed, prompt, question, self.explain)
 
 
 class Prompted(Options):

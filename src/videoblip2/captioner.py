@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,10 @@ from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
 from videoblip2.modality import MODALITIES, ExplainedWord, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
+SEEDS = 1_000_003  # between the samples of two neighbouring seeds
+
 if TYPE_CHECKING:
+    from videoblip2.captions import DocumentFrequencies
     from videoblip2.data.batches import Batch
     from videoblip2.features.media_features import Encoders
     from videoblip2.features.media_features import PreparedVideo as PreparedVideo
@@ -56,6 +59,7 @@ class Captioner:
     provenance: Provenance = field(default_factory=Provenance)
     model_name: str = ""
     version: str = ""
+    frequencies: "Callable[[], DocumentFrequencies] | None" = None  # of its training captions; for consensus
 
     def caption(
         self,
@@ -70,20 +74,39 @@ class Captioner:
         Args:
             prompt: one for all items, or one for each; None = the model's own.
             seeds: one for each item, where captions are sampled: each depends on its own seed, not on its batch.
-            watch: called after each token with the N captions so far (not with beams).
+            watch: called after each token with the N captions so far (not with beams or consensus).
         """
         import torch
 
         from videoblip2.model import decode
 
-        batch = self._batch(items, prompt)
-        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        seen = None if watch is None else lambda ids: watch(self.tokenizers.texts(ids))
-        with torch.inference_mode():
-            encoded = self.model.encode(**batch.inputs)
+        def captions(decoding: Decoding, seeds: Sequence[int] | None) -> list[Caption]:
+            generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
             out, scores = decode.generate(self.model.text, encoded, decoding, generators, watch=seen)
-        texts = self.tokenizers.texts(out.ids)
-        return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+            texts = self.tokenizers.texts(out.ids)
+            return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
+
+        count = decoding.consensus
+        seen = None if watch is None or count else lambda ids: watch(self.tokenizers.texts(ids))
+        with torch.inference_mode():
+            encoded = self.model.encode(**self._batch(items, prompt).inputs)
+            if not count:
+                return captions(decoding, seeds)
+            likeliest = captions(replace(decoding, sampled=False), None)
+            own = [(seed * SEEDS + number) % 2**63 for seed in seeds or [0] * len(items) for number in range(count)]
+            drawn = captions(replace(decoding, sampled=True, num_beams=1), own)
+        return self._agreed([[one, *drawn[n * count : (n + 1) * count]] for n, one in enumerate(likeliest)])
+
+    def _agreed(self, groups: Sequence[Sequence[Caption]]) -> list[Caption]:
+        """Of each group, the caption with the highest mean CIDEr-D against the others; the first of equals."""
+        from videoblip2.captions import leave_one_out
+
+        if self.frequencies is None:
+            remedy = "train a model on captions, or decode greedily or with beams"
+            raise InputError(f"model {self.model_name}: has no document_frequencies, so no consensus; {remedy}")
+        texts = {str(number): [caption.text for caption in group] for number, group in enumerate(groups)}
+        votes = leave_one_out(texts, self.frequencies())
+        return [group[int(votes[number].argmax())] for number, group in zip(texts, groups, strict=True)]
 
     def explain(
         self, items: Sequence[Features], captions: Sequence[str], prompt: str | Sequence[str | None] | None = None

@@ -190,7 +190,8 @@ class ScstConfig(Section):
 class Decoding:
     """How captions are decoded: greedily, by beam search (`num_beams` > 1), or `sampled` at a temperature.
 
-    length_penalty: exponent of a beam's length in its score; above 1 favours long captions.
+    length_penalty: exponent of a beam's length in its score; above 1 favours long captions. consensus: this many
+    samples and the greedy or beam caption vote; the one with the highest mean CIDEr-D against the others wins.
     """
 
     num_beams: int = 1
@@ -198,22 +199,35 @@ class Decoding:
     length_penalty: float = 1.0
     temperature: float = 1.0
     sampled: bool = False
+    consensus: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Captions decoded at once for each video."""
+        return max(self.num_beams, self.consensus, 1)
 
 
 GREEDY = Decoding()
+CONSENSUS_TEMPERATURE = 0.7  # the best of 0.5, 0.7 and 1.0 on the toy world's validation videos (experiments/README.md)
 
 
 class DecodeConfig(Section):
     num_beams: int = Field(Decoding.num_beams, ge=1, description="beams of the search; 1 is greedy")
     max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text in T5 pieces")
     length_penalty: float = Field(Decoding.length_penalty, description="beams: score / length to this power")
+    strategy: Literal["search", "consensus"] = Field(
+        "search", description="search: greedy or beams; consensus: of these and samples, the one most like the others"
+    )
+    samples: int = Field(50, ge=2, description="samples that vote, with strategy=consensus")
+    temperature: float = Field(CONSENSUS_TEMPERATURE, gt=0, description="of these samples")
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
     compile: bool = Field(False, description="decode with torch.compile; the first batch takes minutes")
 
     @property
     def decoding(self) -> Decoding:
         """The options that one batch is decoded with."""
-        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty)
+        voters = self.samples if self.strategy == "consensus" else 0
+        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.temperature, consensus=voters)
 
 
 class RunConfig(Section):

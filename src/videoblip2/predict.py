@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videoblip2.captioner import Captioner, pick_device
+from videoblip2.captions import DocumentFrequencies
 from videoblip2.config import Config, parse_config
 from videoblip2.imports import import_transformers
 from videoblip2.overrides import read_yaml
@@ -49,7 +50,9 @@ class OpenModel:
         network = checkpoint.model.to(device).eval()
         if self.device is None:
             network.compiled_decoding = self.config.decode.compile
-        return Captioner(network, checkpoint.tokenizers, provenance, self.name, self.version)
+        file = self.folder / "document_frequencies"
+        frequencies = cache(lambda: DocumentFrequencies.load(file)) if file.is_file() else None
+        return Captioner(network, checkpoint.tokenizers, provenance, self.name, self.version, frequencies)
 
     @cached_property
     def store(self) -> "FeatureStore":

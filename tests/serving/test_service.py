@@ -82,6 +82,9 @@ def test_options_reach_the_model(running):
     http.post("/caption", files=features(), data={"seed": 7, "temperature": 0.5})
     assert registry.captioner.calls[-1]["seeds"] == [7]
     assert registry.captioner.calls[-1]["decoding"] == Decoding(temperature=0.5, sampled=True)
+    http.post("/caption", files=features(), data={"seed": 7, "consensus": 5, "num_beams": 3})
+    assert registry.captioner.calls[-1]["decoding"] == Decoding(3, consensus=5)
+    assert registry.captioner.calls[-1]["seeds"] == [7]
     http.post("/ask", files=features(), data={"question": " who sings? "})
     assert registry.captioner.calls[-1]["prompt"] == ["question: who sings? answer:"]
 

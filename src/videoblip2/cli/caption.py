@@ -49,7 +49,10 @@ def caption(
         Option(help="Ask instead of captioning: a question, or a file with one per line; repeatable."),
     ] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
-    temperature: Annotated[float, Option(help="Sampling temperature, with --samples.")] = 1.0,
+    temperature: Annotated[
+        float | None, Option(help="Sampling temperature, with --samples (default: 1) or --consensus (0.7).")
+    ] = None,
+    consensus: Annotated[int, Option(min=0, help="Also draw this many captions; keep the one most like the rest.")] = 0,
     num_beams: console.Beams = 1,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
@@ -80,7 +83,7 @@ def caption(
     plain = [source for source in sources or [] if not set(source) & set("*?[") and source[:1] not in ("@", "-")]
     if features or (plain == sources and not any(Path(source).exists() for source in plain)):
         console.require([features] if features else plain, REMEDY)
-    from videoblip2.config import Decoding
+    from videoblip2.config import CONSENSUS_TEMPERATURE, Decoding
     from videoblip2.features.sources import find_sources, parse_shard
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
     from videoblip2.jobs.forms import form_of
@@ -95,8 +98,9 @@ def caption(
         raise InputError(f"{' '.join(sources or ['SOURCE'])}: names no video{' of this shard' if part else ''}")
     if features is None and part is None and all(source.error for source in found):
         raise InputError(found[0].error)
+    warmth = temperature or (CONSENSUS_TEMPERATURE if consensus else 1.0)
     options = CaptionOptions(
-        Decoding(num_beams, sampled=samples > 1, temperature=temperature),
+        Decoding(num_beams, sampled=samples > 1, temperature=warmth, consensus=consensus),
         prompt,
         tuple(_questions(questions or [])),
         samples,

@@ -49,6 +49,8 @@ class CaptionOptions:
     def __post_init__(self) -> None:
         if blank := [question for question in self.questions if not question.strip()]:
             raise InputError(f"question {blank[0]!r}: is empty; ask something")
+        if self.samples > 1 and self.decoding.consensus:
+            raise InputError(f"--samples {self.samples}: consensus gives one caption; drop --samples or --consensus")
         if self.samples > 1 and not self.decoding.sampled:
             raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
         if (
@@ -62,7 +64,8 @@ class CaptionOptions:
         """What differs from a plain caption, as rows record it: it is equal for two runs of one job."""
         said = {
             "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
-            "temperature": self.decoding.temperature if self.decoding.sampled else None,
+            "consensus": self.decoding.consensus or None,
+            "temperature": self.decoding.temperature if self.decoding.sampled or self.decoding.consensus else None,
             "prompt": self.prompt,
             "samples": self.samples if self.samples > 1 else None,
             "segments": self.segments,

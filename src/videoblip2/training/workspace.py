@@ -110,7 +110,7 @@ class Workspace:
         """The network, as it is now, by what it says of the validation entries of every task."""
         said: dict[Kind, Texts] = {}
         metrics: dict[str, float] = {}
-        captioner = Captioner(self.model.eval(), self.tokenizers)
+        captioner = Captioner(self.model.eval(), self.tokenizers, frequencies=lambda: self.document_frequencies)
         for task, score in self._scorers:
             with self.autocast():
                 entries = self.val[task.kind]

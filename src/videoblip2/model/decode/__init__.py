@@ -21,12 +21,12 @@ def generate(
     """Encoder states [B,S,E] and their mask [B,S] → captions, and a score of each.
 
     The score is the mean log-probability of a caption's tokens, or the beam's length-normalised one. Only sampled
-    captions have a `generator`, and beams cannot be watched.
+    captions, as many as vote in a consensus, have a `generator`, and beams cannot be watched.
     """
     if decoding.num_beams > 1:
         return beam(language_model, *encoded, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty)
     if decoding.sampled:
-        sampling = Sampling(1, decoding.temperature, generator)
+        sampling = Sampling(max(1, decoding.consensus), decoding.temperature, generator)
         out = sample(language_model, *encoded, decoding.max_new_tokens, sampling, watch)
     else:
         out = greedy(language_model, *encoded, decoding.max_new_tokens, watch)
