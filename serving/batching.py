@@ -129,6 +129,7 @@ class Batcher:
         self.waiting: list[Job] = []
         self.background: list[Job] = []
         self._pace = 0.05  # seconds a caption
+        self._turn = 0  # number of the newest batch
         self._worker = Worker("captions", self._take, self._caption)
 
     async def stop(self) -> None:
@@ -145,6 +146,8 @@ class Batcher:
         if len(lane) + len(jobs) > self.max_waiting:
             seconds = self.retry_after()
             raise Refusal(429, f"the queue is full; try again in {seconds} s", seconds)
+        for job in jobs:
+            job.ask.turn = self._turn - 1
         lane.extend(jobs)
         observe.metrics().queue.set(len(self.waiting))
         self._worker.wake()
@@ -159,14 +162,21 @@ class Batcher:
         return since is not None and time.perf_counter() - since > HUNG_SECONDS
 
     def _take(self) -> list[Job]:
-        """The oldest job and those that can go with it; shadow captions only when nothing else waits."""
+        """The job that is next and those that can go with it; shadow captions only when nothing else waits.
+
+        Next is the oldest of the requests whose last turn is longest ago: one of many items holds up nobody for long.
+        """
         batch: list[Job] = []
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
+                lane.sort(key=lambda job: job.ask.turn)
                 room = max(1, self.max_batch // lane[0].ask.decoding.rows)
                 batch = [job for job in lane if job.group == lane[0].group][:room]
                 lane[:] = [job for job in lane if job not in batch]
+                self._turn += 1
+                for job in batch:
+                    job.ask.turn = self._turn
                 break
         observe.metrics().queue.set(len(self.waiting))
         return batch

@@ -187,6 +187,7 @@ class Ask:
     request_id: str = field(default_factory=observe.request_id)
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
+    turn: int = 0  # number of the newest batch that had one of its items
     clip: str = ""
 
 

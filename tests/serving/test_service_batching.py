@@ -95,6 +95,17 @@ def test_who_wants_no_explanation_waits_for_none_and_explanations_are_made_few_a
     assert (model.batches, explained) == ([1, 2, 10], [8, 2])
 
 
+def test_a_request_of_many_items_keeps_the_others_waiting_for_one_batch_only():
+    model, many = FakeCaptioner(), Ask(prompt="many")
+
+    async def scenario(batcher):
+        jobs = [*(Job(item(), model, many) for _ in range(6)), Job(item(), model, Ask(prompt="one"))]
+        return await while_busy(batcher, model, jobs)
+
+    assert len(run(scenario, max_batch=2)) == 8
+    assert [call["prompt"] for call in model.calls[1:]] == [["many"] * 2, ["one", "many"], ["many"] * 2, ["many"]]
+
+
 def test_beams_count_as_rows():
     model = FakeCaptioner()
 
