@@ -33,6 +33,17 @@ def commands(heading):
     return [shlex.split(line, comments=True)[1:] for line in section.splitlines() if line.startswith("    vb2 ")]
 
 
+def intervals(text):
+    """Such as `31.9 [20.5, 43.3]`."""
+    return set(re.findall(r"-?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", text.replace("+", "").replace("−", "-")))
+
+
+def test_the_figures_of_the_demo_are_those_of_the_page_of_results():
+    section = (ROOT / "README.md").read_text().partition("## Try it")[2].partition("\n## ")[0]
+    found = intervals(section)
+    assert len(found) >= 8 and found <= intervals((ROOT / "experiments" / "RESULTS.md").read_text())
+
+
 def in_cache(cache, name, make):
     """A repository in the hub's cache, its snapshot filled by `make`."""
     repository = cache / f"models--{name.replace('/', '--')}"

@@ -36,7 +36,7 @@ def compare(
 
     comparison = compare_runs(runs, split)
     if html is not None:
-        from videoblip2.tracking.compare_page import write_page
+        from videoblip2.tracking.pages import write_page
 
         write_page(html, comparison, top)
     page = [f"page: {html}"] if html else []
@@ -56,7 +56,7 @@ def report(
 
     The first run is the baseline of the others. Seeds of one configuration count as one side.
     """
-    from videoblip2.tracking.results import results, write_results
+    from videoblip2.tracking.pages import results, write_results
     from videoblip2.tracking.sides import compare_runs
 
     comparison = compare_runs(runs, split, least=1)

@@ -1,5 +1,6 @@
-"""A comparison as one HTML file: styles and drawings inside, no network, light and dark."""
+"""A comparison as one HTML file (styles and drawings inside, no network, light and dark) and as Markdown results."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,21 +8,44 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from videoblip2.captions import tokenize
-from videoblip2.captions.metrics import label_of, scale_of, shown
+from videoblip2.captions.metrics import label_of, scale_of, shown, shown_interval
 from videoblip2.files import write_text
 from videoblip2.tracking.compare import Comparison, Duel, Score, letter
 from videoblip2.tracking.mlflow.run_records import curve
 
 BINS = 41
+RESULTS = """# Results
+
+Written from runs by the command below each title: edit nothing here. What was tried on the way is in the ledger
+([README.md](README.md)), and so are results whose runs are gone.
+"""
 
 
 def write_page(path: Path, comparison: Comparison, top: int = 5) -> None:
-    """Write the page, with at most `top` wins and losses for each duel."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    used = (bars, categories, curves, histogram, marked_words, letter, shown, label_of, scale_of)
+    """Write the HTML page, with at most `top` wins and losses for each duel."""
+    write_text(path, _rendered("compare.html.j2", c=comparison, top=top))
+
+
+def results(comparison: Comparison, title: str, command: str) -> str:
+    """A section of a page of results, in Markdown; the comparison may have a single side."""
+    return _rendered("results.md.j2", c=comparison, title=title, command=command).strip()
+
+
+def write_results(path: Path, title: str, section: str) -> None:
+    """Put a section into a page of results, in the place of an earlier one with its title; the others stay."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else RESULTS
+    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    named = {each.partition("\n")[0]: each for each in sections}
+    named[f"## {title}"] = section
+    write_text(path, "\n\n".join(map(str.strip, (head, *named.values()))) + "\n")
+
+
+def _rendered(template: str, **content: object) -> str:
+    loader, html = FileSystemLoader(Path(__file__).parent), ".html" in template
+    environment = Environment(loader=loader, autoescape=html, undefined=StrictUndefined, trim_blocks=True)
+    used = (bars, categories, curves, histogram, marked_words, letter, shown, shown_interval, label_of, scale_of)
     environment.globals.update({each.__name__: each for each in used})
-    write_text(path, environment.get_template("compare.html.j2").render(c=comparison, top=top))
+    return environment.get_template(template).render(**content)
 
 
 def bars(score: Score) -> list[tuple[float, float, float]]:
