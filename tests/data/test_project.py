@@ -33,7 +33,8 @@ def test_a_project_is_annotations_configurations_and_the_next_three_commands(tmp
     assert sum(project["prepared"]["videos"].values()) == 40 and project["prepared"]["without_features"] == ["gone"]
     assert project["unannotated"] == 1 and "has no such file: 1 video (gone)" in said
     extract, fetch, ce = project["commands"]
-    assert extract == f"vb2 features extract '{videos}' --out {tmp_path}/mine/features"
+    assert extract.startswith(f"vb2 features extract '{videos}' --out {tmp_path}/mine/features --annotations ")
+    assert extract.count(f"--annotations {tmp_path}/mine/data/") == 3
     assert fetch == "vb2 weights fetch blip2-flant5xl" and ce == f"vb2 ce {tmp_path}/mine/ce.yaml"
     script = (tmp_path / "mine" / "commands.sh").read_text()
     assert all(command in script for command in project["commands"]) and "train.start_from=CE_RUN" in script

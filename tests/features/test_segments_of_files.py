@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from videoblip2.errors import InputError
 from videoblip2.features.extract import ExtractionRun, extract_features
 from videoblip2.features.media import stream_audio, stream_frames, write_video
-from videoblip2.features.sources import segment_of
 from videoblip2.features.store import FeatureStore
+from videoblip2.files import segment_of
 
 RATE = 16_000
 

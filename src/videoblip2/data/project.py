@@ -50,7 +50,8 @@ def make_project(
     for stage, path in configs.items():
         write_text(path, _configuration(stage, path, report, out))
         load_config(path)
-    first = shlex.join(["vb2", "features", "extract", *videos, "--out", str(out / "features")])
+    wanted = [word for file in report.files.values() for word in ("--annotations", file)]
+    first = shlex.join(["vb2", "features", "extract", *videos, "--out", str(out / "features"), *wanted])
     commands = (first, f"vb2 weights fetch {WEIGHTS}", shlex.join(["vb2", "ce", str(configs["ce"])]))
     later = f"{shlex.join(['vb2', 'scst', str(configs['scst'])])} train.start_from=CE_RUN  # the run that vb2 ce prints"
     write_text(out / "commands.sh", "\n".join([*commands, f"# {later}", ""]))

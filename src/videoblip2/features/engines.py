@@ -27,9 +27,9 @@ from videoblip2.features.frames import Watch
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, Loudness, choose_frames
-from videoblip2.features.sources import segment_of
 from videoblip2.features.store import write_features
 from videoblip2.features.towers import BATCH_WINDOWS
+from videoblip2.files import segment_of
 from videoblip2.modality import Features
 
 T = TypeVar("T")

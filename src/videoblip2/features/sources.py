@@ -23,7 +23,6 @@ SIGNATURES = (
     (0, b"FLV\x01"),
     (0, b"GIF8"),
 )
-SEGMENT = re.compile(r"(.+)#(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,6 @@ def _videos(word: str) -> Iterator[VideoSource]:
     yield from (VideoSource(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
     if not videos and not unread:
         yield VideoSource(str(path), f"{path}: no video in this folder")
-
-
-def segment_of(video_id: str) -> tuple[str, tuple[float, float] | None]:
-    """`ID#12.5-30` -> ID and (12.5, 30.0), seconds of its file; any other id -> itself and None."""
-    found = SEGMENT.fullmatch(video_id)
-    return (found[1], (float(found[2]), float(found[3]))) if found else (video_id, None)
 
 
 def shard_of(video_id: str, count: int) -> int:
