@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from videoblip2.captioner import Caption
 from videoblip2.features.media import stream_frames, write_video
+from videoblip2.features.sources import VideoSource
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions
 from videoblip2.jobs.shots import ShotWatch
 
 
@@ -37,3 +40,19 @@ def test_a_cross_fade_is_one_change_in_its_middle(tmp_path):
     mixed = (shot(0, 20) * (1 - weights) + shot(1, 20) * weights).astype(np.uint8)
     frames = np.concatenate([shot(0, 60), mixed, shot(1, 60)])
     assert changes(tmp_path / "v.mp4", frames) == pytest.approx([3.5], abs=0.3)
+
+
+def test_a_job_cuts_at_the_changes_of_the_file(encoders, tmp_path):
+    class Model:
+        version, media_encoders = "m/1", encoders
+
+        def timeline(self, item):
+            return len(item["video"]) / 4, 1.0
+
+        def caption(self, items, prompts, decoding, seeds):
+            return [Caption(f"{len(item['video'])} frames", -1.0) for item in items]
+
+    write_video(tmp_path / "v.mp4", np.concatenate([shot(0, 27), shot(1, 61)]), 20, None, 16_000)
+    job = CaptionJob(Model(), CaptionOptions(segments="scenes"))
+    [rows] = job.run([VideoSource(str(tmp_path / "v.mp4"))], {})
+    assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 1.35, "6 frames"), (1.35, 4.5, "12 frames")]

@@ -92,7 +92,6 @@ class PreparedVideo:
 
     pixels: list[Pixels]  # of F frames
     windows: list[NDArray[np.float32]]  # A of [samples]
-    audio: str  # a level of `LEVELS`
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,11 @@ class Encoders:
 
     def prepare(self, frames: Iterable[Frame], sound_after: Callable[[], Audio | None]) -> PreparedVideo:
         """Frames, uint8 [H, W, 3] at `settings.fps`, taken one by one, then the sound that `sound_after` returns: mono
-        float32 [N] at 48 kHz, or None."""
+        float32 [N] at the rate of `clap`, or None."""
         chosen = list(choose_frames(map(self.clip.pixels, frames), self.settings))
-        sound, loudness = sound_after(), Loudness()
-        chunks = loudness.heard(() if sound is None else (sound,))
-        windows = list(self.clap.windows(chunks, self.settings.window_seconds))
-        return PreparedVideo(chosen, windows, loudness.level)
+        sound = sound_after()
+        windows = self.clap.windows(() if sound is None else (sound,), self.settings.window_seconds)
+        return PreparedVideo(chosen, list(windows))
 
     def encode(self, videos: Sequence[PreparedVideo]) -> list[Features]:
         """Prepared videos -> the features of each, in one pass; with patch tokens F * P rows of video."""
