@@ -1,16 +1,18 @@
 """Captions against references, answers against the expected ones: metrics and rows."""
 
-from collections.abc import Collection, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from videoblip2.captioner import Captioner
-from videoblip2.captions import caption_metrics
+from videoblip2.captions import BootstrapResult, caption_metrics, paired_bootstrap
 from videoblip2.captions.answers import answer_accuracy, blind_answers, common_answers, typed_answer
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
 from videoblip2.data.questions import Question
+from videoblip2.modality import Features
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,7 @@ class Evaluation:
     @property
     def sound_shares(self) -> dict[str, float]:
         """Share of the captions' words that need the sound: of all, then of each category; empty if not explained."""
-        explained = [row for row in self.caption_rows if row.words]
-        categories = sorted({row.category for row in explained if row.category is not None})
-        groups = {"all": explained}
-        groups |= {f"category {n}": [row for row in explained if row.category == n] for n in categories}
+        groups = by_category([row for row in self.caption_rows if row.words])
         needs = {name: [word.needs_sound for row in rows for word in row.words or ()] for name, rows in groups.items()}
         return {name: sum(needed) / len(needed) for name, needed in needs.items() if needed}
 
@@ -112,13 +111,70 @@ def explained(result: Evaluation, captioner: Captioner, source: Any, batch_size:
     Args:
         source: gives a video's features, as a feature store does.
     """
-    rows: list[CaptionRow] = []
+    rows = list[CaptionRow]()
     for start in range(0, len(result.caption_rows), batch_size):
         part = result.caption_rows[start : start + batch_size]
         items = [source.features(row.video_id) for row in part]
         words = captioner.explain(items, [row.caption for row in part])
         rows += [replace(row, words=each) for row, each in zip(part, words, strict=True)]
     return replace(result, caption_rows=tuple(rows))
+
+
+def by_category(rows: Sequence[CaptionRow]) -> dict[str, Sequence[CaptionRow]]:
+    """All rows, then those of each category."""
+    categories = sorted({row.category for row in rows if row.category is not None})
+    return {"all": rows, **{f"category {n}": [row for row in rows if row.category == n] for n in categories}}
+
+
+@dataclass(frozen=True)
+class OtherSound:
+    """A source of features whose videos have another sound than their own."""
+
+    source: Any
+    sound: Callable[[str], Any]
+
+    def features(self, video_id: str) -> Features:
+        return {**self.source.features(video_id), "audio": self.sound(video_id)}
+
+
+def other_sounds(source: Any, videos: Sequence[str], silent: str | None = None) -> dict[str, OtherSound]:
+    """The sound withheld, as if a video had none; silenced, where a `silent` video is known, whose sound is taken; and
+    swapped among the videos that have any."""
+
+    def own(video_id: str) -> Any:
+        return source.features(video_id)["audio"]
+
+    heard = [video_id for video_id in videos if len(own(video_id))]
+    random.Random(0).shuffle(heard)
+    other = dict(zip(heard, [*heard[1:], *heard[:1]], strict=True))
+    sounds: dict[str, Callable[[str], Any]] = {"withheld": lambda video_id: own(video_id)[:0]}
+    if silent is not None:
+        sounds["silenced"] = lambda video_id: own(silent)[:1].repeat(len(own(video_id)), axis=0)
+    sounds["swapped"] = lambda video_id: own(other.get(video_id, video_id))
+    return {name: OtherSound(source, sound) for name, sound in sounds.items()}
+
+
+@dataclass(frozen=True)
+class SoundEffect:
+    """What the metric that ranks videos loses with another sound. group: all videos, or a category."""
+
+    group: str
+    videos: int
+    sound: str
+    score: float
+    difference: BootstrapResult
+
+
+def sound_effects(result: Evaluation, others: Mapping[str, Evaluation]) -> list[SoundEffect]:
+    """Of each group and each other sound, against the same videos with their own."""
+    effects = []
+    for group, rows in by_category(result.caption_rows).items():
+        before = [row.scores[row.metric] for row in rows]
+        for sound, other in others.items():
+            scores = {row.video_id: row.scores[row.metric] for row in other.caption_rows}
+            gain = paired_bootstrap([scores[row.video_id] for row in rows], before)
+            effects.append(SoundEffect(group, len(rows), sound, sum(before) / len(rows), gain))
+    return effects
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -11,7 +11,7 @@ from videoblip2.captions.predictions import read_rows, write_rows
 from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import VideoAnnotation, write_annotations
 from videoblip2.data.questions import Question
-from videoblip2.evaluate import evaluate_answers
+from videoblip2.evaluate import evaluate_answers, other_sounds
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.sources import VideoSource
 from videoblip2.features.store import FeatureStore, write_features
@@ -73,7 +73,7 @@ def test_a_split_is_answered_and_judged(world):
 
 
 def test_words_that_need_the_sound_are_counted(world):
-    result = judge(world, "data.task=caption", metrics=("CIDEr",), explain=True)
+    result = judge(world, "data.task=caption", metrics=("CIDEr",), extras=["explain"])
     shares = result.evaluation.sound_shares
     assert shares.keys() == {"all", "category 0"} and 0 <= shares["all"] == shares["category 0"] < 1
     rows = read_rows(world / "predictions.jsonl", "captions")
@@ -83,7 +83,41 @@ def test_words_that_need_the_sound_are_counted(world):
     assert shares["all"] == sum(word.sound > 0.6931472 for word in words) / len(words)
     assert judge(world, "data.task=caption", metrics=("CIDEr",)).evaluation.sound_shares == {}
     with pytest.raises(InputError, match="answers questions, and --explain is for captions"):
-        judge(world, explain=True)
+        judge(world, extras=["explain"])
+
+
+def test_captions_with_another_sound_are_scored_beside_those_with_their_own(world, monkeypatch, capsys):
+    from videoblip2.cli import main
+
+    words = ["run.tracking=false", "data.task=caption", "--ablate", "--json", "--out", str(world / "own.jsonl")]
+    monkeypatch.setattr("sys.argv", ["vb2", "evaluate", str(world / "best"), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    text = capsys.readouterr().out
+    found = json.loads(text.splitlines()[-1])["ablation"]
+    assert [(e["group"], e["sound"]) for e in found][:2] == [("all", "withheld"), ("all", "swapped")]  # none is silent
+    assert "category 0" in text and "withheld" in text and {e["videos"] for e in found} == {3}
+    assert all(e["difference"]["low"] <= e["difference"]["difference"] <= e["difference"]["high"] for e in found)
+    with pytest.raises(InputError, match="answers questions, and --ablate is for captions"):
+        judge(world, extras=["ablate"])
+
+
+def test_sounds_are_withheld_silenced_and_swapped_among_the_videos_that_have_any():
+    class Source:
+        def features(self, video_id):
+            count, value = {"a": (2, 1.0), "b": (3, 2.0), "mute": (0, 0.0), "silent": (1, 9.0)}[video_id]
+            return {"video": np.ones((1, 2)), "audio": np.full((count, 2), value)}
+
+    sounds = other_sounds(Source(), ["a", "b", "mute"], "silent")
+    heard = {name: [source.features(v)["audio"] for v in ("a", "b", "mute")] for name, source in sounds.items()}
+    assert {name: [len(each) for each in rows] for name, rows in heard.items()} == {
+        "withheld": [0, 0, 0],
+        "silenced": [2, 3, 0],
+        "swapped": [3, 2, 0],
+    }
+    assert (heard["silenced"][0] == 9).all() and (heard["swapped"][0] == 2).all() and (heard["swapped"][1] == 1).all()
+    assert list(other_sounds(Source(), ["a", "b"])) == ["withheld", "swapped"]
 
 
 def test_a_mixed_model_is_judged_at_both(world):

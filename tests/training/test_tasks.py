@@ -101,7 +101,7 @@ def test_a_mixture_is_compared_with_captions_alone(monkeypatch):
 def test_a_trial_is_judged_by_the_score_that_training_maximises(made, tmp_path):
     class Plan:
         folder = tmp_path
-        tuning = SimpleNamespace(stage="ce")
+        tuning = SimpleNamespace(stage="ce", seconds=False)
 
         def config_of(self, params, *overrides):
             return config(made.root, made.task, f"data.task={made.task}", *overrides)

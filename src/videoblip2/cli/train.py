@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from videoblip2.errors import InputError, counted
 
 if TYPE_CHECKING:
     from videoblip2.config import Config
+    from videoblip2.evaluate import SoundEffect
     from videoblip2.model.load_weights import WeightReport
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.tune.lead import Outcome
@@ -153,6 +154,9 @@ def evaluate(
     explain: Annotated[
         bool, Option("--explain", help="Also count the words that need the sound, by category.")
     ] = False,
+    ablate: Annotated[
+        bool, Option("--ablate", help="Also caption with the sound withheld, silenced, or swapped between videos.")
+    ] = False,
     folder: console.Folder = Path(),
     json: console.Json = False,
 ) -> None:
@@ -163,7 +167,9 @@ def evaluate(
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
 
-    result = evaluate_model(model, split, overrides or [], out, console.progress, explain=explain)
+    extras = {"explain": explain, "ablate": ablate}
+    asked = [name for name, wanted in extras.items() if wanted]
+    result = evaluate_model(model, split, overrides or [], out, console.progress, extras=asked)
     if not leads():
         return
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
@@ -175,10 +181,24 @@ def evaluate(
     if explain:
         needed = [[group, f"{share:.1%}"] for group, share in shares.items()]
         lines.append(console.table("Words that need the sound", ["captions", "share"], needed))
+    if ablate:
+        lines.append(_ablation_table(result.effects))
     lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
     scores = {"metrics": result.metrics, "unavailable": result.unavailable}
-    scores |= {"sound_shares": shares} if explain else {}
+    scores |= ({"sound_shares": shares} if explain else {}) | ({"ablation": result.effects} if ablate else {})
     console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
+
+
+def _ablation_table(effects: "Sequence[SoundEffect]") -> str:
+    """A row for each group: its CIDEr, and the change with each other sound."""
+    from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
+
+    sounds, rows = list(dict.fromkeys(effect.sound for effect in effects)), dict[str, list[str]]()
+    for effect in effects:
+        row = rows.setdefault(effect.group, [effect.group, str(effect.videos), shown(PRIMARY, effect.score)])
+        row.append(shown_interval(PRIMARY, effect.difference, "+"))
+    title = f"{label_of(PRIMARY)} with the videos' own sound, and the change with another, 95 % intervals"
+    return console.table(title, ["captions", "videos", "own", *sounds], rows.values())
 
 
 @app.command(epilog=console.examples("lm data/mine/train.json --out models/small steps=500"))

@@ -1,6 +1,6 @@
 """Evaluation of a model on a split as one tracked run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
 from videoblip2.data.batches import CachedFeatures
-from videoblip2.evaluate import Evaluation, explained
-from videoblip2.predict import open_model
+from videoblip2.evaluate import Evaluation, SoundEffect, evaluate, explained, other_sounds, sound_effects
+from videoblip2.predict import OpenModel, open_model
 from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
@@ -30,6 +30,7 @@ class EvaluationResult:
     predictions: Path
     videos: int
     evaluation: Evaluation
+    effects: Sequence[SoundEffect] = ()
     answers: Path | None = None  # the answers of a mixture, whose captions are in `predictions`
 
 
@@ -41,7 +42,7 @@ def evaluate_model(
     out: Path | None = None,
     progress: Progress = no_progress,
     metrics: Sequence[str] | None = None,
-    explain: bool = False,
+    extras: Collection[str] = (),
 ) -> EvaluationResult:
     """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
 
@@ -51,7 +52,8 @@ def evaluate_model(
         model: MODEL; its run, where it has one, is named in the tags.
         overrides: `key=value` on the configuration that the checkpoint carries.
         metrics: names in METRICS; None = the default ones.
-        explain: also find what each word of the captions owes to the sound and to the picture.
+        extras: `explain`, what each word of the captions owes to the sound and to the picture; `ablate`, what CIDEr
+            loses when the sound is withheld, silenced, or swapped between videos.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
@@ -60,8 +62,10 @@ def evaluate_model(
     folder, version = world.first(lambda: [str(found.folder), found.version])
     opened = open_model(model, overrides, found=FoundModel(Path(folder), version))
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
-    if explain and config.data.task == "qa":
-        raise InputError(f"{model}: answers questions, and --explain is for captions; leave it out")
+    if extras and config.data.task == "qa":
+        raise InputError(f"{model}: answers questions, and --{' and --'.join(extras)} is for captions; leave it out")
+    if "ablate" in extras and "audio" not in config.model.modality_names:
+        raise InputError(f"{model}: reads no sound, so --ablate has none to take away; leave it out")
     name, tasks, entries = provenance.name or opened.version, tasks_of(config), read_split(config, split, store)
     spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking and world.leads)
     with open_run(spec) as tracker:
@@ -77,8 +81,13 @@ def evaluate_model(
         if not world.leads:  # the leader scores, and has the result
             return EvaluationResult(None, {}, {}, Path(), 0, Evaluation())
         result = evaluate_tasks(config, entries, said, metrics)
-        if explain:
+        if "explain" in extras:
             result = explained(result, opened.captioner, source, config.decode.batch_size)
+        effects = _ablate(opened, source, result, progress) if "ablate" in extras else []
+        changes = {
+            f"ablate/{split}_{each.sound}": each.difference.difference for each in effects if each.group == "all"
+        }
+        tracker.log_metrics(changes, step=0)
         annotations = Path(config.data.annotations)
         for task in tasks:
             file, videos = task.file(config.data, split), {entry.video_id for entry in entries[task.kind]}
@@ -90,7 +99,21 @@ def evaluate_model(
         files = {tasks[0].kind: path, **others}
         predictions, *answers = log_predictions(files, split, result, config.train.probe_videos, tracker)
         scores, reasons = dict(result.corpus), dict(result.unavailable)
-        return EvaluationResult(tracker.run_id, scores, reasons, predictions, len(result.videos), result, *answers)
+        rest = predictions, len(result.videos), result, effects
+        return EvaluationResult(tracker.run_id, scores, reasons, *rest, *answers)
+
+
+def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress: Progress) -> list[SoundEffect]:
+    """Caption the videos again with other sounds."""
+    notes = opened.store.manifest.videos if opened.store.manifest else {}
+    there = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
+    silent = next((video for video in there if len(source.features(video)["audio"])), None)
+    others, decode = {}, opened.config.decode
+    for name, other in other_sounds(source, own.videos, silent).items():
+        stream = opened.captioner.in_batches([(video, video, None) for video in own.captions], other, decode)
+        said = {key: caption.text for key, caption in progress(stream, len(own.captions), f"sound {name}")}
+        others[name] = evaluate(said, own.references, [PRIMARY])
+    return sound_effects(own, others)
 
 
 def _headline(result: Evaluation, split: str) -> str:
