@@ -53,6 +53,13 @@ def test_a_language_that_the_tokenizer_lacks_is_refused_with_the_share_and_the_r
         opened(world, f"data.task={task}")
 
 
+@pytest.mark.parametrize("has", [{}, {"amx_bf16": True}])
+def test_bf16_on_a_processor_without_it_is_warned_of(world, capsys, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    opened(world, "precision=bf16")
+    assert ("precision=bf16: this processor has no bf16" in capsys.readouterr().err) == (not has)
+
+
 def test_a_few_unknown_pieces_are_counted_in_a_warning(world, capsys):
     write(world, ["a red circle moves left and a red circle moves left", "a dog barks at a man 😀"])
     opened(world)

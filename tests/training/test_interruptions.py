@@ -13,7 +13,7 @@ from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tracking.mlflow.store import is_local
 from videoblip2.tracking.tracker import Terminated
-from videoblip2.training.interruptions import is_full, only_one_in, signals_wait, stop_well
+from videoblip2.training.interruptions import is_full, memory_for, only_one_in, signals_wait, stop_well
 from videoblip2.training.state import StateFile, TrainState
 
 
@@ -41,6 +41,14 @@ def test_a_full_disk_ends_a_training_and_says_how_to_resume(tmp_path):
         raise error
     with pytest.raises(PermissionError), stop_well(Kept(), tmp_path):
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_too_little_memory_is_said_with_the_phase_and_the_keys():
+    """A tensor of a million gigabytes, as a batch can be too large; any other failure stays what it is."""
+    with pytest.raises(InputError, match="out of memory in a step: lower x"), memory_for("a step", "lower x"):
+        torch.empty(2**50)
+    with pytest.raises(RuntimeError, match="shape"), memory_for("a step", "lower x"):
+        torch.empty(3).view(2)
 
 
 def test_a_failed_save_leaves_no_draft_that_keeps_the_disk_full(tmp_path, monkeypatch):

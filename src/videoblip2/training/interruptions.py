@@ -1,4 +1,4 @@
-"""What can interrupt a training, each reported in one line: a signal, a full disk, another training in its folder."""
+"""What interrupts a training, each in one line: a signal, too little disk or memory, another training in its folder."""
 
 import errno
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -56,6 +57,17 @@ def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
             f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); what was "
             f"written before is complete: free some space and resume with {resume}"
         ) from error
+
+
+@contextmanager
+def memory_for(phase: str, remedy: str) -> Iterator[None]:
+    """Say in one line what took more memory than there is, on a GPU or not."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise InputError(f"out of memory in {phase}: {remedy}") from error
+        raise
 
 
 def is_full(error: BaseException) -> bool:

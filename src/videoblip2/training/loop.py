@@ -13,12 +13,16 @@ from videoblip2.data.batches import Prefetcher
 from videoblip2.progress import Progress, Steps, no_progress
 from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.tracking.tracker import Tracker
-from videoblip2.training.interruptions import signals_wait
+from videoblip2.training.interruptions import memory_for, signals_wait
 from videoblip2.training.meters import SystemMeter
 from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.state import StateFile, TrainState
 from videoblip2.training.update import StepFunction, build_optimizer, set_learning_rate
 from videoblip2.training.workspace import Validation, Workspace
+
+LESS_MEMORY = (
+    "raise train.accumulate (the same result, slower), or lower train.batch_size; on a GPU, set precision=bf16"
+)
 
 
 class Observer:
@@ -108,7 +112,7 @@ def train(training: Training) -> Validation:
 
 def _advance(training: Training, step: int, steps: Steps) -> None:
     """One step, with the log line, the validation and the save that are due after it."""
-    with signals_wait() as arrived:
+    with signals_wait() as arrived, memory_for(f"the training step {step}", LESS_MEMORY):
         training.in_step = training.work.world.size == 1
         _step(training, step, arrived)
         _log_if_due(training, steps)

@@ -28,6 +28,7 @@ from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
 from videoblip2.progress import Progress, no_progress
 from videoblip2.training.distributed import World
+from videoblip2.training.interruptions import memory_for
 
 Texts = Mapping[str, str]  # what the model said, by video id or question id
 Entries = list[Any]  # VideoAnnotation for captions, Question for answers
@@ -138,7 +139,9 @@ def say_all(
     """What the model says of every entry, by key; each process decodes its share."""
     own = entries[world.share(len(entries))]
     stream: Any = task.say(captioner, own, source, decode)
-    parts = world.gather({key: caption.text for key, caption in progress(stream, len(own), task.kind)})
+    with memory_for(f"decoding {task.kind}", f"lower decode.batch_size={decode.batch_size} or decode.num_beams"):
+        said = {key: caption.text for key, caption in progress(stream, len(own), task.kind)}
+    parts = world.gather(said)
     return {key: text for part in parts for key, text in part.items()}
 
 

@@ -33,6 +33,8 @@ from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of
 #: Keys that name where first weights come from.
 SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert", "model.qformer.bert_weights")
 
+#: Instructions of processors that multiply in bf16.
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 #: Shares of unknown pieces in training texts: worth a warning, and too many to learn a language.
 FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
 #: Training texts that are looked at before training, spread evenly.
@@ -137,6 +139,10 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix."""
     torch.manual_seed(config.seed)
     device, world = pick_device(config.device), join()
+    if config.precision == "bf16" and device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        if not any(map(has.get, BF16)):
+            warn("precision=bf16: this processor has no bf16 arithmetic and emulates it slowly; use precision=fp32")
     if config.train.batch_size < world.size:
         raise InputError(
             f"train.batch_size={config.train.batch_size}: fewer videos than the {world.size} processes; start at most "
