@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -21,7 +21,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
-from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, find_run, plain
+from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import revision_tags
 from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 
@@ -207,7 +207,7 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
 def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
     """The run to resume where the store still has it; the one that `mlflow run` has opened, as it is; or a new one."""
     given, nested = os.environ.get("MLFLOW_RUN_ID"), spec.parent_run_id is not None
-    if spec.resume_run_id and _exists(spec.resume_run_id):
+    if spec.resume_run_id and _exists(client, spec.resume_run_id):
         os.environ.pop("MLFLOW_RUN_ID", None)
         run_id = str(mlflow.start_run(run_id=spec.resume_run_id, nested=nested).info.run_id)
         if given and given != run_id and not nested:
@@ -230,11 +230,14 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
     return str(mlflow.start_run(nested=nested, tags=source, **new).info.run_id)
 
 
-def _exists(run_id: str) -> bool:
+def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
     """Whether the store has a run that is not deleted."""
-    with suppress(InputError):
-        return bool(find_run(run_id))
-    return False
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
