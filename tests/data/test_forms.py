@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import tarfile
+import zipfile
 
 import pyarrow
 import pytest
@@ -194,6 +196,33 @@ def test_a_segment_in_both_of_activitynets_files_has_the_captions_of_both(tmp_pa
     paths = [place(tmp_path, f"val_{n}.json", file) for n, file in enumerate(files, 1)]
     assert prepare_captions(paths, tmp_path / "out").videos == {"validate": 1}
     assert prepared(tmp_path / "out") == {"v_a#0-9": ("a man runs", "someone runs")}
+
+
+def test_activitynets_zip_has_lists_of_videos_that_decide_over_its_segments(tmp_path):
+    clip = {"duration": 9.0, "timestamps": [[0, 9]], "sentences": ["a man runs"]}
+    with zipfile.ZipFile(tmp_path / "captions.zip", "w") as archive:
+        for name, content in {
+            "train.json": {"v_a": clip},
+            "val_1.json": {"v_b": clip},
+            "train_ids.json": ["v_a"],
+            "val_ids.json": ["v_b"],
+            "test_ids.json": ["v_c"],
+        }.items():
+            archive.writestr(name, json.dumps(content))
+    report = prepare_captions([tmp_path / "captions.zip"], tmp_path / "out")
+    assert report.videos == {"train": 1, "validate": 1} and report.unassigned == report.moved == 0
+    assert report.listed_only == ["v_c"]
+
+
+def test_youcook2s_tar_is_unpacked(tmp_path):
+    content = json.dumps(FORMS["youcookii_annotations_trainval.json"][0]).encode()
+    with tarfile.open(tmp_path / "youcookii_annotations_trainval.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("youcookii_annotations_trainval.json")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    assert prepare_captions([tmp_path / "youcookii_annotations_trainval.tar.gz"], tmp_path / "out").videos == {
+        "train": 2
+    }
 
 
 def test_segments_are_named_in_seconds_and_read_back():

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,9 +167,9 @@ class Document:
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """Every file, and every annotation file inside a zip: its JSON files or, if it has none, its tables and texts.
+    """Every file, and every annotation file inside a zip or tar: its JSON files or, without any, its tables and texts.
 
-    Raises `InputError` for a missing file, a pickle, an unreadable zip and a zip without annotations.
+    Raises `InputError` for a missing file, a pickle, an unreadable archive and one without annotations.
     """
     return [document for path in paths for document in _documents(Document.open(path))]
 
@@ -177,20 +178,30 @@ def _documents(file: Document) -> list[Document]:
     path, content = file.name, io.BytesIO(file.data)
     if file.suffix in (".pkl", ".pickle"):
         raise InputError(f"{path}: a pickle can run any code and is not read; give the text, CSV or JSON version")
-    if file.suffix != ".zip" and not zipfile.is_zipfile(content):
+    tarred = file.data[257:262] == b"ustar"
+    if file.suffix != ".zip" and not tarred and not zipfile.is_zipfile(content):
         return [file]
     try:
-        with zipfile.ZipFile(content) as archive:
-            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
+        with tarfile.open(fileobj=content) if tarred else zipfile.ZipFile(content) as archive:
+            inside = archive.getnames() if isinstance(archive, tarfile.TarFile) else archive.namelist()
+            names = [n for n in inside if not n.endswith("/") and not n.startswith("__MACOSX")]
             tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
             wanted = [n for n in names if n.lower().endswith(".json")] or tables
-            contents = [Document(f"{path}/{name}", archive.read(name)) for name in wanted]
-    except (zipfile.BadZipFile, RuntimeError, OSError) as error:  # truncated, encrypted, or an unknown compression
-        raise InputError(f"{path}: not a readable zip ({error}); download it again") from error
+            contents = [Document(f"{path}/{name}", _member(archive, name)) for name in wanted]
+    except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, OSError) as error:  # truncated, or encrypted
+        kind = "tar" if tarred else "zip"
+        raise InputError(f"{path}: not a readable {kind} ({error}); download it again") from error
     if not contents:
         held = f"holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
         raise InputError(f"{path}: {held}; give the data set's annotation zip")
     return contents
+
+
+def _member(archive: zipfile.ZipFile | tarfile.TarFile, name: str) -> bytes:
+    if isinstance(archive, zipfile.ZipFile):
+        return archive.read(name)
+    file = archive.extractfile(name)
+    return file.read() if file else b""
 
 
 def value_of(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -79,7 +79,8 @@ def prepare_captions(
             elif not video.captions:
                 uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": str(own)})
             else:
-                chosen = lists.get(video.video_id, "") if lists else _split_for(video.video_id, own, document, split)
+                listed = lists.get(video.video_id) or lists.get(segment_of(video.video_id)[0], "")
+                chosen = listed if lists else _split_for(video.video_id, own, document, split)
                 group = splits.setdefault(chosen, {})
                 earlier = group[video.video_id].captions if video.video_id in group else ()
                 group[video.video_id] = replace(video, captions=(*earlier, *video.captions)[:first])
@@ -100,7 +101,8 @@ def prepare_captions(
     if descriptions or described(out):
         write_json(out / SOURCES, {"descriptions": descriptions})
     written = [video for videos in splits.values() for video in videos.values()] + unassigned
-    known = {video.video_id for _, found in sources for _, video in found.videos}
+    ids = {video.video_id for _, found in sources for _, video in found.videos}
+    known = ids | {segment_of(video)[0] for video in ids}
     counts, examples = flaws((video.video_id, caption) for video in written for caption in video.captions)
     return PrepareReport(
         videos={name: len(splits[name]) for name in files},
