@@ -1,6 +1,7 @@
 """CLIP and CLAP through transformers' own classes: parity, windows, refusals; toy encoders keep information."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_a_model_without_its_preprocessor_is_refused(folders, tmp_path):
         (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
     with pytest.raises(InputError, match="no ImageProcessor could be loaded"):
         load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("old", [{}, {"feature_extractor_type": "CLIPFeatureExtractor", "size": 64, "crop_size": 64}])
+def test_a_processor_of_the_first_form_is_clip_s(clip, folders, tmp_path, old):
+    folder = shutil.copytree(folders[0], tmp_path / "clip")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    del settings["image_processor_type"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | old))
+    for name, array in load_clip(folder).pixels(pictures(1)[0]).items():
+        np.testing.assert_array_equal(array, clip.pixels(pictures(1)[0])[name])
 
 
 def test_the_fingerprint_follows_weights_and_preprocessing(clip, folders, tmp_path):

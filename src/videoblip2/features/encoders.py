@@ -84,12 +84,17 @@ def _tried(encoder: E) -> E:
     return encoder
 
 
+def _family(model_type: str) -> str:
+    """`clip_vision_model`, a tower that was saved alone -> `clip`, by which transformers knows its processor."""
+    return re.sub("_(vision|audio)_model$", "", model_type)
+
+
 def _usual_processor(model_type: str) -> Any:
     """The class that prepares this model's input; None if transformers names none."""
     from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    family = re.sub("_(vision|audio)_model$", "", model_type)
+    family = _family(model_type)
     images = IMAGE_PROCESSOR_MAPPING_NAMES.get(family, {})
     return images.get("pil") or FEATURE_EXTRACTOR_MAPPING_NAMES.get(family)
 
@@ -119,11 +124,14 @@ def _load_pair(
         raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: not one of {', '.join(DTYPES)}; give one of these")
+    from transformers import AutoConfig
+
     config = _load("AutoConfig", name, revision)
     cached = None if folder else try_to_load_from_cache(str(name), "config.json", revision=revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else revision
-    options = {"backend": "pil"} if kind == "AutoImageProcessor" else {}
-    processor = _load(kind, name, commit, **options)
+    family = _family(config.model_type)
+    options = {"config": config if family == config.model_type else AutoConfig.for_model(family)}
+    processor = _load(kind, name, commit, **options, **({"backend": "pil"} if kind == "AutoImageProcessor" else {}))
     tower = TOWERS.get(config.model_type, "AutoModel")
     model, info = _load(tower, name, commit, output_loading_info=True, dtype=torch.float32)
     if config.is_encoder_decoder:
