@@ -6,6 +6,7 @@ import pytest
 from gate_world import FAIR, GOOD, REFERENCES
 
 from videoblip2.captions.metrics import default_metrics
+from videoblip2.captions.predictions import AnswerRow
 from videoblip2.config import InputError
 from videoblip2.evaluate import evaluate
 from videoblip2.registry.gate import Gate, judge, load_gate
@@ -80,6 +81,18 @@ def test_a_guard_holds_back_what_cannot_be_shown_to_be_no_worse_and_the_verdict_
     gain = f"{100 * held.gain.difference:+.1f} CIDEr"
     assert held.failed == [f"{gain}, at the cost of −4.6 METEOR [−5.0, −3.7]"]
     assert judge(gate.model_copy(update={"guards": {"METEOR": 0.049}}), lost, sides[1]).failed == held.failed
+
+
+def test_a_guard_of_answers_is_in_the_sentence_of_captions_also_beside_the_trivial_baseline():
+    def with_answers(captions, answer):
+        rows = [AnswerRow.of(video, video, "what is it?", answer, "dog") for video in REFERENCES]
+        return replace(scored(captions), answer_rows=tuple(rows))
+
+    gate = Gate(**LOOSE, guards={"accuracy": 0.01}, length=(0, 9))
+    for trivial in (False, True):
+        held = judge(gate, with_answers(GOOD, "cat"), with_answers(FAIR, "dog"), trivial=trivial)
+        assert [c.guard for c in held.conditions if not c.passed] == ["accuracy"]
+        assert held.failed == [held.sentence] and held.sentence.endswith("cost of −100.0 accuracy [−100.0, −100.0]")
 
 
 def test_an_older_gate_file_judges_the_mean_of_meteor_as_before():

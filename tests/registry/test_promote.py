@@ -332,6 +332,7 @@ def test_a_mixture_must_gain_in_captions_and_keep_its_answers(house):
     house.promote(house.log("fair", FAIR | RIGHT, task="mixed"), reason="a first one")
     forgetful = house.promote(house.log("forgetful", GOOD | HALF, task="mixed"))
     assert [c.name for c in forgetful.verdict.conditions if not c.passed] == ["accuracy"]
+    assert "CIDEr, at the cost of −50.0 accuracy [" in forgetful.verdict.sentence
     assert house.promote(house.log("both", GOOD | RIGHT, task="mixed")).promoted
     logged = connect().get_run(house.promote(house.log("worse", FAIR | RIGHT, task="mixed")).run_id)
     assert logged.data.metrics["val/accuracy"] == 1.0 and "val/CIDEr" in logged.data.metrics

@@ -55,7 +55,7 @@ class Gate(Section):
     @classmethod
     def _known(cls, names: str | dict[str, float]) -> str | dict[str, float]:
         for name in [names] if isinstance(names, str) else names:
-            if names != ACCURACY and not caption_metric(name).per_video:
+            if name != ACCURACY and not caption_metric(name).per_video:
                 raise ValueError(f"{name} has no value per video; choose a metric that has one")
         return names
 
@@ -153,9 +153,11 @@ def judge(
         wanted, passed = f"at most {gate.max_latency_ratio:g} times", ratio <= gate.max_latency_ratio
         conditions.append(Condition("latency, ms", f"{mine:.0f} ({ratio:.2f} times)", f"{other:.0f}", wanted, passed))
     differences = {row.key: float(a - b) for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
-    violated = [each.guard for each in conditions if not each.passed]
-    sentence = gain_and_cost(metric, {metric: gain} if trivial else _all_differences(gate, metric, sides), violated)
-    return GateVerdict(metric, tuple(conditions), gain, differences, sentence)
+    violated = [each.guard for each in conditions if each.guard and not each.passed]
+    found = {metric: gain} if trivial else _all_differences(gate, metric, sides)
+    others = [*violated, *([ACCURACY] if challenger.answer_rows and not trivial else [])]
+    found |= {name: _compare(gate, name, sides)[0] for name in others if name not in found}
+    return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, found, violated))
 
 
 def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
