@@ -87,6 +87,9 @@ class Captioner:
             return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
 
         count = decoding.consensus
+        if count and self.frequencies is None:
+            remedy = "train a model on captions, or decode greedily or with beams"
+            raise InputError(f"model {self.model_name}: has no document_frequencies, so no consensus; {remedy}")
         seen = None if watch is None or count else lambda ids: watch(self.tokenizers.texts(ids))
         with torch.inference_mode():
             encoded = self.model.encode(**self._batch(items, prompt).inputs)
@@ -101,9 +104,7 @@ class Captioner:
         """Of each group, the caption with the highest mean CIDEr-D against the others; the first of equals."""
         from videoblip2.captions import leave_one_out
 
-        if self.frequencies is None:
-            remedy = "train a model on captions, or decode greedily or with beams"
-            raise InputError(f"model {self.model_name}: has no document_frequencies, so no consensus; {remedy}")
+        assert self.frequencies is not None
         texts = {str(number): [caption.text for caption in group] for number, group in enumerate(groups)}
         votes = leave_one_out(texts, self.frequencies())
         return [group[int(votes[number].argmax())] for number, group in zip(texts, groups, strict=True)]
