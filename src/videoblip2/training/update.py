@@ -63,7 +63,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) 
         {"params": some, "weight_decay": config.weight_decay * decayed, "peak_lr": config.lr * scales[kind]}
         for (kind, decayed), some in members.items()
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def kind_of(name: str) -> str:
