@@ -109,6 +109,9 @@ def test_a_gain_is_said_with_what_is_worse_beyond_chance():
     free = metrics.gain_and_cost("CIDEr", {"CIDEr": (-0.01, -0.02, 0.0), **harmless})
     assert free == "−1.0 CIDEr, and nothing measured is worse"
     stutters = {"CIDEr": (0.1, 0.0, 0.2), "repetition": (0.02, 0.01, 0.03)}
+    lost = {**gained, "CIDEr": (-0.01, -0.1, 0.1), "repetition": (0.02, 0.01, 0.03), "METEOR": (-0.1, -0.2, 0.1)}
+    said = "−1.0 CIDEr, along with −1.6 ROUGE-L [−2.3, −0.9], +2.0 repeated bigrams [+1.0, +3.0] and −10.0 METEOR"
+    assert metrics.gain_and_cost("CIDEr", lost, also=["METEOR"]) == f"{said} [−20.0, +10.0]"
     assert metrics.gain_and_cost("CIDEr", stutters).endswith("the cost of +2.0 repeated bigrams [+1.0, +3.0]")
 
 
