@@ -188,7 +188,7 @@ def check(
 
     report = compare_with_features(annotations, FeatureStore(features))
     lines = [
-        f"{file}: {number - len(report.missing[file])} of {counted(number, 'video')} have features"
+        f"{file}: features of {number - len(report.missing[file])} out of {counted(number, 'video')}"
         + (f"; missing: {some(report.missing[file])}" if report.missing[file] else "")
         for file, number in report.videos.items()
     ]
