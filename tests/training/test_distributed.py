@@ -82,7 +82,7 @@ def trained(model, tokenizers, case, world, folder):
     (folder / "points").write_text(json.dumps(points))
 
 
-def processes(count, target, timeout=1500):
+def processes(count, target, timeout=200):
     """Run `target(world)` in forked processes; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,7 +117,7 @@ def check(count, cases, model, tokenizers, tmp_path):
         for name, case in cases.items():
             trained(model, tokenizers, case, world, tmp_path / name / f"{world.size}-{world.rank}")
 
-    assert processes(count, all_cases) == [0] * count
+    assert processes(count, all_cases, 100 * len(cases)) == [0] * count
     all_cases(World())
     for name in cases:
         alone = tmp_path / name / "1-0"
