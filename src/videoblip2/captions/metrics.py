@@ -205,15 +205,13 @@ def gain_and_cost(metric: str, differences: Mapping[str, Sequence[float]], also:
         counts = name != metric and (found.pool is None or found.summary)  # of BLEU, BLEU-4 alone
         return counts and found.higher_is_better is not None and (high < 0 if found.higher_is_better else low > 0)
 
-    *others, last = [said(name, differences[name][:3]) for name in differences if name in also or is_worse(name)] or [
-        ""
-    ]
-    gain, price = (
-        said(metric, differences[metric][:1]),
-        "along with" if differences[metric][0] < 0 else "at the cost of",
-    )
-    nothing = f"{gain}, and nothing measured is worse" if len(differences) > 1 else gain
-    return f"{gain}, {price} {' and '.join(filter(None, [', '.join(others), last]))}" if last else nothing
+    costs = [said(name, differences[name][:3]) for name in differences if name in also or is_worse(name)]
+    gain = said(metric, differences[metric][:1])
+    if not costs:
+        return f"{gain}, and nothing measured is worse" if len(differences) > 1 else gain
+    price = "along with" if differences[metric][0] < 0 else "at the cost of"
+    listed = f"{', '.join(costs[:-1])} and {costs[-1]}" if len(costs) > 1 else costs[0]
+    return f"{gain}, {price} {listed}"
 
 
 def caption_metric(name: str) -> Metric:
