@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import urllib.request
 import zipfile
 from contextlib import contextmanager
@@ -48,8 +47,7 @@ def folder(tmp_path_factory):
 def sdist(folder):
     """The unpacked source distribution of this checkout."""
     shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*LEFT_OUT))
-    with tarfile.open(build("sdist", folder / "checkout", folder)) as archive:
-        archive.extractall(folder / "sdist", filter="data")
+    shutil.unpack_archive(build("sdist", folder / "checkout", folder), folder / "sdist")
     (unpacked,) = (folder / "sdist").iterdir()
     return unpacked
 

@@ -95,5 +95,6 @@ def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer
         ) from error
     function = getattr(found, attribute, None)
     if not callable(function):
-        raise InputError(f"scst.reward: module {module!r} ({found.__file__}) has no function {attribute!r}; define it")
+        place = getattr(found, "__file__", None) or "built in"
+        raise InputError(f"scst.reward: module {module!r} ({place}) has no function {attribute!r}; define it")
     return partial(FunctionReward, name, function)
