@@ -80,7 +80,7 @@ def test_a_registered_metric_is_a_condition_of_the_gate(brevity, tmp_path, monke
     house.promote(house.log("fair", FAIR), reason="a first champion")
     long = {video: f"{text} and there it stays for good now" for video, text in GOOD.items()}
     verdict = house.promote(house.log("long", long)).verdict
-    assert verdict.failed[0] == verdict.sentence and re.search(r"at the cost of .*−[\d.]+ brevity \[", verdict.sentence)
+    assert verdict.failed[0] == verdict.sentence and re.search(r"along with −[\d.]+ brevity \[", verdict.sentence)
     assert any(each.guard == "Brevity" and not each.passed for each in verdict.conditions)
 
 
