@@ -14,7 +14,7 @@ from videoblip2.progress import no_progress
 from videoblip2.tracking import Stopped, Tracker
 from videoblip2.tune.lead import begin, conclude
 from videoblip2.tune.study import counted, open_storage, open_study
-from videoblip2.tune.trials import Score
+from videoblip2.tune.trials import TrialScore
 from videoblip2.tune.worker import WorkerContext, give_back, run_trial, take, work
 
 
@@ -97,7 +97,7 @@ def test_a_failure_is_said_and_does_not_stop_the_study(make):
         if trial.number == 2:
             raise ZeroDivisionError("division by zero")
         if trial.number == 3:
-            return Score(float("nan"), [], "m")
+            return TrialScore(float("nan"), [], "m")
         return peak_at(-1.5)(trial, watcher, progress)
 
     assert work(made.context, wait=True, runner=fails_at_times) == 5
@@ -135,7 +135,7 @@ def test_the_median_prunes_but_never_the_default(make):
 def graded(trial, watcher, value, last_step=None):
     watcher.last_step = last_step
     watcher.validated(2, value)
-    return Score(value, [value], "m")
+    return TrialScore(value, [value], "m")
 
 
 def test_of_two_aims_the_fastest_trial_within_the_margin_is_best_and_the_front_is_drawn(make, tmp_path):
@@ -145,7 +145,7 @@ def test_of_two_aims_the_fastest_trial_within_the_margin_is_best_and_the_front_i
     def two_aims(trial, watcher, progress):
         watcher.validated(2, 0.1)  # Optuna takes no values of steps here
         value, seconds = next(scores)
-        return Score(value, [value - 0.1, value + 0.1], "m", seconds)
+        return TrialScore(value, [value - 0.1, value + 0.1], "m", seconds)
 
     assert work(made.context, wait=True, runner=two_aims) == 4
     assert "CIDEr 90.0, 0.9 s a caption, the best so far" in made.lines[1]
@@ -178,7 +178,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
         seen.append((trial.number, trial.params["optim.lr"], trial.user_attrs.get("name"), set(watcher.reported)))
         with warnings.catch_warnings(action="error"):
             watcher.validated(2, 0.1)  # reported by the attempt before
-        return Score(0.2, [0.2], "m")
+        return TrialScore(0.2, [0.2], "m")
 
     work(again.context, wait=True, runner=goes_on)
     assert seen[0] == (1, 0.01, "trial-000", {2})
@@ -203,7 +203,7 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
 
     def taken_at_the_end(trial, watcher, progress):
         give_back(made.study, made.study.get_trials()[1], "died")
-        return Score(0.5, [0.5], "m")
+        return TrialScore(0.5, [0.5], "m")
 
     run_trial(made.context, other, taken_at_the_end)
     assert states(made.study) == ["FAIL", "FAIL", "WAITING"]
@@ -213,7 +213,7 @@ def ends_as(error):
     def run(trial, watcher, progress):
         if error:
             raise error
-        return Score(0.5, [0.5], "m")
+        return TrialScore(0.5, [0.5], "m")
 
     return run
 

@@ -33,7 +33,7 @@ Videos = list[tuple[str | None, VideoAnnotation]]  # with the split that the doc
 
 
 @dataclass(frozen=True)
-class Source:
+class CaptionFile:
     """What one document says: videos with captions (none in MSR-VTT 2017's test set), or the split of videos by id."""
 
     videos: Videos = field(default_factory=list)
@@ -42,7 +42,7 @@ class Source:
     description: str = ""  # of the data set, as the document gives it
 
 
-def read_captions(document: Document) -> Source:
+def read_captions(document: Document) -> CaptionFile:
     """What a document says, recognised by its content. Raises `InputError` for an unknown layout."""
     reader = next(reader for recognised, reader in FORMS if recognised(document))
     rows = [(where, {column(name): value for name, value in row.items()}) for where, row in reader(document)]
@@ -61,11 +61,11 @@ def read_captions(document: Document) -> Source:
             if facts.setdefault(video, (split, category))[0] != split:
                 raise InputError(f"{document.name}: {video} is in {facts[video][0]} and in {split}; give it one split")
     if listing:
-        return Source(splits={video: split or str(document.split) for video, (split, _) in facts.items()})
+        return CaptionFile(splits={video: split or str(document.split) for video, (split, _) in facts.items()})
     videos = [(split, VideoAnnotation(v, category, tuple(captions[v]))) for v, (split, category) in facts.items()]
     info = document.json.get("info") if _keys(document) else None
     described = str(info.get("description") or "") if isinstance(info, dict) else ""
-    return Source(videos, other_languages=len(rows) - len(english), description=described)
+    return CaptionFile(videos, other_languages=len(rows) - len(english), description=described)
 
 
 def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, list[str]]]:

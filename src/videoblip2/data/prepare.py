@@ -21,7 +21,7 @@ from videoblip2.data.annotations import (
     refuse_duplicates,
     write_annotations,
 )
-from videoblip2.data.caption_sources import Source, read_captions
+from videoblip2.data.caption_sources import CaptionFile, read_captions
 from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
 from videoblip2.data.questions import QUESTION_FILES, read_questions
 from videoblip2.errors import InputError, some
@@ -128,7 +128,7 @@ def described(folder: Path) -> tuple[str, ...]:
     return tuple(Document.open(file).json["descriptions"]) if file.is_file() else ()
 
 
-def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Document, Source]], dict[str, str]]:
+def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Document, CaptionFile]], dict[str, str]]:
     """The documents with captions, and the split of each video that the other documents list."""
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
@@ -153,14 +153,14 @@ def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Do
     return sources, lists
 
 
-def _as_list(document: Document, found: Source, sources: Sequence[tuple[Document, Source]]) -> Source:
+def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Document, CaptionFile]]) -> CaptionFile:
     """A document named train, val or test that only repeats some videos of the others (1k-A's test set) lists them."""
     others = [video for other, said in sources if other is not document for _, video in said.videos]
     known = {video.video_id: set(video.captions) for video in others}
     repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
     if not document.split or not repeats or not 0 < len(found.videos) < len(known):
         return found
-    return Source(splits={video.video_id: document.split for _, video in found.videos})
+    return CaptionFile(splits={video.video_id: document.split for _, video in found.videos})
 
 
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:

@@ -39,13 +39,13 @@ class TrainState:
     bands: BandMonitor | None = None
 
 
-class Record(BaseModel):
+class StateRecord(BaseModel):
     """Frozen; NaN and infinity are kept."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
 
-class Identity(Record):
+class Identity(StateRecord):
     """Whose state it is. config: dotted keys and plain values."""
 
     stage: str = ""
@@ -54,7 +54,7 @@ class Identity(Record):
     config: dict[str, object] = {}
 
 
-class SavedState(Record):
+class SavedState(StateRecord):
     """The header of a state file. means: sums since the last log line, and of how many steps."""
 
     format: int = FORMAT
@@ -66,7 +66,7 @@ class SavedState(Record):
     bands: tuple[dict[str, float], tuple[str, ...]] | None
 
 
-class Finished(Record):
+class Finished(StateRecord):
     """What remains of the state of a run that has ended: its run, its MODEL, its steps."""
 
     run_id: str | None = None

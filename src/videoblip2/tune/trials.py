@@ -37,7 +37,7 @@ TIMED = 100  # validation entries whose captions are timed, where that is an aim
 
 
 @dataclass(frozen=True)
-class Score:
+class TrialScore:
     """A finished trial. value: validation score of its chosen checkpoint; scores: by video, in the order of ids;
     seconds: a caption's or answer's, where that is an aim."""
 
@@ -96,7 +96,7 @@ class Watcher(Observer):
 
 
 #: (trial, watcher, progress) → its score. Raises Stopped where the watcher did.
-Runner = Callable[[optuna.Trial, Watcher, Progress], Score]
+Runner = Callable[[optuna.Trial, Watcher, Progress], TrialScore]
 
 
 def runner_of(plan: Plan) -> Runner:
@@ -104,7 +104,7 @@ def runner_of(plan: Plan) -> Runner:
     return decoder(plan) if plan.tuning.stage == "decode" else partial(train_trial, plan)
 
 
-def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
     """Train with a trial's values. A later attempt resumes from the saved state; the first never looks for one, since
     the folder may hold another study's."""
     folder, again = plan.folder / name_of(trial), bool(attributes(trial).attempts)
@@ -118,9 +118,9 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
     return _scored(plan, folder, result.model)
 
 
-def _scored(plan: Plan, folder: Path, model: str) -> Score:
+def _scored(plan: Plan, folder: Path, model: str) -> TrialScore:
     opened = open_model(str(folder / "best")) if plan.tuning.seconds else None
-    return Score(*_score(folder), model, _seconds(plan, opened, opened.config.decode) if opened else 0.0)
+    return TrialScore(*_score(folder), model, _seconds(plan, opened, opened.config.decode) if opened else 0.0)
 
 
 def _score(folder: Path) -> tuple[float, list[float]]:
@@ -152,7 +152,7 @@ def decoder(plan: Plan) -> Runner:
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
     captioner, features = opened.captioner, CachedFeatures(opened.store)
 
-    def decode(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> Score:
+    def decode(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
         """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
         config, rows = plan.config_of(trial.params), list[dict[str, object]]()
         run, parent, scores = config.run, watcher.parent_run_id, dict[str, float]()
@@ -172,6 +172,6 @@ def decoder(plan: Plan) -> Runner:
             tracker.log_best({f"val/{PRIMARY}": cider})
             tracker.log_table("predictions", sorted(rows, key=lambda row: str(row["video_id"])))
         seconds = _seconds(plan, opened, config.decode) if plan.tuning.seconds else 0.0
-        return Score(cider, [round(scores[video], 5) for video in sorted(scores)], model, seconds)
+        return TrialScore(cider, [round(scores[video], 5) for video in sorted(scores)], model, seconds)
 
     return decode

@@ -24,7 +24,7 @@ from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.study import attributes, counted, finished, name_of
-from videoblip2.tune.trials import Runner, Score, Watcher, runner_of
+from videoblip2.tune.trials import Runner, TrialScore, Watcher, runner_of
 
 BROKEN = 3
 POLL_SECONDS = 2.0
@@ -110,7 +110,9 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
     return reason
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: Score | None, reason: str | None) -> bool:
+def _tell(
+    study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: TrialScore | None, reason: str | None
+) -> bool:
     """Store how the trial ended: failed, complete, or pruned. False if another worker has ended it already."""
     state = TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
     about = {"reason": reason} if reason else {"scores": score.scores, "model": score.model} if score else {}
