@@ -9,7 +9,7 @@ from conftest import CAPTIONS
 from videoblip2.features.store import write_features
 from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
 from videoblip2.tune.plan import load_plan
-from videoblip2.tune.trials import Score
+from videoblip2.tune.trials import TrialScore
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)
 QFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_queries": 2}
@@ -71,6 +71,6 @@ def peak_at(best):
     def run(trial, watcher, progress):
         cider = 1.0 - abs(float(np.log10(trial.params["optim.lr"])) - best)
         watcher.validated(2, cider)
-        return Score(cider, [cider - 0.1, cider, cider + 0.1], "somewhere")
+        return TrialScore(cider, [cider - 0.1, cider, cider + 0.1], "somewhere")
 
     return run
