@@ -60,6 +60,11 @@ EXHAUSTIVE = {
     "scst reward": ("scst", "scst.reward.repetition=0.5", "scst.mask_unended=true"),
 }
 
+SOME = {  # four processes on two cores take their time
+    name: EXHAUSTIVE[name]
+    for name in ("ce whole", "scst greedy 1 1", "scst leave_one_out 3 2", "scst none 3 1", "scst terms")
+}
+
 
 @pytest.fixture
 def model(tiny_model, tokenizers):
@@ -236,7 +241,7 @@ def test_a_stopped_training_resumes_bit_for_bit_with_dropout(world, whole, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("counts", [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("counts", [(2, 1), (2, 4)])
 def test_a_stopped_training_resumes_on_another_number_of_processes(counts, world, tmp_path):
     options = "train.dropout=false", "train.batch_size=4", "optim.lr=0.001"
     for name in ("whole", "parts"):
@@ -273,6 +278,6 @@ def whole(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_result_does_not_depend_on_the_number_of_processes(count, model, tokenizers, tmp_path):
-    check(count, QUICK | EXHAUSTIVE, model, tokenizers, tmp_path)
+@pytest.mark.parametrize(("count", "cases"), [(2, EXHAUSTIVE), (4, SOME)])
+def test_the_result_does_not_depend_on_the_number_of_processes(count, cases, model, tokenizers, tmp_path):
+    check(count, QUICK | cases, model, tokenizers, tmp_path)
