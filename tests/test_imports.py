@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from videoblip2.features.media import write_video
@@ -25,6 +26,24 @@ print(json.dumps([name for name in UNUSED if name in sys.modules]))
 import scipy.optimize, torch._dynamo
 assert torch.distributed.is_available() and torch.compiler.disable(len) is not len
 """
+
+
+FALLBACK = """
+from videoblip2 import imports
+def moved():
+    raise AttributeError("no such name in this version")
+imports._list_models_once = moved
+imports.import_transformers()
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+sizes = dict(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+T5ForConditionalGeneration(T5Config(**sizes)).generate(torch.tensor([[1, 2]]), max_new_tokens=2)
+"""
+
+
+@pytest.mark.slow
+def test_another_version_of_transformers_is_imported_as_usual():
+    subprocess.run([sys.executable, "-c", FALLBACK], check=True)
 
 
 def test_a_caption_imports_nothing_that_only_training_needs(tiny_config, tokenizers, encoders, tmp_path):

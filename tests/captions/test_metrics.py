@@ -107,7 +107,7 @@ def test_a_gain_is_said_with_what_is_worse_beyond_chance():
     assert metrics.gain_and_cost("CIDEr", gained) == "+4.4 CIDEr, at the cost of −1.6 ROUGE-L [−2.3, −0.9]"
     harmless = {"Bleu_1": (-0.1, -0.2, -0.05), "METEOR": (-0.1, -0.2, 0.1), "mean_length": (-2.0, -3.0, -1.0)}
     free = metrics.gain_and_cost("CIDEr", {"CIDEr": (-0.01, -0.02, 0.0), **harmless})
-    assert free == "−1.0 CIDEr, and nothing measured is worse"
+    assert free == "−1.0 CIDEr, and no other metric is significantly worse"
     stutters = {"CIDEr": (0.1, 0.0, 0.2), "repetition": (0.02, 0.01, 0.03)}
     lost = {**gained, "CIDEr": (-0.01, -0.1, 0.1), "repetition": (0.02, 0.01, 0.03), "METEOR": (-0.1, -0.2, 0.1)}
     said = "−1.0 CIDEr, along with −1.6 ROUGE-L [−2.3, −0.9], +2.0 repeated bigrams [+1.0, +3.0] and −10.0 METEOR"

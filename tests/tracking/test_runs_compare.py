@@ -163,7 +163,7 @@ def test_the_terminal_shows_what_differs_scores_wins_and_losses(runs):
     )
     assert "B has the higher CIDEr on 6 videos, A on 0, equal on 18." in shown
     assert re.search(r"distinct words \(%\) +(│ [\d.]+ +){3}│", shown)
-    assert re.search(r"B against A: \+[\d.]+ CIDEr, and nothing measured is worse", shown)
+    assert re.search(r"B against A: \+[\d.]+ CIDEr, and no other metric is significantly worse", shown)
     assert shown.count("a black cube") == 2
     assert "Largest losses" not in shown
     reference = made_references()["video2"][1]
@@ -178,7 +178,7 @@ def test_json_holds_everything_in_the_scale_of_pycocoevalcap(runs):
     assert 0 < low < value < high < 10
     assert set(cider["differences"][0]) == {"difference", "low", "high", "p_value"}
     (duel,) = result["duels"]
-    assert duel["sentence"].endswith("and nothing measured is worse")
+    assert duel["sentence"].endswith("and no other metric is significantly worse")
     assert 0 < result["humans"]["content_recall"] < 1 and len(result["whole"]["distinct_1"]) == 2
     win = duel["wins"][0]
     assert len(win["challenger"]["captions"]) == 2
@@ -238,5 +238,5 @@ def test_the_page_is_whole_fetches_nothing_and_shows_no_markup_of_others(runs):
     assert "prefers-color-scheme: dark" in text
     assert text.count("<article") == 5  # the five largest wins of scst; attack equals ce
     assert text.count("<polyline") == 2
-    assert "CIDEr, and nothing measured is worse." in text and ">humans</th>" in text
+    assert "CIDEr, and no other metric is significantly worse." in text and ">humans</th>" in text
     assert [file.name for file in page.parent.iterdir()] == ["compare.html"]

@@ -208,7 +208,7 @@ def gain_and_cost(metric: str, differences: Mapping[str, Sequence[float]], also:
     costs = [said(name, differences[name][:3]) for name in differences if name in also or is_worse(name)]
     gain = said(metric, differences[metric][:1])
     if not costs:
-        return f"{gain}, and nothing measured is worse" if len(differences) > 1 else gain
+        return f"{gain}, and no other metric is significantly worse" if len(differences) > 1 else gain
     price = "along with" if differences[metric][0] < 0 else "at the cost of"
     listed = f"{', '.join(costs[:-1])} and {costs[-1]}" if len(costs) > 1 else costs[0]
     return f"{gain}, {price} {listed}"
