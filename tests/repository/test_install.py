@@ -22,6 +22,7 @@ LEFT_OUT = (
     "dist",
     ".hypothesis",
     "runs",
+    "compare.html",
     "mlruns",
     "mlflow.db*",
     "*.egg-info",
