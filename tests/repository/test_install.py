@@ -23,6 +23,7 @@ LEFT_OUT = (
     ".hypothesis",
     "runs",
     "compare.html",
+    ".coverage",
     "mlruns",
     "mlflow.db*",
     "*.egg-info",
