@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videoblip2.features.media import write_video
-from videoblip2.meta_device import LightMeta
+from videoblip2.imports import LightMeta
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import Provenance

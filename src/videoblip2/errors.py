@@ -1,8 +1,8 @@
-"""How a mistake is reported to the user: one line that says what is wrong, where, and what to do."""
+"""How rooms tell the user of mistakes, in one line that says what is wrong, where, and what to do, and of progress."""
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # every command imports this module, pydantic only those that read a configuration
@@ -105,3 +105,18 @@ def _section(model: "type[BaseModel]", path: list[str]) -> "type[BaseModel]":
         inner: Any = model.model_fields[part].annotation if part in model.model_fields else None
         model = inner if hasattr(inner, "model_fields") else model
     return model
+
+
+#: (items, how many, description) → the same items, behind a progress bar.
+Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
+
+
+def no_progress(items: Iterable[Any], total: int = 0, description: str = "") -> Iterator[Any]:
+    """A Progress that shows nothing."""
+    yield from items
+
+
+class Steps(list[int]):
+    """Step numbers, with a note (the loss) that a progress bar shows."""
+
+    note = ""

@@ -1,4 +1,4 @@
-"""Atomic writes, the folders that ship with the package, and how media files are named.
+"""Atomic writes, how media files are named, the folders that ship with the package, and the command of the service.
 
 After an atomic write a file is complete, or as it was before, however the process ends.
 """
@@ -7,7 +7,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -83,3 +85,28 @@ def shipped(folder: str) -> Path:
     package = Path(__file__).parent
     inside = package / folder
     return inside if inside.is_dir() else package.parents[1] / folder
+
+
+SERVING = shipped("serving")
+INSTALLED = SERVING.parent == Path(__file__).parent
+SERVICE = f"{'videoblip2.serving' if INSTALLED else 'serving'}.service:VideoBlip2Service"
+
+
+def server_command(host: str, port: int) -> list[str]:
+    """The command line of the service."""
+    return [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
+
+
+def server_environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """This process's environment with `settings`; those that are None change nothing."""
+    given = {name: str(value) for name, value in settings.items() if value is not None}
+    folders = [] if INSTALLED else [str(SERVING.parent)]
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+    return {"BENTOML_DO_NOT_TRACK": "True", **os.environ, **({"PYTHONPATH": path} if path else {}), **given}
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

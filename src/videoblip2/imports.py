@@ -1,7 +1,7 @@
-"""Import transformers for inference: without scipy, distributed tensors and torch's compiler, which nothing here uses.
+"""torch and transformers without what inference does not need: half of the CPU time of one caption.
 
-`transformers.modeling_utils` imports all of them, and transformers reads its 3,000 files twice to list its models: half
-of the CPU time of one caption (experiments/README.md). What is replaced meanwhile is put back.
+`transformers.modeling_utils` imports scipy, distributed tensors and torch's compiler, and transformers reads its 3,000
+files twice to list its models. What is replaced meanwhile is put back. experiments/README.md has the measurements.
 """
 
 import gc
@@ -13,13 +13,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 
 def import_transformers() -> None:
     """Import peft and transformers' base of all models in this way; where a version does not allow it, as usual."""
     if "transformers" in sys.modules:
         return
-    import torch
-
     compiler = ModuleType("torch._dynamo")  # only its decorators are used, for paged attention and its like
     vars(compiler).update(dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _unmarked))
     indexing = SimpleNamespace(TransformGetItemToIndex=_transform_indices)
@@ -83,3 +84,38 @@ def _replaced(names: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
         for name in values:
             del names[name]
         names.update(before)
+
+
+class LightMeta(TorchFunctionMode):
+    """Around `torch.device("meta")`, without torch's Python kernels, which import sympy and the compiler.
+
+    What is counted (position ids) is on the CPU, and random weights are not drawn.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        tensor: Any = args[0] if args else options.get("tensor")
+        there = isinstance(tensor, torch.Tensor) and tensor.is_meta
+        if there and func.__name__ in ("normal_", "uniform_"):
+            return tensor
+        if there and func is torch.empty_like:
+            return torch.empty(tensor.shape, **{"dtype": tensor.dtype, "device": "meta", **options})
+        if str(options.get("device")) == "meta" and func in (torch.randn, torch.arange):
+            return torch.empty(*args, **options) if func is torch.randn else func(*args, **{**options, "device": "cpu"})
+        return func(*args, **options)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load through transformers without its progress bars and warnings; the caller's settings return afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

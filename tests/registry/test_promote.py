@@ -11,8 +11,8 @@ from gate_world import FAIR, GOOD, HALF, NOUNS, POOR, REFERENCES, RIGHT, Gatehou
 
 from videoblip2 import registry
 from videoblip2.config import InputError
+from videoblip2.errors import no_progress
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.progress import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders
 from videoblip2.registry.lineage import lineage

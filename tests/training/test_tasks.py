@@ -15,7 +15,7 @@ from videoblip2.cli import app
 from videoblip2.config import Config
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.data.questions import Question
-from videoblip2.progress import no_progress
+from videoblip2.errors import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.sides import compare_runs

@@ -18,8 +18,8 @@ from tracking_store import place_store
 
 from videoblip2.cli import main
 from videoblip2.config import InputError, load_config
+from videoblip2.errors import no_progress
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.progress import no_progress
 from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tracking.mlflow import store

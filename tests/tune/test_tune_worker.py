@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from tiny_study import peak_at, tiny_plan
 
 from videoblip2.config import InputError
-from videoblip2.progress import no_progress
+from videoblip2.errors import no_progress
 from videoblip2.tracking import Stopped, Tracker
 from videoblip2.tune.lead import begin, conclude
 from videoblip2.tune.study import counted, open_storage, open_study

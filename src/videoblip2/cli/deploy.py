@@ -46,7 +46,7 @@ def serve(
     port: Annotated[int, Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Serve the champion over HTTP; promotions and rollbacks take effect within seconds."""
-    from videoblip2.server import server_command, server_environment
+    from videoblip2.files import server_command, server_environment
 
     for name in filter(None, (model, shadow)):
         require_model(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
 from videoblip2.config import InputError
-from videoblip2.progress import Progress, no_progress
+from videoblip2.errors import Progress, no_progress
 
 # Jaccard overlap of two captions' words above which the second adds nothing new, and above which it says the same.
 TOO_ALIKE, THE_SAME = 0.7, 0.999

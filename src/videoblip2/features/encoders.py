@@ -19,8 +19,7 @@ from torch import nn
 
 from videoblip2.errors import InputError, first_line
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
-from videoblip2.meta_device import LightMeta
-from videoblip2.progress import quiet_transformers
+from videoblip2.imports import LightMeta, quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Models with more than one tower, or whose AutoModel lacks the projection: the class that is just the tower.

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, Progress, no_progress
 from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
 from videoblip2.features.sources import shard_of
 from videoblip2.files import printable, segment_of
-from videoblip2.progress import Progress, no_progress
 
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
 Engine = Callable[[Files, dict[str, str]], Generator[VideoOutcome, None, None]]

@@ -18,11 +18,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, Progress, no_progress
 from videoblip2.features.packed import FORMAT, KINDS, PackedFile
 from videoblip2.features.store import FeatureStore
 from videoblip2.files import atomic
-from videoblip2.progress import Progress, no_progress
 
 Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, end of its bytes
 

@@ -17,12 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, Progress, no_progress
 from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
-from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import FeatureOrigin
 
 

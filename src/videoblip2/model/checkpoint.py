@@ -25,7 +25,7 @@ from transformers.initialization import no_init_weights
 
 from videoblip2.config import InputError
 from videoblip2.files import write_json, write_text
-from videoblip2.meta_device import LightMeta
+from videoblip2.imports import LightMeta, quiet_transformers
 from videoblip2.modality import MODALITIES, modality_names
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import LANGUAGE_MODELS
@@ -33,7 +33,6 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tensor_files import read_tensors
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
 from videoblip2.overrides import read_yaml
-from videoblip2.progress import quiet_transformers
 from videoblip2.provenance import Provenance
 
 

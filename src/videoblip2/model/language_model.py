@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.progress import quiet_transformers
+from videoblip2.imports import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from videoblip2.errors import InputError, first_line
+from videoblip2.errors import InputError, Progress, first_line, no_progress
 from videoblip2.files import write_text
-from videoblip2.progress import Progress, no_progress
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
 _TEXTS = (".json", ".txt", ".model")

@@ -13,10 +13,10 @@ from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
 from videoblip2.data.questions import Question, read_questions
+from videoblip2.errors import Progress
 from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.predict import OpenModel, open_model
-from videoblip2.progress import Progress
 from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, tasks_of
 
 SPLIT = "val"  # promotion reads the validation split; the test split is for the final number only

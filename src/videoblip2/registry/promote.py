@@ -13,8 +13,8 @@ from typing import Literal
 
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
+from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation
-from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files, versions
 from videoblip2.registry.contenders import Contender, ValidationManifest

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from videoblip2.captions.metrics import METRICS, scale_of, summary_metrics
 from videoblip2.config import Config, InputError, parse_config, to_yaml
+from videoblip2.errors import Progress, no_progress
 from videoblip2.features.store import FeatureStore
 from videoblip2.overrides import read_yaml
-from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.registry.lineage import parent_of, read_scores
 from videoblip2.tracking import find_model

@@ -24,15 +24,14 @@ from videoblip2.config import Config, InputError, load_config
 from videoblip2.data.annotations import read_annotations
 from videoblip2.data.prepare import prepare_captions
 from videoblip2.data.top5 import select_top5
+from videoblip2.errors import Progress
 from videoblip2.evaluate import evaluate
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
 from videoblip2.features.media import write_video
 from videoblip2.features.media_features import Encoders
-from videoblip2.files import write_json
-from videoblip2.progress import Progress
+from videoblip2.files import free_port, server_command, server_environment, write_json
 from videoblip2.registry.promote import Request, promote
-from videoblip2.server import free_port, server_command, server_environment
 from videoblip2.toy import small_t5
 from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_annotations, write_toy_world

@@ -18,8 +18,8 @@ from torch import nn
 
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import FeatureSettings
+from videoblip2.imports import quiet_transformers
 from videoblip2.modality import MODALITIES
-from videoblip2.progress import quiet_transformers
 
 TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s
 

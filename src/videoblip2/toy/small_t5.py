@@ -16,9 +16,9 @@ from tokenizers.decoders import Metaspace
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.errors import validated
+from videoblip2.errors import Progress, Steps, no_progress, validated
+from videoblip2.imports import quiet_transformers
 from videoblip2.model.language_model import separate_lm_head
-from videoblip2.progress import Progress, Steps, no_progress, quiet_transformers
 from videoblip2.training.update import schedule
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from videoblip2.config import InputError
+from videoblip2.errors import Progress, no_progress
 from videoblip2.files import write_json
-from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import TOY
 from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, STEPS, Scene, make_scene, render_audio, render_frames
 

@@ -8,9 +8,9 @@ from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
 from videoblip2.data.batches import CachedFeatures
+from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, SoundEffect, evaluate, explained, other_sounds, sound_effects
 from videoblip2.predict import OpenModel, open_model
-from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.training.distributed import join, together

@@ -9,8 +9,8 @@ from videoblip2.captions.intervals import Interval, seed_interval
 from videoblip2.captions.metrics import label_of, shown, shown_interval
 from videoblip2.captions.predictions import TABLES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
+from videoblip2.errors import Progress, no_progress
 from videoblip2.modality import modality_label
-from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking.mlflow.run_records import SEEDS, curve, run_link
 from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker, sigterm_raises

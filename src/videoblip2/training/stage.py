@@ -9,10 +9,10 @@ from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.rewards import find_reward
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.data.prepare import described
+from videoblip2.errors import Progress, no_progress
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.load_weights import WeightReport
-from videoblip2.progress import Progress, no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, revision_tags, write_environment

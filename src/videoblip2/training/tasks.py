@@ -24,9 +24,9 @@ from videoblip2.data.batches import (
     question_prompt,
 )
 from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
+from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
-from videoblip2.progress import Progress, no_progress
 from videoblip2.training.distributed import World
 from videoblip2.training.interruptions import memory_for
 

@@ -14,9 +14,8 @@ from optuna.trial import FrozenTrial
 
 from videoblip2.captions.metrics import PRIMARY, shown
 from videoblip2.config import InputError, parse_config
-from videoblip2.errors import masked
+from videoblip2.errors import Progress, masked, no_progress
 from videoblip2.files import write_json, write_text
-from videoblip2.progress import Progress, no_progress
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tune import report
 from videoblip2.tune import study as studies

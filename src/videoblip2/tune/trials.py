@@ -21,8 +21,8 @@ from videoblip2.captions.predictions import rows_of_run, video_scores
 from videoblip2.config import DecodeConfig, InputError, flatten
 from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
+from videoblip2.errors import Progress
 from videoblip2.predict import OpenModel, open_model
-from videoblip2.progress import Progress
 from videoblip2.tracking import RunSpec, Stopped, Tracker, open_run
 from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage

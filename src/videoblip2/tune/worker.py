@@ -17,8 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError
-from videoblip2.errors import masked
-from videoblip2.progress import Progress
+from videoblip2.errors import Progress, masked
 from videoblip2.tracking import Stopped
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tune.plan import Plan
