@@ -113,6 +113,9 @@ class TrainConfig(Section):
     steps: int = Field(20_000, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="videos per step")
     accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, to save memory")
+    checkpointing: bool = Field(
+        False, description="keep each layer's input alone and compute the rest again: the same gradients, slower"
+    )
     dropout: bool = Field(
         True, description="off: no dropout anywhere; the result is the same on any number of processes"
     )

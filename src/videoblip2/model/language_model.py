@@ -7,16 +7,20 @@ Letters: B videos · N captions per video · S encoder places · E width · P pr
 V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as CLASSES
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
@@ -73,10 +77,12 @@ class LanguageModel:
     """An encoder-decoder of transformers as the network uses it.
 
     compiled: decode with torch.compile, where the model's stepper can: worth its long first call on a GPU.
+    checkpointing: see `recomputed`.
     """
 
     network: Any
     compiled: bool = False
+    checkpointing: bool = False
 
     @property
     def tokens(self) -> SpecialTokens:
@@ -105,10 +111,10 @@ class LanguageModel:
             live: flat places in [B·N·T], for logits [L,V] of these alone.
         """
         repeats = len(labels) // len(states)
+        shared = partial(self._shared, repeats)
         with ExitStack() as hooks:
-            for linear in self._keys_and_values() if repeats > 1 else ():
-                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: given[0][::repeats]))
-                hooks.enter_context(linear.register_forward_hook(lambda _, __, out: out.repeat_interleave(repeats, 0)))
+            hooks.enter_context(shared())
+            hooks.enter_context(recomputed(self.network.get_decoder(), self.checkpointing, shared))
             if live is not None:
                 head = self.network.get_output_embeddings()
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, given: given[0].flatten(0, 1)[live]))
@@ -120,11 +126,18 @@ class LanguageModel:
             )
         return cast(Tensor, output.logits)
 
+    @contextmanager
+    def _shared(self, repeats: int) -> Iterator[None]:
+        """Inside, `repeats` captions of a video share its cross-attention's keys and values."""
+        with ExitStack() as hooks:
+            for linear in self._keys_and_values() if repeats > 1 else ():
+                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: given[0][::repeats]))
+                hooks.enter_context(linear.register_forward_hook(lambda _, __, out: out.repeat_interleave(repeats, 0)))
+            yield
+
     def _keys_and_values(self) -> list[nn.Module]:
         """Cross-attention's linear layers for keys and values, without LoRA's, which has a dropout for each caption."""
         decoder = self.network.get_decoder()
-        if any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
-            return []  # its layers run again when their hooks are gone
         family = family_of(self.network.config.model_type)
         ends = tuple(f".{family.cross_attention}.{family.projections.get(kind, kind)}" for kind in ("k", "v"))
         found = [module for name, module in decoder.named_modules() if name.endswith(ends)]
@@ -146,6 +159,26 @@ class LanguageModel:
             inject_adapter_in_model(lora, self.network)
         except ValueError as error:
             raise InputError(f"model.lora.target_modules={','.join(targets)}: {error}") from error
+
+
+@contextmanager
+def recomputed(
+    module: nn.Module, wanted: bool, again: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
+    """Inside, if `wanted`, each layer keeps no more than its inputs: the backward pass runs it again, inside `again()`.
+
+    transformers' own gradient checkpointing is off in eval mode, in which self-critical training is.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = layers if wanted and torch.is_grad_enabled() else []
+    run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+    for layer in layers:
+        layer.forward = partial(run, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _first(token: int | list[int] | None) -> int | None:

@@ -16,7 +16,7 @@ from videoblip2.modality import MODALITIES
 from videoblip2.model import decode
 from videoblip2.model.branch import ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.language_model import LanguageModel, fresh_language_model, separate_lm_head
+from videoblip2.model.language_model import LanguageModel, fresh_language_model, recomputed, separate_lm_head
 
 
 class VideoBlip2(PreTrainedModel):
@@ -32,6 +32,7 @@ class VideoBlip2(PreTrainedModel):
     base_model_prefix = "videoblip2"
     main_input_name = "features"
     compiled_decoding = False  # decode with torch.compile: worth its long first call on a GPU
+    checkpointing = False  # see `recomputed`
     _supports_sdpa = True
     _no_split_modules = ["InstructBlipQFormerLayer"]  # noqa: RUF012
 
@@ -76,7 +77,7 @@ class VideoBlip2(PreTrainedModel):
     @property
     def text(self) -> LanguageModel:
         """The language model through its interface."""
-        return LanguageModel(self.language_model, self.compiled_decoding)
+        return LanguageModel(self.language_model, self.compiled_decoding, self.checkpointing)
 
     def encode(
         self,
@@ -97,16 +98,17 @@ class VideoBlip2(PreTrainedModel):
         Returns:
             Encoder states [B,S,E] and their mask [B,S], with S = M·Q + P'.
         """
-        parts = []
-        for name in self.config.modality_names:
-            rows = self.upscaled(name, features[name])
-            states = self.branch(name)(rows, masks[name], qformer_ids, qformer_mask)  # [B,Q,D]
-            parts.append(self.get_submodule(f"proj_{name}")(states))
-        queries = torch.cat(parts, dim=1)  # [B,M·Q,E]
-        prompt = self.text.embed(prompt_ids)  # [B,P',E]
-        mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,S]
-        inputs = torch.cat([queries, prompt.to(queries.dtype)], dim=1)
-        return self.text.encode(inputs, mask), mask
+        with recomputed(self, self.checkpointing):
+            parts = []
+            for name in self.config.modality_names:
+                rows = self.upscaled(name, features[name])
+                states = self.branch(name)(rows, masks[name], qformer_ids, qformer_mask)  # [B,Q,D]
+                parts.append(self.get_submodule(f"proj_{name}")(states))
+            queries = torch.cat(parts, dim=1)  # [B,M·Q,E]
+            prompt = self.text.embed(prompt_ids)  # [B,P',E]
+            mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)  # [B,S]
+            inputs = torch.cat([queries, prompt.to(queries.dtype)], dim=1)
+            return self.text.encode(inputs, mask), mask
 
     def branch(self, modality: str) -> ModalityBranch:
         """The part of the network that reads one modality."""

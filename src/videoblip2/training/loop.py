@@ -21,7 +21,8 @@ from videoblip2.training.update import StepFunction, build_optimizer, set_learni
 from videoblip2.training.workspace import Validation, Workspace
 
 LESS_MEMORY = (
-    "raise train.accumulate (the same result, slower), or lower train.batch_size; on a GPU, set precision=bf16"
+    "set train.checkpointing=true or raise train.accumulate (the same result, slower), or lower train.batch_size; "
+    "on a GPU, set precision=bf16; `vb2 plan` says what fits"
 )
 
 

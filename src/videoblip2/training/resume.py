@@ -14,7 +14,15 @@ from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_
 from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
 
 #: What may change when a training resumes: it moves no weight.
-FREE = ("train.resume", "train.save_every", "train.probe_videos", "device", "run.", "decode.batch_size")
+FREE = (
+    "train.resume",
+    "train.checkpointing",
+    "train.save_every",
+    "train.probe_videos",
+    "device",
+    "run.",
+    "decode.batch_size",
+)
 REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
 DEFAULTS = flatten(Config())
 

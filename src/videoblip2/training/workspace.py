@@ -154,7 +154,7 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     videos = {entry.video_id for split in (train, val) for entries in split.values() for entry in entries}
     refuse_unnoted(store, sorted(videos))
     model, tokenizers, reports = _network(config, store)
-    model.compiled_decoding = config.decode.compile
+    model.compiled_decoding, model.checkpointing = config.decode.compile, config.train.checkpointing
     parent = config.train.start_from
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, parent, world)
     check_features(work.features, videos, progress)
