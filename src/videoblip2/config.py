@@ -243,7 +243,7 @@ class RunConfig(Section):
 class Config(Section):
     seed: int = Field(0, description="seed of weights, batches, samples and dropout")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward passes")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, frozen layers kept in it")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()

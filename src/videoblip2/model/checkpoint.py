@@ -71,8 +71,11 @@ def save_checkpoint(
 
 
 def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[Path], object]]) -> None:
+    halved = torch.bfloat16  # how a training may store frozen weights; files have float32
+    weights = checkpoint.model.state_dict().items()
     with quiet_transformers():
-        checkpoint.model.save_pretrained(folder)
+        full = {name: weight.cpu().float() if weight.dtype == halved else weight for name, weight in weights}
+        checkpoint.model.save_pretrained(folder, state_dict=full)
     checkpoint.tokenizers.save(folder)
     for name, write in extras.items():
         write(folder / name)

@@ -148,6 +148,16 @@ class LanguageModel:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not but_lora or "lora_" in name)
 
+    def halve(self) -> None:
+        """Store the frozen linear layers in bf16, which autocast would cast them to each time: the same numbers.
+
+        Norms stay as they are, and embeddings, and a head that shares theirs: autocast leaves those alone.
+        """
+        embeddings = self.network.get_input_embeddings().weight
+        for linear in self.network.modules():
+            if isinstance(linear, nn.Linear) and linear.weight is not embeddings and not linear.weight.requires_grad:
+                linear.to(torch.bfloat16)
+
     def add_lora(self, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
         """Put LoRA beside every linear layer named by `targets`, q, k, v and o being its attention's projections."""
         from peft import LoraConfig, inject_adapter_in_model

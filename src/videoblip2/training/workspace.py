@@ -155,6 +155,8 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     refuse_unnoted(store, sorted(videos))
     model, tokenizers, reports = _network(config, store)
     model.compiled_decoding, model.checkpointing = config.decode.compile, config.train.checkpointing
+    if config.precision == "bf16":
+        model.text.halve()
     parent = config.train.start_from
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, parent, world)
     check_features(work.features, videos, progress)
