@@ -135,7 +135,7 @@ class RewardConfig(Section):
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
     repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
-    terms: dict[str, float] = Field({}, description="further terms' weights, by name or module:function (docs/how-to)")
+    terms: dict[str, float] = Field({}, description="further terms' weights: answers, or module:function (docs/how-to)")
 
     @field_validator("terms")
     @classmethod

@@ -87,6 +87,6 @@ def test_a_name_that_is_no_reward_is_refused(df, name, message):
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, 2.0, float("nan")], 1.0])
 def test_a_reward_must_return_one_finite_number_per_caption(df, monkeypatch, scores):
-    monkeypatch.setitem(REWARDS, "odd", lambda references, df: FunctionReward("odd", lambda *_: scores, references))
+    monkeypatch.setitem(REWARDS, "odd", lambda references, *_: FunctionReward("odd", lambda *_: scores, references))
     with pytest.raises(InputError, match=r"reward 'odd' returned .*one finite number per caption"):
         reward(df, odd=1.0)

@@ -1,7 +1,8 @@
 """The table of rewards for self-critical training, and their weighted sum; see docs/how-to/add-a-reward.md.
 
-An entry makes a scorer from the training references and their document frequencies. Most are a plain function of
-tokenised captions and references (`captions.functions`); a configuration may name its own `package.module:function`.
+An entry makes a scorer from the training references, their document frequencies and a reader of captions. Most are a
+plain function of tokenised captions and references (`captions.functions`); a configuration may name its own
+`package.module:function`.
 """
 
 import importlib
@@ -31,7 +32,7 @@ class Scorer(Protocol):
 class FunctionReward:
     """A plain function of captions and references as a scorer."""
 
-    def __init__(self, name: str, function: Function, references: References, df: object = None) -> None:
+    def __init__(self, name: str, function: Function, references: References, *_: object) -> None:
         self._name, self._function = name, function
         self._tokenised = cache(lambda video: [joined(text) for text in references[video]])
 
@@ -46,11 +47,21 @@ class FunctionReward:
         return scores
 
 
-REWARDS: dict[str, Callable[[References, DocumentFrequencies], Scorer]] = {
-    "cider": CiderD,
+def answers(references: References, df: DocumentFrequencies, reader: Scorer | None) -> Scorer:
+    """How much a caption helps `reader` to answer the questions on its video; see `training.reader`."""
+    if reader is None:
+        raise InputError("scst.reward: answers asks the training questions; set data.task=mixed, or leave it out")
+    return reader
+
+
+Factory = Callable[[References, DocumentFrequencies, Scorer | None], Scorer]
+
+REWARDS: dict[str, Factory] = {
+    "cider": lambda references, df, reader: CiderD(references, df),
     "bleu": partial(FunctionReward, "bleu", lambda *texts: functions.bleu(functions.bleu_counts(*texts), order=4)),
     "repetition": partial(FunctionReward, "repetition", lambda *texts: -functions.repetition(*texts)),
     "bad_ending": partial(FunctionReward, "bad_ending", lambda *texts: -functions.bad_ending(*texts)),
+    "answers": answers,
 }
 
 
@@ -58,10 +69,14 @@ class MixedReward:
     """The weighted sum of several rewards: `weights` by name (see `find_reward`); weight 0 leaves one out."""
 
     def __init__(
-        self, references: References, df: DocumentFrequencies, weights: Mapping[str, float] | None = None
+        self,
+        references: References,
+        df: DocumentFrequencies,
+        weights: Mapping[str, float] | None = None,
+        reader: Scorer | None = None,
     ) -> None:
         self.weights = {name: weight for name, weight in (weights or {"cider": 1.0}).items() if weight}
-        self._scorers = {name: find_reward(name)(references, df) for name in self.weights}
+        self._scorers = {name: find_reward(name)(references, df, reader) for name in self.weights}
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """Reward of each caption: [M]. Arguments and errors as for `CiderD.score`."""
@@ -78,7 +93,7 @@ class MixedReward:
         return sum((self.weights[name] * values for name, values in terms.items()), np.zeros(count))
 
 
-def find_reward(name: str) -> Callable[[References, DocumentFrequencies], Scorer]:
+def find_reward(name: str) -> Factory:
     """The entry of REWARDS, or the user's own `package.module:function`. Raises InputError for any other name."""
     if name in REWARDS:
         return REWARDS[name]

@@ -14,8 +14,11 @@ from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, InputError, WatchConfig
 from videoblip2.model.decode import Decoded
+from videoblip2.model.network import VideoBlip2
 from videoblip2.training.distributed import World
-from videoblip2.training.workspace import Workspace, no_cider
+from videoblip2.training.reader import Reader
+from videoblip2.training.tasks import ANSWERS
+from videoblip2.training.workspace import Workspace, no_cider, start_copy
 
 #: Used if `scst.log_prob_tolerance` is not set. In bf16 a logit of 20 is only accurate to 0.06.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
@@ -84,18 +87,23 @@ class Rollout:
         ]
 
 
-def build_reward(work: Workspace) -> MixedReward:
+def build_reward(work: Workspace, start: VideoBlip2 | None = None, videos: int | None = None) -> MixedReward:
     """The weighted sum that `scst.reward` describes, against the references that `scst.references` names.
 
     Document frequencies are those of the complete training references, whichever references score.
+
+    Args:
+        start: what `start_copy` gives; it reads captions where that is rewarded.
+        videos: score only the first few; None = all.
     """
-    return MixedReward(reward_references(work), work.document_frequencies, work.config.scst.reward.weights)
+    references, weights = dict(islice(reward_references(work).items(), videos)), work.config.scst.reward.weights
+    reader = Reader.of(work, start) if start and "answers" in weights and ANSWERS.kind in work.train else None
+    return MixedReward(references, work.document_frequencies, weights, reader)
 
 
 def check_reward(work: Workspace) -> None:
     """Raise InputError if even human captions earn no reward, as with one training video."""
-    some = dict(islice(reward_references(work).items(), 50))
-    reward = MixedReward(some, work.document_frequencies, work.config.scst.reward.weights)
+    some, reward = dict(islice(reward_references(work).items(), 50)), build_reward(work, start_copy(work), 50)
     if not reward.score(list(some), [texts[0] for texts in some.values()], [True] * len(some)).any():
         raise InputError(
             f"{work.config.data.train}: {no_cider(work.all_references)}, so no sample would earn a reward; add videos, "
@@ -111,10 +119,10 @@ def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
 
 
 def rewards(
-    scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], decoded: Decoded
+    scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool]
 ) -> tuple[Tensor, dict[str, Floats]]:
     """The reward of each caption [N] in float32 on the CPU, and several terms before their weights."""
-    asked = list(video_ids), list(captions), decoded.ended.tolist()
+    asked = list(video_ids), list(captions), list(ended)
     terms = scorer.terms(*asked) if isinstance(scorer, MixedReward) else {}
     scores = scorer.total(terms, len(captions)) if isinstance(scorer, MixedReward) else scorer.score(*asked)
     return torch.from_numpy(np.asarray(scores, dtype=np.float32)), terms if len(terms) > 1 else {}

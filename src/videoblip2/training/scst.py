@@ -99,10 +99,11 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
         sampling = Sampling(config.samples, config.temperature, generator, (first * rows, videos * rows))
         greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
-    repeated = [video_id for video_id in batch.video_ids for _ in range(config.samples)]
-    scores, terms = rewards(scorer, repeated, captions, sampled)
-    greedy_scores, _ = rewards(scorer, batch.video_ids, greedy_captions, greedy)
-    own = [captions, greedy_captions, scores.tolist(), greedy_scores.tolist(), *map(np.ndarray.tolist, terms.values())]
+    repeated, count = [video_id for video_id in batch.video_ids for _ in range(config.samples)], len(captions)
+    ended = torch.cat([sampled.ended, greedy.ended]).tolist()
+    scores, terms = rewards(scorer, [*repeated, *batch.video_ids], [*captions, *greedy_captions], ended)
+    own = [captions, greedy_captions, scores[:count].tolist(), scores[count:].tolist()]
+    own += [values[:count].tolist() for values in terms.values()]
     captions, greedy_captions, r, r_greedy, *values = work.world.rows(own)
     sampled = gathered(sampled, work.world, first * config.samples, work.model.text.tokens.pad)
     reward, greedy_reward = torch.tensor(r).view(-1, config.samples), torch.tensor(r_greedy)  # r(c_k) [B,K], [B]

@@ -110,7 +110,7 @@ def run_stage(
 def open_stage(kind: str, config: Config, usual: Config | None = None, progress: Progress = no_progress) -> Stage:
     """Read everything that a stage needs, and find its saved state where it resumes."""
     if kind == "scst":
-        if tasks_of(config) != (CAPTIONS,):
+        if CAPTIONS not in tasks_of(config):
             raise InputError(
                 f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
             )
@@ -124,6 +124,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
     if world.first(lambda: saved is not None):
         saved = saved or read_saved(folder / FOLDER)
     work = open_workspace(config, progress)
+    work.captions_only = kind == "scst"
     if world.leads:
         check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
     if kind == "scst":
@@ -164,7 +165,8 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
         if stage.saved is None:
             file.clear()  # what an earlier run left there
     if stage.kind == "scst":
-        take_step = partial(scst_step, work, build_reward(work), start=start_copy(work))
+        start = start_copy(work)
+        take_step = partial(scst_step, work, build_reward(work, start), start=start)
         bands = BandMonitor(config.scst.watch, reward_references(work)) if leads else None
     best = train(
         Training(

@@ -147,7 +147,7 @@ def say_all(
 
 def batches_of(config: Config, entries: Mapping[Kind, Entries], maker: BatchMaker) -> Batches:
     """Training batches; of a mixture, `data.qa_share` of the steps teach answers."""
-    each = [task.batches(entries[task.kind], maker) for task in tasks_of(config)]
+    each = [task.batches(entries[task.kind], maker) for task in tasks_of(config) if task.kind in entries]
     return mixed(each[0], each[1], config.data.qa_share) if len(each) == 2 else each[0]
 
 

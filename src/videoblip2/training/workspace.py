@@ -55,6 +55,7 @@ class Workspace:
     reports: Mapping[str, WeightReport] = field(default_factory=dict)
     parent: str | None = None
     world: World = field(default_factory=World)
+    captions_only: bool = False  # no batch teaches answers, also where `data.task` has them
 
     @property
     def train_videos(self) -> Sequence[VideoAnnotation]:
@@ -71,7 +72,8 @@ class Workspace:
         config, longest, size = self.config, self.model.config.max_positions, self.config.train.batch_size
         share = self.world.share(size)
         maker = BatchMaker(self.features, self.tokenizers, config.data, size, config.seed, longest, share)
-        return batches_of(config, self.train, maker)
+        entries = {CAPTIONS.kind: self.train[CAPTIONS.kind]} if self.captions_only else self.train
+        return batches_of(config, entries, maker)
 
     def place(self, batch: Batch) -> tuple[int, int]:
         """How many videos of the whole batch come before those of this process, and how many the whole batch has."""
@@ -216,8 +218,11 @@ def check_texts(work: Workspace, taught: bool) -> None:
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
-    """The network as it is now, for the KL term; None if `scst.kl_weight` is 0. Frozen weights are shared."""
-    if not work.config.scst.kl_weight:
+    """The network as it is now, for the KL term and to read captions; None if neither is asked for.
+
+    Frozen weights are shared.
+    """
+    if not work.config.scst.kl_weight and "answers" not in work.config.scst.reward.weights:
         return None
     shared = {id(weight): weight for weight in work.model.parameters() if not weight.requires_grad}
     start: VideoBlip2 = copy.deepcopy(work.model, shared)
