@@ -17,7 +17,7 @@ from videoblip2.config import parse_config
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import write_features
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
-from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
+from videoblip2.toy.models import LanguageModelConfig, build_t5
 from videoblip2.tracking.mlflow import store
 from videoblip2.training.stage import run_stage
 

@@ -24,7 +24,7 @@ from videoblip2.features.ray_engine import Actor, RayEngine, Wrapped, require_ra
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore
 from videoblip2.features.towers import FrameEncoder
-from videoblip2.toy.encoders import TOY_SETTINGS
+from videoblip2.toy.models import TOY_SETTINGS
 
 RATE = 16_000
 

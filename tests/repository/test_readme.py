@@ -22,8 +22,7 @@ from videoblip2.cli import app
 from videoblip2.config import load_config
 from videoblip2.features.media import write_video
 from videoblip2.model.weight_fetch import KNOWN
-from videoblip2.toy.encoders import build_toy_clap, build_toy_clip
-from videoblip2.toy.small_t5 import LanguageModelConfig, build_t5
+from videoblip2.toy.models import LanguageModelConfig, build_t5, build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option, Typer
 
-from videoblip2.cli.console import Json, emit, examples, progress, say, table
+from videoblip2.cli.console import Json, emit, examples, interruptible, progress, say, table
 from videoblip2.errors import counted, masked
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def demo(
     from videoblip2.toy.demo import FULL, QUICK, run_demo
 
     store = os.environ.get("MLFLOW_TRACKING_URI", "")  # the shell's: MLflow sets it in this process
-    made = run_demo(out, QUICK if quick else FULL, progress, say)
+    with interruptible(f"{out}: stopped; what is made is kept"):
+        made = run_demo(out, QUICK if quick else FULL, progress, say)
     scst, ce = made.tests["scst"].evaluation, made.tests["ce"].evaluation
     shown = [
         f"{made.videos / video_id}.mp4\n"

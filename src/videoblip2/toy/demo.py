@@ -32,8 +32,7 @@ from videoblip2.features.media import write_video
 from videoblip2.features.media_features import Encoders
 from videoblip2.files import free_port, server_command, server_environment, write_json
 from videoblip2.registry.promote import Request, promote
-from videoblip2.toy import small_t5
-from videoblip2.toy.encoders import TOY_SETTINGS, build_toy_clap, build_toy_clip
+from videoblip2.toy import models
 from videoblip2.toy.world import write_toy_annotations, write_toy_world
 from videoblip2.tracking.compare import Comparison
 from videoblip2.tracking.sides import compare_runs
@@ -104,7 +103,7 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     prepare_captions(write_toy_annotations(out / "toy", size.videos, SEED, size.more_tests), demo.data)
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
     write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as second:
+    with second_process() as second:
         world = out / "toy", size.videos, SEED, write_video
         helped = second.submit(write_toy_world, *world, more_tests=size.more_tests, backwards=True)
         language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
@@ -138,20 +137,32 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     return demo
 
 
+@contextmanager
+def second_process() -> Iterator[ProcessPoolExecutor]:
+    """A process beside this one; it ends at once where this one fails or is stopped."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
 def extract(demo: Demo) -> None:
     """The features, by the toy world's encoders."""
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, from small encoders with random weights")
-    clip = load_clip(build_toy_clip(demo.out / "encoders" / "clip", SEED))
-    clap = load_clap(build_toy_clap(demo.out / "encoders" / "clap", SEED))
-    videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, TOY_SETTINGS)
+    clip = load_clip(models.build_toy_clip(demo.out / "encoders" / "clip", SEED))
+    clap = load_clap(models.build_toy_clap(demo.out / "encoders" / "clap", SEED))
+    videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, models.TOY_SETTINGS)
     extract_features(videos, demo.out / "features", encoders, progress=demo.progress)
 
 
 def train_language_model(data: Path, out: Path, steps: int) -> None:
     """A T5 of the toy world's captions, as `vb2 lm` trains one."""
-    settings = small_t5.LanguageModelConfig(steps=steps, batch_size=48)
+    settings = models.LanguageModelConfig(steps=steps, batch_size=48)
     prompt = load_config("toy_ce").data.prompt
-    small_t5.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
+    models.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
 def train_and_test(config: Config, out: Path) -> tuple[StageResult, EvaluationResult]:

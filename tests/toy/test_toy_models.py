@@ -1,4 +1,7 @@
-"""The small T5 of one's own: what it learns from, and how it starts."""
+"""The small T5 of one's own: what it learns from, and how it starts; the demo's second process."""
+
+import multiprocessing
+import time
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ import torch
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.toy.small_t5 import LanguageModelConfig, _pairs, build_t5, parse_settings
+from videoblip2.toy.demo import second_process
+from videoblip2.toy.models import LanguageModelConfig, _pairs, build_t5, parse_settings
 
 VIDEOS = [
     VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
@@ -49,3 +53,10 @@ def test_a_tied_start_is_of_two_tensors():
 def test_a_wrong_setting_is_named():
     with pytest.raises(InputError, match="denoise='2'"):
         parse_settings(["denoise=2"])
+
+
+def test_the_demos_second_process_ends_with_the_first():
+    with pytest.raises(KeyboardInterrupt), second_process() as second:
+        second.submit(time.sleep, 600)
+        raise KeyboardInterrupt
+    assert not multiprocessing.active_children()
