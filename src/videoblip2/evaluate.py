@@ -11,7 +11,7 @@ from videoblip2.captions.answers import answer_accuracy, blind_answers, common_a
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question
 from videoblip2.modality import Features
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.captions import METRICS, CaptionMetrics, caption_metrics
+from videoblip2.captions import CaptionMetrics, caption_metrics
 from videoblip2.captions.predictions import CaptionRow
 from videoblip2.data import caption_sources
 from videoblip2.data.documents import VIDEO, Document, media_id, read_documents, value_of
@@ -157,8 +157,3 @@ def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:
             **({"per_video": other.per_video} if per_video else {}),
         }
     return found
-
-
-def shown_metrics(report: ScoreReport) -> list[str]:
-    """The metrics that could be computed, in the order of the table."""
-    return [name for name in METRICS if name in report.scores[0].corpus]

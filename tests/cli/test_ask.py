@@ -9,8 +9,7 @@ from videoblip2.captioner import Captioner
 from videoblip2.captions.answers import normalise_answer
 from videoblip2.captions.predictions import read_rows, write_rows
 from videoblip2.config import InputError, parse_config
-from videoblip2.data.annotations import VideoAnnotation, write_annotations
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question, VideoAnnotation, write_annotations
 from videoblip2.evaluate import evaluate_answers, other_sounds
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.sources import VideoSource

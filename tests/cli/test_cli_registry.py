@@ -53,16 +53,12 @@ def test_force_and_reason_go_together(monkeypatch, capsys, words):
 
 @pytest.mark.parametrize(("found", "code"), [(0.5, 0), (0.499, 1)])
 def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch, capsys, found, code):
-    from videoblip2.registry import reproduce as room
+    from videoblip2.registry import lineage as room
 
     recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), expected={"CIDEr": 0.5})
     result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best", metrics={"CIDEr": found})
-
-    def again(run, tolerance, out, progress, announce):
-        announce(recipe)
-        return room.Reproduction(recipe, result, tolerance)
-
-    monkeypatch.setattr(room, "reproduce", again)
+    recipe.repeat = lambda tolerance, progress: room.Reproduction(recipe, result, tolerance)
+    monkeypatch.setattr(room, "read_recipe", lambda run, out: recipe)
     monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")
     assert got == code and "changed: numpy 1 -> 2" in out

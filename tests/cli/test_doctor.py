@@ -9,7 +9,7 @@ import pytest
 from tracking_store import place_store
 from typer.testing import CliRunner
 
-from videoblip2.cli import app, doctor
+from videoblip2.cli import app, setup
 from videoblip2.features import media
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import Finding, store_findings
@@ -31,7 +31,7 @@ def only(findings):
 
 def test_the_command_prints_remedies_and_one_json_object(store, monkeypatch):
     checks = {"Java": (lambda: ("ok", "17"), "install it"), "disk": (lambda: ("fail", "0.1 GB free in /"), "make room")}
-    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(setup, "CHECKS", checks)
     found = [Finding("store", "ok", "here")]
     monkeypatch.setattr("videoblip2.tracking.mlflow.run_records.store_findings", lambda: found)
     run = CliRunner().invoke(app, ["doctor", "--json"])
@@ -46,25 +46,25 @@ def test_the_command_prints_remedies_and_one_json_object(store, monkeypatch):
     assert json.loads(last)["counts"] == {"ok": 2, "note": 0, "warn": 0, "fail": 1}
     assert json.loads(last)["findings"][1]["remedy"] == "make room"
     assert run.exit_code == 3
-    monkeypatch.setattr(doctor, "CHECKS", {"Java": (lambda: ("warn", "not found"), "install it")})
+    monkeypatch.setattr(setup, "CHECKS", {"Java": (lambda: ("warn", "not found"), "install it")})
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
 
 def test_java_absent_broken_and_there(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert doctor.java() == ("warn", "not found") and "apt-get install" in doctor.CHECKS["Java"][1]
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    assert setup.java() == ("warn", "not found") and "apt-get install" in setup.CHECKS["Java"][1]
+    monkeypatch.setattr(setup.shutil, "which", lambda name: "/usr/bin/java")
     answers = [SimpleNamespace(returncode=1, stderr="no memory", stdout="")]
     answers.append(SimpleNamespace(returncode=0, stderr='openjdk version "17"\nmore', stdout=""))
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answers.pop(0))
-    assert doctor.java() == ("warn", "does not start (no memory)")
-    assert doctor.java() == ("ok", 'openjdk version "17"')
+    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: answers.pop(0))
+    assert setup.java() == ("warn", "does not start (no memory)")
+    assert setup.java() == ("ok", 'openjdk version "17"')
 
 
 def test_missing_decoders_are_named(monkeypatch):
-    assert doctor.decoders()[0] == "ok"
+    assert setup.decoders()[0] == "ok"
     monkeypatch.setattr(media, "DECODERS", ("h264", "no-such-codec"))
-    status, found = doctor.decoders()
+    status, found = setup.decoders()
     assert (status, "without no-such-codec" in found) == ("warn", True)
 
 
@@ -72,35 +72,35 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert doctor.gpu()[0] == "note"
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert doctor.gpu()[0] == "warn" and "CUDA build" in doctor.CHECKS["GPU"][1]
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    assert setup.gpu()[0] == "note"
+    monkeypatch.setattr(setup.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert setup.gpu()[0] == "warn" and "CUDA build" in setup.CHECKS["GPU"][1]
 
 
 def test_environment_managers(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_CONDA_HOME", raising=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/uv" if name == "uv" else None)
-    found = {name: doctor.CHECKS[name][0]() for name in ("uv", "conda", "pyenv")}
+    monkeypatch.setattr(setup.shutil, "which", lambda name: "/bin/uv" if name == "uv" else None)
+    found = {name: setup.CHECKS[name][0]() for name in ("uv", "conda", "pyenv")}
     assert found == {"uv": ("ok", "/bin/uv"), "conda": ("note", "not found"), "pyenv": ("note", "not found")}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "conda").touch()
     monkeypatch.setenv("MLFLOW_CONDA_HOME", str(tmp_path))
-    assert doctor.program("conda") == ("ok", str(tmp_path / "bin" / "conda"))
+    assert setup.program("conda") == ("ok", str(tmp_path / "bin" / "conda"))
 
 
 @pytest.mark.parametrize(("gigabytes", "status"), [(0.5, "fail"), (5, "warn"), (500, "ok")])
 def test_disk(store, monkeypatch, gigabytes, status):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=gigabytes * 1e9))
-    assert doctor.disk() == (status, f"{gigabytes:.1f} GB free in {store}")
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda folder: SimpleNamespace(free=gigabytes * 1e9))
+    assert setup.disk() == (status, f"{gigabytes:.1f} GB free in {store}")
 
 
 def test_versions_against_the_ranges_of_the_package(monkeypatch):
-    assert doctor.versions()[0] == "ok"
+    assert setup.versions()[0] == "ok"
     asked = ["numpy>=99", "no-such-package>=1", "torch>=2.6", 'ray>=99; extra == "ray"']
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    monkeypatch.setattr(setup.metadata, "requires", lambda name: asked)
     wanted = f"numpy {metadata.version('numpy')}, needs >=99; no-such-package not installed, needs >=1"
-    assert doctor.versions() == ("fail", wanted)
+    assert setup.versions() == ("fail", wanted)
 
 
 # --- the store

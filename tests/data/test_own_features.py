@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from videoblip2.cli.data import app
 from videoblip2.config import InputError
-from videoblip2.data.annotations import VideoAnnotation, require_features
-from videoblip2.data.prepare import compare_with_features
+from videoblip2.data.annotations import VideoAnnotation, compare_with_features, require_features
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.training.stage import run_stage
 

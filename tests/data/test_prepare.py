@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.data.annotations import read_annotations
-from videoblip2.data.prepare import compare_with_features, described, prepare_captions
+from videoblip2.data.annotations import compare_with_features, read_annotations
+from videoblip2.data.prepare import described, prepare_captions
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.provenance import TOY
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from videoblip2.cli.data import app
 from videoblip2.config import InputError, load_config
 from videoblip2.data.annotations import read_annotations
-from videoblip2.data.project import make_project
+from videoblip2.data.prepare import make_project
 
 
 def place(folder, count, rows=""):

@@ -6,8 +6,8 @@ import torch
 from tiny_training import Features
 
 from videoblip2.config import DataConfig
+from videoblip2.data.annotations import Question
 from videoblip2.data.batches import BatchMaker, mixed, question_batches, question_prompt
-from videoblip2.data.questions import Question
 
 QUESTIONS = [
     Question(str(n), f"video{n % 3}", f"a red circle {'moves ' * n}?", f"{'a ' * (n % 2)}dog") for n in range(7)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.data.questions import Question, prepare_questions, read_answer_map, read_questions
+from videoblip2.data.annotations import Question, read_answer_map, read_questions
+from videoblip2.data.prepare import prepare_questions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt-qa"
 

@@ -53,7 +53,7 @@ def test_other_files_are_named_and_broken_q_formers_explained(tmp_path):
 
 
 def test_the_command(tmp_path):
-    from videoblip2.cli.assets import weights as app
+    from videoblip2.cli.setup import weights as app
 
     torch.manual_seed(0)
     path = saved(tmp_path / "q.pth", lavis_state(text=False))

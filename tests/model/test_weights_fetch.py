@@ -352,7 +352,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch, offline):
 
 
 def test_the_command_lists_fetches_and_reports(tmp_path, site, content, monkeypatch):
-    from videoblip2.cli.assets import weights as app
+    from videoblip2.cli.setup import weights as app
 
     run = CliRunner().invoke
     listed = run(app, ["fetch", "--json"])

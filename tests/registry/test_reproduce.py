@@ -10,8 +10,8 @@ from tracking_store import write_checkpoint
 
 from videoblip2.config import InputError
 from videoblip2.provenance import Provenance
-from videoblip2.registry import reproduce as room
-from videoblip2.registry.reproduce import read_recipe, reproduce
+from videoblip2.registry import lineage as room
+from videoblip2.registry.lineage import read_recipe
 
 
 @pytest.fixture
@@ -21,13 +21,14 @@ def made(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["ce", "scst"])
 def test_the_same_number_comes_out_as_a_run_of_its_own(made, tmp_path, stage):
-    first, told = getattr(made, stage), []
-    again = reproduce(first.run_id, out=tmp_path, announce=told.append)
+    first = getattr(made, stage)
+    recipe = read_recipe(first.run_id, tmp_path)
+    again = recipe.repeat()
     assert again.reproduced and again.scores["CIDEr"] == (first.metrics["CIDEr"],) * 2
     assert again.result.run_id != first.run_id
     assert again.result.checkpoint.parent == tmp_path / f"reproduce-{stage}"
-    assert told[0].command == f"vb2 {stage} {tmp_path}/reproduce-{stage}.yaml"
-    assert told[0].differs == ()
+    assert recipe.command == f"vb2 {stage} {tmp_path}/reproduce-{stage}.yaml"
+    assert recipe.differs == ()
 
 
 def test_the_command_reads_back_to_the_same_configuration(made, tmp_path):
@@ -40,9 +41,9 @@ def test_the_command_reads_back_to_the_same_configuration(made, tmp_path):
 
 def test_another_result_is_not_taken_for_the_same(made, tmp_path, monkeypatch):
     worse = replace(made.ce, metrics={**made.ce.metrics, "CIDEr": made.ce.metrics["CIDEr"] - 0.001})
-    monkeypatch.setattr(room, "run_stage", lambda *_: worse)
-    assert not reproduce(made.ce.run_id, out=tmp_path).reproduced
-    assert reproduce(made.ce.run_id, tolerance=0.2, out=tmp_path).reproduced
+    monkeypatch.setattr("videoblip2.training.stage.run_stage", lambda *_: worse)
+    assert not read_recipe(made.ce.run_id, tmp_path).repeat().reproduced
+    assert read_recipe(made.ce.run_id, tmp_path).repeat(0.2).reproduced
 
 
 def test_what_is_not_as_it_was_is_named(made, tmp_path, monkeypatch):
@@ -65,9 +66,9 @@ def test_what_is_not_as_it_was_is_named(made, tmp_path, monkeypatch):
 def test_every_main_score_of_a_run_is_compared(made, tmp_path, monkeypatch, scores, again, reproduced):
     folder = shutil.copytree(made.ce.checkpoint, tmp_path / "best")
     (folder / "metrics.json").write_text(json.dumps({**scores, "step": 4.0}))
-    monkeypatch.setattr(room, "run_stage", lambda *_: replace(made.ce, metrics=again))
-    assert reproduce(str(folder), out=tmp_path).reproduced is reproduced
-    assert reproduce(str(folder), tolerance=6.0, out=tmp_path).reproduced
+    monkeypatch.setattr("videoblip2.training.stage.run_stage", lambda *_: replace(made.ce, metrics=again))
+    assert read_recipe(str(folder), tmp_path).repeat().reproduced is reproduced
+    assert read_recipe(str(folder), tmp_path).repeat(6.0).reproduced
 
 
 def test_changed_data_are_refused_before_anything_is_trained(made, tmp_path):
@@ -76,7 +77,7 @@ def test_changed_data_are_refused_before_anything_is_trained(made, tmp_path):
     file.write_text(before.replace("circle", "square"))
     try:
         with pytest.raises(InputError, match=r"was trained on train data .*train\.json .* now; restore"):
-            reproduce(made.ce.run_id, out=tmp_path)
+            read_recipe(made.ce.run_id, tmp_path).repeat()
     finally:
         file.write_text(before)
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,7 @@ from tiny_training import Remember, workspace
 
 from videoblip2.captions.answers import answer_accuracy, blind_answers
 from videoblip2.config import InputError, parse_config
-from videoblip2.data.annotations import VideoAnnotation, require_features, write_annotations
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question, VideoAnnotation, require_features, write_annotations
 from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.training.ce import ce_step
 from videoblip2.training.loop import Training, train

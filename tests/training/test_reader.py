@@ -10,7 +10,7 @@ from tiny_training import VIDEOS, workspace
 from torch.nn import functional
 
 from videoblip2.config import InputError
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.training.reader import MOST_QUESTIONS, Reader
 from videoblip2.training.stage import open_stage, run_stage

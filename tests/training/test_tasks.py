@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, read_rows, video_scores, write_rows
 from videoblip2.cli import app
 from videoblip2.config import Config
-from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question, VideoAnnotation
 from videoblip2.errors import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking.mlflow import store

@@ -12,7 +12,7 @@ from typing import Annotated, get_args
 from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
-from videoblip2.cli import assets, caption, console, data, demo, deploy, doctor, features, registry, runs, score, train
+from videoblip2.cli import caption, console, data, demo, deploy, features, registry, runs, setup, train
 from videoblip2.errors import DENIED, LOGIN, InputError, masked
 
 app = Typer(
@@ -23,9 +23,9 @@ app = Typer(
     epilog="Every command takes --debug, which shows where an error came from.",
 )
 GROUPS = (
-    *((None, room.app) for room in (train, caption, score, registry, deploy, demo, doctor)),
-    *(("data", data.app), ("features", features.app), ("weights", assets.weights)),
-    *(("experiments", assets.experiments), ("runs", runs.app)),
+    *((None, group) for group in (train.app, caption.app, runs.scoring, registry.app, deploy.app, demo.app, setup.app)),
+    *(("data", data.app), ("features", features.app), ("weights", setup.weights)),
+    *(("experiments", setup.experiments), ("runs", runs.app)),
 )
 #: Parameters that take a path or another name.
 MAY_BE_PATHS = ("model", "run", "shadow", "clip", "clap", "video", "videos")

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from videoblip2.jobs.rows import RowFile
 
 app = Typer()
-Engine = StrEnum("Engine", "local ray")
 REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
 SOURCES = "Files, folders, patterns, @list.txt, - for standard input; or video ids with --features."
 Clip = Annotated[str | None, Option(help="CLIP that made the model's features, if it has moved: folder or hub name.")]
@@ -67,7 +65,7 @@ def caption(
     merge: Annotated[
         bool, Option("--merge", help="Merge: MODEL is the file to write, SOURCE its parts (default: its shards).")
     ] = False,
-    engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
+    engine: console.Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of models, with ray.")] = 1,
     batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
@@ -110,7 +108,7 @@ def caption(
         explain,
     )
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features, part)
-    if engine is Engine.ray:
+    if engine == "ray":
         from videoblip2.jobs.ray_captions import RayCaptions
 
         batches: Captions = RayCaptions(job, actors)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from typer import Argument, Exit, Option
 
@@ -32,6 +32,7 @@ RegisteredName = Annotated[str, Option(help="Registered model.")]
 Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
 FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; VIDEO is then a video id.")]
 Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beams of the search; 1 is greedy.")]
+Engine = Annotated[Literal["local", "ray"], Option(help="local, or ray: Ray Data on one machine or many.")]
 Words = list[str] | None  # KEY=VALUE …; each command says which keys
 
 REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar

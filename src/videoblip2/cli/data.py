@@ -1,8 +1,7 @@
 """`vb2 data`: the toy world, annotations and questions, the top-5 selection, a check against features."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
@@ -10,11 +9,9 @@ from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, listed, pr
 from videoblip2.errors import InputError, counted, some
 
 if TYPE_CHECKING:
-    from videoblip2.data.prepare import PrepareReport
-    from videoblip2.data.questions import QuestionReport
+    from videoblip2.data.prepare import PrepareReport, QuestionReport
 
 app = Typer(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
-Task = StrEnum("Task", "caption qa")  # what annotations are about
 
 
 @app.command(epilog=examples("data toy toy/ --videos 200 --seed 1"))
@@ -39,7 +36,7 @@ def toy(
 def prepare(
     annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")],
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
-    task: Annotated[Task, Option(help="Captions, or questions with answers.")] = Task.caption,
+    task: Annotated[Literal["caption", "qa"], Option(help="Captions, or questions with answers.")] = "caption",
     split: Annotated[
         str | None,
         Option(
@@ -58,13 +55,12 @@ def prepare(
     comes from lists of ids (train_list.txt, val_list.txt, test_list.txt), else from a file's name, else from inside.
     With --task qa: MSRVTT-QA's JSON, or tables with the columns video_id, question, answer.
     """
-    from videoblip2.data.prepare import prepare_captions
-    from videoblip2.data.questions import prepare_questions
+    from videoblip2.data.prepare import prepare_captions, prepare_questions
     from videoblip2.features.store import FeatureStore
 
     report: PrepareReport | QuestionReport
     keep = FeatureStore(only_with).complete if only_with else bool
-    if task is Task.qa:
+    if task == "qa":
         report = prepare_questions(annotations, out, split, keep)
         lines = _question_lines(report)
     else:
@@ -122,7 +118,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Start a project: annotations of your videos, configurations sized to them, and the commands to run next."""
-    from videoblip2.data.project import make_project
+    from videoblip2.data.prepare import make_project
     from videoblip2.features.sources import find_videos
 
     ids = {video.stem for video in find_videos([videos])}
@@ -183,7 +179,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Compare annotations with features: which videos lack features, and vice versa; --json lists them all."""
-    from videoblip2.data.prepare import compare_with_features
+    from videoblip2.data.annotations import compare_with_features
     from videoblip2.features.store import FeatureStore
 
     report = compare_with_features(annotations, FeatureStore(features))

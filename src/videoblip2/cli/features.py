@@ -1,19 +1,25 @@
 """`vb2 features`: extract features from videos, import, check and pack them."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, exit_if_failed, interruptible, progress, require
+from videoblip2.cli.console import (
+    SOME_FAILED,
+    Engine,
+    Json,
+    emit,
+    examples,
+    exit_if_failed,
+    interruptible,
+    progress,
+    require,
+)
 from videoblip2.errors import counted, some
 
 app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
-Engine = StrEnum("Engine", "local ray")  # where the encoders run
-Output = StrEnum("Output", "projected hidden")
-Tokens = StrEnum("Tokens", "pooled patch")
-DType = StrEnum("DType", "float32 bfloat16 float16")
+DType = Literal["float32", "bfloat16", "float16"] | None
 Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
@@ -33,12 +39,14 @@ def extract(
     frames: Annotated[int | None, Option(help="Exact number of frames, evenly spaced, from those at --fps.")] = None,
     max_frames: Annotated[int | None, Option(help="Maximum frames per video; longer ones are thinned evenly.")] = None,
     output: Annotated[
-        Output, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")
-    ] = Output.projected,
-    tokens: Annotated[Tokens, Option(help="One vector per frame, or one for each patch.")] = Tokens.pooled,
+        Literal["projected", "hidden"], Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")
+    ] = "projected",
+    tokens: Annotated[
+        Literal["pooled", "patch"], Option(help="One vector per frame, or one for each patch.")
+    ] = "pooled",
     window_seconds: Annotated[float | None, Option(help="Seconds of audio per vector; default: the model's.")] = None,
     device: Annotated[str, Option(help="auto (a GPU if available), cpu, cuda, cuda:1 …")] = "auto",
-    dtype: Annotated[DType | None, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
+    dtype: Annotated[DType, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
     batch_frames: Annotated[int, Option(help="Frames in one forward pass.")] = 64,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
@@ -46,7 +54,7 @@ def extract(
     annotations: Annotated[
         list[Path] | None, Option(help="Only the videos of these files, and segments ID#START-END of them.")
     ] = None,
-    engine: Annotated[Engine, Option(help="local, or ray: Ray Data on one machine or many.")] = Engine.local,
+    engine: Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
     json: Json = False,
 ) -> None:
@@ -66,19 +74,19 @@ def extract(
         frames=frames,
         max_frames=max_frames,
         window_seconds=window_seconds,
-        output=output.value,
-        tokens=tokens.value,
+        output=output,
+        tokens=tokens,
         batch_frames=batch_frames,
     )
     device = str(pick_device(device))
-    kind = dtype.value if dtype else "bfloat16" if device.startswith("cuda") else "float32"
+    kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     encoders = Encoders(
-        load_clip(clip, device, clip_revision, kind, output.value, tokens.value),
+        load_clip(clip, device, clip_revision, kind, output, tokens),
         load_clap(clap, device, clap_revision, kind),
         settings,
     )
     ray = None
-    if engine is Engine.ray:
+    if engine == "ray":
         from videoblip2.features.ray_engine import RayEngine, require_ray
 
         require_ray()

@@ -12,7 +12,6 @@ from videoblip2.errors import InputError, counted
 if TYPE_CHECKING:
     from videoblip2.registry.lineage import Ancestor
     from videoblip2.registry.promote import Promotion
-    from videoblip2.registry.reproduce import Recipe
 
 app = Typer()
 Run = Annotated[str, Argument(metavar="RUN", help="Run, models:/NAME/VERSION or models:/m-….")]
@@ -140,14 +139,13 @@ def reproduce(
     """Train a run again from its stored configuration and compare its validation scores; exit with 1 if one differs."""
     console.require_model(run)
     from videoblip2.captions.metrics import label_of, scale_of
-    from videoblip2.registry.reproduce import reproduce as train_again
+    from videoblip2.registry.lineage import read_recipe
 
-    def announce(recipe: "Recipe") -> None:
-        console.say("\n".join([recipe.command, *(f"  changed: {difference}" for difference in recipe.differs)]))
-
-    result = train_again(run, tolerance, out, console.progress, announce)
+    recipe = read_recipe(run, out)
+    console.say("\n".join([recipe.command, *(f"  changed: {difference}" for difference in recipe.differs)]))
+    result = recipe.repeat(tolerance, console.progress)
     (expected, found), *_ = result.scores.values()
-    recipe, made = result.recipe, result.result
+    made = result.result
     record = {"command": recipe.command, "differs": recipe.differs, "expected": expected, "found": found}
     scores = {name: {"expected": old, "found": new} for name, (old, new) in result.scores.items()}
     more = {"scores": scores, "reproduced": result.reproduced, "run_id": made.run_id, "checkpoint": made.checkpoint}

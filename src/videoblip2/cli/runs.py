@@ -1,7 +1,10 @@
-"""`vb2 runs`: the runs of the MLflow store, and how they compare."""
+"""`vb2 runs`: the runs of the MLflow store, and how they compare; `vb2 score`: captions of any system.
+
+`vb2 score` needs neither torch nor mlflow.
+"""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,14 +19,17 @@ if TYPE_CHECKING:
     from videoblip2.tracking.mlflow.run_records import RunRecord
 
 app = Typer(help="The runs of the MLflow store.", no_args_is_help=True)
+scoring = Typer()
+Runs = Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")]
+Part = Annotated[str | None, Option(help="val or test; by default val, if every run has it.")]
 SHOWN_REFERENCES = 3
 LONGEST = 40  # characters of a configuration value
 
 
 @app.command(epilog=examples("runs compare ce scst --html compare.html"))
 def compare(
-    runs: Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")],
-    split: Annotated[str | None, Option(help="val or test; by default val, if every run has it.")] = None,
+    runs: Runs,
+    split: Part = None,
     top: Annotated[int, Option(min=0, help="Number of largest wins and losses to show.")] = 5,
     html: Annotated[Path | None, Option(help="Also write an HTML page that works offline.")] = None,
     json: Json = False,
@@ -46,8 +52,8 @@ def compare(
 
 @app.command(epilog=examples("runs report ce scst --split test --title 'The demo' --out experiments/RESULTS.md"))
 def report(
-    runs: Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")],
-    split: Annotated[str | None, Option(help="val or test; by default val, if every run has it.")] = None,
+    runs: Runs,
+    split: Part = None,
     title: Annotated[str, Option(help="Title of the section.")] = "Runs",
     out: Annotated[Path | None, Option(help="Markdown file; an earlier section of this title is replaced.")] = None,
     json: Json = False,
@@ -93,6 +99,40 @@ def gc(
     emit({"closed": [run.run_id for run in closed]}, json, _runs_table(title, closed))
 
 
+@scoring.command(
+    epilog=examples(
+        "score results.json data/msrvtt/test.json",
+        "score results.json test_videodatainfo.json.zip --against other.jsonl --json",
+    )
+)
+def score(
+    predictions: Annotated[Path, Argument(help="COCO or LAVIS results, JSON lines, CSV, TSV: one caption per video.")],
+    references: Annotated[list[Path], Argument(help="References in any format that `vb2 data prepare` reads.")],
+    against: Annotated[Path | None, Option(help="Other captions of the same videos: differences and p-values.")] = None,
+    per_video: Annotated[bool, Option("--per-video", help="Also print the scores of each video.")] = False,
+    json: Json = False,
+) -> None:
+    """Score captions that any system wrote: every metric, with 95 % intervals over videos."""
+    from videoblip2.captions.metrics import METRICS, label_of, shown, summary_metrics
+    from videoblip2.score import record, score_predictions
+
+    report = score_predictions(predictions, references, against)
+    (own, *_), each = report.scores, report.scores[0].per_video
+    parts = []
+    if per_video:
+        names = summary_metrics(next(iter(each.values())))
+        rows = [[video, *(shown(name, scores[name]) for name in names)] for video, scores in each.items()]
+        parts.append(table("Scores of each video", ["video", *map(label_of, names)], rows))
+    whole = [name for name in own.corpus if METRICS[name].mean_label != METRICS[name].label]
+    corpus = {name: [scores.corpus[name] for scores in report.scores[::-1]] for name in whole}
+    parts.append(_scores(report.comparison, [side.name for side in report.comparison.sides], corpus))
+    parts += [f"{name}: unavailable, {reason}" for name, reason in own.unavailable.items()]
+    parts.append(f"{counted(report.videos, 'video')}")
+    if report.unpredicted:
+        parts[-1] += f"; {report.unpredicted} more have references and no caption, and do not count"
+    emit(record(report, per_video), json, "\n".join(parts))
+
+
 def _runs_table(title: str, runs: "list[RunRecord]") -> str:
     from videoblip2.captions.metrics import PRIMARY, label_of, shown
 
@@ -131,8 +171,11 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
     return parts
 
 
-def _scores(comparison: "Comparison", letters: list[str]) -> str:
-    """One table for two sides; for more, the scores and below them the differences to the first."""
+def _scores(comparison: "Comparison", letters: list[str], corpus: Mapping[str, Sequence[float]] | None = None) -> str:
+    """One table for one or two sides; for more, the scores and below them the differences to the first.
+
+    corpus: scores of each side that have no interval, beside those of all captions together.
+    """
     from videoblip2.captions.metrics import label_of, shown, shown_interval
 
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"
@@ -144,18 +187,20 @@ def _scores(comparison: "Comparison", letters: list[str]) -> str:
         values.append([label, *(shown_interval(name, value) for value in score.values), *human])
         gap = [label]
         for found in score.differences:  # as many digits as ten thousand resamples support
-            gap += [shown_interval(name, found, "+"), p_value(found.p_value)]
+            p_value = "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+            gap += [shown_interval(name, found, "+"), p_value]
         gaps.append(gap)
+    columns = ["", *letters, *people]
     heads = [head for other in letters[1:] for head in (f"{other} − {letters[0]}", "p")]
     whole = [
         [label_of(name), *(shown(name, value) for value in (*each, *filter(None, [comparison.humans.get(name)])))]
-        for name, each in comparison.whole.items()
+        for name, each in {**(corpus or {}), **comparison.whole}.items()
     ]
-    if len(letters) == 2:
-        rows = [[*value, *gap[1:]] for value, gap in zip(values, gaps, strict=True)]
-        return table(title, ["", *letters, *people, *heads], [*rows, *([*row, "", ""] for row in whole)])
-    both = table(title, ["", *letters, *people], [*values, *whole]), table("Differences", ["", *heads], gaps)
-    return "\n\n".join(both)
+    if len(letters) > 2:
+        return f"{table(title, columns, [*values, *whole])}\n\n{table('Differences', ['', *heads], gaps)}"
+    columns += heads
+    rows = [[*value, *gap[1:]] for value, gap in zip(values, gaps, strict=True)] + whole
+    return table(title, columns, [[*row, *[""] * (len(columns) - len(row))] for row in rows])
 
 
 def _duel_text(duel: "Duel", metric: str, letters: list[str], top: int) -> list[str]:
@@ -170,11 +215,6 @@ def _duel_text(duel: "Duel", metric: str, letters: list[str], top: int) -> list[
             parts.append(f"Largest {title} of {second} over {first} ({label_of(metric, scale=True)})")
             parts += [_pair_text(pair, metric, (first, second)) for pair in pairs]
     return parts
-
-
-def p_value(value: float) -> str:
-    """As many digits as ten thousand resamples support."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _pair_text(pair: "VideoPair", metric: str, letters: Sequence[str]) -> str:

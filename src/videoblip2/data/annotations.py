@@ -1,19 +1,25 @@
-"""The lists of videos and captions that other parts read, and what they lack."""
+"""The lists that other parts read, of videos with captions and of questions about videos; what features they lack."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from videoblip2.data.documents import Document
+from videoblip2.data.documents import Document, media_id, value_of
 from videoblip2.errors import InputError, some
 from videoblip2.files import write_json
 
+SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
+QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
+ANSWER_MAP = "ans2label.json"
+VIDEO = ("video", "video_id", "video_name", "file")
+ID = ("question_id", "id")
 Entries = TypeVar("Entries", bound=Sequence[Any])  # VideoAnnotation or Question
 
 
@@ -107,3 +113,94 @@ def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, s
             examples.setdefault(flaw, f"{video}: {' '.join(map(repr, texts))}")
         seen.add((video, texts[0]))
     return counts, examples
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one video, and the one answer that counts as right."""
+
+    question_id: str
+    video_id: str
+    question: str
+    answer: str
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read `train_qa.json` and its siblings, or MSRVTT-QA's own JSON.
+
+    An entry has `question`, `answer`, `video` (or `video_id`: a name, or MSR-VTT's number) and perhaps an id.
+    Raises `InputError` for a missing file, any other layout and a repeated id.
+    """
+    return questions_in(Document.open(path, "make it with `vb2 data prepare --task qa`"))
+
+
+def questions_in(document: Document) -> list[Question]:
+    """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV, parquet."""
+    content = document.json if document.kind == "json" else []
+    by_id = list(content.values()) if isinstance(content, dict) else []
+    if not isinstance(content, list) and not (by_id and all(isinstance(q, dict) and "question" in q for q in by_id)):
+        remedy = "give MSRVTT-QA's file or make one with `vb2 data prepare --task qa`"
+        raise InputError(f"{document.name}: not a list of question, answer and video; {remedy}")
+    questions = []
+    for number, (where, row) in enumerate(document.rows()):
+        video = value_of(where, row, VIDEO)
+        texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
+        if wrong := [f"the {name} is {text!r:.60}" for name, text in texts.items() if not isinstance(text, str)]:
+            raise InputError(f"{where}: {wrong[0]}; give text")
+        own = next((str(row[key]) for key in ID if row.get(key) is not None), str(number))
+        questions.append(Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts))
+    if not questions:
+        raise InputError(f"{document.name}: holds no questions; give one in each line or entry")
+    refuse_duplicates((question.question_id for question in questions), f"{document.name}, question ids")
+    return questions
+
+
+def read_answer_map(path: str | Path) -> dict[str, int]:
+    """MSRVTT-QA's `ans2label.json`: the usual answers, with the number of each."""
+    content: dict[str, int] = Document.open(path).json
+    if not is_answer_map(content):
+        raise InputError(f'{path}: not a mapping of answers to numbers, such as {{"man": 0}}; give ans2label.json')
+    return content
+
+
+def is_answer_map(content: Any) -> bool:
+    """Whether JSON maps answers to numbers."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(label, int) for label in content.values())
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which videos of annotation files have features."""
+
+    videos: dict[str, int]  # by file
+    missing: dict[str, list[str]]  # those that lack features of a modality, by file
+    lacking: dict[str, list[str]]  # the same by modality
+    unannotated: list[str]  # with features only
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.missing.values())
+
+
+def compare_with_features(annotations: str | Path, store: Store) -> Coverage:
+    """Compare one annotation file, or all those in a folder, with a feature store.
+
+    Raises `InputError` for a folder without annotation files.
+    """
+    path = Path(annotations)
+    names = (*SPLIT_FILES.values(), *QUESTION_FILES.values())
+    files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: holds none of {', '.join(names)}; make them with `vb2 data prepare`")
+    wanted = {}
+    for file in files:
+        entries = read_questions(file) if file.stem.endswith("_qa") else read_annotations(file)
+        wanted[file.name] = list(dict.fromkeys(entry.video_id for entry in entries))
+    without = lacking(dict.fromkeys(chain(*wanted.values())), store)
+    bad = {video for videos in without.values() for video in videos}
+    return Coverage(
+        videos={name: len(videos) for name, videos in wanted.items()},
+        missing={name: [video for video in videos if video in bad] for name, videos in wanted.items()},
+        lacking=without,
+        unannotated=sorted(set(store.ids).difference(*wanted.values())),
+    )

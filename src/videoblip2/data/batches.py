@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from videoblip2.config import QUESTION_PROMPT, DataConfig, InputError
-from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.questions import Question
+from videoblip2.data.annotations import Question, VideoAnnotation
 from videoblip2.modality import Features
 
 Batches = Callable[[int], "Batch"]  #: Batch number `step`, as a pure function of (seed, step).

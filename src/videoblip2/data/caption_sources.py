@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates
-from videoblip2.data.documents import SPLIT_WORDS, VIDEO, Document, Row, column, media_id, value_of
+from videoblip2.data.documents import SPLIT_WORDS, VIDEO, Document, Row, column, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
-from videoblip2.files import segment_id
+from videoblip2.files import segment_id, segment_of
 
 CAPTION = (
     *("caption", "captions", "sentence", "sentences", "description", "text", "desc", "encap", "vast_cap"),
@@ -29,6 +30,7 @@ JOINS = {"videos": ("video_id", "sentences", "video_id"), "images": ("id", "anno
 WRAPPERS = ("database", "annotations", "data")
 _MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
 _MSVD_NUMBER = re.compile(r"vid(\d+)")
+CHOICES = ("train", "val", "test", "random", "auto")
 Videos = list[tuple[str | None, VideoAnnotation]]  # with the split that the document gives each; None: none
 
 
@@ -66,6 +68,46 @@ def read_captions(document: Document) -> CaptionFile:
     info = document.json.get("info") if _keys(document) else None
     described = str(info.get("description") or "") if isinstance(info, dict) else ""
     return CaptionFile(videos, other_languages=len(rows) - len(english), description=described)
+
+
+def read_sources(
+    paths: Sequence[str | Path], split: str | None
+) -> tuple[list[tuple[Document, CaptionFile]], Mapping[str, str]]:
+    """The documents with captions, and the split of each video that the other documents list.
+
+    split: one of CHOICES, what the user wants where no list says it.
+    """
+    if split is not None and split not in CHOICES:
+        raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
+    where = ", ".join(map(str, paths))
+    said = [(document, read_captions(document)) for document in read_documents(paths)]
+    sources = [(document, _as_list(document, found, said)) for document, found in said]
+    ids = [video.video_id for _, found in sources for _, video in found.videos]
+    if not ids:
+        raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
+    refuse_duplicates((video for video in ids if not segment_of(video)[1]), where)  # ActivityNet has two of some
+    # Features are stored as ID.npy, so an id must be a valid file name.
+    unusable = [repr(video) for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
+    if unusable:
+        raise InputError(f"{where}: {some(unusable)} cannot name a file of features; rename it")
+    lists: dict[str, str] = {}
+    for document, found in sources:
+        if found.splits and split not in (None, "auto"):
+            raise InputError(f"--split {split}: {document.name} says which split videos are in; give one of the two")
+        for video, own in found.splits.items():
+            if lists.setdefault(video, own) != own:
+                raise InputError(f"{document.name}: {video} is in {own}, and in {lists[video]} by another list")
+    return sources, lists
+
+
+def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Document, CaptionFile]]) -> CaptionFile:
+    """A document named train, val or test that only repeats some videos of the others (1k-A's test set) lists them."""
+    others = [video for other, said in sources if other is not document for _, video in said.videos]
+    known = {video.video_id: set(video.captions) for video in others}
+    repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
+    if not document.split or not repeats or not 0 < len(found.videos) < len(known):
+        return found
+    return CaptionFile(splits={video.video_id: document.split for _, video in found.videos})
 
 
 def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, list[str]]]:

@@ -1,36 +1,46 @@
-"""`vb2 data prepare`: captions in any published format → train.json, val.json, test.json, keeping every caption.
+"""`vb2 data prepare`: captions in any published format → train.json, val.json, test.json; questions → train_qa.json …
 
-`vb2 data check` compares these files with a feature store.
+Every caption and every question is kept. `vb2 data init`: the same in a folder with all that training needs, sized to
+the number of videos.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 
+import yaml
+
+from videoblip2.captions.answers import MAP_SIZE, question_type
+from videoblip2.config import Config, load_config
 from videoblip2.data.annotations import (
-    Store,
+    ANSWER_MAP,
+    QUESTION_FILES,
+    SPLIT_FILES,
+    Question,
     VideoAnnotation,
     flaws,
-    lacking,
-    read_annotations,
+    is_answer_map,
+    questions_in,
     refuse_duplicates,
     write_annotations,
 )
-from videoblip2.data.caption_sources import CaptionFile, read_captions
+from videoblip2.data.caption_sources import read_sources
 from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
-from videoblip2.data.questions import QUESTION_FILES, read_questions
-from videoblip2.errors import InputError, some
-from videoblip2.files import segment_of, write_json
+from videoblip2.errors import InputError, counted, some
+from videoblip2.files import segment_of, write_json, write_text
+from videoblip2.overrides import overridden, read_yaml
 
-SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
 UNCAPTIONED, UNASSIGNED, SOURCES = "uncaptioned.json", "unassigned.json", "sources.json"
-CHOICES = ("train", "val", "test", "random", "auto")
 SHARES = (0.8, 0.9)  # where a random split's training and validation end
+WEIGHTS = "blip2-flant5xl"
+LEAST = {"train": 1, "validate": 2}  # videos; the CIDEr of a single one is 0 by definition
+#: Stage → times that training sees each video, the smallest and the largest number of steps, validations.
+LENGTHS = {"ce": (100, 200, 20_000, 20), "scst": (20, 100, 8_000, 10)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def prepare_captions(
     satisfies `keep`. Raises `InputError`, and writes nothing, for any other layout, a repeated video, a video in no
     split, contradicting splits.
     """
-    sources, lists = _read(paths, split)
+    sources, lists = read_sources(paths, split)
     splits: dict[str, dict[str, VideoAnnotation]] = {}
     uncaptioned, without, moved = [], [], []
     for document, found in sources:
@@ -128,41 +138,6 @@ def described(folder: Path) -> tuple[str, ...]:
     return tuple(Document.open(file).json["descriptions"]) if file.is_file() else ()
 
 
-def _read(paths: Sequence[str | Path], split: str | None) -> tuple[list[tuple[Document, CaptionFile]], dict[str, str]]:
-    """The documents with captions, and the split of each video that the other documents list."""
-    if split is not None and split not in CHOICES:
-        raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
-    where = ", ".join(map(str, paths))
-    said = [(document, read_captions(document)) for document in read_documents(paths)]
-    sources = [(document, _as_list(document, found, said)) for document, found in said]
-    ids = [video.video_id for _, found in sources for _, video in found.videos]
-    if not ids:
-        raise InputError(f"{where}: lists of ids, no captions; give the captions as well")
-    refuse_duplicates((video for video in ids if not segment_of(video)[1]), where)  # ActivityNet has two of some
-    # Features are stored as ID.npy, so an id must be a valid file name.
-    unusable = [repr(video) for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
-    if unusable:
-        raise InputError(f"{where}: {some(unusable)} cannot name a file of features; rename it")
-    lists: dict[str, str] = {}
-    for document, found in sources:
-        if found.splits and split not in (None, "auto"):
-            raise InputError(f"--split {split}: {document.name} says which split videos are in; give one of the two")
-        for video, own in found.splits.items():
-            if lists.setdefault(video, own) != own:
-                raise InputError(f"{document.name}: {video} is in {own}, and in {lists[video]} by another list")
-    return sources, lists
-
-
-def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Document, CaptionFile]]) -> CaptionFile:
-    """A document named train, val or test that only repeats some videos of the others (1k-A's test set) lists them."""
-    others = [video for other, said in sources if other is not document for _, video in said.videos]
-    known = {video.video_id: set(video.captions) for video in others}
-    repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
-    if not document.split or not repeats or not 0 < len(found.videos) < len(known):
-        return found
-    return CaptionFile(splits={video.video_id: document.split for _, video in found.videos})
-
-
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
     """The split of a video that no list names. own: the one that its document gives it."""
     if split == "random" or (split == "auto" and not (document.split or own)):
@@ -183,38 +158,137 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """Which videos of annotation files have features."""
+class QuestionReport:
+    """What was read and written, by split. Flaws are counted, with an example each; every question is kept."""
 
-    videos: dict[str, int]  # by file
-    missing: dict[str, list[str]]  # those that lack features of a modality, by file
-    lacking: dict[str, list[str]]  # the same by modality
-    unannotated: list[str]  # with features only
+    questions: dict[str, int]
+    videos: dict[str, int]
+    types: dict[str, dict[str, int]]  # questions by type and split
+    in_map: dict[str, float]  # share of the answers inside the answer map
+    files: dict[str, str]
+    map_from: str  # where the answer map comes from
+    without_features: list[str]  # videos left out on request
+    repeated: int  # the same question about the same video (MSRVTT-QA has some)
+    empty: int
+    control_character: int
+    shared_videos: int  # with questions in more than one split
+    examples: dict[str, str]
 
-    @property
-    def ok(self) -> bool:
-        return not any(self.missing.values())
 
+def prepare_questions(
+    paths: Sequence[str | Path], out: str | Path, split: str | None = None, keep: Callable[[str], bool] = bool
+) -> QuestionReport:
+    """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
-def compare_with_features(annotations: str | Path, store: Store) -> Coverage:
-    """Compare one annotation file, or all those in a folder, with a feature store.
-
-    Raises `InputError` for a folder without annotation files.
+    A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
+    without one, the 1,500 most frequent training answers make one. Only videos whose id satisfies `keep` are kept.
     """
-    path = Path(annotations)
-    names = (*SPLIT_FILES.values(), *QUESTION_FILES.values())
-    files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"{path}: holds none of {', '.join(names)}; make them with `vb2 data prepare`")
-    wanted = {}
-    for file in files:
-        entries = read_questions(file) if file.stem.endswith("_qa") else read_annotations(file)
-        wanted[file.name] = list(dict.fromkeys(entry.video_id for entry in entries))
-    without = lacking(dict.fromkeys(chain(*wanted.values())), store)
-    bad = {video for videos in without.values() for video in videos}
-    return Coverage(
-        videos={name: len(videos) for name, videos in wanted.items()},
-        missing={name: [video for video in videos if video in bad] for name, videos in wanted.items()},
-        lacking=without,
-        unannotated=sorted(set(store.ids).difference(*wanted.values())),
+    found, answers = _read_questions(paths, split)
+    kept = {name: [q for q in found.get(name, []) if keep(q.video_id)] for name in QUESTION_FILES}
+    splits = {name: asked for name, asked in kept.items() if asked}
+    files = {name: Path(out) / QUESTION_FILES[name] for name in splits}
+    for name, file in files.items():
+        write_json(file, [asdict(question) for question in splits[name]])
+    map_from = "given" if answers else "none"
+    if not answers and "train" in splits:
+        frequent = Counter(question.answer for question in splits["train"]).most_common(MAP_SIZE)
+        answers = {answer: label for label, (answer, _) in enumerate(frequent)}
+        map_from = f"the {len(answers):,} most frequent training answers"
+    if answers:
+        write_json(Path(out) / ANSWER_MAP, answers)
+    counts, examples = Counter[str](), dict[str, str]()
+    for asked in splits.values():  # a question may occur again in another split
+        own, first = flaws((q.video_id, q.question, q.answer) for q in asked)
+        counts, examples = counts + own, first | examples
+    videos = {name: {question.video_id for question in asked} for name, asked in splits.items()}
+    everywhere = Counter(video for ids in videos.values() for video in ids)
+    return QuestionReport(
+        questions={name: len(asked) for name, asked in splits.items()},
+        videos={name: len(ids) for name, ids in videos.items()},
+        types={name: dict(Counter(question_type(q.question) for q in qs).most_common()) for name, qs in splits.items()},
+        in_map={name: sum(q.answer in answers for q in qs) / len(qs) for name, qs in splits.items()} if answers else {},
+        files={name: str(file) for name, file in files.items()},
+        map_from=map_from,
+        without_features=sorted({q.video_id for asked in found.values() for q in asked if not keep(q.video_id)}),
+        repeated=counts["duplicate"],
+        empty=counts["empty"],
+        control_character=counts["control_character"],
+        shared_videos=sum(count > 1 for count in everywhere.values()),
+        examples={"repeated" if flaw == "duplicate" else flaw: example for flaw, example in examples.items()},
     )
+
+
+def _read_questions(paths: Sequence[str | Path], split: str | None) -> tuple[dict[str, list[Question]], dict[str, int]]:
+    """The questions of each split, and the answer map, if one is given."""
+    if split not in (None, "train", "val", "test"):
+        raise InputError(f"--split {split}: questions keep the split of their videos; give train, val or test")
+    found: dict[str, list[Question]] = {}
+    answers: dict[str, int] = {}
+    for document in read_documents(paths):
+        if document.kind == "json" and is_answer_map(document.json):
+            answers = document.json
+        elif chosen := SPLIT_WORDS.get(split or "") or document.split:
+            found.setdefault(chosen, []).extend(questions_in(document))
+        else:
+            raise InputError(f"{document.name}: its name does not say train, val or test; rename it or give --split")
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
+    for name, asked in found.items():
+        refuse_duplicates((question.question_id for question in asked), f"{name} questions, ids")
+    return found, answers
+
+
+@dataclass(frozen=True)
+class Project:
+    """What was written. `unannotated`: videos of the folder that the tables do not mention."""
+
+    prepared: PrepareReport
+    unannotated: int
+    files: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def make_project(
+    out: Path, videos: Sequence[str], video_ids: Collection[str], tables: Sequence[str | Path], split: str = "auto"
+) -> Project:
+    """Write annotations of the videos that exist, the commands to run, and a configuration of each stage.
+
+    videos: the files and folders as the user named them, for the commands; video_ids: the videos in them.
+    Raises InputError where a project exists already, and where too few videos are left to train or to validate on.
+    """
+    data, configs = out / "data", {stage: out / f"{stage}.yaml" for stage in LENGTHS}
+    if there := [str(path) for path in configs.values() if path.exists()]:
+        raise InputError(f"{there[0]}: exists already; choose another --out, or delete it")
+    report = prepare_captions(tables, data, split, keep=lambda video: segment_of(video)[0] in video_ids)
+    if few := [name for name, least in LEAST.items() if report.videos.get(name, 0) < least]:
+        found = f"{counted(len(video_ids), 'video')} found, {len(report.without_features)} others only in the table"
+        needs = f"fewer than {LEAST[few[0]]} to {few[0]} on ({found}); add videos, or a column `split`"
+        raise InputError(f"{', '.join(map(str, tables))}: {needs}")
+    for stage, path in configs.items():
+        write_text(path, _configuration(stage, path, report, out))
+        load_config(path)
+    wanted = [word for file in report.files.values() for word in ("--annotations", file)]
+    first = shlex.join(["vb2", "features", "extract", *videos, "--out", str(out / "features"), *wanted])
+    commands = (first, f"vb2 weights fetch {WEIGHTS}", shlex.join(["vb2", "ce", str(configs["ce"])]))
+    later = f"{shlex.join(['vb2', 'scst', str(configs['scst'])])} train.start_from=CE_RUN  # the run that vb2 ce prints"
+    write_text(out / "commands.sh", "\n".join([*commands, f"# {later}", ""]))
+    known = sum(report.videos.values()) + sum(report.uncaptioned.values()) + report.unassigned
+    files = (*report.files.values(), *map(str, configs.values()), str(out / "commands.sh"))
+    return Project(report, max(0, len(video_ids) - known), files, commands)
+
+
+def _configuration(stage: str, path: Path, report: PrepareReport, out: Path) -> str:
+    """The shipped configuration for one's own videos, with these paths and lengths."""
+    base, videos = read_yaml(f"own_{stage}"), report.videos["train"]
+    seen, least, most, validations = LENGTHS[stage]
+    batch = min(base["train"]["batch_size"] * (1 if videos < 2000 else 2), videos)
+    steps = min(max(seen * videos // batch, least), most)
+    sized = {"train.steps": steps, "train.batch_size": batch, "train.validate_every": steps // validations}
+    sized |= {"data.annotations": out / "data", "data.features": out / "features", "run.out": out / "runs"}
+    sized |= {"optim.warmup_steps": steps // 20}
+    if stage == "ce":
+        sized["data.captions_per_video"] = min(2, report.captions["train"] // videos)
+    content = overridden(base, [f"{key}={value}" for key, value in sized.items()], Config)
+    start = " train.start_from=CE_RUN" if stage == "scst" else ""
+    head = f"# Sized to {counted(videos, 'training video')} by `vb2 data init`. Run `vb2 {stage} {path}{start}`.\n"
+    return head + yaml.safe_dump(content, sort_keys=False)

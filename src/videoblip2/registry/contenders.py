@@ -11,13 +11,13 @@ from videoblip2.captions.answers import common_answers, typed_answer
 from videoblip2.captions.metrics import METRICS, default_metrics
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config
-from videoblip2.data.annotations import VideoAnnotation, read_annotations
-from videoblip2.data.questions import Question, read_questions
-from videoblip2.errors import Progress
+from videoblip2.data.annotations import Question, VideoAnnotation, read_annotations, read_questions
+from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.predict import OpenModel, open_model
-from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, tasks_of
+from videoblip2.training.distributed import World
+from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, say_all, tasks_of
 
 SPLIT = "val"  # promotion reads the validation split; the test split is for the final number only
 Said = dict[Kind, dict[str, str]]  # captions by video id, answers by question id
@@ -71,10 +71,10 @@ class Contender:
         """Where its validation data are, for an error."""
         return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
 
-    def say(self, task: Task, entries: Entries) -> dict[str, str]:
+    def say(self, task: Task, entries: Entries, progress: Progress = no_progress) -> dict[str, str]:
         """What it says about these entries, decoded with its own configuration."""
-        stream = task.say(self.model.captioner, entries, self.model.store, self.config.decode)
-        return {key: caption.text for key, caption in stream}
+        model = self.model
+        return say_all(task, model.captioner, entries, model.store, self.config.decode, World(), progress)
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
@@ -92,20 +92,6 @@ def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationMa
     texts = {video.video_id: list(video.captions) for video in videos}
     asked = sorted([q.question_id, q.video_id, q.question, q.answer] for q in questions)
     return ValidationManifest(len(ids), _sha(ids), _sha(texts), digest(store, ids), _sha(asked) if asked else "")
-
-
-def say_in_turn(contenders: Sequence[Contender], progress: Progress) -> list[Said]:
-    """What each contender says of all entries; they alternate batch by batch, so the machine's load is the same."""
-    first = contenders[0]
-    said: list[Said] = [{task.kind: {} for task in first.tasks} for _ in contenders]
-    size = first.config.decode.batch_size
-    for task in first.tasks:
-        entries = first.entries[task.kind]
-        batches = [entries[start : start + size] for start in range(0, len(entries), size)]
-        jobs = [(number, batch) for batch in batches for number in range(len(contenders))]
-        for number, batch in progress(jobs, len(jobs), f"validation {task.kind}, in turn"):
-            said[number][task.kind] |= contenders[number].say(task, batch)
-    return said
 
 
 def time_in_turn(one: Contender, other: Contender, count: int, progress: Progress) -> list[tuple[float, float]]:

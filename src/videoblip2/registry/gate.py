@@ -6,7 +6,7 @@ says why. While there is no champion, the opponent is the trivial baseline, whic
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from videoblip2.captions import METRICS, BootstrapResult, diversity, paired_bootstrap
+from videoblip2.captions import METRICS, BootstrapResult, diversity
 from videoblip2.captions.intervals import difference, resampled_means
 from videoblip2.captions.metrics import PRIMARY, caption_metric, gain_and_cost, label_of, shown
 from videoblip2.captions.predictions import AnswerRow, Row
@@ -132,18 +132,15 @@ def judge(
     trivial baseline, so lengths are compared with the references' instead.
     """
     metric, sides = gate.metric_for(challenger), (challenger, champion)
-    say = partial(shown, metric)
-    gain, new, old = _compare(gate, metric, sides)
-    gained, least = f"{say(new.mean())} ({say(gain.difference, '+')})", f"at least {say(gate.minimum_gain, '+')}"
-    name, interval = (
-        f"{100 * gate.confidence:g} % interval of the gain",
-        f"{say(gain.low, '+')} to {say(gain.high, '+')}",
-    )
+    found, say = _differences(gate, sides), partial(shown, metric)
+    gain, (new, old) = found[metric], (_mean(side, metric) for side in sides)
+    gained, least = f"{say(new)} ({say(gain.difference, '+')})", f"at least {say(gate.minimum_gain, '+')}"
+    name = f"{100 * gate.confidence:g} % interval of the gain"
     conditions = [
         *extra,
-        Condition(f"{label_of(metric)} gain", gained, say(old.mean()), least, gain.difference >= gate.minimum_gain),
-        Condition(name, interval, "", "above 0", gain.low > 0),
-        *(_loss(gate, name, sides) for name in gate.losses if _is_compared(name, metric, challenger, trivial)),
+        Condition(f"{label_of(metric)} gain", gained, say(old), least, gain.difference >= gate.minimum_gain),
+        Condition(name, f"{say(gain.low, '+')} to {say(gain.high, '+')}", "", "above 0", gain.low > 0),
+        *(_loss(gate, name, sides, found) for name in gate.losses if _is_compared(name, metric, challenger, trivial)),
         *(_form(gate, sides, trivial) if challenger.caption_rows else ()),
     ]
     if gate.max_latency_ratio is not None and seconds:
@@ -152,12 +149,11 @@ def judge(
         mine, other = 1000 * np.median(np.asarray(seconds), axis=0)
         wanted, passed = f"at most {gate.max_latency_ratio:g} times", ratio <= gate.max_latency_ratio
         conditions.append(Condition("latency, ms", f"{mine:.0f} ({ratio:.2f} times)", f"{other:.0f}", wanted, passed))
-    differences = {row.key: float(a - b) for row, a, b in zip(rows_of(challenger, metric), new, old, strict=True)}
+    scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in sides]
+    differences = {key: float(score - scores[1][key]) for key, score in scores[0].items()}
     violated = [each.guard for each in conditions if each.guard and not each.passed]
-    found = {metric: gain} if trivial else _all_differences(gate, metric, sides)
-    others = [*violated, *([ACCURACY] if challenger.answer_rows and not trivial else [])]
-    found |= {name: _compare(gate, name, sides)[0] for name in others if name not in found}
-    return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, found, violated))
+    told = {name: found[name] for name in (metric, *violated)} if trivial else found
+    return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, told, violated))
 
 
 def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
@@ -165,23 +161,21 @@ def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
     return evaluation.caption_rows if METRICS[metric].of == "captions" else evaluation.answer_rows
 
 
-def _compare(
-    gate: Gate, metric: str, sides: tuple[Evaluation, Evaluation]
-) -> tuple[BootstrapResult, np.ndarray, np.ndarray]:
-    """The gain of the mean with its interval, and the scores of both sides in the challenger's order."""
-    scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in sides]
-    new, old = (np.asarray([side[key] for key in scores[0]]) for side in scores)
-    return paired_bootstrap(new, old, gate.resamples, gate.seed, gate.confidence), new, old
+def _mean(evaluation: Evaluation, metric: str) -> float:
+    return float(np.mean([row.scores[metric] for row in rows_of(evaluation, metric)]))
 
 
-def _all_differences(gate: Gate, metric: str, sides: tuple[Evaluation, Evaluation]) -> dict[str, BootstrapResult]:
-    """Of `metric` and of all others with a value for each of its rows, from the same resamples."""
-    new, old = ({row.key: row.scores for row in rows_of(side, metric)} for side in sides)
-    names = [name for name in METRICS if all(name in scores for scores in (*new.values(), *old.values()))]
-    table = np.array([[new[key][name] - old[key][name] for name in names] for key in new])
-    drawn = resampled_means(table, gate.resamples, gate.seed)
-    columns = zip(names, table.T, drawn.T, strict=True)
-    return {name: difference(float(own.mean()), means, gate.confidence) for name, own, means in columns}
+def _differences(gate: Gate, sides: tuple[Evaluation, Evaluation]) -> dict[str, BootstrapResult]:
+    """Of all metrics with a value for each row of both sides; those of one kind of row from the same resamples."""
+    found = dict[str, BootstrapResult]()
+    for kind in sides[0].rows:
+        new, old = ({row.key: row.scores for row in side.rows[kind]} for side in sides)
+        names = [name for name in METRICS if all(name in scores for scores in (*new.values(), *old.values()))]
+        table = np.array([[new[key][name] - old[key][name] for name in names] for key in new])
+        drawn = resampled_means(table, gate.resamples, gate.seed)
+        columns = zip(names, table.T, drawn.T, strict=True)
+        found |= {name: difference(float(own.mean()), means, gate.confidence) for name, own, means in columns}
+    return found
 
 
 def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) -> bool:
@@ -189,18 +183,19 @@ def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) 
     return name != metric and bool(rows_of(challenger, name)) and not (trivial and METRICS[name].of == "captions")
 
 
-def _loss(gate: Gate, name: str, sides: tuple[Evaluation, Evaluation]) -> Condition:
+def _loss(
+    gate: Gate, name: str, sides: tuple[Evaluation, Evaluation], found: Mapping[str, BootstrapResult]
+) -> Condition:
     """A metric that must not get much worse: its mean, or, of a guard, the end of its interval (non-inferiority)."""
     if reason := sides[0].unavailable.get(name) or sides[1].unavailable.get(name):
         return Condition(name, f"not measured: {reason}", "", f"a number, or no {name} in the gate file", False)
-    gain, new, old = _compare(gate, name, sides)
-    say, limit, guarded = partial(shown, name), gate.losses[name], name in gate.guards
-    given = f"{say(new.mean())} ({say(gain.low, '+')} to {say(gain.high, '+')})"
+    (new, old), gain, say = (_mean(side, name) for side in sides), found[name], partial(shown, name)
+    limit, guarded = gate.losses[name], name in gate.guards
     down = METRICS[name].higher_is_better is False
     end = (gain.high if down else gain.low) if guarded else gain.difference
-    loss = end if down else -end
     wanted = f"{'no loss beyond' if guarded else 'a loss of at most'} {say(limit)}"
-    return Condition(METRICS[name].mean_label, given, say(old.mean()), wanted, loss <= limit, name if guarded else "")
+    given, passed = f"{say(new)} ({say(gain.low, '+')} to {say(gain.high, '+')})", (end if down else -end) <= limit
+    return Condition(METRICS[name].mean_label, given, say(old), wanted, passed, name if guarded else "")
 
 
 def _form(gate: Gate, sides: tuple[Evaluation, Evaluation], trivial: bool) -> list[Condition]:

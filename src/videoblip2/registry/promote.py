@@ -179,8 +179,11 @@ def _judge(
 ) -> tuple[tuple[Evaluation, Evaluation], GateVerdict]:
     """Both sides, scored, and the verdict; the trivial baseline where there is no rival."""
     gate, challenger = case.gate, case.challenger
-    said = contenders.say_in_turn([challenger, rival] if rival else [challenger], progress)
-    said = said if rival else [*said, contenders.say_trivial(challenger)]
+    said = [
+        {task.kind: side.say(task, challenger.entries[task.kind], progress) for task in challenger.tasks}
+        for side in filter(None, (challenger, rival))
+    ]
+    said += [] if rival else [contenders.say_trivial(challenger)]
     metrics = [gate.metric, *(gate.losses if rival else ())]
     one, other = (contenders.score(each, challenger, metrics) for each in said)
     seconds: Sequence[tuple[float, float]] = ()
@@ -242,9 +245,6 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tu
         root = next(place for place in checkpoint.parents if (place / "MLmodel").is_file())
         if (card := verdict_files.write_card(Path(folder), checkpoint, text)) is not None:
             client.log_model_artifact(case.model_id, str(card), str(checkpoint.relative_to(root)))
-    for old in client.get_model_version(promotion.name, version).tags:
-        if old.startswith(verdict_files.OLD_PREFIX):
-            client.delete_model_version_tag(promotion.name, version, old)
     _tag(case, promotion, facts["verdict"])
     client.update_model_version(promotion.name, version, description=text)
     tracker.set_tags({"model": f"models:/{case.model_id}"})

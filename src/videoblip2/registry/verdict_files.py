@@ -15,14 +15,15 @@ from videoblip2.registry.gate import Gate, GateVerdict, rows_of
 from videoblip2.registry.versions import markdown_table
 
 TAG = "mlflow.gate"  # of a version: the facts of its promotion as JSON; MLflow's page hides it
-OLD_PREFIX = "gate."  # of the tags, one for each fact, of versions promoted by older releases
 COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
 
 
 def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
     """What a version's tags record of its promotion: the facts, the outcome, and where the files are."""
-    old = {key.removeprefix(OLD_PREFIX): value for key, value in tags.items() if key.startswith(OLD_PREFIX)}
-    return dict(json.loads(tags[TAG])) if TAG in tags else old
+    if TAG in tags:
+        return dict(json.loads(tags[TAG]))
+    prefix = "gate."  # older releases wrote a tag for each fact
+    return {key.removeprefix(prefix): value for key, value in tags.items() if key.startswith(prefix)}
 
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:

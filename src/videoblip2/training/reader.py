@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from videoblip2.captions.functions import Floats
 from videoblip2.config import InputError
+from videoblip2.data.annotations import Question
 from videoblip2.data.batches import question_prompt
-from videoblip2.data.questions import Question
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.tasks import ANSWERS
 from videoblip2.training.workspace import Workspace

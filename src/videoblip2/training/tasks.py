@@ -13,7 +13,15 @@ from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.answers import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
 from videoblip2.config import Config, DataConfig, DecodeConfig
-from videoblip2.data.annotations import VideoAnnotation, read_annotations, require_features
+from videoblip2.data.annotations import (
+    ANSWER_MAP,
+    Question,
+    VideoAnnotation,
+    read_annotations,
+    read_answer_map,
+    read_questions,
+    require_features,
+)
 from videoblip2.data.batches import (
     Batches,
     BatchMaker,
@@ -23,7 +31,6 @@ from videoblip2.data.batches import (
     question_batches,
     question_prompt,
 )
-from videoblip2.data.questions import ANSWER_MAP, Question, read_answer_map, read_questions
 from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
