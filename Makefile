@@ -1,5 +1,6 @@
 # make demo   the whole path on generated videos, offline      make check   lint, types, layers
 # make test   the tests                                        make bench   this project beside its peers
+# make gpu    what needs a CUDA device, as one table; without a device a dry run at small size
 # make stats  files, lines, long functions, circles of the code
 # make docs   docs/cli.md and docs/config.md from the code
 # Each target makes the virtual environment in .venv first, if it is not there yet.
@@ -11,7 +12,7 @@ STAMP := .venv/.installed
 export MLFLOW_DISABLE_TELEMETRY = true
 export BENTOML_DO_NOT_TRACK = True
 
-.PHONY: setup demo check test stats docs bench
+.PHONY: setup demo check test stats docs bench gpu
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -46,3 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/scst.py --quick
 	$(BIN)/python benchmarks/loading.py --quick
 	$(BIN)/python benchmarks/features.py --quick
+
+# No .venv is made: a machine with a GPU has its own torch, and transformers and peft beside it are enough.
+gpu:
+	$(or $(wildcard $(BIN)/python),python3) benchmarks/gpu.py

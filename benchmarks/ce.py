@@ -11,16 +11,15 @@ Both have the same weights and captions; steps are interleaved. With one thread 
 process, so that other work on the machine does not count. Needs torch, transformers and peft.
 """
 
-import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from scst import FULL, SMALL, Size, build, inputs, peak_memory
+from common import parser, peak_memory, settle
+from scst import FULL, SMALL, Size, build, inputs
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -119,18 +118,13 @@ def measure(size: Size, device: torch.device, repeats: int, clock: Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--captions", type=int, nargs="+", default=[5, 1])
-    parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="two layers of width 128")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    clock = time.process_time if options.threads == 1 and device.type == "cpu" else time.perf_counter
+    choice = parser(__doc__)
+    choice.add_argument("--captions", type=int, nargs="+", default=[5, 1])
+    choice.add_argument("--videos", type=int, default=8)
+    choice.add_argument("--repeats", type=int, default=3)
+    choice.add_argument("--small", action="store_true", help="two layers of width 128")
+    options = choice.parse_args()
+    device, clock = settle(options)
     for count in options.captions:
         size = replace(SMALL if options.small else FULL, videos=options.videos, samples=count)
         result = measure(size, device, options.repeats, clock)

@@ -1,6 +1,6 @@
 """One SCST step: this trainer beside the step as people write it, same weights and data, in one run.
 
-    python benchmarks/scst.py [--quick] [--json] [--device cuda] [--threads N]
+    python benchmarks/scst.py [--quick | --only-full] [--json] [--device cuda] [--threads N]
 
 (a)  this project: Q-Formers and T5's encoder once a video, greedy and samples in one batch with shared caches,
      prepared CIDEr-D, one teacher-forced pass on the shared encoding
@@ -11,10 +11,8 @@
 Needs torch, transformers and peft; (b) also pycocoevalcap and Java, without which it is left out.
 """
 
-import argparse
 import contextlib
 import json
-import resource
 import shutil
 import statistics
 import time
@@ -23,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from common import generate, parser, peak_memory, settle, wait
 from torch import Tensor
 from transformers import InstructBlipQFormerConfig, T5Config
-from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.data.batches import Batch
@@ -66,19 +64,16 @@ class Clock:
     """Seconds by phase."""
 
     device: torch.device
+    now: Callable[[], float] = time.perf_counter
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        self._wait()
-        start = time.perf_counter()
+        wait(self.device)
+        start = self.now()
         yield
-        self._wait()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(self.device)
+        self.seconds.setdefault(name, []).append(self.now() - start)
 
     def medians(self) -> dict[str, float]:
         return {name: statistics.median(values) for name, values in self.seconds.items()}
@@ -167,8 +162,8 @@ def as_written(model: VideoBlip2, batch: Batch, size: Size, reward_of: Callable[
     options = {"max_new_tokens": NEW_TOKENS}
     repeated = batch.map(lambda tensor: tensor.repeat_interleave(size.samples, dim=0))
     with clock.phase("decode"), torch.no_grad():
-        best = _generate(model, batch, do_sample=False, **options)
-        sampled = _generate(model, repeated, do_sample=True, top_k=0, **options)
+        best = generate(model, *model.encode(**batch.inputs), do_sample=False, **options)
+        sampled = generate(model, *model.encode(**repeated.inputs), do_sample=True, top_k=0, **options)
     with clock.phase("reward"):
         ids = [f"video{row // size.samples}" for row in range(len(sampled))]
         reward = torch.as_tensor(reward_of(ids, texts(sampled)))
@@ -181,13 +176,6 @@ def as_written(model: VideoBlip2, batch: Batch, size: Size, reward_of: Callable[
         live = (sampled != 0).float()
         (-(advantage[:, None] * log_probs * live).sum() / live.sum()).backward()
     model.zero_grad(set_to_none=True)
-
-
-def _generate(model: VideoBlip2, batch: Batch, **options: Any) -> Tensor:
-    states, mask = model.encode(**batch.inputs)
-    encoded = BaseModelOutput(last_hidden_state=states)
-    out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
-    return out[:, 1:]
 
 
 def java_reward(truth: dict[str, list[str]]) -> Callable[[list[str], list[str]], Any]:
@@ -204,7 +192,7 @@ def java_reward(truth: dict[str, list[str]]) -> Callable[[list[str], list[str]],
     return score
 
 
-def matrix_floor(model: VideoBlip2, size: Size, batch: Batch) -> float:
+def matrix_floor(model: VideoBlip2, size: Size, now: Callable[[], float]) -> float:
     """Seconds that the matrix products alone of (a) take: one product of each shape, timed, times how often it is done.
 
     Forward and backward of encoder and teacher-forced pass (three forwards' worth where a weight trains, two where only
@@ -222,38 +210,37 @@ def matrix_floor(model: VideoBlip2, size: Size, batch: Batch) -> float:
         if not isinstance(module, torch.nn.Linear) or "lora_" in name:
             continue
         if ".qformer." in name:
-            total += 3 * _product(rows["qformer"], weight)
+            total += 3 * _product(rows["qformer"], weight, now)
         elif "language_model.encoder" in name:
-            total += 2 * _product(rows["encoder"], weight)
+            total += 2 * _product(rows["encoder"], weight, now)
         else:
-            total += 2 * _product(rows["decoder"], weight) + NEW_TOKENS * _product(step_rows, weight)
+            total += 2 * _product(rows["decoder"], weight, now) + NEW_TOKENS * _product(step_rows, weight, now)
     return total
 
 
 _SEEN: dict[tuple[int, ...], float] = {}
 
 
-def _product(rows: int, weight: Tensor) -> float:
+def _product(rows: int, weight: Tensor, now: Callable[[], float]) -> float:
     key = (rows, *weight.shape)
     if key not in _SEEN:
         data = torch.randn(rows, weight.shape[1], device=weight.device)
         with torch.no_grad():
             times = []
             for _ in range(4):
-                start = time.perf_counter()
+                start = now()
                 torch.nn.functional.linear(data, weight)
-                if weight.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
+                wait(weight.device)
+                times.append(now() - start)
         _SEEN[key] = min(times[1:])
     return _SEEN[key]
 
 
-def measure(size: Size, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(size: Size, device: torch.device, now: Callable[[], float], repeats: int) -> dict[str, Any]:
     """Medians over interleaved repeats of (a), (b), (c)."""
     model, batch, truth = build(size, device), inputs(size, device), references(size)
     scorer = CiderD(truth, DocumentFrequencies.from_references(truth, end_token=True))
-    clocks = {name: Clock(device) for name in ("a", "b", "c")}
+    clocks = {name: Clock(device, now) for name in ("a", "b", "c")}
     java = java_reward(truth) if shutil.which("java") else None
     for _ in range(repeats + 1):
         ours(model, batch, size, scorer, clocks["a"])
@@ -264,7 +251,7 @@ def measure(size: Size, device: torch.device, repeats: int) -> dict[str, Any]:
     for name, clock in clocks.items():
         clock.seconds = {phase: values[1:] for phase, values in clock.seconds.items()}  # the first warms up
         phases[name] = clock.medians()
-    return summary(size, phases, clocks, matrix_floor(model, size, batch))
+    return summary(size, phases, clocks, matrix_floor(model, size, now))
 
 
 def summary(size: Size, phases: dict[str, dict[str, float]], clocks: dict[str, Clock], floor: float) -> dict[str, Any]:
@@ -288,48 +275,38 @@ def summary(size: Size, phases: dict[str, dict[str, float]], clocks: dict[str, C
     }
 
 
-def peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def greedy_ratio(size: Size, device: torch.device, repeats: int) -> dict[str, float]:
+def greedy_ratio(size: Size, device: torch.device, now: Callable[[], float], repeats: int) -> dict[str, float]:
     """Greedy decoding of 32 captions beside `generate`."""
     model = build(size, device)
     batch = inputs(size, device).map(lambda tensor: tensor.repeat(4, *[1] * (tensor.ndim - 1)))
-    clock = Clock(device)
+    clock = Clock(device, now)
     with torch.no_grad():
         states, mask = model.encode(**batch.inputs)
-        encoded = BaseModelOutput(last_hidden_state=states)
         for _ in range(repeats + 1):
             with clock.phase("ours"):
                 greedy(model.text, states, mask, NEW_TOKENS)
             with clock.phase("generate"):
-                model.language_model.generate(
-                    encoder_outputs=encoded, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
-                )
+                generate(model, states, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     clock.seconds = {phase: values[1:] for phase, values in clock.seconds.items()}
     times = clock.medians()
     return {"ratio": round(times["generate"] / times["ours"], 2), **{k: round(v, 4) for k, v in times.items()}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few repeats, under 60 seconds")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    choice = parser(__doc__)
+    choice.add_argument("--quick", action="store_true", help="few repeats, under 60 seconds")
+    choice.add_argument("--only-full", action="store_true", help="the step at full size alone, about seven minutes")
+    options = choice.parse_args()
+    device, now = settle(options)
     result: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
-    result["small"] = measure(SMALL, device, 3 if options.quick else 10)
-    result["greedy"] = {"size": "small", **greedy_ratio(SMALL, device, 5)}
-    if not options.quick:
+    if not options.only_full:
+        result["small"] = measure(SMALL, device, now, 3 if options.quick else 10)
+        result["greedy"] = {"size": "small", **greedy_ratio(SMALL, device, now, 5)}
+    if not options.quick and not options.only_full:
         result["greedy_small"] = result["greedy"]
-        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, 5)}
-        result["full"] = measure(FULL, device, 2)
+        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, now, 5)}
+    if not options.quick:
+        result["full"] = measure(FULL, device, now, 2)
     for name, value in result.items():
         print(name, json.dumps(value, indent=2) if isinstance(value, dict) else value)
     if options.json:

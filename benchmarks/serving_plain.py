@@ -11,7 +11,7 @@ from typing import Any
 import bentoml
 import numpy as np
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from common import generate as generated
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import Decoding
@@ -63,12 +63,6 @@ def generate(captioner: Captioner, item: Features) -> str:
     model = captioner.model
     batch = collate(["0"], [item], [model.config.prompt], captioner.tokenizers, model.config.max_positions)
     with torch.inference_mode():
-        states, mask = model.encode(**batch.to(model.device).inputs)
-        ids = model.language_model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            max_new_tokens=NEW_TOKENS,
-            num_beams=1,
-            do_sample=False,
-        )
-    return captioner.tokenizers.texts(ids[:, 1:])[0]
+        encoded = model.encode(**batch.to(model.device).inputs)
+        ids = generated(model, *encoded, max_new_tokens=NEW_TOKENS, num_beams=1, do_sample=False)
+    return captioner.tokenizers.texts(ids)[0]

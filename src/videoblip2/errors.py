@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,11 @@ def masked(text: str) -> str:
     for secret, shown in SECRETS:
         text = secret.sub(shown, text)
     return text
+
+
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
 
 
 class InputError(ValueError):

@@ -10,8 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from videoblip2.captions.metrics import shown
 from videoblip2.data.batches import Prefetcher
-from videoblip2.errors import Progress, Steps, no_progress
-from videoblip2.tracking.mlflow.outbox import warn
+from videoblip2.errors import Progress, Steps, no_progress, warn
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.interruptions import memory_for, signals_wait
 from videoblip2.training.meters import SystemMeter

@@ -16,7 +16,7 @@ from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config, InputError, ModelConfig, known_keys
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
 from videoblip2.data.batches import Batch, Batches, BatchMaker, CachedFeatures
-from videoblip2.errors import Progress, no_progress
+from videoblip2.errors import Progress, no_progress, warn
 from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.build import build_model
@@ -26,7 +26,6 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import find_model
-from videoblip2.tracking.mlflow.outbox import warn
 from videoblip2.training.distributed import World, join
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
 

@@ -18,7 +18,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from videoblip2.captions.metrics import scale_of
 from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
-from videoblip2.errors import first_line, masked
+from videoblip2.errors import first_line, masked, warn
 from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
@@ -121,7 +121,7 @@ class MlflowTracker(Tracker):
                 self._client.set_tag(run_id, STATE_LOGGED, "true")
         except Exception as error:
             reason = f"its state could not be logged ({first_line(error)})"
-            outbox.warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
+            warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
 
     def drop_state(self) -> None:
         """Delete what `keep_state` logged, if it did: the run is over."""
@@ -132,7 +132,7 @@ class MlflowTracker(Tracker):
                     get_artifact_repository(run.info.artifact_uri).delete_artifacts(STATE_ARTIFACTS)
                     self._client.delete_tag(self._run_id, STATE_LOGGED)
         except Exception as error:
-            outbox.warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
+            warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
 
     def close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""
@@ -141,9 +141,9 @@ class MlflowTracker(Tracker):
             if not self._outbox.send(at_once=True):
                 what, file = outbox.describe(self._outbox.waiting), self._outbox.file
                 if self._outbox.write():
-                    outbox.warn(f"not sent: {what}; they are in {file}, and resume={self._run_id} sends them")
+                    warn(f"not sent: {what}; they are in {file}, and resume={self._run_id} sends them")
                 else:
-                    outbox.warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
+                    warn(f"run {self._run_id}: lost, since the tracking store does not answer: {what}")
         finally:
             try:
                 with outbox.impatient():
@@ -156,7 +156,7 @@ class MlflowTracker(Tracker):
                 if not outbox.is_outage(error):
                     raise
                 reason = first_line(error)
-                outbox.warn(f"run {self._run_id} could not be closed ({reason}); `vb2 runs gc` closes it later")
+                warn(f"run {self._run_id} could not be closed ({reason}); `vb2 runs gc` closes it later")
 
     def _send_points(self) -> None:
         """With a sign of life: `heartbeat`, seconds since 1970."""

@@ -6,7 +6,6 @@ long, up to five minutes. What is left at the end goes to a file that the same r
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
-from videoblip2.errors import first_line, masked
+from videoblip2.errors import first_line, warn
 from videoblip2.files import write_text
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
@@ -243,8 +242,3 @@ def describe(messages: Sequence[Message]) -> str:
         else:
             counts[{Table: "tables", File: "files", DataSet: "data sets"}[type(message)]] += 1
     return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
-
-
-def warn(text: str) -> None:
-    """A warning on standard error."""
-    print(f"warning: {masked(text)}", file=sys.stderr, flush=True)

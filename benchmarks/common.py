@@ -1,0 +1,58 @@
+"""What the benchmarks of the network share: their options, their clocks, and `generate` as people call it."""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+sys.path.append(str(SOURCE))  # the package need not be installed
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of all; the description is the first line of `doc`."""
+    options = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    options.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=int, default=2, help="1: seconds of the process, not of the clock")
+    return options
+
+
+def settle(options: argparse.Namespace) -> tuple[torch.device, Callable[[], float]]:
+    """The device, and a clock in seconds: with one thread on a CPU, other work on the machine does not count."""
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    return device, busy if options.threads == 1 and device.type == "cpu" else time.perf_counter
+
+
+def busy() -> float:
+    """CPU seconds of this process and of the programs that it has run, such as Java."""
+    return time.process_time() + sum(os.times()[2:4])
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """MiB: of the GPU where there is one, otherwise of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def generate(model: Any, states: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    """Caption ids [N,T] by transformers, one row a caption, from what `model.encode` gives."""
+    encoded = BaseModelOutput(last_hidden_state=states)
+    out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
+    return out[:, 1:]
