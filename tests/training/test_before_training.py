@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from tiny_world import make_world, tiny_config
 from tracking_store import place_store
 
 from videoblip2.config import InputError, flatten
+from videoblip2.features.store import FeatureStore
 from videoblip2.tracking.mlflow.run_records import list_runs
 from videoblip2.tracking.tracker import Terminated
+from videoblip2.training import stage as stages
+from videoblip2.training import workspace
 from videoblip2.training.seeds import run_seeds
 from videoblip2.training.stage import open_stage, run_stage
 from videoblip2.training.state import FOLDER, Identity, StateFile, TrainState
@@ -189,3 +193,44 @@ def test_features_that_cannot_be_used_are_counted_before_a_run_opens(world, spoi
     with pytest.raises(InputError, match=rf"1 of 2 videos .*video1.npy: .*{reason}.*vb2 features check"):
         opened(world)
     opened(world, "model.modalities=video")  # what is not read does not count
+
+
+@pytest.fixture
+def large(world, monkeypatch):
+    """Twelve videos to train on, of which a start looks at the features of at most three."""
+    for kind, width in (("video", 768), ("audio", 512)):
+        for n in range(2, 12):
+            np.save(world / "features" / kind / f"video{n}.npy", np.ones((3, width), "float32"))
+    monkeypatch.setattr(workspace, "MOST_VIDEOS", 3)
+    return world
+
+
+def test_what_a_start_reads_does_not_grow_with_the_videos(large, monkeypatch):
+    """Before the first step: features of a sample of the videos, and of the batch; a thread reads the others."""
+    stored, main, reads, counts = FeatureStore.stored, threading.current_thread(), [], []
+
+    def read(*asked):
+        reads.append(threading.current_thread() is main)
+        return stored(*asked)
+
+    def step(*_):
+        counts.append(sum(reads))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureStore, "stored", read)
+    monkeypatch.setattr(stages, "ce_step", step)
+    for count in (6, 12):
+        write(large, ["a red circle", "a dog"], count=count)
+        reads.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("ce", tiny_config(large, large / "runs", "run.name=x", "run.tracking=false"))
+    assert counts[0] == counts[1] <= 2 * (3 + 2)
+
+
+def test_features_that_a_start_did_not_look_at_are_checked_in_training(large):
+    write(large, ["a red circle", "a dog"], count=12)
+    options = "run.name=x", "run.tracking=false", "train.steps=1", "train.batch_size=1"
+    unseen = {f"video{n}" for n in (1, 2, 3)}.difference(opened(large, *options).work.batches(0).video_ids)
+    np.save(large / "features" / "audio" / f"{max(unseen)}.npy", np.full((3, 512), np.nan, "float32"))
+    with pytest.raises(InputError, match=rf"{max(unseen)}.npy: holds NaN"):
+        run_stage("ce", tiny_config(large, large / "runs", *options))

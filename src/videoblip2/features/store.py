@@ -134,8 +134,12 @@ class _Folder:
     def ids(self) -> list[str]:
         return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
 
-    def manifest(self) -> FeatureManifest | None:
+    @cached_property
+    def _manifest(self) -> FeatureManifest | None:
         return FeatureManifest.read(self._root)
+
+    def manifest(self) -> FeatureManifest | None:
+        return self._manifest
 
     def where(self, modality: str, video_id: str) -> Path:
         return self._root / modality / f"{video_id}.npy"
@@ -152,14 +156,16 @@ class _Folder:
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
     """12 hex digits (sha256) over the features of these videos: what a run was trained on, packed or not.
 
-    What the package extracts counts where it exists, so that runs that read a part of a store name it alike.
+    What the package extracts counts where it exists, so that runs that read a part of a store name it alike. Raises
+    InputError for features that are read and cannot be used.
     """
     state = hashlib.sha256()
     for video_id in sorted(ids):
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
             if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
-                np.save(content := io.BytesIO(), store._files.array(name, video_id), allow_pickle=False)
+                read = store.stored if name in store.modalities else store._files.array
+                np.save(content := io.BytesIO(), read(name, video_id), allow_pickle=False)
                 state.update(content.getbuffer())
     return state.hexdigest()[:12]
 

@@ -43,14 +43,14 @@ PANELS: Mapping[str, tuple[tuple[str, ...], float]] = {
 METRICS = tuple(name for names, _ in PANELS.values() for name in names)
 
 
-def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[str] = ()) -> dict[str, str]:
-    """Log configuration, tags, lineage, data, source and environment; return the digest of each split's data.
+def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[str] = ()) -> None:
+    """Log configuration, tags, lineage, source and environment.
 
     Args:
         folder: the run's, for the files that are logged.
         said: what the run's name says of its configuration.
     """
-    config, annotations = work.config, Path(work.config.data.annotations)
+    config = work.config
     tracker.log_config(flatten(config))
     tags = {"seed": str(config.seed), "modalities": modality_label(config.model.modalities), "task": config.data.task}
     tags["command"] = command_line()
@@ -61,14 +61,8 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
     if said:
         tags["differs"] = " ".join(said)
     tracker.set_tags(tags)
-    digests = {}
-    for context, file, video_ids in work.inputs:
-        both = data_digest(annotations / file, work.store, video_ids)
-        digests[context if context not in digests else f"{context}_qa"] = both
-        tracker.log_data(f"{annotations.name}/{file}", both, context)
     log_text(folder / ENVIRONMENT_FILE, environment(), tracker)
     log_text(folder / "source.diff", source_diff(), tracker)
-    return digests
 
 
 def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
@@ -92,12 +86,20 @@ def log_text(path: Path, text: str, tracker: Tracker) -> None:
     tracker.log_file(path)
 
 
-def log_results(name: str, checkpoint: Path, result: Evaluation, step: int, work: Workspace, tracker: Tracker) -> str:
-    """Write the checkpoint's scores and its card; log scores under `best/`, captions, figures, a summary, and the
-    checkpoint as a model; return its MODEL name."""
+def log_results(
+    name: str,
+    checkpoint: Path,
+    result: Evaluation,
+    step: int,
+    work: Workspace,
+    digests: Mapping[str, str],
+    tracker: Tracker,
+) -> str:
+    """Write the checkpoint's scores, digests of its data, and its card; log scores under `best/`, captions, figures, a
+    summary, and the checkpoint as a model; return its MODEL name."""
     folder, config, sentence = checkpoint.parent, work.config, gained(result, work.parent)
     write_json(checkpoint / "metrics.json", {**result.corpus, "step": float(step)})
-    Provenance.read(checkpoint).model_copy(update={"gained": sentence}).write(checkpoint)
+    Provenance.read(checkpoint).model_copy(update={"gained": sentence, "data": dict(digests)}).write(checkpoint)
     write_card(checkpoint)
     tracker.log_best({**split_scores("val", result), "step": float(step)})
     files = {kind: folder / file.format(split="val") for kind, file in FILES.items()}

@@ -1,9 +1,12 @@
 """One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.rewards import find_reward
@@ -22,7 +25,7 @@ from videoblip2.training.distributed import World, join, together
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.naming import run_name, what_differs
-from videoblip2.training.record import log_inputs, log_results, log_weights
+from videoblip2.training.record import data_digest, log_inputs, log_results, log_weights
 from videoblip2.training.resume import find_saved, resumed_config
 from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
@@ -160,49 +163,75 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
     bands = None
     if leads:
         log_weights(stage.folder, stage.weights, work.reports, tracker)
-        digests = log_inputs(work, stage.folder, tracker, stage.said)
-        keep = partial(_keep, stage, _provenance(stage, tracker.run_id, digests))
+        log_inputs(work, stage.folder, tracker, stage.said)
         if stage.saved is None:
             file.clear()  # what an earlier run left there
     if stage.kind == "scst":
         start = start_copy(work)
         take_step = partial(scst_step, work, build_reward(work, start), start=start)
         bands = BandMonitor(config.scst.watch, reward_references(work)) if leads else None
-    best = train(
-        Training(
-            work,
-            take_step,
-            keep,
-            tracker,
-            progress,
-            description=stage.kind,
-            validate_first=stage.kind == "scst",
-            state_file=file,
-            resume=stage.saved is not None,
-            bands=bands,
-            observer=observer,
+    with data_logged(work, tracker) if leads else nullcontext(Future[dict[str, str]]()) as digests:
+        if leads:
+            keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
+        best = train(
+            Training(
+                work,
+                take_step,
+                keep,
+                tracker,
+                progress,
+                description=stage.kind,
+                validate_first=stage.kind == "scst",
+                state_file=file,
+                resume=stage.saved is not None,
+                bands=bands,
+                observer=observer,
+            )
         )
-    )
-    metrics = dict(best.metrics)
-    if not leads:
-        return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, metrics)
-    result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
-    metrics = dict(result.corpus)
-    model = log_results(stage.name, stage.checkpoint, result, best.step, work, tracker)
+        metrics = dict(best.metrics)
+        if not leads:
+            return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, metrics)
+        result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
+        metrics = dict(result.corpus)
+        model = log_results(stage.name, stage.checkpoint, result, best.step, work, digests.result(), tracker)
     file.finish(Finished(run_id=tracker.run_id, model=model, steps=config.train.steps))
     tracker.drop_state()
     return StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, metrics)
 
 
-def _keep(stage: Stage, provenance: Provenance, best: Validation) -> None:
-    """Save the network as the best checkpoint."""
-    work = stage.work
+@contextmanager
+def data_logged(work: Workspace, tracker: Tracker) -> Iterator[Future[dict[str, str]]]:
+    """Digests by split, made by a thread, as all features are read for them; logged when the block ends, if made."""
+    digests, names = Future[dict[str, str]](), dict[str, tuple[str, str, set[str]]]()
+    for split, file, ids in work.inputs:
+        names[f"{split}_qa" if split in names else split] = split, file, ids
+
+    def make() -> None:
+        folder = Path(work.config.data.annotations)
+        try:
+            made = {name: data_digest(folder / file, work.store, ids) for name, (_, file, ids) in names.items()}
+            digests.set_result(made)
+        except Exception as error:
+            digests.set_exception(error)
+
+    Thread(target=make, daemon=True, name="digests").start()
+    try:
+        yield digests
+    finally:
+        if digests.done() and not digests.exception():
+            for name, (split, file, _) in names.items():
+                tracker.log_data(f"{Path(work.config.data.annotations).name}/{file}", digests.result()[name], split)
+
+
+def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]], best: Validation) -> None:
+    """Save the network as the best checkpoint. Raises InputError if a thread has found features that cannot be used."""
+    work, data = stage.work, digests.result() if digests.done() else {}
     checkpoint = Checkpoint(
         work.model,
         work.tokenizers,
         config=work.config.model_dump(mode="json"),
         metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
-        provenance=provenance.model_copy(update={"step": best.step}),
+        provenance=provenance.model_copy(update={"step": best.step, "data": data}),
     )
     extras = {ENVIRONMENT_FILE: write_environment}
     if work.train_videos:
@@ -210,7 +239,7 @@ def _keep(stage: Stage, provenance: Provenance, best: Validation) -> None:
     save_checkpoint(stage.checkpoint, checkpoint, extras)
 
 
-def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Provenance:
+def _provenance(stage: Stage, run_id: str | None) -> Provenance:
     """Where the checkpoint comes from. `train.start_from` may be an alias or a folder, and both can mean another model
     tomorrow, so the parent is also named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
     parent = stage.work.parent
@@ -225,7 +254,6 @@ def _provenance(stage: Stage, run_id: str | None, digests: dict[str, str]) -> Pr
         parent=parent,
         parent_run_id=inherited and inherited.run_id,
         parent_version=found.version if found else None,
-        data=digests,
         features=stage.work.store.origin,
         descriptions=described(Path(stage.work.config.data.annotations)),
         kinds=() if inherited and not inherited.kinds else sorted({*kinds, *(inherited.kinds if inherited else ())}),

@@ -36,8 +36,8 @@ SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert"
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 #: Shares of unknown pieces in training texts: worth a warning, and too many to learn a language.
 FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
-#: Training texts that are looked at before training, spread evenly.
-MOST_TEXTS = 10_000
+#: Training texts, and videos with features, that are looked at before training, spread evenly.
+MOST_TEXTS, MOST_VIDEOS = 10_000, 1_000
 
 
 @dataclass
@@ -168,16 +168,16 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
 
 
 def check_features(source: CachedFeatures, videos: Collection[str], progress: Progress) -> None:
-    """Read all features once; they stay cached. Raises InputError that counts the videos with unusable features."""
-    problems = []
-    for video in progress(sorted(videos), len(videos), "features"):
+    """Read the features of at most MOST_VIDEOS videos. Raises InputError that counts those with unusable features."""
+    problems, some = [], sorted(videos)[:: 1 + (len(videos) - 1) // MOST_VIDEOS]
+    for video in progress(some, len(some), "features"):
         try:
             source.features(video)
         except (InputError, RuntimeError) as error:
             problems.append(str(error))
     if problems:
         raise InputError(
-            f"{len(problems)} of {len(videos)} videos have features that cannot be used: {problems[0]}; "
+            f"{len(problems)} of {len(some)} videos have features that cannot be used: {problems[0]}; "
             "`vb2 features check` lists all"
         )
 
