@@ -161,11 +161,14 @@ class Captioner:
         weights = self.model.cross_attention(**{name: x for name, x in inputs.items() if "prompt" not in name})
         return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 
-    def timeline(self, item: Features) -> tuple[float | None, float | None]:
-        """Length in seconds of a clip, to within a frame, and of an audio window; None if unknown."""
+    def timeline(self, item: Features, frames: int | None = None) -> tuple[float | None, float | None]:
+        """Length in seconds of a clip, to within a frame, and of an audio window; None if unknown.
+
+        frames: how many the item stands for; None: one for each of its rows.
+        """
         made = (self.provenance.features or FeatureOrigin()).settings
         fps, most, window = made.fps, made.max_frames, made.window_seconds
-        frames, windows = (len(item.get(name, ())) for name in ("video", "audio"))
+        frames, windows = frames or len(item.get("video", ())), len(item.get("audio", ()))
         if fps and not (most and frames >= most):  # frames were not thinned
             return frames / fps, window
         return (windows * window if window and windows else None), window

@@ -151,7 +151,7 @@ def test_closing_the_pipeline_ends_decoding_within_a_film(encoders, videos, tmp_
 
     def frames(path, fps, threads, caveats, **how):
         if path.stem == "v0":
-            yield from decode(path, fps, threads=threads)
+            yield from decode(path, fps, threads)
             return
         for _ in range(5_000):
             made.append(path)
@@ -168,7 +168,7 @@ def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoder
     decode = engines.stream_frames
 
     def broken(path, fps, threads, caveats, **how):
-        yield from decode(path, fps, threads=threads)
+        yield from decode(path, fps, threads)
         if path.stem == "v1":
             raise InputError(f"{path}: truncated")
         if path.stem == "v2":
@@ -228,6 +228,22 @@ def test_a_fixed_count_of_frames(encoders, videos):
         assert replace(encoders, settings=settings).encode_file(videos / "v0.mp4")["video"].shape == (count, 768)
     with pytest.raises(InputError, match="frames=3"):
         feature_settings(frames=3, max_frames=3)
+
+
+def test_frames_that_a_model_would_thin_out_are_not_encoded(encoders, videos, tmp_path):
+    from videoblip2.data.batches import thin
+
+    settings = encoders.settings.model_copy(update={"fps": 8.0})
+    for limit in ({}, {"max_frames": 9}, {"frames": 9}):
+        every = replace(encoders, settings=settings.model_copy(update=limit))
+        (whole,), (few,) = (
+            list(engines.encode_videos({"v0": videos / "v0.mp4"}, lambda *_: False, made, 1))
+            for made in (every, every.read_by(5))
+        )
+        assert len(whole.features["video"]) == whole.note.frames == few.note.frames > 6
+        np.testing.assert_allclose(thin(few.features["video"], 5), thin(whole.features["video"], 5), atol=1e-5)
+        assert len(few.features["video"]) == (9 if "frames" in limit else 5)
+        np.testing.assert_allclose(few.features["audio"], whole.features["audio"], atol=1e-5)
 
 
 def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):

@@ -3,6 +3,7 @@
 import re
 import struct
 import tomllib
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import pytest
 from packaging.requirements import Requirement
 
 from videoblip2.config import InputError
-from videoblip2.features.media import decode_audio, read_header, stream_frames, stream_untrusted, write_video
+from videoblip2.features import media
+from videoblip2.features.frames import planned
+from videoblip2.features.media import (
+    ONE_THREAD,
+    decode_audio,
+    read_header,
+    stream_frames,
+    stream_untrusted,
+    write_video,
+)
 from videoblip2.features.media_features import at_most
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
@@ -64,6 +74,55 @@ def test_frames_come_at_the_asked_rate(tmp_path):
     assert frames.shape == (8, 64, 48, 3) and frames.dtype == np.uint8
     assert numbers(frames) == [0, 2, 4, 6, 8, 10, 12, 14]
     assert numbers(frames_of(tmp_path / "v.mp4", 16)) == sorted([*range(16), *range(15)]), "frames are repeated"
+
+
+@pytest.fixture(scope="module")
+def between(tmp_path_factory):
+    """A file of moving noise whose encoder puts frames between others that refer to them, and some to which none do."""
+    level = np.random.default_rng(0).integers(0, 256, (60, 96, 96, 1)).astype(np.uint8)
+    frames = np.repeat(np.stack([np.roll(level[0] // 2 + level[k] // 8, k, axis=0) for k in range(60)]), 3, axis=3)
+    write_video(path := tmp_path_factory.mktemp("between") / "v.mp4", frames, 30, None, RATE)
+    return path
+
+
+def decoded_by(monkeypatch, path, fps, **how):
+    """The frames, and how many were decoded for them."""
+    count, decode = [], media.decoded
+    monkeypatch.setattr(media, "decoded", lambda *given: (count.append(1) or frame for frame in decode(*given)))
+    frames = list(stream_frames(path, fps, **how))
+    monkeypatch.undo()
+    return frames, len(count)
+
+
+@pytest.mark.parametrize("fps", [1, 4, 7.3, 15, 30, 60])
+@pytest.mark.parametrize("options", [None, ONE_THREAD])
+def test_frames_that_nobody_asked_for_are_left_out_and_the_others_are_the_same(monkeypatch, between, fps, options):
+    every, most = decoded_by(monkeypatch, between, fps, watch=lambda small, time: None)
+    frames, few = decoded_by(monkeypatch, between, fps, options=options)
+    assert np.array_equal(frames, every) and most == 60
+    assert few < 50 if fps < 10 else few <= 60
+
+
+def test_a_choice_of_frames_is_made_by_number_before_they_are_decoded(monkeypatch, between, tmp_path):
+    every, asked = list(stream_frames(between, 8)), []
+    assert np.array_equal(list(stream_frames(between, 8, pick=lambda n: asked.append(n) or [0, 5, n - 1])), [
+        every[0], every[5], every[-1]
+    ]) and asked == [len(every)] == [16]  # fmt: skip
+    mux(tmp_path / "v.ts", [k / 10 for k in range(10)])  # its parts may have clocks of their own
+    assert len(list(stream_frames(tmp_path / "v.ts", 10, pick=lambda n: [0]))) == 10
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_where_a_promised_frame_does_not_come_all_are_decoded(monkeypatch, between, place):
+    every, some = list(stream_frames(between, 4)), list(stream_frames(between, 4, pick=lambda n: range(0, n, 3)))
+
+    def promised(container, stream, fps):
+        plan = planned(container, stream, fps)
+        return replace(plan, wanted=[pts + (number >= place) for number, pts in enumerate(plan.wanted)])
+
+    monkeypatch.setattr(media, "planned", promised)
+    assert np.array_equal(list(stream_frames(between, 4)), every)
+    assert np.array_equal(list(stream_frames(between, 4, pick=lambda n: range(0, n, 3))), some) and len(some) == 3
 
 
 def test_frames_are_nearest_in_time_not_in_number(tmp_path):

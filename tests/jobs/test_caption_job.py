@@ -14,8 +14,8 @@ from videoblip2.config import Decoding
 from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.sources import VideoSource, find_sources
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan, keepable
+from videoblip2.features.sources import VideoSource, find_sources, keepable
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.jobs.forms import Row, write_rows
 from videoblip2.jobs.segments import cut, merged, shot_changes
 from videoblip2.modality import ExplainedWord
@@ -25,12 +25,13 @@ class StandIn:
     """Says how many frames and windows it was shown; remembers its batches."""
 
     version = "m/1"
-    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0), every_frame=None)
+    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0), every_frame=None, read_by=lambda most: None)
+    model = SimpleNamespace(config=SimpleNamespace(max_positions=32))
 
     def __init__(self):
         self.batches = []
 
-    def timeline(self, item):
+    def timeline(self, item, frames=None):
         return len(item["video"]) / 2.0, 1.0
 
     def caption(self, items, prompts, decoding, seeds):
@@ -191,6 +192,11 @@ def test_two_videos_of_one_name_are_not_kept_as_one():
     assert found[-1].error == "missing"
 
 
+def test_captions_wait_a_moment_for_others_to_fill_their_batch(encode):
+    model, rows = run(CaptionOptions(batch_size=5), [f"{number}.mp4" for number in range(1, 9)])
+    assert [size for size, *_ in model.batches] == [5, 3] and len(rows) == 8
+
+
 def test_rows_do_not_wait_for_the_next_video(encode, monkeypatch):
     arrived = threading.Event()
 
@@ -200,6 +206,7 @@ def test_rows_do_not_wait_for_the_next_video(encode, monkeypatch):
             assert features is None or arrived.wait(30), "the first row waits for the second video"
 
     monkeypatch.setattr(CaptionJob, "_outcomes", outcomes)
+    monkeypatch.setattr("videoblip2.jobs.caption.LINGER", 0.01)
     paths = []
     for (row,) in CaptionJob(StandIn()).run([], {}):
         arrived.set()

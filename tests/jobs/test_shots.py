@@ -46,7 +46,7 @@ def test_a_job_cuts_at_the_changes_of_the_file(encoders, tmp_path):
     class Model:
         version, media_encoders = "m/1", encoders
 
-        def timeline(self, item):
+        def timeline(self, item, frames=None):
             return len(item["video"]) / 4, 1.0
 
         def caption(self, items, prompts, decoding, seeds):

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from videoblip2.errors import InputError
 from videoblip2.features.frames import Watch
 from videoblip2.features.manifest import VideoNote
-from videoblip2.features.media import named, stream_audio, stream_frames
-from videoblip2.features.media_features import Encoders, Loudness, choose_frames
+from videoblip2.features.media import ONE_THREAD, named, stream_audio, stream_frames
+from videoblip2.features.media_features import Encoders, FrameChoice, Loudness, choose_frames
 from videoblip2.features.store import write_features
 from videoblip2.features.towers import BATCH_WINDOWS
 from videoblip2.files import segment_of
@@ -180,17 +180,19 @@ class RowBatches:
         if not all(np.isfinite(array).all() for array in features.values()):
             yield VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")
             return
-        frames, windows = len(features["video"]) // self._encoders.clip.rows, len(features["audio"])
+        frames = video.note.frames or len(features["video"]) // self._encoders.clip.rows
+        windows = len(features["audio"])
         note = video.note.model_copy(update={"frames": frames, "audio_windows": windows})
         yield VideoOutcome(video_id, note, features=features)
 
 
 def overlapped(
-    tasks: Iterable[Callable[[], Generator[T, None, None]]], workers: int, room: int
+    tasks: Iterable[Callable[[], Generator[T, None, None]]], workers: int, room: int, pause: float | None = None
 ) -> Generator[list[T], None, None]:
     """Run generators in `workers` threads; yields what is ready, 1 to `room` items or so, as soon as there is any.
 
-    A thread waits while `room` items are ready. An error in a generator is raised here; closing this ends the threads.
+    Yields [] where nothing comes for `pause` seconds. A thread waits while `room` items are ready. An error in a
+    generator is raised here; closing this ends the threads.
     """
     ready: queue.Queue[T | BaseException | None] = queue.Queue(room)
     stop, todo = threading.Event(), iter(list(tasks))
@@ -199,7 +201,10 @@ def overlapped(
         thread.start()
     try:
         while workers:
-            found = [ready.get(), *(ready.get() for _ in range(ready.qsize()))]
+            try:
+                found = [ready.get(timeout=pause), *(ready.get() for _ in range(ready.qsize()))]
+            except queue.Empty:
+                found = []
             workers -= found.count(None)
             yield [item for item in found if item is not None and not isinstance(item, BaseException)]
             for error in found:
@@ -243,12 +248,13 @@ def _read(
         if skip(video_id, digest):
             yield VideoOutcome(video_id)
             return
-        frames = stream_frames(path, settings.fps, threads=1, caveats=caveats, span=span, watch=watch)
+        choice = FrameChoice(encoders)
+        frames = stream_frames(path, settings.fps, ONE_THREAD, caveats, span=span, watch=watch, pick=choice)
         yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
         loudness = Loudness()
         sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats, span=span))
         yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
-        note = VideoNote(audio=loudness.level, source=path.name, sha256=digest)
+        note = VideoNote(frames=choice.count, audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
         yield VideoOutcome(video_id, note)
     except Exception as error:  # one strange file among ten thousand must not stop the others

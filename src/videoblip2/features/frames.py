@@ -1,37 +1,26 @@
-"""Decoded frames in one form: pictures as a person sees them, and sound in mono at one rate."""
+"""Which frames of a video are decoded, and when each is shown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import av
-import numpy as np
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
-Frame = NDArray[np.uint8]  # [H, W, 3]
-Audio = NDArray[np.float32]  # [N]
+from videoblip2.features.pictures import BT709, Frame, Span
 
-Span = tuple[float, float]  # from and to which second
 Watch = Callable[[Frame, float], None]  # takes a thumbnail, [3, height, width] in YUV, and its second
 THUMBNAIL = 32, 24  # width and height
 
-SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
-
+ONE_EACH = ("h264", "hevc")  # codecs whose every packet becomes one picture
 GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
 LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
-SQUARE = 0.02  # how far a pixel may be from square; encoders round the aspect of a scaled picture
-BT709 = 1  # FFmpeg's number of the colour matrix of HD video
-BT2020 = 9  # of the primaries of HDR video
-PQ, HLG = 16, 18  # of the two HDR transfer functions
-WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), which becomes the white of SDR
-STRIP = 64  # rows that are tone-mapped at once
-KNEE = 0.8  # of white: what is brighter is compressed
-TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
 
 
 class Clock:
@@ -86,113 +75,82 @@ def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None =
         previous, before = frame, time
 
 
-class Pictures:
-    """The frames of one stream: RGB, upright, with square pixels, in standard dynamic range.
+class Promised(NamedTuple):
+    """A frame as its packet announces it."""
 
-    `caveats` gets a line for each change from what is stored.
+    pts: int
+    time: float
+    duration: int
+    time_base: Fraction
 
-    Args:
-        aspect: width of a stored pixel over its height; None: square.
+
+@dataclass(frozen=True)
+class Plan:
+    """Which frames of a stream to decode: `wanted` has the `pts` for each k, as in `nearest`."""
+
+    wanted: list[int]
+    clock: Clock
+
+
+def planned(container: Any, stream: Any, fps: float) -> Plan | None:
+    """`nearest` by the times of the packets alone; None where these do not tell which frames will come."""
+    if stream.codec_context.name not in ONE_EACH or container.format.flags & av.format.Flags.ts_discont.value:
+        return None
+    found, unit = list[Promised](), stream.time_base
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None or packet.is_corrupt:
+                    return None
+                found.append(
+                    Promised(packet.pts, packet.pts * unit.numerator / unit.denominator, packet.duration, unit)
+                )
+    except av.FFmpegError:
+        return None
+    found.sort()
+    if not found or any(one.pts == other.pts for one, other in pairwise(found)):
+        return None
+    clock = Clock(container, stream)
+    return Plan([frame.pts for frame in nearest(clock.timed(found), fps)], clock)
+
+
+def decoded(container: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:
+    """Frames of one stream; packets that FFmpeg cannot decode are skipped.
+
+    wanted: `pts` of those that must come; others come only if further frames refer to them.
     """
-
-    def __init__(self, aspect: Fraction | None, caveats: list[str]) -> None:
-        self._aspect, self._caveats = aspect, caveats
-        self._size: tuple[int, int] | None = None
-        self._converter = VideoReformatter()  # a frame's own would be rebuilt for each frame, with a thread per core
-
-    def rgb(self, frame: Any) -> Frame:
-        """A decoded frame -> uint8 [H, W, 3]; a stream that changes size is scaled to its first size."""
-        self._size = self._size or shown_size(frame.width, frame.height, self._aspect)
-        hdr = frame.color_trc in (PQ, HLG)
-        form = "rgb48le" if hdr else "rgb24"
+    codec, skipping = stream.codec_context, False
+    packets, reading, seconds, bad, first = container.demux(stream), True, 0.0, 0, ""
+    while not (reading and bad):  # where reading fails, the file ends
         try:
-            shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
-        except av.FFmpegError:  # such as ICtCp
-            self._note(f"video: colour matrix {int(frame.colorspace)} cannot be converted, read as BT.709")
-            frame.colorspace = BT709
-            shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
-        pixels: NDArray[Any] = shown.to_ndarray()
-        if hdr:
-            self._note("video: HDR, tone-mapped to SDR")
-            light, wide = _light(int(frame.color_trc)), frame.color_primaries == BT2020
-            strips = np.array_split(pixels, -(-len(pixels) // STRIP))  # as floats, a whole 4K frame takes 100 MB
-            pixels = np.concatenate([_tone_mapped(light[strip], wide) for strip in strips])
-        return np.ascontiguousarray(_upright(pixels, frame))
+            reading = True
+            packet = next(packets)
+            reading = False
+            if wanted is not None and skipping is (packet.pts in wanted):
+                skipping = not skipping
+                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
+            for frame in packet.decode():
+                seconds = frame.time if frame.time is not None else seconds
+                yield frame
+        except StopIteration:
+            break
+        except av.FFmpegError as error:
+            bad, first = bad + 1, first or f"at {seconds:.1f} s ({error.strerror})"
+    with suppress(av.FFmpegError):  # what the decoder still holds
+        yield from stream.decode(None)
+    if bad:
+        caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
 
-    def _note(self, caveat: str) -> None:
-        if caveat not in self._caveats:
-            self._caveats.append(caveat)
 
-
-class Sound:
-    """The audio frames of one stream, mixed to mono at `rate` Hz; from second `begin` to `end`."""
-
-    def __init__(self, rate: int) -> None:
-        self.started, self.begin, self.end, self.rate, self._form = False, 0.0, 0.0, rate, ("", "", 0)
-        self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=rate)
-
-    def mono(self, frame: Any) -> Iterator[Audio]:
-        """A chunk once `SAMPLES_AT_ONCE` samples are waiting, or, for None, what is left.
-
-        A change of format starts a new resampler.
-        """
-        if frame is None:
-            yield from self._rest() if self.started else ()
+def promised(container: Any, stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
+    """The frames of these `pts`, in order; ends early where one does not come out."""
+    place = 0
+    skippable = stream.codec_context.name == "h264"  # HEVC's higher temporal layers refer to frames marked as unused
+    for frame in decoded(container, stream, caveats, set(wanted) if skippable else None):
+        if frame.pts is None or frame.pts > wanted[place]:
             return
-        form = frame.format.name, frame.layout.name, frame.sample_rate
-        if self.started and form != self._form:
-            yield from self._rest()
-            self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self.rate)
-        self.begin = self.begin if self.started else frame.time or 0.0
-        self.started, self._form, self.end = True, form, (frame.time or self.end) + frame.samples / frame.sample_rate
-        frame.pts = None  # the queue refuses gaps, which are not filled
-        self._fifo.write(frame)
-        if self._fifo.samples >= SAMPLES_AT_ONCE:
-            yield from self._mixed(self._fifo.read(0, partial=True))
-
-    def _rest(self) -> Iterator[Audio]:
-        """What the queue and the resampler still hold."""
-        if self._fifo.samples:
-            yield from self._mixed(self._fifo.read(0, partial=True))
-        yield from self._mixed(None)
-
-    def _mixed(self, frame: Any) -> list[Audio]:
-        """Mean over the channels, as librosa mixes for CLAP; FFmpeg's own float mix is 3 dB louder."""
-        return [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in self._resampler.resample(frame)]
-
-
-def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
-    """Width and height with square pixels; pixels within 2 % of square are taken as they are."""
-    return (max(1, round(width * aspect)) if aspect and abs(aspect - 1) > SQUARE else width), height
-
-
-def _upright(pixels: Frame, frame: Any) -> Frame:
-    """Turned and mirrored as the display matrix says: x' = a x + c y, y' = b x + d y, by quarter turns."""
-    found = frame.side_data.get("DISPLAYMATRIX")
-    if found is None:
-        return pixels
-    a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5]
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-@lru_cache
-def _light(transfer: int) -> NDArray[np.float32]:
-    """float32 [65536]: light by 16-bit code, where diffuse white is 1 (SMPTE ST 2084; ITU-R BT.2100)."""
-    code = np.linspace(0, 1, 65536)
-    if transfer == PQ:
-        root = code ** (32 / 2523)
-        nits = 10_000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (8192 / 1305)
-    else:
-        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
-        nits = 1000 * scene**1.2
-    return (nits / WHITE).astype(np.float32)
-
-
-def _tone_mapped(light: NDArray[np.float32], wide: bool) -> Frame:
-    """[H, W, 3] of linear light, in BT.2020's primaries if `wide` -> uint8 in BT.709's."""
-    light = np.maximum(light @ TO_BT709.T if wide else light, 0)
-    bright = KNEE + (1 - KNEE) * (1 - np.exp((KNEE - light) / (1 - KNEE)))
-    levels: Frame = (255 * np.where(light < KNEE, light, bright) ** (1 / 2.2) + 0.5).astype(np.uint8)
-    return levels
+        while wanted[place] == frame.pts:
+            yield frame
+            place += 1
+            if place == len(wanted):
+                return

@@ -7,7 +7,7 @@ with nothing to use becomes an `InputError` that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.frames import Audio, Clock, Frame, Pictures, Sound, Span, Watch, nearest, shown_size, watched
+from videoblip2.features.frames import Clock, Plan, Watch, decoded, nearest, planned, promised, watched
+from videoblip2.features.pictures import Audio, Frame, Pictures, Sound, Span, shown_size
 from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
@@ -32,6 +33,7 @@ UNTRUSTED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif",
     "protocol_whitelist": "file",
 }
+ONE_THREAD = {"threads": "1"}
 
 
 def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> tuple[float, int, int]:
@@ -50,38 +52,52 @@ def stream_frames(
     path: str | Path,
     fps: float,
     options: Mapping[str, str] | None = None,
-    threads: int = 0,
     caveats: list[str] | None = None,
     span: Span | None = None,
     watch: Watch | None = None,
+    pick: Callable[[int], Iterable[int]] | None = None,
 ) -> Iterator[Frame]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.
 
+    Frames between them that no other frame refers to are not decoded, which changes nothing in the others.
+
     Args:
-        threads: of the codec; 0 lets FFmpeg choose, 1 is best if several files are decoded in parallel.
+        options: of FFmpeg; `ONE_THREAD` is best if several files are decoded in parallel.
         caveats: gets a line for each part of the video that is skipped or changed.
         span: only from the first to before the second of these seconds of the file.
-        watch: sees all frames that are decoded, not only those at `fps`.
+        watch: sees all frames, not only those at `fps`.
+        pick: how many frames there are at `fps` → the numbers of those to yield. Not called, and all of them are
+            yielded, for a file that does not tell how many there are, with `span` and with `watch`.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
-    path, caveats = Path(path), [] if caveats is None else caveats
-    with _open(path, options) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "NONE" if threads == 1 else "AUTO"
-        stream.codec_context.thread_count = threads
+    path, options, caveats = Path(path), options or {}, [] if caveats is None else caveats
+    plan, before, shown = None if span or watch else _plan(path, fps, options), len(caveats), 0
+    numbers = sorted(set(pick(len(plan.wanted)))) if plan and pick else range(len(plan.wanted) if plan else 0)
+    if plan:
+        with _open_video(path, options) as (container, stream):
+            pictures = Pictures(stream.sample_aspect_ratio, caveats)
+            for frame in promised(container, stream, caveats, [plan.wanted[number] for number in numbers]):
+                yield pictures.rgb(frame)
+                shown += 1
+            if shown == len(numbers):
+                _note_early_end(stream, plan.clock.end, FRAME_TOLERANCE * plan.clock.step, caveats)
+                return
+        del caveats[before:]  # a frame did not come out: decode all, and leave out what is known already
+    rest = set(numbers[shown:])
+    with _open_video(path, options) as (container, stream):
         pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), Clock(container, stream)
         span = None if span is None else _sought(container, stream, span)
-        shown, decoded = False, clock.timed(_decode(container, stream, caveats))
-        for frame in nearest(watched(decoded, watch) if watch else decoded, fps, span):
-            shown = True
-            yield pictures.rgb(frame)
+        number, timed = -1, clock.timed(decoded(container, stream, caveats))
+        for number, frame in enumerate(nearest(watched(timed, watch) if watch else timed, fps, span)):
+            if not plan or number in rest:
+                yield pictures.rgb(frame)
         if not clock.started:
             reason = f" ({caveats[-1]})" if caveats else ""
             raise InputError(f"{path}: no frame could be decoded{reason}; check that it plays, or fetch it again")
         if span is None:
             _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
-        elif not shown:
+        elif number < 0:
             raise InputError(
                 f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; correct its times"
             )
@@ -117,9 +133,9 @@ def stream_audio(
         if stream.codec_context is None:
             caveats.append(f"audio: skipped, FFmpeg cannot decode {_codec_name(container, stream)}")
             return
-        frames = chain(_decode(container, stream, caveats), (None,))
+        frames = chain(decoded(container, stream, caveats), (None,))
         if span is not None:
-            yield from _trimmed(chain.from_iterable(map(sound.mono, frames)), sound, _sought(container, stream, span))
+            yield from sound.within(chain.from_iterable(map(sound.mono, frames)), _sought(container, stream, span))
             return
         yield from chain.from_iterable(map(sound.mono, frames))
         if not sound.started:
@@ -208,25 +224,18 @@ def _codec_name(container: Any, stream: Any) -> str:
     return found[1] if found else "of unknown name"
 
 
-def _decode(container: Any, stream: Any, caveats: list[str]) -> Iterator[Any]:
-    """Frames of one stream; packets that FFmpeg cannot decode are skipped."""
-    packets, reading, seconds, bad, first = container.demux(stream), True, 0.0, 0, ""
-    while not (reading and bad):  # where reading fails, the file ends
-        try:
-            reading = True
-            packet = next(packets)
-            reading = False
-            for frame in packet.decode():
-                seconds = frame.time if frame.time is not None else seconds
-                yield frame
-        except StopIteration:
-            break
-        except av.FFmpegError as error:
-            bad, first = bad + 1, first or f"at {seconds:.1f} s ({error.strerror})"
-    with suppress(av.FFmpegError):  # what the decoder still holds
-        yield from stream.decode(None)
-    if bad:
-        caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
+@contextmanager
+def _open_video(path: Path, options: Mapping[str, str]) -> Iterator[tuple[Any, Any]]:
+    with _open(path, options) as container:
+        stream = _video_stream(container, path)
+        stream.thread_type = "NONE" if options.get("threads") == "1" else "AUTO"
+        stream.codec_context.thread_count = int(options.get("threads", 0))
+        yield container, stream
+
+
+def _plan(path: Path, fps: float, options: Mapping[str, str]) -> Plan | None:
+    with _open(path, options) as container:
+        return planned(container, _video_stream(container, path), fps)
 
 
 def _sought(container: Any, stream: Any, span: Span) -> Span:
@@ -236,18 +245,6 @@ def _sought(container: Any, stream: Any, span: Span) -> Span:
         with suppress(av.FFmpegError):  # then the file is read from its start
             container.seek(max(0, int((zero + span[0] - 1) / stream.time_base)), stream=stream)
     return zero + span[0], zero + span[1]
-
-
-def _trimmed(chunks: Iterable[Audio], sound: Sound, span: Span) -> Iterator[Audio]:
-    """What chunks of sound have of a span."""
-    passed = 0
-    for chunk in chunks:
-        first, last = (round((second - sound.begin) * sound.rate) - passed for second in span)
-        if last <= 0:
-            return
-        if len(part := chunk[max(0, first) : last]):
-            yield part
-        passed += len(chunk)
 
 
 def _note_early_end(stream: Any, end: float, tolerance: float, caveats: list[str]) -> None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from videoblip2.errors import InputError, validated
 from videoblip2.features.encoders import load_clap, load_clip
-from videoblip2.features.frames import Audio, Frame
 from videoblip2.features.media import decode_audio, named, stream_frames
+from videoblip2.features.pictures import Audio, Frame
 from videoblip2.features.towers import FrameEncoder, Pixels, SoundEncoder
 from videoblip2.modality import Features
 from videoblip2.provenance import EncoderIdentity, FeatureOrigin, FeatureSampling
@@ -73,6 +73,20 @@ def _spread(frames: list[T], count: int) -> list[T]:
     return [frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)]
 
 
+@dataclass
+class FrameChoice:
+    """Which of a video's frames to encode; `count`: how many its features stand for, once that is known."""
+
+    encoders: Encoders
+    count: int | None = None
+
+    def __call__(self, every: int) -> list[int]:
+        """How many frames a video has at `fps` → the numbers of those to encode."""
+        chosen, most = list(choose_frames(range(every), self.encoders.settings)), self.encoders.most
+        self.count = len(chosen)
+        return chosen if most is None or len(chosen) <= most else _spread(chosen, most)
+
+
 class Loudness:
     """Whether a video has sound: `level` is known once all chunks have passed through `heard`."""
 
@@ -101,6 +115,7 @@ class Encoders:
     clip: FrameEncoder
     clap: SoundEncoder
     settings: FeatureSettings = field(default_factory=FeatureSettings)
+    most: int | None = None  # rows that a model reads: of a video with more frames, only those evenly spaced
 
     def __post_init__(self) -> None:
         self.clap.samples(self.settings.window_seconds)
@@ -122,6 +137,10 @@ class Encoders:
     def every_frame(self) -> Encoders:
         """The same without a limit on a video's frames, as segments of it need."""
         return replace(self, settings=self.settings.model_copy(update={"frames": None, "max_frames": None}))
+
+    def read_by(self, max_positions: int) -> Encoders:
+        """The same, except that frames are not encoded of which a model with so many positions reads no vector."""
+        return replace(self, most=max_positions if self.clip.rows == 1 else None)
 
     @property
     def origin(self) -> FeatureOrigin:

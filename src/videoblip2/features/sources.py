@@ -5,9 +5,10 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def _videos(word: str) -> Iterator[VideoSource]:
     yield from (VideoSource(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
     if not videos and not unread:
         yield VideoSource(str(path), f"{path}: no video in this folder")
+
+
+def keepable(sources: Sequence[VideoSource]) -> list[VideoSource]:
+    """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
+    alike = Counter(Path(source.path).stem for source in sources if not source.error)
+    found = []
+    for source in sources:
+        reason, name = "", Path(source.path).stem
+        if alike[name] > 1:
+            reason = f"{alike[name]} videos have this name, the id of kept features; rename it, or keep no features"
+        elif printable(name) != name:
+            reason = "its name is not UTF-8; rename it, or keep no features"
+        found.append(replace(source, error=f"{source.path}: {reason}") if reason and not source.error else source)
+    return found
 
 
 def shard_of(video_id: str, count: int) -> int:

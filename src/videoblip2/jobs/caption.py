@@ -5,7 +5,7 @@ encoded. A video's rows come together once all of them are there.
 """
 
 import math
-from collections import Counter
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.errors import InputError, first_line
-from videoblip2.features.sources import VideoSource
+from videoblip2.features.sources import VideoSource, keepable
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, cut, merged
@@ -25,6 +25,9 @@ from videoblip2.jobs.shots import ShotWatch
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
     from videoblip2.features.engines import VideoOutcome
+
+
+LINGER = 1.0  # seconds that a caption may wait for others: one alone takes several times the work of one in a batch
 
 
 @dataclass(frozen=True)
@@ -169,16 +172,21 @@ class CaptionJob:
         from videoblip2.features.engines import overlapped
 
         size = self.options.batch_size
-        with closing(overlapped([partial(self._outcomes, sources, done)], 1, size)) as ready:
-            for outcomes in ready:  # what was encoded during the last batch: an idle model takes what there is
-                asks: list[DecodeItem] = []
+        with closing(overlapped([partial(self._outcomes, sources, done)], 1, size, LINGER)) as ready:
+            asks, due = list[DecodeItem](), 0.0
+            for outcomes in ready:  # what was encoded during the last batch
                 for outcome in outcomes:
                     if outcome.features is not None:
+                        due = due if asks else time.monotonic() + LINGER
                         asks += self._asks(outcome)
                     else:
                         yield [self._row(outcome, error=printable(outcome.failure))] if outcome.failure else []
-                for start in range(0, len(asks), size):
-                    yield from self._decode(asks[start : start + size])
+                while len(asks) >= size or (asks and time.monotonic() >= due):
+                    batch, asks = asks[:size], asks[size:]
+                    yield from self._decode(batch)
+                    due = time.monotonic() + LINGER
+            for start in range(0, len(asks), size):
+                yield from self._decode(asks[start : start + size])
 
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
@@ -196,6 +204,8 @@ class CaptionJob:
         encoders = self.captioner.media_encoders
         if self.options.segments is not None:  # a segment keeps all of its frames
             encoders = encoders.every_frame
+        elif self.keep_features is None:
+            encoders = encoders.read_by(self.captioner.model.config.max_positions)
         run = ExtractionRun(self.options.workers, self.shard)
         files = {source.path: Path(source.path) for source in good}
         with ExitStack() as stack:
@@ -224,7 +234,7 @@ class CaptionJob:
     def _asks(self, outcome: "VideoOutcome") -> list[DecodeItem]:
         """Every text that a video needs: segments × questions × samples."""
         options, item = self.options, outcome.features or {}
-        length, window = self.captioner.timeline(item)
+        length, window = self.captioner.timeline(item, outcome.note.frames if outcome.note else None)
         segments = [Segment(0.0 if length else None, length, item)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
@@ -278,17 +288,3 @@ class CaptionJob:
 def rounded(score: float) -> float | None:
     """Four digits; None for NaN and infinity, which JSON lacks."""
     return round(score, 4) if math.isfinite(score) else None
-
-
-def keepable(sources: Sequence[VideoSource]) -> list[VideoSource]:
-    """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
-    alike = Counter(Path(source.path).stem for source in sources if not source.error)
-    found = []
-    for source in sources:
-        reason, name = "", Path(source.path).stem
-        if alike[name] > 1:
-            reason = f"{alike[name]} videos have this name, the id of kept features; rename it, or keep no features"
-        elif printable(name) != name:
-            reason = "its name is not UTF-8; rename it, or keep no features"
-        found.append(replace(source, error=f"{source.path}: {reason}") if reason and not source.error else source)
-    return found

@@ -10,8 +10,8 @@ from functools import partial
 
 from videoblip2.errors import InputError
 from videoblip2.features.ray_engine import Work, through_actors
-from videoblip2.features.sources import VideoSource
-from videoblip2.jobs.caption import JobPlan, keepable
+from videoblip2.features.sources import VideoSource, keepable
+from videoblip2.jobs.caption import JobPlan
 from videoblip2.jobs.forms import Row
 
 
