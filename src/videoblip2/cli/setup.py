@@ -1,4 +1,4 @@
-"""`vb2 doctor`, `vb2 weights`, `vb2 experiments`: what to have before training, programs, weights, experiment files."""
+"""`vb2 doctor`, `plan`, `weights`, `experiments`: what to have before training, programs, memory, weights, files."""
 
 import difflib
 import os
@@ -8,13 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
+from videoblip2.cli import console
 from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, progress, require, table
 from videoblip2.errors import InputError, counted
 from videoblip2.files import shipped
+
+if TYPE_CHECKING:
+    from videoblip2.training.plan import Plan
 
 app = Typer()
 weights = Typer(help="Fetch pre-trained weights, and inspect weight files.", no_args_is_help=True)
@@ -45,6 +49,54 @@ def doctor(json: Json = False) -> None:
     emit({"findings": findings, "counts": counts}, json, "\n".join(lines))
     if counts["fail"]:
         raise Exit(SOME_FAILED)
+
+
+@app.command(epilog=examples("plan msrvtt_ce --gpus 4 --memory 80", "plan msrvtt_scst scst.samples=8"))
+def plan(
+    config: console.ConfigFile,
+    overrides: Annotated[console.Words, console.key_values("Keys of the configuration.")] = None,
+    gpus: Annotated[int, Option(min=1, metavar="N", help="Processes that share a batch: one a GPU.")] = 1,
+    memory: Annotated[
+        float | None, Option(min=0.1, metavar="GB", help="Of each; by default what is free here.")
+    ] = None,
+    folder: console.Folder = Path(),
+    json: Json = False,
+) -> None:
+    """Compute what a step of each stage takes of memory, and which keys make it fit; no weight is loaded."""
+    from videoblip2.config import load_config
+    from videoblip2.training.plan import fitting, free
+    from videoblip2.training.plan import plan as planned
+    from videoblip2.training.workspace import inherit_model
+
+    console.go_to(folder)
+    settings = inherit_model(load_config(config, overrides or []))
+    room = memory * 1e9 if memory else free(settings)
+    plans = {kind: planned(kind, settings, gpus) for kind in ("ce", "scst")}
+    changes = {kind: fitting(kind, settings, gpus, room) if made.peak > room else {} for kind, made in plans.items()}
+    about = {kind: {**console.plain(made), "peak": made.peak} for kind, made in plans.items()}
+    record = {
+        kind: {**about[kind], "fits": made.peak <= room, "changes": changes[kind]} for kind, made in plans.items()
+    }
+    emit({"memory": room, "gpus": gpus, **record}, json, _plan_text(plans, changes, room))
+
+
+def _plan_text(plans: "dict[str, Plan]", changes: dict[str, dict[str, int]], room: float) -> str:
+    parts = {kind: {**_parts(made), "peak": made.peak} for kind, made in plans.items()}
+    names = dict.fromkeys(name for part in parts.values() for name in part)
+    rows = [[name, *(f"{part[name] / 1e9:.2f}" if name in part else "" for part in parts.values())] for name in names]
+    lines = [table("GB in each process", ["", *parts], rows), *next(iter(plans.values())).sizes]
+    for kind, made in plans.items():
+        peaks = [made.peak, *changes[kind].values()]
+        keys, says = " ".join(changes[kind]), "fits into" if peaks[-1] <= room else "does not fit into"
+        lines.append(f"{kind}: {says} {room / 1e9:.1f} GB{f' with {keys} ({peaks[-1] / 1e9:.2f} GB)' if keys else ''}")
+    return "\n".join([*lines, "A CUDA context takes about half a GB more."])
+
+
+def _parts(made: "Plan") -> dict[str, Any]:
+    activations = {"activations": made.phases["training"] - made.gradients}
+    others = {name: size for name, size in made.phases.items() if name != "training"}
+    fixed = {"weights": made.weights, "gradients": made.gradients, "optimizer": made.optimizer}
+    return {**fixed, **activations, **others}
 
 
 def versions() -> Status:

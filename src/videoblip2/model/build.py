@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from torch import nn
-from transformers import InstructBlipQFormerConfig
+from transformers import InstructBlipQFormerConfig, PreTrainedConfig
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
 from videoblip2.modality import MODALITIES
@@ -23,39 +23,54 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     language_model = load_language_model(config.language_model)
     qformers: dict[str, QFormer] = {}
     reports: dict[str, WeightReport] = {}
-    for name in config.modality_names:  # an upscaled modality reaches its Q-Former in the width of the frame features
-        width = config.video_dim if MODALITIES[name].upscaled else config.width(name)
+    for name, fresh in fresh_qformers(config, len(tokenizers.bert)).items():
         if config.qformer.weights is None:
-            fresh = _qformer_config(config.qformer, width, len(tokenizers.bert))
             qformers[name] = fresh_qformer(fresh, config.qformer.num_queries)
         else:
-            qformers[name], reports[name] = _loaded_qformer(config.qformer, width, len(tokenizers.bert))
-    network = VideoBlip2Config(
-        text_config=language_model.config,
-        **{f"{name}_qformer_config": qformer.config for name, (qformer, _) in qformers.items()},
+            reads = fresh.encoder_hidden_size
+            qformers[name], reports[name] = _loaded_qformer(config.qformer, reads, len(tokenizers.bert))
+    sizes = {name: qformer.config for name, (qformer, _) in qformers.items()}
+    network = network_config(config, prompt, language_model.config, sizes, has_own_head(language_model))
+    branches = {name: ModalityBranch(network, name, found) for name, found in qformers.items()}
+    return VideoBlip2(network, language_model, branches), tokenizers, reports
+
+
+def network_config(
+    config: ModelConfig,
+    prompt: str,
+    text: PreTrainedConfig,
+    qformers: Mapping[str, InstructBlipQFormerConfig],
+    separate_lm_head: bool,
+) -> VideoBlip2Config:
+    """The network's sizes, from the training configuration, the language model's and those of the Q-Formers."""
+    return VideoBlip2Config(
+        text_config=text,
+        **{f"{name}_qformer_config": qformer for name, qformer in qformers.items()},
         num_queries=config.qformer.num_queries,
         **{f"{name}_dim": config.width(name) for name in MODALITIES},
         upscaled_dim=config.video_dim,
         modalities=config.modalities,
         temporal_embedding=config.temporal_embedding,
         max_positions=config.max_positions,
-        separate_lm_head=has_own_head(language_model),
+        separate_lm_head=separate_lm_head,
         finetune=config.finetune,
         **{f"lora_{name}": value for name, value in config.lora.model_dump(mode="json").items()},
         prompt=prompt,
     )
-    branches = {name: ModalityBranch(network, name, found) for name, found in qformers.items()}
-    return VideoBlip2(network, language_model, branches), tokenizers, reports
 
 
-def _qformer_config(config: QFormerConfig, reads: int, vocab_size: int) -> InstructBlipQFormerConfig:
-    return InstructBlipQFormerConfig(
-        **config.model_dump(include=_SIZES),
-        vocab_size=vocab_size,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        encoder_hidden_size=reads,
-    )
+def fresh_qformers(config: ModelConfig, vocab_size: int) -> dict[str, InstructBlipQFormerConfig]:
+    """Sizes of each modality's Q-Former; an upscaled modality reaches it in the width of the frame features."""
+    sizes = {
+        **config.qformer.model_dump(include=_SIZES),
+        "vocab_size": vocab_size,
+        "hidden_dropout_prob": config.qformer.dropout,
+        "attention_probs_dropout_prob": config.qformer.dropout,
+    }
+    widths = {
+        name: config.video_dim if MODALITIES[name].upscaled else config.width(name) for name in config.modality_names
+    }
+    return {name: InstructBlipQFormerConfig(**sizes, encoder_hidden_size=width) for name, width in widths.items()}
 
 
 def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[QFormer, WeightReport]:

@@ -1,0 +1,294 @@
+"""What a training needs of a device's memory, found without one: its passes run on tensors that have sizes and no data.
+
+FakeTensorMode stands for the device, so the operations are those of the real passes; storages are counted from when an
+operation makes them until nothing refers to them. Weights are never loaded, and data are read where they are here.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, PreTrainedConfig, T5Config
+
+from videoblip2.captioner import pick_device
+from videoblip2.config import Config, InputError, parse_config
+from videoblip2.data.batches import Batch, BatchMaker, free_memory
+from videoblip2.errors import first_line
+from videoblip2.features.store import FeatureStore
+from videoblip2.imports import LightMeta
+from videoblip2.model.build import fresh_qformers, network_config
+from videoblip2.model.decode import Decoded
+from videoblip2.model.decode.cpu_kernels import ROWS, layout_pays
+from videoblip2.model.decode.stepper import start
+from videoblip2.model.network import VideoBlip2
+from videoblip2.model.tokenizers import load_tokenizers
+from videoblip2.training.ce import cross_entropy, live_tokens, token_accuracy
+from videoblip2.training.rollout import Rollout
+from videoblip2.training.scst import Encoded, Objective, encode, total
+from videoblip2.training.tasks import batches_of, read_split
+from videoblip2.training.update import cut, take
+from videoblip2.training.workspace import Workspace
+
+#: d_model, d_ff, layers, heads: for Flan-T5 where its config.json is not here. Each head is 64 wide.
+FLAN_T5 = {
+    "small": (512, 1024, 8, 6),
+    "base": (768, 2048, 12, 12),
+    "large": (1024, 2816, 24, 16),
+    "xl": (2048, 5120, 24, 32),
+    "xxl": (4096, 10240, 24, 64),
+}
+BERT_PIECES = 30_522
+#: Batches of the data that are looked at; the largest counts.
+BATCHES = 16
+
+
+class Allocations(TorchDispatchMode):
+    """Inside, `now` and `peak` are bytes of the storages that operations have made and that something refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            self._known.setdefault(tensor.untyped_storage())
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            if (storage := tensor.untyped_storage()) not in self._known:
+                self._known[storage] = None
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return made
+
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    @contextmanager
+    def phase(self, peaks: dict[str, int], name: str) -> Iterator[None]:
+        """The peak within, as `peaks[name]`; the highest where there are several."""
+        self.peak = self.now
+        yield
+        peaks[name] = max(peaks.get(name, 0), self.peak)
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that one process needs, of each kind, and at the highest moment of each phase of a step, beside weights
+    and optimizer. sizes: where those of the network and of the batch are from.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    phases: Mapping[str, int]
+    sizes: tuple[str, str]
+
+    @property
+    def peak(self) -> int:
+        """All of it at the highest moment."""
+        return self.weights + self.optimizer + max(self.phases.values())
+
+
+def plan(kind: str, config: Config, gpus: int = 1) -> Plan:
+    """Memory of a step of stage `ce` or `scst`, in its steady state; a process has its share of the batch."""
+    config = changed(config, f"train.batch_size={-(-config.train.batch_size // gpus)}")
+    device = pick_device(config.device)
+    text, of_text = text_config(config.model.language_model)
+    example, of_batch, pieces = _example(config, text.vocab_size)
+    live = int(live_tokens(cast(Tensor, example.labels)))
+    model = _network(config, text, pieces)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device=device).tie_weights()
+        work = Workspace(config, device, model, cast(Any, None), cast(Any, None), {}, {})
+        with Allocations() as allocations:
+            batch = example.map(lambda tensor: torch.empty_like(tensor, device=device))
+            passes = _Passes(work, batch, live, allocations)
+            (passes.ce if kind == "ce" else passes.scst)()
+            passes.validation()
+        trained = sum(map(_bytes, model.trainable().values()))
+        frozen = sum(map(_bytes, (*model.parameters(), *model.buffers()))) - trained
+    copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of what trains
+    return Plan(frozen + copies * trained + _laid_out(work), trained, 2 * trained, passes.peaks, (of_text, of_batch))
+
+
+def changed(config: Config, *words: str) -> Config:
+    """The configuration with `key=value` changed."""
+    return parse_config(config.model_dump(mode="json"), words)
+
+
+def changes(kind: str, config: Config, gpus: int, on_gpu: bool) -> Iterator[str]:
+    """Keys that save memory, one after the other: first those that keep the result, then those that change it."""
+    train, share = config.train, config.train.batch_size // gpus
+    if not train.checkpointing:
+        yield "train.checkpointing=true"
+    if on_gpu and config.precision == "fp32":
+        yield "precision=bf16"
+    yield from (f"train.accumulate={2**n}" for n in range(1, 16) if train.accumulate < 2**n <= share)
+    if kind == "scst" and config.scst.samples > 2:
+        yield "scst.samples=2"
+    if kind == "ce" and config.data.captions_per_video > 1:
+        yield "data.captions_per_video=1"
+    yield from (f"train.batch_size={gpus * 2**n}" for n in range(15, -1, -1) if 2**n < share)
+    if config.model.finetune == "full":
+        yield "model.finetune=lora"
+
+
+def free(config: Config) -> int:
+    """Bytes of memory that the configuration's device has left."""
+    device = pick_device(config.device)
+    return free_memory() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+
+
+def fitting(kind: str, config: Config, gpus: int, memory: float) -> dict[str, int]:
+    """Keys until the plan fits into so many bytes, with the peak of each and those before it."""
+    peaks: dict[str, int] = {}
+    for word in changes(kind, config, gpus, pick_device(config.device).type != "cpu"):
+        config = changed(config, word)
+        peaks[word] = plan(kind, config, gpus).peak
+        if peaks[word] <= memory:
+            break
+    return peaks
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _network(config: Config, text: PreTrainedConfig, pieces: int) -> VideoBlip2:
+    with LightMeta(), torch.device("meta"):
+        own_head = not getattr(text, "scale_decoder_outputs", True)  # T5 v1.1 and Flan-T5
+        qformers = fresh_qformers(config.model, pieces)
+        model = VideoBlip2(network_config(config.model, config.data.prompt, text, qformers, own_head))
+    if config.precision == "bf16":
+        model.text.halve()
+    model.checkpointing = config.train.checkpointing
+    return model
+
+
+def _laid_out(work: Workspace) -> int:
+    """Frozen weights that decoding on a CPU keeps a second time (`decode.cpu_kernels`)."""
+    decoder, head = work.model.language_model.get_decoder(), work.model.language_model.get_output_embeddings()
+    kept = {f".{name}" for name in ("EncDecAttention.k", "EncDecAttention.v", "SelfAttention.q", "SelfAttention.k")}
+    linear = [head, *(m for name, m in decoder.named_modules() if not name.endswith((*kept, "SelfAttention.v")))]
+    frozen = [m.weight for m in linear if type(m) is nn.Linear and not m.weight.requires_grad]
+    return sum(_bytes(weight) for weight in frozen if layout_pays(weight, ROWS))
+
+
+def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
+    """The longest of some batches of the data, or the longest that there can be; which; and how many word pieces."""
+    data, model, pieces, size = config.data, config.model, BERT_PIECES, config.train.batch_size
+    try:
+        tokenizers = load_tokenizers(model.language_model, model.qformer.bert)
+        pieces = len(tokenizers.bert)
+        store = FeatureStore(Path(data.features), model.modality_names)
+        maker = BatchMaker(store, tokenizers, data, size, config.seed, model.max_positions)
+        batches = batches_of(config, read_split(config, "train", store), maker)
+        made = map(batches, range(min(BATCHES, config.train.steps)))
+        longest = max(made, key=lambda batch: int(live_tokens(cast(Tensor, batch.labels))))
+        return longest, f"the longest of {BATCHES} batches of {data.annotations}", pieces
+    except (InputError, OSError):
+        shapes = {name: (size, model.max_positions, model.width(name)) for name in model.modality_names}
+        features = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        masks = {name: torch.ones(shape[:2], dtype=torch.int64) for name, shape in shapes.items()}
+        text = torch.ones(size, 2 + len(data.prompt.split()), dtype=torch.int64)
+        labels = torch.ones(size * data.captions_per_video, data.max_caption_tokens, dtype=torch.int64)
+        batch = Batch(("",) * size, features, masks, text, text, text, text, labels)
+        return batch, "the longest that there can be, as the data are not here", pieces
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The passes of a step on tensors without data. live: tokens that count in the batch's labels."""
+
+    work: Workspace
+    batch: Batch
+    live: int
+    allocations: Allocations
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    def ce(self) -> None:
+        work, slices = self.work, self._slices()
+        work.model.train(work.config.train.dropout)
+        with self.allocations.phase(self.peaks, "training"):
+            for videos in slices[:2]:  # the second finds the first one's gradients
+                some = take(self.batch, videos)
+                live = torch.zeros(self.live // len(slices), dtype=torch.int64)
+                assert some.labels is not None
+                with work.autocast():
+                    logits = work.model(some.labels, live, **some.inputs)
+                loss = cross_entropy(logits, live, work.config.train.label_smoothing, live_tokens(live))
+                token_accuracy(logits, live)
+                loss.backward()
+
+    def scst(self) -> None:
+        work, slices, settings = self.work, self._slices(), self.work.config.scst
+        dropout = settings.dropout and work.config.train.dropout
+        shared = len(slices) == 1 and not dropout
+        with self.allocations.phase(self.peaks, "decoding"):
+            encoded = encode(work, self.batch, dropout=False, gradient=shared)
+            self._decode(encoded, settings.samples + 1)
+        count, longest = len(self.batch.video_ids) * settings.samples, work.config.decode.max_new_tokens
+        ids, ended = torch.zeros(count, longest, dtype=torch.int64), torch.ones(count, dtype=torch.bool)
+        rewards = torch.zeros(count).view(-1, settings.samples)
+        sampled = Decoded(ids, ended, ids.float())
+        rollout = Rollout(sampled, [], [], rewards, rewards[:, 0], rewards, ids, {})
+        objective = Objective(work, work.model, ended.sum(), ended.sum())
+        with self.allocations.phase(self.peaks, "training"):
+            for videos in slices[:2]:
+                some = take(self.batch, videos)
+                states = encoded if shared else encode(work, some, dropout)
+                terms, _ = objective(some, rollout.of(videos), states, None)
+                total(terms, settings).backward()
+
+    @torch.no_grad()
+    def validation(self) -> None:
+        self.work.model.eval().zero_grad()
+        size, decoding = self.work.config.decode.batch_size, self.work.config.decode.decoding
+        batch = replace(self.batch, labels=None).map(lambda tensor: tensor[:1].expand(size, *tensor.shape[1:]) + 0)
+        with self.allocations.phase(self.peaks, "validation"):
+            self._decode(encode(self.work, batch, dropout=False, gradient=False), decoding.rows)
+
+    def _slices(self) -> list[slice]:
+        return cut(len(self.batch.video_ids), self.work.config.train.accumulate)
+
+    @torch.no_grad()
+    def _decode(self, encoded: Encoded, rows: int) -> None:
+        """The first two tokens: later ones need no more. Without rows the stepper lays no weight out."""
+        states, before = encoded[0].detach(), self.allocations.now
+        with self.work.autocast():
+            stepper = start(self.work.model.text, states, encoded[1], self.work.config.decode.max_new_tokens, 0)
+            logits = stepper.step(torch.zeros(len(states), dtype=torch.int64))
+            stepper.repeat(rows)
+            self.peaks["decoding caches"] = max(self.peaks.get("decoding caches", 0), self.allocations.now - before)
+            logits = stepper.step(torch.zeros(len(states) * rows, dtype=torch.int64))
+            log_probs = torch.log_softmax(logits / 1.0, dim=-1)
+            log_probs.exp().cumsum(dim=-1)
+
+
+def text_config(name: str) -> tuple[PreTrainedConfig, str]:
+    """The language model's configuration, from its config.json or the table of Flan-T5, and which."""
+    try:
+        return AutoConfig.from_pretrained(name), f"{name}: its config.json"
+    except (OSError, ValueError) as error:
+        size = name.removeprefix("google/flan-t5-")
+        if size not in FLAN_T5:
+            remedy = "give a folder with its config.json, or a hub name online"
+            raise InputError(f"model.language_model={name}: {first_line(error)}; {remedy}") from error
+        width, inner, layers, heads = FLAN_T5[size]
+        sizes = {"d_model": width, "d_ff": inner, "num_layers": layers, "num_heads": heads, "vocab_size": 32_128}
+        other = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+        return T5Config(**sizes, **other), f"{name}: published sizes (its config.json is not here)"
