@@ -42,7 +42,7 @@ from serving_load import Load, features_body, load, multipart, tensors_body
 from serving_plain import NEW_TOKENS
 from serving_world import ROOT, make_world, random_item
 
-from videoblip2.registry import set_champion
+from videoblip2.registry.versions import set_champion
 
 CLIENTS = (1, 8, 32)
 MOVES = ("promotion", "rollback")

@@ -20,6 +20,7 @@ from .messages import Ask, Refusal
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
 
+Item = Features | BaseException  # or why there are none
 SHORT = 32  # rows; lengths up to here count as one group
 PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
 BATCH_FRAMES = 64
@@ -30,15 +31,12 @@ NOT_FINITE = "the network's answer to these features is NaN; their numbers are f
 
 @dataclass(eq=False)
 class Job:
-    """One item, to be captioned by the model that was current when it arrived; then also where the time went.
-
-    listener: called on the event loop with the caption so far, after each token.
-    """
+    """One item, captioned by the model that was current when it arrived; then also where the time went."""
 
     item: Features
     captioner: Captioner
     ask: Ask = field(default_factory=Ask)
-    listener: Callable[[str], None] | None = None
+    listener: Callable[[str], None] | None = None  # called on the event loop with the caption so far
     arrived: float = field(default_factory=time.perf_counter)
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
@@ -70,14 +68,15 @@ def length_group(item: Features) -> int:
     return math.ceil(math.log2(max(SHORT, *(len(array) for array in item.values()))))
 
 
+Waiting = Sequence[Job | Clip]
+
+
 class Worker:
     """One thread that works on the batches that `take` removes from a queue, from `wake` until nothing waits."""
 
-    def __init__(
-        self, name: str, take: Callable[[], Sequence[Job | Clip]], work: Callable[[Any], Sequence[Any]]
-    ) -> None:
+    def __init__(self, name: str, take: Callable[[], Waiting], work: Callable[[Any], Sequence[Any]]) -> None:
         self.busy_since: float | None = None
-        self._batch: Sequence[Job | Clip] = ()
+        self._batch: Waiting = ()
         self._take, self._work = take, work
         self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
@@ -86,7 +85,7 @@ class Worker:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
-    async def stop(self, waiting: Sequence[Job | Clip]) -> None:
+    async def stop(self, waiting: Waiting) -> None:
         """Cancel everything that waits; the result of the current batch is dropped."""
         if self._task:
             self._task.cancel()
@@ -136,10 +135,7 @@ class Batcher:
         await self._worker.stop([*self.waiting, *self.background])
 
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
-        """Queue jobs, all or none; their futures get a caption or the exception of that item.
-
-        Raises Refusal: 429 if there is no room now, 413 if there never will be.
-        """
+        """Queue jobs, all or none. Raises Refusal: 429 if there is no room now, 413 if there never will be."""
         if len(jobs) > self.max_waiting:
             raise Refusal(413, f"{len(jobs)} items at once; send at most {self.max_waiting}")
         lane = self.background if background else self.waiting
@@ -162,10 +158,7 @@ class Batcher:
         return since is not None and time.perf_counter() - since > HUNG_SECONDS
 
     def _take(self) -> list[Job]:
-        """The job that is next and those that can go with it; shadow captions only when nothing else waits.
-
-        Next is the oldest of the requests whose last turn is longest ago: one of many items holds up nobody for long.
-        """
+        """The oldest job of the request whose turn is longest ago, and those that go with it; shadow jobs come last."""
         batch: list[Job] = []
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned

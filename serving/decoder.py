@@ -20,10 +20,7 @@ from videoblip2.config import InputError
 from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
-TOO_MUCH_MEMORY = "the uploaded file: takes too much memory to decode; scale it down"
-DAMAGED_OR_LARGE = (
-    "the uploaded file: damaged, or takes too much memory to decode; check that it plays, or scale it down"
-)
+TOO_LARGE = "the uploaded file: takes too much memory to decode, or is damaged; scale it down, or check that it plays"
 HEADROOM = 64 << 20  # bytes; no single thing that FFmpeg asks for is larger
 
 
@@ -65,14 +62,11 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     except BrokenPipeError:
         return False
     except Exception as error:  # a crafted file can raise anything: refuse it and read the next one
-        reason = str(error).replace(job.path, "the uploaded file") if isinstance(error, InputError) else UNREADABLE
         # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack may say so in the cause.
-        short = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
-        if short:
-            reason = TOO_MUCH_MEMORY
-        elif near_memory_limit():
-            reason, short = DAMAGED_OR_LARGE, True
-        _send(answers, {"kind": "refused", "reason": reason, "ends": short})
+        wants_memory = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
+        short = wants_memory or near_memory_limit()
+        reason = str(error).replace(job.path, "the uploaded file") if isinstance(error, InputError) else UNREADABLE
+        _send(answers, {"kind": "refused", "reason": TOO_LARGE if short else reason, "ends": short})
         return not short
     return True
 

@@ -20,7 +20,7 @@ from videoblip2.jobs.segments import cut, merged
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .batching import Batcher, Job
+from .batching import Batcher, Item, Job
 from .following import Follower
 from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments
 from .service_settings import Settings, baked_model
@@ -90,9 +90,7 @@ class Engine:
         except TimeoutError as error:
             raise Refusal(504, f"no answer within {limit:g} s", self.batcher.retry_after()) from error
 
-    async def answer(
-        self, items: Sequence[Features | BaseException], captioner: Captioner, ask: Ask
-    ) -> list[Answer | Refusal]:
+    async def answer(self, items: Sequence[Item], captioner: Captioner, ask: Ask) -> list[Answer | Refusal]:
         """Caption items as one submission; one that is refused or fails has a Refusal in its place."""
         checked = [self.job(item, captioner, ask) for item in items]
         jobs = [job for job in checked if isinstance(job, Job)]
@@ -119,9 +117,7 @@ class Engine:
             raise Refusal(400, f"segments={every}: the length of this video is unknown; send the media file")
         parts = await to_thread.run_sync(cut, item, fps, window, None if isinstance(every, str) else every)
         if len(parts) > (most := self.settings.max_waiting):
-            raise Refusal(
-                413, f"segments={every}: makes {len(parts)} of this video, more than {most}; ask for longer ones"
-            )
+            raise Refusal(413, f"segments={every}: makes {len(parts)} parts, more than {most}; ask for longer ones")
         rows = []
         for part, said in zip(parts, await self.answer([part.item for part in parts], captioner, ask), strict=True):
             if isinstance(said, Refusal):
@@ -137,15 +133,14 @@ class Engine:
         async with self._attending:  # one at a time: captions come first
             return await to_thread.run_sync(attention_over_time, captioner, item, ask.prompt)
 
-    def job(self, item: Features | BaseException, captioner: Captioner, ask: Ask) -> Job | Refusal:
+    def job(self, item: Item, captioner: Captioner, ask: Ask) -> Job | Refusal:
         """Check one item against the model that will caption it."""
         try:
             if isinstance(item, BaseException):
                 raise item
-            captioner.check(item)
+            return Job(captioner.cut(item), captioner, ask)
         except Exception as error:
             return refusal_of(error)
-        return Job(captioner.cut(item), captioner, ask)
 
 
 def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
@@ -191,20 +186,14 @@ def attention_over_time(captioner: Captioner, item: Features, prompt: str | None
 
 
 def moment_edges(count: int, seconds: float | None, window: float | None = None) -> np.ndarray:
-    """[count + 1] times at which moments begin and end; from 0 to 1 if the clip's length is unknown.
-
-    The last moment of `window` seconds ends with the clip; without a window, or thinned, all are equally long.
-    """
+    """[count + 1] times at which moments begin and end, the last with the clip; 0 to 1 if its length is unknown."""
     if count and seconds and window and (count - 1) * window < seconds <= (count + 1) * window:
         return np.append(np.arange(count) * window, seconds)
     return np.linspace(0, seconds or 1, count + 1)
 
 
 class Shadow:
-    """A challenger captions what the champion has captioned; both are logged and compared, never returned.
-
-    Its captions go in the batcher's second lane, so they take only time that the champion leaves.
-    """
+    """A challenger captions again what the champion did, in the time that is left; it is compared, never returned."""
 
     def __init__(self, follower: Follower, batcher: Batcher, path: Path | None = None) -> None:
         self.follower, self._batcher, self._path = follower, batcher, path
@@ -212,10 +201,7 @@ class Shadow:
         self._tasks: set[asyncio.Task[str | None]] = set()
 
     def offer(self, jobs: Sequence[Job], answers: Sequence[Caption | BaseException]) -> list[asyncio.Task[str | None]]:
-        """Caption again what was captioned; never raises, never waits.
-
-        Returns a task for each accepted job; its result is the caption, or None if the challenger failed.
-        """
+        """Caption again what was captioned → a task for each accepted job: its caption, or None if that failed."""
         challenger = self.follower.current
         tasks: list[asyncio.Task[str | None]] = []
         for job, answer in zip(jobs, answers, strict=True):

@@ -113,10 +113,7 @@ class Guard:
 
 
 class _Body:
-    """A request's body as it comes in, up to its limits of size and time.
-
-    boundary: of a form, which has to end with it.
-    """
+    """A request's body as it comes in, up to its limits of size and time; a form has to end with its boundary."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:
         self.boundary = b""

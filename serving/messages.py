@@ -65,9 +65,7 @@ class Attention(BaseModel):
 
     model_version: str
     seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
-    modalities: dict[str, list[Moment] | None] = Field(
-        description="empty: not in the clip; null: not read by the model"
-    )
+    modalities: dict[str, list[Moment] | None] = Field(description="empty: not in the clip; null: the model reads none")
 
 
 class Problem(BaseModel):

@@ -57,10 +57,7 @@ def serving(version: str) -> None:
 
 
 def timed(name: str, seconds: float, ago: float = 0.0) -> None:
-    """A part of the work took `seconds` and ended `ago` seconds ago: a metric, and a span.
-
-    decode: waiting for the decoding process; encode: for the encoders; queue: for a batch; generate: in the model.
-    """
+    """A part of the work took `seconds` and ended `ago` seconds ago: a metric, and a span."""
     metrics().phase.labels(name).observe(seconds)
     if trace.get_current_span().is_recording():
         end = time.time() - ago
@@ -74,8 +71,7 @@ def request_id() -> str:
 
 @contextmanager
 def request(request_id: str, method: str, path: str, endpoint: bool, status: Callable[[], int]) -> Iterator[None]:
-    """Count, time and log one request; `status` is asked at the end. Only an endpoint's path becomes a label: a client
-    can invent any number of paths."""
+    """Count, time and log one request. Only an endpoint's path becomes a label: a client can invent any other."""
     token, start = _request_id.set(request_id), time.perf_counter()
     trace.get_current_span().set_attribute("request.id", request_id)
     metrics().inside.inc(endpoint)

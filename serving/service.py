@@ -45,8 +45,7 @@ class VideoBlip2Service:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
-        """Stop the start with one line if there is no model or a setting is wrong; a worker that fails restarts
-        forever."""
+        """Stop the start with one line if something is missing or wrong; a worker that fails restarts forever."""
         try:
             settings = read_settings()
             references(settings)

@@ -1,11 +1,7 @@
-"""From the files of a request to items: media become features here, .npy and safetensors are read as numbers.
-
-No byte is trusted, and nothing is unpickled.
-"""
+"""From the files of a request to items: media become features; .npy and safetensors are read, nothing unpickled."""
 
 import asyncio
 import io
-import math
 import secrets
 import shutil
 import tempfile
@@ -25,7 +21,7 @@ from videoblip2.files import MEDIA_SUFFIXES
 from videoblip2.modality import MODALITIES, Features
 
 from . import observe
-from .batching import Clip, EncodingQueue
+from .batching import Clip, EncodingQueue, Item
 from .media import BUSY, Decoders
 from .messages import OneUpload, Refusal, Uploads
 
@@ -39,7 +35,7 @@ NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: 
 
 async def items_of(
     uploads: Uploads, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
-) -> list[Features | BaseException]:
+) -> list[Item]:
     """Items in the order media, .npy, safetensors; a file that cannot be used is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
@@ -117,10 +113,7 @@ class MediaIntake:
         return item
 
     async def features(self, file: UploadFile, captioner: Captioner, every_frame: bool) -> Features:
-        """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free.
-
-        The client's file name gives a known suffix and nothing else.
-        """
+        """One upload → its features. Raises Refusal: 400 if it cannot be read, 429 if no decoder is free."""
         settings = self.decoders.settings
         try:
             async with asyncio.timeout(settings.decode_wait_seconds):
@@ -144,11 +137,10 @@ class MediaIntake:
 
     def _prepare(self, file: UploadFile, captioner: Captioner, every_frame: bool) -> "PreparedVideo":
         """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
-        suffix, encoders = PurePath(file.filename or "").suffix.lower(), captioner.media_encoders
+        encoders, suffix = captioner.media_encoders, PurePath(file.filename or "").suffix.lower()
         encoders = encoders.every_frame if every_frame else encoders
-        with tempfile.NamedTemporaryFile(
-            prefix="vb2-upload-", suffix=suffix if suffix in MEDIA_SUFFIXES else ".bin"
-        ) as copy:
+        suffix = suffix if suffix in MEDIA_SUFFIXES else ".bin"  # nothing else of the client's name counts
+        with tempfile.NamedTemporaryFile(prefix="vb2-upload-", suffix=suffix) as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
             with self.decoders.decode(Path(copy.name), encoders.settings.fps, encoders.clap.rate) as (frames, sound):
@@ -164,21 +156,14 @@ def made_with(captioner: Captioner, every_frame: bool) -> tuple[str, bool]:
 
 def npy_array(content: bytes, name: str) -> np.ndarray:
     """The bytes of a .npy file with floating-point numbers [rows, width] → float32. Raises InputError naming `name`."""
-    file = io.BytesIO(content)  # numpy would allocate what the header claims before it reads: check the claim first
+    file = io.BytesIO(content)
     try:
-        major, minor = np.lib.format.read_magic(file)
-        shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{major}_{minor}")(file)
+        array = np.load(file, allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, which fails in many ways
-        raise InputError(f"{name}: not a .npy file; send what numpy.save wrote") from error
-    if not np.issubdtype(dtype, np.floating) or dtype.itemsize > 8 or len(shape) != 2:
-        raise InputError(f"{name}: holds {dtype} of shape {list(shape)}; send floating-point numbers [rows, width]")
-    present = len(content) - file.tell()
-    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != present:
-        raise InputError(
-            f"{name}: its header says {list(shape)} {dtype}, but {present} bytes follow; send the complete file"
-        )
-    flat = np.frombuffer(content, dtype, offset=file.tell())
-    return _float32(flat.reshape(shape, order="F" if fortran_order else "C"))
+        raise InputError(f"{name}: not a complete .npy file; send what numpy.save wrote") from error
+    if file.read(1) or not isinstance(array, np.ndarray):
+        raise InputError(f"{name}: more than one .npy array; send what numpy.save wrote")
+    return _numbers(array, name)
 
 
 def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
@@ -210,14 +195,15 @@ def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features | In
     for modality, entry in MODALITIES.items():
         if entry.required and modality not in found:
             return InputError(f"{name}: has {prefix}{next(iter(found))} and no {prefix}{modality}; send both")
-    for modality, tensor in found.items():
-        if tensor.dtype.kind != "f" or tensor.ndim != 2:
-            shape = f"{tensor.dtype} {list(tensor.shape)}"
-            return InputError(f"{name}: {prefix}{modality} is {shape}; send floats [rows, width]")
-    return {modality: _float32(tensor) for modality, tensor in found.items()}
+    try:
+        return {modality: _numbers(tensor, f"{name}: {prefix}{modality}") for modality, tensor in found.items()}
+    except InputError as error:
+        return error
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    """Numbers too large for float32 become infinite, which the model's check refuses."""
+def _numbers(array: np.ndarray, name: str) -> np.ndarray:
+    """Floats [rows, width] → float32; those too large for it become infinite, which the model's check refuses."""
+    if array.dtype.kind != "f" or array.ndim != 2:
+        raise InputError(f"{name}: holds {array.dtype} {list(array.shape)}; send floats [rows, width]")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)

@@ -50,6 +50,7 @@ class FakeCaptioner:
         return [tuple(ExplainedWord(word, 0.0, 1.5) for word in caption.split()) for caption in captions]
 
     def cut(self, item):
+        self.check(item)
         return {name: array[:: max(1, len(array) // 256)] for name, array in item.items()}
 
     def check(self, item):

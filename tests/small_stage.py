@@ -12,11 +12,11 @@ from conftest import CAPTIONS, ROOT
 from folders import process_folder
 from tracking_store import empty_store
 
-from videoblip2 import registry
 from videoblip2.config import parse_config
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import write_features
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
+from videoblip2.registry import versions as registry
 from videoblip2.toy.models import LanguageModelConfig, build_t5
 from videoblip2.tracking.mlflow import store
 from videoblip2.training.stage import run_stage

@@ -174,10 +174,7 @@ class Captioner:
         return (windows * window if window and windows else None), window
 
     def media_features(self, path: Path) -> Features:
-        """One media file → its features, through the encoders that made the training features.
-
-        Raises InputError naming a file that cannot be decoded.
-        """
+        """One media file → its features, as the training features were made. Raises InputError if it is unreadable."""
         return self.media_encoders.encode_file(path)
 
     @property
@@ -218,16 +215,13 @@ class Captioner:
         return store
 
     def cut(self, item: Features) -> Features:
-        """The rows of an item that the model reads, copied: at most `max_positions`, evenly spaced."""
+        """The rows of an item that the model reads: at most `max_positions`, evenly spaced; see `check`."""
         from videoblip2.data.batches import thin
 
-        return {name: thin(array, self.model.config.max_positions) for name, array in item.items()}
+        return {name: thin(array, self.model.config.max_positions) for name, array in self.check(item).items()}
 
     def check(self, item: Features) -> Features:
-        """Exactly the modalities that this model reads; one that the video lacks has no rows.
-
-        Raises InputError for features that the model cannot take.
-        """
+        """The modalities that this model reads, without rows where one is lacking. Raises InputError for others."""
         checked = {}
         for name, width in self.model.config.widths.items():
             array, required = item.get(name, np.zeros((0, width), np.float32)), MODALITIES[name].required

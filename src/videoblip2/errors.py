@@ -67,11 +67,7 @@ def first_line(error: BaseException) -> str:
 
 
 def validated(model: type[Model], content: object, source: str = "", name: Callable[[str], str] = str) -> Model:
-    """Build a pydantic model. Raises InputError naming `source` and each unknown key or wrong value.
-
-    Args:
-        name: what the user calls a key, such as the environment variable that sets it.
-    """
+    """Build a pydantic model. Raises InputError naming `source` and each wrong key; name: what the user calls a key."""
     from pydantic import ValidationError
 
     try:

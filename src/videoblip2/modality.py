@@ -5,8 +5,6 @@ folder of the feature store (`audio/ID.npy`), a part of the network (`audio_bran
 request.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -41,10 +39,7 @@ MODALITIES = {
 
 
 class ExplainedWord(NamedTuple):
-    """A word of a caption, and by how many nats its log-probability falls where the sound, or the picture, is withheld.
-
-    Below zero, the word is likelier without.
-    """
+    """A word of a caption, and how many nats of its log-probability it owes to the sound and to the picture."""
 
     word: str
     sound: float

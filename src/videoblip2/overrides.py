@@ -19,10 +19,7 @@ SHORT = {"resume": "train.resume"}
 
 
 def find_experiment(name: str | Path) -> Path:
-    """The file `name`; where there is none, the shipped experiment of that name.
-
-    "toy_ce", "toy_ce.yaml" and "experiments/toy_ce.yaml" all name the shipped experiment.
-    """
+    """The file `name`; where there is none, the shipped experiment that `toy_ce` or `experiments/toy_ce.yaml` names."""
     path = Path(expand(str(name)))
     ships = shipped("experiments") / f"{path.name.removesuffix('.yaml')}.yaml"
     return ships if not path.exists() and str(path.parent) in (".", "experiments") and ships.is_file() else path
@@ -33,24 +30,18 @@ def read_yaml(path: str | Path) -> Tree:
     try:
         content = yaml.safe_load(find_experiment(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; give a YAML file, or a name from `vb2 experiments list`"
-        ) from error
+        remedy = "give a YAML file, or a name from `vb2 experiments list`"
+        raise InputError(f"{path}: {error.strerror}; {remedy}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct the file") from error
     if not isinstance(content, dict | None):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}, not keys and values; see `vb2 experiments show toy_ce`"
-        )
+        kind = type(content).__name__
+        raise InputError(f"{path}: holds a {kind}, not keys and values; see `vb2 experiments show toy_ce`")
     return content or {}
 
 
 def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type[BaseModel]) -> Tree:
-    """A copy of nested mappings with `key=value` overrides applied; keys and types are not checked.
-
-    Args:
-        model: where a key of it is text, the override is taken as typed, and as YAML everywhere else.
-    """
+    """A copy with `key=value` applied, unchecked; where a key of `model` is text, the value is taken as typed."""
     merged: Tree = json.loads(json.dumps(content, default=str))
     for override in overrides:
         key, separator, text = override.partition("=")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from videoblip2.features.store import FeatureStore
     from videoblip2.model.network import VideoBlip2
 
+#: Where encoders are now, if they have moved: folder or hub name by kind, `clip` or `clap`.
+Places = Mapping[str, str | None]
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -29,7 +32,7 @@ class OpenModel:
     version: str  # `NAME/3`, `m-…` or the folder's name
     overrides: tuple[str, ...] = ()  # `key=value` on the configuration of its checkpoint
     device: str | None = None  # None = the configuration's
-    encoders: Mapping[str, str | None] = field(default_factory=dict)  # `clip`, `clap`: where they are now, if moved
+    encoders: Places = field(default_factory=dict)
 
     @cached_property
     def config(self) -> Config:
@@ -69,7 +72,7 @@ def open_model(
     overrides: Sequence[str] = (),
     device: str | None = None,
     found: FoundModel | None = None,
-    encoders: Mapping[str, str | None] | None = None,
+    encoders: Places | None = None,
 ) -> OpenModel:
     """MODEL (a checkpoint folder, an MLflow run, `models:/videoblip2@champion`) → the model with its data.
 
@@ -77,7 +80,6 @@ def open_model(
         overrides: `key=value` on the configuration of its checkpoint, such as data.features=DIR.
         device: auto, cpu, cuda …; None = the configuration's.
         found: what `find_model` returned for MODEL earlier: an alias may have moved since.
-        encoders: folder or hub name by kind, `clip` or `clap`, where an encoder is not where it was in training.
     """
     there = found or find_model(model)
     return OpenModel(str(model), there.folder, there.version, tuple(overrides), device, encoders or {})
@@ -88,8 +90,6 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
     return load_captioner(model, device).model
 
 
-def load_captioner(
-    model: str | Path, device: str | None = None, encoders: Mapping[str, str | None] | None = None
-) -> Captioner:
+def load_captioner(model: str | Path, device: str | None = None, encoders: Places | None = None) -> Captioner:
     """MODEL → a Captioner on `device` (default: CUDA where there is one); see `open_model`."""
     return open_model(model, device=device or "auto", encoders=encoders).captioner

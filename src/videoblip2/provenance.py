@@ -129,10 +129,7 @@ class Provenance(Record):
 
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:
-        """Read provenance.json of a checkpoint folder; `optional`: an empty record if there is none.
-
-        Raises InputError for a missing or damaged file and for a format that this version cannot read.
-        """
+        """Read provenance.json; `optional`: an empty record if there is none. Raises InputError if that fails."""
         path = folder / FILE
         if optional and not path.is_file():
             return cls()

@@ -9,7 +9,7 @@ from typing import Any
 from videoblip2.captions import CaptionMetrics, caption_metrics
 from videoblip2.captions.predictions import CaptionRow
 from videoblip2.data import caption_sources
-from videoblip2.data.documents import VIDEO, Document, media_id, read_documents, value_of
+from videoblip2.data.documents import VIDEO, Document, Paths, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
 from videoblip2.tracking.compare import Comparison, Predictions, Side, compare_sides
 
@@ -47,9 +47,7 @@ class ScoreReport:
         return None
 
 
-def score_predictions(
-    predictions: str | Path, references: Sequence[str | Path], against: str | Path | None = None
-) -> ScoreReport:
+def score_predictions(predictions: str | Path, references: Paths, against: str | Path | None = None) -> ScoreReport:
     """Score a file of captions with every metric that runs here, as `pycocoevalcap` does.
 
     Args:
@@ -64,30 +62,24 @@ def score_predictions(
     written = [read_predictions(file) for file in files]
     for file, captions in zip(files, written, strict=True):
         if unknown := [video for video in captions if video not in known]:
-            raise InputError(
-                f"{file}: {len(unknown)} of {len(captions)} videos have no references: {some(unknown)}; "
-                "give the references of the same data set, with the same spelling of ids"
-            )
+            few, remedy = some(unknown), "give the references of the same data set, with the same spelling of ids"
+            raise InputError(f"{file}: {len(unknown)} of {len(captions)} videos have no references: {few}; {remedy}")
     videos = [video for video in known if all(video in captions for captions in written)]
     if not videos:
         raise InputError(f"{' and '.join(map(str, files))}: no video in common; give captions of the same videos")
     groups = {video: known[video] for video in videos}
     scores = [caption_metrics(groups, {video: captions[video] for video in videos}) for captions in written]
-    sides = [
-        Side(str(file), (), (_rows(groups, captions, found),))
-        for file, captions, found in zip(files, written, scores, strict=True)
-    ]
+    columns = zip(files, written, scores, strict=True)
+    sides = [Side(str(file), (), (_rows(groups, captions, found),)) for file, captions, found in columns]
     return ScoreReport(tuple(scores), compare_sides("", sides[::-1], ()), len(known) - len(videos))
 
 
 def _rows(groups: Mapping[str, Sequence[str]], captions: Mapping[str, str], found: CaptionMetrics) -> Predictions:
-    return {
-        video: CaptionRow(video, captions[video], found.per_video[video], tuple(group))
-        for video, group in groups.items()
-    }
+    each = found.per_video
+    return {video: CaptionRow(video, captions[video], each[video], tuple(texts)) for video, texts in groups.items()}
 
 
-def read_references(paths: Sequence[str | Path]) -> dict[str, tuple[str, ...]]:
+def read_references(paths: Paths) -> dict[str, tuple[str, ...]]:
     """Video id → its reference captions, in the files' order. Raises InputError for files without captions."""
     references: dict[str, tuple[str, ...]] = {}
     for document in read_documents(paths):
@@ -134,26 +126,19 @@ def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
 
 
 def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:
-    """The report as plain data, in pycocoevalcap's scale."""
-    own = report.scores[0]
-    found: dict[str, Any] = {
-        "metrics": own.corpus,
-        "intervals": {name: report.interval(name) for name in own.corpus},
-        "unavailable": own.unavailable,
-        "videos": report.videos,
-        "unpredicted": report.unpredicted,
-    }
-    if per_video:
-        found["per_video"] = own.per_video
-    if len(report.scores) > 1:
-        other = report.scores[1]
-        found["against"] = {
-            "metrics": other.corpus,
-            "intervals": {name: report.interval(name, 1) for name in other.corpus},
-            "differences": {  # "of" says what differs, where that is not the corpus score
-                score.metric.name: {**score.differences[0]._asdict(), "of": score.metric.mean_label}
-                for score in report.comparison.scores
-            },
-            **({"per_video": other.per_video} if per_video else {}),
+    """The report as plain data, in pycocoevalcap's scale; a difference's "of" says what differs."""
+    own, *others = (
+        {
+            "metrics": scores.corpus,
+            "intervals": {name: report.interval(name, place) for name in scores.corpus},
+            **({"per_video": scores.per_video} if per_video else {}),
         }
+        for place, scores in enumerate(report.scores)
+    )
+    found = {**own, "unavailable": report.scores[0].unavailable}
+    found |= {"videos": report.videos, "unpredicted": report.unpredicted}
+    for other in others:
+        compared = [(score.metric, score.differences[0]) for score in report.comparison.scores]
+        gaps = {metric.name: {**gap._asdict(), "of": metric.mean_label} for metric, gap in compared}
+        found["against"] = {**other, "differences": gaps}
     return found

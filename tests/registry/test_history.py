@@ -5,8 +5,8 @@ import shutil
 import pytest
 from tracking_store import place_store, write_checkpoint
 
-from videoblip2 import registry
 from videoblip2.config import InputError
+from videoblip2.registry import versions as registry
 from videoblip2.registry.promote import rollback
 from videoblip2.registry.versions import Move, move_champion, moves, succession
 from videoblip2.tracking import RunSpec, find_model, open_run

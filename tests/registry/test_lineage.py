@@ -6,9 +6,9 @@ import pytest
 from small_stage import stages
 from tracking_store import place_store, write_checkpoint
 
-from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.provenance import Provenance
+from videoblip2.registry import versions as registry
 from videoblip2.registry.lineage import lineage, parent_of
 from videoblip2.tracking.source import environment, lock_digest, revision_tags
 

@@ -9,12 +9,12 @@ import mlflow
 import pytest
 from gate_world import FAIR, GOOD, HALF, NOUNS, POOR, REFERENCES, RIGHT, Gatehouse, made_with
 
-from videoblip2 import registry
 from videoblip2.config import InputError
 from videoblip2.errors import no_progress
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders
+from videoblip2.registry import versions as registry
 from videoblip2.registry.lineage import lineage
 from videoblip2.registry.promote import TRIVIAL, rollback
 from videoblip2.registry.verdict_files import TAG, facts_of
@@ -244,7 +244,7 @@ def test_a_writer_right_after_ours_is_noticed(house, monkeypatch):
     real = versions.set_champion
     monkeypatch.setattr(versions, "set_champion", lambda name, version: (real(name, version), real(name, 1)))
     house.promote(house.log("poor", POOR))
-    with pytest.raises(InputError, match="somebody set it to version 1 at the same time"):
+    with pytest.raises(InputError, match="was set to version 2, and is 1: somebody else changes it"):
         house.promote(house.log("good", GOOD))
 
 

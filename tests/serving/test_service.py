@@ -182,7 +182,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
             "the form cannot be read (Too many fields",
         ),
         ({"files": {"video": ("a.mp4", b"text")}}, "the uploaded file: no video in it; send an mp4, avi or webm file"),
-        ({"files": {"video_features": b"x"}}, "video_features: not a .npy file; send what numpy.save wrote"),
+        ({"files": {"video_features": b"x"}}, "video_features: not a complete .npy file; send what numpy.save wrote"),
         ({"files": {"video_features": npy(np.full((2, 24), np.nan))}}, "video features hold NaN or infinity"),
         ({"files": features(first=NAN)}, "the network's answer to these features is NaN"),
         ({"files": {**features(), "video": ("a.mp4", b"video")}}, "more than one video in the request"),
@@ -338,7 +338,7 @@ def test_more_items_at_once_than_the_queue_holds_is_413(start):
         answer = client.post("/captions", files=[("video_features", npy(item()["video"]))] * 3)
         assert (answer.status_code, answer.json()["error"]) == (413, "3 items at once; send at most 2")
         answer = client.post("/caption", files=features(3), data={"segments": "1e-300"})
-        told = "segments=1e-300: makes 3 of this video, more than 2; ask for longer ones"
+        told = "segments=1e-300: makes 3 parts, more than 2; ask for longer ones"
         assert (answer.status_code, answer.json()["error"]) == (413, told)
 
 

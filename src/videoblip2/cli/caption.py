@@ -39,32 +39,19 @@ Clap = Annotated[str | None, Option(help="CLAP that made the model's features, i
 def caption(
     model: console.ModelName,
     sources: Annotated[list[str] | None, Argument(metavar="SOURCE", help=SOURCES, callback=console.expanded)] = None,
-    out: Annotated[
-        Path | None, Option(help="Output file: .jsonl .json .csv .tsv .parquet .srt .vtt; resumable.")
-    ] = None,
-    questions: Annotated[
-        list[str] | None,
-        Option(help="Ask instead of captioning: a question, or a file with one per line; repeatable."),
-    ] = None,
+    out: Annotated[Path | None, Option(help="Resumable output: .jsonl .json .csv .tsv .parquet .srt .vtt.")] = None,
+    questions: Annotated[list[str] | None, Option(help="A question to ask, or a file of them; repeatable.")] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
-    temperature: Annotated[
-        float | None, Option(help="Sampling temperature, with --samples (default: 1) or --consensus (0.7).")
-    ] = None,
+    temperature: Annotated[float | None, Option(help="Of sampling; default: 1, with --consensus 0.7.")] = None,
     consensus: Annotated[int, Option(min=0, help="Also draw this many captions; keep the one most like the rest.")] = 0,
     num_beams: console.Beams = 1,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
-    explain: Annotated[
-        bool, Option("--explain", help="Also say what each word owes to the sound and to the picture.")
-    ] = False,
+    explain: Annotated[bool, Option("--explain", help="Also say what each word owes to sound and picture.")] = False,
     features: console.FeatureFolder = None,
     keep_features: Annotated[Path | None, Option(help="Feature store to keep the features in.")] = None,
-    shard: Annotated[
-        str | None, Option(metavar="I/N", help="Process part I of N; --out then gets .I-of-N in its name.")
-    ] = None,
-    merge: Annotated[
-        bool, Option("--merge", help="Merge: MODEL is the file to write, SOURCE its parts (default: its shards).")
-    ] = False,
+    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; --out gets .I-of-N in its name.")] = None,
+    merge: Annotated[bool, Option("--merge", help="Merge SOURCE (default: its shards) into the file MODEL.")] = False,
     engine: console.Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of models, with ray.")] = 1,
     batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
@@ -188,9 +175,7 @@ def _questions(words: Iterable[str]) -> Iterator[str]:
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--questions {word}: {error}; give a UTF-8 text file with one question per line"
-            ) from error
+            raise InputError(f"--questions {word}: {error}; give a UTF-8 file with a question per line") from error
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
 
 

@@ -11,6 +11,10 @@ from videoblip2.errors import InputError, counted, some
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport, QuestionReport
 
+SPLIT = "Split of files that do not name one: train, val, test; random: a new one of all; auto: of the rest."
+KEPT = (
+    "{} are kept as they are, including {} that repeat another of the same video, {} empty, {} with control characters"
+)
 app = Typer(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
 
 
@@ -37,12 +41,7 @@ def prepare(
     annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")],
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
     task: Annotated[Literal["caption", "qa"], Option(help="Captions, or questions with answers.")] = "caption",
-    split: Annotated[
-        str | None,
-        Option(
-            help="Split of files that do not name one: train, val, test; random: a new one of all; auto: of the rest."
-        ),
-    ] = None,
+    split: Annotated[str | None, Option(help=SPLIT)] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
     only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the others.")] = None,
     json: Json = False,
@@ -88,11 +87,8 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         (report.moved, f"in a different split than their own file says: {counted(report.moved, 'video')}"),
         (kept, f"already there, left unchanged: {kept}; delete any that belong to other data"),
     )
-    flaws = (
-        f"captions are kept as they are, including {report.duplicate_captions} that repeat another of the same video, "
-        f"{report.empty_captions} empty, {report.control_character_captions} with control characters"
-    )
-    return [*files, *bare, *rest, flaws]
+    flaws = report.duplicate_captions, report.empty_captions, report.control_character_captions
+    return [*files, *bare, *rest, KEPT.format("captions", *flaws)]
 
 
 def _question_lines(report: "QuestionReport") -> list[str]:
@@ -101,10 +97,7 @@ def _question_lines(report: "QuestionReport") -> list[str]:
         inside = f"; {100 * report.in_map[split]:.1f} % of the answers in the map" if report.in_map else ""
         asked, videos = counted(report.questions[split], "question"), counted(report.videos[split], "video")
         lines.append(f"{file}: {asked} on {videos} ({_counts(report.types[split])}){inside}")
-    kept = (
-        f"questions are kept as they are, including {report.repeated} that repeat another of the same video, "
-        f"{report.empty} empty, {report.control_character} with control characters"
-    )
+    kept = KEPT.format("questions", report.repeated, report.empty, report.control_character)
     shared = (report.shared_videos, f"videos with questions in more than one split: {report.shared_videos}")
     return [*lines, f"answer map: {report.map_from}", kept, *listed(shared)]
 
@@ -151,9 +144,7 @@ def top5(
     write_json(out, selection.videos)
     captions = sum(selection.reasons.values())
     sides = {"all": selection.all_captions, "chosen": selection.chosen}
-    rows = [
-        [label, *(f"{scale * side[name]:.1f}" for side in sides.values())] for name, (label, scale) in SHOWN.items()
-    ]
+    rows = [[label, *(f"{scale * side[key]:.1f}" for side in sides.values())] for key, (label, scale) in SHOWN.items()]
     title = f"{out}: {counted(len(videos), 'video')}, {counted(captions, 'caption')}"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.reasons.items())
     text = f"{table(title, ['mean over videos', *sides], rows)}\nchosen because: {reasons}"

@@ -96,7 +96,5 @@ def _results(made: "Demo") -> str:
         difference = gains["scst"][key].differences[0]
         clear = difference.low > 0 or difference.high < 0
         said.append(f"{label_of(key)} {shown_interval(key, difference, '+')}{'' if clear else ' (not significant)'}")
-    return (
-        table(title, ["model", label_of(PRIMARY), "minus CE", *heads, "run id"], rows)
-        + f"\nBrackets: 95 % intervals over the test videos. SCST minus CE: {', '.join(said)}."
-    )
+    drawn = table(title, ["model", label_of(PRIMARY), "minus CE", *heads, "run id"], rows)
+    return f"{drawn}\nBrackets: 95 % intervals over the test videos. SCST minus CE: {', '.join(said)}."

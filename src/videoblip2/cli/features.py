@@ -5,45 +5,30 @@ from typing import Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.cli.console import (
-    SOME_FAILED,
-    Engine,
-    Json,
-    emit,
-    examples,
-    exit_if_failed,
-    interruptible,
-    progress,
-    require,
-)
+from videoblip2.cli import console
 from videoblip2.errors import counted, some
 
 app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
+CLIP, CLAP = "openai/clip-vit-large-patch14", "laion/clap-htsat-unfused"
+Output = Literal["projected", "hidden"]
+Tokens = Literal["pooled", "patch"]
 DType = Literal["float32", "bfloat16", "float16"] | None
 Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
-@app.command(epilog=examples("features extract videos/ --out features/mine --device cuda --shard 1/4"))
+@app.command(epilog=console.examples("features extract videos/ --out features/mine --device cuda --shard 1/4"))
 def extract(
     videos: Annotated[list[Path], Argument(help="Video files, or folders of them.")],
     out: Annotated[Path, Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
-    clip: Annotated[
-        str, Option(help="Vision tower, such as CLIP, SigLIP or DINOv2: folder or hub name.")
-    ] = "openai/clip-vit-large-patch14",
-    clap: Annotated[
-        str, Option(help="Audio tower, such as CLAP, AST or Whisper: folder or hub name.")
-    ] = "laion/clap-htsat-unfused",
+    clip: Annotated[str, Option(help="Vision tower (CLIP, SigLIP …): folder or hub name.")] = CLIP,
+    clap: Annotated[str, Option(help="Audio tower (CLAP, AST, Whisper …): folder or hub name.")] = CLAP,
     clip_revision: Revision = None,
     clap_revision: Revision = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: 1, with --frames 4.")] = None,
     frames: Annotated[int | None, Option(help="Exact number of frames, evenly spaced, from those at --fps.")] = None,
     max_frames: Annotated[int | None, Option(help="Maximum frames per video; longer ones are thinned evenly.")] = None,
-    output: Annotated[
-        Literal["projected", "hidden"], Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")
-    ] = "projected",
-    tokens: Annotated[
-        Literal["pooled", "patch"], Option(help="One vector per frame, or one for each patch.")
-    ] = "pooled",
+    output: Annotated[Output, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
+    tokens: Annotated[Tokens, Option(help="One vector per frame, or one for each patch.")] = "pooled",
     window_seconds: Annotated[float | None, Option(help="Seconds of audio per vector; default: the model's.")] = None,
     device: Annotated[str, Option(help="auto (a GPU if available), cpu, cuda, cuda:1 …")] = "auto",
     dtype: Annotated[DType, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
@@ -54,12 +39,12 @@ def extract(
     annotations: Annotated[
         list[Path] | None, Option(help="Only the videos of these files, and segments ID#START-END of them.")
     ] = None,
-    engine: Engine = "local",
+    engine: console.Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
-    json: Json = False,
+    json: console.Json = False,
 ) -> None:
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
-    require(videos, "give video files, or folders of them")
+    console.require(videos, "give video files, or folders of them")
     from videoblip2.captioner import pick_device
     from videoblip2.data.annotations import read_annotations
     from videoblip2.features.encoders import load_clap, load_clip
@@ -80,64 +65,61 @@ def extract(
     )
     device = str(pick_device(device))
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    encoders = Encoders(
-        load_clip(clip, device, clip_revision, kind, output, tokens),
-        load_clap(clap, device, clap_revision, kind),
-        settings,
-    )
+    pair = load_clip(clip, device, clip_revision, kind, output, tokens), load_clap(clap, device, clap_revision, kind)
+    encoders = Encoders(*pair, settings)
     ray = None
     if engine == "ray":
         from videoblip2.features.ray_engine import RayEngine, require_ray
 
         require_ray()
         ray = RayEngine(encoders, out, device, actors, workers or 1)
-    with interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
-        report = extract_features(paths, out, encoders, run, progress, ray)
+    with console.interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
+        report = extract_features(paths, out, encoders, run, console.progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
     lines = [f"not a video by suffix or content, ignored: {_named(others)}"] if others else []
     lines += [f"noted: {caveat}" for caveat in report.noted.values()]
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines += [f"no file for: {_named(report.missing)}"] if report.missing else []
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
-    emit(report, json, "\n".join(lines), out=str(out), passed_over=others)
-    exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
+    console.emit(report, json, "\n".join(lines), out=str(out), passed_over=others)
+    console.exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
 
 
-@app.command("import", epilog=examples("features import clip.npy ids.json --out features/mine --audio clap.npy"))
+@app.command("import", epilog=console.examples("features import clip.npy ids.json --out features/mine"))
 def import_(
     video: Annotated[Path, Argument(help=".npy of frame features [videos, frames, width up to 768].")],
     ids: Annotated[Path, Argument(help="JSON list of video ids, one for each row.")],
     out: Annotated[Path, Option(help="The feature store to write.")],
     audio: Annotated[Path | None, Option(help=".npy of audio features [videos, windows, width up to 512].")] = None,
-    json: Json = False,
+    json: console.Json = False,
 ) -> None:
     """Make a feature store from features that are already in one array."""
     from videoblip2.features.store import import_arrays
 
-    videos = import_arrays(video, ids, out, audio, progress)
-    emit({"out": str(out), "videos": videos}, json, f"{out}: {counted(videos, 'video')}")
+    videos = import_arrays(video, ids, out, audio, console.progress)
+    console.emit({"out": str(out), "videos": videos}, json, f"{out}: {counted(videos, 'video')}")
 
 
-@app.command(epilog=examples("features pack features/mine features/mine.safetensors"))
+@app.command(epilog=console.examples("features pack features/mine features/mine.safetensors"))
 def pack(
     store: Annotated[Path, Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
     out: Annotated[Path, Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
-    json: Json = False,
+    json: console.Json = False,
 ) -> None:
     """Pack a feature store into one memory-mapped file, which every command takes in place of the folder."""
     from videoblip2.features.pack import pack_features
 
-    report = pack_features(store, out, progress)
+    report = pack_features(store, out, console.progress)
     kinds = ", ".join(f"{modality} {kind}" for modality, kind in report.kinds.items())
     videos = counted(report.videos, "video")
-    emit(report, json, f"{out}: {videos}, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB")
+    console.emit(report, json, f"{out}: {videos}, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB")
 
 
-@app.command(epilog=examples("features check features/msrvtt --annotations data/msrvtt/train.json"))
+@app.command(epilog=console.examples("features check features/msrvtt --annotations data/msrvtt/train.json"))
 def check(
     store: Annotated[Path, Argument(help="A folder with video/ID.npy and audio/ID.npy, or a packed file.")],
     annotations: Annotated[Path | None, Option(help="Check the videos of this file; default: all.")] = None,
-    json: Json = False,
+    json: console.Json = False,
 ) -> None:
     """Check shapes, types, NaN, missing files, silent, empty and absent audio; exit with 3 if a video is unusable."""
     from videoblip2.data.annotations import read_annotations
@@ -152,9 +134,9 @@ def check(
     (least, most), (few, many) = report.frames, report.audio_windows
     videos = counted(report.videos, "video")
     lines.append(f"{store}: {videos} usable, {least}-{most} frames, {few}-{many} audio windows")
-    emit(report, json, "\n".join(lines), ok=report.ok)
+    console.emit(report, json, "\n".join(lines), ok=report.ok)
     if not report.ok:
-        raise Exit(SOME_FAILED)
+        raise Exit(console.SOME_FAILED)
 
 
 def _named(ids: list[str]) -> str:

@@ -1,7 +1,4 @@
-"""`vb2 runs`: the runs of the MLflow store, and how they compare; `vb2 score`: captions of any system.
-
-`vb2 score` needs neither torch nor mlflow.
-"""
+"""`vb2 runs`: runs, and how they compare; `vb2 score`: captions of any system, without torch and mlflow."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -99,12 +96,7 @@ def gc(
     emit({"closed": [run.run_id for run in closed]}, json, _runs_table(title, closed))
 
 
-@scoring.command(
-    epilog=examples(
-        "score results.json data/msrvtt/test.json",
-        "score results.json test_videodatainfo.json.zip --against other.jsonl --json",
-    )
-)
+@scoring.command(epilog=examples("score results.json test.json", "score results.json test.json --against other.jsonl"))
 def score(
     predictions: Annotated[Path, Argument(help="COCO or LAVIS results, JSON lines, CSV, TSV: one caption per video.")],
     references: Annotated[list[Path], Argument(help="References in any format that `vb2 data prepare` reads.")],
@@ -156,9 +148,7 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
         runs = side.runs[0].run_id if len(side.runs) == 1 else f"{len(side.runs)} seeds"
         legend.append(f"  {name}  {side.name}  {runs}")
     # A long value is cut at its start: paths and addresses differ at the end.
-    cut = [
-        [key, *(v if len(v) <= LONGEST else f"…{v[1 - LONGEST :]}" for v in each)] for key, each in comparison.differs
-    ]
+    cut = [[key, *(v if len(v) <= LONGEST else f"…{v[1 - LONGEST :]}" for v in row)] for key, row in comparison.differs]
     nothing = "Nothing differs in configuration, data and source."
     differs = table("What differs", ["", *letters], cut) if cut else nothing
     parts = ["\n".join(legend), *(f"warning: {line}" for line in comparison.warnings), differs]
@@ -172,10 +162,7 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
 
 
 def _scores(comparison: "Comparison", letters: list[str], corpus: Mapping[str, Sequence[float]] | None = None) -> str:
-    """One table for one or two sides; for more, the scores and below them the differences to the first.
-
-    corpus: scores of each side that have no interval, beside those of all captions together.
-    """
+    """One table for up to two sides; for more, another of differences. corpus: scores that have no interval."""
     from videoblip2.captions.metrics import label_of, shown, shown_interval
 
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"

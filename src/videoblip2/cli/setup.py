@@ -175,10 +175,7 @@ CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
     "SPICE's model files": (spice, "`python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'` fetches them"),
     "video decoding (PyAV)": (decoders, "`pip install --only-binary av av`: its wheels bring FFmpeg with all decoders"),
     "ffmpeg": (partial(program, "ffmpeg"), "optional: PyAV has its own"),
-    "GPU": (
-        gpu,
-        "the toy world needs none, MSR-VTT 24 GB; torch's CUDA build: https://pytorch.org/get-started/locally",
-    ),
+    "GPU": (gpu, "the toy world needs none, MSR-VTT 24 GB; the CUDA build: https://pytorch.org/get-started/locally"),
     "uv": (partial(program, "uv"), "`pip install uv`; then `mlflow run . -e ce --env-manager uv`"),
     "conda": (partial(program, "conda"), "install Miniforge, or set MLFLOW_CONDA_HOME; then `mlflow run . -e ce`"),
     "pyenv": (partial(program, "pyenv"), "install pyenv; then `mlflow run . -e ce --env-manager virtualenv`"),

@@ -1,7 +1,5 @@
 """The lists that other parts read, of videos with captions and of questions about videos; what features they lack."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -75,10 +73,8 @@ def require_features(entries: Entries, store: Store, file: str) -> Entries:
     """The entries of an annotation file, unchanged. Raises `InputError` if a video lacks features of a modality."""
     videos = list(dict.fromkeys(entry.video_id for entry in entries))
     if missing := [f"{len(ids)} have no {name} ({some(ids)})" for name, ids in lacking(videos, store).items() if ids]:
-        raise InputError(
-            f"{file}: of {len(videos)} videos, {', '.join(missing)} features in {store.root}; extract them, or leave "
-            f"these videos out with `vb2 data prepare … --only-with {store.root}`; `vb2 data check` lists all"
-        )
+        remedy = f"extract them, or `vb2 data prepare … --only-with {store.root}`; `vb2 data check` lists all"
+        raise InputError(f"{file}: of {len(videos)} videos, {', '.join(missing)} features in {store.root}; {remedy}")
     return entries
 
 
@@ -183,10 +179,7 @@ class Coverage:
 
 
 def compare_with_features(annotations: str | Path, store: Store) -> Coverage:
-    """Compare one annotation file, or all those in a folder, with a feature store.
-
-    Raises `InputError` for a folder without annotation files.
-    """
+    """Compare one annotation file, or all in a folder, with a feature store. Raises `InputError` if there is none."""
     path = Path(annotations)
     names = (*SPLIT_FILES.values(), *QUESTION_FILES.values())
     files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]

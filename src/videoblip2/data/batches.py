@@ -30,13 +30,11 @@ class FeatureSource(Protocol):
 
 
 class CachedFeatures:
-    """A FeatureSource that keeps what it has read, up to `megabytes` and a quarter of the memory that is free now.
-
-    A packed store is left to the operating system, which caches its pages while memory allows.
-    """
+    """A FeatureSource that keeps what it has read, up to `megabytes` and a quarter of the memory that is free now."""
 
     def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
         self._source = source
+        # A packed store is left to the operating system, which caches its pages while memory allows.
         self._room = 0 if getattr(source, "packed", False) else min(megabytes * 2**20, free_memory() // 4)
         self._kept: dict[str, Features] = {}
 
@@ -145,10 +143,7 @@ Example = tuple[str, str, Sequence[str]]  # one entry of a batch: a video, its p
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """What every kind of batch is made from. Each kind shuffles with its own `stream` of random numbers.
-
-    share: which entries of each batch to make, where several processes make the others.
-    """
+    """What every kind of batch is made from. share: the entries to make, where several processes make the others."""
 
     source: FeatureSource
     text: TextEncoder
@@ -166,9 +161,8 @@ class BatchMaker:
             return np.random.default_rng([self.seed, stream, epoch]).permutation(count)
 
         def batch(step: int) -> Batch:
-            places = [
-                divmod(step * self.batch_size + n, count) for n in range(self.batch_size)[self.share or slice(None)]
-            ]
+            own = range(self.batch_size)[self.share or slice(None)]
+            places = [divmod(step * self.batch_size + n, count) for n in own]
             entries = [example(epoch, int(order(epoch)[place])) for epoch, place in places]
             ids, prompts, texts = zip(*entries, strict=True)
             features = [self.source.features(video_id) for video_id in ids]

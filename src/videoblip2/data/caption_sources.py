@@ -4,18 +4,16 @@ MSR-VTT (2016, 2017, copies, 1k-A's lists), MSVD, VATEX, ActivityNet, YouCook2, 
 and plain tables.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from videoblip2.data import documents
 from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates
-from videoblip2.data.documents import SPLIT_WORDS, VIDEO, Document, Row, column, media_id, read_documents, value_of
+from videoblip2.data.documents import Document, Paths, Row
 from videoblip2.errors import InputError, some
 from videoblip2.files import segment_id, segment_of
 
@@ -47,7 +45,7 @@ class CaptionFile:
 def read_captions(document: Document) -> CaptionFile:
     """What a document says, recognised by its content. Raises `InputError` for an unknown layout."""
     reader = next(reader for recognised, reader in FORMS if recognised(document))
-    rows = [(where, {column(name): value for name, value in row.items()}) for where, row in reader(document)]
+    rows = [(where, {documents.column(name): value for name, value in row.items()}) for where, row in reader(document)]
     if not rows:
         raise InputError(f"{document.name}: holds no rows; give video_id and caption of each caption")
     columns = rows[0][1].keys()
@@ -70,17 +68,12 @@ def read_captions(document: Document) -> CaptionFile:
     return CaptionFile(videos, other_languages=len(rows) - len(english), description=described)
 
 
-def read_sources(
-    paths: Sequence[str | Path], split: str | None
-) -> tuple[list[tuple[Document, CaptionFile]], Mapping[str, str]]:
-    """The documents with captions, and the split of each video that the other documents list.
-
-    split: one of CHOICES, what the user wants where no list says it.
-    """
+def read_sources(paths: Paths, split: str | None) -> tuple[list[tuple[Document, CaptionFile]], Mapping[str, str]]:
+    """The documents with captions, and the split of each video that other documents list. split: one of CHOICES."""
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
-    said = [(document, read_captions(document)) for document in read_documents(paths)]
+    said = [(document, read_captions(document)) for document in documents.read_documents(paths)]
     sources = [(document, _as_list(document, found, said)) for document, found in said]
     ids = [video.video_id for _, found in sources for _, video in found.videos]
     if not ids:
@@ -112,31 +105,27 @@ def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Doc
 
 def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, list[str]]]:
     """The captions of a row: of its video or, if they have times, of each of its segments."""
-    found = [row[name] for name in row if NUMBERED.fullmatch(name)] or value_of(where, row, CAPTION)
+    found = [row[name] for name in row if NUMBERED.fullmatch(name)] or documents.value_of(where, row, CAPTION)
     if isinstance(found, str) and re.match(r"""\[\s*["']""", found):
         raise InputError(f"{where}: the caption of {video} is a list in one cell; give a row for each, or JSON")
     entries = found if isinstance(found, list) else [found]
-    texts: list[Any] = [
-        next((e[k] for k in ("raw", *CAPTION) if k in e), 0) if isinstance(e, dict) else e for e in entries
-    ]
+    keys = ("raw", *CAPTION)
+    texts: list[Any] = [next((e[k] for k in keys if k in e), 0) if isinstance(e, dict) else e for e in entries]
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: the captions of {video} are {found!r:.60}; give text, or a list of texts")
-    times = row.get("timestamps") or [
-        entry["segment"] for entry in entries if isinstance(entry, dict) and "segment" in entry
-    ]
+    times = row.get("timestamps") or [e["segment"] for e in entries if isinstance(e, dict) and "segment" in e]
     try:
         segments = [(segment_id(video, *span), [text]) for span, text in zip(times, texts, strict=bool(times))]
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: the times of {video} are {times!r:.60}; give a start and an end per caption"
-        ) from error
+        remedy = "give a start and an end per caption"
+        raise InputError(f"{where}: the times of {video} are {times!r:.60}; {remedy}") from error
     return segments or [(video, texts)]
 
 
 def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
     """The id in a row. names: the file name behind each id so far; two files must not share an id."""
-    written = str(value_of(where, row, VIDEO)).strip()
-    video = media_id(written)
+    written = str(documents.value_of(where, row, documents.VIDEO)).strip()
+    video = documents.media_id(written)
     if not video:
         raise InputError(f"{where}: its video_id is empty; name the video")
     if written != video and names.setdefault(video, written) != written:
@@ -147,9 +136,9 @@ def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
 def _split(where: str, row: Mapping[str, Any]) -> str | None:
     """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
     word = row.get("split") or row.get("subset")
-    if word and str(word).strip().lower() not in SPLIT_WORDS:
+    if word and str(word).strip().lower() not in documents.SPLIT_WORDS:
         raise InputError(f"{where} has the split {word!r}; use train, validate or test")
-    return SPLIT_WORDS[str(word).strip().lower()] if word else None
+    return documents.SPLIT_WORDS[str(word).strip().lower()] if word else None
 
 
 def _category(where: str, row: Mapping[str, Any]) -> int:
@@ -206,7 +195,7 @@ def _listed(document: Document) -> Iterator[Row]:
 
 def _lists_ids(document: Document) -> bool:
     content = document.json if document.kind == "json" else None
-    if isinstance(content, dict) and content.keys() <= SPLIT_WORDS.keys():
+    if isinstance(content, dict) and content.keys() <= documents.SPLIT_WORDS.keys():
         content = [video for ids in content.values() for video in ids]
     elif not document.split:
         return False
@@ -215,7 +204,7 @@ def _lists_ids(document: Document) -> bool:
 
 def _msvd_rows(document: Document) -> Iterator[Row]:
     for where, named in document.rows():
-        row = {column(name): value for name, value in named.items()}
+        row = {documents.column(name): value for name, value in named.items()}
         video = f"{row['videoid']}_{row['start']}_{row['end']}"
         yield where, {"video_id": video, "caption": row["description"], "msvd_language": row["language"]}
 

@@ -1,7 +1,5 @@
 """Annotation files as documents: unpacked, decoded, read as JSON or rows by what they hold, whatever their names."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io
@@ -13,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from videoblip2.errors import InputError, some
 from videoblip2.files import MEDIA_SUFFIXES
@@ -31,6 +29,7 @@ VIDEO = (
     *("youtube_id", "clip_id", "image_id", "id"),
 )
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+Paths = Sequence[str | Path]  # files, as a user names them
 Row = tuple[str, Mapping[str, Any]]  # where it is, such as `mine.csv line 3`; its values by column
 
 
@@ -42,7 +41,7 @@ class Document:
     data: bytes
 
     @classmethod
-    def open(cls, path: str | Path, remedy: str = "give an annotation file") -> Document:
+    def open(cls, path: str | Path, remedy: str = "give an annotation file") -> Self:
         """Read a file, unpacked if it is gzipped. Raises `InputError` if it is missing or cannot be unpacked."""
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; {remedy}")
@@ -111,18 +110,13 @@ class Document:
         return entries
 
     def rows(self) -> Iterator[Row]:
-        """The rows of a table, of JSON lines, of a JSON list, or of a mapping by id (under `id`) or by split (`split`).
-
-        Raises `InputError` for a row that is not a mapping.
-        """
+        """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other."""
         if self.kind == "table":
             yield from self._csv_rows()
             return
         entries = self._parquet_rows() if self.kind == "parquet" else self.json
         if not isinstance(entries, dict | list):
-            raise InputError(
-                f"{self.name}: neither MSR-VTT's layout nor a list of video_id and caption; give one of them"
-            )
+            raise InputError(f"{self.name}: neither MSR-VTT's layout nor a list of video_id and caption; give either")
         if isinstance(entries, dict):
             listed = [("split", key, row) for key, rows in entries.items() if key in SPLIT_WORDS for row in rows]
             pairs = listed or [("id", key, v if isinstance(v, dict) else {"captions": v}) for key, v in entries.items()]
@@ -166,7 +160,7 @@ class Document:
             raise InputError(f"{self.name} line {reader.line_num}: {error}; correct the file") from error
 
 
-def read_documents(paths: Sequence[str | Path]) -> list[Document]:
+def read_documents(paths: Paths) -> list[Document]:
     """Every file, and every annotation file inside a zip or tar: its JSON files or, without any, its tables and texts.
 
     Raises `InputError` for a missing file, a pickle, an unreadable archive and one without annotations.

@@ -4,8 +4,6 @@ Every caption and every question is kept. `vb2 data init`: the same in a folder 
 the number of videos.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections import Counter
@@ -17,20 +15,10 @@ import yaml
 
 from videoblip2.captions.answers import MAP_SIZE, question_type
 from videoblip2.config import Config, load_config
-from videoblip2.data.annotations import (
-    ANSWER_MAP,
-    QUESTION_FILES,
-    SPLIT_FILES,
-    Question,
-    VideoAnnotation,
-    flaws,
-    is_answer_map,
-    questions_in,
-    refuse_duplicates,
-    write_annotations,
-)
+from videoblip2.data import annotations
+from videoblip2.data.annotations import QUESTION_FILES, SPLIT_FILES, Question, VideoAnnotation
 from videoblip2.data.caption_sources import read_sources
-from videoblip2.data.documents import SPLIT_WORDS, Document, read_documents
+from videoblip2.data.documents import SPLIT_WORDS, Document, Paths, read_documents
 from videoblip2.errors import InputError, counted, some
 from videoblip2.files import segment_of, write_json, write_text
 from videoblip2.overrides import overridden, read_yaml
@@ -64,7 +52,7 @@ class PrepareReport:
 
 
 def prepare_captions(
-    paths: Sequence[str | Path],
+    paths: Paths,
     out: str | Path,
     split: str | None = None,
     first: int | None = None,
@@ -97,13 +85,12 @@ def prepare_captions(
                 moved += [f"{video.video_id}: {own} in {document.name}"] if own and chosen not in (own, "") else []
     out, unassigned = Path(out), [*splits.pop("", {}).values()]
     if unassigned and not splits:
-        raise InputError(
-            f"{paths[0]}: none of the videos is in the lists, which name {some(list(lists), 2)}, while the captions "
-            f"are of {some([video.video_id for video in unassigned], 2)}; give lists of the same ids"
-        )
+        named, captioned = some(list(lists), 2), some([video.video_id for video in unassigned], 2)
+        other = f"which name {named}, while the captions are of {captioned}"
+        raise InputError(f"{paths[0]}: none of the videos is in the lists, {other}; give lists of the same ids")
     files = {name: out / file for name, file in SPLIT_FILES.items() if name in splits}
     for name, file in files.items():
-        write_annotations(file, splits[name].values())
+        annotations.write_annotations(file, splits[name].values())
     for extra, entries in ((UNCAPTIONED, uncaptioned), (UNASSIGNED, [asdict(video) for video in unassigned])):
         if entries:
             write_json(out / extra, entries)
@@ -113,7 +100,7 @@ def prepare_captions(
     written = [video for videos in splits.values() for video in videos.values()] + unassigned
     ids = {video.video_id for _, found in sources for _, video in found.videos}
     known = ids | {segment_of(video)[0] for video in ids}
-    counts, examples = flaws((video.video_id, caption) for video in written for caption in video.captions)
+    counts, examples = annotations.flaws((video.video_id, caption) for video in written for caption in video.captions)
     return PrepareReport(
         videos={name: len(splits[name]) for name in files},
         captions={name: sum(len(video.captions) for video in splits[name].values()) for name in files},
@@ -149,12 +136,8 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
         raise InputError(f"--split {split}: {document.name} has {video_id} in {own}; {remedy}")
     if chosen := asked or document.split or own:
         return chosen
-    remedy = (
-        "lists of ids (train_list.txt, val_list.txt, test_list.txt), file names with train, val or test, or --split"
-    )
-    raise InputError(
-        f"{document.name}: nothing says which split {video_id} is in; give a column `split`, {remedy} random"
-    )
+    remedy = "a column `split`, lists of ids (train_list.txt …), file names with train, val or test, or --split random"
+    raise InputError(f"{document.name}: nothing says which split {video_id} is in; give {remedy}")
 
 
 @dataclass(frozen=True)
@@ -176,7 +159,7 @@ class QuestionReport:
 
 
 def prepare_questions(
-    paths: Sequence[str | Path], out: str | Path, split: str | None = None, keep: Callable[[str], bool] = bool
+    paths: Paths, out: str | Path, split: str | None = None, keep: Callable[[str], bool] = bool
 ) -> QuestionReport:
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
@@ -195,10 +178,10 @@ def prepare_questions(
         answers = {answer: label for label, (answer, _) in enumerate(frequent)}
         map_from = f"the {len(answers):,} most frequent training answers"
     if answers:
-        write_json(Path(out) / ANSWER_MAP, answers)
+        write_json(Path(out) / annotations.ANSWER_MAP, answers)
     counts, examples = Counter[str](), dict[str, str]()
     for asked in splits.values():  # a question may occur again in another split
-        own, first = flaws((q.video_id, q.question, q.answer) for q in asked)
+        own, first = annotations.flaws((q.video_id, q.question, q.answer) for q in asked)
         counts, examples = counts + own, first | examples
     videos = {name: {question.video_id for question in asked} for name, asked in splits.items()}
     everywhere = Counter(video for ids in videos.values() for video in ids)
@@ -218,23 +201,23 @@ def prepare_questions(
     )
 
 
-def _read_questions(paths: Sequence[str | Path], split: str | None) -> tuple[dict[str, list[Question]], dict[str, int]]:
+def _read_questions(paths: Paths, split: str | None) -> tuple[dict[str, list[Question]], dict[str, int]]:
     """The questions of each split, and the answer map, if one is given."""
     if split not in (None, "train", "val", "test"):
         raise InputError(f"--split {split}: questions keep the split of their videos; give train, val or test")
     found: dict[str, list[Question]] = {}
     answers: dict[str, int] = {}
     for document in read_documents(paths):
-        if document.kind == "json" and is_answer_map(document.json):
+        if document.kind == "json" and annotations.is_answer_map(document.json):
             answers = document.json
         elif chosen := SPLIT_WORDS.get(split or "") or document.split:
-            found.setdefault(chosen, []).extend(questions_in(document))
+            found.setdefault(chosen, []).extend(annotations.questions_in(document))
         else:
             raise InputError(f"{document.name}: its name does not say train, val or test; rename it or give --split")
     if not found:
         raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
     for name, asked in found.items():
-        refuse_duplicates((question.question_id for question in asked), f"{name} questions, ids")
+        annotations.refuse_duplicates((question.question_id for question in asked), f"{name} questions, ids")
     return found, answers
 
 
@@ -249,7 +232,7 @@ class Project:
 
 
 def make_project(
-    out: Path, videos: Sequence[str], video_ids: Collection[str], tables: Sequence[str | Path], split: str = "auto"
+    out: Path, videos: Sequence[str], video_ids: Collection[str], tables: Paths, split: str = "auto"
 ) -> Project:
     """Write annotations of the videos that exist, the commands to run, and a configuration of each stage.
 

@@ -3,7 +3,3 @@
 `promote` runs the gate, `rollback` undoes a promotion, `lineage` and `reproduce` trace a model and train it
 again. Aliases, never stages. MLflow is imported inside the functions, never with this package.
 """
-
-from videoblip2.registry.versions import CHAMPION, NAME, champion, register, set_champion
-
-__all__ = ["CHAMPION", "NAME", "champion", "register", "set_champion"]

@@ -117,8 +117,7 @@ def score(said: Said, contender: Contender, metrics: Sequence[str]) -> Evaluatio
 
 
 def say_trivial(contender: Contender) -> Said:
-    """The baselines that a first champion has to beat: the most typical training caption, and the most frequent
-    training answer to a type of question."""
+    """What a first champion has to beat: the most typical training caption, the most frequent training answers."""
     config, model, said = contender.config, contender.model, Said()
     if videos := contender.entries.get("captions"):
         train = read_annotations(model.annotations(config.scst.all_references))

@@ -25,6 +25,7 @@ from videoblip2.overrides import read_yaml
 
 DEFAULT_FILE = Path("experiments/gate.yaml")
 ACCURACY = AnswerRow.metric
+Sides = tuple[Evaluation, Evaluation]  # challenger, champion
 
 
 class Gate(Section):
@@ -91,8 +92,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found. gain, differences (by video or question): challenger minus champion in `metric`'s scale.
-    sentence: the gain, and what was paid for it."""
+    """What the gate found: challenger minus champion in `metric`'s scale. sentence: the gain, and what it cost."""
 
     metric: str
     conditions: tuple[Condition, ...]
@@ -165,7 +165,7 @@ def _mean(evaluation: Evaluation, metric: str) -> float:
     return float(np.mean([row.scores[metric] for row in rows_of(evaluation, metric)]))
 
 
-def _differences(gate: Gate, sides: tuple[Evaluation, Evaluation]) -> dict[str, BootstrapResult]:
+def _differences(gate: Gate, sides: Sides) -> dict[str, BootstrapResult]:
     """Of all metrics with a value for each row of both sides; those of one kind of row from the same resamples."""
     found = dict[str, BootstrapResult]()
     for kind in sides[0].rows:
@@ -183,9 +183,7 @@ def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) 
     return name != metric and bool(rows_of(challenger, name)) and not (trivial and METRICS[name].of == "captions")
 
 
-def _loss(
-    gate: Gate, name: str, sides: tuple[Evaluation, Evaluation], found: Mapping[str, BootstrapResult]
-) -> Condition:
+def _loss(gate: Gate, name: str, sides: Sides, found: Mapping[str, BootstrapResult]) -> Condition:
     """A metric that must not get much worse: its mean, or, of a guard, the end of its interval (non-inferiority)."""
     if reason := sides[0].unavailable.get(name) or sides[1].unavailable.get(name):
         return Condition(name, f"not measured: {reason}", "", f"a number, or no {name} in the gate file", False)
@@ -198,7 +196,7 @@ def _loss(
     return Condition(METRICS[name].mean_label, given, say(old), wanted, passed, name if guarded else "")
 
 
-def _form(gate: Gate, sides: tuple[Evaluation, Evaluation], trivial: bool) -> list[Condition]:
+def _form(gate: Gate, sides: Sides, trivial: bool) -> list[Condition]:
     """The length of captions, and how many end incompletely; the references' own share of such endings is allowed."""
     human = diversity([text for group in sides[0].references.values() for text in group])
     new, old = (side.corpus for side in sides)

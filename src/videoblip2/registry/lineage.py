@@ -54,8 +54,7 @@ class Ancestor:
 
 
 def lineage(model: str) -> list[Ancestor]:
-    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why; a MODEL that
-    cannot be found raises InputError."""
+    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why."""
     line = [describe(find_model(model), model)]
     while parent := line[-1].parent:
         try:
@@ -86,14 +85,10 @@ def describe(found: FoundModel, model: str) -> Ancestor:
         model=model,
         version=found.version,
         folder=str(folder),
-        stage=provenance.stage or UNKNOWN,
-        name=provenance.name or UNKNOWN,
-        run_id=provenance.run_id,
-        step=provenance.step,
+        **provenance.model_dump(include={"stage", "name", "run_id", "step", "data"}, exclude_none=True),
         commit=provenance.revision.get("git.commit", UNKNOWN),
         dirty=None if dirty is None else dirty == "true",
         seed=config.get("seed"),
-        data=provenance.data,
         encoders=encoders,
         first_weights=_first_weights(config.get("model", {}), provenance.parent),
         lock=f"{lock_digest(lock.read_text(encoding='utf-8'))} ({lock.name})" if lock else UNKNOWN,
@@ -104,8 +99,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
 
 
 def parent_of(provenance: Provenance) -> str | None:
-    """The parent as a MODEL, by a name that does not change: its version, its folder if the same run still owns it, its
-    run; otherwise as `train.start_from` named it."""
+    """The parent as a MODEL, by a name that does not change if it has one; else as `train.start_from` named it."""
     given, run_id, version = provenance.parent, provenance.parent_run_id, provenance.parent_version or ""
     if given is None:
         return None
@@ -174,19 +168,15 @@ class Reproduction:
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
-    """Stage, configuration and scores of the run behind MODEL; the configuration is also written as a file.
-
-    out: folder for the new run; default the original's `run.out`.
-    """
+    """Stage, configuration and scores of the run behind MODEL. out: for the new run, in place of its `run.out`."""
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), read_scores(folder)
     stage = provenance.stage
     # training computes no metrics that need more than the captions
     expected = {name: metrics[name] for name in summary_metrics(metrics) if not METRICS[name].needs}
     if stage not in STAGES or not expected:
-        raise InputError(
-            f"{model}: made by {stage or 'an unknown stage'}, and only runs of {' and '.join(STAGES)} can be repeated"
-        )
+        made = f"made by {stage or 'an unknown stage'}"
+        raise InputError(f"{model}: {made}, and only runs of {' and '.join(STAGES)} can be repeated")
     changes = {"train.start_from": parent_of(provenance), "run.out": out}
     overrides = [f"run.name=reproduce-{provenance.name}", "train.resume=null"]
     overrides += [f"{key}={value}" for key, value in changes.items() if value]
@@ -209,20 +199,16 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
         found = data_digest(path, store, sorted({entry.video_id for entry in task.read(path)}))
         expected = provenance.data.get(f"{split}_qa" if number else split, found)
         if found != expected:
-            raise InputError(
-                f"{model}: was trained on {split} data {expected}, and {path} with {store.root} is {found} now; "
-                "restore that data, or train a new run with its config.yaml"
-            )
+            remedy = "restore that data, or train a new run with its config.yaml"
+            place = f"{path} with {store.root}"
+            raise InputError(f"{model}: was trained on {split} data {expected}, and {place} is {found} now; {remedy}")
 
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
     """What may change the last digits: the source, or the packages."""
     then, now = provenance.revision, revision_tags()
-    changed = [
-        f"{key} {then.get(key, 'not recorded')} -> {now.get(key, 'unknown')}"
-        for key in ("git.commit", "git.dirty")
-        if then.get(key) != now.get(key)
-    ]
+    keys = [key for key in ("git.commit", "git.dirty") if then.get(key) != now.get(key)]
+    changed = [f"{key} {then.get(key, UNKNOWN)} -> {now.get(key, 'unknown')}" for key in keys]
     file = folder / ENVIRONMENT_FILE
     packages = lock_difference(file.read_text(encoding="utf-8"), environment()) if file.is_file() else None
     return [*changed, *(["packages not recorded"] if packages is None else packages)]

@@ -14,11 +14,10 @@ from typing import Literal
 from videoblip2.captions.metrics import label_of, shown
 from videoblip2.config import InputError
 from videoblip2.errors import Progress, no_progress
-from videoblip2.evaluate import Evaluation
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files, versions
 from videoblip2.registry.contenders import Contender, ValidationManifest
-from videoblip2.registry.gate import Condition, Gate, GateVerdict, judge, load_gate
+from videoblip2.registry.gate import Condition, Gate, GateVerdict, Sides, judge, load_gate
 from videoblip2.registry.versions import NAME, Move, PromotionLock, store_in_words
 from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.tracker import Tracker
@@ -104,10 +103,7 @@ class Case:
 
 
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
-    """Judge a logged model by the gate; make it champion if it passes, or if a reason overrules the verdict.
-
-    The model is registered as a version either way, tagged with the verdict.
-    """
+    """Judge a logged model and register it as a version; it becomes champion if it passes, or by the reason given."""
     gate = load_gate(request.gate_file)
     with store_in_words():
         model_id = _model_id(request.model)
@@ -159,24 +155,19 @@ def _refuse_other_data(case: Case, rival: Contender) -> None:
     """Raise InputError unless both have the same validation data, and those that the champion was promoted on."""
     challenger = case.challenger
     if found := challenger.manifest.difference(rival.manifest, case.gate.same_features):
-        raise InputError(
-            f"{challenger.label} ({challenger.paths}) and {rival.label} ({rival.paths}) have {found} for validation, "
-            "so their scores cannot be compared; name the same data for both, such as data.annotations=DIR"
-        )
+        both = f"{challenger.label} ({challenger.paths}) and {rival.label} ({rival.paths})"
+        remedy = "name the same data for both, such as data.annotations=DIR"
+        raise InputError(f"{both} have {found} for validation, so their scores cannot be compared; {remedy}")
     tags = case.lock.client.get_model_version(case.request.name, str(case.before)).tags
     kept = verdict_files.facts_of(tags).get("manifest")
     if not kept or case.request.new_manifest:
         return
     if found := rival.manifest.difference(ValidationManifest(**json.loads(kept))):
-        raise InputError(
-            f"{rival.label} was promoted on {found} than {rival.paths} has now; restore them, or judge both on the "
-            "new ones with --new-manifest"
-        )
+        remedy = "restore them, or judge both on the new ones with --new-manifest"
+        raise InputError(f"{rival.label} was promoted on {found} than {rival.paths} has now; {remedy}")
 
 
-def _judge(
-    case: Case, rival: Contender | None, progress: Progress
-) -> tuple[tuple[Evaluation, Evaluation], GateVerdict]:
+def _judge(case: Case, rival: Contender | None, progress: Progress) -> tuple[Sides, GateVerdict]:
     """Both sides, scored, and the verdict; the trivial baseline where there is no rival."""
     gate, challenger = case.gate, case.challenger
     said = [
@@ -231,9 +222,8 @@ def _tag(case: Case, promotion: Promotion, outcome: str) -> None:
         case.lock.client.set_model_version_tag(promotion.name, str(promotion.version), key, value)
 
 
-def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: tuple[Evaluation, Evaluation]) -> None:
-    """On the version: its tags, the table as its description and in its model card, and the files in its model under
-    gate/WHEN; on the run: metrics, the files, what the challenger said."""
+def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: Sides) -> None:
+    """On the version: tags, table, files under gate/WHEN, its model card; on the run: files, metrics, what was said."""
     client, version, verdict, facts = case.lock.client, str(promotion.version), promotion.verdict, promotion.facts
     text = verdict_files.markdown(verdict, (case.challenger.label, promotion.opponent), facts)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
-from videoblip2.evaluate import Evaluation
 from videoblip2.files import write_json, write_text
-from videoblip2.registry.gate import Gate, GateVerdict, rows_of
+from videoblip2.registry.gate import Gate, GateVerdict, Sides, rows_of
 from videoblip2.registry.versions import markdown_table
 
 TAG = "mlflow.gate"  # of a version: the facts of its promotion as JSON; MLflow's page hides it
@@ -28,9 +27,8 @@ def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:
     """One row per condition, in the order of COLUMNS."""
-    return [
-        [c.name, c.challenger, c.champion, c.wanted, "passed" if c.passed else "FAILED"] for c in verdict.conditions
-    ]
+    rows = verdict.conditions
+    return [[c.name, c.challenger, c.champion, c.wanted, "passed" if c.passed else "FAILED"] for c in rows]
 
 
 def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, str]) -> str:
@@ -44,11 +42,8 @@ def markdown(verdict: GateVerdict, labels: tuple[str, str], facts: Mapping[str, 
     return "\n\n".join([head, f"{verdict.sentence}.", markdown_table(COLUMNS, table_rows(verdict)), foot])
 
 
-def write_verdict(
-    folder: Path, verdict: GateVerdict, gate: Gate, sides: tuple[Evaluation, Evaluation], facts: Mapping[str, str]
-) -> None:
-    """Write verdict.json, a table with the worst loss first (videos.csv or questions.csv) and verdict.png; sides:
-    challenger, champion."""
+def write_verdict(folder: Path, verdict: GateVerdict, gate: Gate, sides: Sides, facts: Mapping[str, str]) -> None:
+    """Write verdict.json, verdict.png and a table with the worst loss first, videos.csv or questions.csv."""
     content = {
         **facts,
         "passed": verdict.passed,

@@ -127,17 +127,13 @@ def _moves(name: str) -> dict[int, Move]:
 def move_champion(name: str, move: Move) -> None:
     """Point `champion` at `move.version` if it still points at `move.previous`, and record the move. Raises InputError
     if somebody else changed it: MLflow's alias is last-writer-wins, so it is read again."""
+    remedy = "somebody else changes it at this moment; find out who, then run the command again"
     if (found := champion(name)) != move.previous:
-        raise InputError(
-            f"{name}@{CHAMPION}: is version {found or '(none)'} now and was version {move.previous or '(none)'} when "
-            "the gate looked at it; nothing was changed here, run the command again"
-        )
+        was = f"is version {found or '(none)'} now and was version {move.previous or '(none)'} when the gate looked"
+        raise InputError(f"{name}@{CHAMPION}: {was}: {remedy}")
     set_champion(name, move.version)
     if (found := champion(name)) != move.version:
-        raise InputError(
-            f"{name}@{CHAMPION}: was set to version {move.version}, and somebody set it to version {found or '(none)'} "
-            "at the same time; find out who, then run the command again"
-        )
+        raise InputError(f"{name}@{CHAMPION}: was set to version {move.version}, and is {found or '(none)'}: {remedy}")
     client, tag = connect(), f"{MOVES}{1 + max(_moves(name), default=0):06d}"
     client.set_registered_model_tag(name, tag, json.dumps(asdict(move), ensure_ascii=False))
     if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # text that a person wrote stays

@@ -191,9 +191,7 @@ def crown(demo: Demo) -> None:
     gate = promote(Request(best.model, REGISTERED, Path("toy_gate"), reason=reason), demo.progress)
     failed = "; ".join(gate.verdict.failed)
     if not gate.promoted and gate.previous is None:
-        raise InputError(
-            f"the gate rejects {best.name} ({failed}), and there is no champion to serve; see run {best.run_id}"
-        )
+        raise InputError(f"the gate rejects {best.name} ({failed}), and no champion can serve; see run {best.run_id}")
     gain = f"{label_of(PRIMARY)} {shown(PRIMARY, gate.verdict.gain.difference, '+')} compared with {gate.opponent}"
     outcome = f"; {'promoted by force' if gate.forced else 'rejected'}: {failed}" if gate.forced or failed else ""
     demo.say(f"6/8 the gate: {best.name}, {gain}{outcome}")
@@ -202,10 +200,8 @@ def crown(demo: Demo) -> None:
 
 def score_of_typical_caption(data: Path) -> float:
     """CIDEr of the most typical training caption, given for every test video."""
-    train, references = (
-        {video.video_id: video.captions for video in read_annotations(data / f"{split}.json")}
-        for split in ("train", "test")
-    )
+    files = (data / "train.json", data / "test.json")
+    train, references = ({video.video_id: video.captions for video in read_annotations(file)} for file in files)
     return evaluate(dict.fromkeys(references, typical_caption(train)), references, [PRIMARY]).corpus[PRIMARY]
 
 

@@ -11,23 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import Metaspace
 from torch import nn
-from transformers import (
-    BertTokenizerFast,
-    ClapAudioConfig,
-    ClapAudioModelWithProjection,
-    ClapFeatureExtractor,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from videoblip2.config import Section
 from videoblip2.data.annotations import VideoAnnotation
@@ -39,6 +28,7 @@ from videoblip2.modality import MODALITIES
 from videoblip2.model.language_model import separate_lm_head
 from videoblip2.training.update import schedule
 
+Videos = Sequence[VideoAnnotation]
 TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2 to 3 s
 
 IMAGE_SIZE, PATCH = 64, 16  # pixels
@@ -56,10 +46,11 @@ def build_toy_clip(folder: str | Path, seed: int) -> Path:
     """
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"image_size": IMAGE_SIZE, "patch_size": PATCH, "projection_dim": MODALITIES["video"].width}
-    model = _random_model(CLIPVisionModelWithProjection, CLIPVisionConfig(**sizes), seed, gain=1.0)
+    config = transformers.CLIPVisionConfig(**sizes)
+    model = _random_model(transformers.CLIPVisionModelWithProjection, config, seed, gain=1.0)
     _shape_kernels(model.vision_model.embeddings.patch_embedding.weight)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
     pixels = processor(images=list(_random_pictures(seed)), return_tensors="pt")["pixel_values"]
     _calibrate(model.vision_model.post_layernorm, lambda: model(pixel_values=pixels))
     return _save(folder, model, processor)
@@ -74,15 +65,17 @@ def build_toy_clap(folder: str | Path, seed: int) -> Path:
     sizes = {"num_mel_bins": MEL_BINS, "spec_size": SPECTROGRAM, "window_size": 4, "patch_size": 8}
     sizes |= {"patch_embeds_hidden_size": 64, "hidden_size": 128, "num_hidden_layers": 2}
     sizes |= {"projection_dim": MODALITIES["audio"].width, "enable_patch_layer_norm": False}
-    config = ClapAudioConfig(**sizes, patch_stride=(8, 8), depths=(2, 2), num_attention_heads=(4, 4))
-    model = _random_model(ClapAudioModelWithProjection, config, seed, gain=1.5)
+    config = transformers.ClapAudioConfig(**sizes, patch_stride=(8, 8), depths=(2, 2), num_attention_heads=(4, 4))
+    model = _random_model(transformers.ClapAudioModelWithProjection, config, seed, gain=1.5)
     norm, generator = model.audio_model.audio_encoder.batch_norm, torch.Generator().manual_seed(seed)
     with torch.no_grad():  # decibels (about -100 … 40) to unit scale, then a random scale and shift for each mel bin
         norm.running_mean.fill_(-30)
         norm.running_var.fill_(900)
         norm.weight.normal_(0, 1, generator=generator)
         norm.bias.normal_(0, 1, generator=generator)
-    extractor = ClapFeatureExtractor(feature_size=MEL_BINS, hop_length=960, max_length_s=1, truncation="rand_trunc")
+    extractor = transformers.ClapFeatureExtractor(
+        feature_size=MEL_BINS, hop_length=960, max_length_s=1, truncation="rand_trunc"
+    )
     mels = extractor(list(_random_sounds(seed)), sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
     _calibrate(model.audio_projection.linear1, lambda: model(input_features=mels.float()))
     return _save(folder, model, extractor)
@@ -98,10 +91,7 @@ def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
 
 @torch.no_grad()
 def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
-    """std gain / sqrt(fan in) for linear maps and convolutions, 0.1 for biases, `POSITION_STD` for embeddings.
-
-    Positions are stronger than patches, so the MLPs mix content with position: the pooled vector shows what is where.
-    """
+    """std gain / sqrt(fan in); positions are stronger than patches, so that the pooled vector shows what is where."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # what is not drawn anew below, such as the class token
         torch.manual_seed(seed)
@@ -188,7 +178,7 @@ class LanguageModelConfig(Section):
 
 
 def train_language_model(
-    videos: Sequence[VideoAnnotation],
+    videos: Videos,
     prompts: Sequence[str],
     out: Path,
     config: LanguageModelConfig,
@@ -208,7 +198,7 @@ def train_language_model(
     return _save(out / "t5", model, t5_tokenizer), out / "bert"
 
 
-def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
     """Byte-pair pieces with T5's special tokens and their ids: <pad> 0, </s> 1, <unk> 2; </s> ends every text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -218,12 +208,12 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedToken
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
 
 
-def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizerFast:
+def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.BertTokenizerFast:
     """Lower-case word pieces with BERT's special tokens and their ids."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -231,16 +221,16 @@ def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizer
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=512)
+    return transformers.BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=512)
 
 
-def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGeneration:
+def build_t5(vocab_size: int, config: LanguageModelConfig) -> transformers.T5ForConditionalGeneration:
     """A fresh T5 v1.1, like Flan-T5: gated GELU, unscaled output, `lm_head` separate from `shared`."""
     torch.manual_seed(config.seed)
     sizes = config.model_dump(include={"d_model", "d_ff", "num_layers", "num_heads"})
     sizes |= {"vocab_size": vocab_size, "d_kv": config.d_model // config.num_heads, "dropout_rate": config.dropout}
     kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
-    model = T5ForConditionalGeneration(T5Config(**sizes, **kind))
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **kind))
     separate_lm_head(model)
     # T5's own initialisation is made for pre-training with Adafactor; here logits start near zero.
     with torch.no_grad():
@@ -251,9 +241,7 @@ def build_t5(vocab_size: int, config: LanguageModelConfig) -> T5ForConditionalGe
     return model
 
 
-def _fit(
-    model: Any, tokenizer: Any, videos: Sequence[VideoAnnotation], config: LanguageModelConfig, progress: Progress
-) -> None:
+def _fit(model: Any, tokenizer: Any, videos: Videos, config: LanguageModelConfig, progress: Progress) -> None:
     rng = np.random.default_rng(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     model.train()
@@ -273,9 +261,7 @@ def _fit(
     model.eval()
 
 
-def _pairs(
-    videos: Sequence[VideoAnnotation], config: LanguageModelConfig, rng: np.random.Generator
-) -> tuple[list[str], list[str]]:
+def _pairs(videos: Videos, config: LanguageModelConfig, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """Two captions each of random videos; the first loses some of its words."""
     pairs = []
     for index in rng.integers(len(videos), size=config.batch_size * config.pool):

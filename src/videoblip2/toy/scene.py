@@ -1,9 +1,4 @@
-"""What one toy video shows and sounds like, which combinations each split may show, and its picture and sound.
-
-Pictures are signed distances to shapes, sounds are sums of waves.
-"""
-
-from __future__ import annotations
+"""What one toy video shows and sounds like, from distances to shapes and sums of waves; what each split may show."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

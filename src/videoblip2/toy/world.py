@@ -5,8 +5,6 @@ names colour, shape and motion; `CAPTIONS - VISUAL_ONLY` of them also say what c
 model that lacks one modality cannot match the references. No tested combination is seen in training.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
