@@ -84,11 +84,20 @@ class Batch:
     prompt_ids: Tensor  # [B,P'], as its mask
     prompt_mask: Tensor
     labels: Tensor | None = None  # [B·N,T], -100 = padding; None if captions are not taught
+    lengths: tuple[int, ...] = ()  # live tokens of each label row
+
+    @property
+    def live(self) -> Tensor:
+        """Flat places [L] of the live tokens in the labels; a GPU is not waited for."""
+        assert self.labels is not None
+        width = self.labels.shape[1]
+        places = [row * width + place for row, length in enumerate(self.lengths) for place in range(length)]
+        return torch.tensor(places, dtype=torch.long).to(self.labels.device, non_blocking=True)
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The arguments of `VideoBlip2.encode`."""
-        return {name: value for name, value in vars(self).items() if name not in ("video_ids", "labels")}
+        return {name: value for name, value in vars(self).items() if name not in ("video_ids", "labels", "lengths")}
 
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -113,7 +122,8 @@ def collate(
     arrays, masks = ({name: pair[place] for name, pair in padded.items()} for place in (0, 1))
     different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
     pieces = {name: ids.expand(len(prompts), -1).contiguous() for name, ids in different.items()}
-    return Batch(tuple(video_ids), arrays, masks, **pieces, labels=labels)
+    lengths = () if labels is None else tuple((labels != -100).sum(dim=1).tolist())
+    return Batch(tuple(video_ids), arrays, masks, **pieces, labels=labels, lengths=lengths)
 
 
 def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,7 @@ def ce_step(work: Workspace, batch: Batch, step: int) -> Iterator[MicroBatch]:
     for videos in slices:
         some = take(batch, videos)
         assert some.labels is not None
-        labels = some.labels.flatten()
-        live = (labels != -100).nonzero().squeeze(1)  # no logits of padding
+        labels, live = some.labels.flatten(), some.live  # no logits of padding
         with work.autocast():
             logits = work.model(some.labels, live, **some.inputs)  # [L,V]
         loss = cross_entropy(logits, labels[live], work.config.train.label_smoothing, tokens)

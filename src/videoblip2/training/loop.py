@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from videoblip2.captions.metrics import shown
@@ -13,7 +14,7 @@ from videoblip2.data.batches import Prefetcher
 from videoblip2.errors import Progress, Steps, no_progress, warn
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.interruptions import memory_for, signals_wait
-from videoblip2.training.meters import SystemMeter
+from videoblip2.training.meters import SystemMeter, add_up
 from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.state import StateFile, TrainState
 from videoblip2.training.update import StepFunction, build_optimizer, set_learning_rate
@@ -71,9 +72,12 @@ class Training:
     observer: Observer = field(default_factory=Observer)
     samples: Sequence[Mapping[str, object]] = field(default=(), init=False)  # of the newest step that showed some
     in_step: bool = field(default=False, init=False)
+    unseen: list[tuple[str, Tensor, int, Sequence[str]]] = field(default_factory=list, init=False)  # see `note`
 
     def __post_init__(self) -> None:
         config, on_cpu = self.work.config, self.work.device.type == "cpu"
+        self.at_once = on_cpu  # a GPU is waited for only when something is due
+        self.broken = torch.zeros((), device=self.work.device)  # 1 after a loss or gradient that is not finite
         self.total = config.train.steps
         self.trainable = self.work.model.trainable()
         self.optimizer = build_optimizer(self.trainable, config.optim)
@@ -85,6 +89,28 @@ class Training:
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps happens now."""
         return self.state.step % every == 0 or self.state.step == self.total
+
+    def note(self, what: str, value: Tensor, step: int, video_ids: Sequence[str]) -> None:
+        """A number that must be finite: from one that is not, the optimizer no longer moves."""
+        self.unseen.append((what, value.detach().double(), step, video_ids))
+        self.broken = torch.maximum(self.broken, (~value.detach().isfinite()).float())
+
+    def check(self) -> None:
+        """Raise FloatingPointError for the first number that is not finite, of those noted since the last check."""
+        unseen, self.unseen = self.unseen, []
+        values = torch.stack([value for _, value, _, _ in unseen]).tolist() if unseen else []
+        for (what, _, step, ids), value in zip(unseen, values, strict=True):
+            if not math.isfinite(value):
+                raise _not_finite(what, value, ids if what == "loss" else self.work.world.rows([ids])[0], step)
+
+    def exchange(self, signals: list[int], look: bool) -> bool:
+        """Whether a process got a signal, which stops all. `look`: also check, and add up all processes' metrics."""
+        if look:
+            self.check()
+        for shares, arrived in self.work.world.gather([self.state.means.fetch() if look else {}, signals]):
+            add_up(self.state.means.sums, shares)
+            signals += arrived if not signals else ()
+        return bool(signals)
 
 
 def train(training: Training) -> Validation:
@@ -134,31 +160,29 @@ def _step(training: Training, step: int, signals: list[int]) -> None:
     began = time.perf_counter()
     batch = training.batches(step).to(training.work.device)
     state.means.waited += time.perf_counter() - began
-    values = {"lr": set_learning_rate(training.optimizer, step, training.total, config.optim)}
-    shares: dict[str, float] = {}
+    own: dict[str, float | Tensor] = {"lr": set_learning_rate(training.optimizer, step, training.total, config.optim)}
+    stopping = False
     for part in training.take_step(batch, step):
-        if not math.isfinite(loss := float(part.loss.detach())):
-            raise _not_finite("loss", loss, part.video_ids, step)
         part.loss.backward()
-        for name, value in part.metrics.items():
-            shares[name] = shares.get(name, 0.0) + float(value)
+        training.note("loss", part.loss, step, part.video_ids)
+        state.means.share(part.metrics)
         training.samples = part.rows or training.samples
         if part.last:
-            for metrics, arrived in world.gather([shares, signals]):
-                for name, value in metrics.items():
-                    values[name] = values.get(name, 0.0) + value
-                signals += arrived if not signals else ()
-            shares = {}
+            stopping = training.exchange(signals, look=training.at_once)
             world.add_gradients(training.trainable.values())
-            norm = float(clip_grad_norm_(training.trainable.values(), config.optim.max_grad_norm))
-            if not math.isfinite(norm):
-                raise _not_finite("gradient norm", norm, world.rows([batch.video_ids])[0], step)
-            values["grad_norm"] = norm
+            own["grad_norm"] = norm = clip_grad_norm_(training.trainable.values(), config.optim.max_grad_norm)
+            training.note("gradient norm", norm, step, batch.video_ids)
+            if training.at_once:
+                training.check()
             training.in_step = True
+            training.optimizer.found_inf = training.broken  # type: ignore[attr-defined]
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
-    state.means.add(values, config.train.batch_size)
+    state.means.add(own if world.leads else {}, config.train.batch_size)
     state.step = step + 1
+    every = config.train.log_every, config.train.validate_every, config.train.save_every
+    if not training.at_once and (stopping or any(map(training.due, every))):
+        training.exchange(signals, look=True)
 
 
 def _not_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> FloatingPointError:
@@ -208,6 +232,8 @@ def _validate_if_due(training: Training) -> None:
 def _save(training: Training) -> None:
     """The state as it is at this step's end, after everything logged before has been sent."""
     if training.state_file is not None and training.work.world.leads:
+        if training.work.world.size == 1:  # a signal may have come after the step had looked
+            training.check()
         training.tracker.flush()
         training.state_file.save(training.trainable, training.optimizer, training.state)
         training.state.means.restart_clock()

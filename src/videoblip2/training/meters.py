@@ -3,18 +3,24 @@
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 GIB = 2**30
 
 
 class RunningMeans:
-    """Means of metrics, and speed, over the steps since the last flush."""
+    """Means of metrics, and speed, over the steps since the last flush.
+
+    What steps add waits on its device until it is fetched, with one wait for the device.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
+        self._waiting: dict[str, float | Tensor] = {}
         self.steps = 0
         self.restart_clock()
 
@@ -23,16 +29,32 @@ class RunningMeans:
         self._since, self._timed, self._videos = time.perf_counter(), 0, 0
         self.waited = 0.0  # seconds for batches
 
-    def add(self, metrics: Mapping[str, float], videos: int = 0) -> None:
+    def add(self, metrics: Mapping[str, float | Tensor], videos: int = 0) -> None:
         """One step's metrics, and how many videos it took."""
         self.steps += 1
         self._timed += 1
         self._videos += videos
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.share(metrics)
+
+    def share(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """This process's part of a step's metrics."""
+        add_up(self._waiting, metrics)
+
+    def settle(self) -> None:
+        """Add what waits to the sums."""
+        add_up(self.sums, self.fetch())
+
+    def fetch(self) -> dict[str, float]:
+        """Sums of what was added since the last fetch, by this process."""
+        waiting, self._waiting = self._waiting, {}
+        tensors = {name: value for name, value in waiting.items() if isinstance(value, Tensor)}
+        device = max((value.device for value in tensors.values()), key=str, default=None)  # cpu, cuda
+        numbers = torch.stack([value.to(device) for value in tensors.values()]).tolist() if tensors else []
+        return {name: float(value) for name, value in {**waiting, **dict(zip(tensors, numbers, strict=True))}.items()}
 
     def flush(self) -> dict[str, float]:
         """`train/…` means and `time/…`: speed, and how long a step waited for its batch. Starts over."""
+        self.settle()
         means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
         seconds = time.perf_counter() - self._since
         if self._timed:
@@ -42,6 +64,12 @@ class RunningMeans:
         self.sums, self.steps = {}, 0
         self.restart_clock()
         return means
+
+
+def add_up(sums: dict[str, Any], metrics: Mapping[str, float | Tensor]) -> None:
+    """Add metrics to sums of the same names, in float64."""
+    for name, value in metrics.items():
+        sums[name] = sums.get(name, 0.0) + (value.detach().double() if isinstance(value, Tensor) else value)
 
 
 class SystemMeter:

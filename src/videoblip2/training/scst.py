@@ -91,13 +91,13 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
     The result is of the whole batch: this process's videos and those of the others.
     """
     config, (states, attended), (first, videos) = work.config.scst, encoded, work.place(batch)
-    check_finite(batch.video_ids, states)
     generator = torch.Generator(states.device).manual_seed(work.config.seed * 1_000_003 + step)
     longest = work.config.decode.max_new_tokens
     with work.autocast():
         rows = config.samples + 1  # of each video, the greedy one with them
         sampling = Sampling(config.samples, config.temperature, generator, (first * rows, videos * rows))
         greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)
+    check_finite(batch.video_ids, states)  # only now: captions wait for the device anyway
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
     repeated, count = [video_id for video_id in batch.video_ids for _ in range(config.samples)], len(captions)
     ended = torch.cat([sampled.ended, greedy.ended]).tolist()
@@ -151,35 +151,36 @@ class Objective:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms, and log p of the samples [B·K,T]; `old`: the same at the first update, None in it."""
         config, ids, live = self.work.config.scst, rollout.sampled.ids, rollout.mask
+        places = live.flatten().nonzero().squeeze(1)  # no logits of what the loss does not count
         with self.work.autocast():
-            logits = self.work.model.decode(*encoded, ids)  # [B·K,T,V]
-        log_probs = token_log_probs(logits, ids, config.temperature)
+            logits = self.work.model.decode(*encoded, ids, places)  # [L,V]
+        log_probs = spread(token_log_probs(logits, ids.flatten()[places], config.temperature), places, ids)
         advantage = rollout.advantage.flatten()
         terms = {"policy": policy_loss(log_probs, live, advantage, self.tokens)}
         if old is not None:  # a later update from the same samples
             terms["policy"] = clipped_loss(log_probs, old, live, advantage, config.clip, self.tokens)
         if config.kl_weight:
-            terms["kl"] = (k3(log_probs, self.at_start(batch, ids)) * live).sum() / self.tokens
+            terms["kl"] = (k3(log_probs, self.at_start(batch, ids, places)) * live).sum() / self.tokens
         if config.entropy_weight:
-            terms["entropy"] = (token_entropy(logits, config.temperature) * live).sum() / self.tokens
+            terms["entropy"] = token_entropy(logits, config.temperature).sum() / self.tokens
         if config.cross_entropy_weight:
             terms["cross_entropy"] = self.on_references(batch, encoded)
         return terms, log_probs
 
     @torch.no_grad()
-    def at_start(self, batch: Batch, ids: Tensor) -> Tensor:
+    def at_start(self, batch: Batch, ids: Tensor, places: Tensor) -> Tensor:
         """log p of the samples [B·K,T] under the network as training found it."""
         assert self.start is not None
         with self.work.autocast():
-            logits = self.start.decode(*self.start.encode(**batch.inputs), ids)
-        return token_log_probs(logits, ids, self.work.config.scst.temperature)
+            logits = self.start.decode(*self.start.encode(**batch.inputs), ids, places)
+        return spread(token_log_probs(logits, ids.flatten()[places], self.work.config.scst.temperature), places, ids)
 
     def on_references(self, batch: Batch, encoded: Encoded) -> Tensor:
         """Cross-entropy of the references of the batch."""
         assert batch.labels is not None
         with self.work.autocast():
-            logits = self.work.model.decode(*encoded, batch.labels)
-        return cross_entropy(logits, batch.labels, tokens=self.taught)
+            logits = self.work.model.decode(*encoded, batch.labels, batch.live)
+        return cross_entropy(logits, batch.labels.flatten()[batch.live], tokens=self.taught)
 
 
 def total(terms: dict[str, Tensor], config: ScstConfig) -> Tensor:
@@ -188,16 +189,21 @@ def total(terms: dict[str, Tensor], config: ScstConfig) -> Tensor:
     return sum((weights[name] * term for name, term in terms.items() if name != "policy"), terms["policy"])
 
 
+def spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """Values [L] at flat places of [N,T], 0 elsewhere."""
+    return values.new_zeros(like.numel()).index_put((places,), values).view_as(like)
+
+
 # --- quantities of a policy at sampled tokens: N captions · T tokens · V vocabulary; all in float32, in nats
 
 
 def token_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token: logits [N,T,V], ids [N,T] → [N,T]."""
-    return torch.log_softmax(logits.float() / temperature, dim=-1).gather(2, ids.unsqueeze(2)).squeeze(2)
+    """Log-probability of each token: logits [...,V], ids [...] → [...]."""
+    return torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of each token's distribution: logits [N,T,V] → [N,T]."""
+    """Entropy of each token's distribution: logits [...,V] → [...]."""
     log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 

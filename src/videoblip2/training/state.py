@@ -87,6 +87,7 @@ class StateFile:
 
     def save(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write everything; an older file stays until the new one is complete."""
+        state.means.settle()
         saved = SavedState(
             identity=self.identity,
             step=state.step,

@@ -46,11 +46,11 @@ def cut(videos: int, count: int) -> list[slice]:
 
 def take(batch: Batch, videos: slice) -> Batch:
     """Some videos of a batch, with all their captions; padding stays as wide as the whole batch's."""
-    labels = batch.labels
-    if labels is not None:
-        labels = labels.view(len(batch.video_ids), -1, labels.shape[1])[videos].flatten(0, 1)
+    repeats = len(batch.lengths) // len(batch.video_ids)
+    rows = slice(videos.start * repeats, videos.stop * repeats)
+    labels = None if batch.labels is None else batch.labels[rows]
     chosen = replace(batch, labels=None).map(lambda tensor: tensor[videos])
-    return replace(chosen, video_ids=batch.video_ids[videos], labels=labels)
+    return replace(chosen, video_ids=batch.video_ids[videos], labels=labels, lengths=batch.lengths[rows])
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videoblip2.model.decode.stepper import Decoded, start
+from videoblip2.model.decode.stepper import Decoded, looks, start
 from videoblip2.model.language_model import LanguageModel
 
 NEVER = -1e9
@@ -60,7 +60,7 @@ def beam(
         stepper.reorder(rows.flatten())
         worst = torch.where(done.finished, done.scores.amin(dim=1, keepdim=True), NEVER)
         open_video = open_video & (going[:, :1] / (at + 1) ** length_penalty > worst).any(dim=1, keepdim=True)
-        if not open_video.any() or done.finished.all() or stops.all():
+        if looks(at, device) and (~open_video.any() | done.finished.all() | stops.all()):
             break
     best = done.ids[:, 0]
     out = Decoded(best, (best == special.end).any(dim=1), torch.zeros(best.shape, device=device), special.end)

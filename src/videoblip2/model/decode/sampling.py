@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoblip2.model.decode.stepper import Decoded, Stepper, start
+from videoblip2.model.decode.stepper import Decoded, Stepper, looks, start
 from videoblip2.model.language_model import LanguageModel, SpecialTokens
 
-#: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
-STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
 #: Ended captions are dropped from the batch once this share of it would remain.
 WORTH_DROPPING = 0.75
 
@@ -39,12 +37,13 @@ class Sampling:
     generator: Generators = None
     within: tuple[int, int] | None = None
 
-    def uniform(self, total: int, device: torch.device) -> Tensor:
-        """[N] numbers in [0,1), one per caption."""
+    def uniform(self, total: int, length: int, device: torch.device) -> Tensor:
+        """[T,N] numbers in [0,1), one per token and caption, running or not, so that dropping rows changes no draw."""
         if isinstance(self.generator, torch.Generator | None):
             first, everyone = self.within or (0, total)
-            return torch.rand(everyone, generator=self.generator, device=device)[first : first + total]
-        return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generator]).to(device)
+            return torch.rand(length, everyone, generator=self.generator, device=device)[:, first : first + total]
+        drawn = [torch.rand(length, generator=one, device=one.device) for one in self.generator]
+        return torch.stack(drawn, dim=1).to(device)
 
 
 def greedy(model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, watch: Watch | None = None) -> Decoded:
@@ -81,7 +80,7 @@ class RunningRows:
         total = videos * rows
         self.special, self.draws = special, samples > 0
         self.numbers = torch.arange(total, device=device).view(videos, rows)  # [B,R]
-        self.is_greedy = self.numbers % rows < num_greedy  # [B,R]
+        self.is_greedy = self.numbers % rows < num_greedy if num_greedy and samples else None  # [B,R]; None: all alike
         self.ids = torch.full((total, max_tokens), special.pad, device=device)
         self.log_probs = torch.zeros(total, max_tokens, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
@@ -90,7 +89,8 @@ class RunningRows:
     def take(self, log_probs: Tensor, uniform: Tensor | None, at: int) -> None:
         """Choose a token for every running row from [B·R,V] and write it down."""
         rows = self.numbers.flatten()
-        token = choose(log_probs, None if uniform is None else uniform[rows], self.is_greedy.flatten())
+        greedy = None if self.is_greedy is None else self.is_greedy.flatten()
+        token = choose(log_probs, None if uniform is None else uniform[rows], greedy)
         imposed = self.special.imposed(at, self.ids.shape[1])
         if imposed is not None and not self.draws:  # beside samples, every caption is the model's own
             token = torch.full_like(token, imposed)
@@ -104,18 +104,18 @@ class RunningRows:
     def drop_ended(self, stepper: Stepper) -> bool:
         """Leave out rows that ended, if that is worth the copy; False when none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
-        counts = live.sum(dim=1)
-        most = int(counts.max())
+        counts = live.sum(dim=1).tolist()  # a GPU is waited for here only
+        most = max(counts)
         if most == 0:
             return False
-        videos = counts.nonzero().flatten()
+        videos = self.numbers.new_tensor([video for video, count in enumerate(counts) if count])
         if len(videos) * most <= WORTH_DROPPING * live.numel():
             places = (~live[videos]).long().argsort(dim=1, stable=True)[:, :most]  # running rows first
             chosen = (videos[:, None] * live.shape[1] + places).flatten()
             stepper.select(videos, chosen)
             self.token = self.token[chosen]
             self.numbers = self.numbers.flatten()[chosen].view(-1, most)
-            self.is_greedy = self.is_greedy.flatten()[chosen].view(-1, most)
+            self.is_greedy = None if self.is_greedy is None else self.is_greedy.flatten()[chosen].view(-1, most)
         return True
 
 
@@ -132,6 +132,7 @@ def _roll(
     rows, device = num_greedy + (sampling.samples if sampling else 0), encoded[0].device
     run = RunningRows(model.tokens, encoded[0], max_tokens, num_greedy, rows - num_greedy)
     stepper = start(model, *encoded, max_tokens, rows)
+    uniform = None if sampling is None else sampling.uniform(len(run.ids), max_tokens, device)
     for at in range(max_tokens):
         logits = stepper.step(run.token)
         if sampling is not None:
@@ -139,23 +140,21 @@ def _roll(
         if at == 0 and rows > 1:  # all captions of a video begin alike: computed once
             logits = logits.repeat_interleave(rows, dim=0)
             stepper.repeat(rows)
-        # One number per caption and token, running or not, so that dropping rows changes no draw.
-        uniform = None if sampling is None else sampling.uniform(len(run.ids), device)
-        run.take(torch.log_softmax(logits, dim=-1), uniform, at)
+        run.take(torch.log_softmax(logits, dim=-1), None if uniform is None else uniform[at], at)
         if watch is not None:
             watch(run.ids[:, : at + 1])
-        if (at + 1) % STEPS_BETWEEN_LOOKS.get(device.type, 1):
+        if not looks(at, device):
             continue
         if run.ended.all() if stepper.fixed_shape else not run.drop_ended(stepper):
             break
     return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.special.end)
 
 
-def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor) -> Tensor:
+def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor | None) -> Tensor:
     """[n,V], a number in [0,1) a row, which rows are greedy → [n] tokens; drawn by inverting the distribution."""
     if uniform is None:
         return log_probs.argmax(dim=-1)
     cumulative = log_probs.exp().cumsum(dim=-1)  # [n,V]
     drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
     drawn = drawn.clamp(max=log_probs.shape[1] - 1)
-    return torch.where(is_greedy, log_probs.argmax(dim=-1), drawn) if is_greedy.any() else drawn
+    return drawn if is_greedy is None else torch.where(is_greedy, log_probs.argmax(dim=-1), drawn)

@@ -14,6 +14,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from videoblip2.model.decode.t5_stepper import T5Stepper
 from videoblip2.model.language_model import LanguageModel
 
+#: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
+
+
+def looks(at: int, device: torch.device) -> bool:
+    """Whether to ask, after token number `at`, if captions have ended."""
+    return (at + 1) % STEPS_BETWEEN_LOOKS.get(device.type, 1) == 0
+
 
 @dataclass(frozen=True)
 class Decoded:
