@@ -161,10 +161,9 @@ def small_clap(folder: Path) -> SoundEncoder:
 
 
 def toy_videos(folder: Path) -> list[Path]:
-    from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
-    return sorted(write_toy_world(folder, 24, 0, write_video).videos.glob("*.mp4"))
+    return sorted(write_toy_world(folder, 24, 0).videos.glob("*.mp4"))
 
 
 def show(report: dict[str, Any]) -> None:

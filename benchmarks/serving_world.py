@@ -9,7 +9,6 @@ from transformers import InstructBlipQFormerConfig, T5Config
 
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
-from videoblip2.features.media import write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.configuration import VideoBlip2Config
@@ -28,7 +27,7 @@ VIDEOS = 12
 
 def make_world(out: Path, versions: int = 2) -> None:
     """Write `mlflow.db`, `videos/`, `features/`; version 1 is champion. Versions differ in their random weights."""
-    write_toy_world(out, VIDEOS, 0, write_video)
+    write_toy_world(out, VIDEOS, 0)
     build_toy_clip(out / "clip", 0)
     build_toy_clap(out / "clap", 0)
     settings = FeatureSettings(fps=4, window_seconds=1)

@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 
 from videoblip2.cli import app
 from videoblip2.config import load_config
-from videoblip2.features.media import write_video
 from videoblip2.model.weight_fetch import KNOWN
 from videoblip2.toy.models import LanguageModelConfig, build_t5, build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
@@ -76,7 +75,7 @@ def supplies(tmp_path_factory, tokenizers):
     in_cache(root / "hub", "google/flan-t5-base", t5)
     in_cache(root / "hub", "openai/clip-vit-large-patch14", lambda folder: build_toy_clip(folder, 0))
     in_cache(root / "hub", "laion/clap-htsat-unfused", lambda folder: build_toy_clap(folder, 0))
-    world = write_toy_world(root / "toy", 30, 0, write_video)
+    world = write_toy_world(root / "toy", 30, 0)
     for archive, annotations in zip(
         ("train_val_annotation.zip", "test_videodatainfo.json.zip"), world.annotations, strict=True
     ):

@@ -159,9 +159,15 @@ class Recorder:
         self.written[path.stem] = (frames, fps, audio, rate)
 
 
+def made_world(folder, count, seed, write, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("videoblip2.toy.world.write_video", write)
+        return write_toy_world(folder, count, seed, **options)
+
+
 def test_a_world_is_videos_and_annotations_in_msrvtts_layout(tmp_path):
     write = Recorder()
-    world = write_toy_world(tmp_path, 20, 3, write)
+    world = made_world(tmp_path, 20, 3, write)
     assert world.counts == {"train": 14, "validate": 2, "test": 4}
     assert world.audio == {"present": 16, "silent": 2, "absent": 2}
     assert sorted(write.written) == sorted(f"video{i}" for i in range(20))
@@ -175,7 +181,7 @@ def test_a_world_is_videos_and_annotations_in_msrvtts_layout(tmp_path):
 
 
 def test_more_test_videos_leave_the_others_as_they_are(tmp_path):
-    few, more = (write_toy_world(tmp_path / str(count), 10, 3, Recorder(), more_tests=count) for count in (0, 5))
+    few, more = (made_world(tmp_path / str(count), 10, 3, Recorder(), more_tests=count) for count in (0, 5))
     assert few.counts["test"] == 2 and more.counts == {**few.counts, "test": 7}
     assert few.annotations[0].read_bytes() == more.annotations[0].read_bytes()
     documents = [json.loads(world.annotations[1].read_text()) for world in (few, more)]
@@ -185,10 +191,10 @@ def test_more_test_videos_leave_the_others_as_they_are(tmp_path):
 
 
 def test_an_interrupted_world_is_completed(tmp_path):
-    write_toy_world(tmp_path, 10, 3, Recorder())
+    made_world(tmp_path, 10, 3, Recorder())
     (tmp_path / "videos" / "video4.mp4").unlink()
     again = Recorder()
-    write_toy_world(tmp_path, 10, 3, again)
+    made_world(tmp_path, 10, 3, again)
     assert list(again.written) == ["video4"]
 
 
@@ -198,10 +204,10 @@ def test_a_second_process_renders_what_is_left_from_the_end(tmp_path):
     def write(path, *given):
         first(path, *given)
         if path.stem == "video6":
-            write_toy_world(tmp_path, 10, 3, helper, backwards=True)
+            made_world(tmp_path, 10, 3, helper, backwards=True)
 
     first = Recorder()
-    write_toy_world(tmp_path, 10, 3, write)
+    made_world(tmp_path, 10, 3, write)
     assert list(first.written) == [f"video{i}" for i in range(7)] and list(helper.written) == [
         "video9",
         "video8",
@@ -210,8 +216,8 @@ def test_a_second_process_renders_what_is_left_from_the_end(tmp_path):
 
 
 def test_another_world_in_the_folder_is_not_touched(tmp_path):
-    world = write_toy_world(tmp_path, 10, 3, Recorder())
+    world = made_world(tmp_path, 10, 3, Recorder())
     before = world.annotations[0].read_bytes()
     with pytest.raises(InputError, match="another toy world"):
-        write_toy_world(tmp_path, 10, 4, Recorder())
+        made_world(tmp_path, 10, 4, Recorder())
     assert world.annotations[0].read_bytes() == before

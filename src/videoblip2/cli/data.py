@@ -26,10 +26,9 @@ def toy(
     json: Json = False,
 ) -> None:
     """Render short videos with sound, with captions in MSR-VTT's JSON format and questions in MSRVTT-QA's."""
-    from videoblip2.features.media import write_video
     from videoblip2.toy.world import write_toy_world
 
-    world = write_toy_world(out, videos, seed, write_video, progress)
+    world = write_toy_world(out, videos, seed, progress)
     annotations, questions = list(map(str, world.annotations)), list(map(str, world.questions))
     text = f"{videos} videos in {world.videos} ({_counts(world.counts)}); audio: {_counts(world.audio)}\n"
     text += f"next: vb2 data prepare {' '.join(annotations)} --out DIR\n"

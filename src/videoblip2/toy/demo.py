@@ -28,7 +28,6 @@ from videoblip2.errors import Progress
 from videoblip2.evaluate import evaluate
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.extract import extract_features
-from videoblip2.features.media import write_video
 from videoblip2.features.media_features import Encoders
 from videoblip2.files import free_port, server_command, server_environment, write_json
 from videoblip2.registry.promote import Request, promote
@@ -104,7 +103,7 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     videos = [asdict(video) for video in read_annotations(demo.data / "train.json")]
     write_json(demo.data / "train_top5_detail.json", select_top5(videos).videos)
     with second_process() as second:
-        world = out / "toy", size.videos, SEED, write_video
+        world = out / "toy", size.videos, SEED
         helped = second.submit(write_toy_world, *world, more_tests=size.more_tests, backwards=True)
         language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
         demo.say(f"1/8 toy world: {size.videos + size.more_tests} videos with sound, 20 captions each → {out / 'toy'}")

@@ -7,7 +7,7 @@ model that lacks one modality cannot match the references. No tested combination
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,11 +17,10 @@ import numpy as np
 
 from videoblip2.config import InputError
 from videoblip2.errors import Progress, no_progress
+from videoblip2.features.media import write_video
 from videoblip2.files import write_json
 from videoblip2.provenance import TOY
 from videoblip2.toy.scene import FPS, MOTIONS, RATE, SOUNDS, STEPS, Scene, make_scene, render_audio, render_frames
-
-WriteVideo = Callable[..., None]  # (path, frames, fps, audio, rate), as features.media.write_video
 
 CAPTIONS, VISUAL_ONLY = 20, 2
 WORDS = range(7, 15)  # allowed lengths
@@ -75,8 +74,8 @@ WITHOUT_SOUND = (
     "in complete silence {what}",
 )
 VISUAL = ("{what}", "the video shows how {what}", "in this video {what}", "we see how {what}")
-ANSWERS = ("sliding", "sliding", "rising", "falling", "circling", "growing", "shrinking", "bouncing", "staying")
-DOING = dict(zip(MOTIONS, ANSWERS, strict=True))
+_DOING = ("sliding", "sliding", "rising", "falling", "circling", "growing", "shrinking", "bouncing", "staying")
+DOING = dict(zip(MOTIONS, _DOING, strict=True))
 HEARD = dict(zip(SOUNDS, ("whistle", "hum", "beeps", "noise", "siren", "clock"), strict=True))
 
 
@@ -95,16 +94,14 @@ def write_toy_world(
     out: str | Path,
     num_videos: int,
     seed: int,
-    write_video: WriteVideo,
     progress: Progress = no_progress,
     more_tests: int = 0,
     backwards: bool = False,
 ) -> ToyWorld:
     """Write `num_videos` mp4 files, their annotations and questions to `out`; the same seed gives the same world.
 
-    `write_video` is `features.media.write_video`; `more_tests` adds test videos from the same seed. Existing videos are
-    kept, so that an interrupted call can be repeated and a second process can help, `backwards`. Raises `InputError`
-    for a folder that holds another world.
+    `more_tests` adds test videos from the same seed. Existing videos are kept, so that an interrupted call can be
+    repeated and a second process can help, `backwards`. Raises `InputError` for a folder that holds another world.
     """
     out, annotations = Path(out), write_toy_annotations(out, num_videos, seed, more_tests)
     scenes = make_scenes(num_videos, seed, more_tests)
