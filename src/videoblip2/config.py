@@ -116,6 +116,9 @@ class TrainConfig(Section):
     checkpointing: bool = Field(
         False, description="keep each layer's input alone and compute the rest again: the same gradients, slower"
     )
+    shard: bool = Field(
+        False, description="with model.finetune=full, several processes share the language model (FSDP2)"
+    )
     dropout: bool = Field(
         True, description="off: no dropout anywhere; the result is the same on any number of processes"
     )

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from allocations import Allocations
 from test_sharing import CAPTIONS, bart
 from torch.nn import functional
 
 from videoblip2.model.network import VideoBlip2
+from videoblip2.training.meters import Allocations
 
 
 @pytest.fixture(params=["t5", "bart", "full"])

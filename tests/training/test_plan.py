@@ -14,7 +14,8 @@ from videoblip2.config import InputError, parse_config, to_yaml
 from videoblip2.features.store import write_features
 from videoblip2.training import plan as plans
 from videoblip2.training.loop import train
-from videoblip2.training.plan import Allocations, Plan, fitting, plan, text_config
+from videoblip2.training.meters import Allocations
+from videoblip2.training.plan import Plan, fitting, plan, text_config
 
 #: One to four hundred megabytes of activations on top of about as much for the weights.
 SIZES = {"d_model": 256, "d_ff": 512, "num_heads": 4, "num_layers": 4, "d_kv": 64, "vocab_size": 4000}

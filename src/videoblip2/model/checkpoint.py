@@ -71,11 +71,8 @@ def save_checkpoint(
 
 
 def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[Path], object]]) -> None:
-    halved = torch.bfloat16  # how a training may store frozen weights; files have float32
-    weights = checkpoint.model.state_dict().items()
     with quiet_transformers():
-        full = {name: weight.cpu().float() if weight.dtype == halved else weight for name, weight in weights}
-        checkpoint.model.save_pretrained(folder, state_dict=full)
+        checkpoint.model.save_pretrained(folder, state_dict=full_state(checkpoint.model))
     checkpoint.tokenizers.save(folder)
     for name, write in extras.items():
         write(folder / name)
@@ -87,6 +84,15 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def full_state(model: VideoBlip2) -> dict[str, Any]:
+    """Weights as files have them: in float32 and whole; where they are sharded, all processes must call this."""
+    states: dict[str, Any] = model.state_dict()
+    for name, weight in states.items():
+        weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        states[name] = weight.cpu().float() if weight.dtype == torch.bfloat16 else weight
+    return states
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:

@@ -78,8 +78,9 @@ class World:
         return total
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; all of them have the same ones."""
-        waiting = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        """Replace each gradient by its sum over all processes; all have the same ones. Sharded ones are sums."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        waiting = [gradient for gradient in gradients if not hasattr(gradient, "full_tensor")]
         while self.size > 1 and waiting:
             some = [waiting.pop()]
             while waiting and sum(map(Tensor.numel, some)) < BUCKET:

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from videoblip2.captions.metrics import shown
 from videoblip2.data.batches import Prefetcher
 from videoblip2.errors import Progress, Steps, no_progress, warn
 from videoblip2.tracking.tracker import Tracker
+from videoblip2.training.distributed import Lost
 from videoblip2.training.interruptions import memory_for, signals_wait
 from videoblip2.training.meters import SystemMeter, add_up
 from videoblip2.training.rollout import BandMonitor
-from videoblip2.training.state import StateFile, TrainState
+from videoblip2.training.sharding import clip
+from videoblip2.training.state import StateFile, TrainState, capture
 from videoblip2.training.update import StepFunction, build_optimizer, set_learning_rate
 from videoblip2.training.workspace import Validation, Workspace
 
@@ -126,8 +127,8 @@ def train(training: Training) -> Validation:
         _validate_if_due(training)
         for step in training.progress(steps, len(steps), training.description):
             _advance(training, step, steps)
-    except (KeyboardInterrupt, SystemExit):
-        if not training.in_step:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not training.in_step and not (training.work.config.train.shard and isinstance(stop, Lost)):
             with signals_wait():
                 _save(training)
         raise
@@ -170,7 +171,7 @@ def _step(training: Training, step: int, signals: list[int]) -> None:
         if part.last:
             stopping = training.exchange(signals, look=training.at_once)
             world.add_gradients(training.trainable.values())
-            own["grad_norm"] = norm = clip_grad_norm_(training.trainable.values(), config.optim.max_grad_norm)
+            own["grad_norm"] = norm = clip(training.trainable.values(), config.optim.max_grad_norm, world)
             training.note("gradient norm", norm, step, batch.video_ids)
             if training.at_once:
                 training.check()
@@ -237,3 +238,5 @@ def _save(training: Training) -> None:
         training.tracker.flush()
         training.state_file.save(training.trainable, training.optimizer, training.state)
         training.state.means.restart_clock()
+    elif training.state_file is not None and training.work.config.train.shard:
+        capture(training.trainable, training.optimizer)  # its parts of what the leader writes

@@ -1,13 +1,16 @@
-"""What the loop measures: running means, speed, and the load of the machine."""
+"""What is measured: running means, speed, the load of the machine, and the memory of operations."""
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 
@@ -92,3 +95,38 @@ class SystemMeter:
             with suppress(ImportError, RuntimeError):  # no NVIDIA library, or one that does not support this device
                 readings["sys/gpu_percent"] = float(torch.cuda.utilization(self._device))
         return readings
+
+
+class Allocations(TorchDispatchMode):
+    """Inside, `now` and `peak` are bytes of the storages that operations have made and that something refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            self._known.setdefault(tensor.untyped_storage())
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            if (storage := tensor.untyped_storage()) not in self._known:
+                self._known[storage] = None
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return made
+
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    @contextmanager
+    def phase(self, peaks: dict[str, int], name: str) -> Iterator[None]:
+        """The peak within, as `peaks[name]`; the highest where there are several."""
+        self.peak = self.now
+        yield
+        peaks[name] = max(peaks.get(name, 0), self.peak)
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]

@@ -4,19 +4,17 @@ FakeTensorMode stands for the device, so the operations are those of the real pa
 operation makes them until nothing refers to them. Weights are never loaded, and data are read where they are here.
 """
 
-import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, PreTrainedConfig, T5Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from videoblip2.captioner import pick_device
 from videoblip2.config import Config, InputError, parse_config
@@ -30,7 +28,8 @@ from videoblip2.model.decode.cpu_kernels import ROWS, layout_pays
 from videoblip2.model.decode.stepper import start
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import load_tokenizers
-from videoblip2.training.ce import cross_entropy, live_tokens, token_accuracy
+from videoblip2.training.ce import ce_step
+from videoblip2.training.meters import Allocations
 from videoblip2.training.rollout import Rollout
 from videoblip2.training.scst import Encoded, Objective, encode, total
 from videoblip2.training.tasks import batches_of, read_split
@@ -50,39 +49,17 @@ BERT_PIECES = 30_522
 BATCHES = 16
 
 
-class Allocations(TorchDispatchMode):
-    """Inside, `now` and `peak` are bytes of the storages that operations have made and that something refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+class _Everywhere(Allocations):
+    """Tokens without data all count."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            self._known.setdefault(tensor.untyped_storage())
-        made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
-            if (storage := tensor.untyped_storage()) not in self._known:
-                self._known[storage] = None
-                self._count(storage.nbytes())
-                weakref.finalize(storage, self._count, -storage.nbytes())
-        return made
-
-    def _count(self, size: int) -> None:
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    @contextmanager
-    def phase(self, peaks: dict[str, int], name: str) -> Iterator[None]:
-        """The peak within, as `peaks[name]`; the highest where there are several."""
-        self.peak = self.now
-        yield
-        peaks[name] = max(peaks.get(name, 0), self.peak)
-
-
-def _tensors(nested: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+        if func is torch.ops.aten.nonzero.default:
+            func, args, kwargs = (
+                torch.ops.aten.new_empty.default,
+                (args[0], [args[0].numel(), 1]),
+                {"dtype": torch.int64},
+            )
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -109,20 +86,22 @@ def plan(kind: str, config: Config, gpus: int = 1) -> Plan:
     device = pick_device(config.device)
     text, of_text = text_config(config.model.language_model)
     example, of_batch, pieces = _example(config, text.vocab_size)
-    live = int(live_tokens(cast(Tensor, example.labels)))
     model = _network(config, text, pieces)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device).tie_weights()
         work = Workspace(config, device, model, cast(Any, None), cast(Any, None), {}, {})
-        with Allocations() as allocations:
+        with _Everywhere() as allocations:
             batch = example.map(lambda tensor: torch.empty_like(tensor, device=device))
-            passes = _Passes(work, batch, live, allocations)
+            passes = _Passes(work, batch, allocations)
             (passes.ce if kind == "ce" else passes.scst)()
             passes.validation()
         trained = sum(map(_bytes, model.trainable().values()))
         frozen = sum(map(_bytes, (*model.parameters(), *model.buffers()))) - trained
     copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of what trains
-    return Plan(frozen + copies * trained + _laid_out(work), trained, 2 * trained, passes.peaks, (of_text, of_batch))
+    away, peaks = _elsewhere(work, gpus) if config.train.shard else 0, passes.peaks
+    peaks = {name: size + (-away if name == "training" else away) for name, size in peaks.items()}  # or gathered
+    weights = frozen + copies * trained + _laid_out(work) - away
+    return Plan(weights, trained - away, 2 * (trained - away), peaks, (of_text, of_batch))
 
 
 def changed(config: Config, *words: str) -> Config:
@@ -138,6 +117,8 @@ def changes(kind: str, config: Config, gpus: int, on_gpu: bool) -> Iterator[str]
     if on_gpu and config.precision == "fp32":
         yield "precision=bf16"
     yield from (f"train.accumulate={2**n}" for n in range(1, 16) if train.accumulate < 2**n <= share)
+    if config.model.finetune == "full" and gpus > 1 and not train.shard:
+        yield "train.shard=true"
     if kind == "scst" and config.scst.samples > 2:
         yield "scst.samples=2"
     if kind == "ce" and config.data.captions_per_video > 1:
@@ -179,6 +160,13 @@ def _network(config: Config, text: PreTrainedConfig, pieces: int) -> VideoBlip2:
     return model
 
 
+def _elsewhere(work: Workspace, gpus: int) -> int:
+    """Bytes of the sharded layers that other processes have; one layer is gathered while it runs, another ahead."""
+    layers = [layer for layer in work.model.language_model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    sizes = [sum(map(_bytes, layer.parameters())) for layer in layers]
+    return max(0, sum(sizes) - sum(sizes) // gpus - 2 * max(sizes))
+
+
 def _laid_out(work: Workspace) -> int:
     """Frozen weights that decoding on a CPU keeps a second time (`decode.cpu_kernels`)."""
     decoder, head = work.model.language_model.get_decoder(), work.model.language_model.get_output_embeddings()
@@ -198,7 +186,7 @@ def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
         maker = BatchMaker(store, tokenizers, data, size, config.seed, model.max_positions)
         batches = batches_of(config, read_split(config, "train", store), maker)
         made = map(batches, range(min(BATCHES, config.train.steps)))
-        longest = max(made, key=lambda batch: int(live_tokens(cast(Tensor, batch.labels))))
+        longest = max(made, key=lambda batch: sum(batch.lengths))
         return longest, f"the longest of {BATCHES} batches of {data.annotations}", pieces
     except (InputError, OSError):
         shapes = {name: (size, model.max_positions, model.width(name)) for name in model.modality_names}
@@ -206,33 +194,24 @@ def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
         masks = {name: torch.ones(shape[:2], dtype=torch.int64) for name, shape in shapes.items()}
         text = torch.ones(size, 2 + len(data.prompt.split()), dtype=torch.int64)
         labels = torch.ones(size * data.captions_per_video, data.max_caption_tokens, dtype=torch.int64)
-        batch = Batch(("",) * size, features, masks, text, text, text, text, labels)
+        lengths = (data.max_caption_tokens,) * len(labels)
+        batch = Batch(("",) * size, features, masks, text, text, text, text, labels, lengths)
         return batch, "the longest that there can be, as the data are not here", pieces
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """The passes of a step on tensors without data. live: tokens that count in the batch's labels."""
+    """The passes of a step on tensors without data."""
 
     work: Workspace
     batch: Batch
-    live: int
     allocations: Allocations
     peaks: dict[str, int] = field(default_factory=dict)
 
     def ce(self) -> None:
-        work, slices = self.work, self._slices()
-        work.model.train(work.config.train.dropout)
         with self.allocations.phase(self.peaks, "training"):
-            for videos in slices[:2]:  # the second finds the first one's gradients
-                some = take(self.batch, videos)
-                live = torch.zeros(self.live // len(slices), dtype=torch.int64)
-                assert some.labels is not None
-                with work.autocast():
-                    logits = work.model(some.labels, live, **some.inputs)
-                loss = cross_entropy(logits, live, work.config.train.label_smoothing, live_tokens(live))
-                token_accuracy(logits, live)
-                loss.backward()
+            for part in islice(ce_step(self.work, self.batch, 0), 2):  # the second finds the first one's gradients
+                part.loss.backward()
 
     def scst(self) -> None:
         work, slices, settings = self.work, self._slices(), self.work.config.scst

@@ -17,6 +17,7 @@ from videoblip2.training.state import FOLDER, SavedState, read_finished, read_sa
 FREE = (
     "train.resume",
     "train.checkpointing",
+    "train.shard",
     "train.save_every",
     "train.probe_videos",
     "device",

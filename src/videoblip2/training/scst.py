@@ -38,6 +38,7 @@ from videoblip2.model.decode import Sampling, greedy_and_sample
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.ce import cross_entropy, live_tokens
 from videoblip2.training.rollout import Rollout, check_finite, check_same_policy, gathered, rewards
+from videoblip2.training.sharding import unsharded
 from videoblip2.training.update import MicroBatch, cut, take
 from videoblip2.training.workspace import Workspace
 
@@ -93,7 +94,7 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
     config, (states, attended), (first, videos) = work.config.scst, encoded, work.place(batch)
     generator = torch.Generator(states.device).manual_seed(work.config.seed * 1_000_003 + step)
     longest = work.config.decode.max_new_tokens
-    with work.autocast():
+    with work.autocast(), unsharded(work.model.language_model.get_decoder()):
         rows = config.samples + 1  # of each video, the greedy one with them
         sampling = Sampling(config.samples, config.temperature, generator, (first * rows, videos * rows))
         greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)

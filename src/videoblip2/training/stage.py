@@ -14,7 +14,7 @@ from videoblip2.config import Config, InputError, flatten
 from videoblip2.data.prepare import described
 from videoblip2.errors import Progress, no_progress
 from videoblip2.model.build import describe_first_weights
-from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
+from videoblip2.model.checkpoint import Checkpoint, full_state, save_checkpoint
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
 from videoblip2.tracking import RunSpec, find_model, open_run
@@ -171,6 +171,8 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
         take_step = partial(scst_step, work, build_reward(work, start), start=start)
         bands = BandMonitor(config.scst.watch, reward_references(work)) if leads else None
     with data_logged(work, tracker) if leads else nullcontext(Future[dict[str, str]]()) as digests:
+        if config.train.shard:
+            keep = partial(lambda model, _: full_state(model), work.model)
         if leads:
             keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
         best = train(

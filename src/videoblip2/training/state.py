@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from videoblip2.files import atomic, write_text
 from videoblip2.training.meters import RunningMeans
 from videoblip2.training.rollout import BandMonitor
+from videoblip2.training.sharding import part, whole
 from videoblip2.training.workspace import Validation
 
 FORMAT = 3
@@ -149,7 +150,7 @@ def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
     tensors["random.torch"] = torch.get_rng_state()
     for number in range(torch.cuda.device_count()):
         tensors[f"random.cuda.{number}"] = torch.cuda.get_rng_state(number)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -157,12 +158,12 @@ def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: T
     """The reverse of `capture`; a CUDA device that is gone is skipped."""
     names = {parameter: name for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
-        parameter.copy_(tensors[f"model.{name}"])
+        parameter.copy_(part(tensors[f"model.{name}"], parameter))
     keys = {name.split(".", 2)[1] for name in tensors if name.startswith("optimizer.")}
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state["state"] = {
-        place: {key: tensors[f"optimizer.{key}.{names[parameter]}"] for key in keys}
+        place: {key: part(tensors[f"optimizer.{key}.{names[parameter]}"], parameter) for key in keys}
         for place, parameter in enumerate(parameters)
         if keys and all(f"optimizer.{key}.{names[parameter]}" in tensors for key in keys)
     }

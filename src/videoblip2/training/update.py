@@ -56,12 +56,13 @@ def take(batch: Batch, videos: slice) -> Batch:
 def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
     """One group a kind (Q-Formers, projections, LoRA or language model), each split by whether it decays."""
     scales = {"qformer": 1.0, "projection": config.lr_scale_projections, "lora": config.lr_scale_lora}
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        members.setdefault((kind_of(name), decays(name, parameter)), []).append(parameter)
+        sharded = hasattr(parameter, "full_tensor")  # the fused update takes one kind of tensor at a time
+        members.setdefault((kind_of(name), decays(name, parameter), sharded), []).append(parameter)
     groups = [
         {"params": some, "weight_decay": config.weight_decay * decayed, "peak_lr": config.lr * scales[kind]}
-        for (kind, decayed), some in members.items()
+        for (kind, decayed, _), some in members.items()
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 

@@ -27,6 +27,7 @@ from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.overrides import read_yaml
 from videoblip2.tracking import find_model
 from videoblip2.training.distributed import World, join
+from videoblip2.training.sharding import shard, unsharded
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
 
 #: Keys that name where first weights come from.
@@ -115,7 +116,7 @@ class Workspace:
         metrics: dict[str, float] = {}
         captioner = Captioner(self.model.eval(), self.tokenizers, frequencies=lambda: self.document_frequencies)
         for task, score in self._scorers:
-            with self.autocast():
+            with self.autocast(), unsharded(self.model):
                 entries = self.val[task.kind]
                 said[task.kind] = say_all(task, captioner, entries, self.features, self.config.decode, self.world)
             metrics[task.metric] = score(said[task.kind])
@@ -160,6 +161,8 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
         model.text.halve()
     parent = config.train.start_from
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, parent, world)
+    if config.train.shard and world.size > 1:
+        shard(model, config, world, device)
     check_features(work.features, videos, progress)
     if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
         file = CAPTIONS.file(config.data, "val")

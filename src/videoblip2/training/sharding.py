@@ -1,0 +1,91 @@
+"""A large language model that trains in full, its layers spread over the processes: FSDP2, `train.shard`.
+
+Each process keeps a part of every layer's weights, gradients and moments, and gathers a layer while it runs. What is
+outside the layers (embeddings, head, Q-Formers) is whole in every process, as without sharding.
+
+A forward pass is a collective: every process must make as many. Decoding has no collective, since captions differ in
+number and length, so the weights are gathered around it (`unsharded`).
+"""
+
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from videoblip2.config import Config, InputError
+from videoblip2.model.network import VideoBlip2
+from videoblip2.training.distributed import World
+
+
+def shard(model: VideoBlip2, config: Config, world: World, device: torch.device) -> None:
+    """Spread the language model's layers. Raises InputError for what cannot be sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if config.model.finetune != "full" or config.scst.kl_weight:
+        raise InputError("train.shard=true: for model.finetune=full without scst.kl_weight; leave train.shard out")
+    if config.train.batch_size % world.size:
+        raise InputError(
+            f"train.batch_size={config.train.batch_size}: with train.shard=true the {world.size} processes need equal "
+            f"shares; set it to a multiple of {world.size}"
+        )
+    # T5's layers hand their position bias on as a view, and nothing writes to it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (world.size,))
+    for layer in model.language_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            fully_shard(layer, mesh=mesh)
+            layer.set_gradient_divide_factor(1.0)  # losses are shares of one mean: their gradients add up
+            layer.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process has a part of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+@contextmanager
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Inside, this module's layers are whole in every process, and running them is no collective."""
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "unshard")]
+    for layer in layers:
+        layer.set_reshard_after_forward(False)
+        layer.unshard()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.reshard()
+            layer.set_reshard_after_forward(True)
+
+
+def clip(parameters: Collection[nn.Parameter], most: float, world: World) -> Tensor:
+    """`clip_grad_norm_`, also of gradients some of which are sharded: the norm that they have together."""
+    gradients: list[Any] = [weight.grad for weight in parameters if weight.grad is not None]
+    sharded = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
+    if not sharded:
+        return clip_grad_norm_(parameters, most)
+    whole = [gradient for gradient in gradients if not is_sharded(gradient)]
+    norm = (world.sum(get_total_norm(sharded) ** 2) + get_total_norm(whole) ** 2).sqrt()
+    torch._foreach_mul_([*sharded, *whole], torch.clamp(most / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor; of a sharded one, which every process must ask for at once."""
+    tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return cast(Tensor, tensor.detach().cpu().contiguous())
+
+
+def part(tensor: Tensor, like: Any) -> Tensor:
+    """The reverse: of a whole tensor, what this process has of one like another."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
