@@ -12,9 +12,8 @@ from tiny_world import make_world, tiny_config
 
 from videoblip2 import modality
 from videoblip2.config import InputError, load_config, parse_config, to_yaml
-from videoblip2.features.check import check_features
 from videoblip2.features.pack import pack_features
-from videoblip2.features.store import FeatureStore, digest
+from videoblip2.features.store import FeatureStore, check_features, digest
 from videoblip2.modality import Modality, modality_label
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.predict import load_captioner

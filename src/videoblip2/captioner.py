@@ -207,8 +207,7 @@ class Captioner:
 
     def store(self, root: Path) -> "FeatureStore":
         """A feature store. Raises InputError if it was made with other encoders: captions would be random."""
-        from videoblip2.features.check import refuse_other_encoders
-        from videoblip2.features.store import FeatureStore
+        from videoblip2.features.store import FeatureStore, refuse_other_encoders
 
         store = FeatureStore(root, self.model.config.modality_names)
         refuse_other_encoders(store, self.provenance.features, self.model_name)

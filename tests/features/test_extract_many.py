@@ -11,7 +11,6 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features import engines
-from videoblip2.features.check import check_features, refuse_unnoted
 from videoblip2.features.encoders import load_clip
 from videoblip2.features.extract import (
     ExtractionRun,
@@ -20,10 +19,10 @@ from videoblip2.features.extract import (
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
-from videoblip2.features.ray_engine import Actor, RayEngine, Wrapped, require_ray
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
-from videoblip2.features.store import FeatureStore
+from videoblip2.features.store import FeatureStore, check_features, refuse_unnoted
 from videoblip2.features.towers import FrameEncoder
+from videoblip2.jobs.ray import Actor, RayEngine, Wrapped, require_ray
 from videoblip2.toy.models import TOY_SETTINGS
 
 RATE = 16_000

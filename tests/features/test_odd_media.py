@@ -11,8 +11,8 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features.extract import extract_features
+from videoblip2.features.frames import WHITE, _light
 from videoblip2.features.media import UNTRUSTED, read_header, stream_audio, stream_frames
-from videoblip2.features.pictures import WHITE, _light
 from videoblip2.features.sources import find_videos
 from videoblip2.features.store import FeatureStore
 

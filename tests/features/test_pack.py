@@ -20,10 +20,9 @@ from safetensors.numpy import load_file, save_file
 from videoblip2.cli import main
 from videoblip2.config import InputError
 from videoblip2.features import packed
-from videoblip2.features.check import check_features
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.pack import pack_features
-from videoblip2.features.store import FeatureStore, digest, write_features
+from videoblip2.features.store import FeatureStore, check_features, digest, write_features
 
 MANIFEST = {"clip": {"name": "c"}, "videos": {"video2": {"audio": "present"}, "video9": {"audio": "silent"}}}
 LENGTHS = {"video2": (4, 3), "video9": (7, 1), "video10": (1, 0)}

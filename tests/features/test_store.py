@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
-from videoblip2.features.check import check_features, refuse_other_encoders
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.features.store import FeatureStore, digest, import_arrays, write_features
+from videoblip2.features.pack import import_arrays
+from videoblip2.features.store import (
+    FeatureStore,
+    check_features,
+    digest,
+    refuse_other_encoders,
+    write_features,
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.forms import Row
-from videoblip2.jobs.ray_captions import RayCaptions
+from videoblip2.jobs.ray import caption_on_ray
 
 pytest.importorskip("ray")
 
@@ -44,7 +44,7 @@ def test_a_killed_worker_costs_only_its_videos_in_flight(tmp_path):
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
         names = [f"{number}.mp4" for number in range(96)]
-        batches = RayCaptions(Plan(tmp_path), actors=2).run([VideoSource(name) for name in names], {})
+        batches = caption_on_ray(Plan(tmp_path), 2, [VideoSource(name) for name in names], {})
         rows = [row for rows in batches for row in rows]
     finally:
         ray.shutdown()

@@ -7,7 +7,7 @@ from videoblip2.captioner import Caption
 from videoblip2.features.media import stream_frames, write_video
 from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions
-from videoblip2.jobs.shots import ShotWatch
+from videoblip2.jobs.segments import ShotWatch
 
 
 def shot(seed, count=40, speed=0):

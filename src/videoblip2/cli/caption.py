@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,6 @@ from videoblip2.files import printable
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
-    from videoblip2.jobs.caption import Captions
     from videoblip2.jobs.forms import Row
     from videoblip2.jobs.rows import RowFile
 
@@ -96,22 +96,23 @@ def caption(
     )
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features, keep_features, part)
     if engine == "ray":
-        from videoblip2.jobs.ray_captions import RayCaptions
+        from videoblip2.jobs.ray import caption_on_ray
 
-        batches: Captions = RayCaptions(job, actors)
+        run: Callable[..., Generator[list[Row], None, None]] = partial(caption_on_ray, job, actors)
     else:
-        batches = local = job.open()
+        local = job.open()
         warn(local.captioner)
+        run = local.run
     with ExitStack() as stack:
-        file = stack.enter_context(RowFile(out, batches.version, str(options))) if out is not None else None
+        file = stack.enter_context(RowFile(out, job.version, str(options))) if out is not None else None
         stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows that are written are kept"))
-        batch = stack.enter_context(closing(batches.run(found, file.done if file else {})))  # ends its threads
+        batch = stack.enter_context(closing(run(found, file.done if file else {})))  # ends its threads
         rows, bad = _consume(batch, len(found), file, json)
         if file is not None:
             file.finish([printable(source.path) for source in found])
     failed = len(bad)
     kept = f"{out}: {counted(len(found) - failed, 'video')}, {failed} failed" if out is not None else ""
-    record = {"model_version": batches.version, "out": str(out) if out else None, "failed": failed}
+    record = {"model_version": job.version, "out": str(out) if out else None, "failed": failed}
     console.emit(record, json, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
     console.exit_if_failed(failed, len(found) - failed)
 
@@ -142,7 +143,7 @@ def ask(
         raise InputError(rows[0].error)
     answers = [{"question": row.question, "answer": row.caption, "score": row.score} for row in rows]
     lines = [f"{row.question}  {row.caption or '(no answer)'}" for row in rows]
-    told = {"model_version": job.version, "warning": job.captioner.warning}
+    told = {"model_version": job.captioner.version, "warning": job.captioner.warning}
     console.emit({"video": video, "answers": answers}, json, "\n".join(lines), **told)
 
 

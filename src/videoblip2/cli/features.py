@@ -69,7 +69,7 @@ def extract(
     encoders = Encoders(*pair, settings)
     ray = None
     if engine == "ray":
-        from videoblip2.features.ray_engine import RayEngine, require_ray
+        from videoblip2.jobs.ray import RayEngine, require_ray
 
         require_ray()
         ray = RayEngine(encoders, out, device, actors, workers or 1)
@@ -94,7 +94,7 @@ def import_(
     json: console.Json = False,
 ) -> None:
     """Make a feature store from features that are already in one array."""
-    from videoblip2.features.store import import_arrays
+    from videoblip2.features.pack import import_arrays
 
     videos = import_arrays(video, ids, out, audio, console.progress)
     console.emit({"out": str(out), "videos": videos}, json, f"{out}: {counted(videos, 'video')}")
@@ -123,7 +123,7 @@ def check(
 ) -> None:
     """Check shapes, types, NaN, missing files, silent, empty and absent audio; exit with 3 if a video is unusable."""
     from videoblip2.data.annotations import read_annotations
-    from videoblip2.features.check import check_features
+    from videoblip2.features.store import check_features
 
     wanted = [video.video_id for video in read_annotations(annotations)] if annotations else None
     report = check_features(store, wanted)

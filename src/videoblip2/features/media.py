@@ -19,8 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
-from videoblip2.features.frames import Clock, Plan, Watch, decoded, nearest, planned, promised, watched
-from videoblip2.features.pictures import Audio, Frame, Pictures, Sound, Span, shown_size
+from videoblip2.features.frames import (
+    Audio,
+    Clock,
+    Frame,
+    Pictures,
+    Sound,
+    Span,
+    Watch,
+    decoded,
+    nearest,
+    planned,
+    promised,
+    shown_size,
+    watched,
+)
 from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
@@ -66,13 +79,16 @@ def stream_frames(
         caveats: gets a line for each part of the video that is skipped or changed.
         span: only from the first to before the second of these seconds of the file.
         watch: sees all frames, not only those at `fps`.
-        pick: how many frames there are at `fps` → the numbers of those to yield. Not called, and all of them are
-            yielded, for a file that does not tell how many there are, with `span` and with `watch`.
+        pick: how many frames there are at `fps` → the numbers of those to yield. Not asked where the packets do not
+            tell, with `span` and with `watch`: then all of them come.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
     path, options, caveats = Path(path), options or {}, [] if caveats is None else caveats
-    plan, before, shown = None if span or watch else _plan(path, fps, options), len(caveats), 0
+    plan, before, shown = None, len(caveats), 0
+    if not (span or watch):
+        with _open_video(path, options) as opened:
+            plan = planned(*opened, fps)
     numbers = sorted(set(pick(len(plan.wanted)))) if plan and pick else range(len(plan.wanted) if plan else 0)
     if plan:
         with _open_video(path, options) as (container, stream):
@@ -104,11 +120,8 @@ def stream_frames(
 
 
 def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
-    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N]; None if the file has no audio.
-
-    A digitally silent stream gives zeros, and a stream without samples [0], so the three can be told apart. Raises
-    `InputError` for an unreadable file.
-    """
+    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N], or [0] if it has no samples; None if the file
+    has no audio. Raises `InputError` for an unreadable file."""
     chunks = list(stream_audio(path, rate, options))
     return np.concatenate(chunks) if chunks else None
 
@@ -231,11 +244,6 @@ def _open_video(path: Path, options: Mapping[str, str]) -> Iterator[tuple[Any, A
         stream.thread_type = "NONE" if options.get("threads") == "1" else "AUTO"
         stream.codec_context.thread_count = int(options.get("threads", 0))
         yield container, stream
-
-
-def _plan(path: Path, fps: float, options: Mapping[str, str]) -> Plan | None:
-    with _open(path, options) as container:
-        return planned(container, _video_stream(container, path), fps)
 
 
 def _sought(container: Any, stream: Any, span: Span) -> Span:

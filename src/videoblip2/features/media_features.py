@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from videoblip2.errors import InputError, validated
 from videoblip2.features.encoders import load_clap, load_clip
+from videoblip2.features.frames import Audio, Frame
 from videoblip2.features.media import decode_audio, named, stream_frames
-from videoblip2.features.pictures import Audio, Frame
 from videoblip2.features.towers import FrameEncoder, Pixels, SoundEncoder
 from videoblip2.modality import Features
 from videoblip2.provenance import EncoderIdentity, FeatureOrigin, FeatureSampling

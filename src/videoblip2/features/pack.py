@@ -1,6 +1,7 @@
-"""From a feature store to a packed one: every video is read and checked, and the new file appears in one rename.
+"""Feature stores made from others: packed into one file, and from features that are already in one array.
 
-Rows are written one video at a time: a store may be larger than memory. A store that mixes types gets the widest.
+A packed file appears in one rename, once every video is read and checked. Rows are written one video at a time: a
+store may be larger than memory. A store that mixes types gets the widest.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import glob
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from videoblip2.errors import InputError, Progress, no_progress
+from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.packed import FORMAT, KINDS, PackedFile
-from videoblip2.features.store import FeatureStore
+from videoblip2.features.store import FeatureStore, load_array, write_features
 from videoblip2.files import atomic
+from videoblip2.modality import MODALITIES
 
 Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, end of its bytes
 
@@ -107,6 +111,31 @@ def _write_rows(
             return counts, kind
 
 
+def import_arrays(
+    video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = no_progress
+) -> int:
+    """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
+
+    Rows narrower than the modality's usual width are padded with zeros, which a linear layer ignores. Returns N.
+    Raises InputError for other shapes, a different number of ids, and ids that are not file names.
+    """
+    frames, width = _open_array(video, "video"), MODALITIES["audio"].width
+    names = _read_ids(ids, len(frames), video)
+    sound = np.zeros((len(names), 0, width), np.float32) if audio is None else _open_array(audio, "audio")
+    if len(sound) != len(names):
+        raise InputError(f"{audio}: holds {len(sound)} videos, {video} {len(names)}; give arrays of the same videos")
+    for row in progress(range(len(names)), len(names), "features"):
+        features = {}
+        for name, array in (("video", frames[row]), ("audio", sound[row])):
+            missing = max(0, MODALITIES[name].width - array.shape[1])
+            features[name] = np.pad(array.astype(np.float32), ((0, 0), (0, missing)))
+        write_features(out, names[row], features)
+    count = sound.shape[1]
+    note = VideoNote(frames=frames.shape[1], audio_windows=count, audio="present" if count else "absent")
+    FeatureManifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
+    return len(names)
+
+
 @contextmanager
 def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
     """A draft of `out` that is on disk and opens as a packed store before it takes that name.
@@ -123,3 +152,25 @@ def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
         file.flush()
         os.fsync(file.fileno())
         PackedFile(Path(file.name))
+
+
+def _open_array(path: Path, modality: str) -> NDArray[Any]:
+    array = load_array(path, "give one array [videos, rows, width]", "r")
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.shape[2]:
+        raise InputError(
+            f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats [videos, rows, width]"
+        )
+    return array
+
+
+def _read_ids(path: Path, count: int, array: Path) -> Sequence[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one for each row of {array}") from error
+    if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
+        raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
+    wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]!r} cannot be a file name; give plain video ids such as video0")
+    return names

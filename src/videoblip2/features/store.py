@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError, Progress, no_progress
-from videoblip2.features.manifest import FeatureManifest, VideoNote
+from videoblip2.config import ModelConfig
+from videoblip2.errors import InputError
+from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.packed import PackedFile
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
-from videoblip2.provenance import FeatureOrigin
+from videoblip2.provenance import ENCODERS, FeatureOrigin
 
 
 class FeatureStore:
@@ -150,7 +151,7 @@ class _Folder:
             entry = MODALITIES[modality]
             rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
             raise InputError(f"{path}: {video_id} has no {modality} features{rows}; extract it or leave it out")
-        return _load(path, "extract it again")
+        return load_array(path, "extract it again")
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
@@ -177,32 +178,7 @@ def write_features(root: Path, video_id: str, features: Features) -> None:
             np.save(file, features[modality], allow_pickle=False)
 
 
-def import_arrays(
-    video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = no_progress
-) -> int:
-    """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
-
-    Rows narrower than the modality's usual width are padded with zeros, which a linear layer ignores. Returns N.
-    Raises InputError for other shapes, a different number of ids, and ids that are not file names.
-    """
-    frames, width = _open_array(video, "video"), MODALITIES["audio"].width
-    names = _read_ids(ids, len(frames), video)
-    sound = np.zeros((len(names), 0, width), np.float32) if audio is None else _open_array(audio, "audio")
-    if len(sound) != len(names):
-        raise InputError(f"{audio}: holds {len(sound)} videos, {video} {len(names)}; give arrays of the same videos")
-    for row in progress(range(len(names)), len(names), "features"):
-        features = {}
-        for name, array in (("video", frames[row]), ("audio", sound[row])):
-            missing = max(0, MODALITIES[name].width - array.shape[1])
-            features[name] = np.pad(array.astype(np.float32), ((0, 0), (0, missing)))
-        write_features(out, names[row], features)
-    count = sound.shape[1]
-    note = VideoNote(frames=frames.shape[1], audio_windows=count, audio="present" if count else "absent")
-    FeatureManifest(imported_from=video.name, videos=dict.fromkeys(names, note), failed={}).write(out)
-    return len(names)
-
-
-def _load(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDArray[Any]:
+def load_array(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDArray[Any]:
     try:
         array = np.load(path, mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -212,23 +188,92 @@ def _load(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDArray[
     return array
 
 
-def _open_array(path: Path, modality: str) -> NDArray[Any]:
-    array = _load(path, "give one array [videos, rows, width]", "r")
-    if array.ndim != 3 or array.dtype.kind != "f" or not array.shape[2]:
+@dataclass(frozen=True)
+class CheckReport:
+    """Counts, and video ids by finding; `ok` if every video asked for can be read."""
+
+    videos: int
+    frames: tuple[int, int]  # fewest and most per video
+    audio_windows: tuple[int, int]
+    silent: list[str]  # known from the manifest alone
+    empty: list[str]  # an audio stream without samples; also from the manifest
+    absent: list[str]
+    missing: list[str]
+    unusable: dict[str, str]  # wrong width, NaN, wrong type; with the reason
+    unannotated: list[str]  # in the store, not asked for
+
+    @property
+    def ok(self) -> bool:
+        return not self.missing and not self.unusable
+
+
+def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> CheckReport:
+    """Read the features of `video_ids` (None: of every video in the store) and report on them.
+
+    Raises `InputError` only if `root` is not a feature store.
+    """
+    store = FeatureStore(root)
+    wanted, present = dict.fromkeys(store.ids if video_ids is None else video_ids), set(store.ids)
+    frames, windows, unusable = dict[str, int](), dict[str, int](), dict[str, str]()
+    for video_id in filter(present.__contains__, wanted):
+        try:
+            features = store.features(video_id)
+        except InputError as error:
+            unusable[video_id] = str(error)
+            continue
+        frames[video_id], windows[video_id] = len(features["video"]), len(features.get("audio", ()))
+    notes = store.manifest.videos if store.manifest else {}
+    silent, empty = ([i for i in wanted if i in notes and notes[i].audio == kind] for kind in ("silent", "empty"))
+    return CheckReport(
+        videos=len(frames),
+        frames=(min(frames.values(), default=0), max(frames.values(), default=0)),
+        audio_windows=(min(windows.values(), default=0), max(windows.values(), default=0)),
+        silent=silent,
+        empty=empty,
+        absent=[i for i in wanted if windows.get(i) == 0 and i not in empty],
+        missing=[i for i in wanted if i not in present],
+        unusable=unusable,
+        unannotated=[i for i in store.ids if i not in wanted],
+    )
+
+
+def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
+    """Raise `InputError` if an extracted store holds a video that its manifest lacks: which encoder made it?"""
+    manifest = store.manifest
+    if manifest is None or not manifest.known:
+        return  # a user's own arrays
+    if strange := [video_id for video_id in video_ids if video_id not in manifest.videos]:
         raise InputError(
-            f"{path}: {array.dtype} of shape {list(array.shape)}; {modality} features are floats [videos, rows, width]"
+            f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features another "
+            "encoder may have made; run `vb2 features extract` on them, or remove them"
         )
-    return array
 
 
-def _read_ids(path: Path, count: int, array: Path) -> Sequence[str]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one for each row of {array}") from error
-    if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
-        raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
-    wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
-    if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} cannot be a file name; give plain video ids such as video0")
-    return names
+def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
+    """Raise `InputError` if the features are not as wide as the configuration says."""
+    for name in model.modality_names:
+        if (found := store.widths[name]) != model.width(name):
+            key = model.width_key(name)
+            raise InputError(
+                f"{store.root}: {name} features are {found} wide, {key}={model.width(name)}; "
+                f"set {key}={found}, or use features of another encoder"
+            )
+
+
+def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None, by: str) -> None:
+    """Raise `InputError` if checkpoint `by` was trained on features of other encoders than the store's.
+
+    Nothing is refused if either does not record its encoders; frame rate and window length may differ.
+    """
+    stored = store.manifest.origin if store.manifest else None
+    if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
+        return
+    for name, has, had in (
+        *((kind.upper(), stored.fingerprint(kind), trained_on.fingerprint(kind)) for kind in ENCODERS),
+        *((key, getattr(stored.settings, key), getattr(trained_on.settings, key)) for key in ("output", "tokens")),
+    ):
+        if has != had:
+            raise InputError(
+                f"{store.root}: holds features of {name} {has}, {by} was trained on those of {had}; "
+                "extract with the same encoders, or use another checkpoint"
+            )

@@ -9,18 +9,17 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from videoblip2.config import GREEDY, Decoding
 from videoblip2.errors import InputError, first_line
 from videoblip2.features.sources import VideoSource, keepable
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
-from videoblip2.jobs.segments import Segment, cut, merged
-from videoblip2.jobs.shots import ShotWatch
+from videoblip2.jobs.segments import Segment, ShotWatch, cut, merged
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -96,14 +95,6 @@ class DecodeItem:
     segment: Segment
 
 
-class Captions(Protocol):
-    """What turns sources into rows: this process, or many."""
-
-    @property
-    def version(self) -> str: ...
-    def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]: ...
-
-
 @dataclass(frozen=True)
 class JobPlan:
     """A job before its model is loaded, as another process can open it. See `CaptionJob`."""
@@ -115,7 +106,7 @@ class JobPlan:
     keep_features: Path | None = None
     shard: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Of the model; a folder's name does not identify its weights, so their digest is part of it."""
         from videoblip2.predict import find_model
@@ -157,11 +148,6 @@ class CaptionJob:
     store: Path | None = None
     keep_features: Path | None = None
     shard: tuple[int, int] | None = None
-
-    @property
-    def version(self) -> str:
-        """Of the model."""
-        return self.captioner.version
 
     def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """Yield the rows of each video once all of them are there; a bad video yields a row with an error.

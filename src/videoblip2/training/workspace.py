@@ -17,8 +17,7 @@ from videoblip2.config import Config, InputError, ModelConfig, known_keys
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
 from videoblip2.data.batches import Batch, Batches, BatchMaker, CachedFeatures
 from videoblip2.errors import Progress, no_progress, warn
-from videoblip2.features.check import refuse_other_encoders, refuse_other_widths, refuse_unnoted
-from videoblip2.features.store import FeatureStore
+from videoblip2.features.store import FeatureStore, refuse_other_encoders, refuse_other_widths, refuse_unnoted
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import load_checkpoint
 from videoblip2.model.load_weights import WeightReport

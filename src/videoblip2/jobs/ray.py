@@ -1,7 +1,8 @@
-"""Work on a Ray cluster: each actor loads its models once and takes videos in batches.
+"""Extraction and captioning on Ray Data: each actor loads its models once and takes videos in batches.
 
-Extraction's actors write features to the store themselves, so videos and store are on a disk that all machines see
-under one path. Only the notes come back.
+Videos, models and stores are on a disk that all machines see under one path. Extraction's actors write to the store
+themselves and only the notes come back; captions come back to the process that writes them. Where an actor dies, Ray
+gives its videos in flight to another.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 from videoblip2.errors import InputError
 from videoblip2.features.engines import Files, VideoOutcome, encode_all
 from videoblip2.features.media_features import Encoders, load_encoders
+from videoblip2.features.sources import VideoSource, keepable
+from videoblip2.jobs.caption import JobPlan
+from videoblip2.jobs.forms import Row
 
 VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
 Work = Callable[[Sequence[Any]], Iterable[Any]]  # items → their results, in any order
@@ -56,6 +60,27 @@ class RayEngine:
             return partial(encode_all, known=known, out=out, encoders=encoders, workers=workers)
 
         return open_work
+
+
+def caption_on_ray(
+    plan: JobPlan, actors: int, sources: Sequence[VideoSource], done: Mapping[str, str]
+) -> Generator[list[Row], None, None]:
+    """As `CaptionJob.run`, in `actors` processes."""
+    import torch
+
+    if plan.keep_features is not None and actors > 1:
+        raise InputError(
+            "--keep-features: one process writes the store; drop --actors, or run `vb2 features extract "
+            "--engine ray` and caption with --features"
+        )
+    sources = keepable(sources) if plan.keep_features is not None else sources
+    folder = os.getcwd()
+
+    def open_work() -> Work:
+        os.chdir(folder)  # paths may be relative
+        return partial(plan.open().run, done=done)
+
+    yield from through_actors(sources, open_work, actors, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
