@@ -36,6 +36,7 @@ from videoblip2.config import Decoding
 from videoblip2.data.batches import collate
 from videoblip2.features.towers import FrameEncoder
 from videoblip2.model import decode
+from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
 
 ROOT = SOURCE.parent
@@ -69,6 +70,7 @@ class Pair:
     bytes: int
     ours: Callable[[], object]
     plain: Callable[[], object]
+    counted: Callable[[], object] | None = None  # what to count operations of, where `ours` replays a graph
 
 
 def main() -> None:
@@ -157,7 +159,7 @@ def row(path: Pair, dtype: torch.dtype, setting: Setting, product: float, copy: 
     memory = {}
     with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
         with FlopCounterMode(display=False) as counter:
-            path.ours()
+            (path.counted or path.ours)()
         for _ in range(setting.repeats):
             for name, form in (("ours", path.ours), ("plain", path.plain)):
                 if setting.device.type == "cuda":
@@ -205,15 +207,32 @@ def scst_paths(setting: Setting) -> Iterator[Pair]:
     model, batch, truth = scst.build(size, setting.device), scst.inputs(size, setting.device), scst.references(size)
     scorer = CiderD(truth, DocumentFrequencies.from_references(truth, end_token=True))
     clock = scst.Clock(setting.device)
-    ours = partial(scst.ours, model, batch, size, scorer, clock)
     plain = partial(scst.as_written, model, batch, size, lambda ids, captions: scorer.score(ids, captions), clock)
     decoder = weights(model.language_model.decoder, model.language_model.lm_head)
     read, captions = 3 * weights(model) + scst.NEW_TOKENS * decoder, size.videos * (size.samples + 1)
-    yield Pair(f"SCST step, {captions} captions", "tokens", captions * scst.NEW_TOKENS, read, ours, plain)
+    for label, net in both_steppers(model, size, setting):
+        name, ours = f"SCST step{label}, {captions} captions", partial(scst.ours, net, batch, size, scorer, clock)
+        yield Pair(
+            name,
+            "tokens",
+            captions * scst.NEW_TOKENS,
+            read,
+            ours,
+            plain,
+            partial(scst.ours, model, batch, size, scorer, clock),
+        )
+
+
+def both_steppers(model: VideoBlip2, size: scst.Size, setting: Setting) -> Iterator[tuple[str, VideoBlip2]]:
+    """The model, and an equal one with `decode.compile`."""
+    yield "", model
+    static = scst.build(size, setting.device)
+    static.compiled_decoding = True
+    yield ", decode.compile", static
 
 
 def decoding_paths(setting: Setting) -> Iterator[Pair]:
-    """Greedy, greedy with samples, and beams, from the same encoder states."""
+    """Greedy, greedy with samples, and beams, from the same encoder states; each also with `decode.compile`."""
     size, tokens = replace(setting.size, videos=4 * setting.scale), scst.NEW_TOKENS
     model, batch = scst.build(size, setting.device).requires_grad_(False), scst.inputs(size, setting.device)
     encoded = model.encode(**batch.inputs)
@@ -228,18 +247,16 @@ def decoding_paths(setting: Setting) -> Iterator[Pair]:
         plain(5, do_sample=True, top_k=0)
 
     sampling = decode.Sampling(5)
-    forms = (
-        ("greedy", 1, lambda: decode.greedy(model.text, *encoded, tokens), partial(plain, 1, do_sample=False)),
-        ("greedy and 5 samples", 6, lambda: decode.greedy_and_sample(model.text, *encoded, tokens, sampling), both),
-        (
-            "5 beams",
-            1,
-            lambda: decode.beam(model.text, *encoded, tokens, 5),
-            partial(plain, 1, do_sample=False, num_beams=5, early_stopping=True),
-        ),
+    beams = partial(plain, 1, do_sample=False, num_beams=5, early_stopping=True)
+    forms: tuple[tuple[str, int, Callable[[VideoBlip2], object], Callable[[], object]], ...] = (
+        ("greedy", 1, lambda net: decode.greedy(net.text, *encoded, tokens), partial(plain, 1, do_sample=False)),
+        ("greedy and 5 samples", 6, lambda net: decode.greedy_and_sample(net.text, *encoded, tokens, sampling), both),
+        ("5 beams", 1, lambda net: decode.beam(net.text, *encoded, tokens, 5), beams),
     )
     for name, captions, ours, form in forms:
-        yield Pair(f"{name}, {size.videos} videos", "tokens", size.videos * captions * tokens, read, ours, form)
+        for label, net in both_steppers(model, size, setting):
+            what, count = f"{name}{label}, {size.videos} videos", size.videos * captions * tokens
+            yield Pair(what, "tokens", count, read, partial(ours, net), form, partial(ours, model))
 
 
 def extraction_paths(setting: Setting) -> Iterator[Pair]:

@@ -227,7 +227,7 @@ class DecodeConfig(Section):
     samples: int = Field(50, ge=2, description="samples that vote, with strategy=consensus")
     temperature: float = Field(CONSENSUS_TEMPERATURE, gt=0, description="of these samples")
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
-    compile: bool = Field(False, description="decode with torch.compile; the first batch takes minutes")
+    compile: bool = Field(False, description="for a GPU, not measured yet: steps of fixed shape, each one CUDA graph")
 
     @property
     def decoding(self) -> Decoding:

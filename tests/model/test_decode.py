@@ -5,7 +5,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.model import decode
-from videoblip2.model.decode import cpu_kernels, sampling, t5_stepper
+from videoblip2.model.decode import cpu_kernels, sampling, static_decoder
 
 
 @pytest.fixture(params=[0.0, 1.5], ids=["rarely ends", "ends at many lengths"])
@@ -78,16 +78,39 @@ def test_weights_laid_out_for_few_rows_change_no_token(tiny_model, encoded, monk
     test_beam_equals_generate(tiny_model, encoded)
 
 
-@pytest.mark.parametrize("encoded", [1.5], indirect=True)
-def test_compiled_steps_of_fixed_shape_change_no_token(tiny_model, encoded, monkeypatch):
-    """One whole graph is traced; the compiler behind it is torch's own matter and slow."""
-    graph = torch.compile(t5_stepper.T5Stepper.logits, fullgraph=True, backend="eager")
-    monkeypatch.setattr(t5_stepper, "_graph", lambda: graph)
+@pytest.fixture
+def static(tiny_model, monkeypatch):
+    """The decoders kept for the model, by their sizes."""
     monkeypatch.setattr(tiny_model, "compiled_decoding", True)
-    del tiny_model.language_model.decoder.block[1]  # tracing takes its time
+    return lambda: static_decoder._kept[tiny_model.language_model]
+
+
+def test_steps_of_fixed_shape_change_no_token(tiny_model, encoded, static, monkeypatch):
+    """Twelve videos: copies of the last fill the bucket of 16. Greedy, beams, and samples in one batch with greedy."""
     test_greedy_equals_generate(tiny_model, encoded)
     test_beam_equals_generate(tiny_model, encoded)
-    test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded)
+    found = decode.greedy_and_sample(tiny_model.text, *encoded, 12, drawn(1))
+    assert {key[0][0] for key in static()} == {16} and len(encoded[0]) == 12
+    monkeypatch.setattr(tiny_model, "compiled_decoding", False)
+    expected = decode.greedy_and_sample(tiny_model.text, *encoded, 12, drawn(1))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.ended, other.ended)
+        assert torch.allclose(one.log_probs, other.log_probs, atol=1e-5)
+
+
+def test_a_static_decoder_stays_and_its_weights_are_refreshed_in_place(tiny_model, encoded, static):
+    with torch.inference_mode():
+        test_greedy_equals_generate(tiny_model, encoded)
+    (decoder,) = static().values()
+    places = [tensor.data_ptr() for tensor in decoder._inner.tensors]
+    before = decode.greedy(tiny_model.text, *encoded, 12).ids
+    with torch.no_grad():
+        for weight in tiny_model.trainable().values():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    assert not same_tokens(decode.greedy(tiny_model.text, *encoded, 12).ids, before)
+    test_greedy_equals_generate(tiny_model, encoded)
+    assert [*static().values()] == [decoder]
+    assert [tensor.data_ptr() for tensor in decoder._inner.tensors] == places
 
 
 def test_greedy_beside_samples_is_greedy_alone(tiny_model, encoded):

@@ -74,12 +74,19 @@ DECODE = {
 }
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compile"])
 @pytest.mark.parametrize("form", DECODE)
-def test_captions(tiny_model, encoded, form):
-    expected = DECODE[form](tiny_model, *encoded)
-    found = DECODE[form](moved(tiny_model), *(part.to(DEVICE) for part in encoded))
-    assert torch.equal(found.ids.cpu(), expected.ids)
-    torch.testing.assert_close(found.log_probs.cpu(), expected.log_probs, rtol=1e-4, atol=1e-4)
+def test_captions(tiny_model, encoded, form, compiled):
+    """Twice, with other weights the second time: a captured step is replayed."""
+    model, states = moved(tiny_model), [part.to(DEVICE) for part in encoded]
+    model.compiled_decoding = compiled
+    for change in (0.0, 0.3):
+        with torch.no_grad():
+            for one, other in zip(tiny_model.trainable().values(), model.trainable().values(), strict=True):
+                other.copy_(one.add_(torch.randn(one.shape), alpha=change))
+        expected, found = DECODE[form](tiny_model, *encoded), DECODE[form](model, *states)
+        assert torch.equal(found.ids.cpu(), expected.ids)
+        torch.testing.assert_close(found.log_probs.cpu(), expected.log_probs, rtol=1e-4, atol=1e-4)
 
 
 def test_both_passes_are_one_policy(tiny_model, encoded):

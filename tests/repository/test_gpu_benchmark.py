@@ -15,7 +15,14 @@ sys.argv = ["gpu.py", "--dry-run"]
 sys.path.insert(0, "benchmarks")
 runpy.run_path("benchmarks/gpu.py", run_name="__main__")
 """
-PATHS = ("CE, 40", "CE, 8", "SCST", "greedy, 4", "greedy and 5", "5 beams", "CLIP", "service")
+DECODING = ("greedy", "greedy and 5 samples", "5 beams")
+PATHS = (
+    "CE, 40",
+    "CE, 8",
+    *(f"{path}{compiled}," for path in ("SCST step", *DECODING) for compiled in ("", ", decode.compile")),
+    "CLIP",
+    "service",
+)
 
 
 @pytest.mark.slow

@@ -73,8 +73,10 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compile"])
 @pytest.mark.parametrize("form", FORMS)
-def test_decoding_looks_every_few_tokens_and_nowhere_else(tiny_model, make_batch, waits, form):
+def test_decoding_looks_every_few_tokens_and_nowhere_else(tiny_model, make_batch, waits, form, compiled):
+    tiny_model.compiled_decoding = compiled
     with torch.no_grad():
         encoded = tiny_model.encode(**make_batch().inputs)
         expected = FORMS[form](tiny_model, *encoded)

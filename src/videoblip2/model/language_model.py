@@ -67,8 +67,10 @@ class SpecialTokens:
     first: int | None = None
     last: int | None = None
 
-    def imposed(self, at: int, max_new_tokens: int) -> int | None:
+    def imposed(self, at: int | Tensor, max_new_tokens: int) -> int | None:
         """The token that `generate` imposes at place `at`, as it does where a model's configuration asks for one."""
+        if self.first is self.last is None:
+            return None
         return self.first if at == 0 and self.first is not None else self.last if at + 1 == max_new_tokens else None
 
 
@@ -76,7 +78,7 @@ class SpecialTokens:
 class LanguageModel:
     """An encoder-decoder of transformers as the network uses it.
 
-    compiled: decode with torch.compile, where the model's stepper can: worth its long first call on a GPU.
+    compiled: decode by a `StaticDecoder`, where the model is a T5.
     checkpointing: see `recomputed`.
     """
 

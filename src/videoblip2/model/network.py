@@ -31,7 +31,7 @@ class VideoBlip2(PreTrainedModel):
     config: VideoBlip2Config
     base_model_prefix = "videoblip2"
     main_input_name = "features"
-    compiled_decoding = False  # decode with torch.compile: worth its long first call on a GPU
+    compiled_decoding = False  # see `LanguageModel.compiled`
     checkpointing = False  # see `recomputed`
     _supports_sdpa = True
     _no_split_modules = ["InstructBlipQFormerLayer"]  # noqa: RUF012

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from videoblip2.model.decode.static_decoder import bucketed
 from videoblip2.model.decode.stepper import Decoded, looks, start
 from videoblip2.model.language_model import LanguageModel
 
@@ -31,6 +32,8 @@ def beam(
     model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, num_beams: int, length_penalty: float = 1.0
 ) -> tuple[Decoded, Tensor]:
     """Beam search with early stopping: B captions and their length-normalised scores [B]."""
+    wanted = len(states)
+    states, mask, _ = bucketed(model, states, mask)
     special, device, videos = model.tokens, states.device, len(states)
     stepper = start(model, states, mask, max_tokens, num_beams)
     running, done = (_empty(videos, num_beams, max_tokens, special.pad, device) for _ in range(2))
@@ -64,7 +67,7 @@ def beam(
             break
     best = done.ids[:, 0]
     out = Decoded(best, (best == special.end).any(dim=1), torch.zeros(best.shape, device=device), special.end)
-    return out.rows(slice(None)), done.scores[:, 0]
+    return out.rows(slice(wanted)), done.scores[:wanted, 0]
 
 
 def _empty(videos: int, num_beams: int, max_tokens: int, pad: int, device: torch.device) -> Beams:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoblip2.model.decode.static_decoder import bucketed, is_static, static_decoder
 from videoblip2.model.decode.stepper import Decoded, Stepper, looks, start
 from videoblip2.model.language_model import LanguageModel, SpecialTokens
 
@@ -84,19 +85,26 @@ class RunningRows:
         self.ids = torch.full((total, max_tokens), special.pad, device=device)
         self.log_probs = torch.zeros(total, max_tokens, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
-        self.token = torch.full((videos,), special.start, device=device)
+        self.token = torch.full((total,), special.start, device=device)
 
-    def take(self, log_probs: Tensor, uniform: Tensor | None, at: int) -> None:
-        """Choose a token for every running row from [B·R,V] and write it down."""
+    def restart(self) -> None:
+        """Forget all captions, in place."""
+        self.ids.fill_(self.special.pad)
+        self.log_probs.zero_()
+        self.ended.zero_()
+        self.token.fill_(self.special.start)
+
+    def take(self, log_probs: Tensor, uniform: Tensor | None, at: int | Tensor) -> None:
+        """Choose a token for every running row from [B·R,V] and write it down, in place; at: a number or [1]."""
         rows = self.numbers.flatten()
         greedy = None if self.is_greedy is None else self.is_greedy.flatten()
         token = choose(log_probs, None if uniform is None else uniform[rows], greedy)
-        imposed = self.special.imposed(at, self.ids.shape[1])
-        if imposed is not None and not self.draws:  # beside samples, every caption is the model's own
+        imposed = None if self.draws else self.special.imposed(at, self.ids.shape[1])
+        if imposed is not None:  # beside samples, every caption is the model's own
             token = torch.full_like(token, imposed)
         chosen = log_probs.gather(1, token[:, None]).squeeze(1)
         ended = self.ended[rows]
-        self.token = token.masked_fill(ended, self.special.pad)
+        self.token.copy_(token.masked_fill(ended, self.special.pad))
         self.ids[rows, at] = self.token
         self.log_probs[rows, at] = chosen.masked_fill(ended, 0.0)
         self.ended[rows] = ended | (self.token == self.special.end)
@@ -129,12 +137,14 @@ def _roll(
     watch: Watch | None = None,
 ) -> Decoded:
     """Token by token, until every caption has ended: of each video the greedy captions, then the samples."""
+    if is_static(model):
+        return _replay(model, encoded, max_tokens, num_greedy, sampling, watch)
     rows, device = num_greedy + (sampling.samples if sampling else 0), encoded[0].device
     run = RunningRows(model.tokens, encoded[0], max_tokens, num_greedy, rows - num_greedy)
     stepper = start(model, *encoded, max_tokens, rows)
     uniform = None if sampling is None else sampling.uniform(len(run.ids), max_tokens, device)
     for at in range(max_tokens):
-        logits = stepper.step(run.token)
+        logits = stepper.step(run.token if at else run.token[::rows])
         if sampling is not None:
             logits = logits / sampling.temperature
         if at == 0 and rows > 1:  # all captions of a video begin alike: computed once
@@ -145,9 +155,50 @@ def _roll(
             watch(run.ids[:, : at + 1])
         if not looks(at, device):
             continue
-        if run.ended.all() if stepper.fixed_shape else not run.drop_ended(stepper):
+        if not run.drop_ended(stepper):
             break
     return Decoded(run.ids[:, : at + 1], run.ended, run.log_probs[:, : at + 1], run.special.end)
+
+
+def _replay(
+    model: LanguageModel,
+    encoded: tuple[Tensor, Tensor],
+    max_tokens: int,
+    num_greedy: int,
+    sampling: Sampling | None,
+    watch: Watch | None,
+) -> Decoded:
+    """The same by a `StaticDecoder`: a token is one step, with the drawing in it."""
+    samples, device = sampling.samples if sampling else 0, encoded[0].device
+    rows, temperature = num_greedy + samples, sampling.temperature if sampling else 1.0
+    states, mask, places = bucketed(model, *encoded)
+    decoder = static_decoder(model, states, mask, max_tokens, rows)
+
+    def make() -> tuple[tuple[RunningRows, Tensor], Callable[[], None]]:
+        run = RunningRows(model.tokens, states, max_tokens, num_greedy, samples)
+        uniform = torch.zeros(max_tokens, len(run.ids), device=device)
+
+        def step() -> None:
+            log_probs = torch.log_softmax(decoder.logits(run.token) / temperature, dim=-1)
+            run.take(log_probs, uniform.index_select(0, decoder.at)[0] if samples else None, decoder.at)
+            decoder.at.add_(1)
+
+        return (run, uniform), step
+
+    (run, uniform), step = decoder.captured((num_greedy, samples, temperature), make)
+    run.restart()
+    wanted = len(encoded[0]) * rows
+    if sampling is not None:
+        drawn = sampling.uniform(wanted, max_tokens, device)
+        uniform.copy_(drawn.view(max_tokens, -1, rows)[:, places].flatten(1))
+    for at in range(max_tokens):
+        step()
+        if watch is not None:
+            watch(run.ids[:wanted, : at + 1])
+        if looks(at, device) and run.ended.all():
+            break
+    ids, log_probs = (part[:wanted, : at + 1].clone() for part in (run.ids, run.log_probs))
+    return Decoded(ids, run.ended[:wanted].clone(), log_probs, run.special.end)
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor | None) -> Tensor:

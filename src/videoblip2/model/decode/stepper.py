@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from videoblip2.model.decode.static_decoder import is_static, static_decoder
 from videoblip2.model.decode.t5_stepper import T5Stepper
 from videoblip2.model.language_model import LanguageModel
 
@@ -55,7 +56,7 @@ class Stepper(Protocol):
 
     @property
     def fixed_shape(self) -> bool:
-        """Whether a step is compiled, so that dropping rows would compile it anew."""
+        """Whether its rows must stay as they are."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32."""
@@ -120,4 +121,6 @@ def start(language_model: LanguageModel, states: Tensor, mask: Tensor, max_token
         rows: about this many captions per video.
     """
     kind = STEPPERS.get(language_model.network.config.model_type, CacheStepper)
+    if is_static(language_model):
+        return static_decoder(language_model, states, mask, max_tokens, rows)
     return kind(language_model, states, mask, max_tokens, rows)

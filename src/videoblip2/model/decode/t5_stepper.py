@@ -1,16 +1,14 @@
 """T5's decoder one token at a time, for decoding only: LoRA folded in, static caches, one encoding for many captions.
 
 Quicker than `generate`, with the same numbers: captions of a video share its cross-attention and their first token,
-ended ones are dropped, and a CPU has its own kernels (`cpu_kernels`). A compiled step has the same shapes at every
-token: one graph, few launches on a GPU.
+ended ones are dropped, and a CPU has its own kernels (`cpu_kernels`). `StaticDecoder` makes steps of fixed shape of it.
 
 Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -22,7 +20,6 @@ from videoblip2.model.decode.cpu_kernels import Product, attend, attention_pays,
 from videoblip2.model.language_model import LanguageModel
 
 _Pair = tuple[Tensor, Tensor]
-_Pairs = list[_Pair]
 
 
 @dataclass(frozen=True)
@@ -44,53 +41,56 @@ class Layer:
 class T5Stepper:
     """A `stepper.Stepper` on the decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
 
-    Under autocast the weights are cast once, here. Compiled, each step is one graph of `torch.compile`, built at the
-    first call for a size of batch.
+    Under autocast the weights are cast once, here.
+
+    tensors: the weights and encoder states that steps read, always in the same order.
     """
+
+    fixed_shape = False
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> None:
         network: T5ForConditionalGeneration = model.network
         config, decoder = network.config, network.decoder
-        self.fixed_shape = model.compiled
-        self._rows = 0 if model.compiled else len(states) * rows  # a compiled step brings its own layout of the weights
+        self._rows = len(states) * rows
         self._heads, self._eps = config.num_heads, config.layer_norm_epsilon
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self._embedding = network.shared.weight
-        self._device = self._embedding.device
-        cast = torch.is_autocast_enabled(self._device.type)
-        self._dtype = torch.get_autocast_dtype(self._device.type) if cast else self._embedding.dtype
+        self.device = self._embedding.device
+        self.tensors: list[Tensor] = [self._embedding.detach()]
+        cast = torch.is_autocast_enabled(self.device.type)
+        self.dtype = torch.get_autocast_dtype(self.device.type) if cast else self._embedding.dtype
         self._activation = decoder.block[0].layer[2].DenseReluDense.act
         self._final_norm = self._cast(decoder.final_layer_norm.weight)
         self._lm_head = self._product(network.lm_head)
         self._layers = [self._layer(block.layer) for block in decoder.block]
-        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(max_tokens, max_tokens, device=self._device)
-        unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self._device).triu(diagonal=1)
-        self._bias = bias.to(self._dtype).masked_fill(unwritten, torch.finfo(self._dtype).min)  # [1,H,T,T]
-        self._places, self._length = torch.arange(max_tokens, device=self._device), 0
-        self._start(states.to(self._dtype), mask, max_tokens)
+        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(max_tokens, max_tokens, device=self.device)
+        unwritten = torch.ones(max_tokens, max_tokens, dtype=torch.bool, device=self.device).triu(diagonal=1)
+        self._bias = bias.to(self.dtype).masked_fill(unwritten, torch.finfo(self.dtype).min)  # [1,H,T,T]
+        self.tensors.append(self._bias)
+        self._length = 0
+        self._start(states.to(self.dtype), mask, max_tokens)
 
     def _start(self, states: Tensor, mask: Tensor, max_tokens: int) -> None:
         """Caches for one row per video, an entry a layer: `_own` [B·R,H,T,d], `_cross` [B,H,S,d] or the states."""
         shape = (len(states), self._heads, max_tokens, self._layers[0].cross_kv.shape[2])
         self._own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
-        bias = torch.zeros(mask.shape, dtype=self._dtype, device=self._device)
-        self._cross_bias = bias.masked_fill(mask == 0, torch.finfo(self._dtype).min)[:, None, None]  # [B,1,1,S]
-        if not self.fixed_shape and attention_pays(states, self._rows, max_tokens):
+        bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
+        self._cross_bias = bias.masked_fill(mask == 0, torch.finfo(self.dtype).min)[:, None, None]  # [B,1,1,S]
+        if attention_pays(states, self._rows, max_tokens):
             self._cross: list[_Pair | Tensor] = [states] * len(self._layers)
             return
         self._cross = []
+        self.tensors.append(self._cross_bias)
         for layer in self._layers:
             key, value = functional.linear(states, layer.cross_kv.flatten(0, 2)).chunk(2, dim=-1)  # [B,S,H·d] each
             self._cross.append((self._split(key).contiguous(), self._split(value).contiguous()))
+            self.tensors += self._cross[-1]
 
     def step(self, tokens: Tensor) -> Tensor:
         at = self._length
         self._length += 1
-        with torch.autocast(self._device.type, enabled=False):
-            if self.fixed_shape:
-                return _graph()(self, tokens, self._places[at : at + 1], self._own, self._cross, self._cross_bias)
-            return self.logits(tokens, at, self._own, self._cross, self._cross_bias)
+        return self.advance(tokens, at)
 
     def repeat(self, rows: int) -> None:
         self._own = [(k.repeat_interleave(rows, 0), v.repeat_interleave(rows, 0)) for k, v in self._own]
@@ -106,16 +106,20 @@ class T5Stepper:
     def reorder(self, rows: Tensor) -> None:
         self._own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._own]
 
-    def logits(
-        self, tokens: Tensor, at: int | Tensor, own: _Pairs, cross: Sequence[_Pair | Tensor], cross_bias: Tensor
-    ) -> Tensor:
-        """Tokens [B·R] at place `at` → [B·R,V] float32."""
-        hidden = functional.embedding(tokens, self._embedding).to(self._dtype)  # [B·R,E]
-        for layer, own_cache, cross_cache in zip(self._layers, own, cross, strict=True):
-            hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
-            hidden = hidden + self._attend_cross(hidden, layer, cross_cache, cross_bias)
-            hidden = hidden + self._feed_forward(hidden, layer)
-        return self._lm_head(self._norm(hidden, self._final_norm) * self._scale).float()
+    def reorder_in_place(self, rows: Tensor) -> None:
+        """The same, in the caches that a captured step knows."""
+        for part in chain.from_iterable(self._own):
+            part.copy_(part.index_select(0, rows))
+
+    def advance(self, tokens: Tensor, at: int | Tensor) -> Tensor:
+        """Tokens [B·R] at place `at`, a number or [1] → [B·R,V] float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
+            for layer, own_cache, cross_cache in zip(self._layers, self._own, self._cross, strict=True):
+                hidden = hidden + self._attend_own(hidden, layer, own_cache, at)
+                hidden = hidden + self._attend_cross(hidden, layer, cross_cache, self._cross_bias)
+                hidden = hidden + self._feed_forward(hidden, layer)
+            return self._lm_head(self._norm(hidden, self._final_norm) * self._scale).float()
 
     def _attend_own(self, hidden: Tensor, layer: Layer, own: _Pair, at: int | Tensor) -> Tensor:
         qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
@@ -179,13 +183,8 @@ class T5Stepper:
         )
 
     def _cast(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self._dtype)
-
-
-@cache
-def _graph() -> Callable[..., Tensor]:
-    """The step as a compiled graph; shapes that change from call to call become symbols of it."""
-    return cast("Callable[..., Tensor]", torch.compile(T5Stepper.logits, fullgraph=True))
+        self.tensors.append(weight.detach().to(self.dtype))
+        return self.tensors[-1]
 
 
 def folded(module: Any) -> Tensor:
