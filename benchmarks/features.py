@@ -44,7 +44,7 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
-from videoblip2.toy.models import train_bert_tokenizer, train_t5_tokenizer
+from videoblip2.toy.networks import train_bert_tokenizer, train_t5_tokenizer
 from videoblip2.training.ce import ce_step
 from videoblip2.training.update import build_optimizer
 from videoblip2.training.workspace import Workspace

@@ -110,7 +110,7 @@ def make_world(folder: Path, point: Point, steps: int) -> None:
     from safetensors.numpy import save_file
 
     from videoblip2.config import parse_config, to_yaml
-    from videoblip2.toy.models import LanguageModelConfig, build_t5, train_bert_tokenizer, train_t5_tokenizer
+    from videoblip2.toy.networks import LanguageModelConfig, build_t5, train_bert_tokenizer, train_t5_tokenizer
 
     rng = np.random.default_rng(0)
     words = [f"{a}{b}{c}" for a in "bdfklmnprst" for b in "aeiou" for c in "bdfklmnprst"]

@@ -83,7 +83,7 @@ def make_parts(folder: Path, sizes: dict[str, Any]) -> dict[str, float]:
     from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel, T5Config, T5ForConditionalGeneration
 
     from videoblip2.model.language_model import separate_lm_head
-    from videoblip2.toy.models import train_bert_tokenizer, train_t5_tokenizer
+    from videoblip2.toy.networks import train_bert_tokenizer, train_t5_tokenizer
 
     torch.manual_seed(0)
     t5 = T5ForConditionalGeneration(T5Config(**sizes["t5"], feed_forward_proj="gated-gelu"))

@@ -16,7 +16,7 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import QFORMER_FOLDER, Tokenizers, load_tokenizers
 from videoblip2.provenance import Provenance
 from videoblip2.registry.versions import register, set_champion
-from videoblip2.toy.models import build_toy_clap, build_toy_clip
+from videoblip2.toy.networks import build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
 from videoblip2.tracking import RunSpec, open_run
 

@@ -21,7 +21,7 @@ import numpy as np
 from videoblip2.features.encoders import load_clip
 from videoblip2.features.media import stream_frames, write_video
 from videoblip2.jobs.segments import ShotWatch, cut
-from videoblip2.toy.models import build_toy_clip
+from videoblip2.toy.networks import build_toy_clip
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
 SHOTS = {  # clip → seconds without a cut

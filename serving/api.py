@@ -25,8 +25,8 @@ from videoblip2.modality import Features
 
 from . import messages, observe
 from .batching import Job
-from .engine import Engine, answer_of, refusal_of
-from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Segments
+from .engine import Engine, answer_of
+from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Segments, refusal_of
 from .uploads import items_of, one_item
 
 SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
@@ -198,9 +198,7 @@ def _counted(refusal: Refusal) -> ItemProblem:
 @API.exception_handler(Exception)
 async def refused(request: Request, error: Exception) -> JSONResponse:
     """Every refusal in one form: a status, a reason of one line, and nothing internal."""
-    if isinstance(error, InputError):
-        error = Refusal(400, str(error))
-    elif isinstance(error, RequestValidationError):
+    if isinstance(error, RequestValidationError):
         found = groupby(error.errors(), key=lambda problem: problem["loc"][1])
         error = Refusal(400, "; ".join(explained(str(field), [*problems]) for field, problems in found))
     elif isinstance(error, HTTPException):  # starlette's own: the form, the path, the method
@@ -208,10 +206,11 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
         if error.status_code == 400:
             reason = f"the form cannot be read ({reason}); send multipart/form-data as curl -F does"
         error = Refusal(error.status_code, reason, kind="malformed", headers=error.headers)
-    elif not isinstance(error, Refusal):  # a bug: the guard, which sees it next, counts it and logs its trace
-        return Refusal(500, "the server failed on this request; its log has the details").response(observe.request_id())
-    observe.failed(error.kind)
-    return error.response(observe.request_id())
+    elif not isinstance(error, Refusal | InputError):  # a bug: the guard, which sees it next, answers
+        raise error
+    refusal = refusal_of(error)
+    observe.failed(refusal.kind)
+    return refusal.response(observe.request_id())
 
 
 def explained(field: str, problems: list[dict[str, Any]]) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from anyio import to_thread
 
 from videoblip2.captioner import Caption, Captioner
-from videoblip2.config import InputError
 from videoblip2.files import json_text
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import cut, merged
@@ -22,7 +21,7 @@ from videoblip2.modality import MODALITIES, Features
 from . import observe
 from .batching import Batcher, Item, Job
 from .following import Follower
-from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments, refusal_of
 from .service_settings import Settings, baked_model
 
 START_SECONDS = 5  # Retry-After while the model is being loaded
@@ -161,16 +160,6 @@ def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
         words=None if job.words is None else [*job.words],
         clip=job.ask.clip,
     )
-
-
-def refusal_of(error: BaseException) -> Refusal:
-    """A user's mistake with its reason; a bug is logged with its trace, and its details never reach the client."""
-    if isinstance(error, Refusal):
-        return error
-    if isinstance(error, InputError):
-        return Refusal(400, str(error))
-    observe.log.error("the service failed on an item", exc_info=error)
-    return Refusal(500, "the model failed on this item; the server's log has the details")
 
 
 def attention_over_time(captioner: Captioner, item: Features, prompt: str | None) -> Attention:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import observe
-from .messages import Refusal
+from .messages import Refusal, refusal_of
 from .service_settings import MB, Settings, read_settings
 
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
@@ -64,10 +64,7 @@ class Guard:
                 observe.failed("timeout")
                 raise
             except Exception as error:
-                refusal = error
-                if not isinstance(refusal, Refusal):
-                    observe.log.exception("unexpected")
-                    refusal = Refusal(500, "an unexpected error; the server's log has the details")
+                refusal = refusal_of(error)
                 observe.failed(refusal.kind)
                 if not status:  # otherwise the answer has begun and can only be cut off
                     await refusal.response(request_id)(scope, receive, answer)

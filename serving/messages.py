@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, FiniteFloat, StringConstraints
 
-from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding
+from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
 from videoblip2.modality import ExplainedWord
 
 from . import observe
@@ -143,6 +143,16 @@ class Refusal(Exception):
     def response(self, request_id: str) -> JSONResponse:
         """The response with this status and reason."""
         return JSONResponse({"error": self.reason, "request_id": request_id}, self.status, self.headers)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """A user's mistake with its reason; a bug is logged with its trace, and its details never reach the client."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, InputError):
+        return Refusal(400, str(error))
+    observe.log.error("unexpected", exc_info=error)
+    return Refusal(500, "the service failed on this; its log has the details")
 
 
 class FormRoute(APIRoute):

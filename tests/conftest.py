@@ -37,7 +37,7 @@ def tokenizers():
 def toy_encoders(tmp_path_factory):
     """Toy CLIP and CLAP, loaded from folders that a checkpoint can name."""
     from videoblip2.features.encoders import load_clap, load_clip
-    from videoblip2.toy.models import build_toy_clap, build_toy_clip
+    from videoblip2.toy.networks import build_toy_clap, build_toy_clip
 
     folder = tmp_path_factory.mktemp("encoders")
     return load_clip(build_toy_clip(folder / "clip", 0)), load_clap(build_toy_clap(folder / "clap", 0))
@@ -125,7 +125,7 @@ def encoders(tmp_path_factory):
     """CLIP and CLAP of the toy world, with random weights."""
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.media_features import Encoders
-    from videoblip2.toy.models import TOY_SETTINGS, build_toy_clap, build_toy_clip
+    from videoblip2.toy.networks import TOY_SETTINGS, build_toy_clap, build_toy_clip
 
     root = tmp_path_factory.mktemp("encoders")
     clip, clap = build_toy_clip(root / "clip", 0), build_toy_clap(root / "clap", 0)

@@ -17,7 +17,7 @@ from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.store import write_features
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
 from videoblip2.registry import versions as registry
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 from videoblip2.tracking.mlflow import store
 from videoblip2.training.stage import run_stage
 

@@ -120,7 +120,7 @@ def test_a_checkpoint_that_was_copied_alone_takes_its_encoders_by_name_or_inside
 
 @pytest.mark.parametrize("kind", ["clip", "clap"])
 def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
-    from videoblip2.toy.models import build_toy_clap, build_toy_clip
+    from videoblip2.toy.networks import build_toy_clap, build_toy_clip
 
     other = {"clip": build_toy_clip, "clap": build_toy_clap}[kind](tmp_path / "other", 1)
     with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*needs features of \w+; .*--{kind}"):

@@ -7,7 +7,7 @@ import yaml
 from conftest import CAPTIONS
 
 from videoblip2.features.store import write_features
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 from videoblip2.tune.plan import load_plan
 from videoblip2.tune.trials import TrialScore
 

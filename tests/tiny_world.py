@@ -8,7 +8,7 @@ from conftest import CAPTIONS
 
 from videoblip2.config import Config, parse_config
 from videoblip2.features.store import write_features
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)
 STEPS, PAUSE = 8, 5

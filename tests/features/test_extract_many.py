@@ -23,7 +23,7 @@ from videoblip2.features.sources import find_videos, ignored_entries, parse_shar
 from videoblip2.features.store import FeatureStore, check_features, refuse_unnoted
 from videoblip2.features.towers import FrameEncoder
 from videoblip2.jobs.ray import Actor, RayEngine, Wrapped, require_ray
-from videoblip2.toy.models import TOY_SETTINGS
+from videoblip2.toy.networks import TOY_SETTINGS
 
 RATE = 16_000
 

@@ -8,7 +8,7 @@ from torch import nn
 from videoblip2.config import InputError, ModelConfig
 from videoblip2.data.batches import collate
 from videoblip2.model.build import build_model, describe_first_weights, reports_as_json
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 
 FEATURES = 24
 

@@ -14,7 +14,7 @@ from videoblip2.features.store import write_features
 from videoblip2.model.build import build_model
 from videoblip2.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from videoblip2.predict import load_captioner
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 from videoblip2.training.stage import run_stage
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from videoblip2.cli import app
 from videoblip2.config import load_config
 from videoblip2.model.weight_fetch import KNOWN
-from videoblip2.toy.models import LanguageModelConfig, build_t5, build_toy_clap, build_toy_clip
+from videoblip2.toy.networks import LanguageModelConfig, build_t5, build_toy_clap, build_toy_clip
 from videoblip2.toy.world import write_toy_world
 
 

@@ -161,7 +161,7 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         (400, "the uploaded file: no video in it"),
         "5 frames",
         (400, "video features of shape [4, 25]"),
-        (500, "the model failed on this item"),
+        (500, "the service failed on this"),
         (400, "the network's answer to these features is NaN"),
         "7 frames",
         "8 frames",

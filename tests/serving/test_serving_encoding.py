@@ -9,7 +9,7 @@ import pytest
 
 from serving.batching import Clip, EncodingQueue
 from videoblip2.features.media_features import Encoders as MediaEncoders
-from videoblip2.toy.models import TOY_SETTINGS
+from videoblip2.toy.networks import TOY_SETTINGS
 
 POISON = "poison"
 BOUND = 30  # seconds

@@ -15,7 +15,7 @@ from videoblip2.cli import app
 from videoblip2.config import InputError, parse_config
 from videoblip2.features.store import write_features
 from videoblip2.provenance import Provenance
-from videoblip2.toy.models import LanguageModelConfig, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, build_t5
 from videoblip2.tracking import source as revision
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.seed_group import seed_group

@@ -213,7 +213,7 @@ def lm(
     from videoblip2.data.annotations import read_annotations
 
     videos = read_annotations(annotations)
-    from videoblip2.toy.models import parse_settings, train_language_model
+    from videoblip2.toy.networks import parse_settings, train_language_model
 
     t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), console.progress)
     console.emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")

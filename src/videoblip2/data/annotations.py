@@ -16,8 +16,7 @@ from videoblip2.files import write_json
 SPLIT_FILES = {"train": "train.json", "validate": "val.json", "test": "test.json"}
 QUESTION_FILES = {"train": "train_qa.json", "validate": "val_qa.json", "test": "test_qa.json"}
 ANSWER_MAP = "ans2label.json"
-VIDEO = ("video", "video_id", "video_name", "file")
-ID = ("question_id", "id")
+ASKED_ABOUT = ("video", "video_id", "video_name", "file")  # columns that name a question's video
 Entries = TypeVar("Entries", bound=Sequence[Any])  # VideoAnnotation or Question
 
 
@@ -139,11 +138,11 @@ def questions_in(document: Document) -> list[Question]:
         raise InputError(f"{document.name}: not a list of question, answer and video; {remedy}")
     questions = []
     for number, (where, row) in enumerate(document.rows()):
-        video = value_of(where, row, VIDEO)
+        video = value_of(where, row, ASKED_ABOUT)
         texts = {name: value_of(where, row, (name,)) for name in ("question", "answer")}
         if wrong := [f"the {name} is {text!r:.60}" for name, text in texts.items() if not isinstance(text, str)]:
             raise InputError(f"{where}: {wrong[0]}; give text")
-        own = next((str(row[key]) for key in ID if row.get(key) is not None), str(number))
+        own = next((str(row[key]) for key in ("question_id", "id") if row.get(key) is not None), str(number))
         questions.append(Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts))
     if not questions:
         raise InputError(f"{document.name}: holds no questions; give one in each line or entry")

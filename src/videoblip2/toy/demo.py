@@ -31,7 +31,7 @@ from videoblip2.features.extract import extract_features
 from videoblip2.features.media_features import Encoders
 from videoblip2.files import free_port, server_command, server_environment, write_json
 from videoblip2.registry.promote import Request, promote
-from videoblip2.toy import models
+from videoblip2.toy import networks
 from videoblip2.toy.world import write_toy_annotations, write_toy_world
 from videoblip2.tracking.compare import Comparison
 from videoblip2.tracking.sides import compare_runs
@@ -151,17 +151,17 @@ def second_process() -> Iterator[ProcessPoolExecutor]:
 def extract(demo: Demo) -> None:
     """The features, by the toy world's encoders."""
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, from small encoders with random weights")
-    clip = load_clip(models.build_toy_clip(demo.out / "encoders" / "clip", SEED))
-    clap = load_clap(models.build_toy_clap(demo.out / "encoders" / "clap", SEED))
-    videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, models.TOY_SETTINGS)
+    clip = load_clip(networks.build_toy_clip(demo.out / "encoders" / "clip", SEED))
+    clap = load_clap(networks.build_toy_clap(demo.out / "encoders" / "clap", SEED))
+    videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, networks.TOY_SETTINGS)
     extract_features(videos, demo.out / "features", encoders, progress=demo.progress)
 
 
 def train_language_model(data: Path, out: Path, steps: int) -> None:
     """A T5 of the toy world's captions, as `vb2 lm` trains one."""
-    settings = models.LanguageModelConfig(steps=steps, batch_size=48)
+    settings = networks.LanguageModelConfig(steps=steps, batch_size=48)
     prompt = load_config("toy_ce").data.prompt
-    models.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
+    networks.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
 def train_and_test(config: Config, out: Path) -> tuple[StageResult, EvaluationResult]:

@@ -10,7 +10,7 @@ import torch
 from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.toy.demo import second_process
-from videoblip2.toy.models import LanguageModelConfig, _pairs, build_t5, parse_settings
+from videoblip2.toy.networks import LanguageModelConfig, _pairs, build_t5, parse_settings
 
 VIDEOS = [
     VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
