@@ -7,7 +7,7 @@ from typing import Any
 
 from videoblip2.captioner import Captioner
 from videoblip2.captions import BootstrapResult, caption_metrics, paired_bootstrap
-from videoblip2.captions.answers import answer_accuracy, blind_answers, common_answers, typed_answer
+from videoblip2.captions.functions import answer_accuracy, blind_answers, common_answers, typed_answer
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError

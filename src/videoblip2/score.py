@@ -11,7 +11,7 @@ from videoblip2.captions.predictions import CaptionRow
 from videoblip2.data import caption_sources
 from videoblip2.data.documents import VIDEO, Document, Paths, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
-from videoblip2.tracking.compare import Comparison, Predictions, Side, compare_sides
+from videoblip2.tracking.compare import Predictions, RunComparison, Side, compare_sides
 
 CAPTION = (*caption_sources.CAPTION, "prediction", "pred")
 WRAPPERS = ("predictions", "results", "result", "annotations", "captions")
@@ -26,7 +26,7 @@ class ScoreReport:
     """
 
     scores: tuple[CaptionMetrics, ...]
-    comparison: Comparison
+    comparison: RunComparison
     unpredicted: int
 
     @property

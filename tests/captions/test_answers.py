@@ -2,7 +2,7 @@
 
 import pytest
 
-from videoblip2.captions.answers import (
+from videoblip2.captions.functions import (
     answer_accuracy,
     blind_answers,
     common_answers,

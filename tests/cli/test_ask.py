@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videoblip2.captioner import Captioner
-from videoblip2.captions.answers import normalise_answer
+from videoblip2.captions.functions import normalise_answer
 from videoblip2.captions.predictions import read_rows, write_rows
 from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import Question, VideoAnnotation, write_annotations

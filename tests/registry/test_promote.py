@@ -20,8 +20,8 @@ from videoblip2.registry.promote import TRIVIAL, rollback
 from videoblip2.registry.verdict_files import TAG, facts_of
 from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
 from videoblip2.tracking import find_model
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect
+from videoblip2.tracking.source import ProcessRecord
 
 NAME = "videoblip2"
 

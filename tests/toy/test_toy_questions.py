@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from videoblip2.captions.answers import answer_accuracy, blind_answers
+from videoblip2.captions.functions import answer_accuracy, blind_answers
 from videoblip2.data.annotations import read_questions
 from videoblip2.toy.scene import ABSENT, SILENT, make_scene
 from videoblip2.toy.world import make_questions, question_entries, write_toy_annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from videoblip2.tracking.liveness import ProcessRecord
+from videoblip2.tracking.source import ProcessRecord
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow import outbox
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.outbox import Batch, DataSet, Delivery, File, Outbox, Table, describe, is_outage
+from videoblip2.tracking.mlflow.outbox import DataSet, Delivery, File, Outbox, Table, Values, describe, is_outage
 from videoblip2.tracking.mlflow.run_records import list_runs
 
 GONE = MlflowException("API request failed with exception: connection refused")
@@ -50,7 +50,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def record(step):
-    return Batch(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é, of\u2028two lines"})
+    return Values(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é, of\u2028two lines"})
 
 
 def test_what_cannot_be_sent_waits_in_order_and_attempts_grow_rare(box, store, monkeypatch, capsys):

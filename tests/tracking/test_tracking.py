@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, find_model, open_run
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs, runs_page, store_findings
+from videoblip2.tracking.source import ProcessRecord
 
 PROCESSES = 2
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import Remember, workspace
 
-from videoblip2.captions.answers import answer_accuracy, blind_answers
+from videoblip2.captions.functions import answer_accuracy, blind_answers
 from videoblip2.config import InputError, parse_config
 from videoblip2.data.annotations import Question, VideoAnnotation, require_features, write_annotations
 from videoblip2.features.store import FeatureStore, write_features

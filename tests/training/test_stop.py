@@ -13,9 +13,9 @@ from tiny_world import PAUSE, STEPS, make_world, tiny_config
 from tracking_store import place_store
 
 from videoblip2.config import InputError
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import close_dead_runs, list_runs
+from videoblip2.tracking.source import ProcessRecord
 from videoblip2.tracking.tracker import Terminated
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import read_saved

@@ -17,7 +17,7 @@ from videoblip2.data.annotations import Question, VideoAnnotation
 from videoblip2.errors import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking.mlflow import store
-from videoblip2.tracking.sides import compare_runs
+from videoblip2.tracking.reports import compare_runs
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.seeds import run_seeds
 from videoblip2.training.state import FOLDER

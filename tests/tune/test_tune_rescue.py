@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from videoblip2.tracking.liveness import ProcessRecord
+from videoblip2.tracking.source import ProcessRecord
 from videoblip2.tune import worker as workers
 from videoblip2.tune.worker import ATTEMPTS, LivenessMonitor, beating, give_back, rescue
 

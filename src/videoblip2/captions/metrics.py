@@ -17,9 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from videoblip2.captions import functions
-from videoblip2.captions.answers import exact_match
 from videoblip2.captions.frequencies import check_references
-from videoblip2.captions.functions import Floats, Groups, OwnCorpusScore, Texts
+from videoblip2.captions.functions import Floats, Groups, OwnCorpusScore, Texts, exact_match
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 

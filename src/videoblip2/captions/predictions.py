@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import TypeAdapter
 
-from videoblip2.captions.answers import normalise_answer, question_type
+from videoblip2.captions.functions import normalise_answer, question_type
 from videoblip2.captions.metrics import PRIMARY
 from videoblip2.files import json_text, write_text
 from videoblip2.modality import ExplainedWord

@@ -12,7 +12,7 @@ from videoblip2.cli.console import Json, emit, examples, table
 from videoblip2.errors import counted
 
 if TYPE_CHECKING:
-    from videoblip2.tracking.compare import Comparison, Duel, VideoPair
+    from videoblip2.tracking.compare import Duel, RunComparison, VideoPair
     from videoblip2.tracking.mlflow.run_records import RunRecord
 
 app = Typer(help="The runs of the MLflow store.", no_args_is_help=True)
@@ -35,11 +35,11 @@ def compare(
 
     The first run is the baseline. Seeds of one configuration count as one side.
     """
-    from videoblip2.tracking.sides import compare_runs
+    from videoblip2.tracking.reports import compare_runs
 
     comparison = compare_runs(runs, split)
     if html is not None:
-        from videoblip2.tracking.pages import write_page
+        from videoblip2.tracking.reports import write_page
 
         write_page(html, comparison, top)
     page = [f"page: {html}"] if html else []
@@ -59,8 +59,7 @@ def report(
 
     The first run is the baseline of the others. Seeds of one configuration count as one side.
     """
-    from videoblip2.tracking.pages import results, write_results
-    from videoblip2.tracking.sides import compare_runs
+    from videoblip2.tracking.reports import compare_runs, results, write_results
 
     comparison = compare_runs(runs, split, least=1)
     options = [f"--split {comparison.split}", f"--title {shlex.quote(title)}", *([f"--out {out}"] if out else [])]
@@ -138,7 +137,7 @@ def _runs_table(title: str, runs: "list[RunRecord]") -> str:
     return table(title, ["run id", "name", "stage", "status", "started", *scores_of], rows, fold=("name",))
 
 
-def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
+def _comparison_text(comparison: "RunComparison", top: int) -> list[str]:
     """The parts of the terminal's text. Letters stand for the sides, since names of runs are long."""
     from videoblip2.tracking.compare import letter
 
@@ -161,7 +160,9 @@ def _comparison_text(comparison: "Comparison", top: int) -> list[str]:
     return parts
 
 
-def _scores(comparison: "Comparison", letters: list[str], corpus: Mapping[str, Sequence[float]] | None = None) -> str:
+def _scores(
+    comparison: "RunComparison", letters: list[str], corpus: Mapping[str, Sequence[float]] | None = None
+) -> str:
     """One table for up to two sides; for more, another of differences. corpus: scores that have no interval."""
     from videoblip2.captions.metrics import label_of, shown, shown_interval
 
@@ -218,7 +219,7 @@ def _pair_text(pair: "VideoPair", metric: str, letters: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _comparison_record(comparison: "Comparison", top: int) -> dict[str, object]:
+def _comparison_record(comparison: "RunComparison", top: int) -> dict[str, object]:
     """The comparison as plain data; scores in pycocoevalcap's scale."""
     answers = {"answers": _comparison_record(comparison.answers, top)} if comparison.answers else {}
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from videoblip2.captions.answers import MAP_SIZE, question_type
+from videoblip2.captions.functions import MAP_SIZE, question_type
 from videoblip2.config import Config, load_config
 from videoblip2.data import annotations
 from videoblip2.data.annotations import QUESTION_FILES, SPLIT_FILES, Question, VideoAnnotation

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from videoblip2.captions import typical_caption
-from videoblip2.captions.answers import common_answers, typed_answer
+from videoblip2.captions.functions import common_answers, typed_answer
 from videoblip2.captions.metrics import METRICS, default_metrics
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config

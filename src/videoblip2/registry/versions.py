@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow.store import connect, tracking_uri
+from videoblip2.tracking.source import ProcessRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -33,8 +33,8 @@ from videoblip2.files import free_port, server_command, server_environment, writ
 from videoblip2.registry.promote import Request, promote
 from videoblip2.toy import networks
 from videoblip2.toy.world import write_toy_annotations, write_toy_world
-from videoblip2.tracking.compare import Comparison
-from videoblip2.tracking.sides import compare_runs
+from videoblip2.tracking.compare import RunComparison
+from videoblip2.tracking.reports import compare_runs
 from videoblip2.training.evaluation import EvaluationResult, evaluate_model
 from videoblip2.training.stage import StageResult, run_stage
 
@@ -70,7 +70,7 @@ class Demo:
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, StageResult] = field(default_factory=dict)
     tests: dict[str, EvaluationResult] = field(default_factory=dict)  # of `stages`, on the test split
-    gains: dict[str, Comparison] = field(default_factory=dict)  # of the other stages over "ce", on the same videos
+    gains: dict[str, RunComparison] = field(default_factory=dict)  # of the other stages over "ce", on the same videos
     trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
     served: str = ""  # the service's answer, with the version of the model that gave it
 

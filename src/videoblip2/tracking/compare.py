@@ -83,7 +83,7 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything to show."""
 
     split: str
@@ -94,7 +94,7 @@ class Comparison:
     duels: tuple[Duel, ...]
     warnings: tuple[str, ...] = ()
     metric: str = CaptionRow.metric  # ranks the videos
-    answers: "Comparison | None" = None  # of runs that both caption and answer
+    answers: "RunComparison | None" = None  # of runs that both caption and answer
 
     @cached_property
     def humans(self) -> dict[str, float]:
@@ -120,7 +120,7 @@ class Comparison:
         return "videos" if self.metric == CaptionRow.metric else "answers"
 
 
-def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resamples: int = 10_000) -> Comparison:
+def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resamples: int = 10_000) -> RunComparison:
     """Compare sides over the videos that all of them captioned against the same references.
 
     Raises InputError if there is none. If some drop out, a warning says so, and all scores are of those that are left.
@@ -132,7 +132,7 @@ def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resam
     scores = tuple(_scores(sides, videos, resamples))
     duels = tuple(_duel(sides, place, videos) for place in range(1, len(sides)))
     metric = sides[0].predictions[0][videos[0]].metric  # all rows are of one kind
-    return Comparison(split, tuple(sides), len(videos), differs, scores, duels, tuple(warnings), metric)
+    return RunComparison(split, tuple(sides), len(videos), differs, scores, duels, tuple(warnings), metric)
 
 
 def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:

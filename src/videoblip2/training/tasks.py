@@ -10,7 +10,7 @@ from typing import Any
 
 from videoblip2.captioner import Caption, Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
-from videoblip2.captions.answers import answer_accuracy
+from videoblip2.captions.functions import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
 from videoblip2.config import Config, DataConfig, DecodeConfig
 from videoblip2.data.annotations import (

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from videoblip2.config import InputError
 from videoblip2.errors import Progress, masked
 from videoblip2.tracking import Stopped
-from videoblip2.tracking.liveness import ProcessRecord
+from videoblip2.tracking.source import ProcessRecord
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.study import attributes, counted, finished, name_of

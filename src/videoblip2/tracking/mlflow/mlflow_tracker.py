@@ -19,10 +19,9 @@ from videoblip2.captions.metrics import scale_of
 from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked, warn
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
-from videoblip2.tracking.source import revision_tags
+from videoblip2.tracking.source import ProcessRecord, revision_tags
 from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 
 FULL_BUFFER = 500  # a batch of 200 points costs about as much as three single calls
@@ -55,7 +54,7 @@ class MlflowTracker(Tracker):
                 params[key] = text
             elif plain(logged[key]).lower() != plain(text).lower():
                 tags[f"config.{key}"] = text
-        self._outbox.put(outbox.Batch(params=params, tags=tags))
+        self._outbox.put(outbox.Values(params=params, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
@@ -64,7 +63,7 @@ class MlflowTracker(Tracker):
             self._send_points()
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
-        self._outbox.put(outbox.Batch(best=self._best(metrics)))
+        self._outbox.put(outbox.Values(best=self._best(metrics)))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows:
@@ -101,7 +100,7 @@ class MlflowTracker(Tracker):
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.put(outbox.Batch(tags={key: masked(str(value)) for key, value in tags.items()}))
+        self._outbox.put(outbox.Values(tags={key: masked(str(value)) for key, value in tags.items()}))
 
     def flush(self) -> None:
         self._send_points()
@@ -163,7 +162,7 @@ class MlflowTracker(Tracker):
         self._last_flush = time.monotonic()
         if self._points:
             points, self._points = tuple(self._points), []
-            self._outbox.put(outbox.Batch(points=points, tags={"heartbeat": str(int(time.time()))}))
+            self._outbox.put(outbox.Values(points=points, tags={"heartbeat": str(int(time.time()))}))
 
     def _best(self, metrics: Mapping[str, float]) -> tuple[tuple[str, float, int], ...]:
         """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""

@@ -42,7 +42,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class Batch(_Strict):
+class Values(_Strict):
     """best: (metric, value, milliseconds since 1970)."""
 
     points: tuple[Point, ...] = ()
@@ -74,7 +74,7 @@ class DataSet(_Strict):
     context: str
 
 
-Message = Batch | Table | File | DataSet
+Message = Values | Table | File | DataSet
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
@@ -150,7 +150,7 @@ class Delivery:
         try:
             with impatient(ONE_RETRY if isinstance(message, Table | File) else IMPATIENT):
                 match message:
-                    case Batch():
+                    case Values():
                         self._send_batch(message)
                     case Table():
                         self._send_table(message)
@@ -164,7 +164,7 @@ class Delivery:
             self._resumed, self._last_steps = True, {}
             raise
 
-    def _send_batch(self, batch: Batch) -> None:
+    def _send_batch(self, batch: Values) -> None:
         new = [point for point in batch.points if self._is_new(point)]
         points = [Metric(*point) for point in new] + [Metric(key, value, time, 0) for key, value, time in batch.best]
         params = [Param(key, value) for key, value in batch.params.items()]
@@ -236,7 +236,7 @@ def describe(messages: Sequence[Message]) -> str:
     """Such as `points 120, tables 1, files 2`."""
     counts: Counter[str] = Counter()
     for message in messages:
-        if isinstance(message, Batch):
+        if isinstance(message, Values):
             points = len(message.points) + len(message.best)
             counts.update(points=points, parameters=len(message.params), tags=len(message.tags))
         else:

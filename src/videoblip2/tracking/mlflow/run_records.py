@@ -16,9 +16,9 @@ import psutil
 from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
 from videoblip2.errors import DENIED, first_line
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
+from videoblip2.tracking.source import ProcessRecord
 
 #: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}

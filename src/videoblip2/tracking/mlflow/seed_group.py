@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from videoblip2.tracking.liveness import ProcessRecord
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT
-from videoblip2.tracking.source import revision_tags
+from videoblip2.tracking.source import ProcessRecord, revision_tags
 from videoblip2.tracking.tracker import Tracker, ending
 
 
