@@ -17,6 +17,7 @@ from tiny_study import write_study, write_world
 from tracking_store import place_store
 
 from videoblip2.cli import main
+from videoblip2.cli.train import _study_record
 from videoblip2.config import InputError, load_config
 from videoblip2.errors import no_progress
 from videoblip2.features.manifest import FeatureManifest
@@ -208,6 +209,7 @@ def test_decoding_is_tuned_without_training(finished, monkeypatch):
     path = write_study(finished.root, name="decoding", config={"decode": {"batch_size": 1}}, **changes)
     outcome = tune(str(path), ["run.tracking=false", "seconds=true"], say=lambda line: None)
     assert outcome.states == {"complete": 3}
+    assert _study_record(outcome)["best"]["CIDEr"] == outcome.best.values[0]
     assert all(row["seconds"] > 0 for row in outcome.rows)
     default = outcome.rows[0]
     assert (default["decode.num_beams"], default["decode.length_penalty"]) == (1, 1.0)

@@ -266,7 +266,7 @@ def _study_record(outcome: "Outcome") -> dict[str, object]:
     number = verdict.best if verdict else best and best.number
     judged = verdict and {"better": verdict.better, "interval": [verdict.low, verdict.high], **console.plain(verdict)}
     shown = {name: getattr(outcome, name) for name in ("study", "run_id", "best_file", "plots", "rows")}
-    top = best and {"trial": number, outcome.metric: best.value, "params": best.params}
+    top = best and {"trial": number, outcome.metric: best.values[0], "params": best.params}
     return {**shown, "trials": outcome.states, "best": top, "verdict": judged}
 
 
