@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import parser, peak_memory, settle
+from common import as_loaded, parser, peak_memory, settle
 from scst import FULL, SMALL, Size, build, inputs
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -49,6 +49,11 @@ def ours(model: VideoBlip2, batch: Batch, labels: Tensor) -> Tensor:
 def plain(model: VideoBlip2, batch: Batch, labels: Tensor) -> Tensor:
     """A row of the batch is a caption with its video."""
     repeats = len(labels) // len(batch.video_ids)
+    with as_loaded(model):
+        return repeated_loss(model, batch, labels, repeats)
+
+
+def repeated_loss(model: VideoBlip2, batch: Batch, labels: Tensor, repeats: int) -> Tensor:
     states, mask = model.encode(**batch.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0)).inputs)
     encoded = BaseModelOutput(last_hidden_state=states)
     loss: Tensor = model.language_model(encoder_outputs=encoded, attention_mask=mask, labels=labels).loss

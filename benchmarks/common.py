@@ -1,16 +1,18 @@
 """What the benchmarks of the network share: their options, their clocks, and `generate` as people call it."""
 
 import argparse
+import contextlib
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -51,8 +53,28 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+@contextlib.contextmanager
+def as_loaded(model: Any) -> Iterator[None]:
+    """Inside, the language model's activations are transformers' own, as a plain loop has them."""
+    ours = [
+        (parent, name)
+        for parent in model.language_model.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, torch.nn.GELU)
+    ]
+    kept = [parent.get_submodule(name) for parent, name in ours]
+    for parent, name in ours:
+        parent.add_module(name, NewGELUActivation())
+    try:
+        yield
+    finally:
+        for (parent, name), module in zip(ours, kept, strict=True):
+            parent.add_module(name, module)
+
+
 def generate(model: Any, states: Tensor, mask: Tensor, **options: Any) -> Tensor:
     """Caption ids [N,T] by transformers, one row a caption, from what `model.encode` gives."""
     encoded = BaseModelOutput(last_hidden_state=states)
-    out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
+    with as_loaded(model):
+        out: Tensor = model.language_model.generate(encoder_outputs=encoded, attention_mask=mask, **options)
     return out[:, 1:]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import generate, parser, peak_memory, settle, wait
+from common import as_loaded, generate, parser, peak_memory, settle, wait
 from torch import Tensor
 from transformers import InstructBlipQFormerConfig, T5Config
 
@@ -161,7 +161,7 @@ def as_written(model: VideoBlip2, batch: Batch, size: Size, reward_of: Callable[
     """(b) and (c): every part called where one needs it, inputs repeated once a sample."""
     options = {"max_new_tokens": NEW_TOKENS}
     repeated = batch.map(lambda tensor: tensor.repeat_interleave(size.samples, dim=0))
-    with clock.phase("decode"), torch.no_grad():
+    with clock.phase("decode"), torch.no_grad(), as_loaded(model):
         best = generate(model, *model.encode(**batch.inputs), do_sample=False, **options)
         sampled = generate(model, *model.encode(**repeated.inputs), do_sample=True, top_k=0, **options)
     with clock.phase("reward"):
@@ -169,7 +169,7 @@ def as_written(model: VideoBlip2, batch: Batch, size: Size, reward_of: Callable[
         reward = torch.as_tensor(reward_of(ids, texts(sampled)))
         base = torch.as_tensor(reward_of(ids[:: size.samples], texts(best)))
         advantage = (reward.view(-1, size.samples) - base[:, None]).flatten().float().to(sampled.device)
-    with clock.phase("loss"):
+    with clock.phase("loss"), as_loaded(model):
         states, mask = model.encode(**repeated.inputs)
         logits = model.decode(states, mask, sampled)
         log_probs = torch.log_softmax(logits, dim=-1).gather(2, sampled[..., None]).squeeze(2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.model import decode
@@ -169,3 +170,10 @@ def test_mask_holds_the_first_end_token_and_nothing_after():
     decoded = decode.Decoded(ids, (ids == 1).any(dim=1), torch.zeros(4, 4), 1)
     assert decoded.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]
     assert decoded.ended.tolist() == [True, False, True, True]
+
+
+def test_gelu_by_tanh_is_torchs_own_with_the_same_numbers(tiny_model):
+    found = [module for module in tiny_model.language_model.modules() if isinstance(module, torch.nn.GELU)]
+    assert len(found) == 4 and tiny_model.config.text_config.dense_act_fn == "gelu_new"
+    values = torch.linspace(-6, 6, 999)
+    torch.testing.assert_close(found[0](values), NewGELUActivation()(values), rtol=1e-5, atol=1e-6)

@@ -145,7 +145,7 @@ def _roll(
     uniform = None if sampling is None else sampling.uniform(len(run.ids), max_tokens, device)
     for at in range(max_tokens):
         logits = stepper.step(run.token if at else run.token[::rows])
-        if sampling is not None:
+        if sampling is not None and sampling.temperature != 1.0:
             logits = logits / sampling.temperature
         if at == 0 and rows > 1:  # all captions of a video begin alike: computed once
             logits = logits.repeat_interleave(rows, dim=0)

@@ -191,4 +191,7 @@ def folded(module: Any) -> Tensor:
     """A linear layer's weight with its LoRA added: W + (alpha / r) · B A."""
     adapters = getattr(module, "active_adapters", ())
     weight = cast(Tensor, module.base_layer.weight if adapters else module.weight)
-    return weight + sum(map(module.get_delta_weight, adapters)) if adapters else weight
+    for name in adapters:
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+        weight = torch.addmm(weight.to(up.dtype), up, down, alpha=module.scaling[name])
+    return weight
