@@ -108,14 +108,17 @@ class LightMeta(TorchFunctionMode):
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Load through transformers without its progress bars and warnings; the caller's settings return afterwards."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars, retries = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()  # offline, it announces each attempt
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub.set_verbosity(retries)
         if bars:
             logging.enable_progress_bar()

@@ -14,7 +14,7 @@ from videoblip2.evaluate import evaluate_answers, other_sounds
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.sources import VideoSource
 from videoblip2.features.store import FeatureStore, write_features
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import Provenance
@@ -51,7 +51,11 @@ def world(tmp_path, tiny_config, tokenizers):
 
 def ask(captioner, video, question, features=None):
     """The rows that `vb2 ask` prints."""
-    return next(CaptionJob(captioner, CaptionOptions(questions=(question,)), features).run([VideoSource(video)], {}))
+    return next(
+        CaptionJob(captioner, JobPlan(options=CaptionOptions(questions=(question,)), store=features)).run(
+            [VideoSource(video)], {}
+        )
+    )
 
 
 def judge(world, *overrides, **options):
@@ -161,7 +165,7 @@ def test_features_of_other_encoders_are_refused(tiny_model, tokenizers, world):
     with pytest.raises(InputError, match="features of CLIP c1, tiny was trained on those of c9"):
         ask(captioner, "video0", "a dog?", world / "features")
     with pytest.raises(InputError, match="tiny was trained on those of c9"):
-        list(CaptionJob(captioner, store=world / "features").run([VideoSource("video0")], {}))
+        list(CaptionJob(captioner, JobPlan(store=world / "features")).run([VideoSource("video0")], {}))
 
 
 def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):

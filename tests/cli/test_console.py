@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,22 @@ def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch)
     assert "".join(line.split("│")[2].strip() for line in drawn.splitlines() if "│" in line) == (
         "a-long-name-of-a-run-" * 10
     )
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    code = """
+import typer
+from videoblip2.cli.console import interruptible
+def talk():
+    with interruptible("kept"):
+        while True:
+            print("a line", flush=True)
+typer.run(talk)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        command.stdout.readline()
+        command.stdout.close()
+        assert command.wait(30) == 0 and command.stderr.read() == b""
 
 
 def test_a_table_in_a_file_is_as_wide_as_it_wants(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from videoblip2.config import InputError
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.media_features import FeatureSettings, feature_settings
 from videoblip2.features.towers import clap_inputs
+from videoblip2.imports import quiet_transformers
 
 RATE = 48_000
 
@@ -77,6 +79,14 @@ def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
     pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == (3, 64, 64) and pixels.min() > 1.5
     assert clip.pixels(np.zeros((640, 480, 3), np.uint8))["pixel_values"].shape == (3, 64, 64)
+
+
+def test_offline_the_hub_does_not_announce_each_attempt():
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    with quiet_transformers():
+        assert not hub.isEnabledFor(logging.WARNING)
+    assert hub.level == before
 
 
 def test_features_do_not_depend_on_the_batch(clip, clap):

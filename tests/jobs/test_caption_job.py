@@ -25,7 +25,9 @@ class StandIn:
     """Says how many frames and windows it was shown; remembers its batches."""
 
     version = "m/1"
-    media_encoders = SimpleNamespace(settings=SimpleNamespace(fps=2.0), every_frame=None, read_by=lambda most: None)
+    media_encoders = SimpleNamespace(
+        settings=SimpleNamespace(fps=2.0), clip=SimpleNamespace(rows=1), every_frame=None, read_by=lambda most: None
+    )
     model = SimpleNamespace(config=SimpleNamespace(max_positions=32))
 
     def __init__(self):
@@ -68,7 +70,7 @@ def encode(monkeypatch):
 
 def run(options=CaptionOptions(), names=("4.mp4", "bad.mp4", "6.mp4"), done=()):
     model = StandIn()
-    rows = CaptionJob(model, options).run([VideoSource(name) for name in names], dict(done))
+    rows = CaptionJob(model, JobPlan(options=options)).run([VideoSource(name) for name in names], dict(done))
     return model, {row.path: row for rows in rows for row in rows}
 
 
@@ -110,7 +112,7 @@ def test_files_that_have_not_changed_are_skipped(encode):
 
 def test_each_question_is_asked_of_each_video(encode):
     model = StandIn()
-    job = CaptionJob(model, CaptionOptions(questions=("what moves?", "who?")))
+    job = CaptionJob(model, JobPlan(options=CaptionOptions(questions=("what moves?", "who?"))))
     rows = [row for rows in job.run([VideoSource("4.mp4"), VideoSource("6.mp4")], {}) for row in rows]
     assert [(row.path, row.question) for row in rows] == [
         (path, question) for path in ("4.mp4", "6.mp4") for question in ("what moves?", "who?")
@@ -128,10 +130,22 @@ def test_samples_have_seeds_of_their_own(encode):
 def test_segments_cover_the_video_and_equal_neighbours_are_merged(encode):
     rows = [
         row
-        for rows in CaptionJob(StandIn(), CaptionOptions(segments=2.0)).run([VideoSource("10.mp4")], {})
+        for rows in CaptionJob(StandIn(), JobPlan(options=CaptionOptions(segments=2.0))).run(
+            [VideoSource("10.mp4")], {}
+        )
         for row in rows
     ]
     assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 4.0, "4 frames"), (4.0, 5.0, "2 frames")]
+
+
+def test_with_patch_tokens_a_segment_has_whole_frames():
+    frames = np.repeat(np.arange(10.0), 4)[:, None] * np.ones((1, 3))  # four patches each
+    parts = cut({"video": frames}, 2.0, None, 1.5, patches=4)
+    assert [(part.start, part.end) for part in parts] == [(0.0, 1.5), (1.5, 3.0), (3.0, 4.5), (4.5, 5.0)]
+    assert [sorted(set(part.item["video"][:, 0])) for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert all(len(part.item["video"]) % 4 == 0 for part in parts)
+    still = np.tile(np.eye(4), (6, 1))  # patches that differ, frames that do not
+    assert len(cut({"video": still}, 2.0, None, None, patches=4)) == 1
 
 
 def test_a_segment_hears_its_own_windows():

@@ -6,7 +6,7 @@ import pytest
 from videoblip2.captioner import Caption
 from videoblip2.features.media import stream_frames, write_video
 from videoblip2.features.sources import VideoSource
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.jobs.segments import ShotWatch
 
 
@@ -53,6 +53,6 @@ def test_a_job_cuts_at_the_changes_of_the_file(encoders, tmp_path):
             return [Caption(f"{len(item['video'])} frames", -1.0) for item in items]
 
     write_video(tmp_path / "v.mp4", np.concatenate([shot(0, 27), shot(1, 61)]), 20, None, 16_000)
-    job = CaptionJob(Model(), CaptionOptions(segments="scenes"))
+    job = CaptionJob(Model(), JobPlan(options=CaptionOptions(segments="scenes")))
     [rows] = job.run([VideoSource(str(tmp_path / "v.mp4"))], {})
     assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 1.35, "6 frames"), (1.35, 4.5, "12 frames")]

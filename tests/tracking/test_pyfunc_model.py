@@ -7,7 +7,7 @@ from small_stage import stages
 from videoblip2.captioner import Caption
 from videoblip2.config import Decoding
 from videoblip2.features.sources import VideoSource
-from videoblip2.jobs.caption import CaptionJob, CaptionOptions
+from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.predict import load_captioner
 
 IDS = ("video0", "video1", "video2")
@@ -33,7 +33,7 @@ def rows(root, ids=IDS):
 
 def captions(made, prompt=None, num_beams=1):
     captioner = load_captioner("models:/videoblip2/1", "cpu")
-    job = CaptionJob(captioner, CaptionOptions(Decoding(num_beams), prompt), made.root / "features")
+    job = CaptionJob(captioner, JobPlan("", CaptionOptions(Decoding(num_beams), prompt), store=made.root / "features"))
     return [row.caption for rows in job.run(list(map(VideoSource, IDS)), {}) for row in rows]
 
 

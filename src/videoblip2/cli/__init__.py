@@ -57,9 +57,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(words, prog_name="vb2")
-    except BrokenPipeError:  # `vb2 caption … | head`: the reader is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail as well
-        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -157,6 +157,9 @@ def interruptible(remains: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(remains, file=sys.stderr, flush=True)
         raise
+    except BrokenPipeError:  # `vb2 caption … | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail
+        raise Exit from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

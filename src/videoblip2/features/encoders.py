@@ -114,10 +114,7 @@ def fingerprint(model: nn.Module, preprocessor: Any) -> str:
 def _load_pair(
     kind: str, name: str | Path, device: str, revision: str | None, dtype: str
 ) -> tuple[str, str, Any, Any, str | None]:
-    """Name, fingerprint, model, preprocessor and commit of an encoder.
-
-    Refuses missing weights: random ones would give plausible vectors without meaning.
-    """
+    """Name, fingerprint, model, preprocessor and commit; refused if weights are missing, which would be random."""
     folder = Path(name).is_dir()
     if not folder and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):  # the hub's OWNER/MODEL
         raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")

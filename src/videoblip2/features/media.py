@@ -263,10 +263,7 @@ def _note_early_end(stream: Any, end: float, tolerance: float, caveats: list[str
 
 
 def _declared_seconds(stream: Any) -> float:
-    """The end of the stream by its header (0 if unknown): in a tag for Matroska, in the track for mp4.
-
-    The tag comes first: for a Matroska stream without a packet it says 0, but FFmpeg reports the file's duration.
-    """
+    """The end of the stream by its header, 0 if unknown: Matroska's tag first, which alone says 0 for no packets."""
     if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
     return 0.0 if stream.duration is None else float(((stream.start_time or 0) + stream.duration) * stream.time_base)

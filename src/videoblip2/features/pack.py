@@ -138,10 +138,7 @@ def import_arrays(
 
 @contextmanager
 def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
-    """A draft of `out` that is on disk and opens as a packed store before it takes that name.
-
-    It is locked while it is written, so an unlocked draft is one that a killed process left.
-    """
+    """A draft of `out` that opens as a packed store before it takes that name; unlocked, a killed process left it."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         with suppress(OSError), left.open("rb") as file:  # locked: its process is still writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,7 @@ from videoblip2.features.sources import VideoSource, keepable
 from videoblip2.files import printable
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import Segment, ShotWatch, cut, merged
+from videoblip2.modality import Features
 
 if TYPE_CHECKING:
     from videoblip2.captioner import Captioner
@@ -77,29 +78,25 @@ class CaptionOptions:
         return " ".join(f"{name}={value}" for name, value in said.items() if value is not None)
 
 
-@dataclass
-class Pending:
-    """Rows of a video in order, None if the text is not there yet; `waiting`: how many are missing."""
-
-    rows: list[Row | None]
-    waiting: int
-
-
 @dataclass(frozen=True)
 class DecodeItem:
-    """One text to decode: the row it fills, its place among its video's, and the input."""
+    """One text to decode: the row it fills, the input, and its video's rows: those so far, and how many in the end."""
 
-    pending: Pending
-    place: int
     row: Row
-    segment: Segment
+    item: Features
+    rows: list[Row]
+    count: int
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job before its model is loaded, as another process can open it. See `CaptionJob`."""
+    """A job before its model is loaded, as another process can open it.
 
-    model: str
+    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to, which the
+    jobs of several shards can share.
+    """
+
+    model: str = ""
     options: CaptionOptions = field(default_factory=CaptionOptions)
     encoders: Mapping[str, str | None] = field(default_factory=dict)
     store: Path | None = None
@@ -132,22 +129,19 @@ class JobPlan:
             )
         if self.store is None:
             captioner.load_media_encoders()
-        return CaptionJob(captioner, self.options, self.store, self.keep_features, self.shard)
+        return CaptionJob(captioner, self)
 
 
 @dataclass
 class CaptionJob:
-    """Captions videos with one model.
-
-    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to, which the
-    jobs of several shards can share.
-    """
+    """Captions videos with one model."""
 
     captioner: "Captioner"
-    options: CaptionOptions = field(default_factory=CaptionOptions)
-    store: Path | None = None
-    keep_features: Path | None = None
-    shard: tuple[int, int] | None = None
+    plan: JobPlan = JobPlan()
+
+    @property
+    def options(self) -> CaptionOptions:
+        return self.plan.options
 
     def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
         """Yield the rows of each video once all of them are there; a bad video yields a row with an error.
@@ -181,21 +175,22 @@ class CaptionJob:
         from videoblip2.features.engines import VideoOutcome, encode_videos
         from videoblip2.features.extract import ExtractionRun, open_ledger
 
-        sources = keepable(sources) if self.keep_features is not None else sources
+        sources = keepable(sources) if self.plan.keep_features is not None else sources
         yield from (VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error)
         good = [source for source in sources if not source.error]
-        if self.store is not None:
+        if self.plan.store is not None:
             yield from self._stored(good, done)
             return
         encoders = self.captioner.media_encoders
         if self.options.segments is not None:  # a segment keeps all of its frames
             encoders = encoders.every_frame
-        elif self.keep_features is None:
+        elif self.plan.keep_features is None:
             encoders = encoders.read_by(self.captioner.model.config.max_positions)
-        run = ExtractionRun(self.options.workers, self.shard)
+        run = ExtractionRun(self.options.workers, self.plan.shard)
         files = {source.path: Path(source.path) for source in good}
         with ExitStack() as stack:
-            ledger = stack.enter_context(open_ledger(self.keep_features, encoders, run)) if self.keep_features else None
+            kept = self.plan.keep_features
+            ledger = stack.enter_context(open_ledger(kept, encoders, run)) if kept else None
             watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
             encoded = encode_videos(
                 files, lambda path, digest: done.get(printable(path)) == digest, encoders, run.threads, watches
@@ -209,7 +204,7 @@ class CaptionJob:
     def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
         from videoblip2.features.engines import VideoOutcome
 
-        store = self.captioner.store(self.store or Path())
+        store = self.captioner.store(self.plan.store or Path())
         for source in sources:
             try:
                 features = None if printable(source.path) in done else store.features(source.path)
@@ -224,24 +219,23 @@ class CaptionJob:
         segments = [Segment(0.0 if length else None, length, item)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
-            segments = cut(item, self.captioner.media_encoders.settings.fps, window, every, outcome.changes)
+            made = self.captioner.media_encoders
+            segments = cut(item, made.settings.fps, window, every, outcome.changes, made.clip.rows)
         wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
-        pending, several = Pending([None] * len(wanted), len(wanted)), options.samples > 1
-        rows = [
+        rows, several = list[Row](), options.samples > 1
+        blank = (
             self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
             for s, q, n in wanted
-        ]
-        return [DecodeItem(pending, place, rows[place], segment) for place, (segment, *_) in enumerate(wanted)]
+        )
+        return [DecodeItem(row, s.item, rows, len(wanted)) for row, (s, *_) in zip(blank, wanted, strict=True)]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; the rows of each video that is complete with it."""
         complete = []
         for ask, row in zip(batch, self._texts(batch), strict=True):
-            ask.pending.rows[ask.place] = row
-            ask.pending.waiting -= 1
-            if not ask.pending.waiting:
-                rows = [row for row in ask.pending.rows if row is not None]
-                complete.append(merged(rows) if self.options.segments is not None else rows)
+            ask.rows.append(row)
+            if len(ask.rows) == ask.count:
+                complete.append(merged(ask.rows) if self.options.segments is not None else ask.rows)
         return complete
 
     def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
@@ -252,7 +246,7 @@ class CaptionJob:
         prompts = [self.options.prompt if question is None else question_prompt(question) for question in questions]
         seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
         try:
-            items = [ask.segment.item for ask in batch]
+            items = [ask.item for ask in batch]
             found = self.captioner.caption(items, prompts, self.options.decoding, seeds)
             said = [caption.text for caption in found]
             words = self.captioner.explain(items, said, prompts) if self.options.explain else [None] * len(said)

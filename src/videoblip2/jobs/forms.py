@@ -101,12 +101,8 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     columns = _columns(rows)
     writer.writerow(columns)
-    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
+    writer.writerows([_text(getattr(row, name)) for name in columns] for row in rows)
     write_text(path, text.getvalue())
-
-
-def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else "" if value is None else value
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:

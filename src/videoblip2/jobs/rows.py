@@ -139,10 +139,7 @@ def read_row_file(path: Path) -> list[Row]:
 
 
 def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
-    """All complete rows, and the paths of which some may be missing.
-
-    A last line without its end was being written when the process was killed: it is left out.
-    """
+    """All complete rows (not a last line that was cut by a kill), and the paths of which some may be missing."""
     if not path.is_file():
         return [], set()
     rows: list[Row] = []

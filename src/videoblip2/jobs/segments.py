@@ -37,29 +37,35 @@ class Segment:
 
 
 def cut(
-    item: Features, fps: float, window: float | None, every: float | None, changes: Sequence[float] | None = None
+    item: Features,
+    fps: float,
+    window: float | None,
+    every: float | None,
+    changes: Sequence[float] | None = None,
+    patches: int = 1,
 ) -> list[Segment]:
-    """Cut a video's features (video [F,D], audio [A,E]) into segments, at least one.
+    """Cut a video's features (video [F * patches, D], audio [A,E]) into segments, at least one.
 
     Args:
         fps: frames a second. window: seconds of each audio row.
         every: seconds of a segment; None = where the picture changes.
         changes: when it does; None = as found in the features (`shot_changes`), to within half a frame.
     """
-    frames = item["video"]
+    frames = item["video"].reshape(-1, patches, item["video"].shape[1])
     length = len(frames) / fps
     if every:
         step = max(1, round(min(every * fps, len(frames))))
         starts = [first / fps for first in range(0, max(1, len(frames)), step)]
     elif changes is None:
-        starts = [0.0, *((first - 0.5) / fps for first in shot_changes(frames))]
+        starts = [0.0, *((first - 0.5) / fps for first in shot_changes(frames.mean(axis=1)))]
     else:
         starts = [0.0, *(second for second in changes if 0 < second < length)]
     segments = []
     for start, end in pairwise([*starts, length]):
         first, last = (math.ceil(second * fps - 1e-6) for second in (start, end))
         first = min(first, max(0, len(frames) - 1))  # a shot between two frames gets the next one
-        rows = {"video": frames[first : max(first + 1, last)], **_heard(item, start, end, window)}
+        seen = frames[first : max(first + 1, last)]
+        rows = {"video": seen.reshape(-1, seen.shape[2]), **_heard(item, start, end, window)}
         segments.append(Segment(round(start, 3), round(end, 3), rows))
     return segments
 
