@@ -2,29 +2,30 @@
 
     python benchmarks/growth.py [--most 100000] [--steps 20] [--out docs/images/growth.png] [--json]
 
-Each point is a run of `vb2 ce` (samples: `vb2 scst`) in a process of its own, with a tiny network, one axis changed and
-the others as in USUAL. Every world has MSR-VTT's form, on disk: annotations, a packed store, a T5.
+Each point is a run of cross-entropy (samples: self-critical training) in a process of its own, with a tiny network,
+one axis changed and the others as in USUAL. Every world is on disk: annotations, a packed store, a T5.
 
 parse      reading the annotation file alone: the least that any start-up takes
-start-up   from the entry point, imports aside, to the first step; the parse is a part of it
+start-up   from `run_stage`, imports aside, to the first step; the parse is a part of it
 step       the median of the steps after the first
 memory     the peak of the process
 
-With one thread on a CPU, seconds are of the process, so that other work on the machine counts little.
+Seconds are those that the training's thread computes, so that other work on the machine counts little. Another thread
+reads all features once after the start, for the digest that names the data: it is not counted.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from videoblip2.config import load_config, parse_config, to_yaml
+from videoblip2.data.annotations import read_annotations
+from videoblip2.toy.networks import LanguageModelConfig, build_t5, train_bert_tokenizer, train_t5_tokenizer
+from videoblip2.training import stage
 
 VAL, WIDTH, VOCABULARY = 20, 16, 2000
 
@@ -49,7 +57,7 @@ class Point:
 
 USUAL = Point()
 AXES: dict[str, list[Point]] = {
-    "videos": [replace(USUAL, videos=count, frames=2) for count in (1_000, 10_000, 100_000)],
+    "videos": [replace(USUAL, videos=count, references=5, frames=2) for count in (1_000, 10_000, 100_000)],
     "references": [replace(USUAL, references=count) for count in (5, 10, 20, 40)],
     "frames": [replace(USUAL, frames=count) for count in (8, 32, 128, 512)],
     "samples": [replace(USUAL, samples=count) for count in (1, 2, 4, 8, 16)],
@@ -63,11 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=None, help="picture to write")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--run", nargs=2, metavar=("FOLDER", "STAGE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        print(json.dumps(run(Path(options.run[0]), options.run[1])))
-        return
     report: dict[str, list[dict[str, Any]]] = {}
     for axis, points in AXES.items():
         print(f"\n{axis:>10} {'parse s':>9} {'start-up s':>11} {'step ms':>9} {'memory MiB':>11}", flush=True)
@@ -83,35 +87,29 @@ def main() -> None:
 
 
 def measure(point: Point, steps: int) -> dict[str, float]:
-    """Make a world and train in it."""
+    """Make a world and train in it, in processes forked from this one, so that torch is imported once."""
+    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
-        folder, stage = Path(name), "scst" if point.samples else "ce"
-        make_world(folder, point, steps)
+        folder, results = Path(name), fork.SimpleQueue()
+        maker = fork.Process(target=make_world, args=(folder, point, steps))  # or its memory would be the others' peak
+        maker.start()
+        maker.join()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        common = {"WORLD_SIZE": str(point.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, __file__, "--run", name, stage]
-        started = [
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True, env={**os.environ, **common, "RANK": str(rank)}
-            )
-            for rank in range(point.processes)
-        ]
-        outputs = [process.communicate()[0] for process in started]
-        if any(process.returncode for process in started):
+            port = free.getsockname()[1]
+        ranks = [fork.Process(target=run, args=(folder, point, rank, port, results)) for rank in range(point.processes)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        if any(process.exitcode for process in (maker, *ranks)):
             raise SystemExit(f"{point}: failed")
-        made: dict[str, float] = json.loads(outputs[0].splitlines()[-1])
+        made: dict[str, float] = results.get()
         return made
 
 
 def make_world(folder: Path, point: Point, steps: int) -> None:
     """Annotations of random words, features of noise, an untrained T5, and the configuration."""
-    from safetensors.numpy import save_file
-
-    from videoblip2.config import parse_config, to_yaml
-    from videoblip2.toy.networks import LanguageModelConfig, build_t5, train_bert_tokenizer, train_t5_tokenizer
-
     rng = np.random.default_rng(0)
     words = [f"{a}{b}{c}" for a in "bdfklmnprst" for b in "aeiou" for c in "bdfklmnprst"]
     for split, count in (("train", point.videos), ("val", VAL)):
@@ -151,16 +149,12 @@ def make_world(folder: Path, point: Point, steps: int) -> None:
     (folder / "config.yaml").write_text(to_yaml(parse_config(content)))
 
 
-def run(folder: Path, kind: str) -> dict[str, float]:
+def run(folder: Path, point: Point, rank: int, port: int, results: "SimpleQueue[dict[str, float]]") -> None:
     """Train, and note when each step begins."""
-    import torch
-
-    from videoblip2.config import load_config
-    from videoblip2.data.annotations import read_annotations
-    from videoblip2.training import stage
-
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(point.processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    clock, begins = time.process_time, list[float]()
+    kind, clock, begins = "scst" if point.samples else "ce", time.thread_time, list[float]()
     original = getattr(stage, f"{kind}_step")
 
     def step(*arguments: Any, **options: Any) -> Any:
@@ -172,13 +166,14 @@ def run(folder: Path, kind: str) -> dict[str, float]:
     read_annotations(folder / "train.json")
     parsed = clock()
     stage.run_stage(kind, load_config(folder / "config.yaml"))
-    gaps = [after - before for before, after in pairwise(begins[1:])]
-    return {
+    made = {
         "parse": parsed - began,
         "start": begins[0] - parsed,
-        "step": statistics.median(gaps),
+        "step": statistics.median(after - before for before, after in pairwise(begins[1:])),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    if rank == 0:
+        results.put(made)
 
 
 def draw(report: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -186,14 +181,14 @@ def draw(report: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 6), layout="constrained")
-    panels = figure.subplots(2, len(report), sharex="col", squeeze=False)
+    panels = figure.subplots(2, len(report), sharex="col", sharey="row", squeeze=False)
     kinds = {"start": ("start-up", "#2563eb"), "parse": ("parse alone", "#6b7280"), "step": ("one step", "#dc2626")}
     for column, (axis, rows) in enumerate(report.items()):
         places = [row[axis] for row in rows]
         for kind, (label, colour) in kinds.items():
             panels[0, column].plot(places, [row[kind] for row in rows], "o-", color=colour, label=label, markersize=4)
         panels[1, column].plot(places, [row["memory"] for row in rows], "o-", color="#2563eb", markersize=4)
-        panels[1, column].set_ylim(0)
+        panels[1, column].set_ylim(0, 1.1 * max(row["memory"] for rows in report.values() for row in rows))
         panels[1, column].set_xlabel(axis)
         panels[0, column].set_yscale("log")
         for panel in panels[:, column]:
@@ -204,7 +199,7 @@ def draw(report: dict[str, list[dict[str, Any]]], path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("seconds")
     panels[1, 0].set_ylabel("peak memory, MiB")
-    panels[0, 0].legend(fontsize=8, frameon=False)
+    panels[0, -1].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from videoblip2.config import parse_config
-from videoblip2.training.naming import LONGEST, group_name, run_name, what_differs
+from videoblip2.training.resume import LONGEST, group_name, run_name, what_differs
 
 
 def name(stage, *overrides, usual=()):

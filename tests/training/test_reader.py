@@ -12,7 +12,7 @@ from torch.nn import functional
 from videoblip2.config import InputError
 from videoblip2.data.annotations import Question
 from videoblip2.tracking.mlflow.store import connect
-from videoblip2.training.reader import MOST_QUESTIONS, Reader
+from videoblip2.training.rollout import MOST_QUESTIONS, Reader
 from videoblip2.training.stage import open_stage, run_stage
 
 LIKELIER = 3.0  # nats

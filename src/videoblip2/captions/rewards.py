@@ -48,7 +48,7 @@ class FunctionReward:
 
 
 def answers(references: References, df: DocumentFrequencies, reader: Scorer | None) -> Scorer:
-    """How much a caption helps `reader` to answer the questions on its video; see `training.reader`."""
+    """How much a caption helps `reader` to answer the questions on its video; see `training.rollout`."""
     if reader is None:
         raise InputError("scst.reward: answers asks the training questions; set data.task=mixed, or leave it out")
     return reader

@@ -3,6 +3,8 @@
 Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
 """
 
+import atexit
+import gc
 import os
 import sys
 from io import TextIOWrapper
@@ -52,6 +54,7 @@ def root(version: Annotated[bool, Option("--version", help="Print the version an
 def main() -> None:
     """Run `vb2`; a failure is one line on standard error and exit code 1."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
+    atexit.register(gc.freeze)  # or a last search for garbage among torch's objects takes a second or two of a core
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file name may contain what the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")

@@ -3,9 +3,8 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
-Split = StrEnum("Split", "val test")
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
-Processes = Annotated[
-    int, Option("--nproc", min=1, metavar="N", help="Processes of this machine that train together: one a GPU.")
+Processes = Annotated[int, Option("--nproc", min=1, metavar="N", help="Processes that train together, one a GPU.")]
+Restarts = Annotated[int, Option(min=0, metavar="N", help="If a process fails, start all again and resume, N times.")]
+Launcher = Annotated[
+    Literal["local", "ray"],
+    Option("--engine", help="Where processes start: local, on this machine, or ray, on the machines of a Ray."),
 ]
 
 
@@ -38,9 +39,22 @@ def _add_stage(stage: str, summary: str, *lines: str) -> None:
         folder: console.Folder = Path(),
         seeds: Seeds = 1,
         nproc: Processes = 1,
+        engine: Launcher = "local",
+        max_restarts: Restarts = 0,
         json: console.Json = False,
     ) -> None:
-        _train(stage, config, overrides or [], folder, seeds, nproc, json)
+        words = overrides or []
+        if nproc > 1 or max_restarts or engine == "ray":
+            from videoblip2.config import load_config
+            from videoblip2.training import distributed
+
+            load_config(config, words)
+            options = {"--folder": [str(folder)] * (folder != Path()), "--seeds": [str(seeds)] * (seeds > 1)}
+            given = [word for option, value in options.items() if value for word in (option, *value)]
+            launch = distributed.launch if engine == "local" else distributed.launch_on_ray
+            launch([stage, config, *words, *given, *["--json"] * json], nproc, max_restarts)
+        else:
+            _train(stage, config, words, folder, seeds, json)
 
     train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a run that was stopped."
     app.command(stage, epilog=console.examples(*lines))(train)
@@ -51,20 +65,13 @@ SCST = "Stage 2: train with self-critical sequence training on CIDEr-D"
 _add_stage("scst", SCST, "scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN")
 
 
-def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, nproc: int, json: bool) -> None:
+def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, json: bool) -> None:
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.config import load_config
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max-restarts starts a training again
         words = ["train.resume=auto", *words]
     usual, config = load_config(path), load_config(path, words)
-    if nproc > 1:
-        from videoblip2.training.distributed import launch
-
-        options = {"--folder": [str(folder)] * (folder != Path()), "--seeds": [str(seeds)] * (seeds > 1)}
-        given = [word for option, value in options.items() if value for word in (option, *value)]
-        launch([stage, path, *words, *given, *["--json"] * json], nproc)
-        return
     console.go_to(folder)
     if leads():
         _require_inputs(config)
@@ -149,7 +156,7 @@ def evaluate(
         console.Words,
         console.key_values("Keys of the model's own configuration, such as decode.num_beams=3 or data.features=DIR."),
     ] = None,
-    split: Annotated[Split, Option(help="Split of the model's own data.")] = Split.val,
+    split: Annotated[Literal["val", "test"], Option(help="Split of the model's own data.")] = "val",
     out: Annotated[Path | None, Option(help="Predictions file; by default runs/evaluate-….jsonl.")] = None,
     explain: Annotated[
         bool, Option("--explain", help="Also count the words that need the sound, by category.")

@@ -1,4 +1,4 @@
-"""Several processes that train one network: started by torchrun or `--nproc`; one process is the trivial case.
+"""Several processes that train one network: started by torchrun, `--nproc` or Ray; one process is the trivial case.
 
 Each makes its own videos of a batch, and gradients and metrics add up, so that the result does not depend on how many
 there are. Only the leader (rank 0) writes, prints and talks to MLflow. An exchange with a process that has ended fails
@@ -6,13 +6,18 @@ at once, and ends the others.
 """
 
 import json
+import logging
 import os
+import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from itertools import chain
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -112,10 +117,17 @@ def join() -> World:
     """The processes that a launcher started this one with, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World()
+    if distributed.is_initialized():  # by Ray
+        store = distributed.distributed_c10d._get_default_store()
+        return World(distributed.get_rank(), distributed.get_world_size(), store)
     store, rank, size = next(rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    distributed.init_process_group(backend(), store=store, rank=rank, world_size=size)
     return World(rank, size, store)
+
+
+def backend() -> str:
+    """What tensors travel by: those of a GPU by NCCL, all others by gloo."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 @contextmanager
@@ -129,9 +141,12 @@ def together() -> Iterator[None]:
         raise
 
 
-def launch(words: Sequence[str], count: int) -> None:
-    """Run `vb2` with these words in `count` processes of this machine; exit as the first that fails."""
-    import logging
+def launch(words: Sequence[str], count: int, restarts: int = 0) -> None:
+    """Run `vb2` with these words in `count` processes of this machine; exit as the first that fails.
+
+    Args:
+        restarts: how often all are started again, to resume the training, if one fails.
+    """
     import signal
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -141,7 +156,9 @@ def launch(words: Sequence[str], count: int) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each process reports its own error
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     name = f"vb2-{os.getpid()}"
-    config = LaunchConfig(1, 1, count, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config = LaunchConfig(
+        1, 1, count, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=restarts
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "videoblip2", *words)
     except ChildFailedError as error:
@@ -152,3 +169,60 @@ def launch(words: Sequence[str], count: int) -> None:
         raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from stop
+
+
+class Starts(Counter[int]):
+    """An actor of Ray that counts how often each process has started before."""
+
+    def add(self, rank: int) -> int:
+        self[rank] += 1
+        return self[rank] - 1
+
+
+def launch_on_ray(words: Sequence[str], count: int, restarts: int = 0) -> None:
+    """The same with Ray Train, on a running Ray or a local one. Prints what the leader printed.
+
+    Each process runs `vb2` in this folder, which all machines see under one path; a GPU each where Ray has enough.
+    """
+    from videoblip2.jobs.ray import require_ray
+
+    require_ray()
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.ERROR)
+    folder, make = os.getcwd(), ray.remote(Starts)
+    starts: Any = make.options(num_cpus=0).remote()
+
+    def work() -> Any:
+        os.chdir(folder)
+        earlier = ray.get(starts.add.remote(get_context().get_world_rank()))
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(earlier)
+        return _printed(words)
+
+    processes = ScalingConfig(num_workers=count, use_gpu=ray.cluster_resources().get("GPU", 0) >= count)
+    with TemporaryDirectory() as empty:  # Ray keeps nothing: checkpoints and states are the run's own
+        kept = RunConfig(storage_path=empty, failure_config=FailureConfig(max_failures=restarts))
+        trainer: Any = TorchTrainer(
+            work, torch_config=TorchConfig(backend()), scaling_config=processes, run_config=kept
+        )
+        try:
+            print(trainer.fit().return_value, end="")
+        except WorkerGroupError as error:
+            rank, failure = next(iter(error.worker_failures.items()))
+            print(f"error: process {rank} of {count}: {first_line(failure)}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from error
+
+
+def _printed(words: Sequence[str]) -> str:
+    """What `vb2` with these words prints."""
+    sys.argv = ["vb2", *words]
+    with redirect_stdout(StringIO()) as printed:
+        try:
+            runpy.run_module("videoblip2", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise RuntimeError(f"exit code {end.code}") from end
+    return printed.getvalue()

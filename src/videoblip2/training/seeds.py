@@ -16,8 +16,8 @@ from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
 from videoblip2.tracking.tracker import Tracker, sigterm_raises
 from videoblip2.training.distributed import join
 from videoblip2.training.loop import Observer
-from videoblip2.training.naming import group_name, run_name, what_differs
 from videoblip2.training.record import METRICS, Curve, draw_curves
+from videoblip2.training.resume import group_name, run_name, what_differs
 from videoblip2.training.stage import ShowWeights, StageResult, run_stage
 from videoblip2.training.state import FOLDER, read_finished
 from videoblip2.training.tasks import Task, tasks_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,12 @@ from videoblip2.training.ce import ce_step
 from videoblip2.training.distributed import World, join, together
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
-from videoblip2.training.naming import run_name, what_differs
 from videoblip2.training.record import data_digest, log_inputs, log_results, log_weights
-from videoblip2.training.resume import find_saved, resumed_config
+from videoblip2.training.resume import find_saved, resumed_config, run_name, what_differs
 from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile, read_saved
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
-from videoblip2.training.update import StepFunction
 from videoblip2.training.workspace import Validation, Workspace, check_texts, inherit_model, open_workspace, start_copy
 
 ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
@@ -153,51 +151,30 @@ def _found(config: Config, kind: str, world: World) -> Config:
 
 
 def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer) -> StageResult:
-    work, config, leads = stage.work, stage.work.config, stage.work.world.leads
-    file = StateFile(
-        stage.folder / FOLDER,
-        Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(config)),
-    )
-    keep: Callable[[Validation], object] = id  # of several processes, one keeps the best
-    take_step: StepFunction = partial(ce_step, work)
-    bands = None
-    if leads:
-        log_weights(stage.folder, stage.weights, work.reports, tracker)
-        log_inputs(work, stage.folder, tracker, stage.said)
-        if stage.saved is None:
-            file.clear()  # what an earlier run left there
-    if stage.kind == "scst":
-        start = start_copy(work)
-        take_step = partial(scst_step, work, build_reward(work, start), start=start)
-        bands = BandMonitor(config.scst.watch, reward_references(work)) if leads else None
-    with data_logged(work, tracker) if leads else nullcontext(Future[dict[str, str]]()) as digests:
-        if config.train.shard:
-            keep = partial(lambda model, _: full_state(model), work.model)
-        if leads:
-            keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
-        best = train(
-            Training(
-                work,
-                take_step,
-                keep,
-                tracker,
-                progress,
-                description=stage.kind,
-                validate_first=stage.kind == "scst",
-                state_file=file,
-                resume=stage.saved is not None,
-                bands=bands,
-                observer=observer,
-            )
-        )
-        metrics = dict(best.metrics)
-        if not leads:
-            return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, metrics)
-        result = evaluate_tasks(config, work.val, best.said, default_metrics(fast=True))
-        metrics = dict(result.corpus)
+    work, leads, scst = stage.work, stage.work.world.leads, stage.kind == "scst"
+    identity = Identity(stage=stage.kind, name=stage.name, run_id=tracker.run_id, config=flatten(work.config))
+    file, start = StateFile(stage.folder / FOLDER, identity), start_copy(work) if scst else None
+    step = partial(scst_step, work, build_reward(work, start), start=start) if scst else partial(ce_step, work)
+    bands = BandMonitor(work.config.scst.watch, reward_references(work)) if scst and leads else None
+    resume = stage.saved is not None
+    training = Training(work, step, id, tracker, progress, stage.kind, scst, file, resume, bands, observer)
+    if not leads:  # of several processes, one keeps the best
+        if work.config.train.shard:
+            training.keep = lambda _: full_state(work.model)
+        best = train(training)
+        return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, dict(best.metrics))
+    log_weights(stage.folder, stage.weights, work.reports, tracker)
+    log_inputs(work, stage.folder, tracker, stage.said)
+    if not resume:
+        file.clear()  # what an earlier run left there
+    with data_logged(work, tracker) as digests:
+        training.keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
+        best = train(training)
+        result = evaluate_tasks(work.config, work.val, best.said, default_metrics(fast=True))
         model = log_results(stage.name, stage.checkpoint, result, best.step, work, digests.result(), tracker)
-    file.finish(Finished(run_id=tracker.run_id, model=model, steps=config.train.steps))
+    file.finish(Finished(run_id=tracker.run_id, model=model, steps=work.config.train.steps))
     tracker.drop_state()
+    metrics = dict(result.corpus)
     return StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, metrics)
 
 
