@@ -82,9 +82,10 @@ def plan(
 
 def _plan_text(plans: "dict[str, Plan]", changes: dict[str, dict[str, int]], room: float) -> str:
     parts = {kind: {**_parts(made), "peak": made.peak} for kind, made in plans.items()}
-    names = dict.fromkeys(name for part in parts.values() for name in part)
+    names = sorted({name for part in parts.values() for name in part}, key=[*parts["scst"]].index)
     rows = [[name, *(f"{part[name] / 1e9:.2f}" if name in part else "" for part in parts.values())] for name in names]
-    lines = [table("GB in each process", ["", *parts], rows), *next(iter(plans.values())).sizes]
+    lines = [table("GB in each process", ["", *parts], rows)]
+    lines += map(": ".join, zip(("language model", "batch"), plans["ce"].sizes, strict=True))
     for kind, made in plans.items():
         peaks = [made.peak, *changes[kind].values()]
         keys, says = " ".join(changes[kind]), "fits into" if peaks[-1] <= room else "does not fit into"

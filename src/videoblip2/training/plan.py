@@ -98,7 +98,7 @@ def plan(kind: str, config: Config, gpus: int = 1) -> Plan:
         trained = sum(map(_bytes, model.trainable().values()))
         frozen = sum(map(_bytes, (*model.parameters(), *model.buffers()))) - trained
     copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of what trains
-    away, peaks = _elsewhere(work, gpus) if config.train.shard else 0, passes.peaks
+    away, peaks = _elsewhere(work, gpus) if config.train.shard and config.model.finetune == "full" else 0, passes.peaks
     peaks = {name: size + (-away if name == "training" else away) for name, size in peaks.items()}  # or gathered
     weights = frozen + copies * trained + _laid_out(work) - away
     return Plan(weights, trained - away, 2 * (trained - away), peaks, (of_text, of_batch))
@@ -116,14 +116,15 @@ def changes(kind: str, config: Config, gpus: int, on_gpu: bool) -> Iterator[str]
         yield "train.checkpointing=true"
     if on_gpu and config.precision == "fp32":
         yield "precision=bf16"
-    yield from (f"train.accumulate={2**n}" for n in range(1, 16) if train.accumulate < 2**n <= share)
-    if config.model.finetune == "full" and gpus > 1 and not train.shard:
+    yield from (f"train.accumulate={n}" for n in sorted({4, 16, 64, share}) if train.accumulate < n <= share)
+    if config.model.finetune == "full" and gpus > 1 and not (train.shard or config.scst.kl_weight):
         yield "train.shard=true"
     if kind == "scst" and config.scst.samples > 2:
         yield "scst.samples=2"
     if kind == "ce" and config.data.captions_per_video > 1:
         yield "data.captions_per_video=1"
-    yield from (f"train.batch_size={gpus * 2**n}" for n in range(15, -1, -1) if 2**n < share)
+    if kind == "scst":  # which decodes all videos of a batch at once
+        yield from (f"train.batch_size={gpus * n}" for n in (64, 16, 4, 1) if n < share)
     if config.model.finetune == "full":
         yield "model.finetune=lora"
 
@@ -180,9 +181,9 @@ def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
     """The longest of some batches of the data, or the longest that there can be; which; and how many word pieces."""
     data, model, pieces, size = config.data, config.model, BERT_PIECES, config.train.batch_size
     try:
+        store = FeatureStore(Path(data.features), model.modality_names)
         tokenizers = load_tokenizers(model.language_model, model.qformer.bert)
         pieces = len(tokenizers.bert)
-        store = FeatureStore(Path(data.features), model.modality_names)
         maker = BatchMaker(store, tokenizers, data, size, config.seed, model.max_positions)
         batches = batches_of(config, read_split(config, "train", store), maker)
         made = map(batches, range(min(BATCHES, config.train.steps)))
@@ -260,10 +261,10 @@ class _Passes:
 
 def text_config(name: str) -> tuple[PreTrainedConfig, str]:
     """The language model's configuration, from its config.json or the table of Flan-T5, and which."""
+    size = name.removeprefix("google/flan-t5-")
     try:
-        return AutoConfig.from_pretrained(name), f"{name}: its config.json"
+        return AutoConfig.from_pretrained(name, local_files_only=size in FLAN_T5), f"{name}: its config.json"
     except (OSError, ValueError) as error:
-        size = name.removeprefix("google/flan-t5-")
         if size not in FLAN_T5:
             remedy = "give a folder with its config.json, or a hub name online"
             raise InputError(f"model.language_model={name}: {first_line(error)}; {remedy}") from error
