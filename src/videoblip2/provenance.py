@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from videoblip2 import __version__
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, validated
 from videoblip2.files import write_json
 
 FILE = "provenance.json"
@@ -130,21 +130,18 @@ class Provenance(Record):
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:
         """Read provenance.json; `optional`: an empty record if there is none. Raises InputError if that fails."""
-        path = folder / FILE
+        path, damaged = folder / FILE, f"checkpoint {folder}: {FILE} is damaged; train or copy it again"
         if optional and not path.is_file():
             return cls()
         try:
             content = dict(json.loads(path.read_text(encoding="utf-8")))
-            _refuse_other_formats(folder, content.get("format", 0), content.get("written_by") or "an unknown version")
-            return cls.model_validate({**content, "format": FORMATS[-1]})
         except FileNotFoundError as error:
             reason = f"no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote"
             raise InputError(f"checkpoint {folder}: {reason}") from error
-        except InputError:
-            raise
         except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {folder}: {FILE} is damaged ({reason}); train or copy it again") from error
+            raise InputError(f"{damaged} ({error})") from error
+        _refuse_other_formats(folder, content.get("format", 0), content.get("written_by") or "an unknown version")
+        return validated(cls, {**content, "format": FORMATS[-1]}, damaged)
 
     def write(self, folder: Path) -> None:
         """Write provenance.json to a checkpoint folder, in this version's format."""

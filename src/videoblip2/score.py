@@ -1,17 +1,17 @@
 """`vb2 score`: captions that any system wrote, scored against references in any published format."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoblip2.captions import CaptionMetrics, caption_metrics
-from videoblip2.captions.predictions import CaptionRow
+from videoblip2.captions import METRICS
 from videoblip2.data import caption_sources
 from videoblip2.data.documents import VIDEO, Document, Paths, media_id, read_documents, value_of
 from videoblip2.errors import InputError, some
-from videoblip2.tracking.compare import Predictions, RunComparison, Side, compare_sides
+from videoblip2.evaluate import Evaluation, evaluate
+from videoblip2.tracking.compare import RunComparison, Side, compare_sides
 
 CAPTION = (*caption_sources.CAPTION, "prediction", "pred")
 WRAPPERS = ("predictions", "results", "result", "annotations", "captions")
@@ -25,7 +25,7 @@ class ScoreReport:
     second set. unpredicted: videos that have references but are left out because a set has no caption for them.
     """
 
-    scores: tuple[CaptionMetrics, ...]
+    scores: tuple[Evaluation, ...]
     comparison: RunComparison
     unpredicted: int
 
@@ -68,15 +68,11 @@ def score_predictions(predictions: str | Path, references: Paths, against: str |
     if not videos:
         raise InputError(f"{' and '.join(map(str, files))}: no video in common; give captions of the same videos")
     groups = {video: known[video] for video in videos}
-    scores = [caption_metrics(groups, {video: captions[video] for video in videos}) for captions in written]
-    columns = zip(files, written, scores, strict=True)
-    sides = [Side(str(file), (), (_rows(groups, captions, found),)) for file, captions, found in columns]
+    every = [name for name, metric in METRICS.items() if metric.of == "captions"]
+    scores = [evaluate({video: captions[video] for video in videos}, groups, every) for captions in written]
+    rows = [{row.video_id: row for row in evaluation.caption_rows} for evaluation in scores]
+    sides = [Side(str(file), (), (each,)) for file, each in zip(files, rows, strict=True)]
     return ScoreReport(tuple(scores), compare_sides("", sides[::-1], ()), len(known) - len(videos))
-
-
-def _rows(groups: Mapping[str, Sequence[str]], captions: Mapping[str, str], found: CaptionMetrics) -> Predictions:
-    each = found.per_video
-    return {video: CaptionRow(video, captions[video], each[video], tuple(texts)) for video, texts in groups.items()}
 
 
 def read_references(paths: Paths) -> dict[str, tuple[str, ...]]:
@@ -131,11 +127,11 @@ def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:
         {
             "metrics": scores.corpus,
             "intervals": {name: report.interval(name, place) for name in scores.corpus},
-            **({"per_video": scores.per_video} if per_video else {}),
+            **({"per_video": {row.video_id: row.scores for row in scores.caption_rows}} if per_video else {}),
         }
         for place, scores in enumerate(report.scores)
     )
-    found = {**own, "unavailable": report.scores[0].unavailable}
+    found: dict[str, Any] = {**own, "unavailable": report.scores[0].unavailable}
     found |= {"videos": report.videos, "unpredicted": report.unpredicted}
     for other in others:
         compared = [(score.metric, score.differences[0]) for score in report.comparison.scores]

@@ -45,7 +45,7 @@ def test_scores_are_the_consensus_among_all_captions():
     videos = [VIDEO, OTHER]
     references = {video["video_id"]: video["captions"] for video in videos}
     df = DocumentFrequencies.from_references(references)
-    for chosen, video in zip(select_top5(videos, df).videos, videos, strict=True):
+    for chosen, video in zip(select_top5(videos).videos, videos, strict=True):
         consensus = leave_one_out(references, df)[video["video_id"]]
         expected = {text: score for text, score in zip(video["captions"], consensus, strict=True)}
         assert chosen["scores"] == [expected[text] for text in chosen["captions"]]

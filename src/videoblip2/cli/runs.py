@@ -108,11 +108,10 @@ def score(
     from videoblip2.score import record, score_predictions
 
     report = score_predictions(predictions, references, against)
-    (own, *_), each = report.scores, report.scores[0].per_video
-    parts = []
+    own, parts = report.scores[0], []
     if per_video:
-        names = summary_metrics(next(iter(each.values())))
-        rows = [[video, *(shown(name, scores[name]) for name in names)] for video, scores in each.items()]
+        names = summary_metrics(own.caption_rows[0].scores)
+        rows = [[row.video_id, *(shown(name, row.scores[name]) for name in names)] for row in own.caption_rows]
         parts.append(table("Scores of each video", ["video", *map(label_of, names)], rows))
     whole = [name for name in own.corpus if METRICS[name].mean_label != METRICS[name].label]
     corpus = {name: [scores.corpus[name] for scores in report.scores[::-1]] for name in whole}
@@ -160,9 +159,7 @@ def _comparison_text(comparison: "RunComparison", top: int) -> list[str]:
     return parts
 
 
-def _scores(
-    comparison: "RunComparison", letters: list[str], corpus: Mapping[str, Sequence[float]] | None = None
-) -> str:
+def _scores(comparison: "RunComparison", letters: list[str], corpus: Mapping[str, list[float]] | None = None) -> str:
     """One table for up to two sides; for more, another of differences. corpus: scores that have no interval."""
     from videoblip2.captions.metrics import label_of, shown, shown_interval
 

@@ -37,21 +37,15 @@ class Selection:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-def select_top5(
-    videos: Sequence[Mapping[str, Any]],
-    df: DocumentFrequencies | None = None,
-    keep: int = 5,
-    progress: Progress = no_progress,
-) -> Selection:
+def select_top5(videos: Sequence[Mapping[str, Any]], keep: int = 5, progress: Progress = no_progress) -> Selection:
     """Select `keep` captions of each video (all, if there are fewer), most detailed first.
 
     videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by`.
-    df: document frequencies for the consensus; None counts them in these captions.
     """
     if keep < 1:
         raise InputError(f"keep={keep} captions per video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
-    df = df or DocumentFrequencies.from_references(references)
+    df = DocumentFrequencies.from_references(references)
     selection, whole, part = Selection(), Counter[str](), Counter[str]()
     blocks = range(0, len(videos), BLOCK)
     for start in progress(blocks, len(blocks), "top 5"):
