@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import av
@@ -110,20 +110,20 @@ def planned(container: Any, stream: Any, fps: float) -> Plan | None:
     """`nearest` by the times of the packets alone; None where these do not tell which frames will come."""
     if stream.codec_context.name not in ONE_EACH or container.format.flags & av.format.Flags.ts_discont.value:
         return None
-    found, unit = list[Promised](), stream.time_base
+    every, last, unit = array("q"), (-math.inf, 0), stream.time_base  # a film has hundreds of thousands of packets
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 if packet.pts is None or packet.is_corrupt:
                     return None
-                found.append(
-                    Promised(packet.pts, packet.pts * unit.numerator / unit.denominator, packet.duration, unit)
-                )
+                every.append(packet.pts)
+                last = max(last, (packet.pts, packet.duration or 0))
     except av.FFmpegError:
         return None
-    found.sort()
-    if not found or any(one.pts == other.pts for one, other in pairwise(found)):
+    times = np.sort(every)
+    if not len(times) or not np.diff(times).all():  # two of one time
         return None
+    found = (Promised(pts, pts * unit.numerator / unit.denominator, last[1], unit) for pts in map(int, times))
     clock = Clock(container, stream)
     return Plan([frame.pts for frame in nearest(clock.timed(found), fps)], clock)
 
