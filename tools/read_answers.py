@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from videoblip2.data.questions import Question, read_questions
 
 from videoblip2.captions import paired_bootstrap
 from videoblip2.captions.functions import answer_accuracy
 from videoblip2.captions.predictions import read_rows
 from videoblip2.config import Decoding
+from videoblip2.data.annotations import Question, read_questions
 from videoblip2.data.batches import question_prompt
 from videoblip2.model import decode
 from videoblip2.predict import load_captioner
