@@ -22,7 +22,7 @@ from videoblip2.features.media_features import Encoders, FeatureSettings, featur
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore, check_features, refuse_unnoted
 from videoblip2.features.towers import FrameEncoder
-from videoblip2.jobs.ray import Actor, RayEngine, Wrapped, require_ray
+from videoblip2.jobs.ray import Actor, Wrapped, extraction, require_ray
 from videoblip2.toy.networks import TOY_SETTINGS
 
 RATE = 16_000
@@ -307,8 +307,8 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch):
 
 def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     """The actor's own code, in this process; starting Ray itself takes longer than this whole file."""
-    paths, engine = find_videos([videos]), RayEngine(encoders, tmp_path / "ray")
-    outcomes = Actor(engine.opener({}))({"item": [Wrapped((path.stem, path)) for path in paths]})["result"]
+    paths, work = find_videos([videos]), extraction(encoders, tmp_path / "ray", "cpu", 1, {})
+    outcomes = Actor(work)({"item": [Wrapped((path.stem, path)) for path in paths]})["result"]
     extract_features(paths, tmp_path / "local", encoders)
     here, there = arrays(tmp_path / "local"), arrays(tmp_path / "ray")
     for name, pair in here.items():
@@ -319,7 +319,7 @@ def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     assert notes == {video_id: note.model_copy(update={"at": 0}) for video_id, note in local.items()}
     other = replace(encoders, clap=replace(encoders.clap, fingerprint="b"))
     with pytest.raises(InputError, match=r"clap: is CLAP \w+, but .*ray needs features of b"):
-        Actor(replace(engine, encoders=other).opener({}))
+        Actor(extraction(other, tmp_path / "ray", "cpu", 1, {}))
 
 
 def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):

@@ -34,7 +34,7 @@ class StandIn:
         self.batches = []
 
     def timeline(self, item, frames=None):
-        return len(item["video"]) / 2.0, 1.0
+        return (frames or len(item["video"])) / 2.0, 1.0
 
     def caption(self, items, prompts, decoding, seeds):
         self.batches.append((len(items), prompts, seeds))
@@ -136,6 +136,18 @@ def test_segments_cover_the_video_and_equal_neighbours_are_merged(encode):
         for row in rows
     ]
     assert [(row.start, row.end, row.caption) for row in rows] == [(0.0, 4.0, "4 frames"), (4.0, 5.0, "2 frames")]
+
+
+def test_stored_patch_tokens_last_as_long_as_their_frames(tmp_path):
+    model, notes = StandIn(), {"a": VideoNote(frames=6, sha256="of a file")}
+    item = {"video": np.ones((24, 3)), "audio": np.zeros((0, 4))}
+    model.store = lambda root: SimpleNamespace(features=lambda name: item, manifest=SimpleNamespace(videos=notes))
+    rows = [
+        row
+        for rows in CaptionJob(model, JobPlan(store=tmp_path)).run([VideoSource("a"), VideoSource("b")], {})
+        for row in rows
+    ]
+    assert [(row.path, row.end, row.sha256) for row in rows] == [("a", 3.0, ""), ("b", 12.0, "")]
 
 
 def test_with_patch_tokens_a_segment_has_whole_frames():

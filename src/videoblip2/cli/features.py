@@ -1,5 +1,6 @@
 """`vb2 features`: extract features from videos, import, check and pack them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,10 +70,10 @@ def extract(
     encoders = Encoders(*pair, settings)
     ray = None
     if engine == "ray":
-        from videoblip2.jobs.ray import RayEngine, require_ray
+        from videoblip2.jobs.ray import extract_on_ray, require_ray
 
         require_ray()
-        ray = RayEngine(encoders, out, device, actors, workers or 1)
+        ray = partial(extract_on_ray, encoders, out, device, actors, workers or 1)
     with console.interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
         report = extract_features(paths, out, encoders, run, console.progress, ray)
     others = [str(path) for path in ignored_entries(videos)]

@@ -203,12 +203,15 @@ class CaptionJob:
 
     def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
         from videoblip2.features.engines import VideoOutcome
+        from videoblip2.features.manifest import VideoNote
 
         store = self.captioner.store(self.plan.store or Path())
+        notes = store.manifest.videos if store.manifest else {}
         for source in sources:
             try:
                 features = None if printable(source.path) in done else store.features(source.path)
-                yield VideoOutcome(source.path, features=features)
+                frames = VideoNote(frames=notes[source.path].frames) if source.path in notes else None
+                yield VideoOutcome(source.path, frames, features=features)
             except (InputError, OSError) as error:
                 yield VideoOutcome(source.path, failure=str(error))
 

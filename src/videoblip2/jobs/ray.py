@@ -30,36 +30,26 @@ VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if i
 Work = Callable[[Sequence[Any]], Iterable[Any]]  # items → their results, in any order
 
 
-@dataclass(frozen=True)
-class RayEngine:
-    """An engine of `extract_features`.
+def extract_on_ray(
+    encoders: Encoders, out: Path, device: str, actors: int, workers: int, files: Files, known: Mapping[str, str]
+) -> Generator[VideoOutcome, None, None]:
+    """The outcome of each file, from `actors` processes; on "cuda" each has a GPU, otherwise a core."""
+    items = [(video_id, path.resolve()) for video_id, path in files]
+    return through_actors(items, extraction(encoders, out, device, workers, known), actors, device)
 
-    Args:
-        actors: encoders that work in parallel; a GPU each on "cuda", otherwise one core.
-        workers: decoding threads of each.
-    """
 
-    encoders: Encoders
-    out: Path
-    device: str = "cpu"
-    actors: int = 1
-    workers: int = 1
+def extraction(
+    encoders: Encoders, out: Path, device: str, workers: int, known: Mapping[str, str]
+) -> Callable[[], Work]:
+    """What an actor calls first: it loads the encoders from where this process found them."""
+    out, settings = out.resolve(), encoders.settings
+    load = partial(load_encoders, encoders.origin, device, f"{out}", encoders.dtype)
 
-    def __call__(self, files: Files, known: Mapping[str, str]) -> Generator[VideoOutcome, None, None]:
-        """The outcome of each file, as Ray returns it."""
-        items = [(video_id, path.resolve()) for video_id, path in files]
-        return through_actors(items, self.opener(known), self.actors, self.device)
+    def open_work() -> Work:
+        made = replace(load(), settings=settings)
+        return partial(encode_all, known=known, out=out, encoders=made, workers=workers)
 
-    def opener(self, known: Mapping[str, str]) -> Callable[[], Work]:
-        """What an actor calls first: it loads the encoders from where this process found them."""
-        made, out, workers = self.encoders, self.out.resolve(), self.workers
-        load, settings = partial(load_encoders, made.origin, self.device, f"{out}", made.dtype), made.settings
-
-        def open_work() -> Work:
-            encoders = replace(load(), settings=settings)
-            return partial(encode_all, known=known, out=out, encoders=encoders, workers=workers)
-
-        return open_work
+    return open_work
 
 
 def caption_on_ray(
