@@ -9,7 +9,7 @@ from videoblip2.model.network import VideoBlip2
 from videoblip2.training.meters import Allocations
 
 
-@pytest.fixture(params=["t5", "bart", "full"])
+@pytest.fixture(params=["t5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bart", "full"))])
 def model(request, tiny_config, tokenizers):
     config = bart(tiny_config, len(tokenizers.text)) if request.param == "bart" else tiny_config
     config.text_config.dropout = config.text_config.dropout_rate = 0.1
