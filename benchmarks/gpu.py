@@ -90,13 +90,8 @@ def main() -> None:
         if time.monotonic() - started > LAST_START:
             print(f"{make.__name__} and what follows: left out, for want of time")
             break
-        try:
-            for path in make(setting):
-                for dtype in setting.precisions:
-                    print(row(path, dtype, setting, *peaks[dtype]), flush=True)
-        except Exception as error:  # the other rows are worth having
-            failed.append(make.__name__)
-            print(f"{make.__name__} failed: {type(error).__name__}: {error}", flush=True)
+        for path in make(setting):
+            failed += [path.name for dtype in setting.precisions if not measured(path, dtype, setting, peaks[dtype])]
         gc.collect()
     print(f"\n{time.monotonic() - started:.0f} s")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
@@ -151,6 +146,16 @@ def times(call: Callable[[], object], device: torch.device, repeats: int) -> lis
         wait(device)
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
+
+
+def measured(path: Pair, dtype: torch.dtype, setting: Setting, peak: tuple[float, float]) -> bool:
+    """Print the path's line; one that fails leaves the others."""
+    try:
+        print(row(path, dtype, setting, *peak), flush=True)
+    except Exception as error:
+        print(f"| {path.name} | {short(dtype)} | failed: {type(error).__name__}: {error} |", flush=True)
+        return False
+    return True
 
 
 def row(path: Pair, dtype: torch.dtype, setting: Setting, product: float, copy: float) -> str:
