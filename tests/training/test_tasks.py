@@ -17,7 +17,7 @@ from videoblip2.data.annotations import Question, VideoAnnotation
 from videoblip2.errors import no_progress
 from videoblip2.provenance import Provenance
 from videoblip2.tracking.mlflow import store
-from videoblip2.tracking.reports import compare_runs
+from videoblip2.tracking.reports import compare_runs, results
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.seeds import run_seeds
 from videoblip2.training.state import FOLDER
@@ -87,6 +87,7 @@ def test_a_comparison_is_of_captions_of_answers_or_of_both(made):
     assert "6 answers" in html and ("3 videos" in html) == (made.task == "mixed")
     assert html.count("<h2>Scores</h2>") == len(made.metrics) and html.count("What differs") == 1
     assert "accuracy" in (record.get("answers") or record)["metrics"]
+    assert "\n\n6 answers of the validation split." in results(comparison, "Both", "vb2 runs report")
 
 
 def test_a_mixture_is_compared_with_captions_alone(monkeypatch):
