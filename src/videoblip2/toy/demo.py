@@ -116,18 +116,18 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
         singles = [second.submit(train_and_test, config, out) for config in alone]
         demo.say("4/8 cross-entropy, video and audio; at the same time, video only and audio only")
         demo.stages["ce"] = run_stage("ce", load(demo, "ce", "run.name=ce"), progress)
-        tested = second.submit(test, "ce", demo.stages["ce"], out)
+        tested = {"ce": second.submit(test, "ce", demo.stages["ce"], out)}
         demo.say("5/8 self-critical training on CIDEr-D, from the cross-entropy checkpoint")
         config = load(demo, "scst", "run.name=scst", f"train.start_from={demo.stages['ce'].run_id}")
         demo.stages["scst"] = run_stage("scst", config, progress)
+        tested["scst"] = second.submit(test, "scst", demo.stages["scst"], out)
         crown(demo)
         with served_captions() as ask:
             demo.say("7/8 evaluation on the test split, which no model has seen")
-            demo.tests["scst"] = test("scst", demo.stages["scst"], out)
             demo.trivial = score_of_typical_caption(demo.data)
             for name, single in zip(("video_only", "audio_only"), singles, strict=True):
                 demo.stages[name], demo.tests[name] = single.result()
-            demo.tests["ce"] = tested.result()
+            demo.tests |= {name: future.result() for name, future in tested.items()}
             ce, *others = (str(stage.run_id) for stage in demo.stages.values())
             compared = (compare_runs([ce, other], "test") for other in others)
             demo.gains = dict(zip(list(demo.stages)[1:], compared, strict=True))
