@@ -159,10 +159,8 @@ def checkpoint(tmp_path, tiny_model, tokenizers):
 
 
 def test_the_installed_service_is_the_packages_own(vb2):
-    code = (
-        "from videoblip2 import server; from importlib.util import find_spec as f; s = server.SERVICE.split(':')[0]; "
-    )
-    command = [vb2.program.with_name("python"), "-c", f"{code}print(f(s).origin)"]
+    code = "from videoblip2.files import SERVICE; from importlib.util import find_spec; "
+    command = [vb2.program.with_name("python"), "-c", f"{code}print(find_spec(SERVICE.split(':')[0]).origin)"]
     file = subprocess.run(command, capture_output=True, text=True, check=True, **vb2.popen).stdout
     assert file.strip().endswith("site-packages/videoblip2/serving/service.py")
 
