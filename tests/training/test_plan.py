@@ -61,8 +61,12 @@ def settings(world, out, *options):
     return tiny_config(world, out, *LARGE, f"model.language_model={world / 'large'}", *options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+#: Two of the five in CI: half a minute each.
+IN_CI = ("ce, full, no dropout", "scst, accumulate 2, checkpointing, 3 beams")
+MARKED = [pytest.param(case, marks=pytest.mark.slow if case in IN_CI else pytest.mark.long) for case in CASES]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_is_near_the_measured_peak(case, world, tmp_path):
     kind, *options = CASES[case]
     config = settings(world, tmp_path, *options)
