@@ -2,25 +2,15 @@
 
 import pytest
 import torch
-from test_sharing import CAPTIONS, bart
+from test_sharing import CAPTIONS, network
 from torch.nn import functional
 
-from videoblip2.model.network import VideoBlip2
 from videoblip2.training.meters import Allocations
 
 
 @pytest.fixture(params=["t5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bart", "full"))])
 def model(request, tiny_config, tokenizers):
-    config = bart(tiny_config, len(tokenizers.text)) if request.param == "bart" else tiny_config
-    config.text_config.dropout = config.text_config.dropout_rate = 0.1
-    config.finetune = "full" if request.param == "full" else "lora"
-    torch.manual_seed(0)
-    model = VideoBlip2(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    return model
+    return network(request.param, tiny_config, len(tokenizers.text), dropout=0.1)
 
 
 @pytest.fixture

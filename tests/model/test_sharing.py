@@ -21,17 +21,23 @@ def bart(config, vocab):
     return config
 
 
-@pytest.fixture(params=["t5", "bart", "full"])
-def model(request, tiny_config, tokenizers):
-    """Without dropout, with LoRA or without."""
-    config = bart(tiny_config, len(tokenizers.text)) if request.param == "bart" else tiny_config
-    config.finetune = "full" if request.param == "full" else "lora"
+def network(kind, config, vocab, dropout=0.0):
+    """A T5 or a BART with LoRA that does something, or without (kind="full")."""
+    config = bart(config, vocab) if kind == "bart" else config
+    config.text_config.dropout = config.text_config.dropout_rate = dropout
+    config.finetune = "full" if kind == "full" else "lora"
     torch.manual_seed(0)
     model = VideoBlip2(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(params=["t5", "bart", "full"])
+def model(request, tiny_config, tokenizers):
+    model = network(request.param, tiny_config, len(tokenizers.text))
     return model.double().eval()  # in float32 the order of sums would show
 
 

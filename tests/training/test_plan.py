@@ -15,7 +15,7 @@ from videoblip2.features.store import write_features
 from videoblip2.training import plan as plans
 from videoblip2.training.loop import train
 from videoblip2.training.meters import Allocations
-from videoblip2.training.plan import Plan, fitting, plan, text_config
+from videoblip2.training.plan import MemoryPlan, fitting, plan, text_config
 
 #: One to four hundred megabytes of activations on top of about as much for the weights.
 SIZES = {"d_model": 256, "d_ff": 512, "num_heads": 4, "num_layers": 4, "d_kv": 64, "vocab_size": 4000}
@@ -97,7 +97,7 @@ def test_keys_are_tried_until_it_fits(monkeypatch):
 
     def half_each(kind, config, gpus):
         parts = config.train.accumulate * (2 if config.train.checkpointing else 1) * config.train.batch_size
-        return Plan(0, 0, 0, {"training": 32_000 // parts}, ("", ""))
+        return MemoryPlan(0, 0, 0, {"training": 32_000 // parts}, ("", ""))
 
     monkeypatch.setattr(plans, "plan", half_each)
     config = parse_config({}, ["device=cpu", "train.batch_size=8", "model.finetune=full"])

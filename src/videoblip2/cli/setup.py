@@ -18,7 +18,7 @@ from videoblip2.errors import InputError, counted
 from videoblip2.files import shipped
 
 if TYPE_CHECKING:
-    from videoblip2.training.plan import Plan
+    from videoblip2.training.plan import MemoryPlan
 
 app = Typer()
 weights = Typer(help="Fetch pre-trained weights, and inspect weight files.", no_args_is_help=True)
@@ -80,7 +80,7 @@ def plan(
     emit({"memory": room, "gpus": gpus, **record}, json, _plan_text(plans, changes, room))
 
 
-def _plan_text(plans: "dict[str, Plan]", changes: dict[str, dict[str, int]], room: float) -> str:
+def _plan_text(plans: "dict[str, MemoryPlan]", changes: dict[str, dict[str, int]], room: float) -> str:
     parts = {kind: {**_parts(made), "peak": made.peak} for kind, made in plans.items()}
     names = sorted({name for part in parts.values() for name in part}, key=[*parts["scst"]].index)
     rows = [[name, *(f"{part[name] / 1e9:.2f}" if name in part else "" for part in parts.values())] for name in names]
@@ -93,7 +93,7 @@ def _plan_text(plans: "dict[str, Plan]", changes: dict[str, dict[str, int]], roo
     return "\n".join([*lines, "A CUDA context takes about half a GB more."])
 
 
-def _parts(made: "Plan") -> dict[str, Any]:
+def _parts(made: "MemoryPlan") -> dict[str, Any]:
     activations = {"activations": made.phases["training"] - made.gradients}
     others = {name: size for name, size in made.phases.items() if name != "training"}
     fixed = {"weights": made.weights, "gradients": made.gradients, "optimizer": made.optimizer}

@@ -99,14 +99,14 @@ class Promised(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FramePlan:
     """Which frames of a stream to decode: `wanted` has the `pts` for each k, as in `nearest`."""
 
     wanted: list[int]
     clock: Clock
 
 
-def planned(container: Any, stream: Any, fps: float) -> Plan | None:
+def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
     """`nearest` by the times of the packets alone; None where these do not tell which frames will come."""
     if stream.codec_context.name not in ONE_EACH or container.format.flags & av.format.Flags.ts_discont.value:
         return None
@@ -125,7 +125,7 @@ def planned(container: Any, stream: Any, fps: float) -> Plan | None:
         return None
     found = (Promised(pts, pts * unit.numerator / unit.denominator, last[1], unit) for pts in map(int, times))
     clock = Clock(container, stream)
-    return Plan([frame.pts for frame in nearest(clock.timed(found), fps)], clock)
+    return FramePlan([frame.pts for frame in nearest(clock.timed(found), fps)], clock)
 
 
 def decoded(container: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:

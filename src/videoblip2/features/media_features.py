@@ -139,7 +139,7 @@ class Encoders:
         return replace(self, settings=self.settings.model_copy(update={"frames": None, "max_frames": None}))
 
     def read_by(self, max_positions: int) -> Encoders:
-        """The same, except that frames are not encoded of which a model with so many positions reads no vector."""
+        """The same for a model that reads at most `max_positions` rows: frames that it would skip are not encoded."""
         return replace(self, most=max_positions if self.clip.rows == 1 else None)
 
     @property

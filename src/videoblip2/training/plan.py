@@ -63,7 +63,7 @@ class _Everywhere(Allocations):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes that one process needs, of each kind, and at the highest moment of each phase of a step, beside weights
     and optimizer. sizes: where those of the network and of the batch are from.
     """
@@ -80,7 +80,7 @@ class Plan:
         return self.weights + self.optimizer + max(self.phases.values())
 
 
-def plan(kind: str, config: Config, gpus: int = 1) -> Plan:
+def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
     """Memory of a step of stage `ce` or `scst`, in its steady state; a process has its share of the batch."""
     config = changed(config, f"train.batch_size={-(-config.train.batch_size // gpus)}")
     device = pick_device(config.device)
@@ -101,7 +101,7 @@ def plan(kind: str, config: Config, gpus: int = 1) -> Plan:
     away, peaks = _elsewhere(work, gpus) if config.train.shard and config.model.finetune == "full" else 0, passes.peaks
     peaks = {name: size + (-away if name == "training" else away) for name, size in peaks.items()}  # or gathered
     weights = frozen + copies * trained + _laid_out(work) - away
-    return Plan(weights, trained - away, 2 * (trained - away), peaks, (of_text, of_batch))
+    return MemoryPlan(weights, trained - away, 2 * (trained - away), peaks, (of_text, of_batch))
 
 
 def changed(config: Config, *words: str) -> Config:
@@ -136,7 +136,7 @@ def free(config: Config) -> int:
 
 
 def fitting(kind: str, config: Config, gpus: int, memory: float) -> dict[str, int]:
-    """Keys until the plan fits into so many bytes, with the peak of each and those before it."""
+    """The keys to set, one after another, until the plan fits into `memory` bytes; each with the peak it leads to."""
     peaks: dict[str, int] = {}
     for word in changes(kind, config, gpus, pick_device(config.device).type != "cpu"):
         config = changed(config, word)

@@ -76,7 +76,7 @@ class StaticDecoder:
         self._inner.reorder_in_place(rows)
 
     def select(self, videos: Tensor, rows: Tensor) -> None:
-        raise NotImplementedError("rows of a captured step cannot be dropped")
+        raise RuntimeError("a captured step keeps all of its rows; none can be dropped")
 
 
 def as_graph(step: Callable[[], object], at: Tensor) -> Callable[[], object]:
