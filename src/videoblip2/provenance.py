@@ -1,6 +1,6 @@
 """provenance.json of a checkpoint: who wrote it, how it was trained, on which data and features, and from which parent.
 
-The file names its format; a newer one is refused. This module is the only reader and the only writer.
+The file names its format; another one is refused. This module is the only reader and the only writer.
 """
 
 import json
@@ -15,8 +15,7 @@ from videoblip2.errors import InputError, validated
 from videoblip2.files import write_json
 
 FILE = "provenance.json"
-#: 1: LoRA always separate from T5's weights. 2: `lora_merged` in config.json may say that it is merged into them.
-FORMATS = (1, 2)
+FORMAT = 2
 ENCODERS = ("clip", "clap")
 #: How the toy world's annotations describe themselves.
 TOY = "VideoBLIP2 toy world"
@@ -104,7 +103,7 @@ class Provenance(Record):
     far, `captions` and `answers`. gained: against its parent on the validation split, and at what cost.
     """
 
-    format: int = FORMATS[-1]
+    format: int = FORMAT
     written_by: str = ""
     stage: str | None = None
     name: str | None = None
@@ -114,7 +113,6 @@ class Provenance(Record):
     parent: str | None = None
     parent_run_id: str | None = None
     parent_version: str | None = None
-    merged_from: str | None = None
     data: Mapping[str, str] = Field(default_factory=dict)
     features: FeatureOrigin | None = None
     descriptions: tuple[str, ...] = ()
@@ -140,18 +138,14 @@ class Provenance(Record):
             raise InputError(f"checkpoint {folder}: {reason}") from error
         except (ValueError, TypeError) as error:
             raise InputError(f"{damaged} ({error})") from error
-        _refuse_other_formats(folder, content.get("format", 0), content.get("written_by") or "an unknown version")
-        return validated(cls, {**content, "format": FORMATS[-1]}, damaged)
+        if (found := content.get("format", 0)) != FORMAT:
+            writer = content.get("written_by") or "an unknown version"
+            readable = f"this is videoblip2 {__version__}, which reads format {FORMAT}"
+            remedy = "train again" if isinstance(found, int) and found < FORMAT else "update videoblip2"
+            raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: {remedy}")
+        return validated(cls, content, damaged)
 
     def write(self, folder: Path) -> None:
         """Write provenance.json to a checkpoint folder, in this version's format."""
-        stamped = self.model_copy(update={"format": FORMATS[-1], "written_by": f"videoblip2 {__version__}"})
+        stamped = self.model_copy(update={"format": FORMAT, "written_by": f"videoblip2 {__version__}"})
         write_json(folder / FILE, stamped.model_dump(mode="json"))
-
-
-def _refuse_other_formats(folder: Path, found: object, writer: str) -> None:
-    if found not in FORMATS:
-        readable = f"this is videoblip2 {__version__}, which reads formats {FORMATS[0]} to {FORMATS[-1]}"
-        older = isinstance(found, int) and found < FORMATS[0]
-        remedy = "load and save it with a version in between, or train again" if older else "update videoblip2"
-        raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: {remedy}")

@@ -16,13 +16,6 @@ def test_line_separators_inside_texts_end_no_row(tmp_path, separator):
         assert read_rows(tmp_path / "rows.jsonl", kind) == rows
 
 
-def test_each_kind_is_read_from_an_older_file_with_both(tmp_path):
-    rows = [CaptionRow("v0", "a dog", {}, ("a dog",)), AnswerRow.of("v0", "7", "what is it?", "dog", "dog")]
-    write_rows(tmp_path / "both.jsonl", rows)
-    assert read_rows(tmp_path / "both.jsonl", "captions") == rows[:1]
-    assert read_rows(tmp_path / "both.jsonl", "answers") == rows[1:]
-
-
 def test_a_malformed_line_is_an_error(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"video_id": "v0"}) + "\n")
     with pytest.raises(ValueError, match="caption"):

@@ -8,6 +8,7 @@ from reference_qformer import CROSS, FFN, HEADS, LAYERS, ROOT, WIDTH, State, ber
 
 from videoblip2.config import InputError
 from videoblip2.model.load_weights import QFormerOptions, load_qformer, plan_qformer
+from videoblip2.model.weight_source import find_qformer, find_text
 
 EXTRAS = {"t5_proj.weight": torch.ones(16, WIDTH), "ln_vision.weight": torch.ones(CROSS)}
 
@@ -61,10 +62,10 @@ def test_full_size_key_counts():
     assert sum(tensor.numel() for name, tensor in lavis.items() if "position_ids" not in name) == 185_659_392
     assert sum(lavis[name].numel() for name in absent) == 80_521_728
     bert = {name.removeprefix("Qformer."): lavis[name] for name in absent}
-    whole, text = {"query_tokens": queries} | stage_2, (bert, "bert")
-    _, _, report = plan_qformer(whole, "f", QFormerOptions(), text)
+    whole, text = find_qformer({"query_tokens": queries} | stage_2, "f"), find_text(bert, "bert")
+    _, report = plan_qformer(whole, QFormerOptions(), text)
     assert report.summary() == ("243 loaded, 12 re-initialised (width), 74 from BERT")
-    _, _, adapted = plan_qformer(whole, "f", QFormerOptions(cross_attention="adapt"), text)
+    _, adapted = plan_qformer(whole, QFormerOptions(cross_attention="adapt"), text)
     assert adapted.summary() == "255 loaded, 4 freshly initialised (feature adapter), 74 from BERT"
 
 

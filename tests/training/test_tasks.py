@@ -173,14 +173,16 @@ def test_a_finished_run_keeps_no_state(made):
     assert not (made.runs[0].checkpoint.parent / FOLDER / "state.safetensors").exists()
 
 
-def test_rows_survive_a_round_trip_and_old_files_hold_both_kinds(tmp_path):
+def test_rows_survive_a_round_trip(tmp_path):
     captions = [
         CaptionRow("video0", "a dog", {"CIDEr": 0.5}, ("a dog", "the dog"), 3),
         CaptionRow("v", "é", {}, ("b",)),
     ]
     answers = [AnswerRow.of("video0", "0", "what is it?", "the dog", "dog")]
     assert answers[0].correct and answers[0].type == "what"
-    write_rows(tmp_path / "both.jsonl", [*captions, *answers])
-    assert read_rows(tmp_path / "both.jsonl", "captions") == captions
-    assert read_rows(tmp_path / "both.jsonl", "answers") == answers
-    assert "category" not in (tmp_path / "both.jsonl").read_text(encoding="utf-8").splitlines()[1]
+    file = tmp_path / "rows.jsonl"
+    write_rows(file, captions)
+    assert read_rows(file, "captions") == captions
+    assert "category" not in file.read_text(encoding="utf-8").splitlines()[1]
+    write_rows(file, answers)
+    assert read_rows(file, "answers") == answers

@@ -1,16 +1,15 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
-What pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), from an inverted index of the references:
-for each (video, n-gram), those that contain it and their tf-idf weights. A few numpy calls then score a batch.
+What pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), from one sparse matrix of tf-idf weights
+for each order of n-grams. A few calls then score a batch.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from videoblip2.captions.frequencies import ORDERS, DocumentFrequencies, Int64s, TokenRuns, check_references, cook, find
+from videoblip2.captions.frequencies import DocumentFrequencies, Int64s, TokenRuns, check_references, cook
 from videoblip2.captions.functions import Floats
 from videoblip2.config import InputError
 
@@ -19,23 +18,11 @@ _CHUNK = 2048  # captions scored at once: bounds memory at about 40 MB
 
 
 class Vectors(NamedTuple):
-    """Sparse tf-idf vectors of captions: one entry for each distinct n-gram of each caption."""
+    """Tf-idf vectors of captions; the columns of n-grams without a document frequency come last."""
 
-    caption: Int64s  # [E]
-    gram: Int64s  # [E] id over all orders
-    order: Int64s  # [E] 0 to ORDERS - 1
-    weight: Floats  # [E] term frequency × inverse document frequency
+    weights: list[Any]  # per order: sparse [M, n-grams], term frequency × inverse document frequency
     norm: Floats  # [M, ORDERS] Euclidean length of each caption's vector
     length: Int64s  # [M] bigrams in the caption, which CIDEr-D calls its length
-
-
-class Index(NamedTuple):
-    """Postings of all references, sorted by (video, n-gram)."""
-
-    pair: Int64s  # [P] video × number of n-grams + n-gram
-    first: Int64s  # [P + 1] start of each pair's postings
-    reference: Int64s  # [N] index of the reference in its video
-    weight: Floats  # [N]
 
 
 class CiderD:
@@ -51,18 +38,10 @@ class CiderD:
         self._count = np.array([len(group) for group in references.values()])
         captions = [caption for group in references.values() for caption in group]
         self._table, runs, grams = df.extended(cook(captions, df.end_token))
-        self._sizes = [len(counts) for counts in self._table.counts]
         self._unknown_idf = float(np.log(float(df.num_documents)))
-        self._idf = self._unknown_idf - np.log(np.maximum(1.0, np.concatenate(self._table.counts)))
+        self._idf = [self._unknown_idf - np.log(np.maximum(1.0, counts)) for counts in self._table.counts]
         self._first = np.concatenate([[0], np.cumsum(self._count)])
-        vectors = self._vectors(runs, grams, self._sizes, len(captions))
-        self._norm, self._length = vectors.norm, vectors.length
-        video = np.searchsorted(self._first, vectors.caption, side="right") - 1
-        pairs = video * len(self._idf) + vectors.gram
-        by_pair = np.argsort(pairs, kind="stable")
-        pair, start = np.unique(pairs[by_pair], return_index=True)
-        reference = (vectors.caption - self._first[video])[by_pair]
-        self._index = Index(pair, np.append(start, len(pairs)), reference, vectors.weight[by_pair])
+        self._references = self._vectors(runs, grams, [len(idf) for idf in self._idf], len(captions))
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
@@ -94,53 +73,40 @@ class CiderD:
 
     def centrality(self) -> Floats:
         """Mean tf-idf cosine of each reference to all references of all videos: [references, in the order given]."""
-        video, gram = np.divmod(np.repeat(self._index.pair, np.diff(self._index.first)), len(self._idf))
-        caption = self._first[video] + self._index.reference
-        norm = self._norm[caption, np.repeat(np.arange(ORDERS), self._sizes)[gram]]
-        unit = np.divide(self._index.weight, norm, out=np.zeros_like(norm), where=norm > 0)
-        mean = np.bincount(gram, unit, minlength=len(self._idf)) / len(self._length)
-        return np.asarray(np.bincount(caption, unit * mean[gram], minlength=len(self._length)) / ORDERS)
+        total = np.zeros(len(self._references.length))
+        for weights, norm in zip(self._references.weights, self._references.norm.T, strict=True):
+            unit = weights.multiply(1 / np.where(norm > 0, norm, 1.0)[:, None]).tocsr()
+            total += unit @ unit.mean(axis=0)
+        return np.asarray(total / len(self._idf))
 
     def _similarities(self, rows: Int64s, tokens: Sequence[Sequence[str]]) -> Floats:
-        hyp = self._vectors(*self._table.look_up(tokens), len(tokens))
-        num_references = int(self._count.max())
-        dots = self._dots(rows, hyp, num_references)  # [M, ORDERS, R]
-        at = np.minimum(self._first[rows, None] + np.arange(num_references), len(self._length) - 1)  # [M, R]
-        norms = hyp.norm[:, :, None] * self._norm[at].transpose(0, 2, 1)
-        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        gap = hyp.length[:, None] - self._length[at]
-        return np.asarray(cosines.mean(axis=1) * np.exp(-(gap**2) / (2 * SIGMA**2)))
-
-    def _dots(self, rows: Int64s, hyp: Vectors, num_references: int) -> Floats:
-        """Clipped dot products of each caption with each reference, order by order: [M, ORDERS, R]."""
-        known = np.flatnonzero(hyp.gram < len(self._idf))
-        place, there = find(rows[hyp.caption[known]] * len(self._idf) + hyp.gram[known], self._index.pair)
-        entry, place = known[there], place[there]
-        first = self._index.first[place]
-        sizes = self._index.first[place + 1] - first
-        entry = np.repeat(entry, sizes)
-        posting = np.arange(len(entry)) + np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
-        weight = self._index.weight[posting]
-        products = np.minimum(hyp.weight[entry], weight) * weight
-        cell = (hyp.caption[entry] * ORDERS + hyp.order[entry]) * num_references + self._index.reference[posting]
-        shape = (len(rows), ORDERS, num_references)
-        return np.bincount(cell, products, minlength=math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
+        captions, references = self._vectors(*self._table.look_up(tokens), len(tokens)), self._references
+        columns = np.arange(self._count.max())
+        pair, column = np.nonzero(columns < self._count[rows, None])  # [P]: each caption with each of its references
+        other = self._first[rows[pair]] + column
+        cosines = np.zeros(len(pair))
+        norms = captions.norm[pair] * references.norm[other]
+        for order, (own, theirs) in enumerate(zip(captions.weights, references.weights, strict=True)):
+            wanted = theirs[other]
+            dots = own[pair, : theirs.shape[1]].minimum(wanted).multiply(wanted).sum(axis=1)
+            cosines += np.divide(dots, norms[:, order], out=np.zeros_like(dots), where=norms[:, order] > 0)
+        gap = captions.length[pair] - references.length[other]
+        similar = np.zeros((len(rows), len(columns)))
+        similar[pair, column] = cosines / len(self._idf) * np.exp(-(gap**2) / (2 * SIGMA**2))
+        return similar
 
     def _vectors(self, runs: TokenRuns, grams: Sequence[Int64s], sizes: Sequence[int], num_captions: int) -> Vectors:
-        """Vectors of captions from the ids of their n-grams; unknown n-grams get ids after those of all orders."""
-        offsets = np.cumsum([0, *self._sizes])
-        unknown = offsets[-1] + np.cumsum([0, *np.subtract(sizes, self._sizes)])
-        total, flat = int(unknown[-1]), []
-        for order, (ids, own) in enumerate(zip(grams, self._sizes, strict=True)):
-            gram = np.where(ids < own, ids + offsets[order], ids - own + unknown[order])
-            flat.append((runs.caption[runs.starts(order + 1)] * ORDERS + order) * total + gram)
-        distinct, frequency = np.unique(np.concatenate(flat), return_counts=True)
-        slot, gram = np.divmod(distinct, total) if total else (distinct, distinct)
-        caption, order_of = np.divmod(slot, ORDERS)
-        weight = frequency * np.append(self._idf, self._unknown_idf)[np.minimum(gram, len(self._idf))]
-        norm = np.sqrt(np.bincount(slot, weight**2, minlength=num_captions * ORDERS)).reshape(num_captions, ORDERS)
-        length = np.bincount(runs.caption[runs.room >= 2], minlength=num_captions)
-        return Vectors(caption, gram, order_of, weight, norm, length)
+        """Vectors of captions from the ids of their n-grams, which are below `sizes`."""
+        from scipy import sparse
+
+        weights = []
+        for order, (ids, size, idf) in enumerate(zip(grams, sizes, self._idf, strict=True), start=1):
+            place = runs.caption[runs.starts(order)], ids
+            matrix = sparse.csr_array((np.ones(len(ids)), place), (num_captions, size))  # equal places are summed
+            matrix.data *= np.append(idf, np.full(size - len(idf), self._unknown_idf))[matrix.indices]
+            weights.append(matrix)
+        norm = np.sqrt(np.stack([matrix.power(2).sum(axis=1) for matrix in weights], axis=1))
+        return Vectors(weights, norm, np.bincount(runs.caption[runs.room >= 2], minlength=num_captions))
 
 
 def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> dict[str, Floats]:

@@ -1,13 +1,13 @@
 """Captions of videos and answers to questions, as rows and as the files that hold them: one JSON line per row.
 
-A run has captions in `val_predictions.jsonl`, answers in `val_answers.jsonl`; older runs have both in the first file.
+A run has captions in `val_predictions.jsonl`, answers in `val_answers.jsonl`.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
 
@@ -94,7 +94,7 @@ class AnswerRow:
 
 
 Row = CaptionRow | AnswerRow
-_CAPTION, _ANSWER = TypeAdapter(CaptionRow), TypeAdapter(AnswerRow)
+_ROWS: Mapping[Kind, TypeAdapter[Any]] = {"captions": TypeAdapter(CaptionRow), "answers": TypeAdapter(AnswerRow)}
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -104,17 +104,15 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path, kind: Kind) -> list[Row]:
-    """The rows of one kind in a file. Raises OSError for a missing file and ValueError for a malformed one."""
+    """The rows of a file. Raises OSError for a missing file and ValueError for a malformed one."""
     with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may hold other separators
-        entries = [dict(json.loads(line)) for line in lines if line.strip()]
-    rows = [(_ANSWER if "question_id" in entry else _CAPTION).validate_python(entry) for entry in entries]
-    return [row for row in rows if row.kind == kind]
+        return [_ROWS[kind].validate_python(json.loads(line)) for line in lines if line.strip()]
 
 
-def rows_of_run(folder: Path, kind: Kind, split: str = "val") -> list[Row]:
-    """The rows of one kind that a run wrote in its folder; empty if it wrote none."""
-    files = (folder / FILES[kind].format(split=split), folder / FILES["captions"].format(split=split))
-    return next((rows for path in files if path.is_file() and (rows := read_rows(path, kind))), [])
+def rows_of_run(folder: Path, kind: Kind) -> list[Row]:
+    """The validation rows of one kind that a run wrote in its folder; empty if it wrote none."""
+    path = folder / FILES[kind].format(split="val")
+    return read_rows(path, kind) if path.is_file() else []
 
 
 def video_scores(*kinds: Sequence[Row]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Penn Treebank tokenisation of captions, token for token as pycocoevalcap's Java `PTBTokenizer` (3.4.1) does it.
 
 At each position the rule with the longest match wins, the earlier of equals; without any, one character is skipped. A
-rule's first group, if it has one, is the token, the rest lookahead. The tool knows the Basic Multilingual Plane of
+rule's group, if it has one, is the token, the rest lookahead. The tool knows the Basic Multilingual Plane of
 Unicode 6.0 (2010); any other character, such as an emoji, separates words and is dropped.
 """
 
@@ -10,15 +10,9 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import groupby
-from typing import NamedTuple
 
-
-class Rule(NamedTuple):
-    """One kind of token."""
-
-    pattern: re.Pattern[str]
-    spell: Callable[[str], str] | None = None  # how the token is written; None: as in the text
-
+#: The pattern of one kind of token, and how the token is written; None: as in the text.
+Rule = tuple[re.Pattern[str], Callable[[str], str] | None]
 
 # Letters and digits added after Unicode 6.0.
 _LATER = (
@@ -143,10 +137,7 @@ _FACE = "[<>]?[:;=]['o*-]?[()DPdpO{@|\\[\\]\\\\]"
 # between matches of equal length. `rules` fills in the classes of characters, such as %(word)s.
 _PATTERNS: list[tuple[str, str, Callable[[str], str] | None]] = [
     # Words, words written as one that are two, and apostrophes inside words
-    ("a", "(?i:(can)not)", None),
-    ("a", "(?i:(gon|wan)na)", None),
-    ("a", "(?i:(got)ta)", None),
-    ("a", "(?i:(lem|gim)me)", None),
+    ("a", "(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me)", None),
     (".", "(?i:('t)(?:is|was))", None),
     ("a.", f"(%(word)s){_REDUCED}", _without_soft_hyphens),
     ("a.", f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)(?i:n{_TICK}t)", _without_soft_hyphens),
@@ -239,7 +230,7 @@ def _rules() -> dict[str, list[Rule]]:
         "sign": sign,
         "word": f"{letter}{sign}*(?:[.!?]{letter}{sign}*)*",
     }
-    compiled = [(first, Rule(re.compile(p % classes, re.ASCII), spell)) for first, p, spell in _PATTERNS]
+    compiled = [(first, (re.compile(p % classes, re.ASCII), spell)) for first, p, spell in _PATTERNS]
     return {kind: [rule for first, rule in compiled if kind in first] for kind in "a1."}
 
 
@@ -284,17 +275,15 @@ def joined(text: str) -> str:
 
 
 def _step(text: str, at: int, tokens: list[str]) -> int:
-    """Append the token that starts here, if any; return the next position."""
+    """Append the token that starts here, empty if none does; return the next position."""
     if gap := _GAP.match(text, at):
         return gap.end()
-    best, reach, end = None, at, at + 1
+    token, reach, end = "", at, at + 1
     kind = "a" if text[at].isalpha() else "1" if text[at].isdecimal() else "."
-    for rule in _rules()[kind]:
-        match = rule.pattern.match(text, at)
+    for pattern, spell in _rules()[kind]:
+        match = pattern.match(text, at)
         if match and match.end() > reach:
-            best, reach = rule, match.end()
-            end = match.end(1) if match.lastindex else reach
-    if best is not None:
-        token = text[at:end]
-        tokens.append((best.spell(token) if best.spell else token).lower())
+            reach, end = match.end(), match.end(match.lastindex or 0)
+            token = spell(text[at:end]) if spell else text[at:end]
+    tokens.append(token.lower())
     return end

@@ -110,9 +110,8 @@ def describe_first_weights(
         lines["network"] = f"every weight from checkpoint {start_from}"
     else:
         for name in model.config.modality_names:
-            lines[f"{name} Q-Former"] = "freshly initialised (model.qformer.weights is not set)"
-            if report := reports.get(name):
-                lines[f"{name} Q-Former"] = f"{report.summary()}; from {report.file}"
+            fresh, report = "freshly initialised (model.qformer.weights is not set)", reports.get(name)
+            lines[f"{name} Q-Former"] = f"{report.summary()}; from {report.file}" if report else fresh
         state = "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
         head = "apart from" if model.config.separate_lm_head else "tied to"
         lines["language model"] = f"{language_model}, {state}, lm_head {head} shared"
@@ -120,8 +119,3 @@ def describe_first_weights(
     lora = sum(size for name, size in trained.items() if "lora_" in name)
     everything = sum(parameter.numel() for parameter in model.parameters())
     return {**lines, "training": f"{sum(trained.values()):,} of {everything:,} parameters, {lora:,} of them LoRA"}
-
-
-def reports_as_json(lines: Mapping[str, str], reports: Mapping[str, WeightReport]) -> dict[str, object]:
-    """The lines, and for each loaded Q-Former every tensor of it."""
-    return {"summary": dict(lines), "qformers": {name: report.to_json() for name, report in reports.items()}}

@@ -10,8 +10,8 @@ README.md                             the model card (Mitchell et al. 2019), mad
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,8 +55,8 @@ def save_checkpoint(
     Args:
         extras: file name → a function that writes this file at a given path, such as `DocumentFrequencies.save`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    fresh.mkdir(parents=True)
     try:
         _write(fresh, checkpoint, extras or {})
         old = folder.with_name(f".{folder.name}.old")
@@ -80,10 +80,8 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
     write_json(folder / "metrics.json", checkpoint.metrics)
     checkpoint.provenance.write(folder)
     write_card(folder)
-    mask = os.umask(0)  # it decides who may read the checkpoint: temporary files and safetensors are private otherwise
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    for file in folder.glob("*.safetensors"):  # private otherwise: the umask decides who may read a checkpoint
+        file.chmod((folder / "config.yaml").stat().st_mode)
 
 
 def full_state(model: VideoBlip2) -> dict[str, Any]:

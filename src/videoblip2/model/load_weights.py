@@ -20,18 +20,17 @@ from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from videoblip2.config import InputError
 from videoblip2.errors import validated
+from videoblip2.imports import quiet_transformers
 from videoblip2.model.branch import FeatureAdapter
 from videoblip2.model.tensor_files import read_tensors
 from videoblip2.model.weight_source import (
     QUERIES,
-    WORDS,
     QFormerSource,
-    Source,
-    Tensors,
     find_qformer,
     find_text,
     group_of,
     is_text_name,
+    precision,
     read_sizes,
     why_unused,
 )
@@ -39,11 +38,9 @@ from videoblip2.model.weight_source import (
 CrossAttention = Literal["reinit", "adapt"]
 Status = Literal["loaded", "text", "fresh", "unused"]
 
-ADAPTER = "feature adapter"  # why such a tensor is fresh
-_STD = 0.02  # of every fresh weight, as in BERT and BLIP-2
 _NUM_QUERIES = 32  # of BLIP-2, when neither the file nor the caller says
 _READS_FEATURES = ("crossattention.attention.key.weight", "crossattention.attention.value.weight")
-_PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_PRECISIONS = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,20 @@ class TensorRecord:
     note: str = ""  # what else was done to it, such as "30522 rows, 1 fresh"
 
     @property
+    def filled(self) -> bool:
+        """Whether a file gives it."""
+        return self.status in ("loaded", "text")
+
+    @property
     def converted(self) -> bool:
         """Whether the file held it in another precision than the float32 it now has."""
-        return self.status in ("loaded", "text") and self.dtype != "float32"
+        return self.filled and self.dtype != "float32"
+
+    @property
+    def outcome(self) -> str:
+        """The status in words."""
+        fresh = "re-initialised" if self.reason == "width" else "freshly initialised"
+        return fresh if self.status == "fresh" else self.status
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,8 @@ class WeightReport:
     def summary(self) -> str:
         """One line, such as `243 loaded, 12 re-initialised (width), 74 from BERT`."""
         parts = [f"{self.count('loaded')} loaded"]
-        fresh = Counter(record.reason for record in self.records if record.status == "fresh")
-        for reason, count in fresh.items():
-            parts.append(f"{count} {'re-initialised' if reason == 'width' else 'freshly initialised'} ({reason})")
+        fresh = Counter(f"{record.outcome} ({record.reason})" for record in self.records if record.status == "fresh")
+        parts += [f"{count} {what}" for what, count in fresh.items()]
         if self.count("text"):
             parts.append(f"{self.count('text')} from {self.text_name}")
         noted = Counter(record.note for record in self.records if record.note)
@@ -98,9 +105,7 @@ class WeightReport:
         """One row a tensor group: (group, tensors, parameters, what happened, from which name or why), as text."""
         groups: dict[tuple[str, str, str], list[int]] = {}
         for record in self.records:
-            outcome = f"from {self.text_name}" if record.status == "text" else record.status
-            if record.status == "fresh":
-                outcome = "re-initialised" if record.reason == "width" else "freshly initialised"
+            outcome = f"from {self.text_name}" if record.status == "text" else record.outcome
             key = (group_of(record.name), outcome, _origin(record))
             groups.setdefault(key, []).append(prod(record.shape))
         return [
@@ -122,7 +127,7 @@ class WeightReport:
 
 def _origin(record: TensorRecord) -> str:
     parts = [record.reason, record.note]
-    if record.status in ("loaded", "text"):
+    if record.filled:
         group = group_of(record.source)
         parts.insert(0, f"renamed from {group}" if group != group_of(record.name) else "")
     elif record.status == "unused" and record.file == "text":
@@ -164,51 +169,37 @@ def load_qformer(
     """
     given = (feature_dim, cross_attention, num_attention_heads, num_queries, prefix)
     options = validated(QFormerOptions, dict(zip(QFormerOptions.model_fields, given, strict=True)))
-    text = (read_tensors(bert), str(bert)) if bert is not None else None
-    model, sources, report = plan_qformer(read_tensors(path), str(path), options, text)
-    filled = (record for record in report.records if record.status != "unused" and record.reason != ADAPTER)
-    values = {record.name: _value(record, sources.get(record.name), report) for record in filled}
-    query_tokens = nn.Parameter(values.pop(QUERIES))
-    model.load_state_dict(values, assign=True)
-    positions = torch.arange(model.config.max_position_embeddings)
-    model.embeddings.position_ids = positions.expand((1, -1))  # a buffer outside the state dict, still on meta
-    return model.eval(), query_tokens, report
+    own = find_qformer(read_tensors(path), str(path), options.prefix)
+    text = find_text(read_tensors(bert), str(bert)) if bert is not None else None
+    config, report = plan_qformer(own, options, text)
+    files = {"checkpoint": own, "text": text}
+    values = {record.name: _read(record, files[record.file]) for record in report.records if record.filled}
+    query_tokens = nn.Parameter(torch.empty(1, report.sizes["num_queries"], config.hidden_size).normal_(std=0.02))
+    if (queries := values.pop(QUERIES, None)) is not None:
+        kept = queries[:, : query_tokens.shape[1]]
+        query_tokens.data[:, : kept.shape[1]] = kept
+    with quiet_transformers():  # what is not in `values` gets BERT's own initialisation
+        qformer = InstructBlipQFormerModel.from_pretrained(None, config=config, state_dict=values)
+    return qformer, query_tokens, report
 
 
-def _value(record: TensorRecord, source: Source | None, report: WeightReport) -> torch.Tensor:
-    """The float32 tensor of a record, copied into memory: the file may change or vanish afterwards."""
-    if source is None:
-        return _fresh(record)
-    value = torch.empty(record.shape) if source.tensor.shape == record.shape else _fresh(record)
-    kept = tuple(slice(0, min(*sizes)) for sizes in zip(record.shape, source.tensor.shape, strict=True))
-    value[kept] = source.tensor[kept].to(torch.float32)
+def _read(record: TensorRecord, given: QFormerSource | None) -> torch.Tensor:
+    """A tensor in float32, copied into memory: the file may change or vanish afterwards."""
+    assert given is not None
+    value = given.tensors[record.source].to(torch.float32, copy=True)
     if not value.sum().isfinite():  # a NaN or an infinity survives the sum: one pass, no copy
-        file = report.text_file if record.file == "text" else report.file
-        raise InputError(f"{file}: {source.name} holds NaN or infinite values; the file is damaged, download it again")
-    return value
-
-
-def _fresh(record: TensorRecord) -> torch.Tensor:
-    """BERT's own initialisation: biases 0, LayerNorm weights 1, the rest N(0, 0.02²), the padding word 0."""
-    if record.name.endswith(".bias"):
-        return torch.zeros(record.shape)
-    if record.name.lower().endswith("layernorm.weight"):
-        return torch.ones(record.shape)
-    value = torch.empty(record.shape).normal_(std=_STD)
-    if record.name == WORDS:
-        value[0] = 0
+        what = f"{record.source} holds NaN or infinite values"
+        raise InputError(f"{given.file}: {what}; the file is damaged, download it again")
     return value
 
 
 def plan_qformer(
-    tensors: Tensors, file: str, options: QFormerOptions, text_file: tuple[Tensors, str] | None = None
-) -> tuple[InstructBlipQFormerModel, dict[str, Source], WeightReport]:
-    """A model on the meta device (no memory), what fills each tensor that is not fresh, and the report.
+    own: QFormerSource, options: QFormerOptions, text: QFormerSource | None = None
+) -> tuple[InstructBlipQFormerConfig, WeightReport]:
+    """The Q-Former's configuration, and the report on what fills each of its tensors, from names and shapes alone.
 
     Raises InputError if the file, or it and the one for the text side, cannot fill the model.
     """
-    own = find_qformer(tensors, file, options.prefix)
-    text = find_text(*text_file) if text_file else None
     sizes = read_sizes(own, text)
     width, file_reads = sizes["hidden_size"], sizes["encoder_hidden_size"]
     if width % options.num_attention_heads:
@@ -217,32 +208,31 @@ def plan_qformer(
         )
     reads = options.feature_dim if options.cross_attention == "reinit" else file_reads
     sizes |= {"encoder_hidden_size": reads, "num_attention_heads": options.num_attention_heads}
+    config = InstructBlipQFormerConfig(**sizes)
     with torch.device("meta"):  # names and shapes, no memory
-        model = InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))
+        model = InstructBlipQFormerModel(config)
         adapter = FeatureAdapter(options.feature_dim, reads) if reads != options.feature_dim else nn.Identity()
-    queries = own.tensors[QUERIES].tensor.numel() // width if QUERIES in own.tensors else _NUM_QUERIES
+    queries = own.tensors[own.names[QUERIES]].numel() // width if QUERIES in own.names else _NUM_QUERIES
+    sizes |= {name: getattr(config, name) for name in ("vocab_size", "max_position_embeddings")}
     sizes["num_queries"] = options.num_queries or queries
     shapes = {QUERIES: (1, sizes["num_queries"], width)}
     shapes |= {name: tuple(value.shape) for name, value in model.state_dict().items()}
     records = [_place(name, shape, own, text, reads != file_reads) for name, shape in shapes.items()]
-    given = {"loaded": own.tensors, "text": text.tensors if text else {}}
-    sources = {record.name: given[record.status][record.name] for record in records if record.status in given}
     records += [
-        TensorRecord(f"adapter.{name}", "fresh", tuple(tensor.shape), reason=ADAPTER)
+        TensorRecord(f"adapter.{name}", "fresh", tuple(tensor.shape), reason="feature adapter")
         for name, tensor in adapter.state_dict().items()
     ]
-    records += _unused(tensors, own, "checkpoint", records)
-    if text_file and text:
-        records += _unused(text_file[0], text, "text", records)
-    report = WeightReport(file, own.layout, sizes, tuple(records), *((text.file, text.layout) if text else ()))
-    return model, sources, report
+    records += _unused(own, "checkpoint", records)
+    records += _unused(text, "text", records) if text else []
+    report = WeightReport(own.file, own.layout, sizes, tuple(records), *((text.file, text.layout) if text else ()))
+    return config, report
 
 
 def _place(
     name: str, shape: tuple[int, ...], own: QFormerSource, text: QFormerSource | None, width_differs: bool
 ) -> TensorRecord:
     """Where the tensor `name` of the model comes from."""
-    if name in own.tensors:
+    if name in own.names:
         if width_differs and name.endswith(_READS_FEATURES):
             return TensorRecord(name, "fresh", shape, reason="width")
         return _from_file(name, shape, own, "loaded")
@@ -252,7 +242,7 @@ def _place(
         raise InputError(f"{own.file}: its Q-Former lacks {name}; the file is incomplete or of another architecture")
     if text is None:
         return TensorRecord(name, "fresh", shape, reason="no text branch in the file: give bert=")
-    if name not in text.tensors:
+    if name not in text.names:
         raise InputError(f"{text.file}: lacks {name} for the Q-Former's text side; give bert-base-uncased")
     return _from_file(name, shape, text, "text")
 
@@ -261,38 +251,31 @@ def _from_file(
     name: str, shape: tuple[int, ...], given: QFormerSource, status: Literal["loaded", "text"]
 ) -> TensorRecord:
     """The record of a tensor that a file gives; InputError if shape or precision does not fit."""
-    source, note = given.tensors[name], ""
-    if source.tensor.dtype not in _PRECISIONS:
-        what = f"{source.name} is {source.dtype} (quantised?)"
-        raise InputError(f"{given.file}: {what}; give the float32 or float16 weights")
-    found = tuple(source.tensor.shape)
+    source, found, note = given.names[name], given.shape(name), ""
+    dtype = precision(given.tensors[source])
+    if dtype not in _PRECISIONS:
+        raise InputError(f"{given.file}: {source} is {dtype} (quantised?); give the float32 or float16 weights")
     if found != shape and not (name == QUERIES and len(found) == 3 and found[::2] == shape[::2]):
-        raise InputError(f"{given.file}: {source.name} has shape {list(found)}, the Q-Former needs {list(shape)} there")
+        raise InputError(f"{given.file}: {source} has shape {list(found)}, the Q-Former needs {list(shape)} there")
     if found != shape:
         have, want = found[1], shape[1]
         note = f"first {want} of {have} rows" if want < have else f"{have} rows and {want - have} fresh"
     which = "text" if status == "text" else "checkpoint"
-    return TensorRecord(name, status, shape, source.name, which, source.dtype, note=note)
+    return TensorRecord(name, status, shape, source, which, dtype, note=note)
 
 
 def _unused(
-    tensors: Tensors, given: QFormerSource, which: Literal["checkpoint", "text"], records: Iterable[TensorRecord]
+    given: QFormerSource, which: Literal["checkpoint", "text"], records: Iterable[TensorRecord]
 ) -> list[TensorRecord]:
     """The tensors of one of the files that the model does not take, each with the reason."""
     used = {record.source for record in records if record.file == which}
-    too_wide = {record.name for record in records if record.reason == "width"}
-    canonical = {source.name: name for name, source in given.tensors.items()}
+    too_wide = {record.name for record in records if record.reason == "width" and which == "checkpoint"}
+    ours = {source: name for name, source in given.names.items()}
     left = []
-    for source in (Source(name, tensor) for name, tensor in tensors.items() if name not in used):
-        ours = canonical.get(source.name, source.name)
-        if which == "checkpoint":
-            reason = "its width is not that of the features" if ours in too_wide else why_unused(source.name)
-        elif is_text_name(ours):
-            reason = "the checkpoint has its own text branch"
-        elif ".attention." in ours or ours.startswith("embeddings.layernorm."):
-            reason = "shared with the queries: the checkpoint's is kept"
-        else:
-            reason = why_unused(ours)
-        shape = tuple(source.tensor.shape)
-        left.append(TensorRecord(source.name, "unused", shape, source.name, which, source.dtype, reason))
+    for source, tensor in given.tensors.items():
+        if source not in used:
+            name, width = ours.get(source, source), "its width is not that of the features"
+            reason = width if name in too_wide else why_unused(name)
+            shape = tuple(tensor.shape)
+            left.append(TensorRecord(source, "unused", shape, source, which, precision(tensor), reason))
     return left

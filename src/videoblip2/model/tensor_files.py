@@ -58,42 +58,35 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
 
 def weights_file(path: Path | str) -> Path:
     """The file that holds the weights: `path` itself, the one in the folder `path`, or that of a hub name."""
-    name, path = str(path), Path(path)
-    if not path.exists():
-        return _hub_file(name)
-    if not path.is_dir():
-        return path
-    if found := _usual_file(path):
-        return found
-    single = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES]
-    if len(single) == 1:
-        return single[0]
+    folder = Path(path) if Path(path).exists() else _hub_folder(str(path))
+    if not folder.is_dir():
+        return folder
+    single = [entry for entry in sorted(folder.iterdir()) if entry.suffix in _SUFFIXES]
+    for found in [*(folder / name for name in _FOLDER_NAMES), *(single if len(single) == 1 else [])]:
+        if found.is_file():
+            return found
     here = ", ".join(entry.name for entry in single) or "none"
     raise InputError(
         f"{path}: a folder without model.safetensors or pytorch_model.bin (weights here: {here}); name a file"
     )
 
 
-def _usual_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _FOLDER_NAMES if (folder / name).is_file()), None)
-
-
-def _hub_file(name: str) -> Path:
-    """The weights file of the hub model `name`; online it is downloaded with its shards where the cache lacks it."""
+def _hub_folder(name: str) -> Path:
+    """The weights of the hub model `name`; online what the cache lacks is downloaded, shards too."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(_SUFFIXES):
         raise InputError(f"{name}: no such file or folder; `vb2 weights fetch` lists what can be downloaded")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    reason = f"it has none of {', '.join(_FOLDER_NAMES)}"
     try:
         for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
-            folder = snapshot_download(name, allow_patterns=["config.json", pattern])
-            if found := _usual_file(Path(folder)):
-                return found
+            folder = Path(snapshot_download(name, allow_patterns=["config.json", pattern]))
+            if any(folder.glob(pattern)):
+                break
     except (HTTPError, OSError) as error:
-        reason = first_line(error)
-    raise InputError(f"{name}: no such file or folder, and not available from the hub ({reason})")
+        reason = f"not available from the hub ({first_line(error)})"
+        raise InputError(f"{name}: no such file or folder, and {reason}") from error
+    return folder
 
 
 def sniff(path: Path) -> FileFormat:

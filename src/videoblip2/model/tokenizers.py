@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -17,26 +17,20 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line
 
 QFORMER_FOLDER = "qformer_tokenizer"
+_LOCK = Lock()  # a tokenizer stores its truncation length, so without a lock threads would use each other's
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """`text` for prompts and captions, `bert` for the prompt beside the queries.
-
-    Thread-safe: a tokenizer stores its truncation length, so without a lock threads would use each other's.
-    """
+    """`text` for prompts and captions, `bert` for the prompt beside the queries; thread-safe."""
 
     text: Any
     bert: Any
-    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
-
-    def __reduce__(self) -> tuple[type["Tokenizers"], tuple[Any, Any]]:
-        return Tokenizers, (self.text, self.bert)
 
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """B prompts → qformer_ids, qformer_mask [B,P] and prompt_ids, prompt_mask [B,P']."""
         pieces: dict[str, Tensor] = {}
-        with self._lock:
+        with _LOCK:
             for kind, tokenizer in (("qformer", self.bert), ("prompt", self.text)):
                 batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
                 pieces |= {f"{kind}_ids": batch.input_ids, f"{kind}_mask": batch.attention_mask}
@@ -44,13 +38,13 @@ class Tokenizers:
 
     def labels(self, captions: Sequence[str], max_tokens: int) -> Tensor:
         """N captions → [N,T], -100 = padding. Each ends with the end token, unless it is cut to `max_tokens`."""
-        with self._lock:
+        with _LOCK:
             encoded = self.text(list(captions), padding=True, return_tensors="pt")
         return cast(Tensor, encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)[:, :max_tokens])
 
     def pieces(self, captions: Sequence[str]) -> list[list[int]]:
         """The pieces of each caption, uncut, with the end token."""
-        with self._lock:
+        with _LOCK:
             return list(self.text(list(captions)).input_ids)
 
     def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, list[list[str]]]:
@@ -59,7 +53,7 @@ class Tokenizers:
         A token of no word, such as the end token, has the number after the last word's of any caption.
         """
         options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-        with self._lock:
+        with _LOCK:
             encoded = self.text(list(captions), padding=True, return_tensors="pt", **options)
         labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
         found = [list(re.finditer(r"\S+", caption)) for caption in captions]
@@ -75,7 +69,7 @@ class Tokenizers:
 
     def texts(self, ids: Tensor) -> list[str]:
         """[N,T] → N captions without special tokens."""
-        with self._lock:
+        with _LOCK:
             texts = self.text.batch_decode(torch.clamp(ids, min=0), skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 

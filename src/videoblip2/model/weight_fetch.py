@@ -45,25 +45,18 @@ _FILES = (
 )
 _COPIES = ("Salesforce/blip2-flan-t5-xl", "Salesforce/blip2-itm-vit-g", "Salesforce/instructblip-flan-t5-xl")
 _FOLDERS = (
-    *(
-        (copy, f"{name} on the hub, image encoder included", copy)
-        for (name, _, _), copy in zip(_FILES, _COPIES, strict=True)
-    ),
     ("bert-base-uncased", "text side of the Q-Formers", "google-bert/bert-base-uncased"),
     ("google/flan-t5-base", "language model", "google/flan-t5-base"),
     ("openai/clip-vit-large-patch14", "frame encoder", "openai/clip-vit-large-patch14"),
     ("laion/clap-htsat-unfused", "audio encoder", "laion/clap-htsat-unfused"),
 )
-KNOWN = {
-    known.name: known
-    for known in (
-        *(
-            KnownWeights(*row[:2], url=f"{_LAVIS}/{row[2]}", copy=copy)
-            for row, copy in zip(_FILES, _COPIES, strict=True)
-        ),
-        *(KnownWeights(name, what, repository=repository) for name, what, repository in _FOLDERS),
-    )
-}
+_COPIED = tuple(zip(_FILES, _COPIES, strict=True))
+_KNOWN = (
+    *(KnownWeights(name, what, url=f"{_LAVIS}/{file}", copy=copy) for (name, what, file), copy in _COPIED),
+    *(KnownWeights(copy, f"{name} on the hub, image encoder included", "", copy) for (name, _, _), copy in _COPIED),
+    *(KnownWeights(name, what, repository=repository) for name, what, repository in _FOLDERS),
+)
+KNOWN = {known.name: known for known in _KNOWN}
 
 
 @dataclass(frozen=True)

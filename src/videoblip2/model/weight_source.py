@@ -28,6 +28,8 @@ _RULES = (
     (re.compile(r"\.beta$"), ".bias"),
 )
 _UNUSED = (
+    (r"^(encoder\..*attention|embeddings\.layernorm)\.", "shared with the queries: the checkpoint's is kept"),
+    (_TEXT, "the checkpoint has its own text branch"),
     (r"position_ids$", "a buffer that the model builds itself"),
     (r"(^|\.)cls\.", "the language-modelling head of stage 1"),
     (r"(^|\.)(t5_proj|llm_proj|opt_proj|language_projection)\.", "a projection to another language model"),
@@ -47,7 +49,7 @@ _LOOKS = (
     (r"(^|\.)model\.layers\.0\.", "a decoder-only language model"),
 )
 
-#: What a Q-Former has beside its layers, by their names in `QFormerSource.tensors`.
+#: What a Q-Former has beside its layers, by their names in `QFormerSource.names`.
 QUERIES = "query_tokens"
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
@@ -56,33 +58,25 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A tensor as a file holds it, with its name there."""
-
-    name: str
-    tensor: torch.Tensor
-
-    @property
-    def dtype(self) -> str:
-        """Such as `float16`."""
-        return str(self.tensor.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
 class QFormerSource:
-    """The Q-Former, or the text side of a BERT, in one file: tensors by name in InstructBlipQFormerModel.
+    """The Q-Former, or the text side of a BERT, among the `tensors` of a file.
 
-    A Q-Former's `query_tokens` [1,Q,D] are among them.
+    names: name in InstructBlipQFormerModel → name in the file; `query_tokens` [1,Q,D] are a Q-Former's own.
     """
 
     file: str
     layout: str
-    tensors: dict[str, Source]
+    tensors: Tensors
+    names: dict[str, str]
 
     @property
     def has_text(self) -> bool:
         """Whether the text feed-forward is there (stage 2 checkpoints have none)."""
-        return "encoder.layer.0.intermediate.dense.weight" in self.tensors
+        return "encoder.layer.0.intermediate.dense.weight" in self.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor by its name in InstructBlipQFormerModel."""
+        return tuple(self.tensors[self.names[name]].shape)
 
 
 def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFormerSource:
@@ -93,33 +87,33 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
             f"{file}: no Q-Former in it (it looks like {looks_like(tensors)}); "
             "give a BLIP-2 or InstructBLIP checkpoint, such as `vb2 weights fetch blip2-flant5xl`"
         )
-    names = ", ".join(map(repr, roots))
+    there = ", ".join(map(repr, roots))
     if prefix is None and len(roots) > 1:
-        raise InputError(f"{file}: holds {len(roots)} Q-Formers; choose one with prefix= ({names})")
+        raise InputError(f"{file}: holds {len(roots)} Q-Formers; choose one with prefix= ({there})")
     root = roots[0] if prefix is None else prefix.rstrip(".") + "." * bool(prefix)
     if root not in roots:
-        raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {names}")
-    found = _below(tensors, root, file)
+        raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {there}")
+    names = _below(tensors, root, file)
     own = root.removesuffix("bert.").rstrip(".").removeprefix(_parent(root))  # video_Qformer → video_query_tokens
     queries = _parent(root) + (re.sub("[Qq]former", QUERIES, own) or QUERIES)
     if queries in tensors:
-        found[QUERIES] = Source(queries, tensors[queries])
-    return QFormerSource(file, _layout(root, tensors, any(map(is_text_name, found))), found)
+        names[QUERIES] = queries
+    return QFormerSource(file, _layout(root, tensors, any(map(is_text_name, names))), tensors, names)
 
 
-def _below(tensors: Tensors, root: str, file: str) -> dict[str, Source]:
-    """Name in the model → source for all under `root`; transformers' BLIP-2 keeps the word embeddings one level up."""
-    found: dict[str, Source] = {}
+def _below(tensors: Tensors, root: str, file: str) -> dict[str, str]:
+    """Name in the model → in the file, for all under `root`; transformers' BLIP-2 has its word embeddings beside it."""
+    found: dict[str, str] = {}
     beside = _parent(root) + "embeddings."
-    for name, tensor in tensors.items():
-        inner = name.removeprefix(root) if name.startswith(root) else name.removeprefix(_parent(root))
+    for name in tensors:
+        inner = name.removeprefix(root if name.startswith(root) else _parent(root))
         if not (name.startswith(root) or (name.startswith(beside) and is_text_name(inner))):
             continue
         for pattern, replacement in _RULES:
             inner = pattern.sub(replacement, inner)
         if inner in found:
-            raise InputError(f"{file}: {found[inner].name!r} and {name!r} are the same tensor; remove one of them")
-        found[inner] = Source(name, tensor)
+            raise InputError(f"{file}: {found[inner]!r} and {name!r} are the same tensor; remove one of them")
+        found[inner] = name
     return found
 
 
@@ -146,7 +140,7 @@ def read_sizes(source: QFormerSource, text: QFormerSource | None = None) -> dict
     Raises InputError if layers are missing or cross-attention has no regular period.
 
     Args:
-        text: where word and position embeddings are looked up next; without any, their numbers are BERT's.
+        text: where word and position embeddings are looked up next; without any, their numbers are left out.
     """
     layers = _layers(source, "intermediate_query.dense.weight")
     crossing = _layers(source, "crossattention.attention.key.weight")
@@ -161,23 +155,21 @@ def read_sizes(source: QFormerSource, text: QFormerSource | None = None) -> dict
         problem = f"cross-attention in layers {crossing} of {len(layers)} is not a regular period"
     if problem:
         raise InputError(f"{source.file}: {problem}")
-    shapes = {
-        name: tuple(found.tensor.shape) for name, found in ((text.tensors if text else {}) | source.tensors).items()
-    }
+    shapes = {name: given.shape(name) for given in (text, source) if given for name in given.names}
     feed_forward = shapes["encoder.layer.0.intermediate_query.dense.weight"]
+    embeddings = {"vocab_size": WORDS, "max_position_embeddings": POSITIONS}
     return {
         "num_hidden_layers": len(layers),
         "hidden_size": feed_forward[-1],
         "intermediate_size": feed_forward[0],
         "encoder_hidden_size": shapes["encoder.layer.0.crossattention.attention.key.weight"][-1],
         "cross_attention_frequency": frequency,
-        "vocab_size": shapes.get(WORDS, (30522,))[0],
-        "max_position_embeddings": shapes.get(POSITIONS, (512,))[0],
+        **{size: shapes[name][0] for size, name in embeddings.items() if name in shapes},
     }
 
 
 def _layers(source: QFormerSource, ending: str) -> list[int]:
-    names = (name.split(".") for name in source.tensors if name.endswith(ending))
+    names = (name.split(".") for name in source.names if name.endswith(ending))
     return sorted(int(parts[2]) for parts in names if parts[:2] == ["encoder", "layer"] and parts[2].isdecimal())
 
 
@@ -187,7 +179,7 @@ def find_text(tensors: Tensors, file: str) -> QFormerSource:
         return source
     for match in filter(None, map(_BERT_ROOT.match, tensors)):
         if match[1] == "" or match[1].split(".")[-2] == "bert":
-            return QFormerSource(file, "BERT", _below(tensors, match[1], file))
+            return QFormerSource(file, "BERT", tensors, _below(tensors, match[1], file))
     raise InputError(f"{file}: no BERT in it (it looks like {looks_like(tensors)}); give bert-base-uncased")
 
 
@@ -202,7 +194,7 @@ def is_text_name(name: str) -> bool:
 
 
 def why_unused(name: str) -> str:
-    """One phrase on why the Q-Former does not use a tensor of this name."""
+    """One phrase on why the Q-Former does not use a tensor of this name in the model, or in its file."""
     return next((why for pattern, why in _UNUSED if re.search(pattern, name)), "no such tensor in the Q-Former")
 
 
@@ -213,6 +205,11 @@ def looks_like(names: Iterable[str]) -> str:
         if any(re.search(pattern, name) for name in names):
             return words
     return "tensors named " + ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def precision(tensor: torch.Tensor) -> str:
+    """Such as `float16`."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def group_of(name: str) -> str:
@@ -260,7 +257,7 @@ def inspect_weights(path: Path | str) -> Inspection:
         looks_like=", ".join(one.layout for one in found) or looks_like(tensors),
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
-        dtypes=dict(Counter(Source(*item).dtype for item in tensors.items())),
+        dtypes=dict(Counter(map(precision, tensors.values()))),
         qformers=found,
         groups=tuple((group, len(sizes), sum(sizes)) for group, sizes in groups.items()),
     )
@@ -268,13 +265,9 @@ def inspect_weights(path: Path | str) -> Inspection:
 
 def _found(tensors: Tensors, file: str, root: str) -> QFormerFound:
     source = find_qformer(tensors, file, root)
-    queries = source.tensors.get(QUERIES)
-    shape = tuple(queries.tensor.shape) if queries is not None else None
+    shape = source.shape(QUERIES) if QUERIES in source.names else None
     try:
         sizes, problem = read_sizes(source), ""
-        for key, name in (("vocab_size", WORDS), ("max_position_embeddings", POSITIONS)):
-            if name not in source.tensors:  # the file does not show it
-                del sizes[key]
     except InputError as error:
         sizes, problem = {}, str(error)
     return QFormerFound(root, source.layout, source.has_text, shape, sizes, problem)

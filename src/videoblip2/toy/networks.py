@@ -215,13 +215,8 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.Pr
 
 def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.BertTokenizerFast:
     """Lower-case word pieces with BERT's special tokens and their ids."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return transformers.BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=512)
+    untrained = transformers.BertTokenizerFast(do_lower_case=True, model_max_length=512)
+    return untrained.train_new_from_iterator(texts, vocab_size, show_progress=False)
 
 
 def build_t5(vocab_size: int, config: LanguageModelConfig) -> transformers.T5ForConditionalGeneration:

@@ -18,7 +18,6 @@ from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.files import write_json, write_text
 from videoblip2.modality import modality_label
-from videoblip2.model.build import reports_as_json
 from videoblip2.model.checkpoint import write_card
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
@@ -73,7 +72,8 @@ def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> st
 
 def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
     """Log what became of every tensor as `first_weights.json` (also beside the checkpoint), and a tag for each part."""
-    log_text(folder / "first_weights.json", json.dumps(reports_as_json(lines, reports), indent=1) + "\n", tracker)
+    written = {"summary": dict(lines), "qformers": {name: report.to_json() for name, report in reports.items()}}
+    log_text(folder / "first_weights.json", json.dumps(written, indent=1) + "\n", tracker)
     tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
 
 

@@ -290,9 +290,4 @@ def _artifacts(run: RunRecord) -> dict[tuple[Kind, str], str]:
         paths = [file.path for file in store.connect().list_artifacts(run.run_id)]
         forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
         found = {("captions", split): path for path in paths for split, form in forms.items() if form.fullmatch(path)}
-    task = run.params.get("data.task")
-    if task not in ("qa", "mixed") or any(kind == "answers" for kind, _ in found):
-        return found
-    # Runs of older versions have captions and answers in one file, tagged as captions.
-    answers: dict[tuple[Kind, str], str] = {("answers", split): path for (_, split), path in found.items()}
-    return answers if task == "qa" else {**found, **answers}
+    return found
