@@ -19,6 +19,7 @@ in memory; the range is the median's 95 % interval.
 """
 
 import argparse
+import itertools
 import json
 import os
 import queue
@@ -38,7 +39,7 @@ from transformers import InstructBlipQFormerConfig, T5Config
 
 from videoblip2.config import Config, parse_config
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.batches import Batch, Prefetcher
+from videoblip2.data.batches import Batch, ahead
 from videoblip2.features.pack import pack_features
 from videoblip2.features.store import FeatureStore
 from videoblip2.model.configuration import VideoBlip2Config
@@ -160,26 +161,26 @@ def median_interval(values: np.ndarray) -> list[float]:
 def arms(works: dict[str, Workspace], kept: Batch) -> Iterator[dict[str, Batches]]:
     """The ways to come by a batch; those with a thread return with what it makes meanwhile still on the way."""
     ways: dict[str, Batches] = {"memory": lambda step: kept}
-    ahead = {form: Ahead(works[form].batches) for form in FORMS}
-    ways |= ahead
+    waiting = {form: Ahead(works[form].batches) for form in FORMS}
+    ways |= waiting
     ways |= {f"{form}_without_thread": works[form].batches for form in FORMS}
     try:
         yield ways
     finally:
-        for way in ahead.values():
-            way.prefetcher.close()
+        for way in waiting.values():
+            way.made.close()
 
 
 class Ahead:
-    """The training's prefetcher, and a way to wait until it has made what this step started."""
+    """The training's thread of batches, and a way to wait until it has made what this step started."""
 
     def __init__(self, batches: Batches) -> None:
         self._finished: queue.Queue[int] = queue.Queue()
         self._batches, self._expected = batches, 0
-        self.prefetcher = Prefetcher(self._make, total=10**9)
+        self.made = ahead(self._make, itertools.count(), 2)
 
     def __call__(self, step: int) -> Batch:
-        return self.prefetcher(step)
+        return next(self.made)
 
     def settle(self) -> None:
         """Wait for the third batch from the first step, for one more from each later one."""

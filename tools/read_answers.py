@@ -19,7 +19,6 @@ from videoblip2.captions.functions import answer_accuracy
 from videoblip2.captions.predictions import read_rows
 from videoblip2.config import Decoding
 from videoblip2.data.annotations import Question, read_questions
-from videoblip2.data.batches import question_prompt
 from videoblip2.model import decode
 from videoblip2.predict import load_captioner
 
@@ -28,7 +27,7 @@ from videoblip2.predict import load_captioner
 def read(captioner, texts: Mapping[str, str], asked: Sequence[Question], batch: int = 128) -> list[str]:
     """The answer to each question from the text of its video."""
     text, answers = captioner.model.text, []
-    prompts = [f"{texts[each.video_id]} {question_prompt(each.question)}".lstrip() for each in asked]
+    prompts = [f"{texts[each.video_id]} {each.prompt}".lstrip() for each in asked]
     for start in range(0, len(prompts), batch):
         pieces = captioner.tokenizers.prompts(prompts[start : start + batch])
         mask = pieces["prompt_mask"].to(captioner.model.device)

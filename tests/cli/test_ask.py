@@ -19,7 +19,6 @@ from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.model.network import VideoBlip2
 from videoblip2.provenance import Provenance
 from videoblip2.training.evaluation import evaluate_model
-from videoblip2.training.tasks import ANSWERS
 
 ASKED = [("a circle?", "red"), ("a dog?", "two"), ("a man?", "quiet")]
 
@@ -139,7 +138,7 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
     captioner, store = load_captioner(world / "best", "cpu"), FeatureStore(world / "features")
     asked = [Question(str(n), f"video{n}", question, "") for n, (question, _) in enumerate(ASKED)]
     decode = parse_config({}, ["decode.max_new_tokens=32"]).decode
-    together = dict(ANSWERS.say(captioner, asked, store, decode))
+    together = dict(captioner.in_batches([(q.question_id, q.video_id, q.prompt) for q in asked], store, decode))
     for question in asked:
         (alone,) = ask(captioner, question.video_id, question.question, world / "features")
         assert alone.caption == together[question.question_id].text

@@ -10,7 +10,8 @@ import torch
 from videoblip2.config import DataConfig, InputError
 from videoblip2.data import batches as room
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.batches import BatchMaker, CachedFeatures, caption_batches, collate, pad, taught, thin
+from videoblip2.data.batches import BatchMaker, CachedFeatures, collate, pad, taught, thin
+from videoblip2.training.tasks import CAPTIONS
 
 
 class Source:
@@ -31,7 +32,8 @@ def batches(tokenizers, count=7, batch_size=3, seed=0, captions_per_video=2, cap
         for i in range(count)
     ]
     config = DataConfig(captions_per_video=captions_per_video)
-    return caption_batches(videos, BatchMaker(Source(), tokenizers, config, batch_size, seed, max_positions=10))
+    maker = BatchMaker(Source(), tokenizers, config, batch_size, seed, max_positions=10)
+    return CAPTIONS.batches(videos, maker)
 
 
 def test_pad_masks_what_is_not_there():

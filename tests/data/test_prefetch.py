@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_training import Remember, workspace
 
-from videoblip2.data.batches import Prefetcher
+from videoblip2.data.batches import ahead
 from videoblip2.training.ce import ce_step
 from videoblip2.training.loop import Training, train
 
@@ -16,11 +16,11 @@ DEADLINE = 20  # seconds
 
 @pytest.fixture
 def prefetch():
-    """Prefetchers that are closed at the end."""
+    """Iterators over batches that are closed at the end."""
     opened = []
 
-    def make(*arguments, **options):
-        opened.append(Prefetcher(*arguments, **options))
+    def make(*arguments):
+        opened.append(ahead(*arguments))
         return opened[-1]
 
     yield make
@@ -28,73 +28,66 @@ def prefetch():
         one.close()
 
 
-def test_each_step_gets_its_batch_made_once_in_order(prefetch):
+@pytest.mark.parametrize("depth", [0, 2, 20])
+def test_each_step_gets_its_batch_made_once_in_order(prefetch, depth):
     made = []
 
     def batches(step):
         made.append(step)
         return step * 10
 
-    ahead = prefetch(batches, total=7)
-    assert [ahead(step) for step in range(7)] == [step * 10 for step in range(7)]
-    assert made == list(range(7))
+    assert list(prefetch(batches, range(3, 10), depth)) == [step * 10 for step in range(3, 10)]
+    assert made == list(range(3, 10))
 
 
 def test_the_next_batches_are_made_while_a_step_computes(prefetch):
     made = {step: threading.Event() for step in range(9)}
-    ahead = prefetch(lambda step: made[step].set(), total=9, depth=2)
-    ahead(0)
+    batches = prefetch(lambda step: made[step].set(), range(9), 2)
+    next(batches)
     assert made[1].wait(DEADLINE) and made[2].wait(DEADLINE)
-    ahead(1)
+    next(batches)
     assert made[3].wait(DEADLINE)
     assert not made[4].is_set()  # no further, whatever the memory
 
 
 def test_without_depth_a_batch_is_made_when_it_is_asked_for(prefetch):
     made = []
-    ahead = prefetch(lambda step: made.append((step, threading.current_thread())), total=9, depth=0)
-    ahead(4)
-    ahead(2)
-    assert made == [(4, threading.current_thread()), (2, threading.current_thread())]
+    batches = prefetch(lambda step: made.append((step, threading.current_thread())), range(4, 9), 0)
+    next(batches)
+    assert made == [(4, threading.current_thread())]
 
 
-def test_it_starts_and_goes_on_anywhere(prefetch):
-    ahead = prefetch(lambda step: step, total=10)
-    assert [ahead(step) for step in (6, 7, 2, 3, 9, 9, 12)] == [6, 7, 2, 3, 9, 9, 12]
-
-
-def test_an_error_is_raised_at_its_own_step(prefetch):
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_is_raised_at_its_own_step(prefetch, depth):
     def batches(step):
         if step == 2:
             raise RuntimeError("video features of video7: OSError: gone")
         return step
 
-    ahead = prefetch(batches, total=5)
-    assert [ahead(0), ahead(1)] == [0, 1]
+    made = prefetch(batches, range(5), depth)
+    assert [next(made), next(made)] == [0, 1]
     with pytest.raises(RuntimeError, match="video7"):
-        ahead(2)
+        next(made)
 
 
 def test_closing_waits_for_the_batch_in_the_making_and_ends_the_thread():
     begun, go_on, made = threading.Event(), threading.Event(), []
 
     def batches(step):
-        begun.set()
-        go_on.wait(DEADLINE)
+        if step == 1:
+            begun.set()
+            go_on.wait(DEADLINE)
         made.append(step)
 
-    ahead = Prefetcher(batches, total=9)
-    taker = threading.Thread(target=ahead, args=(0,))
-    taker.start()
+    taken = ahead(batches, range(9), 2)
+    next(taken)
     assert begun.wait(DEADLINE)
-    closer = threading.Thread(target=ahead.close)
+    closer = threading.Thread(target=taken.close)
     closer.start()
-    assert not made
+    assert made == [0]
     go_on.set()
-    for thread in (taker, closer):
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-    assert made and not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    closer.join(DEADLINE)
+    assert made == [0, 1] and not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 class Broken:

@@ -7,7 +7,8 @@ from tiny_training import Features
 
 from videoblip2.config import DataConfig
 from videoblip2.data.annotations import Question
-from videoblip2.data.batches import BatchMaker, mixed, question_batches, question_prompt
+from videoblip2.data.batches import BatchMaker, mixed
+from videoblip2.training.tasks import ANSWERS
 
 QUESTIONS = [
     Question(str(n), f"video{n % 3}", f"a red circle {'moves ' * n}?", f"{'a ' * (n % 2)}dog") for n in range(7)
@@ -15,7 +16,7 @@ QUESTIONS = [
 
 
 def batches(tokenizers, questions=QUESTIONS, seed=0):
-    return question_batches(questions, BatchMaker(Features(), tokenizers, DataConfig(), 3, seed, max_positions=10))
+    return ANSWERS.batches(questions, BatchMaker(Features(), tokenizers, DataConfig(), 3, seed, max_positions=10))
 
 
 def test_a_batch_is_questions_as_prompts_and_answers_as_labels(tokenizers):
@@ -47,4 +48,4 @@ def test_a_mixture_is_whole_steps_in_proportion_and_skips_nothing():
 
 
 def test_the_prompt():
-    assert question_prompt(" what is it? ") == "question: what is it? answer:"
+    assert Question("0", "video0", " what is it? ", "").prompt == "question: what is it? answer:"

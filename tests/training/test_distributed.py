@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from tiny_training import Remember, teach, workspace
 from tiny_world import make_world, tiny_config
 
+from videoblip2.captioner import Captioner
 from videoblip2.cli import main
 from videoblip2.config import to_yaml
-from videoblip2.training import stage, tasks
+from videoblip2.training import stage
 from videoblip2.training.ce import ce_step
 from videoblip2.training.distributed import World, join
 from videoblip2.training.evaluation import evaluate_model
@@ -203,7 +204,7 @@ def undecoded(rank):
         raise RuntimeError("no caption")
 
     if rank == 1:
-        tasks.CaptionTask.say = say
+        Captioner.in_batches = say
 
 
 ENDS = {

@@ -1,16 +1,16 @@
 """The training state on disk, and which training `train.resume` means."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from videoblip2.config import InputError, WatchConfig, flatten, parse_config
+from videoblip2.config import InputError, flatten, parse_config
 from videoblip2.training import state as states
 from videoblip2.training.resume import find_saved, resumed_config
-from videoblip2.training.rollout import NAMES, BandMonitor
-from videoblip2.training.state import FOLDER, Finished, Identity, StateFile, TrainState, read_finished, read_saved
+from videoblip2.training.state import FOLDER, Identity, StageResult, StateFile, TrainState, read_finished, read_saved
 from videoblip2.training.workspace import Validation
 
 
@@ -24,36 +24,23 @@ def made(seed=0):
     return trainable, optimizer
 
 
-MONITORS = dict.fromkeys(NAMES, 0.0)
-
-
-def bands():
-    return BandMonitor(WatchConfig(), {"v0": ("a red circle",)})
-
-
 def test_everything_comes_back(tmp_path):
     trainable, optimizer = made()
-    state = TrainState(
-        step=7, validated=6, best=Validation(6, {"CIDEr": 0.1 + 0.2}, {"captions": {"v1": "é a"}}), bands=bands()
-    )
-    state.bands.look(MONITORS, 2)
-    state.means.add({"loss": 1 / 3})
+    best = Validation(6, {"CIDEr": 0.1 + 0.2, "none": float("-inf")}, {"captions": {"v1": "é a"}})
+    state = TrainState(step=7, validated=6, best=best, means=({"loss": 1 / 3}, 1), bands=({"length": 0.1}, ("ended",)))
     file = StateFile(tmp_path / "state", Identity(stage="ce", run_id="r1"))
     file.save(trainable, optimizer, state)
     drawn = torch.rand(3)
 
     other, fresh = made(seed=1)
-    again = TrainState(bands=bands())
-    file.restore(other, fresh, again)
+    again = file.restore(other, fresh)
     assert all(torch.equal(other[name], trainable[name]) for name in trainable)
     for name in trainable:
         one, two = optimizer.state[trainable[name]], fresh.state[other[name]]
         assert one.keys() == two.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert [group["lr"] for group in fresh.param_groups] == [0.001, 0.5]
-    assert (again.step, again.validated, again.best) == (7, 6, state.best)
-    assert (again.means.sums, again.means.steps) == ({"loss": 1 / 3}, 1)
-    assert (again.bands.bands(), again.bands.outside) == (state.bands.bands(), {"length"})
+    assert again == state.model_copy(update={"identity": file.identity})
     assert torch.equal(drawn, torch.rand(3))
     assert read_saved(tmp_path / "state").identity.run_id == "r1"
 
@@ -62,7 +49,7 @@ def test_a_state_before_the_first_step_has_no_moments(tmp_path):
     trainable = {"a": nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(trainable.values())
     StateFile(tmp_path).save(trainable, optimizer, TrainState())
-    StateFile(tmp_path).restore(trainable, optimizer, TrainState())
+    StateFile(tmp_path).restore(trainable, optimizer)
     assert not optimizer.state
 
 
@@ -127,9 +114,10 @@ def test_another_stage_is_refused(tmp_path):
 
 def test_a_finished_run_is_not_resumed_and_its_state_is_gone(tmp_path):
     file = saved(tmp_path)
-    file.finish(Finished(model="models:/m-1"))
+    result = StageResult("ce", "n", "r1", "models:/m-1", tmp_path / "best", 2, {"CIDEr": 0.5})
+    file.finish(replace(result, checkpoint=Path("where it was")))
     assert not file.path.exists()
-    assert read_finished(tmp_path / FOLDER) == Finished(model="models:/m-1")
+    assert read_finished(tmp_path / FOLDER) == result
     with pytest.raises(InputError, match="has finished; to start another training from its weights"):
         find_saved("ce", tmp_path, resuming())
     file.clear()
@@ -138,7 +126,7 @@ def test_a_finished_run_is_not_resumed_and_its_state_is_gone(tmp_path):
 
 def test_a_spoiled_file_and_a_newer_format_are_refused(tmp_path, monkeypatch):
     file = saved(tmp_path)
-    monkeypatch.setattr(states, "READABLE", (1,))
+    monkeypatch.setattr(states, "FORMAT", 1)
     with pytest.raises(InputError, match="update videoblip2"):
         find_saved("ce", tmp_path, resuming())
     file.path.write_bytes(file.path.read_bytes()[:40])

@@ -94,20 +94,8 @@ def training(stage, model, tokenizers, *options):
     step = partial(ce_step, work) if stage == "ce" else partial(scst_step, work, build_reward(work))
     tracker = Remember()
     made = Training(work, step, lambda best: None, tracker)
-    batches = [made.batches(number) for number in range(6)]
-    made.batches.close()
-    made.batches = Made(batches)
+    work.batches = [work.batches(number) for number in range(6)].__getitem__  # made before
     return made, tracker
-
-
-class Made(list):
-    """Batches, made before."""
-
-    def __call__(self, step):
-        return self[step]
-
-    def close(self):
-        pass
 
 
 def points(tracker):

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from videoblip2.config import QUESTION_PROMPT
 from videoblip2.data.documents import Document, media_id, value_of
 from videoblip2.errors import InputError, some
 from videoblip2.files import write_json
@@ -38,6 +39,17 @@ class VideoAnnotation:
     video_id: str
     category: int
     captions: Annotated[tuple[str, ...], Field(min_length=1)]  # checked in lists that are read
+    prompt: ClassVar[None] = None  # the model's own
+
+    @property
+    def key(self) -> str:
+        """Unique in its file."""
+        return self.video_id
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What it teaches."""
+        return self.captions
 
 
 _VIDEOS = TypeAdapter(Annotated[list[VideoAnnotation], Field(min_length=1)])
@@ -118,6 +130,26 @@ class Question:
     video_id: str
     question: str
     answer: str
+
+    @property
+    def key(self) -> str:
+        return self.question_id
+
+    @property
+    def prompt(self) -> str:
+        return question_prompt(self.question)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.answer,)
+
+
+Entry = VideoAnnotation | Question
+
+
+def question_prompt(question: str) -> str:
+    """What the Q-Formers and the language model read beside the queries."""
+    return QUESTION_PROMPT.format(question.strip())
 
 
 def read_questions(path: str | Path) -> list[Question]:

@@ -3,7 +3,8 @@
 Letters: B videos · N captions per video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +16,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from videoblip2.config import QUESTION_PROMPT, DataConfig, InputError
-from videoblip2.data.annotations import Question, VideoAnnotation
+from videoblip2.config import DataConfig, InputError
+from videoblip2.data.annotations import Entry
 from videoblip2.modality import Features
 
 Batches = Callable[[int], "Batch"]  #: Batch number `step`, as a pure function of (seed, step).
@@ -148,9 +149,6 @@ def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
     return np.asarray(sequence[np.linspace(0, len(sequence) - 1, max_positions).round().astype(int)])
 
 
-Example = tuple[str, str, Sequence[str]]  # one entry of a batch: a video, its prompt and the texts it teaches
-
-
 @dataclass(frozen=True)
 class BatchMaker:
     """What every kind of batch is made from. share: the entries to make, where several processes make the others."""
@@ -163,47 +161,33 @@ class BatchMaker:
     max_positions: int
     share: slice | None = None
 
-    def batches(self, count: int, stream: int, example: Callable[[int, int], Example]) -> Batches:
-        """Batches of `count` entries in a new order each epoch; `example`: (epoch, index) → what that entry teaches."""
+    def batches(self, entries: Sequence[Entry], stream: int, count: int) -> Batches:
+        """B entries per step in a new order each epoch, `count` texts of each. stream: of random numbers."""
 
         @lru_cache(maxsize=2)  # a batch may span two epochs
         def order(epoch: int) -> np.ndarray:
-            return np.random.default_rng([self.seed, stream, epoch]).permutation(count)
+            return np.random.default_rng([self.seed, stream, epoch]).permutation(len(entries))
+
+        def texts(epoch: int, index: int) -> list[str]:
+            own = entries[index].texts
+            return taught(own, np.random.default_rng([self.seed, 1, index]).permutation(len(own)), epoch, count)
 
         def batch(step: int) -> Batch:
-            own = range(self.batch_size)[self.share or slice(None)]
-            places = [divmod(step * self.batch_size + n, count) for n in own]
-            entries = [example(epoch, int(order(epoch)[place])) for epoch, place in places]
-            ids, prompts, texts = zip(*entries, strict=True)
+            rows = range(self.batch_size)[self.share or slice(None)]
+            places = [divmod(step * self.batch_size + row, len(entries)) for row in rows]
+            chosen = [(epoch, int(order(epoch)[place])) for epoch, place in places]
+            ids = [entries[index].video_id for _, index in chosen]
+            prompts = [entries[index].prompt or self.config.prompt for _, index in chosen]
             features = [self.source.features(video_id) for video_id in ids]
-            labels = self.text.labels([text for group in texts for text in group], self.config.max_caption_tokens)
+            labels = self.text.labels([t for each in chosen for t in texts(*each)], self.config.max_caption_tokens)
             return collate(ids, features, prompts, self.text, self.max_positions, labels)
 
         return batch
 
 
-def caption_batches(videos: Sequence[VideoAnnotation], maker: BatchMaker) -> Batches:
-    """B videos per step, N captions each."""
-    config = maker.config
-
-    def example(epoch: int, index: int) -> Example:
-        video = videos[index]
-        order = np.random.default_rng([maker.seed, 1, index]).permutation(len(video.captions))
-        return video.video_id, config.prompt, taught(video.captions, order, epoch, config.captions_per_video)
-
-    return maker.batches(len(videos), 0, example)
-
-
-def taught(captions: Sequence[str], order: np.ndarray, epoch: int, count: int) -> list[str]:
-    """The `count` captions of a video taught in an epoch: in the video's order, in turn, so all equally often."""
-    return [captions[order[(epoch * count + k) % len(captions)]] for k in range(count)]
-
-
-def question_batches(questions: Sequence[Question], maker: BatchMaker) -> Batches:
-    """B questions per step, each the prompt of its video, with one answer to teach."""
-
-    examples = [(asked.video_id, question_prompt(asked.question), [asked.answer]) for asked in questions]
-    return maker.batches(len(questions), 2, lambda epoch, index: examples[index])
+def taught(texts: Sequence[str], order: np.ndarray, epoch: int, count: int) -> list[str]:
+    """The `count` texts of an entry taught in an epoch: in the entry's order, in turn, so all equally often."""
+    return [texts[order[(epoch * count + k) % len(texts)]] for k in range(count)]
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
@@ -216,31 +200,20 @@ def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
     return batch
 
 
-def question_prompt(question: str) -> str:
-    """What the Q-Formers and the language model read beside the queries."""
-    return QUESTION_PROMPT.format(question.strip())
+def ahead(batches: Batches, steps: Iterable[int], depth: int) -> Generator[Batch, None, None]:
+    """The batches of these steps, made by one thread up to `depth` steps ahead; 0 makes each on request.
 
-
-class Prefetcher:
-    """`batches(step)`, made by one thread up to `depth` steps ahead; depth 0 makes each batch on request."""
-
-    def __init__(self, batches: Callable[[int], Batch], total: int, depth: int = 2) -> None:
-        self._batches, self._total, self._depth = batches, total, depth
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._made: dict[int, Future[Batch]] = {}
-
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step. Raises any error that occurred while making it."""
-        if not self._depth:
-            return self._batches(step)
-        wanted = {step, *range(step, min(step + self._depth + 1, self._total))}
-        for other in self._made.keys() - wanted:
-            self._made.pop(other).cancel()
-        for number in sorted(wanted - self._made.keys()):
-            self._made[number] = self._thread.submit(self._batches, number)
-        return self._made.pop(step).result()
-
-    def close(self) -> None:
-        """Drop the batches made ahead and stop the thread."""
-        self._made.clear()
-        self._thread.shutdown(cancel_futures=True)
+    Raises any error that occurred while making a batch at that batch. Closing waits for the one in the making.
+    """
+    if not depth:
+        yield from map(batches, steps)
+        return
+    made, thread = deque[Future[Batch]](), ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        for step in steps:
+            made.append(thread.submit(batches, step))
+            if len(made) > depth:
+                yield made.popleft().result()
+        yield from (batch.result() for batch in made)
+    finally:
+        thread.shutdown(cancel_futures=True)

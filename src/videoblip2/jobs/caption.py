@@ -243,7 +243,7 @@ class CaptionJob:
 
     def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
         """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
-        from videoblip2.data.batches import question_prompt
+        from videoblip2.data.annotations import question_prompt
 
         questions = [ask.row.question for ask in batch]
         prompts = [self.options.prompt if question is None else question_prompt(question) for question in questions]

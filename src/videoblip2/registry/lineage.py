@@ -22,7 +22,7 @@ from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, lock_digest, revision_tags
 
 if TYPE_CHECKING:  # a lineage needs no torch
-    from videoblip2.training.stage import StageResult
+    from videoblip2.training.state import StageResult
 
 UNKNOWN = "not recorded"
 STAGES = ("ce", "scst")  # what can be trained again

@@ -36,7 +36,8 @@ from videoblip2.toy.world import write_toy_annotations, write_toy_world
 from videoblip2.tracking.compare import RunComparison
 from videoblip2.tracking.reports import compare_runs
 from videoblip2.training.evaluation import EvaluationResult, evaluate_model
-from videoblip2.training.stage import StageResult, run_stage
+from videoblip2.training.stage import run_stage
+from videoblip2.training.state import StageResult
 
 SEED = 0
 REGISTERED = "videoblip2"

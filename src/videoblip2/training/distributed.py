@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional
 
 from videoblip2.errors import first_line
@@ -117,12 +116,10 @@ def join() -> World:
     """The processes that a launcher started this one with, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World()
-    if distributed.is_initialized():  # by Ray
-        store = distributed.distributed_c10d._get_default_store()
-        return World(distributed.get_rank(), distributed.get_world_size(), store)
-    store, rank, size = next(rendezvous("env://"))
-    distributed.init_process_group(backend(), store=store, rank=rank, world_size=size)
-    return World(rank, size, store)
+    if not distributed.is_initialized():  # Ray has done so
+        distributed.init_process_group(backend())
+    store = distributed.distributed_c10d._get_default_store()
+    return World(distributed.get_rank(), distributed.get_world_size(), store)
 
 
 def backend() -> str:

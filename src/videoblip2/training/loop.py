@@ -2,19 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from videoblip2.captions.metrics import shown
-from videoblip2.data.batches import Prefetcher
+from videoblip2.data.batches import Batch, ahead
 from videoblip2.errors import Progress, Steps, no_progress, warn
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.distributed import Lost
 from videoblip2.training.interruptions import memory_for, signals_wait
-from videoblip2.training.meters import SystemMeter, add_up
+from videoblip2.training.meters import RunningMeans, SystemMeter, add_up
 from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.sharding import clip
 from videoblip2.training.state import StateFile, TrainState, capture
@@ -82,9 +82,7 @@ class Training:
         self.total = config.train.steps
         self.trainable = self.work.model.trainable()
         self.optimizer = build_optimizer(self.trainable, config.optim)
-        # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
-        self.batches = Prefetcher(self.work.batches, self.total, depth=0 if on_cpu else 2)
-        self.state = TrainState(bands=self.bands)
+        self.state, self.means = TrainState(), RunningMeans()
         self.meter = SystemMeter(self.work.device)
 
     def due(self, every: int) -> bool:
@@ -108,8 +106,8 @@ class Training:
         """Whether a process got a signal, which stops all. `look`: also check, and add up all processes' metrics."""
         if look:
             self.check()
-        for shares, arrived in self.work.world.gather([self.state.means.fetch() if look else {}, signals]):
-            add_up(self.state.means.sums, shares)
+        for shares, arrived in self.work.world.gather([self.means.fetch() if look else {}, signals]):
+            add_up(self.means.sums, shares)
             signals += arrived if not signals else ()
         return bool(signals)
 
@@ -121,27 +119,32 @@ def train(training: Training) -> Validation:
     weights are those before the step.
     """
     if training.state_file is not None and training.resume:
-        training.state_file.restore(training.trainable, training.optimizer, training.state)
+        training.state = training.state_file.restore(training.trainable, training.optimizer)
+        training.means.sums, training.means.steps = training.state.means
+        if training.bands is not None:
+            training.bands.start, training.bands.outside = training.state.bands[0], set(training.state.bands[1])
     steps = Steps(range(training.state.step, training.total))
+    # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
+    batches = ahead(training.work.batches, steps, 0 if training.work.device.type == "cpu" else 2)
     try:
         _validate_if_due(training)
         for step in training.progress(steps, len(steps), training.description):
-            _advance(training, step, steps)
+            _advance(training, step, batches, steps)
     except (KeyboardInterrupt, SystemExit) as stop:
         if not training.in_step and not (training.work.config.train.shard and isinstance(stop, Lost)):
             with signals_wait():
                 _save(training)
         raise
     finally:
-        training.batches.close()
+        batches.close()
     return training.state.best
 
 
-def _advance(training: Training, step: int, steps: Steps) -> None:
+def _advance(training: Training, step: int, batches: Iterator[Batch], steps: Steps) -> None:
     """One step, with the log line, the validation and the save that are due after it."""
     with signals_wait() as arrived, memory_for(f"the training step {step}", LESS_MEMORY):
         training.in_step = training.work.world.size == 1
-        _step(training, step, arrived)
+        _step(training, step, batches, arrived)
         _log_if_due(training, steps)
         training.in_step = False
     _validate_if_due(training)
@@ -149,24 +152,24 @@ def _advance(training: Training, step: int, steps: Steps) -> None:
         _save(training)
 
 
-def _step(training: Training, step: int, signals: list[int]) -> None:
+def _step(training: Training, step: int, batches: Iterator[Batch], signals: list[int]) -> None:
     """One batch through the network, and its metrics into the running means.
 
     The gradients of micro-batches and of processes add up; the optimizer moves after the last one of each update. A
     signal that one process got by then stops all of them after this step.
     """
-    state, config, world = training.state, training.work.config, training.work.world
+    config, world = training.work.config, training.work.world
     if world.size > 1:  # draws of a process of its own, with no state that a resumed training would need
         torch.manual_seed((config.seed * 1_000_003 + step) * world.size + world.rank)
     began = time.perf_counter()
-    batch = training.batches(step).to(training.work.device)
-    state.means.waited += time.perf_counter() - began
+    batch = next(batches).to(training.work.device)
+    training.means.waited += time.perf_counter() - began
     own: dict[str, float | Tensor] = {"lr": set_learning_rate(training.optimizer, step, training.total, config.optim)}
     stopping = False
     for part in training.take_step(batch, step):
         part.loss.backward()
         training.note("loss", part.loss, step, part.video_ids)
-        state.means.share(part.metrics)
+        training.means.share(part.metrics)
         training.samples = part.rows or training.samples
         if part.last:
             stopping = training.exchange(signals, look=training.at_once)
@@ -179,8 +182,8 @@ def _step(training: Training, step: int, signals: list[int]) -> None:
             training.optimizer.found_inf = training.broken  # type: ignore[attr-defined]
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
-    state.means.add(own if world.leads else {}, config.train.batch_size)
-    state.step = step + 1
+    training.means.add(own if world.leads else {}, config.train.batch_size)
+    training.state.step = step + 1
     every = config.train.log_every, config.train.validate_every, config.train.save_every
     if not training.at_once and (stopping or any(map(training.due, every))):
         training.exchange(signals, look=True)
@@ -195,10 +198,10 @@ def _not_finite(what: str, value: float, video_ids: Iterable[str], step: int) ->
 
 def _log_if_due(training: Training, steps: Steps) -> None:
     """The interval's means, the machine's load, and warnings where a monitor left its band."""
-    state, bands = training.state, training.state.bands
+    state, bands = training.state, training.bands
     if not training.due(training.work.config.train.log_every):
         return
-    means = state.means.flush()
+    means = training.means.flush()
     best = "".join(f"  val {name} {shown(name, value)}" for name, value in state.best.metrics.items())
     steps.note = f"loss {means['train/loss']:.3f}{best}"
     if bands is not None:
@@ -207,6 +210,7 @@ def _log_if_due(training: Training, steps: Steps) -> None:
             warn(line)
             training.tracker.set_tags({f"warning.{state.step}.{name}": line})
         means["train/outside_bands"] = float(len(bands.outside))
+        state.bands = bands.start, tuple(sorted(bands.outside))
     training.tracker.log_metrics({**means, **training.meter.read()}, state.step)
 
 
@@ -227,7 +231,7 @@ def _validate_if_due(training: Training) -> None:
         state.best = judged
     state.validated = step
     training.observer.validated(step, judged.score)
-    state.means.restart_clock()
+    training.means.restart_clock()
 
 
 def _save(training: Training) -> None:
@@ -236,7 +240,8 @@ def _save(training: Training) -> None:
         if training.work.world.size == 1:  # a signal may have come after the step had looked
             training.check()
         training.tracker.flush()
+        training.state.means = training.means.settled()
         training.state_file.save(training.trainable, training.optimizer, training.state)
-        training.state.means.restart_clock()
+        training.means.restart_clock()
     elif training.state_file is not None and training.work.config.train.shard:
         capture(training.trainable, training.optimizer)  # its parts of what the leader writes

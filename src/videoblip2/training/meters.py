@@ -43,9 +43,10 @@ class RunningMeans:
         """This process's part of a step's metrics."""
         add_up(self._waiting, metrics)
 
-    def settle(self) -> None:
-        """Add what waits to the sums."""
+    def settled(self) -> tuple[dict[str, float], int]:
+        """The sums, with what waits, and of how many steps."""
         add_up(self.sums, self.fetch())
+        return self.sums, self.steps
 
     def fetch(self) -> dict[str, float]:
         """Sums of what was added since the last fetch, by this process."""
@@ -57,8 +58,8 @@ class RunningMeans:
 
     def flush(self) -> dict[str, float]:
         """`train/…` means and `time/…`: speed, and how long a step waited for its batch. Starts over."""
-        self.settle()
-        means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
+        sums, steps = self.settled()
+        means = {f"train/{name}": total / steps for name, total in sums.items()}
         seconds = time.perf_counter() - self._since
         if self._timed:
             means["time/step_seconds"] = seconds / self._timed

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from videoblip2.config import Config, InputError, flatten, known_keys
 from videoblip2.modality import BOTH, modality_label
 from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
-from videoblip2.training.state import FOLDER, SavedState, read_finished, read_saved
+from videoblip2.training.state import FOLDER, TrainState, read_finished, read_saved
 
 SAID_ALWAYS = ("seed", "optim.lr", "model.modalities", "scst.baseline", "data.task")
 PLACES = ("device", "data.annotations", "data.features", "model.language_model", "model.qformer.bert")
@@ -109,19 +109,19 @@ REMEDY = "to start another training from its weights, set train.start_from={0}/b
 DEFAULTS = flatten(Config())
 
 
-def resumed_config(config: Config, stage: str = "") -> Config:
+def resumed_config(config: Config) -> Config:
     """With `train.resume=FOLDER` or a run, OUT and NAME are that run's. Raises InputError for an unknown run."""
     wanted = config.train.resume
     if wanted is None or wanted == "auto":
         return config
     folder = Path(wanted)
     if folder.name == wanted and not folder.exists():
-        folder = _folder_of(find_stopped_run(wanted), Path(config.run.out), stage)
+        folder = _folder_of(find_stopped_run(wanted), Path(config.run.out))
     run = config.run.model_copy(update={"out": str(folder.parent), "name": folder.name})
     return config.model_copy(update={"run": run})
 
 
-def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
+def find_saved(stage: str, folder: Path, config: Config) -> TrainState | None:
     """The state that training resumes from; None = from the start.
 
     Args:
@@ -134,10 +134,7 @@ def find_saved(stage: str, folder: Path, config: Config) -> SavedState | None:
         return None
     if read_finished(folder / FOLDER) is not None:
         raise InputError(f"train.resume={wanted}: {folder} has finished; {REMEDY.format(folder)}")
-    try:
-        saved = read_saved(folder / FOLDER)
-    except ValueError as error:
-        raise InputError(f"train.resume={wanted}: {folder / FOLDER}: {error}; leave train.resume out") from error
+    saved = read_saved(folder / FOLDER)
     if saved is None:
         if wanted == "auto":
             return None
@@ -162,10 +159,8 @@ def _value(key: str, record: Mapping[str, object]) -> object:
     return entries or record.get(key, DEFAULTS.get(key, {}))
 
 
-def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
+def _folder_of(run: RunRecord, out: Path) -> Path:
     """The folder on this machine with the state of a run, downloaded if necessary."""
-    if run.stage and stage and run.stage != stage:
-        raise InputError(f"resume={run.run_id}: a run of `vb2 {run.stage}`, not of `vb2 {stage}`")
     here = out / run.name
     for folder in filter(None, (run.folder, here)):
         if run.run_id == _run_in(folder):
@@ -183,11 +178,10 @@ def _folder_of(run: RunRecord, out: Path, stage: str) -> Path:
 
 def _run_in(folder: Path) -> str | None:
     """The id of the run whose training state, or mark of its end, is in a run's folder."""
-    finished = read_finished(folder / FOLDER)
-    if finished is not None:
+    if finished := read_finished(folder / FOLDER):
         return finished.run_id
     try:
         saved = read_saved(folder / FOLDER)
-    except ValueError:
+    except InputError:
         return None
     return saved.identity.run_id if saved else None

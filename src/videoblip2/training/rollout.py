@@ -15,7 +15,6 @@ from videoblip2.captions.rewards import MixedReward, Scorer
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import Config, InputError, WatchConfig
 from videoblip2.data.annotations import Question
-from videoblip2.data.batches import question_prompt
 from videoblip2.model.decode import Decoded
 from videoblip2.model.network import VideoBlip2
 from videoblip2.training.distributed import World
@@ -245,7 +244,7 @@ class Reader:
         asked = [(text, question) for text in texts for question in self.questions.get(text[0], ())]
         if not asked:
             return np.zeros(len(own))
-        prompts = [f"{caption} {question_prompt(question.question)}".lstrip() for (_, caption), question in asked]
+        prompts = [f"{caption} {question.prompt}".lstrip() for (_, caption), question in asked]
         right = self.probabilities(prompts, [question.answer for _, question in asked])
         means = dict.fromkeys(texts, 0.0)
         for (text, _), value in zip(asked, right, strict=True):

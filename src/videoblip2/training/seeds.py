@@ -1,6 +1,5 @@
 """One configuration with several seeds: each its own run, under a parent that has the mean and its interval."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from videoblip2.training.distributed import join
 from videoblip2.training.loop import Observer
 from videoblip2.training.record import METRICS, Curve, draw_curves
 from videoblip2.training.resume import group_name, run_name, what_differs
-from videoblip2.training.stage import ShowWeights, StageResult, run_stage
-from videoblip2.training.state import FOLDER, read_finished
+from videoblip2.training.stage import ShowWeights, run_stage
+from videoblip2.training.state import FOLDER, StageResult, read_finished
 from videoblip2.training.tasks import Task, tasks_of
 from videoblip2.training.workspace import inherit_model
 
@@ -106,23 +105,13 @@ def _one(
 ) -> StageResult:
     """Train one seed, or keep it as it is if resuming finds it finished."""
     folder = Path(config.run.out) / str(config.run.name)
-    earlier = finished(stage, folder) if config.train.resume else None
+    earlier = read_finished(folder / FOLDER) if config.train.resume else None
     if earlier is not None:
         group.join(earlier.run_id)
         return earlier
     run = config.run.model_copy(update={"experiment": group.experiment})
     there = config.model_copy(update={"run": run})
     return run_stage(stage, there, progress, show_weights, observer=Member(group))
-
-
-def finished(stage: str, folder: Path) -> StageResult | None:
-    """The result of a run that ended earlier, from its folder OUT/NAME; None if none did."""
-    ended = read_finished(folder / FOLDER)
-    if ended is None:
-        return None
-    metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
-    step = int(metrics.pop("step"))
-    return StageResult(stage, folder.name, ended.run_id, ended.model, folder / "best", step, metrics)
 
 
 def _log(group: SeedGroup, config: Config, results: Sequence[StageResult], metrics: Mapping[str, Interval]) -> None:

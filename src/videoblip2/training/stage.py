@@ -28,24 +28,11 @@ from videoblip2.training.record import data_digest, log_inputs, log_results, log
 from videoblip2.training.resume import find_saved, resumed_config, run_name, what_differs
 from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
-from videoblip2.training.state import FOLDER, Finished, Identity, SavedState, StateFile, read_saved
+from videoblip2.training.state import FOLDER, Identity, StageResult, StateFile, TrainState, read_saved
 from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
 from videoblip2.training.workspace import Validation, Workspace, check_texts, inherit_model, open_workspace, start_copy
 
 ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """A finished stage. `model` is a MODEL: the MLflow model, or the folder without tracking."""
-
-    stage: str
-    name: str
-    run_id: str | None
-    model: str
-    checkpoint: Path
-    best_step: int
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class Stage:
     work: Workspace
     said: Sequence[str]
     weights: Mapping[str, str]
-    saved: SavedState | None = None
+    saved: TrainState | None = None
 
     @property
     def folder(self) -> Path:
@@ -136,7 +123,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
 
 def _found(config: Config, kind: str, world: World) -> Config:
     """The configuration with the folders of the run to resume and of the checkpoint to start from; one process asks."""
-    config, source = resumed_config(config, kind) if world.leads else config, config.train.start_from
+    config, source = resumed_config(config) if world.leads else config, config.train.start_from
     if world.size == 1:
         return config
     out, name, parent = world.first(
@@ -172,10 +159,10 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
         best = train(training)
         result = evaluate_tasks(work.config, work.val, best.said, default_metrics(fast=True))
         model = log_results(stage.name, stage.checkpoint, result, best.step, work, digests.result(), tracker)
-    file.finish(Finished(run_id=tracker.run_id, model=model, steps=work.config.train.steps))
+    ended = StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, dict(result.corpus))
+    file.finish(ended)
     tracker.drop_state()
-    metrics = dict(result.corpus)
-    return StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, metrics)
+    return ended
 
 
 @contextmanager

@@ -1,78 +1,74 @@
 """The training state: everything a killed training needs to resume exactly as if it had never stopped.
 
 One file, OUT/NAME/state/state.safetensors, replaced in one move. Its tensors are the trainable weights, the optimizer's
-moments and torch's random states; its header is a `SavedState`. Batches and samples need none: both are functions of
+moments and torch's random states; its header is a `TrainState`. Batches and samples need none: both are functions of
 (seed, step).
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videoblip2.errors import InputError
 from videoblip2.files import atomic, write_text
-from videoblip2.training.meters import RunningMeans
-from videoblip2.training.rollout import BandMonitor
 from videoblip2.training.sharding import part, whole
 from videoblip2.training.workspace import Validation
 
 FORMAT = 3
-READABLE = (2, FORMAT)
 FOLDER, FILE, FINISHED = "state", "state.safetensors", "finished.json"
 Parameters = Mapping[str, nn.Parameter]
 Tensors = dict[str, Tensor]
 
 
-@dataclass
-class TrainState:
-    """Where a training is, beside its weights: steps done, the last validated step, the best, running means, bands."""
-
-    step: int = 0
-    validated: int = -1
-    best: Validation = field(default_factory=Validation)
-    means: RunningMeans = field(default_factory=RunningMeans)
-    bands: BandMonitor | None = None
-
-
-class StateRecord(BaseModel):
-    """Frozen; NaN and infinity are kept."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
-
-
-class Identity(StateRecord):
+@dataclass(frozen=True)
+class Identity:
     """Whose state it is. config: dotted keys and plain values."""
 
     stage: str = ""
     name: str = ""
     run_id: str | None = None
-    config: dict[str, object] = {}
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
-class SavedState(StateRecord):
-    """The header of a state file. means: sums since the last log line, and of how many steps."""
+class TrainState(BaseModel):
+    """Where a training is, beside its weights: the header of a state file. NaN and infinity are kept.
+
+    validated: the last validated step. means: sums since the last log line, and of how many steps. bands: what a
+    `BandMonitor` has seen.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     format: int = FORMAT
-    identity: Identity
-    step: int
-    validated: int
-    best: Validation
-    means: tuple[dict[str, float], int]
-    bands: tuple[dict[str, float], tuple[str, ...]] | None
+    identity: Identity = Identity()
+    step: int = 0
+    validated: int = -1
+    best: Validation = Validation()
+    means: tuple[dict[str, float], int] = ({}, 0)
+    bands: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
 
 
-class Finished(StateRecord):
-    """What remains of the state of a run that has ended: its run, its MODEL, its steps."""
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `model` is a MODEL: the MLflow model, or the folder without tracking."""
 
-    run_id: str | None = None
-    model: str = ""
-    steps: int = 0
+    stage: str
+    name: str
+    run_id: str | None
+    model: str
+    checkpoint: Path
+    best_step: int
+    metrics: dict[str, float]
+
+
+_RESULT = TypeAdapter(StageResult)
 
 
 @dataclass(frozen=True)
@@ -88,58 +84,49 @@ class StateFile:
 
     def save(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write everything; an older file stays until the new one is complete."""
-        state.means.settle()
-        saved = SavedState(
-            identity=self.identity,
-            step=state.step,
-            validated=state.validated,
-            best=state.best,
-            means=(state.means.sums, state.means.steps),
-            bands=(state.bands.start, tuple(sorted(state.bands.outside))) if state.bands else None,
-        )
+        header = state.model_copy(update={"identity": self.identity}).model_dump_json()
         with atomic(self.path) as file:
-            save_file(capture(trainable, optimizer), file.name, metadata={"state": saved.model_dump_json()})
+            save_file(capture(trainable, optimizer), file.name, metadata={"state": header})
 
-    def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-        """Restore weights, moments, random states and progress."""
-        saved, tensors = read_saved(self.folder), load_file(self.path)
+    def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer) -> TrainState:
+        """Restore weights, moments and random states; return the rest."""
+        saved = read_saved(self.folder)
         assert saved is not None
-        put_back(trainable, optimizer, tensors)
-        state.step, state.validated, state.best = saved.step, saved.validated, saved.best
-        state.means.sums, state.means.steps = saved.means
-        if state.bands is not None and saved.bands:
-            state.bands.start, state.bands.outside = saved.bands[0], set(saved.bands[1])
+        put_back(trainable, optimizer, load_file(self.path))
+        return saved
 
     def clear(self) -> None:
         """Remove what an earlier run left in this folder."""
         for name in (FILE, FINISHED):
             (self.folder / name).unlink(missing_ok=True)
 
-    def finish(self, finished: Finished) -> None:
+    def finish(self, result: StageResult) -> None:
         """The run is over: say so, and free the disk space of the state."""
-        write_text(self.folder / FINISHED, finished.model_dump_json(indent=2) + "\n")
+        write_text(self.folder / FINISHED, _RESULT.dump_json(result, indent=2).decode() + "\n")
         self.path.unlink(missing_ok=True)
 
 
-def read_saved(folder: Path) -> SavedState | None:
-    """What a state folder's file says; None if there is none. Raises ValueError for a file that is malformed."""
+def read_saved(folder: Path) -> TrainState | None:
+    """What a state folder's file says; None if there is none. Raises InputError for a file that is malformed."""
     path = folder / FILE
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["state"])
-        if header["format"] not in READABLE:
-            raise ValueError(f"format {header['format']}, this program reads {READABLE}; update videoblip2")
-        return SavedState.model_validate(header)
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}, this program reads {FORMAT}; update videoblip2")
+        return TrainState.model_validate(header)
     except Exception as error:
-        raise ValueError(f"not a training state ({' '.join(str(error).split())[:200]})") from error
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a training state ({problem}); leave train.resume out") from error
 
 
-def read_finished(folder: Path) -> Finished | None:
-    """What a state folder says of a run that has ended; None if it has not."""
+def read_finished(folder: Path) -> StageResult | None:
+    """What a state folder says of a run that has ended, wherever it is now; None if it has not."""
     path = folder / FINISHED
-    return Finished.model_validate_json(path.read_bytes()) if path.is_file() else None
+    result = _RESULT.validate_json(path.read_bytes()) if path.is_file() else None
+    return result and replace(result, checkpoint=folder.parent / "best")
 
 
 def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:

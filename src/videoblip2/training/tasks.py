@@ -4,11 +4,11 @@ A `Task` owns all that differs between them: data files, batches, what is genera
 evaluation. All other code asks `tasks_of`; a mixture is two tasks, and its score is the sum of theirs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from videoblip2.captioner import Caption, Captioner
+from videoblip2.captioner import Captioner
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.functions import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
@@ -22,15 +22,7 @@ from videoblip2.data.annotations import (
     read_questions,
     require_features,
 )
-from videoblip2.data.batches import (
-    Batches,
-    BatchMaker,
-    FeatureSource,
-    caption_batches,
-    mixed,
-    question_batches,
-    question_prompt,
-)
+from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, mixed
 from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
 from videoblip2.features.store import FeatureStore
@@ -47,25 +39,14 @@ class CaptionTask:
     kind: Kind = CaptionRow.kind
     metric = CaptionRow.metric
     read = staticmethod(read_annotations)  # an annotation file → its entries
-    batches = staticmethod(caption_batches)  # entries → batches that teach them
 
     def file(self, data: DataConfig, split: str) -> str:
         """The annotation file of a split (train, val, test)."""
         return data.train if split == "train" else f"{split}.json"
 
-    def taught(self, entries: list[VideoAnnotation]) -> list[str]:
-        """The texts that these entries teach."""
-        return [caption for video in entries for caption in video.captions]
-
-    def human(self, entries: list[VideoAnnotation]) -> Texts:
-        """What a person said of each entry."""
-        return {video.video_id: video.captions[0] for video in entries}
-
-    def say(
-        self, captioner: Captioner, entries: list[VideoAnnotation], source: FeatureSource, decode: DecodeConfig
-    ) -> Iterator[tuple[str, Caption]]:
-        """What the model says of each entry, with the entry's key."""
-        return captioner.in_batches([(v.video_id, v.video_id, None) for v in entries], source, decode)
+    def batches(self, entries: list[VideoAnnotation], maker: BatchMaker) -> Batches:
+        """Batches that teach these entries."""
+        return maker.batches(entries, 0, maker.config.captions_per_video)
 
     def scorer(self, entries: list[VideoAnnotation]) -> Callable[[Texts], float]:
         """A function from what was said of all entries to `metric`; made once, called at each validation."""
@@ -87,22 +68,12 @@ class AnswerTask:
     kind: Kind = AnswerRow.kind
     metric = AnswerRow.metric
     read = staticmethod(read_questions)
-    batches = staticmethod(question_batches)
 
     def file(self, data: DataConfig, split: str) -> str:
         return data.train_qa if split == "train" else f"{split}_qa.json"
 
-    def taught(self, entries: list[Question]) -> list[str]:
-        return [question.answer for question in entries]
-
-    def human(self, entries: list[Question]) -> Texts:
-        return {question.question_id: question.answer for question in entries}
-
-    def say(
-        self, captioner: Captioner, entries: list[Question], source: FeatureSource, decode: DecodeConfig
-    ) -> Iterator[tuple[str, Caption]]:
-        asked = [(q.question_id, q.video_id, question_prompt(q.question)) for q in entries]
-        return captioner.in_batches(asked, source, decode)
+    def batches(self, entries: list[Question], maker: BatchMaker) -> Batches:
+        return maker.batches(entries, 2, 1)
 
     def scorer(self, entries: list[Question]) -> Callable[[Texts], float]:
         asked, expected = [question.question for question in entries], [question.answer for question in entries]
@@ -144,10 +115,10 @@ def say_all(
     progress: Progress = no_progress,
 ) -> dict[str, str]:
     """What the model says of every entry, by key; each process decodes its share."""
-    own = entries[world.share(len(entries))]
-    stream: Any = task.say(captioner, own, source, decode)
+    asked = [(entry.key, entry.video_id, entry.prompt) for entry in entries[world.share(len(entries))]]
+    stream = captioner.in_batches(asked, source, decode)
     with memory_for(f"decoding {task.kind}", f"lower decode.batch_size={decode.batch_size} or decode.num_beams"):
-        said = {key: caption.text for key, caption in progress(stream, len(own), task.kind)}
+        said = {key: caption.text for key, caption in progress(stream, len(asked), task.kind)}
     parts = world.gather(said)
     return {key: text for part in parts for key, text in part.items()}
 

@@ -163,7 +163,7 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     if config.train.shard and world.size > 1:
         shard(model, config, world, device)
     check_features(work.features, videos, progress)
-    if not any(score(task.human(val[task.kind])) for task, score in work._scorers):
+    if not any(score({entry.key: entry.texts[0] for entry in val[task.kind]}) for task, score in work._scorers):
         file = CAPTIONS.file(config.data, "val")
         raise InputError(f"{file}: {no_cider(val[CAPTIONS.kind])}, so no checkpoint could be chosen; add videos")
     return work
@@ -197,7 +197,8 @@ def check_texts(work: Workspace, taught: bool) -> None:
         taught: whether their tokens are taught, and not only rewarded.
     """
     for task in tasks_of(work.config):
-        texts, file = task.taught(work.train[task.kind]), task.file(work.config.data, "train")
+        texts = [text for entry in work.train[task.kind] for text in entry.texts]
+        file = task.file(work.config.data, "train")
         pieces = work.tokenizers.pieces(texts[:: 1 + len(texts) // MOST_TEXTS])
         unknown = sum(ids.count(work.tokenizers.text.unk_token_id) for ids in pieces)
         share, longest = unknown / max(1, sum(map(len, pieces))), work.config.data.max_caption_tokens

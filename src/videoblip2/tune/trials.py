@@ -24,10 +24,11 @@ from videoblip2.data.batches import CachedFeatures
 from videoblip2.errors import Progress
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.tracking import RunSpec, Stopped, Tracker, open_run
+from videoblip2.training.distributed import World
 from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
-from videoblip2.training.tasks import read_split
+from videoblip2.training.tasks import read_split, say_all
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import attributes, name_of
 
@@ -137,8 +138,8 @@ def _seconds(plan: Plan, opened: OpenModel, decode: DecodeConfig) -> float:
     entries = read_split(opened.config, "val", opened.store)[task.kind][:TIMED]
     for part in (entries[: decode.batch_size], entries):
         start = time.perf_counter()
-        said = list(task.say(opened.captioner, part, opened.store, decode))
-    return (time.perf_counter() - start) / len(said)
+        say_all(task, opened.captioner, part, opened.store, decode, World())
+    return (time.perf_counter() - start) / len(entries)
 
 
 def decoder(plan: Plan) -> Runner:
