@@ -73,7 +73,7 @@ class Engine:
             since=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
             waiting=len(self.batcher.waiting),
             trouble=self.follower.trouble,
-            warning=captioner.warning,
+            warning=captioner.provenance.warning,
             answers=not captioner.never_asked,
             shadow=self.shadow.comparison if self.shadow else None,
             max_upload_mb=self.settings.max_upload_mb,

@@ -142,11 +142,6 @@ class Captioner:
             yield from zip(keys, self.caption(items, prompts, decode.decoding), strict=True)
 
     @property
-    def warning(self) -> str:
-        """What users must be told first: that the model only knows the toy world. Empty if there is nothing to say."""
-        return self.provenance.warning
-
-    @property
     def never_asked(self) -> bool:
         """Whether it was never taught to answer questions; False if that is not recorded."""
         return bool(self.provenance.kinds) and "answers" not in self.provenance.kinds
@@ -172,10 +167,6 @@ class Captioner:
         if fps and not (most and frames >= most):  # frames were not thinned
             return frames / fps, window
         return (windows * window if window and windows else None), window
-
-    def media_features(self, path: Path) -> Features:
-        """One media file → its features, as the training features were made. Raises InputError if it is unreadable."""
-        return self.media_encoders.encode_file(path)
 
     @property
     def encoders_name(self) -> str:

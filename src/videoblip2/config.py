@@ -113,15 +113,9 @@ class TrainConfig(Section):
     steps: int = Field(20_000, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="videos per step")
     accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, to save memory")
-    checkpointing: bool = Field(
-        False, description="keep each layer's input alone and compute the rest again: the same gradients, slower"
-    )
-    shard: bool = Field(
-        False, description="with model.finetune=full, several processes share the language model (FSDP2)"
-    )
-    dropout: bool = Field(
-        True, description="off: no dropout anywhere; the result is the same on any number of processes"
-    )
+    checkpointing: bool = Field(False, description="keep only each layer's input and recompute the rest: slower")
+    shard: bool = Field(False, description="with model.finetune=full, processes share the language model (FSDP2)")
+    dropout: bool = Field(True, description="off: none anywhere; the result is the same on any number of processes")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy on captions")
     validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
     log_every: int = Field(20, ge=1, description="steps between logged training metrics")

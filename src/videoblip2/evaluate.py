@@ -7,7 +7,7 @@ from typing import Any
 
 from videoblip2.captioner import Captioner
 from videoblip2.captions import BootstrapResult, caption_metrics, paired_bootstrap
-from videoblip2.captions.functions import answer_accuracy, blind_answers, common_answers, typed_answer
+from videoblip2.captions.functions import answer_accuracy, blind_answers, typed_answers
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
@@ -96,10 +96,8 @@ def evaluate_answers(
     scores = answer_accuracy(asked, given, expected, answer_map)
     if train:
         texts, labels = [question.question for question in train], [question.answer for question in train]
-        common = common_answers(texts, labels)
-        same_type, same_words = [typed_answer(common, text) for text in asked], blind_answers(asked, texts, labels)
-        scores["accuracy_common"] = answer_accuracy(asked, same_type, expected)["accuracy"]
-        scores["accuracy_blind"] = answer_accuracy(asked, same_words, expected)["accuracy"]
+        for name, guess in (("accuracy_common", typed_answers), ("accuracy_blind", blind_answers)):
+            scores[name] = answer_accuracy(asked, guess(asked, texts, labels), expected)["accuracy"]
     pairs = zip(questions, given, strict=True)
     rows = tuple(AnswerRow.of(q.video_id, q.question_id, q.question, text, q.answer) for q, text in pairs)
     return Evaluation(scores, answer_rows=rows)

@@ -18,17 +18,14 @@ Tree = dict[str, Any]
 SHORT = {"resume": "train.resume"}
 
 
-def find_experiment(name: str | Path) -> Path:
-    """The file `name`; where there is none, the shipped experiment that `toy_ce` or `experiments/toy_ce.yaml` names."""
-    path = Path(expand(str(name)))
-    ships = shipped("experiments") / f"{path.name.removesuffix('.yaml')}.yaml"
-    return ships if not path.exists() and str(path.parent) in (".", "experiments") and ships.is_file() else path
-
-
 def read_yaml(path: str | Path) -> Tree:
     """A YAML mapping from a file or a shipped experiment, with errors that name the file."""
+    file = Path(expand(str(path)))
+    ships = shipped("experiments") / f"{file.name.removesuffix('.yaml')}.yaml"
+    if not file.exists() and str(file.parent) in (".", "experiments") and ships.is_file():
+        file = ships  # `toy_ce` or `experiments/toy_ce.yaml`
     try:
-        content = yaml.safe_load(find_experiment(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         remedy = "give a YAML file, or a name from `vb2 experiments list`"
         raise InputError(f"{path}: {error.strerror}; {remedy}") from error

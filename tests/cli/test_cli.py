@@ -17,6 +17,7 @@ from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
 from videoblip2.config import InputError, known_keys
 from videoblip2.jobs.forms import Row
+from videoblip2.provenance import Provenance
 
 HEAVY = ("torch", "mlflow", "transformers", "pydantic", "numpy", "av", "bentoml")
 
@@ -155,7 +156,7 @@ def caption(monkeypatch, tmp_path, *found):
     found_model = SimpleNamespace(version="1", folder=tmp_path)
     for room in ("tracking", "predict"):
         monkeypatch.setattr(f"videoblip2.{room}.find_model", lambda model: found_model)
-    model = SimpleNamespace(version="1", warning="", load_media_encoders=lambda: None)
+    model = SimpleNamespace(version="1", provenance=Provenance(), load_media_encoders=lambda: None)
     monkeypatch.setattr("videoblip2.predict.load_captioner", lambda model_, **_: model)
     monkeypatch.setattr("videoblip2.jobs.caption.CaptionJob.run", lambda *_: ([row] for row in found))
     monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", *(row.path for row in found), "--json"])

@@ -299,7 +299,7 @@ def test_other_precisions_are_converted_and_reported(tmp_path, dtype):
     back = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     torch.testing.assert_close(output(qformer, query_tokens, True), expected(back, True), rtol=0, atol=1e-5)
     count, kind = len(qformer.state_dict()) + 1, str(dtype).removeprefix("torch.")
-    assert f"{count} converted from {kind} to float32" in report.summary()
+    assert f"{kind} converted to float32 in {count}" in report.summary()
 
 
 def test_two_q_formers_in_one_file_are_told_apart(tmp_path):

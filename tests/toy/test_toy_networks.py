@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from videoblip2.config import InputError
 from videoblip2.data.annotations import VideoAnnotation
+from videoblip2.errors import InputError, validated
 from videoblip2.toy.demo import second_process
-from videoblip2.toy.networks import LanguageModelConfig, _pairs, build_t5, parse_settings
+from videoblip2.toy.networks import LanguageModelConfig, _pairs, build_t5
 
 VIDEOS = [
     VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
@@ -52,7 +52,7 @@ def test_a_tied_start_is_of_two_tensors():
 
 def test_a_wrong_setting_is_named():
     with pytest.raises(InputError, match="denoise='2'"):
-        parse_settings(["denoise=2"])
+        validated(LanguageModelConfig, {"denoise": "2"}, "setting")
 
 
 def test_the_demos_second_process_ends_with_the_first():

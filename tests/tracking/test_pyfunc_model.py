@@ -1,5 +1,7 @@
 """The registered model through MLflow: the captions of `vb2 caption`, in Python and over its scoring server."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from small_stage import stages
@@ -62,7 +64,8 @@ def test_the_scoring_server_gives_the_same(made, model):
 def test_media_and_feature_files_come_back_in_order(made, model, monkeypatch):
     python_model = model.unwrap_python_model()
     captioner = python_model.captioner
-    monkeypatch.setattr(captioner, "media_features", lambda path: {"audio": path.name})
+    encoders = SimpleNamespace(encode_file=lambda path: {"audio": path.name})
+    monkeypatch.setitem(vars(captioner), "media_encoders", encoders)
     monkeypatch.setattr(
         captioner, "caption", lambda items, *options: [Caption(str(len(i.get("audio", ()))), 0.0) for i in items]
     )

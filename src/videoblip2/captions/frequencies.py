@@ -84,9 +84,10 @@ class DocumentFrequencies:
         grams, sizes = [runs.words], [len(vocabulary)]
         for order, known in enumerate(self.keys, start=2):
             keys = runs.keys(grams[-1], order)
-            ids, found = find(keys, known)
-            unknown, ids[~found] = np.unique(keys[~found], return_inverse=True)
-            ids[~found] += len(known)
+            ids = np.searchsorted(known, keys)
+            new = known.take(ids, mode="clip") != keys if len(known) else np.ones(len(keys), bool)
+            unknown, ids[new] = np.unique(keys[new], return_inverse=True)
+            ids[new] += len(known)
             grams.append(ids)
             sizes.append(len(known) + len(unknown))
         return runs, grams, sizes
@@ -161,14 +162,6 @@ def check_references(references: References) -> None:
             raise InputError(f"references of video {video!r} are one string: give a list of captions")
         if not captions:
             raise InputError(f"video {video!r} has no references: give it at least one caption or leave the video out")
-
-
-def find(keys: Int64s, among: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
-    """Indices of `keys` in the sorted `among`, and whether each was found (if not, its index is meaningless)."""
-    if not len(among):
-        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
-    places = np.minimum(np.searchsorted(among, keys), len(among) - 1)
-    return places, among[places] == keys
 
 
 def _lay_out(captions: Sequence[Sequence[str]], known: Mapping[str, int]) -> tuple[TokenRuns, dict[str, int]]:

@@ -7,7 +7,7 @@ docstring says otherwise.
 import importlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -199,22 +199,21 @@ def answer_accuracy(
     return scores
 
 
-def common_answers(questions: Sequence[str], expected: Sequence[str]) -> dict[str, str]:
-    """The most frequent answer to each question type, and to all questions under ""; ties go to the first."""
-    kinds = [(kind, answer) for q, answer in zip(questions, expected, strict=True) for kind in (question_type(q), "")]
-    return _most_frequent(kinds)
+def typed_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
+    """The most frequent training answer to each question's type, or to all questions if training has none of this type.
+
+    Ties go to the first.
+    """
+    pairs = zip(train_questions, train_answers, strict=True)
+    common = _most_frequent((kind, answer) for q, answer in pairs for kind in (question_type(q), ""))
+    return [common.get(question_type(q), common.get("", "")) for q in questions]
 
 
 def blind_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
     """A baseline without video: the most frequent training answer to the same question, else to its type."""
     same = _most_frequent(zip(map(normalise_answer, train_questions), train_answers, strict=True))
-    common = common_answers(train_questions, train_answers)
-    return [same.get(normalise_answer(q)) or typed_answer(common, q) for q in questions]
-
-
-def typed_answer(common: Mapping[str, str], question: str) -> str:
-    """The common answer to a question's type, or to all questions if training has none of this type."""
-    return common.get(question_type(question), common.get("", ""))
+    typed = typed_answers(questions, train_questions, train_answers)
+    return [same.get(normalise_answer(q)) or other for q, other in zip(questions, typed, strict=True)]
 
 
 def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -143,13 +143,13 @@ def ask(
         raise InputError(rows[0].error)
     answers = [{"question": row.question, "answer": row.caption, "score": row.score} for row in rows]
     lines = [f"{row.question}  {row.caption or '(no answer)'}" for row in rows]
-    told = {"model_version": job.captioner.version, "warning": job.captioner.warning}
+    told = {"model_version": job.captioner.version, "warning": job.captioner.provenance.warning}
     console.emit({"video": video, "answers": answers}, json, "\n".join(lines), **told)
 
 
 def warn(captioner: "Captioner") -> None:
-    if captioner.warning:
-        print(f"warning: {captioner.model_name} was {captioner.warning}", file=sys.stderr, flush=True)
+    if warning := captioner.provenance.warning:
+        print(f"warning: {captioner.model_name} was {warning}", file=sys.stderr, flush=True)
 
 
 def _consume(

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from videoblip2.cli import console
-from videoblip2.errors import InputError, counted
+from videoblip2.errors import InputError, counted, validated
 
 if TYPE_CHECKING:
     from videoblip2.config import Config
@@ -220,9 +220,10 @@ def lm(
     from videoblip2.data.annotations import read_annotations
 
     videos = read_annotations(annotations)
-    from videoblip2.toy.networks import parse_settings, train_language_model
+    from videoblip2.toy.networks import LanguageModelConfig, train_language_model
 
-    t5, bert = train_language_model(videos, [prompt], out, parse_settings(settings or []), console.progress)
+    sizes = validated(LanguageModelConfig, dict(word.partition("=")[::2] for word in settings or []), "setting")
+    t5, bert = train_language_model(videos, [prompt], out, sizes, console.progress)
     console.emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
 
 

@@ -15,7 +15,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,6 +144,7 @@ def _load_network(folder: Path) -> VideoBlip2:
 
 def write_card(folder: Path) -> Path:
     """Write README.md from the folder's config.json, config.yaml, metrics.json, provenance.json and tensor sizes."""
+    from huggingface_hub import get_local_safetensors_metadata
     from jinja2 import Environment, FileSystemLoader
 
     from videoblip2.captions.metrics import label_of, shown
@@ -154,8 +154,9 @@ def write_card(folder: Path) -> Path:
     )
     kind = network["text_config"].get("model_type", "t5")
     parts: Counter[str] = Counter()
-    for name, size in tensor_sizes(folder).items():
-        parts[_part(name)] += size
+    for file in get_local_safetensors_metadata(folder).files_metadata.values():  # headers: no weight is read
+        for name, tensor in file.tensors.items():
+            parts[_part(name)] += tensor.parameter_count
     scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True).get_template("model_card.md.j2")
@@ -170,17 +171,6 @@ def write_card(folder: Path) -> Path:
     )
     write_text(folder / "README.md", text)
     return folder / "README.md"
-
-
-def tensor_sizes(folder: Path) -> dict[str, int]:
-    """Tensor name → number of elements, from the headers of the folder's safetensors: no weight is read."""
-    from safetensors import safe_open
-
-    sizes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            sizes |= {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return sizes
 
 
 def _part(name: str) -> str:

@@ -54,17 +54,12 @@ class TensorRecord:
     file: str = ""  # "checkpoint" or "text", "" when fresh
     dtype: str = ""  # in the file, such as "float16"; the model always holds float32
     reason: str = ""  # why it is fresh or unused
-    note: str = ""  # what else was done to it, such as "30522 rows, 1 fresh"
+    note: str = ""  # what else was done to it, such as "30522 rows and 1 fresh; float16 converted to float32"
 
     @property
     def filled(self) -> bool:
         """Whether a file gives it."""
         return self.status in ("loaded", "text")
-
-    @property
-    def converted(self) -> bool:
-        """Whether the file held it in another precision than the float32 it now has."""
-        return self.filled and self.dtype != "float32"
 
     @property
     def outcome(self) -> str:
@@ -97,8 +92,6 @@ class WeightReport:
             parts.append(f"{self.count('text')} from {self.text_name}")
         noted = Counter(record.note for record in self.records if record.note)
         parts += [f"{note} in {count}" for note, count in noted.items()]
-        converted = Counter(record.dtype for record in self.records if record.converted)
-        parts += [f"{count} converted from {dtype} to float32" for dtype, count in sorted(converted.items())]
         return ", ".join(parts)
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
@@ -132,8 +125,6 @@ def _origin(record: TensorRecord) -> str:
         parts.insert(0, f"renamed from {group}" if group != group_of(record.name) else "")
     elif record.status == "unused" and record.file == "text":
         parts.insert(0, "of the text file")
-    if record.converted:
-        parts.append(f"{record.dtype} to float32")
     return "; ".join(filter(None, parts))
 
 
@@ -251,7 +242,7 @@ def _from_file(
     name: str, shape: tuple[int, ...], given: QFormerSource, status: Literal["loaded", "text"]
 ) -> TensorRecord:
     """The record of a tensor that a file gives; InputError if shape or precision does not fit."""
-    source, found, note = given.names[name], given.shape(name), ""
+    source, found, notes = given.names[name], given.shape(name), []
     dtype = precision(given.tensors[source])
     if dtype not in _PRECISIONS:
         raise InputError(f"{given.file}: {source} is {dtype} (quantised?); give the float32 or float16 weights")
@@ -259,9 +250,11 @@ def _from_file(
         raise InputError(f"{given.file}: {source} has shape {list(found)}, the Q-Former needs {list(shape)} there")
     if found != shape:
         have, want = found[1], shape[1]
-        note = f"first {want} of {have} rows" if want < have else f"{have} rows and {want - have} fresh"
+        notes.append(f"first {want} of {have} rows" if want < have else f"{have} rows and {want - have} fresh")
+    if dtype != "float32":
+        notes.append(f"{dtype} converted to float32")
     which = "text" if status == "text" else "checkpoint"
-    return TensorRecord(name, status, shape, source, which, dtype, note=note)
+    return TensorRecord(name, status, shape, source, which, dtype, note="; ".join(notes))
 
 
 def _unused(

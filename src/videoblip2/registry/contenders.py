@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from videoblip2.captions import typical_caption
-from videoblip2.captions.functions import common_answers, typed_answer
+from videoblip2.captions.functions import typed_answers
 from videoblip2.captions.metrics import METRICS, default_metrics
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import Config
@@ -125,8 +125,9 @@ def say_trivial(contender: Contender) -> Said:
         said["captions"] = {video.video_id: same for video in videos}
     if questions := contender.entries.get("answers"):
         taught = read_questions(model.annotations(config.data.train_qa))
-        common = common_answers([q.question for q in taught], [q.answer for q in taught])
-        said["answers"] = {q.question_id: typed_answer(common, q.question) for q in questions}
+        learned = [q.question for q in taught], [q.answer for q in taught]
+        answers = typed_answers([q.question for q in questions], *learned)
+        said["answers"] = dict(zip([q.question_id for q in questions], answers, strict=True))
     return said
 
 

@@ -37,7 +37,7 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def _features(self, row: dict[str, Any]) -> Features:
         """The features of a row's media file, or in its files; a video without `audio` has no sound."""
         if not str(row["video"]).endswith(".npy"):
-            return self.captioner.media_features(Path(row["video"]))
+            return self.captioner.media_encoders.encode_file(Path(row["video"]))
         paths = {name: row[name] for name in MODALITIES if isinstance(row.get(name), str) and row[name]}
         return {name: np.load(Path(path), allow_pickle=False) for name, path in paths.items()}
 

@@ -106,7 +106,9 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
     with second_process() as second:
         world = out / "toy", size.videos, SEED
         helped = second.submit(write_toy_world, *world, more_tests=size.more_tests, backwards=True)
-        language_model = second.submit(train_language_model, demo.data, out / "lm", size.language_model_steps)
+        settings = networks.LanguageModelConfig(steps=size.language_model_steps, batch_size=48)
+        taught = read_annotations(demo.data / "train.json"), [load_config("toy_ce").data.prompt]
+        language_model = second.submit(networks.train_language_model, *taught, out / "lm", settings)
         demo.say(f"1/8 toy world: {size.videos + size.more_tests} videos with sound, 20 captions each → {out / 'toy'}")
         write_toy_world(*world, progress, size.more_tests)
         helped.result()  # the last video is complete
@@ -156,13 +158,6 @@ def extract(demo: Demo) -> None:
     clap = load_clap(networks.build_toy_clap(demo.out / "encoders" / "clap", SEED))
     videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, networks.TOY_SETTINGS)
     extract_features(videos, demo.out / "features", encoders, progress=demo.progress)
-
-
-def train_language_model(data: Path, out: Path, steps: int) -> None:
-    """A T5 of the toy world's captions, as `vb2 lm` trains one."""
-    settings = networks.LanguageModelConfig(steps=steps, batch_size=48)
-    prompt = load_config("toy_ce").data.prompt
-    networks.train_language_model(read_annotations(data / "train.json"), [prompt], out, settings)
 
 
 def train_and_test(config: Config, out: Path) -> tuple[StageResult, EvaluationResult]:

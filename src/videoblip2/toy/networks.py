@@ -20,7 +20,7 @@ from torch import nn
 
 from videoblip2.config import Section
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.errors import Progress, Steps, no_progress, validated
+from videoblip2.errors import Progress, Steps, no_progress
 from videoblip2.features.media import SAMPLING_RATE
 from videoblip2.features.media_features import FeatureSettings
 from videoblip2.imports import quiet_transformers
@@ -271,8 +271,3 @@ def _pairs(videos: Videos, config: LanguageModelConfig, rng: np.random.Generator
         start = int(rng.integers(config.pool)) * config.batch_size
         pairs = pairs[start : start + config.batch_size]
     return [source for source, _ in pairs], [target for _, target in pairs]
-
-
-def parse_settings(words: Sequence[str]) -> LanguageModelConfig:
-    """["steps=500", …] → settings; InputError names the unknown one."""
-    return validated(LanguageModelConfig, dict(word.partition("=")[::2] for word in words), "setting")
