@@ -28,7 +28,7 @@ def test_the_product_is_that_of_linear(weight: torch.Tensor, keep: bool) -> None
 @needs_onednn
 def test_a_kept_layout_is_used_again(weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_kernels.product(weight, rows=7, keep=True)
-    monkeypatch.setattr(cpu_kernels, "_lay_out", lambda weight: pytest.fail("laid out twice"))
+    monkeypatch.setattr(cpu_kernels, "_transposed", lambda weight: pytest.fail("laid out twice"))
     cpu_kernels.product(weight, rows=7, keep=True)
 
 

@@ -25,6 +25,8 @@ Product = Callable[[Tensor], Tensor]
 
 #: Fewer rows than these gain nothing from the layout, and for a small weight the call costs more than it saves.
 ROWS, NUMBERS = 4, 2**18
+#: Up to so many outputs a transposed weight is quicker than oneDNN's layout, unless its rows lie a power of two apart.
+NARROW, APART = 4096, 16
 #: Fewer videos, or more tokens, and reading the weights at each token costs more than keys and values do.
 VIDEOS, TOKENS = 8, 32
 
@@ -39,8 +41,7 @@ def product(weight: Tensor, rows: int, keep: bool = False) -> Product:
     """
     if not layout_pays(weight, rows):
         return lambda data: functional.linear(data, weight)
-    packed = _kept(weight) if keep else _lay_out(weight)
-    return lambda data: torch.ops.mkldnn._linear_pointwise(data, packed, None, "none", [], "")
+    return _kept(weight) if keep else _packed(weight)
 
 
 def layout_pays(weight: Tensor, rows: int) -> bool:
@@ -49,18 +50,25 @@ def layout_pays(weight: Tensor, rows: int) -> bool:
     return fits and rows >= ROWS and weight.numel() >= NUMBERS and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _kept(weight: Tensor) -> Tensor:
+def _kept(weight: Tensor) -> Product:
     # What a change of the weight changes: its place, its version, and (for a write through `.data`) some numbers.
     version = None if weight.is_inference() else weight._version
     sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)]
     stamp = weight.data_ptr(), version, sample.double().sum().item()
     if weight not in _packs or _packs[weight][0] != stamp:
-        _packs[weight] = (stamp, _lay_out(weight))
-    return cast(Tensor, _packs[weight][1])
+        _packs[weight] = (stamp, _transposed(weight) if len(weight) <= NARROW else _packed(weight))
+    return cast(Product, _packs[weight][1])
 
 
-def _lay_out(weight: Tensor) -> Tensor:
-    return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
+def _packed(weight: Tensor) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    return lambda data: torch.ops.mkldnn._linear_pointwise(data, packed, None, "none", [], "")
+
+
+def _transposed(weight: Tensor) -> Product:
+    outputs, inputs = weight.shape
+    turned = weight.new_empty(inputs, outputs + APART)[:, :outputs].copy_(weight.detach().t())
+    return lambda data: torch.mm(data, turned)
 
 
 def attention_pays(states: Tensor, rows: int, max_tokens: int) -> bool:
