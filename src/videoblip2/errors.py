@@ -66,6 +66,12 @@ def first_line(error: BaseException) -> str:
     return network[1] if network else line[:200]
 
 
+def one_line(error: Exception) -> str:
+    """A user's mistake in its own words, any other error after its type; without passwords."""
+    text = masked(" ".join(str(error).split()))
+    return text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
+
+
 def validated(model: type[Model], content: object, source: str = "", name: Callable[[str], str] = str) -> Model:
     """Build a pydantic model. Raises InputError naming `source` and each wrong key; name: what the user calls a key."""
     from pydantic import ValidationError

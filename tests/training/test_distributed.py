@@ -4,10 +4,8 @@ The processes are forked from this one, so that torch is imported once; each cas
 """
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import processes
 from safetensors.torch import load_file, save_file
 from tiny_training import Remember, teach, workspace
 from tiny_world import make_world, tiny_config
@@ -25,7 +24,7 @@ from videoblip2.cli import main
 from videoblip2.config import to_yaml
 from videoblip2.training import stage
 from videoblip2.training.ce import ce_step
-from videoblip2.training.distributed import World, join
+from videoblip2.training.distributed import World
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.loop import Training, train
 from videoblip2.training.rollout import build_reward
@@ -86,29 +85,6 @@ def trained(model, tokenizers, case, world, folder):
     save_file({name: weight.detach() for name, weight in work.model.trainable().items()}, folder / "weights")
     points = [point for point in tracker.points if point[0].startswith(("train/", "val/"))]
     (folder / "points").write_text(json.dumps(points))
-
-
-def processes(count, target, timeout=200):
-    """Run `target(world)` in forked processes; their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-
-    def enter(rank):
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        join.cache_clear()
-        torch.set_num_threads(1)
-        target(join())
-
-    children = [multiprocessing.get_context("fork").Process(target=enter, args=(rank,)) for rank in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(timeout)
-    for child in children:
-        if child.is_alive():
-            child.kill()
-    return [child.exitcode for child in children]
 
 
 def same(found, expected, name):

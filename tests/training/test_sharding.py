@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from forked import processes
 from safetensors.torch import load_file
-from test_distributed import COMMON, command, in_step, processes, same, terminated
+from test_distributed import COMMON, command, in_step, same, terminated
 from tiny_training import Remember, workspace
 from tiny_world import make_world
 

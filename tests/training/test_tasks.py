@@ -1,7 +1,6 @@
 """Answers, and their mixture with captions, in training, seeds, trials, evaluation, comparison and the model card."""
 
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +23,6 @@ from videoblip2.training.state import FOLDER
 from videoblip2.training.tasks import evaluate_tasks, tasks_of
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import judge, line_of, rows_of
-from videoblip2.tune.study import maximised
 from videoblip2.tune.trials import Watcher, train_trial
 
 TASKS = {"qa": ("accuracy",), "mixed": ("CIDEr", "accuracy")}
@@ -107,7 +105,7 @@ def test_a_trial_is_judged_by_the_score_that_training_maximises(made, tmp_path):
             return config(made.root, made.task, f"data.task={made.task}", *overrides)
 
     trial = optuna.create_study().ask()
-    score = train_trial(Plan(), trial, Watcher(trial, threading.Event()), no_progress)
+    score = train_trial(Plan(), trial, Watcher(trial), no_progress)
     (run,) = store.connect().search_runs(
         [e.experiment_id for e in store.connect().search_experiments()], "tags.`optuna.trial` = '0'", max_results=1
     )
@@ -140,14 +138,13 @@ def test_the_mean_over_videos_is_the_sum_of_what_training_maximises(tmp_path):
     ],
 )
 def test_a_study_names_what_it_maximises(task, stage, name):
-    plan = Plan(SimpleNamespace(stage=stage), {"data": {"task": task}}, "study.yaml")
+    plan = Plan(SimpleNamespace(stage=stage, seconds=False), {"data": {"task": task}}, "study.yaml")
     study = optuna.create_study(direction="maximize")
-    study.set_user_attr("maximises", plan.metric)
     study.add_trial(optuna.trial.create_trial(value=0.75, user_attrs={"default": True, "scores": [0.75]}))
     (trial,) = study.get_trials()
-    assert f": {name} 75.0, the best so far" in line_of(study, trial)
-    assert rows_of(study)[0][name] == 0.75
-    assert judge([trial], maximised(study)).metric == name
+    assert f": {name} 75.0, the best so far" in line_of(plan, study, trial)
+    assert rows_of(plan, study)[0][name] == 0.75
+    assert judge([trial], plan.metric).metric == name
 
 
 def test_an_evaluation_scores_and_writes_both(made, tmp_path):

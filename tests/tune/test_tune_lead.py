@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,7 @@ from videoblip2.tune import lead
 from videoblip2.tune.lead import join, tune
 from videoblip2.tune.plan import load_plan
 from videoblip2.tune.study import open_storage, open_study
-from videoblip2.tune.trials import runner_of
+from videoblip2.tune.trials import train_trial
 from videoblip2.tune.worker import WorkerContext, give_back, run_trial
 
 
@@ -126,11 +127,9 @@ def test_a_pruned_trial_is_a_killed_child_run_with_its_points(finished, monkeypa
     study.enqueue_trial({"optim.lr": 1e-9})
     with open_run(RunSpec("tune", "pruning", "elsewhere")) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-        run_trial(
-            WorkerContext(study, plan, parent.run_id, no_progress, print),
-            study.ask(plan.distributions),
-            runner_of(plan),
-        )
+        study.set_user_attr("run_id", parent.run_id)
+        context, trial = WorkerContext(study, plan, no_progress, print), study.ask(plan.distributions)
+        run_trial(context, trial, partial(train_trial, plan))
     trial, client = study.get_trials()[1], store.connect()
     assert (trial.state, trial.last_step) == (TrialState.PRUNED, 1)
     run = client.get_run(trial.user_attrs["run_id"])

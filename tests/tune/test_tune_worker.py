@@ -1,7 +1,6 @@
 """A worker: totals among several processes, failures, pruning, and what is put back."""
 
 import multiprocessing
-import threading
 import warnings
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import no_progress
 from videoblip2.tracking import Stopped, Tracker
 from videoblip2.tune.lead import begin, conclude
-from videoblip2.tune.study import counted, open_storage, open_study
+from videoblip2.tune.study import counted, name_of, open_storage, open_study
 from videoblip2.tune.trials import TrialScore
 from videoblip2.tune.worker import WorkerContext, give_back, run_trial, take, work
 
@@ -27,9 +26,7 @@ def make(tmp_path):
         study = open_study(plan, open_storage(str(tmp_path / "study.journal")))
         begin(study, plan, Tracker())
         lines = []
-        return SimpleNamespace(
-            context=WorkerContext(study, plan, None, no_progress, lines.append), study=study, lines=lines
-        )
+        return SimpleNamespace(context=WorkerContext(study, plan, no_progress, lines.append), study=study, lines=lines)
 
     return context
 
@@ -56,7 +53,7 @@ def help_in(folder, pipe):
     study = open_study(plan, open_storage(str(folder / "study.journal")), worker=True)
     pipe.send("ready")
     pipe.recv()
-    context = WorkerContext(study, plan, None, no_progress, lambda line: None)
+    context = WorkerContext(study, plan, no_progress, lambda line: None)
     pipe.send(work(context, wait=False, runner=peak_at(-1.5)))
 
 
@@ -175,7 +172,7 @@ def test_an_interrupted_trial_is_put_back_with_its_values(make, error):
     seen = []
 
     def goes_on(trial, watcher, progress):
-        seen.append((trial.number, trial.params["optim.lr"], trial.user_attrs.get("name"), set(watcher.reported)))
+        seen.append((trial.number, trial.params["optim.lr"], name_of(trial), set(watcher.reported)))
         with warnings.catch_warnings(action="error"):
             watcher.validated(2, 0.1)  # reported by the attempt before
         return TrialScore(0.2, [0.2], "m")
@@ -207,32 +204,3 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
 
     run_trial(made.context, other, taken_at_the_end)
     assert states(made.study) == ["FAIL", "FAIL", "WAITING"]
-
-
-def ends_as(error):
-    def run(trial, watcher, progress):
-        if error:
-            raise error
-        return TrialScore(0.5, [0.5], "m")
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("error", "state"), [(None, "COMPLETE"), (Stopped("pruned"), "PRUNED"), (ValueError("broken"), "FAIL")]
-)
-def test_no_beat_comes_after_a_trials_end(make, monkeypatch, error, state):
-    """A beat on a finished trial would be taken for another worker's takeover."""
-    made = make()
-    trial = take(made.study, made.context.plan)
-    trial.report(0.1, 1)
-    tell, beats = made.study.tell, []
-
-    def told(*arguments, **named):
-        beats.append("heartbeat" in [thread.name for thread in threading.enumerate()])
-        return tell(*arguments, **named)
-
-    monkeypatch.setattr(made.study, "tell", told)
-    run_trial(made.context, trial, ends_as(error))
-    assert beats == [False] and states(made.study) == [state]
-    assert "another worker" not in made.lines[0]

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from videoblip2.cli import console
-from videoblip2.errors import InputError, counted, validated
+from videoblip2.errors import InputError, counted, masked, validated
 
 if TYPE_CHECKING:
     from videoblip2.config import Config
@@ -234,39 +234,44 @@ def tune(
     worker: Annotated[bool, Option("--worker", help="Run trials of a study that another process leads.")] = False,
     storage: Annotated[str | None, Option(help="Journal file, sqlite:///…, postgresql://… or grpc://….")] = None,
     serve: Annotated[str | None, Option(metavar="HOST:PORT", help="Run no trials: serve the database there.")] = None,
+    nproc: Processes = 1,
+    trial: Annotated[int | None, Option(hidden=True)] = None,  # of a process that --nproc has started
     json: console.Json = False,
 ) -> None:
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
+    pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
+    if trial is not None:
+        from videoblip2.tune.lead import take_part
+
+        return take_part(config, pairs, trial, console.progress, console.say)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        ways = "--nproc N trains each trial on N processes, --worker adds a process that runs other trials"
+        raise InputError(f"vb2 tune: started by torchrun; start it alone: {ways}")
     from videoblip2.overrides import read_yaml
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("vb2 tune: a trial is one process; start it without torchrun, and more workers with --worker")
     read_yaml(config)
     from videoblip2.tune.plan import load_plan
 
-    pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
     plan = load_plan(config, pairs)
-    if serve is None and plan.tuning.stage != "decode":
-        _require_inputs(plan.base)
     if serve is not None:
-        from videoblip2.errors import masked
         from videoblip2.tune import study as stores
 
         place = stores.address(plan)
         console.say(f"serving {masked(place)} to grpc://{serve}; press Ctrl-C to stop")
-        stores.serve(place, serve)
-    elif worker:
-        from videoblip2.tune.lead import join
+        return stores.serve(place, serve)
+    if plan.tuning.stage != "decode":
+        _require_inputs(plan.base)
+    elif nproc > 1:
+        raise InputError(f"--nproc {nproc}: a decoding trial is one process; add processes with --worker")
+    from videoblip2.tune import lead
 
-        made = join(config, pairs, console.progress, console.say)
-        console.emit({"made": made}, json, f"{counted(made, 'trial')} run; no trials are left")
-    else:
-        from videoblip2.tune.lead import tune as lead
-
-        outcome = lead(config, pairs, console.progress, console.say)
-        console.emit(_study_record(outcome), json, _study_text(outcome))
-        if outcome.best is None:
-            raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
+    if worker:
+        made = lead.join(config, pairs, console.progress, console.say, nproc)
+        return console.emit({"made": made}, json, f"{counted(made, 'trial')} run; no trials are left")
+    outcome = lead.tune(config, pairs, console.progress, console.say, nproc)
+    console.emit(_study_record(outcome), json, _study_text(outcome))
+    if outcome.best is None:
+        raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
 
 
 def _study_record(outcome: "Outcome") -> dict[str, object]:

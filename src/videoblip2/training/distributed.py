@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, one_line
+from videoblip2.tracking.tracker import Terminated
 
 Made = TypeVar("Made")
 #: Gradients are added up in vectors of about this many numbers.
@@ -32,7 +33,14 @@ BUCKET = 2**24
 
 
 class Lost(SystemExit):
-    """Another process has ended, and so must this one; the state is saved as on any other stop."""
+    """Another process has ended, and so must this one; the state is saved as on any other stop.
+
+    why: the error that the other has told, if any.
+    """
+
+    def __init__(self, why: str | None) -> None:
+        super().__init__(1)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -98,17 +106,20 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.first_to_tell():
+            told = self.told_before("")
+            if told is None:
                 why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's place in its source
                 print(f"error: another of the {self.size} processes has ended ({why})", file=sys.stderr, flush=True)
-            raise Lost(1) from error
+            raise Lost(told) from error
 
-    def first_to_tell(self) -> bool:
-        """Whether no process has reported an error or a stop yet."""
+    def told_before(self, why: str) -> str | None:
+        """Tell all why this process ends ("" if not by an error); return what another has told before, if any."""
+        mine = f"{self.rank} {why}"
         try:
-            return self.store is None or self.store.add("videoblip2/told", 1) == 1
+            first = self.store.compare_set("videoblip2/told", "", mine).decode() if self.store else mine
         except RuntimeError:  # the store has ended as well
-            return True
+            return None
+        return None if first == mine else first.partition(" ")[2]
 
 
 @cache
@@ -133,13 +144,16 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not join().first_to_tell() and isinstance(error, Exception):
-            raise Lost(1) from error
+        told = join().told_before(one_line(error) if isinstance(error, Exception) else "")
+        if told is not None and isinstance(error, Exception):
+            raise Lost(told) from error
         raise
 
 
 def launch(words: Sequence[str], count: int, restarts: int = 0) -> None:
     """Run `vb2` with these words in `count` processes of this machine; exit as the first that fails.
+
+    A signal ends all of them, and raises Terminated.
 
     Args:
         restarts: how often all are started again, to resume the training, if one fails.
@@ -150,22 +164,27 @@ def launch(words: Sequence[str], count: int, restarts: int = 0) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each process reports its own error
+    for name in ("elastic", "elastic.agent.server.api"):  # each process reports its own error
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     name = f"vb2-{os.getpid()}"
     config = LaunchConfig(
         1, 1, count, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=restarts
     )
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in config.signals_to_handle.split(",")}
     try:
         elastic_launch(config, sys.executable)("-m", "videoblip2", *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            sent = signal.Signals(-failure.exitcode).name
-            print(f"error: process {rank} of {count} was killed by {sent}", file=sys.stderr, flush=True)
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
+        if failure.exitcode > 0:
+            raise SystemExit(failure.exitcode) from error
+        sent = signal.Signals(-failure.exitcode).name  # Python prints a text and exits as 1
+        raise SystemExit(f"error: process {rank} of {count} was killed by {sent}") from error
     except SignalException as stop:
-        raise SystemExit(128 + stop.sigval) from stop
+        raise Terminated(128 + stop.sigval) from stop
+    finally:
+        for name, handler in handlers.items():  # the launcher leaves its own
+            signal.signal(getattr(signal, name), handler)
 
 
 class Starts(Counter[int]):

@@ -2,8 +2,9 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -12,17 +13,19 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial
 
-from videoblip2.captions.metrics import PRIMARY, shown
+from videoblip2.captions.metrics import PRIMARY, label_of, shown
 from videoblip2.config import InputError, parse_config
 from videoblip2.errors import Progress, masked, no_progress
 from videoblip2.files import write_json, write_text
 from videoblip2.tracking import RunSpec, Tracker, open_run
+from videoblip2.training import distributed
 from videoblip2.tune import report
 from videoblip2.tune import study as studies
 from videoblip2.tune.plan import Plan, load_plan
 from videoblip2.tune.report import Say, TrialRow, Verdict
-from videoblip2.tune.study import counted, default_of, maximised, name_of
-from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, work
+from videoblip2.tune.study import counted, default_of, name_of
+from videoblip2.tune.trials import train_part, train_trial
+from videoblip2.tune.worker import POLL_SECONDS, WorkerContext, run_trial, work
 
 LEADER_SECONDS = 120.0
 
@@ -43,9 +46,15 @@ class Outcome:
     rows: list[TrialRow]
 
 
-def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> Outcome:
-    """Start a study, or resume it up to `n_trials`, and conclude it. Raises InputError for what the user must fix."""
-    plan = load_plan(path, overrides)
+def tune(
+    path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print, nproc: int = 1
+) -> Outcome:
+    """Start a study, or resume it up to `n_trials`, and conclude it. Raises InputError for what the user must fix.
+
+    Args:
+        nproc: how many processes train a trial together.
+    """
+    plan, start = load_plan(path, overrides), _starter(path, overrides, nproc)
     place, run, name = studies.address(plan), plan.base.run, plan.tuning.study
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,16 +65,36 @@ def tune(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
                 begin(study, plan, tracker)
                 made = len(counted(study.get_trials(deepcopy=False)))
                 say(f"study {name}: {made} of {plan.tuning.n_trials} trials in {masked(place)}")
-                work(WorkerContext(study, plan, tracker.run_id, progress, say), wait=True)
+                work(WorkerContext(study, plan, progress, say, start), wait=True)
                 return conclude(study, plan, tracker)
     except Timeout as error:
         fault = f"study {name!r}: another `vb2 tune` already leads it"
         raise InputError(f"{fault}; add --worker to help, or wait for it") from error
 
 
-def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print) -> int:
-    """Help with a study that another process leads; return the number of trials that this process ran."""
+def _starter(path: str, overrides: Sequence[str], nproc: int) -> Callable[[int], None] | None:
+    """What starts the processes of a trial, each of which takes part; None where this process trains alone."""
+    words = ["tune", path, *overrides, "--trial"]
+    return (lambda number: distributed.launch([*words, str(number)], nproc)) if nproc > 1 else None
+
+
+def take_part(path: str, overrides: Sequence[str], number: int, progress: Progress, say: Say) -> None:
+    """Be one of the processes that train a trial together; the first of them reports it to the study."""
     plan = load_plan(path, overrides)
+    study = studies.open_study(plan, studies.open_storage(studies.address(plan)), worker=True)
+    trial = study.get_trials(deepcopy=False)[number]
+    if distributed.join().leads:
+        whole = optuna.Trial(study, trial._trial_id)
+        run_trial(WorkerContext(study, plan, progress, say), whole, partial(train_trial, plan))
+    else:
+        train_part(plan, trial)
+
+
+def join(
+    path: str, overrides: Sequence[str], progress: Progress = no_progress, say: Say = print, nproc: int = 1
+) -> int:
+    """Help with a study that another process leads; return the number of trials that this process ran."""
+    plan, start = load_plan(path, overrides), _starter(path, overrides, nproc)
     place = studies.address(plan)
     with studies.storage_errors(place):
         study = studies.open_study(plan, studies.open_storage(place), worker=True)
@@ -75,7 +104,7 @@ def join(path: str, overrides: Sequence[str], progress: Progress = no_progress, 
                 fault = f"study {plan.tuning.study!r}: no process leads it in {place}"
                 raise InputError(f"{fault}; start `vb2 tune` once without --worker")
             sleep(POLL_SECONDS)
-        return work(WorkerContext(study, plan, study.user_attrs["run_id"], progress, say), wait=False)
+        return work(WorkerContext(study, plan, progress, say, start), wait=False)
 
 
 def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
@@ -93,16 +122,15 @@ def begin(study: optuna.Study, plan: Plan, tracker: Tracker) -> None:
 
 def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
     """Write best.yaml, verdict, plots and table beside the trials, and log them on the study's run."""
-    trials, metric = counted(study.get_trials(deepcopy=False)), maximised(study)
+    trials, metric, margin = counted(study.get_trials(deepcopy=False)), plan.metric, plan.margin
     states = {state.name.lower(): number for state, number in Counter(trial.state for trial in trials).items()}
-    margin, commands = studies.margin_of(study), list[str]()
-    best, verdict = studies.best_of(trials, margin), report.judge(trials, metric, margin)
-    rows, plots = report.rows_of(study), report.write_plots(study, plan.folder)
+    best, verdict, commands = studies.best_of(trials, margin), report.judge(trials, metric, margin), list[str]()
+    rows, plots = report.rows_of(plan, study), report.write_plots(plan, study)
     table, best_file = plan.folder / "trials.json", plan.folder / "best.yaml"
     write_json(table, rows)
     if best is not None:
         commands = commands_of(plan, best, default_of(trials))
-        scored = f"{name_of(best)}, {report.score_name(study)} {report.shown_score(best)}"
+        scored = f"{name_of(best)}, validation {label_of(metric)} {report.shown_score(best)}"
         chosen = report.shown(best.params)
         against = verdict.text() if verdict else "not compared: the default trial is not complete"
         if margin is not None:

@@ -142,6 +142,11 @@ class Plan:
         """What trials are ranked by: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
         return " + ".join(task.metric for task in self.tasks)
 
+    @property
+    def margin(self) -> float | None:
+        """Of two aims, how far below the highest score the best trial may be; None where there is one aim."""
+        return self.tuning.margin if self.tuning.seconds else None
+
     def content_of(self, params: Mapping[str, Scalar]) -> Document:
         """The base with a trial's values, as nested mappings."""
         return overridden(self.content, [f"{key}={_text(value)}" for key, value in params.items()], Config)

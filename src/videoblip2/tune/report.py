@@ -16,17 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from videoblip2.captions import metrics, paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown_interval
 from videoblip2.files import atomic
-from videoblip2.tune.study import (
-    attributes,
-    best_of,
-    counted,
-    default_of,
-    finished,
-    margin_of,
-    maximised,
-    name_of,
-    quiet,
-)
+from videoblip2.tune.plan import Plan
+from videoblip2.tune.study import attributes, best_of, counted, default_of, finished, name_of, quiet
 
 Say = Callable[[str], None]
 TrialRow = dict[str, object]  # one trial in trials.json; its parameters are columns
@@ -34,22 +25,17 @@ ALPHA = 0.05
 RESAMPLES = 2000
 
 
-def line_of(study: optuna.Study, trial: FrozenTrial, reason: str | None = None) -> str:
+def line_of(plan: Plan, study: optuna.Study, trial: FrozenTrial, reason: str | None = None) -> str:
     """`trial-003: CIDEr 215.3, the best so far   optim.lr=0.0021 …`."""
     name = name_of(trial)
     if reason:
         return f"{name}: failed: {reason}   {shown(trial.params)}"
     if trial.state == TrialState.PRUNED:
         return f"{name}: pruned at step {trial.last_step}   {shown(trial.params)}"
-    best = best_of(study.get_trials(deepcopy=False), margin_of(study))
+    best = best_of(study.get_trials(deepcopy=False), plan.margin)
     rank = "the best so far" if best and best.number == trial.number else f"best is {shown_score(best)}"
     default = " (the default)" if attributes(trial).default else ""
-    return f"{name}{default}: {label_of(maximised(study))} {shown_score(trial)}, {rank}   {shown(trial.params)}"
-
-
-def score_name(study: optuna.Study) -> str:
-    """The score that the study maximises, such as "validation CIDEr"."""
-    return f"validation {label_of(maximised(study))}"
+    return f"{name}{default}: {label_of(plan.metric)} {shown_score(trial)}, {rank}   {shown(trial.params)}"
 
 
 def shown_score(trial: FrozenTrial | None) -> str:
@@ -65,12 +51,12 @@ def shown(params: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
-def rows_of(study: optuna.Study) -> list[TrialRow]:
+def rows_of(plan: Plan, study: optuna.Study) -> list[TrialRow]:
     """One row per trial, with the score as it is stored; that of a pruned trial is its last validation."""
     rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
-        aims = dict(zip((maximised(study), "seconds"), trial.values or [None] * len(study.directions), strict=False))
+        aims = dict(zip((plan.metric, "seconds"), trial.values or [None] * len(study.directions), strict=False))
         row = {"trial": name_of(trial), "state": trial.state.name, **aims}
         row |= {"step": trial.last_step, **trial.params, "run_id": about.run_id, "model": about.model}
         reason = about.reason or study.user_attrs.get(f"reason.{trial.number}")
@@ -78,7 +64,7 @@ def rows_of(study: optuna.Study) -> list[TrialRow]:
     return rows
 
 
-def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
+def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
     """History, importance, parallel coordinates, and of two aims their front, as PNG; nothing if fewer than two trials
     are complete."""
     if len(finished(study.get_trials(deepcopy=False))) < 2:
@@ -89,15 +75,16 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
+    folder = plan.folder
     drawn = {
         folder / "history.png": plots.plot_optimization_history,
         folder / "importance.png": plots.plot_param_importances,
         folder / "parallel.png": plots.plot_parallel_coordinate,
     }
     with quiet():
-        printed, score = _as_printed(study), score_name(study)
+        printed, score = _as_printed(study), f"validation {label_of(plan.metric)}"
         made = {path: plot(printed, target_name=score) for path, plot in drawn.items()}
-        if margin_of(study) is not None:
+        if plan.tuning.seconds:
             aims = {"targets": lambda trial: (scale_of(PRIMARY) * trial.values[0], trial.values[1])}
             made[folder / "pareto.png"] = plots.plot_pareto_front(
                 study, target_names=[score, "seconds a caption"], **aims

@@ -22,7 +22,6 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
-from videoblip2.captions.metrics import PRIMARY
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.errors import first_line
 from videoblip2.files import atomic, expand
@@ -50,8 +49,6 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
         study = optuna.create_study(study_name=name, storage=storage, directions=aims, load_if_exists=True)
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
-    study.set_user_attr("maximises", plan.metric)
-    study.set_user_attr("margin", plan.tuning.margin if plan.tuning.seconds else None)
     now, then = identity(plan), study.user_attrs.get("identity", {})
     default = flatten(Config())  # an older release's study lacks the keys that are new since
     for key in [*now, *then] if then else ():
@@ -70,11 +67,6 @@ def _fits(text: str, began: str) -> bool:
     """Whether a study may resume on a range: its bounds and step may change, not its scale nor a list of choices."""
     scales = [re.sub(rf"^{NUMBER}\.\.{NUMBER}( step {NUMBER})?", "a range", each) for each in (text, began)]
     return scales[0] == scales[1] and ".." in began
-
-
-def maximised(study: optuna.Study) -> str:
-    """What the study ranks trials by, see `Plan.metric`."""
-    return str(study.user_attrs.get("maximises", PRIMARY))
 
 
 def identity(plan: Plan) -> dict[str, object]:
@@ -128,7 +120,6 @@ def pruner(plan: Plan) -> optuna.pruners.BasePruner:
 class TrialAttributes(BaseModel):
     """What a trial carries in Optuna's storage beside its parameters and values."""
 
-    name: str | None = None
     default: bool = False  # it has the base configuration's values, and is never pruned
     attempts: tuple[int, ...] = ()  # numbers of the earlier attempts at it
     run_id: str | None = None
@@ -169,15 +160,9 @@ def best_of(trials: Sequence[FrozenTrial], margin: float | None = None) -> Froze
     return min(near, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
 
 
-def margin_of(study: optuna.Study) -> float | None:
-    """The margin of `best_of`; None for a study with one aim."""
-    margin: float | None = study.user_attrs.get("margin")
-    return margin
-
-
 def name_of(trial: Trial | FrozenTrial) -> str:
     """`trial-007`, the name of its run and folder; another attempt keeps the name of the first."""
-    return attributes(trial).name or f"trial-{trial.number:03d}"
+    return f"trial-{(*attributes(trial).attempts, trial.number)[0]:03d}"
 
 
 @contextmanager
@@ -223,7 +208,7 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    """A journal file, without the partial line that a power cut leaves."""
+    """A journal file, without the half line that a power cut leaves."""
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,15 +217,12 @@ def _journal(path: Path) -> Any:
             first = file.readline()
         if first and not first.startswith(OPENING[: len(first)]):  # Optuna would append to it
             raise InputError(f"storage {path}: not a study's journal; {FORMS}")
-    link = Path(f"{path}.lock")
-    if link.is_symlink() and not link.exists():  # the lock of an older release, in a folder that was moved
-        link.unlink()
     lock = JournalFileOpenLock(str(path))
     backend = JournalFileBackend(str(path), lock)
     lock.acquire()
     try:
         content = path.read_bytes()
-        kept = _whole_lines(content)
+        kept = content[: content.rfind(b"\n") + 1]
         if lost := len(content) - len(kept):
             logger.warning("warning: storage %s: cut half a line (%d bytes), from an interrupted write", path, lost)
             with atomic(path) as file:
@@ -248,19 +230,6 @@ def _journal(path: Path) -> Any:
     finally:
         lock.release()
     return optuna.storages.JournalStorage(backend)
-
-
-def _whole_lines(content: bytes) -> bytes:
-    """A journal's records without half a line, which is its last one or has the next record glued to it."""
-    lines = [(line, line[line.rfind(OPENING) :]) for line in content.splitlines(keepends=True)]
-    return b"".join(next(filter(_is_record, line), b"") for line in lines)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 @contextmanager

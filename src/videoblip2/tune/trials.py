@@ -8,12 +8,11 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from threading import Event
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial
 
 from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.metrics import PRIMARY
@@ -21,10 +20,10 @@ from videoblip2.captions.predictions import rows_of_run, video_scores
 from videoblip2.config import DecodeConfig, InputError, flatten
 from videoblip2.data.annotations import read_annotations, require_features
 from videoblip2.data.batches import CachedFeatures
-from videoblip2.errors import Progress
+from videoblip2.errors import Progress, no_progress
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.tracking import RunSpec, Stopped, Tracker, open_run
-from videoblip2.training.distributed import World
+from videoblip2.training.distributed import Lost, World
 from videoblip2.training.loop import Observer
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import FOLDER, read_finished
@@ -53,7 +52,6 @@ class Watcher(Observer):
     """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training."""
 
     trial: optuna.Trial
-    lost: Event  # set when another worker has taken the trial over
     parent_run_id: str | None = None
     reported: set[int] = field(default_factory=set)  # steps that an earlier attempt has reported
     reports: bool = True  # Optuna takes no values of steps where there are two aims
@@ -78,14 +76,14 @@ class Watcher(Observer):
         self.stop_if_pruned(step)
 
     def report(self, step: int, value: float) -> None:
-        """Report a value at a step to the study, once."""
+        """Report a value at a step to the study, once. Raises Stopped if another worker has taken the trial over."""
         try:
-            if not self.lost.is_set() and step not in self.reported and self.reports:
+            if not self.reports:
+                self.trial.set_user_attr("step", step)
+            elif step not in self.reported:
                 self.trial.report(value, step)
-        except UpdateFinishedTrialError:
-            self.lost.set()
-        if self.lost.is_set():
-            raise Stopped("another worker has taken the trial over")
+        except UpdateFinishedTrialError as error:
+            raise Stopped("another worker has taken the trial over") from error
 
     def stop_if_pruned(self, step: int) -> None:
         """Raise Stopped if the pruner says so; never for the default, which the best is compared with."""
@@ -100,28 +98,29 @@ class Watcher(Observer):
 Runner = Callable[[optuna.Trial, Watcher, Progress], TrialScore]
 
 
-def runner_of(plan: Plan) -> Runner:
-    """The function that runs one trial of this study."""
-    return decoder(plan) if plan.tuning.stage == "decode" else partial(train_trial, plan)
-
-
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
-    """Train with a trial's values. A later attempt resumes from the saved state; the first never looks for one, since
-    the folder may hold another study's."""
+    """Train with a trial's values, and score what was kept."""
+    watcher.last_step = plan.config_of(trial.params).train.steps
+    try:
+        model = train_part(plan, trial, watcher, progress)
+    except Lost as lost:
+        raise InputError(lost.why or "another of its processes was killed") from lost
+    folder = plan.folder / name_of(trial)
+    opened = open_model(str(folder / "best")) if plan.tuning.seconds else None
+    return TrialScore(*_score(folder), model, _seconds(plan, opened, opened.config.decode) if opened else 0.0)
+
+
+def train_part(
+    plan: Plan, trial: Trial | FrozenTrial, observer: Observer | None = None, progress: Progress = no_progress
+) -> str:
+    """This process's part of a trial's training; return its MODEL. A later attempt resumes from the saved state; the
+    first never looks for one, since the folder may hold another study's."""
     folder, again = plan.folder / name_of(trial), bool(attributes(trial).attempts)
     ended = read_finished(folder / FOLDER) if again else None
     if ended is not None:  # its worker died after training and before the report
-        return _scored(plan, folder, ended.model)
+        return ended.model
     overrides = f"run.out={plan.folder}", f"run.name={folder.name}", f"train.resume={'auto' if again else 'null'}"
-    config = plan.config_of(trial.params, *overrides)
-    watcher.last_step = config.train.steps
-    result = run_stage(plan.tuning.stage, config, progress, observer=watcher)
-    return _scored(plan, folder, result.model)
-
-
-def _scored(plan: Plan, folder: Path, model: str) -> TrialScore:
-    opened = open_model(str(folder / "best")) if plan.tuning.seconds else None
-    return TrialScore(*_score(folder), model, _seconds(plan, opened, opened.config.decode) if opened else 0.0)
+    return run_stage(plan.tuning.stage, plan.config_of(trial.params, *overrides), progress, observer=observer).model
 
 
 def _score(folder: Path) -> tuple[float, list[float]]:

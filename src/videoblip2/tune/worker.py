@@ -8,22 +8,24 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from videoblip2.config import InputError
-from videoblip2.errors import Progress, masked
-from videoblip2.tracking import Stopped
+from videoblip2.errors import Progress, one_line
+from videoblip2.tracking import Stopped, Tracker
 from videoblip2.tracking.source import ProcessRecord
+from videoblip2.tracking.tracker import Terminated
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.report import Say, line_of
 from videoblip2.tune.study import attributes, counted, finished, name_of
-from videoblip2.tune.trials import Runner, TrialScore, Watcher, runner_of
+from videoblip2.tune.trials import Runner, TrialScore, Watcher, decoder, train_trial
 
 BROKEN = 3
 POLL_SECONDS = 2.0
@@ -35,13 +37,13 @@ UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker needs. parent_run_id: the study's run."""
+    """What a worker needs. start: starts the processes that train the trial of a number, if not this one alone."""
 
     study: optuna.Study
     plan: Plan
-    parent_run_id: str | None
     progress: Progress
     say: Say
+    start: Callable[[int], None] | None = None
 
 
 def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> int:
@@ -60,8 +62,12 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
                 return made
             time.sleep(POLL_SECONDS)
             continue
-        runner = runner or runner_of(context.plan)
-        reason = run_trial(context, trial, runner)
+        if context.start:
+            reason = run_group(context, trial, context.start)
+        else:
+            training = partial(train_trial, context.plan)
+            runner = runner or (decoder(context.plan) if context.plan.tuning.stage == "decode" else training)
+            reason = run_trial(context, trial, runner)
         made, broken = made + 1, broken + 1 if reason else 0
         if broken >= BROKEN and not finished(study.get_trials(deepcopy=False)):
             fault = f"study {study.study_name!r}: {broken} trials in a row failed and none is complete"
@@ -86,9 +92,9 @@ def take(study: optuna.Study, plan: Plan) -> optuna.Trial | None:
 def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> str | None:
     """Run one trial, and tell the study and the user how it ended. Return the reason if it failed."""
     study, score, reason = context.study, None, None
-    with beating(trial) as lost:
+    with beating(trial):
         reported, reports = set(_frozen(study, trial).intermediate_values), not context.plan.tuning.seconds
-        watcher = Watcher(trial, lost, context.parent_run_id, reported, reports)
+        watcher = Watcher(trial, study.user_attrs.get("run_id"), reported, reports)
         try:
             score = runner(trial, watcher, context.progress)
             if not math.isfinite(score.value):
@@ -100,20 +106,31 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
             context.say(f"{name_of(trial)}: interrupted; the same command resumes it from its checkpoint")
             raise
         except Exception as error:
-            text = masked(" ".join(str(error).split()))
-            reason = text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
-    if lost.is_set() or not _tell(study, trial, watcher, score, reason):
-        context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
-    else:
-        context.say(line_of(study, _frozen(study, trial), reason))
+            reason = one_line(error)
+    _tell(context, trial, watcher.tracker, score, reason)
     return reason
 
 
+def run_group(context: WorkerContext, trial: optuna.Trial, start: Callable[[int], None]) -> str | None:
+    """Run one trial in processes of its own, of which the first reports its end. Return the reason if it failed."""
+    study, why = context.study, "its processes ended without a word"
+    try:
+        start(trial.number)
+    except (KeyboardInterrupt, Terminated):
+        give_back(study, _frozen(study, trial), "interrupted")  # unless the first process has
+        raise
+    except SystemExit as end:
+        why = end.code.removeprefix("error: ") if isinstance(end.code, str) else f"exit code {end.code}"
+    if not _frozen(study, trial).state.is_finished():
+        _tell(context, trial, Tracker(), None, why)
+    return attributes(_frozen(study, trial)).reason
+
+
 def _tell(
-    study: optuna.Study, trial: optuna.Trial, watcher: Watcher, score: TrialScore | None, reason: str | None
-) -> bool:
-    """Store how the trial ended: failed, complete, or pruned. False if another worker has ended it already."""
-    state = TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
+    context: WorkerContext, trial: optuna.Trial, tracker: Tracker, score: TrialScore | None, reason: str | None
+) -> None:
+    """Store and say how the trial ended: failed, complete or pruned, unless another worker has ended it already."""
+    study, state = context.study, TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
     about = {"reason": reason} if reason else {"scores": score.scores, "model": score.model} if score else {}
     try:
         for key, value in about.items():
@@ -121,9 +138,10 @@ def _tell(
         aims = [score.value, score.seconds][: len(study.directions)] if score and not reason else None
         study.tell(trial, aims, state=state)
     except (UpdateFinishedTrialError, ValueError):
-        return False
-    watcher.tracker.set_tags({"optuna.state": state.name} | ({"optuna.reason": reason} if reason else {}))
-    return True
+        context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
+        return
+    tracker.set_tags({"optuna.state": state.name} | ({"optuna.reason": reason} if reason else {}))
+    context.say(line_of(context.plan, study, _frozen(study, trial), reason))
 
 
 def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
@@ -131,30 +149,22 @@ def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
 
 
 @contextmanager
-def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[threading.Event]:
-    """Signal that the worker is alive while the block runs; the event is set once another worker took the trial over.
-
-    The trial must end after the block: a beat on a finished trial is a loss.
-    """
-    stop, lost = threading.Event(), threading.Event()
+def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Signal that the worker is alive while the block runs."""
+    stop = threading.Event()
     trial.set_user_attr("worker", ProcessRecord.current().fields())
 
     def beat() -> None:
         count = 0
         while not stop.wait(seconds):
             count += 1
-            try:
+            with suppress(Exception):  # the storage is away, or the trial taken over: its next report will tell
                 trial.set_user_attr("beat", f"{os.getpid()}-{count}")
-            except UpdateFinishedTrialError:
-                lost.set()
-                return
-            except Exception:
-                continue  # the storage is briefly unavailable: the next beat, or the trial itself, will tell
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
-        yield lost
+        yield
     finally:
         stop.set()
         thread.join()
@@ -201,7 +211,7 @@ def give_back(study: optuna.Study, trial: FrozenTrial, reason: str, again: bool 
     study.set_user_attr(f"reason.{trial.number}", reason)  # a finished trial accepts no attributes
     if again:
         kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat")}
-        about = {**kept, "name": name_of(trial), "attempts": [*attributes(trial).attempts, trial.number]}
+        about = {**kept, "attempts": [*attributes(trial).attempts, trial.number]}
         values, params = trial.intermediate_values, {"params": trial.params, "distributions": trial.distributions}
         study.add_trial(create_trial(state=TrialState.WAITING, intermediate_values=values, user_attrs=about, **params))
     return True
