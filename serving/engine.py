@@ -21,7 +21,7 @@ from videoblip2.modality import MODALITIES, Features
 from . import observe
 from .batching import Batcher, Item, Job
 from .following import Follower
-from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segment, Segments, refusal_of
+from .messages import Answer, Ask, Attention, Comparison, ModelState, Moment, Refusal, Segments, refusal_of
 from .service_settings import Settings, baked_model
 
 START_SECONDS = 5  # Retry-After while the model is being loaded
@@ -123,9 +123,9 @@ class Engine:
                 raise said
             words = None if said.words is None else tuple(said.words)
             rows.append(Row("", "", said.caption, said.score, None, part.start, part.end, words=words))
-        segments = [Segment.model_validate(row, from_attributes=True) for row in merged(rows)]
+        answer = {"segments": merged(rows), "model_version": captioner.version, "clip": ask.clip}
         seconds = round(time.perf_counter() - ask.began, 4)
-        return Segments(segments=segments, model_version=captioner.version, seconds=seconds, clip=ask.clip)
+        return Segments.model_validate({**answer, "seconds": seconds}, from_attributes=True)
 
     async def attention(self, item: Features, captioner: Captioner, ask: Ask) -> Attention:
         """Attention over time for one item. Raises InputError for features that the model cannot take."""

@@ -33,7 +33,7 @@ class Answer(BaseModel):
     clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
 
 
-class Segment(BaseModel):
+class SegmentAnswer(BaseModel):
     """What the model says about a part of a video."""
 
     start: float = Field(description="seconds from the beginning")
@@ -46,7 +46,7 @@ class Segment(BaseModel):
 class Segments(BaseModel):
     """What the model says about a video in time: neighbours with the same caption are one segment."""
 
-    segments: list[Segment]
+    segments: list[SegmentAnswer]
     model_version: str
     seconds: float = Field(description="from the first byte understood to the answer")
     clip: str = Field("", description="as in an answer about the whole video")

@@ -13,9 +13,9 @@ from videoblip2.predict import find_model
 
 from . import observe
 from .api import API
+from .decoders import Decoders
 from .engine import Engine
 from .guard import Guard
-from .media import Decoders
 from .messages import FormRoute
 from .service_settings import Settings, read_settings
 from .uploads import MediaIntake

@@ -22,7 +22,7 @@ from videoblip2.modality import MODALITIES, Features
 
 from . import observe
 from .batching import Clip, EncodingQueue, Item
-from .media import BUSY, Decoders
+from .decoders import BUSY, Decoders
 from .messages import OneUpload, Refusal, Uploads
 
 if TYPE_CHECKING:

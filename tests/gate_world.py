@@ -28,7 +28,7 @@ POOR = dict.fromkeys(REFERENCES, "nothing can be seen here")
 QUESTIONS = {str(n): (f"video{n}", f"what moves in scene {n}?", noun) for n, noun in enumerate(NOUNS)}
 RIGHT = {question: answer for question, (_, _, answer) in QUESTIONS.items()}
 HALF = {question: answer if int(question) % 2 else "nothing" for question, answer in RIGHT.items()}
-GATE = {"max_meteor_loss": None, "max_latency_ratio": None, "resamples": 500}
+GATE = {"guards": {}, "max_latency_ratio": None, "resamples": 500}
 
 
 def made_with(clip: str) -> dict[str, object]:

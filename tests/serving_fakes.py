@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from serving.media import BUSY
+from serving.decoders import BUSY
 from serving.messages import Refusal
 from videoblip2.config import InputError
 from videoblip2.modality import ExplainedWord

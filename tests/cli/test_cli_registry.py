@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,9 +56,9 @@ def test_force_and_reason_go_together(monkeypatch, capsys, words):
 def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch, capsys, found, code):
     from videoblip2.registry import lineage as room
 
-    recipe = SimpleNamespace(command="vb2 ce runs/again.yaml", differs=("numpy 1 -> 2",), expected={"CIDEr": 0.5})
+    recipe = room.Recipe("ce", None, Path("runs/again.yaml"), {"CIDEr": 0.5}, ("numpy 1 -> 2",))
     result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best", metrics={"CIDEr": found})
-    recipe.repeat = lambda tolerance, progress: room.Reproduction(recipe, result, tolerance)
+    monkeypatch.setattr("videoblip2.training.stage.run_stage", lambda *_: result)
     monkeypatch.setattr(room, "read_recipe", lambda run, out: recipe)
     monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")

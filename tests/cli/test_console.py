@@ -64,8 +64,9 @@ def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("odd", ["a\u2028b", "a\u2029b", "a\x85b", "a\x1eb\nc", "half\udcff.mp4"])
-def test_odd_characters_stay_inside_their_line(tmp_path, capsys, odd):
-    console.emit({"text": odd, "path": tmp_path}, True, "")
+def test_odd_characters_stay_inside_their_line(monkeypatch, tmp_path, capsys, odd):
+    monkeypatch.setattr(console, "AS_JSON", SimpleNamespace(get=lambda: True))
+    console.emit({"text": odd, "path": tmp_path}, "")
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["text"] == odd
     write_json(tmp_path / "f.json", {"text": odd}, indent=None)
@@ -73,9 +74,10 @@ def test_odd_characters_stay_inside_their_line(tmp_path, capsys, odd):
     assert json.loads(line)["text"] == odd
 
 
-def test_records_are_printed_as_plain_data(capsys):
+def test_records_are_printed_as_plain_data(monkeypatch, capsys):
     record = Gain("a", (BootstrapResult(1.0, float("nan"), float("inf"), 0.5),))
-    console.emit(record, True, "told", more=Path("x"))
+    monkeypatch.setattr(console, "AS_JSON", SimpleNamespace(get=lambda: True))
+    console.emit(record, "told", more=Path("x"))
     told, line = capsys.readouterr().out.splitlines()
     gain = {"difference": 1.0, "low": None, "high": None, "p_value": 0.5}
     assert told == "told" and json.loads(line) == {"name": "a", "gains": [gain], "more": "x"}

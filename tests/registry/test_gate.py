@@ -11,7 +11,7 @@ from videoblip2.config import InputError
 from videoblip2.evaluate import evaluate
 from videoblip2.registry.gate import Gate, judge, load_gate
 
-LOOSE = {"max_meteor_loss": None, "resamples": 500}
+LOOSE = {"guards": {}, "resamples": 500}
 
 
 def scored(captions):
@@ -62,7 +62,7 @@ def with_meteor(captions, mean):
 )
 def test_meteor_may_lose_half_a_point_and_must_be_measured(meteor, expected):
     sides = [with_meteor(captions, mean) for captions, mean in zip((GOOD, FAIR), meteor, strict=True)]
-    verdict = judge(Gate(max_meteor_loss=0.005, resamples=500), *sides)
+    verdict = judge(Gate(guards={}, max_losses={"METEOR": 0.005}, resamples=500), *sides)
     assert [c.name for c in verdict.conditions if not c.passed] == expected
 
 
@@ -88,18 +88,14 @@ def test_a_guard_of_answers_is_in_the_sentence_of_captions_also_beside_the_trivi
         rows = [AnswerRow.of(video, video, "what is it?", answer, "dog") for video in REFERENCES]
         return replace(scored(captions), answer_rows=tuple(rows))
 
-    gate = Gate(**LOOSE, guards={"accuracy": 0.01}, length=(0, 9))
+    gate = Gate(guards={"accuracy": 0.01}, resamples=500, length=(0, 9))
     for trivial in (False, True):
         held = judge(gate, with_answers(GOOD, "cat"), with_answers(FAIR, "dog"), trivial=trivial)
         assert [c.guard for c in held.conditions if not c.passed] == ["accuracy"]
         assert held.failed == [held.sentence] and held.sentence.endswith("cost of −100.0 accuracy [−100.0, −100.0]")
 
 
-def test_an_older_gate_file_judges_the_mean_of_meteor_as_before():
-    assert Gate().guards == {"METEOR": 0.015} and Gate().max_meteor_loss is None
-    for limit in (None, 0.005):
-        old = Gate(max_meteor_loss=limit, max_losses={"ROUGE_L": 0.1})
-        assert old.guards == {} and old.losses.get("METEOR") == limit and old.losses["ROUGE_L"] == 0.1
+def test_a_guard_is_a_metric_with_a_value_for_each_video():
     with pytest.raises(ValueError, match="distinct_1 has no value per video"):
         Gate(guards={"distinct_1": 0.1})
 

@@ -10,7 +10,8 @@ from videoblip2.config import InputError
 from videoblip2.provenance import Provenance
 from videoblip2.registry import versions as registry
 from videoblip2.registry.lineage import lineage, parent_of
-from videoblip2.tracking.source import environment, lock_digest, revision_tags
+from videoblip2.registry.verdict_files import TAG
+from videoblip2.tracking.source import environment, revision_tags, short_digest
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_the_line_of_a_self_critical_model(made):
     assert set(ce.data) == {"train", "val"} and scst.data["val"] == ce.data["val"]
     assert ce.encoders == {"clip": "encoders/clip (c1)", "clap": "encoders/clap (c2)", "settings": "fps 1.0"}
     assert ce.first_weights["T5"].endswith("t5") and scst.first_weights == {}
-    assert ce.lock == f"{lock_digest(environment())} (environment.txt)"
+    assert ce.lock == f"{short_digest(environment())} (environment.txt)"
     assert ce.commit == revision_tags().get("git.commit", "not recorded")
     assert ce.scores["CIDEr"] == made.ce.metrics["CIDEr"]
 
@@ -42,7 +43,7 @@ def test_an_alias_that_moves_on_does_not_take_the_parent_with_it(made):
 def test_the_verdict_of_a_registered_version_belongs_to_it(made):
     from videoblip2.tracking.mlflow.store import connect
 
-    connect().set_model_version_tag("videoblip2", "1", "gate.verdict", "passed")
+    connect().set_model_version_tag("videoblip2", "1", TAG, '{"verdict": "passed"}')
     assert lineage("models:/videoblip2/1")[0].gate == {"verdict": "passed"}
     assert lineage(str(made.ce.checkpoint))[0].gate == {}
 

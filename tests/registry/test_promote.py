@@ -15,9 +15,8 @@ from videoblip2.features.manifest import FeatureManifest
 from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders
 from videoblip2.registry import versions as registry
-from videoblip2.registry.lineage import lineage
 from videoblip2.registry.promote import TRIVIAL, rollback
-from videoblip2.registry.verdict_files import TAG, facts_of
+from videoblip2.registry.verdict_files import facts_of
 from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
 from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.store import connect
@@ -129,28 +128,6 @@ def test_a_persons_page_has_descriptions_and_one_tag(house):
     assert connect().get_registered_model(NAME).description == "our own words"
 
 
-def test_a_registry_of_an_older_release_is_read(house):
-    """One tag for each fact of a verdict, and moves without MLflow's prefix."""
-    house.promote(house.log("fair", FAIR), reason="a first one")
-    client, old = connect(), facts(1)
-    move = client.get_registered_model(NAME).tags["mlflow.champion_trail.000001"]
-    for key, value in old.items():
-        client.set_model_version_tag(NAME, "1", f"gate.{key}", value)
-    for key in ("gate", TAG):
-        client.delete_model_version_tag(NAME, "1", key)
-    client.set_registered_model_tag(NAME, "champion_trail.000001", move)
-    client.delete_registered_model_tag(NAME, "mlflow.champion_trail.000001")
-    assert facts(1) == old and [m.why for m in moves()] == ["a first one"]
-    assert lineage(f"models:/{NAME}/1")[0].gate["reason"] == "a first one"
-    house.write_data("data", other(REFERENCES))
-    run = house.log("good", GOOD)
-    with pytest.raises(InputError, match=f"{NAME}/1 was promoted on other references"):
-        house.promote(run)
-    assert house.promote(run, new_manifest=True).promoted
-    assert [m.version for m in moves()] == [1, 2] and rollback().version == 1
-    assert [m.version for m in moves()] == [1, 2, 1]
-
-
 def other(references):
     return {video: [*texts[:-1], "something else"] for video, texts in references.items()}
 
@@ -189,7 +166,7 @@ def test_a_challenger_on_features_of_other_encoders_than_its_own_is_refused(hous
 def test_features_of_other_encoders_are_compared_where_the_gate_allows_it(house):
     house.promote(house.log("fair", FAIR), reason="a first one")
     house.write_data("other", feature=2.0)
-    house.gate.write_text(json.dumps({"max_meteor_loss": None, "resamples": 500, "same_features": False}))
+    house.gate.write_text(json.dumps({"guards": {}, "resamples": 500, "same_features": False}))
     result = house.promote(house.log("good", GOOD, "other"))
     assert (result.promoted, result.opponent) == (True, f"{NAME}/1")
 

@@ -47,8 +47,8 @@ def test_another_result_is_not_taken_for_the_same(made, tmp_path, monkeypatch):
 
 
 def test_what_is_not_as_it_was_is_named(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "environment", lambda: "# python 3.11.0\nnumpy==0.1\n")
-    monkeypatch.setattr(room, "revision_tags", lambda: {"git.commit": "abc", "git.dirty": "true"})
+    monkeypatch.setattr(room.source, "environment", lambda: "# python 3.11.0\nnumpy==0.1\n")
+    monkeypatch.setattr(room.source, "revision_tags", lambda: {"git.commit": "abc", "git.dirty": "true"})
     differs = read_recipe(made.ce.run_id, tmp_path).differs
     assert any(line.startswith("git.commit ") and line.endswith("-> abc") for line in differs)
     assert any(line.startswith("numpy ") and line.endswith("-> 0.1") for line in differs)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from serving import decoder as decoder_module
-from serving.media import Decoders
+from serving.decoders import Decoders
 from serving.messages import Refusal
 from serving.service_settings import Settings
 from videoblip2.config import InputError
@@ -207,7 +207,7 @@ def test_with_every_decoder_at_work_the_next_is_told_to_come_back(video):
 
 def test_decoders_that_do_not_start_are_not_waited_for_without_end(video, monkeypatch):
     pool = Decoders(Settings(decoders=1, decode_wait_seconds=0.2))
-    monkeypatch.setattr("serving.media._Decoder.alive", lambda decoder: False)
+    monkeypatch.setattr("serving.decoders._Decoder.alive", lambda decoder: False)
     pool.start()
     try:
         with pytest.raises(Refusal, match="every decoder is busy"):

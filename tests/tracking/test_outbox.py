@@ -15,7 +15,7 @@ from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow import outbox
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.outbox import DataSet, Delivery, File, Outbox, Table, Values, describe, is_outage
+from videoblip2.tracking.mlflow.outbox import DataSet, File, Outbox, Table, Values, describe, is_outage
 from videoblip2.tracking.mlflow.run_records import list_runs
 
 GONE = MlflowException("API request failed with exception: connection refused")
@@ -41,7 +41,13 @@ def store():
 
 @pytest.fixture
 def box(store, tmp_path):
-    return Outbox(store, tmp_path / "run" / "unsent.jsonl")
+    return reopened(store, tmp_path / "run" / "unsent.jsonl")
+
+
+def reopened(store, file):
+    box = Outbox(None, "run", file=file)
+    box.deliver = store
+    return box
 
 
 @pytest.fixture
@@ -77,8 +83,7 @@ def test_messages_survive_the_process_and_come_first(box, store):
     store.error = GONE
     box.put(record(1))
     assert box.write()
-    later = Outbox(store, box.file)
-    later.read()
+    later = reopened(store, box.file)
     store.error = None
     later.put(record(2))
     assert store.got == [record(1), record(2)]
@@ -242,7 +247,7 @@ class Client:
 
 def test_data_that_another_run_named_at_the_same_moment_is_named_again():
     client = Client("(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint")
-    Delivery(client, "run").deliver(DATA)
+    Outbox(client, "run").deliver(DATA)
     assert client.taken == [("run", "world/train.json")]
 
 
@@ -250,5 +255,5 @@ def test_data_that_another_run_named_at_the_same_moment_is_named_again():
 def test_another_failure_is_not_hidden(failures):
     client = Client(*failures)
     with pytest.raises(MlflowException):
-        Delivery(client, "run").deliver(DATA)
+        Outbox(client, "run").deliver(DATA)
     assert not client.taken

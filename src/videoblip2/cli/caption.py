@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
 from videoblip2.cli import console
 from videoblip2.errors import InputError, counted
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
     from videoblip2.jobs.forms import Row
     from videoblip2.jobs.rows import RowFile
 
-app = Typer()
+app = console.Commands()
 REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
 SOURCES = "Files, folders, patterns, @list.txt, - for standard input; or video ids with --features."
 Clip = Annotated[str | None, Option(help="CLIP that made the model's features, if it has moved: folder or hub name.")]
 Clap = Annotated[str | None, Option(help="CLAP that made the model's features, if it has moved: folder or hub name.")]
 
 
-@app.command(
-    epilog=console.examples(
-        "caption models:/videoblip2@champion holiday.mp4",
-        "caption models:/videoblip2@champion videos/ --out captions.jsonl",
-        "caption RUN film.mp4 --segments scenes --out film.srt",
-        "caption RUN videos/ --questions questions.txt --out answers.csv",
-        "caption RUN video560 --features runs/demo/features",
-        "caption --merge captions.jsonl",
-    )
+@app.report(
+    "caption models:/videoblip2@champion holiday.mp4",
+    "caption models:/videoblip2@champion videos/ --out captions.jsonl",
+    "caption RUN film.mp4 --segments scenes --out film.srt",
+    "caption RUN videos/ --questions questions.txt --out answers.csv",
+    "caption RUN video560 --features runs/demo/features",
+    "caption --merge captions.jsonl",
 )
 def caption(
     model: console.ModelName,
@@ -58,11 +56,10 @@ def caption(
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     clip: Clip = None,
     clap: Clap = None,
-    json: console.Json = False,
 ) -> None:
     """Caption videos, or answer questions about them. Resumable with --out; a bad file does not stop the rest."""
     if merge:
-        _merge(Path(model), sources or [], json)
+        _merge(Path(model), sources or [])
         return
     console.require_model(model)
     plain = [source for source in sources or [] if not set(source) & set("*?[") and source[:1] not in ("@", "-")]
@@ -107,17 +104,17 @@ def caption(
         file = stack.enter_context(RowFile(out, job.version, str(options))) if out is not None else None
         stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows that are written are kept"))
         batch = stack.enter_context(closing(run(found, file.done if file else {})))  # ends its threads
-        rows, bad = _consume(batch, len(found), file, json)
+        rows, bad = _consume(batch, len(found), file, console.AS_JSON.get())
         if file is not None:
             file.finish([printable(source.path) for source in found])
     failed = len(bad)
     kept = f"{out}: {counted(len(found) - failed, 'video')}, {failed} failed" if out is not None else ""
     record = {"model_version": job.version, "out": str(out) if out else None, "failed": failed}
-    console.emit(record, json, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
+    console.emit(record, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
     console.exit_if_failed(failed, len(found) - failed)
 
 
-@app.command(epilog=console.examples("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what is heard?'"))
+@app.report("ask runs/demo/runs/qa/best ball.mp4 'what color is the ball?' 'what is heard?'")
 def ask(
     model: console.ModelName,
     video: Annotated[str, Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
@@ -126,7 +123,6 @@ def ask(
     num_beams: console.Beams = 1,
     clip: Clip = None,
     clap: Clap = None,
-    json: console.Json = False,
 ) -> None:
     """Answer questions about one video, with a model trained on questions (data.task=qa or mixed)."""
     console.require_model(model)
@@ -144,7 +140,7 @@ def ask(
     answers = [{"question": row.question, "answer": row.caption, "score": row.score} for row in rows]
     lines = [f"{row.question}  {row.caption or '(no answer)'}" for row in rows]
     told = {"model_version": job.captioner.version, "warning": job.captioner.provenance.warning}
-    console.emit({"video": video, "answers": answers}, json, "\n".join(lines), **told)
+    console.emit({"video": video, "answers": answers}, "\n".join(lines), **told)
 
 
 def warn(captioner: "Captioner") -> None:
@@ -180,11 +176,11 @@ def _questions(words: Iterable[str]) -> Iterator[str]:
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
 
 
-def _merge(out: Path, parts: list[str], json: bool) -> None:
+def _merge(out: Path, parts: list[str]) -> None:
     from videoblip2.jobs.rows import merge
 
     rows = merge(out, [Path(part) for part in parts])
     failed = sum(row.error is not None for row in rows)
     text = f"{out}: {counted(len(rows), 'row')}, {failed} failed"
-    console.emit({"out": str(out), "rows": len(rows), "failed": failed}, json, text)
+    console.emit({"out": str(out), "rows": len(rows), "failed": failed}, text)
     console.exit_if_failed(failed, len(rows) - failed)

@@ -5,14 +5,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from typer import Argument, Exit, Option
+from typer import Argument, Exit, Option, Typer
 
 from videoblip2.errors import InputError
 from videoblip2.files import expand, json_text
@@ -35,6 +37,7 @@ Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beams of th
 Engine = Annotated[Literal["local", "ray"], Option(help="local, or ray: Ray Data on one machine or many.")]
 Words = list[str] | None  # KEY=VALUE …; each command says which keys
 
+AS_JSON = ContextVar("as_json", default=False)
 REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar
 SOME_FAILED = 3  # exit code
 
@@ -45,6 +48,26 @@ say = partial(print, flush=True)
 def examples(*commands: str) -> str:
     """The end of a command's help."""
     return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  vb2 {line}" for line in commands)])
+
+
+class Commands(Typer):
+    """A group of commands; most of them report something."""
+
+    def report(self, *lines: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """A command with these examples and a last option, --json, that `emit` follows."""
+
+        def add(function: Callable[..., None]) -> Callable[..., None]:
+            @wraps(function)
+            def run(*, json: bool, **given: object) -> None:
+                AS_JSON.set(json)
+                function(**given)
+
+            last = Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+            run.__signature__ = Signature([*signature(function).parameters.values(), last])  # type: ignore[attr-defined]
+            run.__annotations__ = {**function.__annotations__, "json": Json}
+            return self.command(name, epilog=examples(*lines))(run)
+
+        return add
 
 
 def overrides_from(words: Words) -> list[str]:
@@ -89,11 +112,18 @@ def require_model(model: str) -> None:
     find_model(model)
 
 
-def emit(record: object, json: bool, text: str, **more: object) -> None:
-    """Print `text`; with `json`, `record` (a mapping or dataclass) with `more` as one JSON object on the last line."""
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started: it asks MLflow, and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def emit(record: object, text: str, **more: object) -> None:
+    """Print `text`; with --json, `record` (a mapping or dataclass) with `more` as one JSON object on the last line."""
+    if not leads():
+        return
     if text:
         print(text)
-    if json:
+    if AS_JSON.get():
         print(json_text(plain(more) | plain(record), default=str))
     sys.stdout.flush()
 
@@ -134,18 +164,12 @@ def progress(items: Iterable[T], total: int | None = None, description: str = ""
                 of = f" of {total}, {(total - done) / speed / 60:.0f} min left" if total else ""
                 print(f"{description}: {done}{of}, {speed:.1f}/s", file=sys.stderr, flush=True)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from tqdm import tqdm
 
-    text = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[speed]", "fields[note]")]
-    columns = (text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn(), text[2])
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        size = total if total is not None else (len(items) if isinstance(items, Sized) else None)
-        task = bar.add_task(description, total=size, speed="", note="")
-        for item in items:
+    with tqdm(items, description, total, leave=False, dynamic_ncols=True) as bar:
+        for item in bar:
             yield item
-            rate, note = bar.tasks[0].speed, str(getattr(items, "note", ""))
-            bar.update(task, advance=1, speed=f"{rate:.1f}/s" if rate else "", note=note)
+            bar.set_postfix_str(getattr(items, "note", ""), refresh=False)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
-from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, listed, progress, table
+from videoblip2.cli.console import SOME_FAILED, Commands, emit, listed, progress, table
 from videoblip2.errors import InputError, counted, some
 
 if TYPE_CHECKING:
@@ -15,15 +15,14 @@ SPLIT = "Split of files that do not name one: train, val, test; random: a new on
 KEPT = (
     "{} are kept as they are, including {} that repeat another of the same video, {} empty, {} with control characters"
 )
-app = Typer(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
+app = Commands(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
 
 
-@app.command(epilog=examples("data toy toy/ --videos 200 --seed 1"))
+@app.report("data toy toy/ --videos 200 --seed 1")
 def toy(
     out: Annotated[Path, Argument(help="Folder for videos/, annotations and questions.")],
     videos: Annotated[int, Option(min=10, help="Number of videos.")] = 500,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same videos.")] = 0,
-    json: Json = False,
 ) -> None:
     """Render short videos with sound, with captions in MSR-VTT's JSON format and questions in MSRVTT-QA's."""
     from videoblip2.toy.world import write_toy_world
@@ -32,10 +31,10 @@ def toy(
     annotations, questions = list(map(str, world.annotations)), list(map(str, world.questions))
     text = f"{videos} videos in {world.videos} ({_counts(world.counts)}); audio: {_counts(world.audio)}\n"
     text += f"next: vb2 data prepare {' '.join(annotations)} --out DIR\n"
-    emit(world, json, text + f"and:  vb2 data prepare --task qa {' '.join(questions)} --out DIR")
+    emit(world, text + f"and:  vb2 data prepare --task qa {' '.join(questions)} --out DIR")
 
 
-@app.command(epilog=examples("data prepare captions.csv --out data/mine --split random"))
+@app.report("data prepare captions.csv --out data/mine --split random")
 def prepare(
     annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")],
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
@@ -43,7 +42,6 @@ def prepare(
     split: Annotated[str | None, Option(help=SPLIT)] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
     only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the others.")] = None,
-    json: Json = False,
 ) -> None:
     """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
 
@@ -69,7 +67,7 @@ def prepare(
             raise InputError(f"--only-with {only_with}: leaves no video; give the features of {some(gone)}")
         lines.append(f"left out, because {only_with} lacks them: {counted(len(gone), 'video')} ({some(gone)})")
     flaws = [f"  {flaw}, for example {example}" for flaw, example in report.examples.items()]
-    emit(report, json, "\n".join([*lines, *flaws]))
+    emit(report, "\n".join([*lines, *flaws]))
 
 
 def _caption_lines(report: "PrepareReport") -> list[str]:
@@ -101,13 +99,12 @@ def _question_lines(report: "QuestionReport") -> list[str]:
     return [*lines, f"answer map: {report.map_from}", kept, *listed(shared)]
 
 
-@app.command(epilog=examples("data init videos/ captions.csv --out mine"))
+@app.report("data init videos/ captions.csv --out mine")
 def init(
     videos: Annotated[Path, Argument(help="Folder of videos.")],
     annotations: Annotated[list[Path], Argument(metavar="TABLE...", help="Captions, in any form of `data prepare`.")],
     out: Annotated[Path, Option(help="Folder to write: annotations, configurations, commands.")] = Path("mine"),
     split: Annotated[str, Option(help="As in `data prepare`; auto: new where files do not name one.")] = "auto",
-    json: Json = False,
 ) -> None:
     """Start a project: annotations of your videos, configurations sized to them, and the commands to run next."""
     from videoblip2.data.prepare import make_project
@@ -121,15 +118,14 @@ def init(
         (spare, f"videos without captions: {spare}"),
     )
     lines = [*_caption_lines(project.prepared), *rest, *project.files[len(project.prepared.files) :], "next:"]
-    emit(project, json, "\n".join([*lines, *(f"  {command}" for command in project.commands)]))
+    emit(project, "\n".join([*lines, *(f"  {command}" for command in project.commands)]))
 
 
-@app.command(epilog=examples("data top5 data/msrvtt/train.json --out data/msrvtt/train_top5_detail.json"))
+@app.report("data top5 data/msrvtt/train.json --out data/msrvtt/train_top5_detail.json")
 def top5(
     train: Annotated[Path, Argument(help="train.json, as `vb2 data prepare` writes it.")],
     out: Annotated[Path, Option(help="File to write, such as train_top5_detail.json.")],
     keep: Annotated[int, Option(min=1, help="Captions to keep for each video.")] = 5,
-    json: Json = False,
 ) -> None:
     """Select the five best, most detailed, distinct captions of each video, with scores and reasons."""
     from dataclasses import asdict
@@ -148,7 +144,7 @@ def top5(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.reasons.items())
     text = f"{table(title, ['mean over videos', *sides], rows)}\nchosen because: {reasons}"
     result = {"file": str(out), "videos": len(videos), "captions": captions, "reasons": selection.reasons}
-    emit(result, json, text, **sides)
+    emit(result, text, **sides)
 
 
 #: Measure of a selection → its label, and the scale it is shown at.
@@ -162,11 +158,10 @@ SHOWN = {
 }
 
 
-@app.command(epilog=examples("data check data/msrvtt --features features/msrvtt"))
+@app.report("data check data/msrvtt --features features/msrvtt")
 def check(
     annotations: Annotated[Path, Argument(help="Folder with train.json …, train_qa.json …, or one such file.")],
     features: Annotated[Path, Option(help="Feature store.")],
-    json: Json = False,
 ) -> None:
     """Compare annotations with features: which videos lack features, and vice versa; --json lists them all."""
     from videoblip2.data.annotations import compare_with_features
@@ -182,7 +177,7 @@ def check(
     spare = f": {some(report.unannotated)}" if report.unannotated else ""
     alone = counted(len(report.unannotated), "video")
     lines.append(f"{features}: {alone} with features and without annotations{spare}")
-    emit(report, json, "\n".join(lines), ok=report.ok)
+    emit(report, "\n".join(lines), ok=report.ok)
     if not report.ok:
         raise Exit(SOME_FAILED)
 

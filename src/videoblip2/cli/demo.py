@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option, Typer
+from typer import Option
 
-from videoblip2.cli.console import Json, emit, examples, interruptible, progress, say, table
+from videoblip2.cli.console import Commands, emit, interruptible, progress, say, table
 from videoblip2.errors import counted, masked
 
 if TYPE_CHECKING:
     from videoblip2.toy.demo import Demo
 
-app = Typer()
+app = Commands()
 LABELS = {
     "ce": "CE (video + audio)",
     "scst": "CE, then SCST",
@@ -24,11 +24,10 @@ LABELS = {
 }
 
 
-@app.command(epilog=examples("demo", "demo --quick --out /tmp/demo"))
+@app.report("demo", "demo --quick --out /tmp/demo")
 def demo(
     out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     quick: Annotated[bool, Option("--quick", help="A half-minute run, just to check that everything works.")] = False,
-    json: Json = False,
 ) -> None:
     """Run the whole path on generated videos, offline: data, features, training, promotion, serving."""
     from videoblip2.captions.metrics import PRIMARY
@@ -51,7 +50,7 @@ def demo(
     seconds = made.seconds
     served = f"served by bentoml, {made.served}"
     text = [_results(made), *shown, served, next_commands(made, store), f"{seconds:.0f} seconds"]
-    emit({**record, "seconds": round(seconds, 1)}, json, "\n\n".join(text))
+    emit({**record, "seconds": round(seconds, 1)}, "\n\n".join(text))
 
 
 def next_commands(made: "Demo", store: str) -> str:

@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, Typer
+from typer import Option
 
-from videoblip2.cli.console import Json, emit, examples, progress, require_model, say
+from videoblip2.cli.console import Commands, emit, examples, progress, require_model, say
 from videoblip2.errors import InputError
 from videoblip2.files import shipped
 
-app = Typer()
+app = Commands()
 CHAMPION = "models:/videoblip2@champion"
 #: What serving imports; their own requirements are found in their metadata.
 NEEDED = (
@@ -65,11 +65,10 @@ def serve(
     os.execve(sys.executable, server_command(host, port), server_environment(settings))
 
 
-@app.command(epilog=examples("package", "package --model runs/demo/runs/scst/best --export videoblip2.bento"))
+@app.report("package", "package --model runs/demo/runs/scst/best --export videoblip2.bento")
 def package(
     model: Annotated[str, Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
     export: Annotated[Path | None, Option(help="Also write the Bento to this file, for another machine.")] = None,
-    json: Json = False,
 ) -> None:
     """Build a Bento that serves MODEL with no MLflow store and no network."""
     if export and (export.is_dir() or not export.absolute().parent.is_dir()):
@@ -96,7 +95,7 @@ def package(
         f"  kubectl apply -k {shipped('serving') / 'k8s'}",
     ]
     record = {**built, "model_version": version, "media": media, "export": str(export) if export else None}
-    emit(record, json, "\n".join(lines))
+    emit(record, "\n".join(lines))
 
 
 def build(folder: Path, version: str, export: Path | None = None) -> dict[str, str]:

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from videoblip2.cli import console
 from videoblip2.errors import counted, some
 
-app = Typer(help="Extract, check and pack video and audio features.", no_args_is_help=True)
+app = console.Commands(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 CLIP, CLAP = "openai/clip-vit-large-patch14", "laion/clap-htsat-unfused"
 Output = Literal["projected", "hidden"]
 Tokens = Literal["pooled", "patch"]
@@ -17,7 +17,7 @@ DType = Literal["float32", "bfloat16", "float16"] | None
 Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
-@app.command(epilog=console.examples("features extract videos/ --out features/mine --device cuda --shard 1/4"))
+@app.report("features extract videos/ --out features/mine --device cuda --shard 1/4")
 def extract(
     videos: Annotated[list[Path], Argument(help="Video files, or folders of them.")],
     out: Annotated[Path, Option(help="The feature store: video/ID.npy, audio/ID.npy, manifest.json.")],
@@ -42,7 +42,6 @@ def extract(
     ] = None,
     engine: console.Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
-    json: console.Json = False,
 ) -> None:
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
     console.require(videos, "give video files, or folders of them")
@@ -82,30 +81,28 @@ def extract(
     lines += [f"failed: {reason}" for reason in report.failed.values()]
     lines += [f"no file for: {_named(report.missing)}"] if report.missing else []
     lines.append(f"{out}: {len(report.done)} extracted, {len(report.skipped)} kept, {len(report.failed)} failed")
-    console.emit(report, json, "\n".join(lines), out=str(out), passed_over=others)
+    console.emit(report, "\n".join(lines), out=str(out), passed_over=others)
     console.exit_if_failed(len(report.failed), len(report.done) + len(report.skipped))
 
 
-@app.command("import", epilog=console.examples("features import clip.npy ids.json --out features/mine"))
+@app.report("features import clip.npy ids.json --out features/mine", name="import")
 def import_(
     video: Annotated[Path, Argument(help=".npy of frame features [videos, frames, width up to 768].")],
     ids: Annotated[Path, Argument(help="JSON list of video ids, one for each row.")],
     out: Annotated[Path, Option(help="The feature store to write.")],
     audio: Annotated[Path | None, Option(help=".npy of audio features [videos, windows, width up to 512].")] = None,
-    json: console.Json = False,
 ) -> None:
     """Make a feature store from features that are already in one array."""
     from videoblip2.features.pack import import_arrays
 
     videos = import_arrays(video, ids, out, audio, console.progress)
-    console.emit({"out": str(out), "videos": videos}, json, f"{out}: {counted(videos, 'video')}")
+    console.emit({"out": str(out), "videos": videos}, f"{out}: {counted(videos, 'video')}")
 
 
-@app.command(epilog=console.examples("features pack features/mine features/mine.safetensors"))
+@app.report("features pack features/mine features/mine.safetensors")
 def pack(
     store: Annotated[Path, Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
     out: Annotated[Path, Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
-    json: console.Json = False,
 ) -> None:
     """Pack a feature store into one memory-mapped file, which every command takes in place of the folder."""
     from videoblip2.features.pack import pack_features
@@ -113,14 +110,13 @@ def pack(
     report = pack_features(store, out, console.progress)
     kinds = ", ".join(f"{modality} {kind}" for modality, kind in report.kinds.items())
     videos = counted(report.videos, "video")
-    console.emit(report, json, f"{out}: {videos}, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB")
+    console.emit(report, f"{out}: {videos}, {report.absent} without audio, {kinds}, {report.megabytes:.1f} MiB")
 
 
-@app.command(epilog=console.examples("features check features/msrvtt --annotations data/msrvtt/train.json"))
+@app.report("features check features/msrvtt --annotations data/msrvtt/train.json")
 def check(
     store: Annotated[Path, Argument(help="A folder with video/ID.npy and audio/ID.npy, or a packed file.")],
     annotations: Annotated[Path | None, Option(help="Check the videos of this file; default: all.")] = None,
-    json: console.Json = False,
 ) -> None:
     """Check shapes, types, NaN, missing files, silent, empty and absent audio; exit with 3 if a video is unusable."""
     from videoblip2.data.annotations import read_annotations
@@ -135,7 +131,7 @@ def check(
     (least, most), (few, many) = report.frames, report.audio_windows
     videos = counted(report.videos, "video")
     lines.append(f"{store}: {videos} usable, {least}-{most} frames, {few}-{many} audio windows")
-    console.emit(report, json, "\n".join(lines), ok=report.ok)
+    console.emit(report, "\n".join(lines), ok=report.ok)
     if not report.ok:
         raise Exit(console.SOME_FAILED)
 

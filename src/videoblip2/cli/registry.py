@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Option, Typer
+from typer import Argument, BadParameter, Option
 
 from videoblip2.cli import console
 from videoblip2.errors import InputError, counted
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from videoblip2.registry.lineage import Ancestor
     from videoblip2.registry.promote import Promotion
 
-app = Typer()
+app = console.Commands()
 Run = Annotated[str, Argument(metavar="RUN", help="Run, models:/NAME/VERSION or models:/m-….")]
 #: The parts of a verdict that a lineage shows.
 GATE = ("verdict", "outcome", "when", "who", "reason")
 
 
-@app.command(epilog=console.examples("promote RUN --gate toy_gate", "promote RUN --force --reason 'better audio'"))
+@app.report("promote RUN --gate toy_gate", "promote RUN --force --reason 'better audio'")
 def promote(
     run: Run,
     overrides: Annotated[console.Words, console.key_values("Keys of both models, such as data.features=DIR.")] = None,
@@ -28,7 +28,6 @@ def promote(
     force: Annotated[bool, Option("--force", help="Promote regardless of the verdict; needs --reason.")] = False,
     reason: Annotated[str, Option(help="Why the verdict is overruled; stored with the version.")] = "",
     new_manifest: Annotated[bool, Option("--new-manifest", help="Accept changed validation data.")] = False,
-    json: console.Json = False,
 ) -> None:
     """Compare a run's model with the champion; make it the champion if it passes the gate, else exit with 1."""
     if force != bool(reason.strip()):
@@ -51,7 +50,7 @@ def promote(
         "champion": result.version if result.promoted else result.previous,
         "manifest": {**console.plain(result.manifest), "digest": result.manifest.digest},
     }
-    console.emit(record, json, _promotion_text(result), **more)
+    console.emit(record, _promotion_text(result), **more)
     if not result.promoted:
         keeps = f"champion stays version {result.previous}" if result.previous else "there is still no champion"
         raise InputError(f"{run} does not pass the gate: {'; '.join(verdict.failed)}; {keeps}")
@@ -73,28 +72,27 @@ def _promotion_text(result: "Promotion") -> str:
     return "\n".join(lines)
 
 
-@app.command(epilog=console.examples("rollback --reason 'captions became too long'"))
+@app.report("rollback --reason 'captions became too long'")
 def rollback(
     name: console.RegisteredName = "videoblip2",
     reason: Annotated[str, Option(help="Why; stored in the history of champions.")] = "",
-    json: console.Json = False,
 ) -> None:
     """Restore the previous champion."""
     from videoblip2.registry.promote import rollback as go_back
 
     move = go_back(name, reason)
     text = f"champion: {name}/{move.version} again, was {name}/{move.previous} ({move.why}; {move.who}, {move.when})"
-    console.emit(move, json, text, name=name)
+    console.emit(move, text, name=name)
 
 
-@app.command(epilog=console.examples("lineage models:/videoblip2@champion"))
-def lineage(model: console.ModelName, json: console.Json = False) -> None:
+@app.report("lineage models:/videoblip2@champion")
+def lineage(model: console.ModelName) -> None:
     """Show where a model came from: data, encoders, parent, commit, lock and seed, back to its first ancestor."""
     console.require_model(model)
     from videoblip2.registry.lineage import lineage as trace
 
     line = trace(model)
-    console.emit({"model": model, "lineage": line}, json, lineage_text(line))
+    console.emit({"model": model, "lineage": line}, lineage_text(line))
 
 
 def lineage_text(line: "list[Ancestor]") -> str:
@@ -129,12 +127,11 @@ def _pairs(facts: Mapping[str, str]) -> str:
     return "; ".join(f"{key} {value}" for key, value in facts.items())
 
 
-@app.command(epilog=console.examples("reproduce RUN", "reproduce RUN --tolerance 0.5 --out /tmp/again"))
+@app.report("reproduce RUN", "reproduce RUN --tolerance 0.5 --out /tmp/again")
 def reproduce(
     run: console.ModelName,
     tolerance: Annotated[float, Option(min=0.0, help="Largest difference, as scores are printed.")] = 0.0,
     out: Annotated[Path | None, Option(help="Folder for the new run; by default that of the original.")] = None,
-    json: console.Json = False,
 ) -> None:
     """Train a run again from its stored configuration and compare its validation scores; exit with 1 if one differs."""
     console.require_model(run)
@@ -153,7 +150,7 @@ def reproduce(
         f"validation {label_of(name)} {scale_of(name) * new:.4f}, was {scale_of(name) * old:.4f}"
         for name, (old, new) in result.scores.items()
     ]
-    console.emit(record | more, json, "\n".join([*lines, f"run: {made.run_id or 'not tracked'}"]))
+    console.emit(record | more, "\n".join([*lines, f"run: {made.run_id or 'not tracked'}"]))
     if not result.reproduced:
         remedy = "a GPU sums in no fixed order: give --tolerance"
         if recipe.differs:

@@ -6,30 +6,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
-from videoblip2.cli.console import Json, emit, examples, table
+from videoblip2.cli.console import Commands, emit, table
 from videoblip2.errors import counted
 
 if TYPE_CHECKING:
     from videoblip2.tracking.compare import Duel, RunComparison, VideoPair
     from videoblip2.tracking.mlflow.run_records import RunRecord
 
-app = Typer(help="The runs of the MLflow store.", no_args_is_help=True)
-scoring = Typer()
+app = Commands(help="The runs of the MLflow store.", no_args_is_help=True)
+scoring = Commands()
 Runs = Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")]
 Part = Annotated[str | None, Option(help="val or test; by default val, if every run has it.")]
 SHOWN_REFERENCES = 3
 LONGEST = 40  # characters of a configuration value
 
 
-@app.command(epilog=examples("runs compare ce scst --html compare.html"))
+@app.report("runs compare ce scst --html compare.html")
 def compare(
     runs: Runs,
     split: Part = None,
     top: Annotated[int, Option(min=0, help="Number of largest wins and losses to show.")] = 5,
     html: Annotated[Path | None, Option(help="Also write an HTML page that works offline.")] = None,
-    json: Json = False,
 ) -> None:
     """Compare runs: what differs, scores with 95 % intervals and p-values, the largest wins and losses.
 
@@ -44,16 +43,15 @@ def compare(
         write_page(html, comparison, top)
     page = [f"page: {html}"] if html else []
     text = "\n\n".join([*_comparison_text(comparison, top), *page])
-    emit(_comparison_record(comparison, top), json, text, html=str(html) if html else None)
+    emit(_comparison_record(comparison, top), text, html=str(html) if html else None)
 
 
-@app.command(epilog=examples("runs report ce scst --split test --title 'The demo' --out experiments/RESULTS.md"))
+@app.report("runs report ce scst --split test --title 'The demo' --out experiments/RESULTS.md")
 def report(
     runs: Runs,
     split: Part = None,
     title: Annotated[str, Option(help="Title of the section.")] = "Runs",
     out: Annotated[Path | None, Option(help="Markdown file; an earlier section of this title is replaced.")] = None,
-    json: Json = False,
 ) -> None:
     """Report the results of runs as Markdown: scores with 95 % intervals, seeds, minutes, commit and command.
 
@@ -66,42 +64,39 @@ def report(
     section = results(comparison, title, " ".join(["vb2 runs report", *runs, *options]))
     if out is not None:
         write_results(out, title, section)
-    emit(_comparison_record(comparison, 0), json, f"results: {out}" if out else section, out=str(out) if out else None)
+    emit(_comparison_record(comparison, 0), f"results: {out}" if out else section, out=str(out) if out else None)
 
 
-@app.command("list", epilog=examples("runs list", "runs list --experiment videoblip2 --limit 50"))
+@app.report("runs list", "runs list --experiment videoblip2 --limit 50", name="list")
 def list_(
     experiment: Annotated[str | None, Option(help="Show this experiment only.")] = None,
     limit: Annotated[int, Option(min=1, max=1000, help="Number of most recent runs to show.")] = 20,
-    json: Json = False,
 ) -> None:
     """List the most recent runs with the scores of their best checkpoint."""
     from videoblip2.tracking.mlflow.run_records import list_runs
 
     runs = list_runs(experiment, limit)
-    emit({"runs": [run.listed() for run in runs]}, json, _runs_table("Runs", runs))
+    emit({"runs": [run.listed() for run in runs]}, _runs_table("Runs", runs))
 
 
-@app.command(epilog=examples("runs gc", "runs gc --hours 1"))
+@app.report("runs gc", "runs gc --hours 1")
 def gc(
     hours: Annotated[float, Option(min=0.0, help="Close another machine's run after this many silent hours.")] = 24.0,
-    json: Json = False,
 ) -> None:
     """Mark abandoned runs as failed: those left RUNNING by a process that was killed."""
     from videoblip2.tracking.mlflow.run_records import close_dead_runs
 
     closed = close_dead_runs(hours)
     title = f"Closed {counted(len(closed), 'run')}"
-    emit({"closed": [run.run_id for run in closed]}, json, _runs_table(title, closed))
+    emit({"closed": [run.run_id for run in closed]}, _runs_table(title, closed))
 
 
-@scoring.command(epilog=examples("score results.json test.json", "score results.json test.json --against other.jsonl"))
+@scoring.report("score results.json test.json", "score results.json test.json --against other.jsonl")
 def score(
     predictions: Annotated[Path, Argument(help="COCO or LAVIS results, JSON lines, CSV, TSV: one caption per video.")],
     references: Annotated[list[Path], Argument(help="References in any format that `vb2 data prepare` reads.")],
     against: Annotated[Path | None, Option(help="Other captions of the same videos: differences and p-values.")] = None,
     per_video: Annotated[bool, Option("--per-video", help="Also print the scores of each video.")] = False,
-    json: Json = False,
 ) -> None:
     """Score captions that any system wrote: every metric, with 95 % intervals over videos."""
     from videoblip2.captions.metrics import METRICS, label_of, shown, summary_metrics
@@ -120,7 +115,7 @@ def score(
     parts.append(f"{counted(report.videos, 'video')}")
     if report.unpredicted:
         parts[-1] += f"; {report.unpredicted} more have references and no caption, and do not count"
-    emit(record(report, per_video), json, "\n".join(parts))
+    emit(record(report, per_video), "\n".join(parts))
 
 
 def _runs_table(title: str, runs: "list[RunRecord]") -> str:

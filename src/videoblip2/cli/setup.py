@@ -10,26 +10,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from videoblip2.cli import console
-from videoblip2.cli.console import SOME_FAILED, Json, emit, examples, progress, require, table
+from videoblip2.cli.console import SOME_FAILED, Commands, emit, progress, require, table
 from videoblip2.errors import InputError, counted
 from videoblip2.files import shipped
 
 if TYPE_CHECKING:
     from videoblip2.training.plan import MemoryPlan
 
-app = Typer()
-weights = Typer(help="Fetch pre-trained weights, and inspect weight files.", no_args_is_help=True)
-experiments = Typer(help="The experiment files that come with the package.", no_args_is_help=True)
+app = Commands()
+weights = Commands(help="Fetch pre-trained weights, and inspect weight files.", no_args_is_help=True)
+experiments = Commands(help="The experiment files that come with the package.", no_args_is_help=True)
 Name = Annotated[str, Argument(metavar="NAME", help="A name from `vb2 experiments list`, such as toy_ce.")]
 Status = tuple[str, str]  # ok, note, warn or fail; and what was found
 LITTLE_SPACE, NO_SPACE = 10.0, 1.0  # GB: one full-size checkpoint with its training state takes about 6
 
 
-@app.command(epilog=examples("doctor"))
-def doctor(json: Json = False) -> None:
+@app.report("doctor")
+def doctor() -> None:
     """Check Java, video decoding, GPU, tracking store, environment managers, disk, versions; exit with 3 on a fault."""
     from videoblip2.tracking.mlflow.run_records import store_findings
     from videoblip2.tracking.mlflow.store import Finding
@@ -46,12 +46,12 @@ def doctor(json: Json = False) -> None:
         lines += [f"      → {finding.remedy}"] if finding.remedy else []
     faults = counted(counts["fail"], "fault") if counts["fail"] else "no faults"
     lines.append(f"{faults}, {counted(counts['warn'], 'warning')}")
-    emit({"findings": findings, "counts": counts}, json, "\n".join(lines))
+    emit({"findings": findings, "counts": counts}, "\n".join(lines))
     if counts["fail"]:
         raise Exit(SOME_FAILED)
 
 
-@app.command(epilog=examples("plan msrvtt_ce --gpus 4 --memory 80", "plan msrvtt_scst scst.samples=8"))
+@app.report("plan msrvtt_ce --gpus 4 --memory 80", "plan msrvtt_scst scst.samples=8")
 def plan(
     config: console.ConfigFile,
     overrides: Annotated[console.Words, console.key_values("Keys of the configuration.")] = None,
@@ -60,7 +60,6 @@ def plan(
         float | None, Option(min=0.1, metavar="GB", help="Of each; by default what is free here.")
     ] = None,
     folder: console.Folder = Path(),
-    json: Json = False,
 ) -> None:
     """Compute what a step of each stage takes of memory, and which keys make it fit; no weight is loaded."""
     from videoblip2.config import load_config
@@ -77,7 +76,7 @@ def plan(
     record = {
         kind: {**about[kind], "fits": made.peak <= room, "changes": changes[kind]} for kind, made in plans.items()
     }
-    emit({"memory": room, "gpus": gpus, **record}, json, _plan_text(plans, changes, room))
+    emit({"memory": room, "gpus": gpus, **record}, _plan_text(plans, changes, room))
 
 
 def _plan_text(plans: "dict[str, MemoryPlan]", changes: dict[str, dict[str, int]], room: float) -> str:
@@ -184,30 +183,27 @@ CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
 }
 
 
-@weights.command(epilog=examples("weights fetch", "weights fetch blip2-flant5xl"))
+@weights.report("weights fetch", "weights fetch blip2-flant5xl")
 def fetch(
     name: Annotated[str | None, Argument(help="Name of the weights; omit it to list them.")] = None,
     out: Annotated[Path, Option(help="Folder to download to.")] = Path("models"),
     sha256: Annotated[str | None, Option(help="Checksum the file must have.")] = None,
-    json: Json = False,
 ) -> None:
     """Download weights; an interrupted download resumes, and checksums are verified."""
     from videoblip2.model.weight_fetch import KNOWN, fetch_weights
 
     if name is None:
         rows = [[known.name, known.what, known.url or f"hub: {known.repository}"] for known in KNOWN.values()]
-        emit({"known": list(KNOWN.values())}, json, table("Known weights", ["name", "what", "from"], rows))
+        emit({"known": list(KNOWN.values())}, table("Known weights", ["name", "what", "from"], rows))
         return
     fetched = fetch_weights(name, out, sha256, progress)
     sums = "\n".join(f"{digest}  {file}" for file, digest in fetched.files.items())
     done = "downloaded" if fetched.downloaded else "already there"
-    emit(fetched, json, f"{fetched.path}: {done}, checked against {fetched.checked}\n{sums}")
+    emit(fetched, f"{fetched.path}: {done}, checked against {fetched.checked}\n{sums}")
 
 
-@weights.command(epilog=examples("weights inspect models/blip2_pretrained_flant5xl.pth"))
-def inspect(
-    file: Annotated[Path, Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")], json: Json = False
-) -> None:
+@weights.report("weights inspect models/blip2_pretrained_flant5xl.pth")
+def inspect(file: Annotated[Path, Argument(help=".pth, .bin or .safetensors file, its index, or a folder.")]) -> None:
     """Describe a file of weights: layout, sizes, tensor groups, and whether a Q-Former can be loaded from it."""
     require([file], "`vb2 weights fetch` lists what can be downloaded")
     from videoblip2.model.weight_source import inspect_weights
@@ -225,30 +221,29 @@ def inspect(
         lines.append(f"Q-Former under {found.prefix!r}: {found.problem or f'{sizes}; {queries}; {text}'}")
     lines += [] if inspection.qformers else ["contains no Q-Former"]
     rows = [[group, f"{count:,}", f"{parameters:,}"] for group, count, parameters in inspection.groups]
-    emit(inspection, json, "\n".join([*lines, table("Tensor groups", ["group", "tensors", "parameters"], rows)]))
+    emit(inspection, "\n".join([*lines, table("Tensor groups", ["group", "tensors", "parameters"], rows)]))
 
 
-@experiments.command("list", epilog=examples("experiments list"))
-def list_(json: Json = False) -> None:
+@experiments.report("experiments list", name="list")
+def list_() -> None:
     """List the experiments. Commands that take CONFIG also take these names."""
     heads = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in _files().items()}
     purposes = {name: head.lstrip("# ").rstrip(".") for name, head in heads.items()}
-    emit({"experiments": purposes}, json, table("Experiments", ["name", "purpose"], purposes.items()))
+    emit({"experiments": purposes}, table("Experiments", ["name", "purpose"], purposes.items()))
 
 
-@experiments.command(epilog=examples("experiments show toy_ce"))
-def show(name: Name, json: Json = False) -> None:
+@experiments.report("experiments show toy_ce")
+def show(name: Name) -> None:
     """Print an experiment file."""
     path = _find(name)
     text = path.read_text(encoding="utf-8")
-    emit({"name": path.stem, "text": text}, json, text.rstrip())
+    emit({"name": path.stem, "text": text}, text.rstrip())
 
 
-@experiments.command(epilog=examples("experiments copy msrvtt_ce my_ce.yaml"))
+@experiments.report("experiments copy msrvtt_ce my_ce.yaml")
 def copy(
     name: Name,
     dest: Annotated[Path, Argument(metavar="DEST", help="File or folder to copy it to.")] = Path(),
-    json: Json = False,
 ) -> None:
     """Copy an experiment file, to edit it."""
     path = _find(name)
@@ -257,7 +252,7 @@ def copy(
         raise InputError(f"{target}: exists already; give another DEST, or delete it first")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
-    emit({"name": path.stem, "file": str(target)}, json, str(target))
+    emit({"name": path.stem, "file": str(target)}, str(target))
 
 
 def _files() -> dict[str, Path]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from videoblip2.training.seeds import SeedsResult
     from videoblip2.tune.lead import Outcome
 
-app = typer.Typer()
+app = console.Commands()
 Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
 Processes = Annotated[int, Option("--nproc", min=1, metavar="N", help="Processes that train together, one a GPU.")]
@@ -41,7 +41,6 @@ def _add_stage(stage: str, summary: str, *lines: str) -> None:
         nproc: Processes = 1,
         engine: Launcher = "local",
         max_restarts: Restarts = 0,
-        json: console.Json = False,
     ) -> None:
         words = overrides or []
         if nproc > 1 or max_restarts or engine == "ray":
@@ -52,12 +51,12 @@ def _add_stage(stage: str, summary: str, *lines: str) -> None:
             options = {"--folder": [str(folder)] * (folder != Path()), "--seeds": [str(seeds)] * (seeds > 1)}
             given = [word for option, value in options.items() if value for word in (option, *value)]
             launch = distributed.launch if engine == "local" else distributed.launch_on_ray
-            launch([stage, config, *words, *given, *["--json"] * json], nproc, max_restarts)
+            launch([stage, config, *words, *given, *["--json"] * console.AS_JSON.get()], nproc, max_restarts)
         else:
-            _train(stage, config, words, folder, seeds, json)
+            _train(stage, config, words, folder, seeds)
 
     train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a run that was stopped."
-    app.command(stage, epilog=console.examples(*lines))(train)
+    app.report(*lines, name=stage)(train)
 
 
 _add_stage("ce", "Stage 1: train with cross-entropy", "ce toy_ce", "ce msrvtt_ce optim.lr=1e-4 --seeds 3")
@@ -65,7 +64,7 @@ SCST = "Stage 2: train with self-critical sequence training on CIDEr-D"
 _add_stage("scst", SCST, "scst msrvtt_scst train.start_from=RUN", "scst msrvtt_scst resume=RUN")
 
 
-def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, json: bool) -> None:
+def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int) -> None:
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.config import load_config
 
@@ -73,15 +72,14 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, js
         words = ["train.resume=auto", *words]
     usual, config = load_config(path), load_config(path, words)
     console.go_to(folder)
-    if leads():
+    if console.leads():
         _require_inputs(config)
     try:
         if seeds > 1:
             from videoblip2.training.seeds import run_seeds
 
             result = run_seeds(stage, config, seeds, console.progress, show_weights, usual)
-            if leads():
-                console.emit(result, json, _seeds_table(result))
+            console.emit(result, _seeds_table(result))
         else:
             from videoblip2.training.stage import run_stage
 
@@ -92,15 +90,9 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int, js
             head = f"{trained.name}: best at step {trained.best_step}: {'  '.join(scores)}"
             run = trained.run_id or "not tracked"
             text = f"{head}\nrun: {run}\ncheckpoint: {trained.checkpoint}\nmodel: {trained.model}"
-            if leads():
-                console.emit(trained, json, text)
+            console.emit(trained, text)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop  # 128 + SIGINT, as the shell expects
-
-
-def leads() -> bool:
-    """Whether this is the first of the processes that torchrun started: it asks MLflow, and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _require_inputs(config: "Config") -> None:
@@ -147,9 +139,7 @@ def _seeds_table(result: "SeedsResult") -> str:
     return f"{result.name}\n{console.table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
 
 
-@app.command(
-    epilog=console.examples("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
-)
+@app.report("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
 def evaluate(
     model: console.ModelName,
     overrides: Annotated[
@@ -165,11 +155,10 @@ def evaluate(
         bool, Option("--ablate", help="Also caption with the sound withheld, silenced, or swapped between videos.")
     ] = False,
     folder: console.Folder = Path(),
-    json: console.Json = False,
 ) -> None:
     """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
     console.go_to(folder)
-    if leads():
+    if console.leads():
         console.require_model(model)
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
@@ -177,7 +166,7 @@ def evaluate(
     extras = {"explain": explain, "ablate": ablate}
     asked = [name for name, wanted in extras.items() if wanted]
     result = evaluate_model(model, split, overrides or [], out, console.progress, extras=asked)
-    if not leads():
+    if not console.leads():
         return
     rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
     rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
@@ -193,7 +182,7 @@ def evaluate(
     lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
     scores = {"metrics": result.metrics, "unavailable": result.unavailable}
     scores |= ({"sound_shares": shares} if explain else {}) | ({"ablation": result.effects} if ablate else {})
-    console.emit({"run_id": result.run_id, "split": split, **scores, **files}, json, "\n".join(lines))
+    console.emit({"run_id": result.run_id, "split": split, **scores, **files}, "\n".join(lines))
 
 
 def _ablation_table(effects: "Sequence[SoundEffect]") -> str:
@@ -208,13 +197,12 @@ def _ablation_table(effects: "Sequence[SoundEffect]") -> str:
     return console.table(title, ["captions", "videos", "own", *sounds], rows.values())
 
 
-@app.command(epilog=console.examples("lm data/mine/train.json --out models/small steps=500"))
+@app.report("lm data/mine/train.json --out models/small steps=500")
 def lm(
     annotations: Annotated[Path, Argument(help="train.json: the captions to learn from.")],
     out: Annotated[Path, Option(help="Folder for t5/ and bert/.")],
     settings: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help="Such as steps=500.")] = None,
     prompt: Annotated[str, Option(help="Words that both vocabularies must contain.")] = "a video of",
-    json: console.Json = False,
 ) -> None:
     """Train a small T5 on captions alone, for machines and data sets without a pre-trained one."""
     from videoblip2.data.annotations import read_annotations
@@ -224,10 +212,10 @@ def lm(
 
     sizes = validated(LanguageModelConfig, dict(word.partition("=")[::2] for word in settings or []), "setting")
     t5, bert = train_language_model(videos, [prompt], out, sizes, console.progress)
-    console.emit({"t5": str(t5), "bert": str(bert)}, json, f"language model: {t5}\nword pieces: {bert}")
+    console.emit({"t5": str(t5), "bert": str(bert)}, f"language model: {t5}\nword pieces: {bert}")
 
 
-@app.command(epilog=console.examples("tune tune_toy_ce", "tune tune_toy_ce n_trials=40", "tune tune_toy_ce --worker"))
+@app.report("tune tune_toy_ce", "tune tune_toy_ce n_trials=40", "tune tune_toy_ce --worker")
 def tune(
     config: Annotated[str, Argument(metavar="CONFIG", help="Study: a YAML file, or a name such as tune_toy_ce.")],
     overrides: Annotated[console.Words, console.key_values("Keys of the study (n_trials=40) or experiment.")] = None,
@@ -236,7 +224,6 @@ def tune(
     serve: Annotated[str | None, Option(metavar="HOST:PORT", help="Run no trials: serve the database there.")] = None,
     nproc: Processes = 1,
     trial: Annotated[int | None, Option(hidden=True)] = None,  # of a process that --nproc has started
-    json: console.Json = False,
 ) -> None:
     """Search the ranges of CONFIG for the best validation score. Run it again to resume, up to n_trials."""
     pairs = [*(overrides or []), *([f"storage={storage}"] if storage else [])]
@@ -267,9 +254,9 @@ def tune(
 
     if worker:
         made = lead.join(config, pairs, console.progress, console.say, nproc)
-        return console.emit({"made": made}, json, f"{counted(made, 'trial')} run; no trials are left")
+        return console.emit({"made": made}, f"{counted(made, 'trial')} run; no trials are left")
     outcome = lead.tune(config, pairs, console.progress, console.say, nproc)
-    console.emit(_study_record(outcome), json, _study_text(outcome))
+    console.emit(_study_record(outcome), _study_text(outcome))
     if outcome.best is None:
         raise InputError(f"study {outcome.study}: no trial is complete; run the command again to resume")
 

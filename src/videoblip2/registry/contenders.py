@@ -1,6 +1,5 @@
 """Both sides of the gate: two models on the same validation data, what they say and how fast."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.predict import OpenModel, open_model
+from videoblip2.tracking.source import short_digest
 from videoblip2.training.distributed import World
 from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, say_all, tasks_of
 
@@ -132,5 +132,4 @@ def say_trivial(contender: Contender) -> Said:
 
 
 def _sha(content: object) -> str:
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return short_digest(json.dumps(content, ensure_ascii=False, sort_keys=True))

@@ -4,7 +4,6 @@ The gain of one metric by a paired bootstrap (Koehn 2004), and what must not get
 says why. While there is no champion, the opponent is the trivial baseline, which says the same about every video.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from videoblip2.captions import METRICS, BootstrapResult, diversity
 from videoblip2.captions.intervals import difference, resampled_means
@@ -22,6 +21,7 @@ from videoblip2.config import Section
 from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
 from videoblip2.overrides import read_yaml
+from videoblip2.tracking.source import short_digest
 
 DEFAULT_FILE = Path("experiments/gate.yaml")
 ACCURACY = AnswerRow.metric
@@ -37,7 +37,6 @@ class Gate(Section):
     resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
     guards: dict[str, float] = Field({"METEOR": 0.015}, description="metric → margin that its interval must not exceed")
-    max_meteor_loss: float | None = Field(None, ge=0, description="older than `guards`: loss of METEOR's mean")
     max_accuracy_loss: float | None = Field(0.005, ge=0, description="of captions and answers; none = not compared")
     max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
     length: tuple[float, float] = Field((0.8, 1.25), description="words per caption over the champion's or references'")
@@ -45,12 +44,6 @@ class Gate(Section):
     max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
     latency_videos: int = Field(20, ge=3, description="videos (or questions) taken one by one, by both in turn")
     same_features: bool = Field(True, description="false: each model reads features from its own encoders, same videos")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_file(cls, content: dict[str, object]) -> dict[str, object]:
-        """A file that says how METEOR's mean is judged, or that it is not, has no guard for it."""
-        return {"guards": {}, **content} if "max_meteor_loss" in content else content
 
     @field_validator("metric", "guards", "max_losses")
     @classmethod
@@ -69,13 +62,13 @@ class Gate(Section):
     @property
     def losses(self) -> dict[str, float]:
         """Metric → largest loss of its mean over videos, or over questions; of a guard, the margin of its interval."""
-        named = {"METEOR": self.max_meteor_loss, ACCURACY: self.max_accuracy_loss, **self.max_losses, **self.guards}
-        return {name: limit for name, limit in named.items() if limit is not None}
+        accuracy = {} if self.max_accuracy_loss is None else {ACCURACY: self.max_accuracy_loss}
+        return {**accuracy, **self.max_losses, **self.guards}
 
     @property
     def digest(self) -> str:
         """12 hex digits (sha256) of the conditions."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+        return short_digest(json.dumps(self.model_dump(), sort_keys=True))
 
 
 @dataclass(frozen=True)

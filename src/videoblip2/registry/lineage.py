@@ -3,7 +3,6 @@
 Nothing is trained if the data have changed. A change of commit or packages is reported and does not stop it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -17,9 +16,8 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.overrides import read_yaml
 from videoblip2.provenance import FeatureOrigin, Provenance
 from videoblip2.registry.verdict_files import facts_of
-from videoblip2.tracking import FoundModel, find_model
+from videoblip2.tracking import FoundModel, find_model, source
 from videoblip2.tracking.mlflow.store import connect
-from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, lock_difference, lock_digest, revision_tags
 
 if TYPE_CHECKING:  # a lineage needs no torch
     from videoblip2.training.state import StageResult
@@ -77,8 +75,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
     encoders = {kind: f"{made.name} ({made.fingerprint or UNKNOWN})" for kind, made in origin.encoders.items()}
     if settings := ", ".join(f"{key} {value}" for key, value in origin.settings.recorded.items()):
         encoders["settings"] = settings
-    locks = (folder / ENVIRONMENT_FILE, folder.parents[1] / "requirements.txt")  # the latter is MLflow's
-    lock = next((file for file in locks if file.is_file()), None)
+    lock = folder / source.ENVIRONMENT_FILE
     name, _, number = found.version.partition("/")
     tags = connect().get_model_version(name, number).tags if number else {}
     return Ancestor(
@@ -91,9 +88,9 @@ def describe(found: FoundModel, model: str) -> Ancestor:
         seed=config.get("seed"),
         encoders=encoders,
         first_weights=_first_weights(config.get("model", {}), provenance.parent),
-        lock=f"{lock_digest(lock.read_text(encoding='utf-8'))} ({lock.name})" if lock else UNKNOWN,
+        lock=f"{source.short_digest(lock.read_text(encoding='utf-8'))} ({lock.name})" if lock.is_file() else UNKNOWN,
         parent=parent_of(provenance),
-        scores=read_scores(folder),
+        scores=source.read_scores(folder),
         gate=facts_of(tags),
     )
 
@@ -108,12 +105,6 @@ def parent_of(provenance: Provenance) -> str | None:
     if run_id and Provenance.read(Path(given), optional=True).run_id != run_id:
         return run_id
     return given
-
-
-def read_scores(folder: Path) -> dict[str, float]:
-    """metrics.json of a checkpoint; empty if it has none."""
-    path = folder / "metrics.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:
@@ -143,34 +134,28 @@ class Recipe:
         return f"vb2 {self.stage} {self.config_file}"
 
     def repeat(self, tolerance: float = 0.0, progress: Progress = no_progress) -> "Reproduction":
-        """Train as a new run, and compare its main validation scores."""
+        """Train as a new run. tolerance: largest difference of scores, as they are shown, that counts as the same."""
         from videoblip2.training.stage import run_stage
 
-        return Reproduction(self, run_stage(self.stage, self.config, progress), tolerance)
+        result = run_stage(self.stage, self.config, progress)
+        scores = {name: (value, result.metrics[name]) for name, value in self.expected.items()}
+        same = all(scale_of(name) * abs(new - old) <= tolerance for name, (old, new) in scores.items())
+        return Reproduction(result, scores, same)
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run and its repetition. tolerance: largest difference that counts as the same, as scores are shown."""
+    """The repetition of a run. scores: metric → the expected validation score and the new one."""
 
-    recipe: Recipe
     result: "StageResult"
-    tolerance: float
-
-    @property
-    def scores(self) -> dict[str, tuple[float, float]]:
-        """Metric → the expected score and the new one."""
-        return {name: (value, self.result.metrics[name]) for name, value in self.recipe.expected.items()}
-
-    @property
-    def reproduced(self) -> bool:
-        return all(scale_of(name) * abs(new - old) <= self.tolerance for name, (old, new) in self.scores.items())
+    scores: Mapping[str, tuple[float, float]]
+    reproduced: bool
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
     """Stage, configuration and scores of the run behind MODEL. out: for the new run, in place of its `run.out`."""
     folder = find_model(model).folder
-    provenance, metrics = Provenance.read(folder, optional=True), read_scores(folder)
+    provenance, metrics = Provenance.read(folder, optional=True), source.read_scores(folder)
     stage = provenance.stage
     # training computes no metrics that need more than the captions
     expected = {name: metrics[name] for name in summary_metrics(metrics) if not METRICS[name].needs}
@@ -206,9 +191,11 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
     """What may change the last digits: the source, or the packages."""
-    then, now = provenance.revision, revision_tags()
+    then, now = provenance.revision, source.revision_tags()
     keys = [key for key in ("git.commit", "git.dirty") if then.get(key) != now.get(key)]
     changed = [f"{key} {then.get(key, UNKNOWN)} -> {now.get(key, 'unknown')}" for key in keys]
-    file = folder / ENVIRONMENT_FILE
-    packages = lock_difference(file.read_text(encoding="utf-8"), environment()) if file.is_file() else None
+    file = folder / source.ENVIRONMENT_FILE
+    packages = (
+        source.lock_difference(file.read_text(encoding="utf-8"), source.environment()) if file.is_file() else None
+    )
     return [*changed, *(["packages not recorded"] if packages is None else packages)]

@@ -19,10 +19,7 @@ COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
 
 def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
     """What a version's tags record of its promotion: the facts, the outcome, and where the files are."""
-    if TAG in tags:
-        return dict(json.loads(tags[TAG]))
-    prefix = "gate."  # older releases wrote a tag for each fact
-    return {key.removeprefix(prefix): value for key, value in tags.items() if key.startswith(prefix)}
+    return dict(json.loads(tags.get(TAG, "{}")))
 
 
 def table_rows(verdict: GateVerdict) -> list[list[str]]:

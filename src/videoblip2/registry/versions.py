@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "videoblip2"
 CHAMPION = "champion"
-MOVES = "mlflow.champion_trail."  # of the tags that hold the history; older registries have them without `mlflow.`
+MOVES = "mlflow.champion_trail."  # of the tags that hold the history
 ABOUT = (
     "Captions of videos and their sound, by VideoBLIP2. The alias `champion` is the version that is served: "
     "`vb2 promote RUN` moves it through the gate, `vb2 rollback` moves it back."
@@ -120,8 +120,7 @@ def moves(name: str = NAME) -> list[Move]:
 
 def _moves(name: str) -> dict[int, Move]:
     tags = connect().get_registered_model(name).tags.items()
-    prefixes = (MOVES, MOVES.removeprefix("mlflow."))
-    return {int(key.rpartition(".")[2]): Move(**json.loads(text)) for key, text in tags if key.startswith(prefixes)}
+    return {int(key.removeprefix(MOVES)): Move(**json.loads(text)) for key, text in tags if key.startswith(MOVES)}
 
 
 def move_champion(name: str, move: Move) -> None:

@@ -3,10 +3,10 @@
 Shown as one HTML file (styles and drawings inside, no network, light and dark) or as Markdown results.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,6 @@ RESULTS = """# Results
 Written from runs by the command below each title: edit nothing here. What was tried on the way is in the ledger
 ([README.md](README.md)), and so are results whose runs are gone.
 """
-REMEDY = "make them with `vb2 evaluate {0} --split {1}`"
 
 Group = tuple[str, list[RunRecord]]
 Sources = Mapping[str, Mapping[tuple[Kind, str], tuple[str, str]]]  # run id → see `rows_of`
@@ -87,8 +86,7 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
     for name, runs in groups:
         key = (runs[0].stage, runs[0].tags.get("split"), *sorted(_config(runs[0], True).items()))
         if known := merged.get(key):  # `ce-seed0` and `ce-seed1` are shown as `ce`
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(known[0], name, strict=False))
-            shared = "".join(letter for letter, _ in same).removesuffix("seed").rstrip("-_ ")
+            shared = os.path.commonprefix([known[0], name]).removesuffix("seed").rstrip("-_ ")  # noqa: RUF071
             merged[key] = (shared or known[0], [*known[1], *runs])
         else:
             merged[key] = (name, runs)
@@ -102,14 +100,11 @@ def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tup
     for chosen in [split] if split else SPLITS:
         if kinds := [kind for kind in ROW_TAGS if all((kind, chosen) in found for found in sources.values())]:
             return chosen, kinds
-    named = [(name, run) for name, runs in groups for run in runs]
-    if split:
-        run = next(run for _, run in named if ("captions", split) not in sources[run.run_id])
-        remedy = REMEDY.format(run.run_id, split)
-        raise InputError(f"run {run.name} ({run.run_id}) has no captions of {split}; {remedy}")
-    parts = {name: [f"{kind} of {part}" for kind, part in sources[run.run_id]] for name, run in named}
+    named = {f"{run.name} ({run.run_id})": sources[run.run_id] for _, runs in groups for run in runs}
+    parts = {name: [f"{kind} of {part}" for kind, part in found] for name, found in named.items()}
     has = "; ".join(f"{name} has {' and '.join(each) or 'none'}" for name, each in parts.items())
-    raise InputError(f"no split whose captions or answers every run has ({has}); {REMEDY.format('RUN', 'val')}")
+    remedy = f"make them with `vb2 evaluate RUN --split {split or 'val'}`"
+    raise InputError(f"{split or 'val or test'}: not every run has captions or answers of it ({has}); {remedy}")
 
 
 def _config(run: RunRecord, any_seed: bool) -> dict[str, str]:

@@ -63,13 +63,8 @@ def environment() -> str:
     return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
 
 
-def write_environment(path: Path) -> None:
-    """Write `environment` to a file."""
-    path.write_text(environment(), encoding="utf-8")
-
-
-def lock_digest(text: str) -> str:
-    """12 hex digits (sha256) of a lock."""
+def short_digest(text: str) -> str:
+    """12 hex digits (sha256)."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -83,11 +78,15 @@ def lock_difference(text: str, other: str) -> list[str]:
 
 def lineage_tags(checkpoint: Path) -> dict[str, str]:
     """Name the run that made a checkpoint: `lineage.parent_run`, `_name`, `_stage`, `_step`, and its `_cider`."""
-    made, file = Provenance.read(checkpoint, optional=True), checkpoint / "metrics.json"
-    scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    cider = scores.get("CIDEr", scores.get("val/CIDEr"))
+    made, cider = Provenance.read(checkpoint, optional=True), read_scores(checkpoint).get("CIDEr")
     known = {"run": made.run_id, "name": made.name, "stage": made.stage, "step": made.step, "cider": cider}
     return {f"lineage.parent_{key}": str(value) for key, value in known.items() if value is not None}
+
+
+def read_scores(checkpoint: Path) -> dict[str, float]:
+    """metrics.json of a checkpoint; empty if it has none."""
+    file = checkpoint / "metrics.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def command_line() -> str:

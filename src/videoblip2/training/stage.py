@@ -13,12 +13,13 @@ from videoblip2.captions.rewards import find_reward
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.data.prepare import described
 from videoblip2.errors import Progress, no_progress
+from videoblip2.files import write_text
 from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, full_state, save_checkpoint
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
 from videoblip2.tracking import RunSpec, find_model, open_run
-from videoblip2.tracking.source import ENVIRONMENT_FILE, revision_tags, write_environment
+from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, revision_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
 from videoblip2.training.distributed import World, join, together
@@ -199,7 +200,7 @@ def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]],
         metrics={**{f"val/{name}": value for name, value in best.metrics.items()}, "step": float(best.step)},
         provenance=provenance.model_copy(update={"step": best.step, "data": data}),
     )
-    extras = {ENVIRONMENT_FILE: write_environment}
+    extras: dict[str, Callable[[Path], None]] = {ENVIRONMENT_FILE: partial(write_text, text=environment())}
     if work.train_videos:
         extras["document_frequencies"] = work.document_frequencies.save
     save_checkpoint(stage.checkpoint, checkpoint, extras)

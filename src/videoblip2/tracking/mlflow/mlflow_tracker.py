@@ -36,8 +36,7 @@ class MlflowTracker(Tracker):
         self.run_id = self._run_id = run_id
         self._client, self._folder = client, folder
         file = folder / f"unsent-{run_id}.jsonl" if folder else None
-        self._outbox = outbox.Outbox(outbox.Delivery(client, run_id, resumed).deliver, file)
-        self._outbox.read()
+        self._outbox = outbox.Outbox(client, run_id, resumed, file)
         self._points: list[outbox.Point] = []
         self._last_flush = time.monotonic()
         active = mlflow.active_run()

@@ -4,14 +4,11 @@ An outage must neither stop a training nor slow it down: after a failed attempt 
 long, up to five minutes. What is left at the end goes to a file that the same run reads when it is resumed.
 """
 
-import json
 import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
@@ -78,15 +75,22 @@ Message = Values | Table | File | DataSet
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
-@dataclass
 class Outbox:
-    """Messages to one run, in order. deliver: sends one, or raises. file: where messages survive the process."""
+    """Messages to one run, in order, without what a resumed run already has. file: where they survive the process.
 
-    deliver: Callable[[Message], None]
-    file: Path | None = None
-    waiting: list[Message] = field(default_factory=list)
-    _next_attempt: float = 0.0
-    _wait: float = FIRST_WAIT
+    What an earlier process of this run left in the file comes first. The last step of each metric is looked up once,
+    and again after a failure: what arrived is then unknown.
+    """
+
+    def __init__(
+        self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True, file: Path | None = None
+    ) -> None:
+        self.file = file
+        left = file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+        self.waiting = [_MESSAGE.validate_json(line) for line in left.split("\n") if line]
+        self._client, self._run_id, self._resumed = client, run_id, resumed
+        self._last_steps: dict[str, int] = {}
+        self._next_attempt, self._wait = 0.0, FIRST_WAIT
 
     def put(self, message: Message) -> None:
         """Send a message after those already waiting."""
@@ -127,23 +131,6 @@ class Outbox:
             warn(f"{self.file}: cannot be written ({error.strerror}); {describe(self.waiting)} will be lost")
             return False
         return True
-
-    def read(self) -> None:
-        """Take over what an earlier process of this run left in the file, ahead of everything else."""
-        if self.file is not None and self.file.is_file():
-            with self.file.open(encoding="utf-8") as lines:
-                self.waiting = [_MESSAGE.validate_json(line) for line in lines] + self.waiting
-
-
-class Delivery:
-    """Sends messages to one run, and nothing that a resumed run already has.
-
-    The last step of each metric is looked up once, and again after a failure: what arrived is then unknown.
-    """
-
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True) -> None:
-        self._client, self._run_id, self._resumed = client, run_id, resumed
-        self._last_steps: dict[str, int] = {}
 
     def deliver(self, message: Message) -> None:
         """Send one message."""
@@ -193,9 +180,7 @@ class Delivery:
                 data = [[row.get(name) for name in columns] for row in rows]
                 self._client.log_dict(self._run_id, {"columns": columns, "data": data}, table)
                 return
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(self._client.download_artifacts(self._run_id, table, folder))
-                logged = json.loads(file.read_text(encoding="utf-8"))
+            logged = mlflow.artifacts.load_dict(f"runs:/{self._run_id}/{table}")
             last = max((row[logged["columns"].index("step")] for row in logged["data"]), default=-1)
             rows = [row for row in rows if int(str(row["step"])) > last]
         if rows:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,9 @@ def seeds_of(record: RunRecord) -> list[RunRecord]:
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
     """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's."""
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for run in [record, *_beside(record, TRAINED_BY)]:
-        for key, path in _artifacts(run).items():
-            found.setdefault(key, (run.run_id, path))
+    for run, (kind, tag), split in product([record, *_beside(record, TRAINED_BY)], ROW_TAGS.items(), SPLITS):
+        if path := run.tags.get(f"{tag}{split}"):
+            found.setdefault((kind, split), (run.run_id, path))
     return found
 
 
@@ -280,14 +281,3 @@ def _record(run: Any, names: Mapping[str, str]) -> RunRecord:
         tags=dict(run.data.tags),
         data={tag.value: f"{item.dataset.name} {item.dataset.digest}" for item in inputs for tag in item.tags},
     )
-
-
-def _artifacts(run: RunRecord) -> dict[tuple[Kind, str], str]:
-    """(kind, split) → artifact: what the tags say, or the file names of runs without such tags."""
-    tags = {(kind, split): f"{prefix}{split}" for kind, prefix in ROW_TAGS.items() for split in SPLITS}
-    found = {key: run.tags[tag] for key, tag in tags.items() if tag in run.tags}
-    if not found and run.status != "RUNNING":
-        paths = [file.path for file in store.connect().list_artifacts(run.run_id)]
-        forms = {split: re.compile(rf"{split}_predictions\.jsonl|evaluate-{split}-.*\.jsonl") for split in SPLITS}
-        found = {("captions", split): path for path in paths for split, form in forms.items() if form.fullmatch(path)}
-    return found

@@ -25,17 +25,15 @@ import numpy as np
 from videoblip2.config import InputError
 
 from . import observe
-from .decoder import DecodingJob
+from .decoder import UNREADABLE, DecodingJob
 from .messages import Refusal
 from .service_settings import MB, Settings
 
-SAMPLING_RATE = 48_000
 LINE_BYTES = 10_000  # no line that a decoder sends is longer
 JOBS_EACH = 500  # then a decoder is replaced: FFmpeg may leak memory
 PIPE_BYTES = 1 << 20  # the most Linux grants by default; with 64 kB both ends keep waiting for each other
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
 BUSY = "every decoder is busy; try again later"
-UNREADABLE = "the uploaded file: cannot be decoded"
 Sound = Callable[[], np.ndarray | None]
 
 
@@ -44,28 +42,26 @@ class Decoders:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._all = [_Decoder(settings) for _ in range(settings.decoders)]
         self._idle: queue.Queue[_Decoder] = queue.Queue()
-        self._all: set[_Decoder] = set()
-        self._lock = threading.Lock()
+        self._stopped = False
 
     def start(self) -> None:
-        """Start the decoders that are missing; each is ready in about a second, and a file may wait for it already."""
-        with self._lock:
-            missing = range(self.settings.decoders - len(self._all))
-            new = [_Decoder(self.settings) for _ in missing]
-            self._all.update(new)
-        for decoder in new:
+        """Start every decoder; each is ready in about a second, and a file may wait for it already."""
+        for decoder in self._all:
+            decoder.start()
             self._idle.put(decoder)
 
     def stop(self) -> None:
         """End every decoder."""
-        with self._lock:
-            decoders, self._all = self._all, set()
-        for decoder in decoders:
+        self._stopped = True
+        for decoder in self._all:
             decoder.kill()
 
     @contextmanager
-    def decode(self, path: Path, fps: float, rate: int = SAMPLING_RATE) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
+    def decode(
+        self, path: Path, fps: float, rate: int = DecodingJob.rate
+    ) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
         """Decode `path` at `fps` frames a second, while the block runs.
 
         Yields frames, uint8 [H, W, 3] one at a time, and what returns the sound once they are read: mono float32 [N] at
@@ -94,10 +90,7 @@ class Decoders:
             finally:
                 observe.timed("decode", waited)
                 timer.cancel()
-                if decoder.healthy():
-                    self._idle.put(decoder)
-                else:
-                    self._replace(decoder)
+                self._give_back(decoder)
 
         frames = read()
         try:
@@ -112,31 +105,32 @@ class Decoders:
                 decoder = self._idle.get(timeout=left)
                 if decoder.alive():
                     return decoder
-                self._replace(decoder)  # died while idle, perhaps by the out-of-memory killer
+                self._give_back(decoder)  # it died while idle, perhaps by the out-of-memory killer
         raise Refusal(429, BUSY, self.settings.retry_after)
 
-    def _replace(self, decoder: "_Decoder") -> None:
-        decoder.kill()
-        with self._lock:
-            if decoder not in self._all:
-                return  # stopped meanwhile
-            self._all.discard(decoder)
-        self.start()
+    def _give_back(self, decoder: "_Decoder") -> None:
+        if not decoder.healthy():
+            decoder.kill()
+            if self._stopped:
+                return
+            decoder.start()
+        self._idle.put(decoder)
 
 
 class _Decoder:
-    """One process and the state of its conversation."""
+    """One process at a time, and the state of its conversation."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.jobs = 0
-        self.expired = False
-        self.between_jobs = True
+
+    def start(self) -> None:
+        """Start a process; an earlier one has been killed."""
+        self.jobs, self.expired, self.between_jobs = 0, False, True
         # Only what decoding needs, and this process's module path: PYTHONPATH does not hold a Bento's folder.
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
-            "VB2_DECODER_MEMORY": str(settings.decode_memory_mb * MB),
+            "VB2_DECODER_MEMORY": str(self.settings.decode_memory_mb * MB),
         }
         self.process = process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.decoder"],
@@ -195,7 +189,7 @@ class _Decoder:
             return None
         sound = len(shape) == 1
         count = math.prod(int(side) for side in shape)
-        most = (self.settings.max_video_seconds + 2) * SAMPLING_RATE if sound else 3 * self.settings.max_pixels
+        most = (self.settings.max_video_seconds + 2) * DecodingJob.rate if sound else 3 * self.settings.max_pixels
         if min(shape) < 0 or count > most or not (sound or (len(shape) == 3 and shape[2] == 3)):
             raise ValueError(f"array of shape {shape}")
         array = np.empty(shape, np.float32 if sound else np.uint8)
