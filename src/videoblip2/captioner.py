@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
-from videoblip2.modality import MODALITIES, ExplainedWord, Features
+from videoblip2.modality import MODALITIES, ExplainedWord, Features, Reader
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
 SEEDS = 1_000_003  # between the samples of two neighbouring seeds
@@ -133,12 +133,12 @@ class Captioner:
         return batch.to(self.model.device)
 
     def in_batches(
-        self, entries: Sequence[tuple[str, str, str | None]], source: Any, decode: DecodeConfig
+        self, entries: Sequence[tuple[str, str, str | None]], features: Reader, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
-        """(key, caption) of each entry: its key, video id and prompt; features come from `source` (a feature store)."""
+        """(key, caption) of each entry: its key, video id and prompt."""
         for start in range(0, len(entries), decode.batch_size):
             keys, video_ids, prompts = zip(*entries[start : start + decode.batch_size], strict=True)
-            items = [source.features(video_id) for video_id in video_ids]
+            items = [features(video_id) for video_id in video_ids]
             yield from zip(keys, self.caption(items, prompts, decode.decoding), strict=True)
 
     @property

@@ -12,7 +12,7 @@ from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
 from videoblip2.data.annotations import Question
-from videoblip2.modality import Features
+from videoblip2.modality import Reader
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,12 @@ def evaluate_answers(
     return Evaluation(scores, answer_rows=rows)
 
 
-def explained(result: Evaluation, captioner: Captioner, source: Any, batch_size: int) -> Evaluation:
-    """The evaluation with what each word of each caption owes to the sound and to the picture.
-
-    Args:
-        source: gives a video's features, as a feature store does.
-    """
+def explained(result: Evaluation, captioner: Captioner, features: Reader, batch_size: int) -> Evaluation:
+    """The evaluation with what each word of each caption owes to the sound and to the picture."""
     rows = list[CaptionRow]()
     for start in range(0, len(result.caption_rows), batch_size):
         part = result.caption_rows[start : start + batch_size]
-        items = [source.features(row.video_id) for row in part]
+        items = [features(row.video_id) for row in part]
         words = captioner.explain(items, [row.caption for row in part])
         rows += [replace(row, words=each) for row, each in zip(part, words, strict=True)]
     return replace(result, caption_rows=tuple(rows))
@@ -124,23 +120,15 @@ def by_category(rows: Sequence[CaptionRow]) -> dict[str, Sequence[CaptionRow]]:
     return {"all": rows, **{f"category {n}": [row for row in rows if row.category == n] for n in categories}}
 
 
-@dataclass(frozen=True)
-class OtherSound:
-    """A source of features whose videos have another sound than their own."""
-
-    source: Any
-    sound: Callable[[str], Any]
-
-    def features(self, video_id: str) -> Features:
-        return {**self.source.features(video_id), "audio": self.sound(video_id)}
-
-
-def other_sounds(source: Any, videos: Sequence[str], silent: str | None = None) -> dict[str, OtherSound]:
+def other_sounds(features: Reader, videos: Sequence[str], silent: str | None = None) -> dict[str, Reader]:
     """The sound withheld, as if a video had none; silenced, where a `silent` video is known, whose sound is taken; and
     swapped among the videos that have any."""
 
     def own(video_id: str) -> Any:
-        return source.features(video_id)["audio"]
+        return features(video_id)["audio"]
+
+    def with_sound(sound: Callable[[str], Any]) -> Reader:
+        return lambda video_id: {**features(video_id), "audio": sound(video_id)}
 
     heard = [video_id for video_id in videos if len(own(video_id))]
     random.Random(0).shuffle(heard)
@@ -149,7 +137,7 @@ def other_sounds(source: Any, videos: Sequence[str], silent: str | None = None) 
     if silent is not None:
         sounds["silenced"] = lambda video_id: own(silent)[:1].repeat(len(own(video_id)), axis=0)
     sounds["swapped"] = lambda video_id: own(other.get(video_id, video_id))
-    return {name: OtherSound(source, sound) for name, sound in sounds.items()}
+    return {name: with_sound(sound) for name, sound in sounds.items()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ folder of the feature store (`audio/ID.npy`), a part of the network (`audio_bran
 request.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: One video's features: float32 [rows, width] by modality. One that the video lacks has 0 rows, or no entry.
 Features: TypeAlias = Mapping[str, "NDArray[np.float32]"]
+#: Gives a video's features, as a feature store's `features` does.
+Reader: TypeAlias = Callable[[str], Features]
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,12 @@ def test_a_cut_caption_earns_less_where_end_tokens_count():
     ("name", "message"),
     [
         ("cidr", f"unknown reward 'cidr'; choose from {', '.join(REWARDS)}, or name your own as package"),
-        ("no_such_module:reward", r"module 'no_such_module' .* cannot be imported .*PYTHONPATH"),
-        ("sys:no_such_function", r"module 'sys' \(built in\) has no function 'no_such_function'"),
+        ("no_such_module:reward", r"'no_such_module:reward' cannot be imported .*PYTHONPATH"),
+        (
+            "sys:no_such_function",
+            r"cannot be imported \(module 'sys' has no attribute 'no_such_function'\); .*define it",
+        ),
+        ("sys:version", r"'sys:version' is a str; name a function"),
     ],
 )
 def test_a_name_that_is_no_reward_is_refused(df, name, message):

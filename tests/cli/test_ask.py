@@ -106,20 +106,19 @@ def test_captions_with_another_sound_are_scored_beside_those_with_their_own(worl
 
 
 def test_sounds_are_withheld_silenced_and_swapped_among_the_videos_that_have_any():
-    class Source:
-        def features(self, video_id):
-            count, value = {"a": (2, 1.0), "b": (3, 2.0), "mute": (0, 0.0), "silent": (1, 9.0)}[video_id]
-            return {"video": np.ones((1, 2)), "audio": np.full((count, 2), value)}
+    def features(video_id):
+        count, value = {"a": (2, 1.0), "b": (3, 2.0), "mute": (0, 0.0), "silent": (1, 9.0)}[video_id]
+        return {"video": np.ones((1, 2)), "audio": np.full((count, 2), value)}
 
-    sounds = other_sounds(Source(), ["a", "b", "mute"], "silent")
-    heard = {name: [source.features(v)["audio"] for v in ("a", "b", "mute")] for name, source in sounds.items()}
+    sounds = other_sounds(features, ["a", "b", "mute"], "silent")
+    heard = {name: [read(v)["audio"] for v in ("a", "b", "mute")] for name, read in sounds.items()}
     assert {name: [len(each) for each in rows] for name, rows in heard.items()} == {
         "withheld": [0, 0, 0],
         "silenced": [2, 3, 0],
         "swapped": [3, 2, 0],
     }
     assert (heard["silenced"][0] == 9).all() and (heard["swapped"][0] == 2).all() and (heard["swapped"][1] == 1).all()
-    assert list(other_sounds(Source(), ["a", "b"])) == ["withheld", "swapped"]
+    assert list(other_sounds(features, ["a", "b"])) == ["withheld", "swapped"]
 
 
 def test_a_mixed_model_is_judged_at_both(world):
@@ -138,7 +137,8 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
     captioner, store = load_captioner(world / "best", "cpu"), FeatureStore(world / "features")
     asked = [Question(str(n), f"video{n}", question, "") for n, (question, _) in enumerate(ASKED)]
     decode = parse_config({}, ["decode.max_new_tokens=32"]).decode
-    together = dict(captioner.in_batches([(q.question_id, q.video_id, q.prompt) for q in asked], store, decode))
+    entries = [(q.question_id, q.video_id, q.prompt) for q in asked]
+    together = dict(captioner.in_batches(entries, store.features, decode))
     for question in asked:
         (alone,) = ask(captioner, question.video_id, question.question, world / "features")
         assert alone.caption == together[question.question_id].text

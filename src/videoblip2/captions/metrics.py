@@ -4,14 +4,13 @@ The numbers are those of `COCOEvalCap.evaluate`, but captions are tokenised in P
 parallel with the others, and a metric that cannot run is reported with the reason.
 """
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from importlib import resources
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -226,10 +225,8 @@ def _of_captions() -> list[str]:
 
 def spice_models_present() -> bool:
     """Whether the Stanford files that SPICE needs (pycocoevalcap downloads them on first use) are in its folder."""
-    spec = importlib.util.find_spec("pycocoevalcap.spice")
-    folders = (spec.submodule_search_locations or []) if spec else []
     names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-    return any(all((Path(folder) / "lib" / name).is_file() for name in names) for folder in folders)
+    return all((resources.files("pycocoevalcap.spice") / "lib" / name).is_file() for name in names)
 
 
 def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:

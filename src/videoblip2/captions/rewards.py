@@ -5,7 +5,7 @@ plain function of tokenised captions and references (`captions.functions`); a co
 `package.module:function`.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Protocol
@@ -100,16 +100,11 @@ def find_reward(name: str) -> Factory:
     if ":" not in name:
         own = f"choose from {', '.join(REWARDS)}, or name your own as package.module:function"
         raise InputError(f"scst.reward: unknown reward {name!r}; {own}")
-    module, _, attribute = name.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        function: Any = pkgutil.resolve_name(name)
     except Exception as error:  # the user's module may raise anything
-        remedy = "install it, or add its folder to PYTHONPATH"
-        raise InputError(
-            f"scst.reward: module {module!r} of {name!r} cannot be imported ({error}); {remedy}"
-        ) from error
-    function = getattr(found, attribute, None)
+        remedy = "install or define it, or add its folder to PYTHONPATH"
+        raise InputError(f"scst.reward: {name!r} cannot be imported ({error}); {remedy}") from error
     if not callable(function):
-        place = getattr(found, "__file__", None) or "built in"
-        raise InputError(f"scst.reward: module {module!r} ({place}) has no function {attribute!r}; define it")
+        raise InputError(f"scst.reward: {name!r} is a {type(function).__name__}; name a function")
     return partial(FunctionReward, name, function)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from torch import nn
 from transformers import InstructBlipQFormerConfig, PreTrainedConfig
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
@@ -10,7 +9,7 @@ from videoblip2.modality import MODALITIES
 from videoblip2.model.branch import ModalityBranch, QFormer, fresh_qformer
 from videoblip2.model.configuration import VideoBlip2Config
 from videoblip2.model.language_model import has_own_head, load_language_model
-from videoblip2.model.load_weights import WeightReport, load_qformer
+from videoblip2.model.load_weights import QFormerOptions, WeightReport, read_qformer
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
 
@@ -74,24 +73,13 @@ def fresh_qformers(config: ModelConfig, vocab_size: int) -> dict[str, InstructBl
 
 
 def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple[QFormer, WeightReport]:
-    qformer, queries, report = load_qformer(
-        str(config.weights),
-        feature_dim=reads,
-        cross_attention=config.cross_attention,
-        num_attention_heads=config.num_attention_heads,
-        bert=config.bert if config.bert_weights else None,
-        num_queries=config.num_queries,
-    )
+    options, bert = QFormerOptions(feature_dim=reads, **config.model_dump()), config.bert
+    qformer, queries, report = read_qformer(str(config.weights), options, bert if config.bert_weights else None)
     if qformer.config.vocab_size < vocab_size:
         raise InputError(
             f"model.qformer.weights={config.weights}: knows {qformer.config.vocab_size} word pieces, but "
             f"model.qformer.bert={config.bert} has {vocab_size}; give the word pieces it was trained with"
         )
-    # It comes with the library's dropout: give it the configuration's, on every live module too.
-    qformer.config.hidden_dropout_prob = qformer.config.attention_probs_dropout_prob = config.dropout
-    for module in qformer.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = config.dropout
     return (qformer, queries), report
 
 

@@ -129,13 +129,14 @@ def _origin(record: TensorRecord) -> str:
 
 
 class QFormerOptions(BaseModel):
-    """What the caller asks of the file: `load_qformer`'s arguments."""
+    """What the caller asks of the file: `load_qformer`'s arguments, and the dropout in training."""
 
     feature_dim: int = Field(768, ge=1)
     cross_attention: CrossAttention = "reinit"
     num_attention_heads: int = Field(12, ge=1)
     num_queries: int | None = Field(None, ge=1)
     prefix: str | None = None
+    dropout: float = 0.1
 
 
 def load_qformer(
@@ -158,8 +159,15 @@ def load_qformer(
 
     Raises InputError, one line, for every file or value that does not fit; no model is ever half loaded.
     """
-    given = (feature_dim, cross_attention, num_attention_heads, num_queries, prefix)
-    options = validated(QFormerOptions, dict(zip(QFormerOptions.model_fields, given, strict=True)))
+    sizes = {"feature_dim": feature_dim, "num_attention_heads": num_attention_heads, "num_queries": num_queries}
+    options = validated(QFormerOptions, {**sizes, "cross_attention": cross_attention, "prefix": prefix})
+    return read_qformer(path, options, bert)
+
+
+def read_qformer(
+    path: Path | str, options: QFormerOptions, bert: Path | str | None = None
+) -> tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport]:
+    """See `load_qformer`."""
     own = find_qformer(read_tensors(path), str(path), options.prefix)
     text = find_text(read_tensors(bert), str(bert)) if bert is not None else None
     config, report = plan_qformer(own, options, text)
@@ -199,7 +207,8 @@ def plan_qformer(
         )
     reads = options.feature_dim if options.cross_attention == "reinit" else file_reads
     sizes |= {"encoder_hidden_size": reads, "num_attention_heads": options.num_attention_heads}
-    config = InstructBlipQFormerConfig(**sizes)
+    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    config = InstructBlipQFormerConfig(**sizes, **dropout)
     with torch.device("meta"):  # names and shapes, no memory
         model = InstructBlipQFormerModel(config)
         adapter = FeatureAdapter(options.feature_dim, reads) if reads != options.feature_dim else nn.Identity()

@@ -31,7 +31,7 @@ _FOLDER_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")  # {"model": {…}} and the like
 _AGAIN = "download it again (`vb2 weights fetch` checks and resumes)"
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull` where it came from"),
@@ -140,12 +140,9 @@ def _read_torch(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
         raise InputError(
             f"{path}: a torch file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
         ) from error
-    for wrapper in _WRAPPERS:  # {"model": {…}} and the like
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors; save model.state_dict()")
+    loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:5]) or "nothing"

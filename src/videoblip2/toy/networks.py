@@ -14,8 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from pydantic import Field
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.decoders import Metaspace
+from tokenizers import SentencePieceBPETokenizer, Tokenizer, normalizers, processors
 from torch import nn
 
 from videoblip2.config import Section
@@ -200,13 +199,10 @@ def train_language_model(
 
 def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
     """Byte-pair pieces with T5's special tokens and their ids: <pad> 0, </s> 1, <unk> 2; </s> ends every text."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    trained, special = SentencePieceBPETokenizer(), ["<pad>", "</s>", "<unk>"]
+    trained.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    trained.train_from_iterator(texts, vocab_size, min_frequency=0, special_tokens=special, show_progress=False)
+    tokenizer = Tokenizer.from_str(trained.to_str())
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512

@@ -82,7 +82,7 @@ def evaluate_model(
             return EvaluationResult(None, {}, {}, Path(), 0, Evaluation())
         result = evaluate_tasks(config, entries, said, metrics)
         if "explain" in extras:
-            result = explained(result, opened.captioner, source, config.decode.batch_size)
+            result = explained(result, opened.captioner, source.features, config.decode.batch_size)
         effects = _ablate(opened, source, result, progress) if "ablate" in extras else []
         changes = {
             f"ablate/{split}_{each.sound}": each.difference.difference for each in effects if each.group == "all"
@@ -109,7 +109,7 @@ def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress
     there = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
     silent = next((video for video in there if len(source.features(video)["audio"])), None)
     others, decode = {}, opened.config.decode
-    for name, other in other_sounds(source, own.videos, silent).items():
+    for name, other in other_sounds(source.features, own.videos, silent).items():
         stream = opened.captioner.in_batches([(video, video, None) for video in own.captions], other, decode)
         said = {key: caption.text for key, caption in progress(stream, len(own.captions), f"sound {name}")}
         others[name] = evaluate(said, own.references, [PRIMARY])

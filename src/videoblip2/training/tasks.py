@@ -116,7 +116,7 @@ def say_all(
 ) -> dict[str, str]:
     """What the model says of every entry, by key; each process decodes its share."""
     asked = [(entry.key, entry.video_id, entry.prompt) for entry in entries[world.share(len(entries))]]
-    stream = captioner.in_batches(asked, source, decode)
+    stream = captioner.in_batches(asked, source.features, decode)
     with memory_for(f"decoding {task.kind}", f"lower decode.batch_size={decode.batch_size} or decode.num_beams"):
         said = {key: caption.text for key, caption in progress(stream, len(asked), task.kind)}
     parts = world.gather(said)

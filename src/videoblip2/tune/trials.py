@@ -150,7 +150,7 @@ def decoder(plan: Plan) -> Runner:
     order = sorted(references)
     random.Random(0).shuffle(order)
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
-    captioner, features = opened.captioner, CachedFeatures(opened.store)
+    captioner, features = opened.captioner, CachedFeatures(opened.store).features
 
     def decode(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
         """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
