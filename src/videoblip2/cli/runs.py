@@ -34,12 +34,10 @@ def compare(
 
     The first run is the baseline. Seeds of one configuration count as one side.
     """
-    from videoblip2.tracking.reports import compare_runs
+    from videoblip2.tracking.reports import compare_runs, write_page
 
     comparison = compare_runs(runs, split)
     if html is not None:
-        from videoblip2.tracking.reports import write_page
-
         write_page(html, comparison, top)
     page = [f"page: {html}"] if html else []
     text = "\n\n".join([*_comparison_text(comparison, top), *page])

@@ -9,7 +9,6 @@ from videoblip2.captions import typical_caption
 from videoblip2.captions.functions import typed_answers
 from videoblip2.captions.metrics import METRICS, default_metrics
 from videoblip2.captions.predictions import Kind
-from videoblip2.config import Config
 from videoblip2.data.annotations import Question, VideoAnnotation, read_annotations, read_questions
 from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation
@@ -59,22 +58,19 @@ class Contender:
     manifest: ValidationManifest
 
     @property
-    def config(self) -> Config:
-        return self.model.config
-
-    @property
     def tasks(self) -> tuple[Task, ...]:
-        return tasks_of(self.config)
+        return tasks_of(self.model.config)
 
     @property
     def paths(self) -> str:
         """Where its validation data are, for an error."""
-        return f"data.annotations={self.config.data.annotations} data.features={self.config.data.features}"
+        data = self.model.config.data
+        return f"data.annotations={data.annotations} data.features={data.features}"
 
     def say(self, task: Task, entries: Entries, progress: Progress = no_progress) -> dict[str, str]:
         """What it says about these entries, decoded with its own configuration."""
         model = self.model
-        return say_all(task, model.captioner, entries, model.store, self.config.decode, World(), progress)
+        return say_all(task, model.captioner, entries, model.store, model.config.decode, World(), progress)
 
 
 def open_contender(model: str, label: str, overrides: Sequence[str] = ()) -> Contender:
@@ -112,13 +108,13 @@ def time_in_turn(one: Contender, other: Contender, count: int, progress: Progres
 
 def score(said: Said, contender: Contender, metrics: Sequence[str]) -> Evaluation:
     """The default metrics that need no Java, and these, by entry and for the split."""
-    extra = [name for name in metrics if METRICS[name].of == "captions"]
-    return evaluate_tasks(contender.config, contender.entries, said, [*dict.fromkeys([*default_metrics(True), *extra])])
+    names = dict.fromkeys([*default_metrics(True), *(name for name in metrics if METRICS[name].of == "captions")])
+    return evaluate_tasks(contender.model.config, contender.entries, said, [*names])
 
 
 def say_trivial(contender: Contender) -> Said:
     """What a first champion has to beat: the most typical training caption, the most frequent training answers."""
-    config, model, said = contender.config, contender.model, Said()
+    config, model, said = contender.model.config, contender.model, Said()
     if videos := contender.entries.get("captions"):
         train = read_annotations(model.annotations(config.scst.all_references))
         same = typical_caption({video.video_id: video.captions for video in train})

@@ -115,7 +115,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
             case = Case(request, gate, lock, model_id, before, challenger)
             rival = _rival(case)
             title = f"promote-{challenger.model.captioner.provenance.name or model_id}"
-            with open_run(RunSpec("promote", title, challenger.config.run.experiment)) as tracker:
+            with open_run(RunSpec("promote", title, challenger.model.config.run.experiment)) as tracker:
                 return _conclude(case, tracker, rival, progress)
 
 
@@ -244,7 +244,7 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: Si
     tracker.log_metrics({f"gate/{key}": value for key, value in verdict.gain._asdict().items()}, step=0)
     tracker.log_metrics({f"val/{key}": value for key, value in challenger.corpus.items()}, step=0)
     for table, rows in challenger.tables().items():
-        tracker.log_table(table, rows[: case.challenger.config.train.probe_videos])
+        tracker.log_table(table, rows[: case.challenger.model.config.train.probe_videos])
 
 
 def rollback(name: str = NAME, why: str = "") -> Move:

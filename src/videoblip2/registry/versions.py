@@ -5,7 +5,6 @@ in the model's description. The alias moves first: after a crash in between, it 
 """
 
 import json
-import logging
 import socket
 import time
 import uuid
@@ -84,7 +83,6 @@ def set_champion(name: str, version: int) -> None:
 @contextmanager
 def store_in_words() -> Iterator[None]:
     """Report a store that is locked or out of reach in one line; MLflow prints a page."""
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({{error}})"
     remedy = "nothing more was written, run the command again when it is free"
     with answered("TEMPORARILY_UNAVAILABLE", message=f"{fault}; {remedy}"):

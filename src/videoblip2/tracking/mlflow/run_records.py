@@ -160,11 +160,9 @@ def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
     """The points (step, value) of a metric, in order; none if the run, metric or store does not exist."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        points = store.connect().get_metric_history(run_id, metric)
-    except (MlflowException, InputError):
-        return []
-    return sorted((point.step, point.value) for point in points)
+    with suppress(MlflowException, InputError):
+        return sorted((point.step, point.value) for point in store.connect().get_metric_history(run_id, metric))
+    return []
 
 
 def plain(text: str) -> str:
