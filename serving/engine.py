@@ -107,14 +107,17 @@ class Engine:
     async def segments(self, item: Features, captioner: Captioner, ask: Ask, every: float | str) -> Segments:
         """Caption one video in segments of `every` seconds, or "scenes"; as one submission, whose size is bounded."""
         captioner.check(item)
-        length, window = captioner.timeline(item)
+        patches = captioner.media_encoders.clip.rows if ask.clip else 1
+        length, window = captioner.timeline(item, len(item["video"]) // patches if ask.clip else None)
         if ask.clip:  # every frame, at the rate of the encoders
             fps = captioner.media_encoders.settings.fps
         elif length:
             fps = len(item["video"]) / length
         else:
             raise Refusal(400, f"segments={every}: the length of this video is unknown; send the media file")
-        parts = await to_thread.run_sync(cut, item, fps, window, None if isinstance(every, str) else every)
+        parts = await to_thread.run_sync(
+            cut, item, fps, window, None if isinstance(every, str) else every, None, patches
+        )
         if len(parts) > (most := self.settings.max_waiting):
             raise Refusal(413, f"segments={every}: makes {len(parts)} parts, more than {most}; ask for longer ones")
         rows = []

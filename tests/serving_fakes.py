@@ -65,7 +65,9 @@ class FakeCaptioner:
         video, windows = np.arange(1.0, len(item["video"]) + 1), len(item.get("audio", ()))
         return {"video": video / video.sum(), "audio": np.full(windows, 1 / max(1, windows))}
 
-    def timeline(self, item):
+    clip = SimpleNamespace(rows=1)
+
+    def timeline(self, item, frames=None):
         return len(item["video"]) / self.settings.fps, 1.0
 
     @property

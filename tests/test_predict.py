@@ -13,7 +13,7 @@ from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionOptions, JobPlan
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 from videoblip2.predict import load, load_captioner
-from videoblip2.provenance import Provenance
+from videoblip2.provenance import FeatureOrigin, FeatureSampling, Provenance
 
 
 @pytest.fixture
@@ -68,6 +68,14 @@ def test_an_item_is_cut_to_what_the_model_reads(captioner):
     assert len(cut["video"]) == captioner.model.config.max_positions and len(cut["audio"]) == 2
     assert (cut["video"][[0, -1]] == long["video"][[0, -1]]).all()
     assert captioner.caption([cut], decoding=SHORT) == captioner.caption([long], decoding=SHORT)
+
+
+def test_patch_tokens_are_not_counted_as_frames(captioner):
+    item = {"video": np.zeros((40, 768), np.float32), "audio": np.zeros((3, 512), np.float32)}
+    for tokens, frames, length in (("pooled", None, 20), ("patch", None, 6), ("patch", 10, 5)):
+        made = FeatureOrigin(settings=FeatureSampling(fps=2, window_seconds=2, tokens=tokens))
+        one = replace(captioner, provenance=captioner.provenance.model_copy(update={"features": made}))
+        assert one.timeline(item, frames) == (length, 2)
 
 
 def test_a_checkpoint_captions_like_its_model(captioner, tmp_path):

@@ -159,12 +159,13 @@ class Captioner:
     def timeline(self, item: Features, frames: int | None = None) -> tuple[float | None, float | None]:
         """Length in seconds of a clip, to within a frame, and of an audio window; None if unknown.
 
-        frames: how many the item stands for; None: one for each of its rows.
+        frames: how many the item stands for; None: one for each of its rows, but unknown for patch tokens.
         """
         made = (self.provenance.features or FeatureOrigin()).settings
         fps, most, window = made.fps, made.max_frames, made.window_seconds
-        frames, windows = frames or len(item.get("video", ())), len(item.get("audio", ()))
-        if fps and not (most and frames >= most):  # frames were not thinned
+        frames = frames or (0 if made.tokens == "patch" else len(item.get("video", ())))
+        windows = len(item.get("audio", ()))
+        if fps and frames and not (most and frames >= most):  # frames were not thinned
             return frames / fps, window
         return (windows * window if window and windows else None), window
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,18 +52,18 @@ def encode(monkeypatch):
     """Videos "N.mp4" have N frames; "bad.mp4" fails. Returns what was asked to skip."""
     skipped = []
 
-    def encode_videos(files, skip, encoders, workers, watches):
+    def encode_videos(files, skip, encoders, workers, watches, pause):
         for key, path in files.items():
             if skip(key, f"sha of {key}"):
                 skipped.append(key)
-                yield VideoOutcome(key)
+                yield [VideoOutcome(key)]
             elif path.stem == "bad":
-                yield VideoOutcome(key, failure=f"{path}: damaged; fetch it again")
+                yield [VideoOutcome(key, failure=f"{path}: damaged; fetch it again")]
             else:
                 frames = int(path.stem)
                 note = VideoNote(audio="present", source=path.name, sha256=f"sha of {key}")
                 features = {"video": np.eye(64)[:frames], "audio": np.zeros((frames // 2, 4))}
-                yield VideoOutcome(key, note, features=features)
+                yield [VideoOutcome(key, note, features=features)]
 
     monkeypatch.setattr("videoblip2.features.engines.encode_videos", encode_videos)
     return skipped
@@ -226,15 +227,15 @@ def test_captions_wait_a_moment_for_others_to_fill_their_batch(encode):
 def test_rows_do_not_wait_for_the_next_video(encode, monkeypatch):
     arrived = threading.Event()
 
-    def outcomes(self, sources, done):
+    def stored(self, sources, done):
         for name, features in (("a", {"video": np.eye(4), "audio": np.zeros((2, 4))}), ("b", None)):
             yield VideoOutcome(name, features=features, failure="slow" if features is None else None)
             assert features is None or arrived.wait(30), "the first row waits for the second video"
 
-    monkeypatch.setattr(CaptionJob, "_outcomes", outcomes)
+    monkeypatch.setattr(CaptionJob, "_stored", stored)
     monkeypatch.setattr("videoblip2.jobs.caption.LINGER", 0.01)
     paths = []
-    for (row,) in CaptionJob(StandIn()).run([], {}):
+    for (row,) in CaptionJob(StandIn(), JobPlan(store=Path("features"))).run([], {}):
         arrived.set()
         paths.append(row.path)
     assert paths == ["a", "b"]

@@ -1,7 +1,7 @@
 """Videos through the encoders, decoding and encoding at the same time.
 
-Threads decode and hand over pieces of a few frames or windows; the calling thread collects pieces of several videos
-into one batch. Pieces, not videos, so that a three-hour film takes no more memory than a clip.
+Threads decode, and collect frames and windows of several videos into one batch; the thread that fills it encodes it.
+Frames, not videos, so that a three-hour film takes no more memory than a clip.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError
@@ -34,8 +35,9 @@ from videoblip2.modality import Features
 
 T = TypeVar("T")
 Files = Sequence[tuple[str, Path]]  # video ids and where they are
-PIECE = {"video": 16, "audio": 2}  # frames of 0.6 MB, windows of 2 MB
 POLL = 0.1  # seconds between checks on whether threads have ended
+READY = 16  # videos whose features wait to be taken
+AT_ONCE = 4  # batches that are encoded at the same time on a CPU
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,19 @@ class VideoOutcome:
     changes: Sequence[float] | None = None  # seconds at which a new shot begins, if they were looked for
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some frames or windows of one video, ready for the encoder."""
+class Piece(NamedTuple):
+    """A frame or a window of a video, ready for the encoder."""
 
     video_id: str
     modality: str
-    arrays: Sequence[Any]
+    array: Any
 
 
 @dataclass
 class Partial:
-    """A video in progress: its encoded rows, the number of rows to come, and its note once decoding has ended."""
+    """A video in progress: its encoded rows, None for those to come, and its note once decoding has ended."""
 
-    rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=lambda: {"video": [], "audio": []})
+    rows: dict[str, list[NDArray[np.float32] | None]] = field(default_factory=lambda: {"video": [], "audio": []})
     waiting: int = 0
     note: VideoNote | None = None
 
@@ -79,10 +80,12 @@ def encode_all(
     """
 
     def unchanged(video_id: str, digest: str) -> bool:
-        return known.get(video_id) == digest and all((out / name / f"{video_id}.npy").is_file() for name in PIECE)
+        return known.get(video_id) == digest and all(
+            (out / name / f"{video_id}.npy").is_file() for name in encoders.widths
+        )
 
-    with closing(encode_videos(dict(files), unchanged, encoders, workers)) as outcomes:
-        for outcome in outcomes:
+    with closing(encode_videos(dict(files), unchanged, encoders, workers)) as ended:
+        for outcome in chain.from_iterable(ended):
             yield stored(out, outcome)
 
 
@@ -109,81 +112,104 @@ def encode_videos(
     encoders: Encoders,
     workers: int,
     watches: Mapping[str, Watch] | None = None,
-) -> Generator[VideoOutcome, None, None]:
-    """Decode and encode videos; yields each with its features, in the order in which they end.
+    pause: float | None = None,
+) -> Generator[list[VideoOutcome], None, None]:
+    """Decode and encode videos; yields those that have ended, with their features; see `overlapped`.
 
     Args:
         files: by a key that is unique; it is the `video_id` of the outcome. A key `NAME#start-end` of a file NAME.mp4
             means this part of it.
         skip: (key, sha256 of the file) → whether there is nothing to do.
-        workers: decoding threads.
+        workers: threads, which share torch's.
         watches: key → what sees all frames of that file.
     """
-    batches = RowBatches(encoders)
-    tasks = (partial(_read, key, path, skip, encoders, (watches or {}).get(key)) for key, path in files.items())
-    with closing(overlapped(tasks, workers, workers)) as ready:
-        for piece in chain.from_iterable(ready):
-            yield from batches.add(piece)
-        yield from batches.flush("video", 1)
-        yield from batches.flush("audio", 1)
+    shares = min(workers, AT_ONCE) if encoders.clip.model.device.type == "cpu" else 1
+    batches, threads = RowBatches(encoders, shares), torch.get_num_threads()
+
+    def encoded(key: str, path: Path) -> Generator[list[VideoOutcome], None, None]:
+        with closing(_read(key, path, skip, encoders, (watches or {}).get(key))) as items:
+            yield from map(batches.add, items)
+
+    torch.set_num_threads(max(1, threads // shares))  # threads of one operation that wait for a core hold up the others
+    try:
+        with closing(overlapped((partial(encoded, *file) for file in files.items()), workers, READY, pause)) as ready:
+            yield from (list(chain.from_iterable(ended)) for ended in ready)
+        yield [*batches.flush("video"), *batches.flush("audio")]
+    finally:
+        torch.set_num_threads(threads)
 
 
 class RowBatches:
-    """Collects pieces of many videos into full batches, and hands the rows back to their videos."""
+    """Collects pieces of many videos into full batches, and hands the rows back to their videos.
 
-    def __init__(self, encoders: Encoders) -> None:
+    Threads share it: up to `shares` batches are encoded at once, of as many frames in all as the settings say.
+    """
+
+    def __init__(self, encoders: Encoders, shares: int) -> None:
         self._encoders = encoders
         frames = encoders.settings.batch_frames
-        self._full = {"video": frames, "audio": max(1, min(BATCH_WINDOWS, frames // 4))}
+        self._full = {"video": max(1, frames // shares), "audio": max(1, min(BATCH_WINDOWS, frames // 4) // shares)}
         self._videos = defaultdict[str, Partial](Partial)
-        self._queued: dict[str, list[tuple[str, Any]]] = {"video": [], "audio": []}
+        self._queued: dict[str, list[tuple[Piece, int]]] = {"video": [], "audio": []}
+        self._lock, self._encoding = threading.Lock(), threading.Semaphore(shares)  # of what is above; of the encoders
 
-    def add(self, item: Piece | VideoOutcome) -> Iterator[VideoOutcome]:
-        """Take a piece or the end of a video; encode what fills a batch, and yield what it completes."""
+    def add(self, item: Piece | VideoOutcome) -> list[VideoOutcome]:
+        """Take a piece or the end of a video; encode the batch that it fills, and return what is complete then."""
         if isinstance(item, Piece):
-            self._videos[item.video_id].waiting += len(item.arrays)
-            self._queued[item.modality] += [(item.video_id, array) for array in item.arrays]
-            yield from self.flush(item.modality, self._full[item.modality])
-        elif item.note is None:
-            self._videos.pop(item.video_id, None)
-            yield item
-        else:
+            with self._lock:
+                video, queued = self._videos[item.video_id], self._queued[item.modality]
+                queued.append((item, len(video.rows[item.modality])))
+                video.rows[item.modality].append(None)
+                video.waiting += 1
+                full = len(queued) >= self._full[item.modality]
+            return self.flush(item.modality, self._full[item.modality]) if full else []
+        with self._lock:
+            if item.note is None:
+                self._videos.pop(item.video_id, None)
+                return [item]
             self._videos[item.video_id].note = item.note
-            yield from self._complete(item.video_id)
+            return self._completed(item.video_id)
 
-    def flush(self, modality: str, full: int) -> Iterator[VideoOutcome]:
-        """Encode the queue, batch by batch, while it holds at least `full`."""
+    def flush(self, modality: str, least: int = 1) -> list[VideoOutcome]:
+        """Encode the first batch of the queue, if that still holds `least`."""
         size = self._full[modality]
-        while len(self._queued[modality]) >= full:
-            batch, self._queued[modality] = self._queued[modality][:size], self._queued[modality][size:]
-            arrays = [array for _, array in batch]
+        with self._encoding:
+            with self._lock:
+                queued = self._queued[modality]
+                batch = queued[:size] if len(queued) >= least else []
+                del queued[: len(batch)]
+            if not batch:
+                return []
+            arrays = [piece.array for piece, _ in batch]
             if modality == "audio":
                 encoded = self._encoders.clap.encode_windows(arrays)
             else:
                 encoded = self._encoders.clip.encode_pixels(arrays, size)
-            for (video_id, _), rows in zip(batch, np.split(encoded, len(batch)), strict=True):
-                if video_id in self._videos:  # unless decoding of that file has failed since
-                    self._videos[video_id].rows[modality].append(rows)
-                    self._videos[video_id].waiting -= 1
-                    yield from self._complete(video_id)
+        ended = list[VideoOutcome]()
+        with self._lock:
+            for (piece, place), rows in zip(batch, np.split(encoded, len(batch)), strict=True):
+                if piece.video_id in self._videos:  # unless decoding of that file has failed since
+                    self._videos[piece.video_id].rows[modality][place] = rows
+                    self._videos[piece.video_id].waiting -= 1
+                    ended += self._completed(piece.video_id)
+        return ended
 
-    def _complete(self, video_id: str) -> Iterator[VideoOutcome]:
-        """Yield a video if it is complete."""
+    def _completed(self, video_id: str) -> list[VideoOutcome]:
+        """The video, if it is complete."""
         video = self._videos[video_id]
         if video.note is None or video.waiting:
-            return
+            return []
         del self._videos[video_id]
         features = {
-            name: np.concatenate([np.zeros((0, width), np.float32), *video.rows[name]])
+            name: np.concatenate([np.zeros((0, width), np.float32), *(r for r in video.rows[name] if r is not None)])
             for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            yield VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")
-            return
+            return [VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")]
         frames = video.note.frames or len(features["video"]) // self._encoders.clip.rows
         windows = len(features["audio"])
         note = video.note.model_copy(update={"frames": frames, "audio_windows": windows})
-        yield VideoOutcome(video_id, note, features=features)
+        return [VideoOutcome(video_id, note, features=features)]
 
 
 def overlapped(
@@ -191,8 +217,8 @@ def overlapped(
 ) -> Generator[list[T], None, None]:
     """Run generators in `workers` threads; yields what is ready, 1 to `room` items or so, as soon as there is any.
 
-    Yields [] where nothing comes for `pause` seconds. A thread waits while `room` items are ready. An error in a
-    generator is raised here; closing this ends the threads.
+    Yields [] where nothing comes for `pause` seconds. A thread waits while `room` items are ready. What is empty is
+    left out. An error in a generator is raised here; closing this ends the threads.
     """
     ready: queue.Queue[T | BaseException | None] = queue.Queue(room)
     stop, todo = threading.Event(), iter(list(tasks))
@@ -224,7 +250,8 @@ def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -
         for task in todo:  # of a list: threads can share it
             with closing(task()) as items:
                 for item in items:
-                    ready.put(item)
+                    if item:
+                        ready.put(item)
                     if stop.is_set():
                         return
     except BaseException as error:
@@ -250,18 +277,14 @@ def _read(
             return
         choice = FrameChoice(encoders)
         frames = stream_frames(path, settings.fps, ONE_THREAD, caveats, span=span, watch=watch, pick=choice)
-        yield from _cut(video_id, "video", choose_frames(map(encoders.clip.pixels, frames), settings))
+        for frame in choose_frames(map(encoders.clip.pixels, frames), settings):
+            yield Piece(video_id, "video", frame)
         loudness = Loudness()
         sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats, span=span))
-        yield from _cut(video_id, "audio", encoders.clap.windows(sound, settings.window_seconds))
+        for window in encoders.clap.windows(sound, settings.window_seconds):
+            yield Piece(video_id, "audio", window)
         note = VideoNote(frames=choice.count, audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
         yield VideoOutcome(video_id, note)
     except Exception as error:  # one strange file among ten thousand must not stop the others
         yield VideoOutcome(video_id, failure=str(named(error, path)))
-
-
-def _cut(video_id: str, modality: str, arrays: Iterable[Any]) -> Iterator[Piece]:
-    stream = iter(arrays)
-    while part := list(islice(stream, PIECE[modality])):
-        yield Piece(video_id, modality, part)

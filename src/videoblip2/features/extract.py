@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from videoblip2.errors import InputError, Progress, no_progress
 from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
-from videoblip2.features.sources import shard_of
+from videoblip2.features.sources import VideoSource, keepable, shard_of
 from videoblip2.files import printable, segment_of
 
 #: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
@@ -83,23 +82,19 @@ def extract_features(
 
     Raises `InputError` for a store made with different encoders or settings, and if the store cannot be written.
     """
-    out, by_name = Path(out), defaultdict[str, list[Path]](list)
-    for path in dict.fromkeys(map(Path, videos)):
-        by_name[printable(path.stem)].append(path)
+    out, given = Path(out), keepable(VideoSource(str(path)) for path in dict.fromkeys(map(Path, videos)))
+    by_name = {printable(Path(source.path).stem): source for source in given}
     wanted = by_name if run.ids is None else dict.fromkeys(run.ids)
-    places = {i: by_name.get(i) or by_name.get(segment_of(i)[0], []) for i in wanted}
+    places = {i: by_name.get(i) or by_name.get(segment_of(i)[0]) for i in wanted}
     by_id = {
-        i: same for i, same in places.items() if same and (not run.shard or shard_of(i, run.shard[1]) == run.shard[0])
+        i: one for i, one in places.items() if one and (not run.shard or shard_of(i, run.shard[1]) == run.shard[0])
     }
-    files = [(i, same[0]) for i, same in by_id.items() if len(same) == 1 and printable(same[0].stem) == same[0].stem]
+    files = [(i, Path(one.path)) for i, one in by_id.items() if not one.error]
     with open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
-        for video_id, same in by_id.items():
-            if len(same) > 1:
-                reason = f"{', '.join(map(str, same))}: the same name, so one video id; rename or remove all but one"
-                ledger.note(VideoOutcome(video_id, failure=printable(reason)))
-            elif printable(same[0].stem) != same[0].stem:
-                ledger.note(VideoOutcome(video_id, failure=printable(f"{same[0]}: its name is not UTF-8; rename it")))
+        for video_id, source in by_id.items():
+            if source.error:
+                ledger.note(VideoOutcome(video_id, failure=printable(source.error)))
         outcomes = engine(files, known) if engine else encode_all(files, known, out, encoders, run.threads)
         with closing(outcomes):
             ended = (ledger.note(outcome) for outcome in outcomes)
@@ -110,7 +105,7 @@ def extract_features(
     failed = {video_id: end.failure for video_id, end in ends.items() if end.failure is not None}
     skipped = [video_id for video_id in by_id if video_id not in notes and video_id not in failed]
     noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
-    return ExtractionReport(list(notes), skipped, failed, noted, [i for i, same in places.items() if not same])
+    return ExtractionReport(list(notes), skipped, failed, noted, [i for i, one in places.items() if not one])
 
 
 @dataclass

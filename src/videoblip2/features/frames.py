@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -89,21 +89,13 @@ def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None =
         previous, before = frame, time
 
 
-class Promised(NamedTuple):
-    """A frame as its packet announces it."""
-
-    pts: int
-    time: float
-    duration: int
-    time_base: Fraction
-
-
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames of a stream to decode: `wanted` has the `pts` for each k, as in `nearest`."""
+    """Which frames of a stream to decode: the `pts` for each k, as in `nearest`; `end` and `step` as in `Clock`."""
 
     wanted: list[int]
-    clock: Clock
+    end: float
+    step: float
 
 
 def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
@@ -120,12 +112,14 @@ def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
                 last = max(last, (packet.pts, packet.duration or 0))
     except av.FFmpegError:
         return None
-    times = np.sort(every)
-    if not len(times) or not np.diff(times).all():  # two of one time
+    numbers = np.sort(every)
+    times = numbers * unit.numerator / unit.denominator
+    steps = np.diff(times)
+    if not len(times) or not steps.all():  # two of one time
         return None
-    found = (Promised(pts, pts * unit.numerator / unit.denominator, last[1], unit) for pts in map(int, times))
-    clock = Clock(container, stream)
-    return FramePlan([frame.pts for frame in nearest(clock.timed(found), fps)], clock)
+    step = max(float(last[1] * unit), float(steps.max(initial=0)))
+    wanted = list(nearest(zip(numbers.tolist(), times.tolist(), strict=True), fps))
+    return FramePlan(wanted, float(times[-1]) + step, step)
 
 
 def decoded(container: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:

@@ -18,7 +18,6 @@ from videoblip2.files import write_json
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Record
 
 MAIN = "manifest.json"
-OLDER_WIDTHS = {"video": 768, "audio": 512}  # of manifests that do not record widths
 
 
 class VideoNote(Record):
@@ -58,8 +57,7 @@ class FeatureManifest(Record):
             return content
         if "videos" not in content:
             raise ValueError('has no "videos"')
-        extracted = any(kind in content for kind in ENCODERS)
-        return {**({"widths": OLDER_WIDTHS} if extracted else {}), **content, "origin": content}
+        return {**content, "origin": content}
 
     @model_serializer
     def _to_json(self) -> dict[str, object]:

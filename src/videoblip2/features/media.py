@@ -97,7 +97,7 @@ def stream_frames(
                 yield pictures.rgb(frame)
                 shown += 1
             if shown == len(numbers):
-                _note_early_end(stream, plan.clock.end, FRAME_TOLERANCE * plan.clock.step, caveats)
+                _note_early_end(stream, plan.end, FRAME_TOLERANCE * plan.step, caveats)
                 return
         del caveats[before:]  # a frame did not come out: decode all, and leave out what is known already
     rest = set(numbers[shown:])

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -103,17 +103,19 @@ def _videos(word: str) -> Iterator[VideoSource]:
         yield VideoSource(str(path), f"{path}: no video in this folder")
 
 
-def keepable(sources: Sequence[VideoSource]) -> list[VideoSource]:
+def keepable(sources: Iterable[VideoSource]) -> list[VideoSource]:
     """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
-    alike = Counter(Path(source.path).stem for source in sources if not source.error)
+    sources, alike = list(sources), defaultdict[str, list[str]](list)
+    for source in sources:
+        alike[Path(source.path).stem] += [] if source.error else [source.path]
     found = []
     for source in sources:
-        reason, name = "", Path(source.path).stem
-        if alike[name] > 1:
-            reason = f"{alike[name]} videos have this name, the id of kept features; rename it, or keep no features"
+        name, reason = Path(source.path).stem, ""
+        if len(alike[name]) > 1:
+            reason = f"{', '.join(alike[name])}: the same name, so one video id; rename or remove all but one"
         elif printable(name) != name:
-            reason = "its name is not UTF-8; rename it, or keep no features"
-        found.append(replace(source, error=f"{source.path}: {reason}") if reason and not source.error else source)
+            reason = f"{source.path}: its name is not UTF-8; rename it"
+        found.append(replace(source, error=source.error or reason))
     return found
 
 

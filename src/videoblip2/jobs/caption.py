@@ -1,12 +1,12 @@
 """A captioning job: videos are decoded, encoded and captioned at the same time, in batches that span videos.
 
-Decoding threads and encoders are those of `vb2 features extract`; a thread captions one batch while the next is
-encoded. A video's rows come together once all of them are there.
+Threads decode and encode as in `vb2 features extract`; the calling thread captions one batch meanwhile. A video's rows
+come together once all of them are there.
 """
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from videoblip2.features.engines import VideoOutcome
 
 
-LINGER = 1.0  # seconds that a caption may wait for others: one alone takes several times the work of one in a batch
+LINGER = 4.0  # seconds that a caption may wait for others: one alone takes several times the work of one in a batch
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ class CaptionOptions:
             raise InputError(f"--samples {self.samples}: consensus gives one caption; drop --samples or --consensus")
         if self.samples > 1 and not self.decoding.sampled:
             raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
-        if (
-            self.segments != "scenes"
-            and self.segments is not None
-            and not (isinstance(self.segments, float | int) and self.segments > 0)
-        ):
+        if self.segments not in (None, "scenes") and (isinstance(self.segments, str) or not self.segments > 0):
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
@@ -149,11 +145,8 @@ class CaptionJob:
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
-        from videoblip2.features.engines import overlapped
-
-        size = self.options.batch_size
-        with closing(overlapped([partial(self._outcomes, sources, done)], 1, size, LINGER)) as ready:
-            asks, due = list[DecodeItem](), 0.0
+        size, asks, due = self.options.batch_size, list[DecodeItem](), 0.0
+        with closing(self._outcomes(sources, done)) as ready:
             for outcomes in ready:  # what was encoded during the last batch
                 for outcome in outcomes:
                     if outcome.features is not None:
@@ -170,16 +163,19 @@ class CaptionJob:
 
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
-    ) -> Generator["VideoOutcome", None, None]:
-        """The features of each source, or why there are none; both are absent for one that is done."""
-        from videoblip2.features.engines import VideoOutcome, encode_videos
+    ) -> Generator[list["VideoOutcome"], None, None]:
+        """The features of sources as they come, or why there are none; both are absent for one that is done.
+
+        [] where nothing comes for `LINGER` seconds.
+        """
+        from videoblip2.features.engines import VideoOutcome, encode_videos, overlapped
         from videoblip2.features.extract import ExtractionRun, open_ledger
 
         sources = keepable(sources) if self.plan.keep_features is not None else sources
-        yield from (VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error)
+        yield [VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error]
         good = [source for source in sources if not source.error]
         if self.plan.store is not None:
-            yield from self._stored(good, done)
+            yield from overlapped([partial(self._stored, good, done)], 1, self.options.batch_size, LINGER)
             return
         encoders = self.captioner.media_encoders
         if self.options.segments is not None:  # a segment keeps all of its frames
@@ -193,15 +189,17 @@ class CaptionJob:
             ledger = stack.enter_context(open_ledger(kept, encoders, run)) if kept else None
             watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
             encoded = encode_videos(
-                files, lambda path, digest: done.get(printable(path)) == digest, encoders, run.threads, watches
+                files, lambda path, sha: done.get(printable(path)) == sha, encoders, run.threads, watches, LINGER
             )
-            for outcome in stack.enter_context(closing(encoded)):
-                if ledger is not None and outcome.features is not None:
-                    ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
-                watch = watches.pop(outcome.video_id, None)
-                yield replace(outcome, changes=watch.changes()) if watch and outcome.features else outcome
+            for outcomes in stack.enter_context(closing(encoded)):
+                for place, outcome in enumerate(outcomes):
+                    if ledger is not None and outcome.features is not None:
+                        ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
+                    if (watch := watches.pop(outcome.video_id, None)) and outcome.features:
+                        outcomes[place] = replace(outcome, changes=watch.changes())
+                yield outcomes
 
-    def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Iterator["VideoOutcome"]:
+    def _stored(self, sources: Iterable[VideoSource], done: Mapping[str, str]) -> Generator["VideoOutcome", None, None]:
         from videoblip2.features.engines import VideoOutcome
         from videoblip2.features.manifest import VideoNote
 

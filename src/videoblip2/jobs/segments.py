@@ -104,17 +104,13 @@ def merged(rows: Sequence[Row]) -> list[Row]:
         place = places.get((row.question, row.sample))
         before = None if place is None else kept[place]
         if place is not None and before is not None and row.error is None and before.caption == row.caption:
-            first, second = _seconds(before), _seconds(row)
+            first, second = ((one.end or 0.0) - (one.start or 0.0) for one in (before, row))
             score = ((before.score or 0.0) * first + (row.score or 0.0) * second) / max(first + second, 1e-9)
             kept[place] = replace(before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended))
         else:
             places[row.question, row.sample] = len(kept)
             kept.append(row)
     return kept
-
-
-def _seconds(row: Row) -> float:
-    return (row.end or 0.0) - (row.start or 0.0)
 
 
 @dataclass
