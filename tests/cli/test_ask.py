@@ -64,12 +64,12 @@ def judge(world, *overrides, **options):
 
 def test_a_split_is_answered_and_judged(world):
     result = judge(world)
-    scores = result.metrics
+    scores = result.evaluation.corpus
     assert {"accuracy", "accuracy_other", "accuracy_in_map"} <= set(scores) and "CIDEr" not in scores
     assert scores["expected_in_map"] == pytest.approx(2 / 3)
     assert scores["accuracy_common"] == pytest.approx(1 / 3) and scores["accuracy_blind"] == 1
     rows = [json.loads(line) for line in (world / "predictions.jsonl").read_text().splitlines()]
-    assert [row["question_id"] for row in rows] == [str(n) for n in range(6)] and result.videos == 3
+    assert [row["question_id"] for row in rows] == [str(n) for n in range(6)] and len(result.evaluation.videos) == 3
     assert scores["accuracy"] == sum(row["correct"] for row in rows) / 6
     assert all(row["correct"] == (normalise_answer(row["answer"]) == normalise_answer(row["expected"])) for row in rows)
 
@@ -123,7 +123,7 @@ def test_sounds_are_withheld_silenced_and_swapped_among_the_videos_that_have_any
 
 def test_a_mixed_model_is_judged_at_both(world):
     result = judge(world, "data.task=mixed", metrics=("CIDEr",))
-    assert {"CIDEr", "accuracy"} <= set(result.metrics)
+    assert {"CIDEr", "accuracy"} <= set(result.evaluation.corpus)
     assert len((world / "predictions.jsonl").read_text().splitlines()) == 3
     assert len((world / "predictions_answers.jsonl").read_text().splitlines()) == 6
 

@@ -10,7 +10,7 @@ import torch
 from videoblip2.config import DataConfig, InputError
 from videoblip2.data import batches as room
 from videoblip2.data.annotations import VideoAnnotation
-from videoblip2.data.batches import BatchMaker, CachedFeatures, collate, pad, taught, thin
+from videoblip2.data.batches import BatchMaker, CachedFeatures, collate, pad, thin
 from videoblip2.training.tasks import CAPTIONS
 
 
@@ -69,11 +69,15 @@ def test_a_batch_is_a_function_of_seed_and_step(tokenizers):
 
 
 def test_every_video_once_an_epoch_and_every_caption_equally_often(tokenizers):
-    source = batches(tokenizers)
-    seen = Counter(video_id for step in range(7) for video_id in source(step).video_ids)
-    assert set(seen.values()) == {3}  # 7 steps of 3 = 3 epochs of 7
-    texts = [taught("abcd", np.array([2, 0, 3, 1]), epoch, 2) for epoch in range(3)]
-    assert texts == [["c", "a"], ["d", "b"], ["c", "a"]]
+    made = [batches(tokenizers)(step) for step in range(14)]  # 14 steps of 3 = 6 epochs of 7
+    assert set(Counter(video_id for batch in made for video_id in batch.video_ids).values()) == {6}
+    texts = Counter(
+        (video_id, text)
+        for batch in made
+        for video_id, pair in zip(batch.video_ids, batch.labels.split(2), strict=True)
+        for text in tokenizers.texts(pair)
+    )
+    assert len(texts) == 7 * 4 and set(texts.values()) == {3}
 
 
 def test_labels_follow_their_videos(tokenizers):

@@ -90,10 +90,13 @@ def broken(change) -> dict:
         (broken(lambda c: c["videos"].pop()), "video2, which is not in"),
         (broken(lambda c: c.update(sentences=c["sentences"][:3])), "no captions for video2"),
         (broken(lambda c: c["videos"].append(c["videos"][0])), "listed more than once: video1"),
-        (broken(lambda c: c["sentences"][0].update(caption=None)), "sentence 1: its caption is None, not text"),
-        (broken(lambda c: c["sentences"][1].update(sen_id="7")), "sentence 2: its sen_id is '7', not a number"),
-        (broken(lambda c: c["videos"][1].update(video_id=None)), "video 2: its video_id is None, not text"),
-        (broken(lambda c: c["videos"].append("video3")), "video 3: its video_id is None"),
+        (broken(lambda c: c["sentences"][0].update(caption=None)), "official.json sentences entry 1: no caption among"),
+        (
+            broken(lambda c: c["sentences"][1].update(sen_id="x")),
+            "sentences entry 2: the sen_id is 'x'; give its number",
+        ),
+        (broken(lambda c: c["videos"][1].update(video_id=None)), "official.json videos entry 2: no video_id among"),
+        (broken(lambda c: c["videos"].append("video3")), 'videos entry 3: "video3" is not an object'),
     ],
 )
 def test_a_bad_official_file_is_named_and_nothing_written(tmp_path, content, message):

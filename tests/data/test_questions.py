@@ -68,7 +68,7 @@ def test_a_split_can_be_given(tmp_path):
     [
         ("qa.json", [entry()], "qa.json: its name does not say train, val or test"),
         ("train_qa.json", [], "train_qa.json: holds no question"),
-        ("train_qa.json", {"videos": [], "sentences": []}, "train_qa.json: not a list of question"),
+        ("train_qa.json", {"videos": [], "sentences": []}, "train_qa.json entry 1: no video or .* among id, captions"),
         ("train_qa.json", [entry(answer=None)], "train_qa.json entry 1: no answer among"),
         ("train_qa.json", [entry(answer=3)], "the answer is 3"),
         ("train_qa.json", [{"question": "q", "answer": "a"}], "no video or video_id or video_name or file among"),

@@ -15,6 +15,7 @@ from videoblip2.features.store import FeatureStore, write_features
 from videoblip2.training.ce import ce_step
 from videoblip2.training.loop import Training, train
 from videoblip2.training.stage import run_stage
+from videoblip2.training.tasks import inputs_of
 from videoblip2.training.workspace import open_workspace
 
 SEEN, HEARD = ("red", "blue"), ("beeps", "quiet")
@@ -74,7 +75,8 @@ def test_a_mixture_teaches_both_and_is_chosen_by_both(tiny_model, tokenizers):
     assert set(best.said["captions"]) == {"video0", "video1", "video2", "video3"} and len(best.said["answers"]) == 32
     assert best.score == best.metrics["CIDEr"] + best.metrics["accuracy"] and len(best.metrics) == 2
     assert {name for name, _, _ in remember.points if name.startswith("val/")} == {"val/CIDEr", "val/accuracy"}
-    files = [(context, file) for context, file, _ in work.inputs]
+    inputs = inputs_of(work.config, {"train": work.train, "val": work.val})
+    files = [(context, file.name) for _, context, file, _ in inputs]
     assert files == [
         ("train", "train.json"),
         ("val", "val.json"),
@@ -116,7 +118,8 @@ def test_a_workspace_for_questions_needs_no_captions(world, tiny_model, tokenize
     monkeypatch.setattr("videoblip2.training.workspace._network", lambda config, store: (tiny_model, tokenizers, {}))
     work = open_workspace(config(world))
     assert (len(work.train["answers"]), work.train_videos) == (8, ())
-    assert [(context, file, len(ids)) for context, file, ids in work.inputs] == [
+    inputs = inputs_of(work.config, {"train": work.train, "val": work.val})
+    assert [(name, file.name, len(ids)) for name, _, file, ids in inputs] == [
         ("train", "train_qa.json", 4),
         ("val", "val_qa.json", 4),
     ]

@@ -149,10 +149,10 @@ def test_a_study_names_what_it_maximises(task, stage, name):
 
 def test_an_evaluation_scores_and_writes_both(made, tmp_path):
     result = evaluate_model(str(made.runs[0].checkpoint), "val", out=tmp_path / "rows.jsonl", metrics=("CIDEr",))
-    assert {name: result.metrics[name] for name in made.metrics} == pytest.approx(
+    assert {name: result.evaluation.corpus[name] for name in made.metrics} == pytest.approx(
         {name: made.runs[0].metrics[name] for name in made.metrics}
     )
-    assert result.videos == 3
+    assert len(result.evaluation.videos) == 3
     files = {"qa": ["rows.jsonl"], "mixed": ["rows.jsonl", "rows_answers.jsonl"]}[made.task]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert len(read_rows(tmp_path / files[-1], "answers")) == 6

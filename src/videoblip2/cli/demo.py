@@ -44,7 +44,7 @@ def demo(
         f"  SCST       {scst.captions[video_id]}"
         for video_id in made.example_videos()
     ]
-    scores = {name: test.metrics[PRIMARY] for name, test in made.tests.items()} | {"trivial": made.trivial}
+    scores = {name: test.evaluation.corpus[PRIMARY] for name, test in made.tests.items()} | {"trivial": made.trivial}
     runs = {name: stage.run_id for name, stage in made.stages.items()}
     record = {name: {"cider": cider, "run_id": runs.get(name)} for name, cider in scores.items()}
     seconds = made.seconds
@@ -78,17 +78,19 @@ def next_commands(made: "Demo", store: str) -> str:
 def _results(made: "Demo") -> str:
     from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
 
-    names = summary_metrics(made.tests["ce"].metrics)
+    names = summary_metrics(made.tests["ce"].evaluation.corpus)
     gains = {name: {score.metric.name: score for score in found.scores} for name, found in made.gains.items()}
     rows = []
     for name, label in LABELS.items():
-        scores, main = made.tests[name].metrics, gains["scst" if name == "ce" else name][PRIMARY]
+        scores, main = made.tests[name].evaluation.corpus, gains["scst" if name == "ce" else name][PRIMARY]
         value = shown_interval(PRIMARY, main.values[name != "ce"])
         gain = "" if name == "ce" else shown_interval(PRIMARY, main.differences[0], "+")
         others = [shown(key, scores[key]) if key in scores else "" for key in names if key != PRIMARY]
         rows.append([label, value, gain, *others, str(made.stages[name].run_id)[:8]])
     rows.append(["most typical training caption", shown(PRIMARY, made.trivial), *[""] * (len(names) + 1)])
-    title = f"Toy world, test split ({counted(made.tests['ce'].videos, 'video')}, none seen in training)"
+    title = (
+        f"Toy world, test split ({counted(len(made.tests['ce'].evaluation.videos), 'video')}, none seen in training)"
+    )
     heads = [label_of(key) for key in names if key != PRIMARY]
     said = []
     for key in filter(gains["scst"].get, names):

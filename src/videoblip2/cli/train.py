@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from videoblip2.config import Config
     from videoblip2.evaluate import SoundEffect
     from videoblip2.model.load_weights import WeightReport
-    from videoblip2.training.seeds import SeedsResult
     from videoblip2.tune.lead import Outcome
 
 app = console.Commands()
@@ -79,7 +78,8 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int) ->
             from videoblip2.training.seeds import run_seeds
 
             result = run_seeds(stage, config, seeds, console.progress, show_weights, usual)
-            console.emit(result, _seeds_table(result))
+            table = console.table(*result.table(lambda seed: seed.run_id or ""))
+            console.emit(result, f"{result.name}\n{table}")
         else:
             from videoblip2.training.stage import run_stage
 
@@ -125,20 +125,6 @@ def show_weights(lines: Mapping[str, str], reports: Mapping[str, "WeightReport"]
     sys.stdout.flush()
 
 
-def _seeds_table(result: "SeedsResult") -> str:
-    from videoblip2.captions.metrics import label_of, shown, shown_interval, summary_metrics
-
-    names = summary_metrics(result.metrics)
-    rows = [
-        [seed, *(shown(name, run.metrics[name]) for name in names), run.best_step, run.run_id or ""]
-        for seed, run in zip(result.numbers, result.seeds, strict=True)
-    ]
-    means = [shown_interval(name, result.metrics[name]) for name in names]
-    rows.append(["mean", *means, "", result.run_id or "not tracked"])
-    title = f"{len(result.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
-    return f"{result.name}\n{console.table(title, ['seed', *map(label_of, names), 'best step', 'run'], rows)}"
-
-
 @app.report("evaluate models:/videoblip2@champion --split test", "evaluate RUN decode.num_beams=3")
 def evaluate(
     model: console.ModelName,
@@ -168,19 +154,20 @@ def evaluate(
     result = evaluate_model(model, split, overrides or [], out, console.progress, extras=asked)
     if not console.leads():
         return
-    rows = [[label_of(name), shown(name, value)] for name, value in result.metrics.items()]
-    rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in result.unavailable.items()]
+    judged = result.evaluation
+    rows = [[label_of(name), shown(name, value)] for name, value in judged.corpus.items()]
+    rows += [[label_of(name), f"unavailable: {reason}"] for name, reason in judged.unavailable.items()]
     answers = {"answers": str(result.answers)} if result.answers else {}
     files = {"predictions": str(result.predictions), **answers}
-    lines = [console.table(f"{model} on {split} ({counted(result.videos, 'video')})", ["metric", "score"], rows)]
-    shares = result.evaluation.sound_shares
+    lines = [console.table(f"{model} on {split} ({counted(len(judged.videos), 'video')})", ["metric", "score"], rows)]
+    shares = judged.sound_shares
     if explain:
         needed = [[group, f"{share:.1%}"] for group, share in shares.items()]
         lines.append(console.table("Words that need the sound", ["captions", "share"], needed))
     if ablate:
         lines.append(_ablation_table(result.effects))
     lines += [f"{name}: {file}" for name, file in {**files, "run": result.run_id or "not tracked"}.items()]
-    scores = {"metrics": result.metrics, "unavailable": result.unavailable}
+    scores: dict[str, object] = {"metrics": judged.corpus, "unavailable": judged.unavailable}
     scores |= ({"sound_shares": shares} if explain else {}) | ({"ablation": result.effects} if ablate else {})
     console.emit({"run_id": result.run_id, "split": split, **scores, **files}, "\n".join(lines))
 

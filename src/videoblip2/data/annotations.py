@@ -163,11 +163,6 @@ def read_questions(path: str | Path) -> list[Question]:
 
 def questions_in(document: Document) -> list[Question]:
     """The questions of one document: JSON (a list, or a mapping by id), JSON lines, CSV, TSV, parquet."""
-    content = document.json if document.kind == "json" else []
-    by_id = list(content.values()) if isinstance(content, dict) else []
-    if not isinstance(content, list) and not (by_id and all(isinstance(q, dict) and "question" in q for q in by_id)):
-        remedy = "give MSRVTT-QA's file or make one with `vb2 data prepare --task qa`"
-        raise InputError(f"{document.name}: not a list of question, answer and video; {remedy}")
     questions = []
     for number, (where, row) in enumerate(document.rows()):
         video = value_of(where, row, ASKED_ABOUT)

@@ -168,9 +168,10 @@ class BatchMaker:
         def order(epoch: int) -> np.ndarray:
             return np.random.default_rng([self.seed, stream, epoch]).permutation(len(entries))
 
-        def texts(epoch: int, index: int) -> list[str]:
+        def texts(epoch: int, index: int) -> list[str]:  # in an order of the entry's own, in turn: all equally often
             own = entries[index].texts
-            return taught(own, np.random.default_rng([self.seed, 1, index]).permutation(len(own)), epoch, count)
+            order = np.random.default_rng([self.seed, 1, index]).permutation(len(own))
+            return [own[order[(epoch * count + k) % len(own)]] for k in range(count)]
 
         def batch(step: int) -> Batch:
             rows = range(self.batch_size)[self.share or slice(None)]
@@ -183,11 +184,6 @@ class BatchMaker:
             return collate(ids, features, prompts, self.text, self.max_positions, labels)
 
         return batch
-
-
-def taught(texts: Sequence[str], order: np.ndarray, epoch: int, count: int) -> list[str]:
-    """The `count` texts of an entry taught in an epoch: in the entry's order, in turn, so all equally often."""
-    return [texts[order[(epoch * count + k) % len(texts)]] for k in range(count)]
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:

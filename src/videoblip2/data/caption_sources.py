@@ -4,11 +4,11 @@ MSR-VTT (2016, 2017, copies, 1k-A's lists), MSVD, VATEX, ActivityNet, YouCook2, 
 and plain tables.
 """
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from videoblip2.data import documents
@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"captions?_\d+")  # Clotho's columns
 MSVD_COLUMNS = {"videoid", "start", "end", "language", "description"}
 #: List of items → the key of an item's id, the list of captions, and the key of the item's id there.
 JOINS = {"videos": ("video_id", "sentences", "video_id"), "images": ("id", "annotations", "image_id")}
-WRAPPERS = ("database", "annotations", "data")
+WRAPPERS = ("database", "annotations", "data")  # keys of all rows: YouCook2's, and others'
 _MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
 _MSVD_NUMBER = re.compile(r"vid(\d+)")
 CHOICES = ("train", "val", "test", "random", "auto")
@@ -55,7 +55,7 @@ def read_captions(document: Document) -> CaptionFile:
     names, captions, facts = dict[str, str](), dict[str, list[str]](), dict[str, tuple[str | None, int]]()
     for where, row in english:
         whole = _video(where, row, names)
-        split, category = _split(f"{where}: {whole}", row), _category(where, row)
+        split, category = _split(f"{where}: {whole}", row), _number(where, row, "category")
         for video, texts in [(whole, [])] if listing else _parts(where, row, whole):
             captions.setdefault(video, []).extend(texts)
             if facts.setdefault(video, (split, category))[0] != split:
@@ -63,7 +63,7 @@ def read_captions(document: Document) -> CaptionFile:
     if listing:
         return CaptionFile(splits={video: split or str(document.split) for video, (split, _) in facts.items()})
     videos = [(split, VideoAnnotation(v, category, tuple(captions[v]))) for v, (split, category) in facts.items()]
-    info = document.json.get("info") if _keys(document) else None
+    info = document.json["info"] if _has("info", document) else None
     described = str(info.get("description") or "") if isinstance(info, dict) else ""
     return CaptionFile(videos, other_languages=len(rows) - len(english), description=described)
 
@@ -141,50 +141,35 @@ def _split(where: str, row: Mapping[str, Any]) -> str | None:
     return documents.SPLIT_WORDS[str(word).strip().lower()] if word else None
 
 
-def _category(where: str, row: Mapping[str, Any]) -> int:
+def _number(where: str, row: Mapping[str, Any], key: str) -> int:
+    """A whole number, 0 if the row has none."""
     try:
-        return int(float(row.get("category") or 0))
+        return int(float(row.get(key) or 0))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: the category is {row['category']!r}; give its number") from error
+        raise InputError(f"{where}: the {key} is {row[key]!r}; give its number") from error
 
 
-def _joined(document: Document) -> Iterator[Row]:
+def _joined(document: Document, items: str) -> Iterator[Row]:
     """Items and their captions in two lists: MSR-VTT's videos, captions in the order of `sen_id`; COCO's images."""
-    content, name = document.json, document.name
-    items = next(key for key in JOINS if key in content)
     own, texts, other = JOINS[items]
-    captions: dict[str | int, list[tuple[int, int, str]]] = {}
-    for n, entry in enumerate(content.get(texts) or [], 1):
-        where = f"{name} {texts[:-1]} {n}"
-        item, caption = _field(where, entry, other, (str, int)), _field(where, entry, "caption", (str,))
-        place = _field(where, {"sen_id": n, **entry}, "sen_id", (int,), "a number")
-        captions.setdefault(item, []).append((place, n, caption))
-    entries = [(f"{name} {items[:-1]} {n}", entry) for n, entry in enumerate(content[items], 1)]
-    if not captions and entries and isinstance(entries[0][1], dict) and "sentences" in entries[0][1]:
+    captions: dict[str, list[tuple[int, int, object]]] = {}
+    for n, (where, row) in enumerate(document.rows(texts), 1):
+        item, caption = (documents.value_of(where, row, (key,)) for key in (other, "caption"))
+        captions.setdefault(str(item), []).append((_number(where, {"sen_id": n, **row}, "sen_id"), n, caption))
+    entries = [*document.rows(items)]
+    if not captions and entries and "sentences" in entries[0][1]:
         yield from entries  # Karpathy's copy of COCO
         return
-    ids = [_field(where, entry, own, (str, int)) for where, entry in entries]
-    refuse_duplicates(map(str, ids), name)
-    if captions and (silent := [str(item) for item in ids if item not in captions]):
-        raise InputError(f"{name}: no captions for {some(silent)}; add one each or remove the {items}")
-    if unknown := sorted(map(str, captions.keys() - set(ids))):
-        raise InputError(f'{name}: captions for {some(unknown)}, which is not in "{items}"; give the official file')
-    for (where, entry), item in zip(entries, ids, strict=True):
-        video = entry.get("file_name", item) if items == "images" else item
-        yield where, {**entry, "video_id": video, "captions": [text for *_, text in sorted(captions.get(item, []))]}
-
-
-def _field(where: str, entry: Any, key: str, kinds: tuple[type, ...], called: str = "text") -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kinds):
-        raise InputError(f"{where}: its {key} is {value!r}, not {called}; give the official file")
-    return value
-
-
-def _unwrapped(document: Document) -> Iterator[Row]:
-    """The rows under YouCook2's `database`, or under `annotations` or `data`."""
-    inner = next(document.json[key] for key in WRAPPERS if key in document.json)
-    return Document(document.name, json.dumps(inner).encode()).rows()
+    ids = [str(documents.value_of(where, row, (own,))) for where, row in entries]
+    refuse_duplicates(ids, document.name)
+    if captions and (silent := [item for item in ids if item not in captions]):
+        raise InputError(f"{document.name}: no captions for {some(silent)}; add one each or remove the {items}")
+    if unknown := sorted(captions.keys() - set(ids)):
+        remedy = "give the official file"
+        raise InputError(f'{document.name}: captions for {some(unknown)}, which is not in "{items}"; {remedy}')
+    for (where, row), item in zip(entries, ids, strict=True):
+        video = row.get("file_name", item) if items == "images" else item
+        yield where, {**row, "video_id": video, "captions": [text for *_, text in sorted(captions.get(item, []))]}
 
 
 def _listed(document: Document) -> Iterator[Row]:
@@ -230,17 +215,17 @@ def _text_rows(document: Document) -> Iterator[Row]:
         yield where, row
 
 
-def _keys(document: Document) -> set[str]:
-    """The names in a JSON object."""
-    return set(document.json) if document.kind == "json" and isinstance(document.json, dict) else set()
+def _has(key: str, document: Document) -> bool:
+    """Whether a document is a JSON object with this key."""
+    return document.kind == "json" and isinstance(document.json, dict) and key in document.json
 
 
 #: Whether a document is in a form, and what reads its rows; the first that recognises it does.
 FORMS: tuple[tuple[Callable[[Document], bool], Callable[[Document], Iterator[Row]]], ...] = (
     (lambda document: document.kind == "text", _text_rows),
     (lambda document: document.kind == "table" and document.header >= MSVD_COLUMNS, _msvd_rows),
-    (lambda document: bool(_keys(document) & JOINS.keys()), _joined),
-    (lambda document: bool(_keys(document).intersection(WRAPPERS)), _unwrapped),
+    *((partial(_has, key), partial(_joined, items=key)) for key in JOINS),
+    *((partial(_has, key), partial(Document.rows, key=key)) for key in WRAPPERS),
     (_lists_ids, _listed),
     (lambda document: True, Document.rows),
 )

@@ -109,12 +109,16 @@ class Document:
                 raise InputError(f"{self.name} line {number}: not JSON ({error}); correct the line") from error
         return entries
 
-    def rows(self) -> Iterator[Row]:
-        """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other."""
+    def rows(self, key: str | None = None) -> Iterator[Row]:
+        """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other.
+
+        key: of a JSON object, to read only what it has there.
+        """
         if self.kind == "table":
             yield from self._csv_rows()
             return
-        entries = self._parquet_rows() if self.kind == "parquet" else self.json
+        entries: Any = self._parquet_rows() if self.kind == "parquet" else self.json
+        entries, name = (entries, self.name) if key is None else (entries.get(key) or [], f"{self.name} {key}")
         if not isinstance(entries, dict | list):
             raise InputError(f"{self.name}: neither MSR-VTT's layout nor a list of video_id and caption; give either")
         if isinstance(entries, dict):
@@ -122,7 +126,7 @@ class Document:
             pairs = listed or [("id", key, v if isinstance(v, dict) else {"captions": v}) for key, v in entries.items()]
             entries = [{name: key, **row} if isinstance(row, dict) else row for name, key, row in pairs]
         for number, entry in enumerate(entries, 1):
-            where = f"{self.name} entry {number}"
+            where = f"{name} entry {number}"
             if not isinstance(entry, dict):
                 shown = json.dumps(entry)[:60]
                 raise InputError(f"{where}: {shown} is not an object; give video_id and caption in one")
@@ -176,12 +180,13 @@ def _documents(file: Document) -> list[Document]:
     if file.suffix != ".zip" and not tarred and not zipfile.is_zipfile(content):
         return [file]
     try:
+        archive: Any
         with tarfile.open(fileobj=content) if tarred else zipfile.ZipFile(content) as archive:
-            inside = archive.getnames() if isinstance(archive, tarfile.TarFile) else archive.namelist()
+            inside, read = (archive.getnames(), archive.extractfile) if tarred else (archive.namelist(), archive.open)
             names = [n for n in inside if not n.endswith("/") and not n.startswith("__MACOSX")]
             tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
             wanted = [n for n in names if n.lower().endswith(".json")] or tables
-            contents = [Document(f"{path}/{name}", _member(archive, name)) for name in wanted]
+            contents = [Document(f"{path}/{name}", read(name).read()) for name in wanted]
     except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, OSError) as error:  # truncated, or encrypted
         kind = "tar" if tarred else "zip"
         raise InputError(f"{path}: not a readable {kind} ({error}); download it again") from error
@@ -189,13 +194,6 @@ def _documents(file: Document) -> list[Document]:
         held = f"holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
         raise InputError(f"{path}: {held}; give the data set's annotation zip")
     return contents
-
-
-def _member(archive: zipfile.ZipFile | tarfile.TarFile, name: str) -> bytes:
-    if isinstance(archive, zipfile.ZipFile):
-        return archive.read(name)
-    file = archive.extractfile(name)
-    return file.read() if file else b""
 
 
 def value_of(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -11,7 +11,6 @@ from itertools import combinations
 from typing import Any
 
 from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
-from videoblip2.config import InputError
 from videoblip2.errors import Progress, no_progress
 
 # Jaccard overlap of two captions' words above which the second adds nothing new, and above which it says the same.
@@ -42,8 +41,6 @@ def select_top5(videos: Sequence[Mapping[str, Any]], keep: int = 5, progress: Pr
 
     videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by`.
     """
-    if keep < 1:
-        raise InputError(f"keep={keep} captions per video: give at least 1")
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
     df = DocumentFrequencies.from_references(references)
     selection, whole, part = Selection(), Counter[str](), Counter[str]()

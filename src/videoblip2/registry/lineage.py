@@ -5,7 +5,6 @@ Nothing is trained if the data have changed. A change of commit or packages is r
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,15 +173,15 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
 
 
 def _same_data(model: str, config: Config, provenance: Provenance) -> None:
-    """Raise InputError if what training reads is not what the provenance says; a second task's keys end in _qa."""
+    """Raise InputError if what training reads is not what the provenance says."""
     from videoblip2.training.record import data_digest
-    from videoblip2.training.tasks import tasks_of
+    from videoblip2.training.tasks import inputs_of, read_split
 
     store = FeatureStore(config.data.features, config.model.modality_names)
-    for (number, task), split in product(enumerate(tasks_of(config)), ("train", "val")):
-        path = Path(config.data.annotations) / task.file(config.data, split)
-        found = data_digest(path, store, sorted({entry.video_id for entry in task.read(path)}))
-        expected = provenance.data.get(f"{split}_qa" if number else split, found)
+    entries = {split: read_split(config, split, store) for split in ("train", "val")}
+    for name, split, path, videos in inputs_of(config, entries):
+        found = data_digest(path, store, videos)
+        expected = provenance.data.get(name, found)
         if found != expected:
             remedy = "restore that data, or train a new run with its config.yaml"
             place = f"{path} with {store.root}"

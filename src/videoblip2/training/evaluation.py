@@ -1,10 +1,10 @@
 """Evaluation of a model on a split as one tracked run."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval, summary_metrics
+from videoblip2.captions.metrics import PRIMARY
 from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
 from videoblip2.data.batches import CachedFeatures
@@ -14,22 +14,17 @@ from videoblip2.predict import OpenModel, open_model
 from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.training.distributed import join, together
-from videoblip2.training.record import data_digest, log_predictions, primary_interval, split_scores
-from videoblip2.training.tasks import evaluate_tasks, read_split, say_all, tasks_of
-
-SPLITS = ("val", "test")
+from videoblip2.training.record import data_digest, headline, log_predictions, split_scores
+from videoblip2.training.tasks import evaluate_tasks, inputs_of, read_split, say_all, tasks_of
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of one model on one split; `metrics` in pycocoevalcap's scale. `videos`: captioned, or asked about."""
+    """One model on one split, its rows in the file `predictions`."""
 
     run_id: str | None
-    metrics: dict[str, float]
-    unavailable: dict[str, str]
-    predictions: Path
-    videos: int
     evaluation: Evaluation
+    predictions: Path
     effects: Sequence[SoundEffect] = ()
     answers: Path | None = None  # the answers of a mixture, whose captions are in `predictions`
 
@@ -55,11 +50,8 @@ def evaluate_model(
         extras: `explain`, what each word of the captions owes to the sound and to the picture; `ablate`, what CIDEr
             loses when the sound is withheld, silenced, or swapped between videos.
     """
-    if split not in SPLITS:
-        raise InputError(f"split {split!r}: not one of {', '.join(SPLITS)}")
     world = join()
-    found = find_model(model) if world.leads else FoundModel(Path(), "")
-    folder, version = world.first(lambda: [str(found.folder), found.version])
+    folder, version = world.first(lambda: [str(part) for part in astuple(find_model(model))])
     opened = open_model(model, overrides, found=FoundModel(Path(folder), version))
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
     if extras and config.data.task == "qa":
@@ -79,7 +71,7 @@ def evaluate_model(
             asked, shown_by = entries[task.kind], progress if world.leads else no_progress
             said[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
         if not world.leads:  # the leader scores, and has the result
-            return EvaluationResult(None, {}, {}, Path(), 0, Evaluation())
+            return EvaluationResult(None, Evaluation(), Path())
         result = evaluate_tasks(config, entries, said, metrics)
         if "explain" in extras:
             result = explained(result, opened.captioner, source.features, config.decode.batch_size)
@@ -88,19 +80,15 @@ def evaluate_model(
             f"ablate/{split}_{each.sound}": each.difference.difference for each in effects if each.group == "all"
         }
         tracker.log_metrics(changes, step=0)
-        annotations = Path(config.data.annotations)
-        for task in tasks:
-            file, videos = task.file(config.data, split), {entry.video_id for entry in entries[task.kind]}
-            tracker.log_data(f"{annotations.name}/{file}", data_digest(annotations / file, store, videos), split)
+        for _, _, file, videos in inputs_of(config, {split: entries}):
+            tracker.log_data(f"{file.parent.name}/{file.name}", data_digest(file, store, videos), split)
         tracker.log_metrics(split_scores(split, result), step=0)
-        tracker.note(_headline(result, split))
+        tracker.note(f"**{split}**: {headline(result)}")
         path = out or Path(config.run.out) / f"evaluate-{split}-{name}.jsonl"
         others = {task.kind: path.with_name(f"{path.stem}_{task.kind}{path.suffix}") for task in tasks[1:]}
         files = {tasks[0].kind: path, **others}
         predictions, *answers = log_predictions(files, split, result, config.train.probe_videos, tracker)
-        scores, reasons = dict(result.corpus), dict(result.unavailable)
-        rest = predictions, len(result.videos), result, effects
-        return EvaluationResult(tracker.run_id, scores, reasons, *rest, *answers)
+        return EvaluationResult(tracker.run_id, result, predictions, effects, *answers)
 
 
 def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress: Progress) -> list[SoundEffect]:
@@ -114,14 +102,3 @@ def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress
         said = {key: caption.text for key, caption in progress(stream, len(own.captions), f"sound {name}")}
         others[name] = evaluate(said, own.references, [PRIMARY])
     return sound_effects(own, others)
-
-
-def _headline(result: Evaluation, split: str) -> str:
-    """The split's scores, the primary one with its interval: the head of the run's page."""
-    text = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in summary_metrics(result.corpus))
-    if PRIMARY in result.corpus:
-        text += f"; {label_of(PRIMARY)} with its 95 % interval over videos: "
-        text += shown_interval(PRIMARY, primary_interval(result))
-    counts = {"videos": len(result.caption_rows), "answers": len(result.answer_rows)}
-    judged = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"**{split}**, {judged}: {text}"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,7 +100,11 @@ class Training:
         values = torch.stack([value for _, value, _, _ in unseen]).tolist() if unseen else []
         for (what, _, step, ids), value in zip(unseen, values, strict=True):
             if not math.isfinite(value):
-                raise _not_finite(what, value, ids if what == "loss" else self.work.world.rows([ids])[0], step)
+                videos = ids if what == "loss" else self.work.world.rows([ids])[0]
+                raise FloatingPointError(
+                    f"step {step}: the {what} is {value} on videos {', '.join(videos)}; "
+                    "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
+                )
 
     def exchange(self, signals: list[int], look: bool) -> bool:
         """Whether a process got a signal, which stops all. `look`: also check, and add up all processes' metrics."""
@@ -187,13 +191,6 @@ def _step(training: Training, step: int, batches: Iterator[Batch], signals: list
     every = config.train.log_every, config.train.validate_every, config.train.save_every
     if not training.at_once and (stopping or any(map(training.due, every))):
         training.exchange(signals, look=True)
-
-
-def _not_finite(what: str, value: float, video_ids: Iterable[str], step: int) -> FloatingPointError:
-    return FloatingPointError(
-        f"step {step}: the {what} is {value} on videos {', '.join(video_ids)}; "
-        "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
-    )
 
 
 def _log_if_due(training: Training, steps: Steps) -> None:

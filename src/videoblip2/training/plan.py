@@ -215,7 +215,8 @@ class _Passes:
                 part.loss.backward()
 
     def scst(self) -> None:
-        work, slices, settings = self.work, self._slices(), self.work.config.scst
+        work, settings = self.work, self.work.config.scst
+        slices = cut(len(self.batch.video_ids), work.config.train.accumulate)
         dropout = settings.dropout and work.config.train.dropout
         shared = len(slices) == 1 and not dropout
         with self.allocations.phase(self.peaks, "decoding"):
@@ -241,9 +242,6 @@ class _Passes:
         batch = replace(self.batch, labels=None).map(lambda tensor: tensor[:1].expand(size, *tensor.shape[1:]) + 0)
         with self.allocations.phase(self.peaks, "validation"):
             self._decode(encode(self.work, batch, dropout=False, gradient=False), decoding.rows)
-
-    def _slices(self) -> list[slice]:
-        return cut(len(self.batch.video_ids), self.work.config.train.accumulate)
 
     @torch.no_grad()
     def _decode(self, encoded: Encoded, rows: int) -> None:

@@ -145,6 +145,16 @@ def primary_interval(result: Evaluation) -> Interval:
     return interval(float(scores.mean()), resampled_means(scores)[:, 0])
 
 
+def headline(result: Evaluation) -> str:
+    """Every score that short lists show, the primary one with its interval, and of how many videos and answers."""
+    scores = {name: shown(name, result.corpus[name]) for name in summary_metrics(result.corpus)}
+    if PRIMARY in scores:
+        scores[PRIMARY] = shown_interval(PRIMARY, primary_interval(result))
+    counts = {"video": len(result.caption_rows), "answer": len(result.answer_rows)}
+    judged = " and ".join(counted(count, noun) for noun, count in counts.items() if count)
+    return f"{', '.join(f'{label_of(name)} {text}' for name, text in scores.items())} on {judged}"
+
+
 def gained(result: Evaluation, parent: str | None) -> str:
     """What training gained against the model that it started from, and at what cost: a sentence, empty if that model's
     captions of the same validation videos are not known."""
@@ -164,7 +174,7 @@ def gained(result: Evaluation, parent: str | None) -> str:
 
 def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") -> str:
     """The markdown at the head of the run's page."""
-    scores, rows = [], {"command": f"`{command_line()}`"}
+    rows = {"command": f"`{command_line()}`"}
     if work.parent:
         made = lineage_tags(find_model(work.parent).folder)
         rows["started from"] = f"`{work.parent}`"
@@ -175,17 +185,8 @@ def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") 
         if sentence:
             rows["gained"] = sentence
     if result.caption_rows:
-        value, ends = shown_interval(PRIMARY, primary_interval(result)).split(" ", 1)
-        scores.append(
-            f"**{label_of(PRIMARY)} {value}** {ends} on {counted(len(result.caption_rows), 'validation video')}"
-        )
-        others = [name for name in summary_metrics(result.corpus) if name not in (PRIMARY, "accuracy")]
-        rows["also"] = ", ".join(f"{label_of(name)} {shown(name, result.corpus[name])}" for name in others)
         rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
-    if result.answer_rows:
-        accuracy = shown("accuracy", result.corpus["accuracy"])
-        scores.append(f"**accuracy {accuracy}** of {len(result.answer_rows)} answers")
-    head = f"{', '.join(scores)}, best at step {step} of {work.config.train.steps}"
+    head = f"**val**: {headline(result)}, best at step {step} of {work.config.train.steps}"
     return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
 

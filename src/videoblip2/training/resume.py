@@ -16,10 +16,19 @@ from videoblip2.modality import BOTH, modality_label
 from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
 from videoblip2.training.state import FOLDER, TrainState, read_finished, read_saved
 
-SAID_ALWAYS = ("seed", "optim.lr", "model.modalities", "scst.baseline", "data.task")
-PLACES = ("device", "data.annotations", "data.features", "model.language_model", "model.qformer.bert")
-HABITS = ("train.resume", "train.save_every", "train.probe_videos", "train.log_every", "decode.batch_size")
 LONGEST = 100
+#: What may change when a training resumes: it moves no weight.
+FREE = (
+    *("train.resume", "train.checkpointing", "train.shard", "train.save_every", "train.probe_videos"),
+    *("device", "run.", "decode.batch_size"),
+)
+#: What else a name does not say as a difference: it always says it, it is a place, or it is about the log.
+NOT_SAID = (
+    *("seed", "optim.lr", "model.modalities", "scst.baseline", "data.task", "train.log_every"),
+    *("data.annotations", "data.features", "model.language_model", "model.qformer.bert"),
+)
+REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
+DEFAULTS = flatten(Config())
 
 
 def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
@@ -51,12 +60,11 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
 
     Paths and settings that do not affect results are left out, as are keys of the other stage's section.
     """
-    before, left_out = flatten(usual), (*SAID_ALWAYS, *PLACES, *HABITS)
-    sections = ("run.",) if stage == "scst" else ("run.", "scst.")
+    before, left_out = flatten(usual), FREE if stage == "scst" else (*FREE, "scst.")
     said = {
         key: value
         for key, value in flatten(config).items()
-        if value != before.get(key) and key not in left_out and not key.startswith(sections)
+        if value != before.get(key) and key not in NOT_SAID and not key.startswith(left_out)
     }
     return [_part(key, value, list(said)) for key, value in said.items()]
 
@@ -92,21 +100,6 @@ def _model(model: str) -> str:
 def _plain(text: str) -> str:
     """What fits into a folder's name."""
     return re.sub(r"[^\w.]+", "_", text)
-
-
-#: What may change when a training resumes: it moves no weight.
-FREE = (
-    "train.resume",
-    "train.checkpointing",
-    "train.shard",
-    "train.save_every",
-    "train.probe_videos",
-    "device",
-    "run.",
-    "decode.batch_size",
-)
-REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
-DEFAULTS = flatten(Config())
 
 
 def resumed_config(config: Config) -> Config:

@@ -1,11 +1,11 @@
 """One configuration with several seeds: each its own run, under a parent that has the mean and its interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from videoblip2.captions.intervals import Interval, seed_interval
-from videoblip2.captions.metrics import label_of, shown, shown_interval
+from videoblip2.captions.metrics import label_of, shown, shown_interval, summary_metrics
 from videoblip2.captions.predictions import TABLES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.errors import Progress, no_progress
@@ -37,6 +37,18 @@ class SeedsResult:
     seeds: tuple[StageResult, ...]
     metrics: dict[str, Interval]
 
+    def table(self, shown_run: Callable[[StageResult], str]) -> tuple[str, list[str], list[list[str]]]:
+        """Title, columns and rows: each seed, then the mean. shown_run: what to show of a seed's run."""
+        names = summary_metrics(self.metrics)
+        rows = [
+            [str(seed), *(shown(name, run.metrics[name]) for name in names), str(run.best_step), shown_run(run)]
+            for seed, run in zip(self.numbers, self.seeds, strict=True)
+        ]
+        means = [shown_interval(name, self.metrics[name]) for name in names]
+        title = f"{len(self.seeds)} seeds on val, ×100; the mean with its 95 % interval over seeds"
+        columns = ["seed", *map(label_of, names), "best step", "run"]
+        return title, columns, [*rows, ["mean", *means, "", self.run_id or "not tracked"]]
+
 
 @dataclass(frozen=True)
 class Member(Observer):
@@ -64,17 +76,17 @@ def run_seeds(
     leads = join().leads
     with sigterm_raises(), seed_group(stage, name, config.run.experiment) as group:
         results = [_one(stage, each, group, progress, show_weights) for each in configs]
-        metrics = mean_scores(results)
+        shared = [name for name in results[0].metrics if all(name in each.metrics for each in results)]
+        metrics = {name: seed_interval([each.metrics[name] for each in results]) for name in shared}
+        numbers = tuple(each.seed for each in configs)
+        result = SeedsResult(stage, name, group.tracker.run_id, numbers, tuple(results), metrics)
         if leads:
-            _log(group, config, results, metrics)
-    numbers = tuple(each.seed for each in configs)
-    return SeedsResult(stage, name, group.tracker.run_id, numbers, tuple(results), metrics)
+            _log(group.tracker, config, result)
+    return result
 
 
 def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -> tuple[list[Config], str]:
     """The configuration of each seed, with its run's name, and the name of the parent."""
-    if count < 2:
-        raise InputError(f"--seeds {count}: an interval needs two seeds or more; leave --seeds out for one run")
     if config.train.resume not in (None, "auto"):
         raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
     said = what_differs(stage, config, usual) if usual else []
@@ -85,12 +97,6 @@ def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -
         run = config.run.model_copy(update={"name": name})
         configs.append(config.model_copy(update={"seed": seed, "run": run}))
     return configs, group_name(str(configs[0].run.name), count)
-
-
-def mean_scores(results: Sequence[StageResult]) -> dict[str, Interval]:
-    """Each score that all seeds have: its mean with Student's interval."""
-    names = [name for name in results[0].metrics if all(name in result.metrics for result in results)]
-    return {name: seed_interval([result.metrics[name] for result in results]) for name in names if name != "step"}
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
@@ -114,32 +120,31 @@ def _one(
     return run_stage(stage, there, progress, show_weights, observer=Member(group))
 
 
-def _log(group: SeedGroup, config: Config, results: Sequence[StageResult], metrics: Mapping[str, Interval]) -> None:
+def _log(tracker: Tracker, config: Config, result: SeedsResult) -> None:
     """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
-    seeds, tasks = [config.seed + number for number in range(len(results))], tasks_of(config)
-    best = {f"val/{name}": value.value for name, value in metrics.items()}
+    tasks, listed = tasks_of(config), ", ".join(map(str, result.numbers))
+    best = {f"val/{name}": mean.value for name, mean in result.metrics.items()}
     for task in tasks:
-        _, low, high = metrics[task.metric]
+        _, low, high = result.metrics[task.metric]
         best |= {f"val/{task.metric}_ci_low": low, f"val/{task.metric}_ci_high": high}
     curves = {
-        f"seed {n}": {metric: curve(result.run_id, metric) for metric in METRICS}
-        for n, result in zip(seeds, results, strict=True)
-        if result.run_id
+        f"seed {number}": {metric: curve(seed.run_id, metric) for metric in METRICS}
+        for number, seed in zip(result.numbers, result.seeds, strict=True)
+        if seed.run_id
     }
-    means = {metric: mean_curve([found[metric] for found in curves.values()]) for metric in METRICS}
-    tracker, listed = group.tracker, ", ".join(map(str, seeds))
     tracker.log_config({**flatten(config), "seed": listed})
     tracker.log_best(best)
-    for metric, points in means.items():
-        for step, value in points:
+    for metric in METRICS:
+        for step, value in mean_curve([found[metric] for found in curves.values()]):
             tracker.log_metrics({metric: value}, step)
     for task in tasks:
-        tracker.log_table(*probe_table(results, task, config.train.probe_videos))
-    picture = Path(config.run.out) / group.name / "figures" / "learning_curves.png"
-    if draw_curves(picture, curves, f"{group.name}: every seed") is not None:
+        tracker.log_table(*probe_table(result.seeds, task, config.train.probe_videos))
+    picture = Path(config.run.out) / result.name / "figures" / "learning_curves.png"
+    if draw_curves(picture, curves, f"{result.name}: every seed") is not None:
         tracker.log_file(picture, "figures")
-    note = summary(results, {task.metric: metrics[task.metric] for task in tasks})
-    tracker.note(note)
+    title, columns, rows = result.table(lambda seed: run_link(seed.run_id, seed.name) if seed.run_id else seed.name)
+    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    tracker.note("\n".join([title, "", *lines]))
     tracker.set_tags({SEEDS: listed, "modalities": modality_label(config.model.modalities)})
 
 
@@ -154,21 +159,3 @@ def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple
     means = {key: sum(rows[key].scores[task.metric] for rows in runs) / len(runs) for key in middle}
     lines = [{**row.shown(), task.metric: round(means[key], 4)} for key, row in middle.items()]
     return TABLES[task.kind], lines[:count]
-
-
-def summary(results: Sequence[StageResult], means: Mapping[str, Interval]) -> str:
-    """The markdown at the head of the parent's page: the mean of each metric, and a row for each seed."""
-    texts = [(label_of(name), *shown_interval(name, mean).split(" ", 1)) for name, mean in means.items()]
-    scores = ", ".join(f"**{label} {value}** {ends}" for label, value, ends in texts)
-    head = f"{scores} on the validation split: mean of {len(results)} seeds with Student's 95 % interval"
-    columns = ["seed", *(label for label, _, _ in texts), "best step"]
-    rows = [
-        [
-            run_link(result.run_id, result.name) if result.run_id else result.name,
-            *(shown(name, result.metrics[name]) for name in means),
-            str(result.best_step),
-        ]
-        for result in results
-    ]
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])

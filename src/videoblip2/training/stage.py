@@ -30,7 +30,7 @@ from videoblip2.training.resume import find_saved, resumed_config, run_name, wha
 from videoblip2.training.rollout import BandMonitor, build_reward, check_reward, reward_references
 from videoblip2.training.scst import scst_step
 from videoblip2.training.state import FOLDER, Identity, StageResult, StateFile, TrainState, read_saved
-from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, tasks_of
+from videoblip2.training.tasks import CAPTIONS, evaluate_tasks, inputs_of, tasks_of
 from videoblip2.training.workspace import Validation, Workspace, check_texts, inherit_model, open_workspace, start_copy
 
 ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
@@ -169,15 +169,11 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
 @contextmanager
 def data_logged(work: Workspace, tracker: Tracker) -> Iterator[Future[dict[str, str]]]:
     """Digests by split, made by a thread, as all features are read for them; logged when the block ends, if made."""
-    digests, names = Future[dict[str, str]](), dict[str, tuple[str, str, set[str]]]()
-    for split, file, ids in work.inputs:
-        names[f"{split}_qa" if split in names else split] = split, file, ids
+    digests, inputs = Future[dict[str, str]](), inputs_of(work.config, {"train": work.train, "val": work.val})
 
     def make() -> None:
-        folder = Path(work.config.data.annotations)
         try:
-            made = {name: data_digest(folder / file, work.store, ids) for name, (_, file, ids) in names.items()}
-            digests.set_result(made)
+            digests.set_result({name: data_digest(file, work.store, ids) for name, _, file, ids in inputs})
         except Exception as error:
             digests.set_exception(error)
 
@@ -186,8 +182,8 @@ def data_logged(work: Workspace, tracker: Tracker) -> Iterator[Future[dict[str, 
         yield digests
     finally:
         if digests.done() and not digests.exception():
-            for name, (split, file, _) in names.items():
-                tracker.log_data(f"{Path(work.config.data.annotations).name}/{file}", digests.result()[name], split)
+            for name, split, file, _ in inputs:
+                tracker.log_data(f"{file.parent.name}/{file.name}", digests.result()[name], split)
 
 
 def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]], best: Validation) -> None:

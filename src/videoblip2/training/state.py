@@ -143,18 +143,13 @@ def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
 @torch.no_grad()
 def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The reverse of `capture`; a CUDA device that is gone is skipped."""
-    names = {parameter: name for name, parameter in trainable.items()}
+    keys = {name.split(".", 2)[1] for name in tensors if name.startswith("optimizer.")}
     for name, parameter in trainable.items():
         parameter.copy_(part(tensors[f"model.{name}"], parameter))
-    keys = {name.split(".", 2)[1] for name in tensors if name.startswith("optimizer.")}
-    state = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state["state"] = {
-        place: {key: part(tensors[f"optimizer.{key}.{names[parameter]}"], parameter) for key in keys}
-        for place, parameter in enumerate(parameters)
-        if keys and all(f"optimizer.{key}.{names[parameter]}" in tensors for key in keys)
-    }
-    optimizer.load_state_dict(state)
+        moments = {key: tensors[place] for key in keys if (place := f"optimizer.{key}.{name}") in tensors}
+        if moments:
+            there = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+            optimizer.state[parameter] = {key: part(tensor, parameter) for key, tensor in there.items()}
     torch.set_rng_state(tensors["random.torch"])
     for number in range(torch.cuda.device_count()):
         if f"random.cuda.{number}" in tensors:

@@ -105,6 +105,20 @@ def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, En
     return {task.kind: require_features(task.read(folder / file), store, file) for task, file in files.items()}
 
 
+def inputs_of(config: Config, entries: Mapping[str, Mapping[Kind, Entries]]) -> list[tuple[str, str, Path, set[str]]]:
+    """(name, split, annotation file, ids of its videos) of everything read. entries: of every task, by split."""
+    return [
+        (
+            f"{split}_qa" if number else split,  # of a second task
+            split,
+            Path(config.data.annotations) / task.file(config.data, split),
+            {entry.video_id for entry in own[task.kind]},
+        )
+        for number, task in enumerate(tasks_of(config))
+        for split, own in entries.items()
+    ]
+
+
 def say_all(
     task: Task,
     captioner: Captioner,

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.captions.predictions import Kind
-from videoblip2.config import Config, InputError, ModelConfig, known_keys
+from videoblip2.config import Config, InputError, ModelConfig, flatten
 from videoblip2.data.annotations import VideoAnnotation, read_annotations
 from videoblip2.data.batches import Batch, Batches, BatchMaker, CachedFeatures
 from videoblip2.errors import Progress, no_progress, warn
@@ -80,15 +79,6 @@ class Workspace:
             return 0, len(batch.video_ids)
         whole = self.config.train.batch_size
         return self.world.share(whole).start, whole
-
-    @property
-    def inputs(self) -> list[tuple[str, str, set[str]]]:
-        """(split, annotation file, ids of its videos) of everything that this training reads."""
-        return [
-            (split, task.file(self.config.data, split), {entry.video_id for entry in entries[task.kind]})
-            for task in tasks_of(self.config)
-            for split, entries in (("train", self.train), ("val", self.val))
-        ]
 
     @cached_property
     def all_references(self) -> dict[str, tuple[str, ...]]:
@@ -256,14 +246,12 @@ def inherit_model(config: Config) -> Config:
     if source is None:
         return config
     content = read_yaml(find_model(source).folder / "config.yaml").get("model", {})
-    inherited = config.model_copy(update={"model": ModelConfig.model_validate(content)})
-    for key in known_keys():
-        section, _, name = key.rpartition(".")
-        if not key.startswith("model.") or key in SOURCES or name not in attrgetter(section)(config).model_fields_set:
-            continue
-        if (value := attrgetter(key)(config)) != (had := attrgetter(key)(inherited)):
+    inherited = ModelConfig.model_validate(content)
+    had = flatten(inherited, "model.")
+    for key, value in flatten(config.model.model_dump(mode="json", exclude_unset=True), "model.").items():
+        if key not in SOURCES and value != had.get(key):
             raise InputError(
-                f"{key}={value!r}: checkpoint {source} was trained with {had!r}; "
+                f"{key}={value!r}: checkpoint {source} was trained with {had.get(key)!r}; "
                 f"leave {key} out or start from another checkpoint"
             )
-    return inherited
+    return config.model_copy(update={"model": inherited})
