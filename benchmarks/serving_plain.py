@@ -38,7 +38,7 @@ class Plain:
 
     @bentoml.api
     def caption_media(self, video: Path) -> dict[str, Any]:
-        return {"caption": generate(self.captioner, self.captioner.media_features(video))}
+        return {"caption": generate(self.captioner, self.captioner.media_encoders.encode_file(video))}
 
 
 @bentoml.service(name="batched", workers=1, traffic={"timeout": 300})

@@ -23,7 +23,7 @@ class FakeCaptioner:
     """Captions say how many frames an item has, in which batch it was, and what it was asked."""
 
     settings, clap = SimpleNamespace(fps=1.0), SimpleNamespace(rate=48_000)
-    warning, never_asked, provenance = "", False, Provenance()
+    never_asked, provenance = False, Provenance()
 
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width

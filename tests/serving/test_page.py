@@ -14,6 +14,7 @@ from serving_fakes import FakeCaptioner, eventually
 from serving.api import HEADERS, MEDIA_TYPES
 from serving.engine import attention_over_time
 from videoblip2.predict import FoundModel
+from videoblip2.provenance import TOY, Provenance
 
 pytest_plugins = ["serving_app"]
 
@@ -152,10 +153,11 @@ def test_what_the_model_does_not_know_is_told_and_a_question_to_it_refused(both,
     registry, http = both
     state = http.get("/model").json()
     assert (state["warning"], state["answers"]) == ("", True)
-    monkeypatch.setattr(registry.captioner, "warning", "knows the toy world only")
+    toy = Provenance(descriptions=(TOY,))
+    monkeypatch.setattr(registry.captioner, "provenance", toy)
     monkeypatch.setattr(registry.captioner, "never_asked", True)
     state = http.get("/model").json()
-    assert (state["warning"], state["answers"]) == ("knows the toy world only", False)
+    assert (state["warning"], state["answers"]) == (toy.warning, False)
     for path in ("/ask", "/attention"):
         answer = http.post(path, files=CLIP, data={"question": "what?"})
         assert (answer.status_code, answer.json()["error"].split(";")[0]) == (
