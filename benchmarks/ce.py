@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import as_loaded, parser, peak_memory, settle
+from common import CROSS, as_loaded, parser, peak_memory, product_seconds, settle
 from scst import FULL, SMALL, Size, build, inputs
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -61,31 +61,17 @@ def repeated_loss(model: VideoBlip2, batch: Batch, labels: Tensor, repeats: int)
 
 
 def floor(model: VideoBlip2, size: Size, labels: Tensor, clock: Callable[[], float]) -> float:
-    """Seconds of the matrix products: three forwards' worth where a weight trains, two where a gradient passes."""
+    """Seconds of the matrix products of ours."""
     live, every = int((labels != -100).sum()), labels.numel()
-    total = 0.0
-    seen: dict[tuple[int, ...], float] = {}
 
-    def product(rows: int, weight: Tensor) -> float:
-        if (key := (rows, *weight.shape)) not in seen:
-            data, times = torch.randn(rows, weight.shape[1], device=weight.device), []
-            for _ in range(4):
-                start = clock()
-                torch.nn.functional.linear(data, weight.detach()).sum().item()
-                times.append(clock() - start)
-            seen[key] = min(times)
-        return seen[key]
-
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or "lora_" in name:
-            continue
+    def counts(name: str) -> list[tuple[int, int]]:
         if ".qformer." in name:
-            total += 3 * product(size.videos * 37, module.weight)
-        elif "language_model.encoder" in name or ".EncDecAttention.k" in name or ".EncDecAttention.v" in name:
-            total += 2 * product(size.videos * 69, module.weight)
-        else:
-            total += 2 * product(live if "lm_head" in name else every, module.weight)
-    return total
+            return [(3, size.videos * 37)]
+        if "language_model.encoder" in name or name.endswith(CROSS):
+            return [(2, size.videos * 69)]
+        return [(2, live if "lm_head" in name else every)]
+
+    return product_seconds(model, counts, clock)
 
 
 def measure(size: Size, device: torch.device, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:

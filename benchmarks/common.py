@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.append(str(SOURCE))  # the package need not be installed
+CROSS = (".EncDecAttention.k", ".EncDecAttention.v")  # once a video
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -51,6 +53,36 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def product_seconds(
+    model: torch.nn.Module, counts: Callable[[str], list[tuple[int, int]]], now: Callable[[], float]
+) -> float:
+    """Seconds that the products with a network's linear layers alone take: one of each shape, timed, times how often.
+
+    Args:
+        counts: name of a layer → how often with how many rows. Forward and backward are three products where the
+            weight trains, two where only the gradient passes through.
+    """
+
+    @cache
+    def seconds(rows: int, outputs: int, inputs: int) -> float:
+        device, times = next(model.parameters()).device, []
+        data, weight = torch.randn(rows, inputs, device=device), torch.randn(outputs, inputs, device=device)
+        for _ in range(4):
+            start = now()
+            torch.nn.functional.linear(data, weight)
+            wait(device)
+            times.append(now() - start)
+        return min(times[1:])
+
+    linears = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.Linear))
+    return sum(
+        often * seconds(rows, *linear.weight.shape)
+        for name, linear in linears
+        if "lora_" not in name
+        for often, rows in counts(name.removesuffix(".base_layer"))
+    )
 
 
 @contextlib.contextmanager

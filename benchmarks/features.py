@@ -35,15 +35,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from transformers import InstructBlipQFormerConfig, T5Config
+from scst import SMALL, build
 
-from videoblip2.config import Config, parse_config
+from videoblip2.config import parse_config
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.data.batches import Batch, ahead
 from videoblip2.features.pack import pack_features
 from videoblip2.features.store import FeatureStore
-from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.toy.networks import train_bert_tokenizer, train_t5_tokenizer
 from videoblip2.training.ce import ce_step
@@ -232,30 +230,8 @@ def workspace(features: Path) -> Workspace:
     rng = np.random.default_rng(1)
     videos = [VideoAnnotation(name, 0, (" ".join(rng.permutation(WORDS)),)) for name in store.ids]
     t5, bert = train_t5_tokenizer([" ".join(WORDS)], 100), train_bert_tokenizer([" ".join(WORDS)], 100)
-    return Workspace(config, torch.device("cpu"), network(config), Tokenizers(t5, bert), store, videos, videos)
-
-
-def network(config: Config) -> VideoBlip2:
-    torch.manual_seed(0)
-    qformer = InstructBlipQFormerConfig(
-        hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, encoder_hidden_size=768
-    ).to_dict()
-    text = T5Config(
-        vocab_size=1000,
-        d_model=128,
-        d_kv=32,
-        d_ff=256,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    return VideoBlip2(
-        VideoBlip2Config(
-            text_config=text, video_qformer_config=qformer, audio_qformer_config=dict(qformer), separate_lm_head=True
-        )
-    )
+    device = torch.device("cpu")
+    return Workspace(config, device, build(SMALL, device), Tokenizers(t5, bert), store, videos, videos)
 
 
 def print_access(report: dict[str, Any]) -> None:

@@ -102,15 +102,9 @@ def tests_fail() -> bool:
         print("pytest is not installed: the tests marked gpu are left out")
         return False
     words = ("-p", "no:cacheprovider", "-o", "filterwarnings=", "-m", "gpu", TESTS)
-    return (
-        subprocess.run(
-            [sys.executable, "-m", "pytest", *words],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(SOURCE)},
-            check=False,
-        ).returncode
-        != 0
-    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=environment, check=False)
+    return done.returncode != 0
 
 
 def said(peak: tuple[torch.dtype, tuple[float, float]]) -> str:
@@ -196,14 +190,12 @@ def ce_paths(setting: Setting) -> Iterator[Pair]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        ours, plain = (
-            partial(
-                step, form, torch.optim.AdamW(model.trainable().values(), 1e-6, fused=fused), (model, batch, labels)
-            )
-            for form, fused in ((ce.ours, True), (ce.plain, None))
-        )
+        forms = []
+        for form, fused in ((ce.ours, True), (ce.plain, None)):
+            optimizer = torch.optim.AdamW(model.trainable().values(), 1e-6, fused=fused)
+            forms.append(partial(step, form, optimizer, (model, batch, labels)))
         live = int((labels != -100).sum())
-        yield Pair(f"CE, {len(labels)} captions, {captions} a video", "tokens", live, 3 * weights(model), ours, plain)
+        yield Pair(f"CE, {len(labels)} captions, {captions} a video", "tokens", live, 3 * weights(model), *forms)
 
 
 def scst_paths(setting: Setting) -> Iterator[Pair]:
@@ -217,15 +209,8 @@ def scst_paths(setting: Setting) -> Iterator[Pair]:
     read, captions = 3 * weights(model) + scst.NEW_TOKENS * decoder, size.videos * (size.samples + 1)
     for label, net in both_steppers(model, size, setting):
         name, ours = f"SCST step{label}, {captions} captions", partial(scst.ours, net, batch, size, scorer, clock)
-        yield Pair(
-            name,
-            "tokens",
-            captions * scst.NEW_TOKENS,
-            read,
-            ours,
-            plain,
-            partial(scst.ours, model, batch, size, scorer, clock),
-        )
+        counted = partial(scst.ours, model, batch, size, scorer, clock)
+        yield Pair(name, "tokens", captions * scst.NEW_TOKENS, read, ours, plain, counted)
 
 
 def both_steppers(model: VideoBlip2, size: scst.Size, setting: Setting) -> Iterator[tuple[str, VideoBlip2]]:

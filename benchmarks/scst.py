@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import as_loaded, generate, parser, peak_memory, settle, wait
+from common import CROSS, as_loaded, generate, parser, peak_memory, product_seconds, settle, wait
 from torch import Tensor
 from transformers import InstructBlipQFormerConfig, T5Config
 
@@ -193,47 +193,16 @@ def java_reward(truth: dict[str, list[str]]) -> Callable[[list[str], list[str]],
 
 
 def matrix_floor(model: VideoBlip2, size: Size, now: Callable[[], float]) -> float:
-    """Seconds that the matrix products alone of (a) take: one product of each shape, timed, times how often it is done.
+    """Seconds of the matrix products of (a): encoder and teacher-forced pass, and a product a token in decoding."""
 
-    Forward and backward of encoder and teacher-forced pass (three forwards' worth where a weight trains, two where only
-    the gradient passes through), and one product a token in decoding.
-    """
-    rows = {
-        "qformer": size.videos * 37,
-        "encoder": size.videos * 69,
-        "decoder": size.videos * size.samples * NEW_TOKENS,
-    }
-    step_rows = size.videos * (size.samples + 1)
-    total = 0.0
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, torch.nn.Linear) or "lora_" in name:
-            continue
+    def counts(name: str) -> list[tuple[int, int]]:
         if ".qformer." in name:
-            total += 3 * _product(rows["qformer"], weight, now)
-        elif "language_model.encoder" in name:
-            total += 2 * _product(rows["encoder"], weight, now)
-        else:
-            total += 2 * _product(rows["decoder"], weight, now) + NEW_TOKENS * _product(step_rows, weight, now)
-    return total
+            return [(3, size.videos * 37)]
+        if "language_model.encoder" in name or name.endswith(CROSS):
+            return [(3 if name.endswith(CROSS) else 2, size.videos * 69)]
+        return [(2, size.videos * size.samples * NEW_TOKENS), (NEW_TOKENS, size.videos * (size.samples + 1))]
 
-
-_SEEN: dict[tuple[int, ...], float] = {}
-
-
-def _product(rows: int, weight: Tensor, now: Callable[[], float]) -> float:
-    key = (rows, *weight.shape)
-    if key not in _SEEN:
-        data = torch.randn(rows, weight.shape[1], device=weight.device)
-        with torch.no_grad():
-            times = []
-            for _ in range(4):
-                start = now()
-                torch.nn.functional.linear(data, weight)
-                wait(weight.device)
-                times.append(now() - start)
-        _SEEN[key] = min(times[1:])
-    return _SEEN[key]
+    return product_seconds(model, counts, now)
 
 
 def measure(size: Size, device: torch.device, now: Callable[[], float], repeats: int) -> dict[str, Any]:
@@ -301,12 +270,11 @@ def main() -> None:
     result: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
     if not options.only_full:
         result["small"] = measure(SMALL, device, now, 3 if options.quick else 10)
-        result["greedy"] = {"size": "small", **greedy_ratio(SMALL, device, now, 5)}
-    if not options.quick and not options.only_full:
-        result["greedy_small"] = result["greedy"]
-        result["greedy"] = {"size": "full", **greedy_ratio(FULL, device, now, 5)}
+        result["greedy_small"] = greedy_ratio(SMALL, device, now, 5)
     if not options.quick:
         result["full"] = measure(FULL, device, now, 2)
+    if not options.quick and not options.only_full:
+        result["greedy_full"] = greedy_ratio(FULL, device, now, 5)
     for name, value in result.items():
         print(name, json.dumps(value, indent=2) if isinstance(value, dict) else value)
     if options.json:

@@ -1,7 +1,7 @@
-"""What makes a decoding step fast on a CPU: weights in oneDNN's own layout, and attention on the encoder's states.
+"""What makes a decoding step fast on a CPU: weights laid out for few rows, and attention on the encoder's states.
 
-1. On a handful of rows `torch.nn.functional.linear` reaches a third to two thirds of the speed that oneDNN has on a
-   weight in its own layout. The sums are those of float32 in another order.
+1. On a handful of rows `torch.nn.functional.linear` reaches a third to two thirds of the speed that a product has on a
+   weight in oneDNN's own layout, or transposed. The sums are those of float32 in another order (decision 0005).
 2. Cross-attention can read the encoder's states themselves, its key and value weights moved to the query and the
    result:
 
