@@ -150,7 +150,7 @@ def test_what_a_model_was_taught_decides_what_is_said(captioner, known, warns, r
         tmp_path / "best", Checkpoint(captioner.model, captioner.tokenizers, provenance=captioner.provenance)
     )
     card, loaded = (folder / "README.md").read_text(encoding="utf-8"), load_captioner(folder, "cpu")
-    assert ("toy world only" in loaded.warning) == ("toy world only" in card) == warns
+    assert ("toy world only" in loaded.provenance.warning) == ("toy world only" in card) == warns
     assert ("it was never trained on questions" in card) == loaded.never_asked == refuses
     with pytest.raises(InputError, match="never trained on questions.*task=qa" if refuses else "no packed features"):
         job = JobPlan(str(folder), CaptionOptions(questions=("a dog?",)), store=tmp_path / "none").open()
