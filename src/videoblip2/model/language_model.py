@@ -113,10 +113,8 @@ class LanguageModel:
         Args:
             live: flat places in [B·N·T], for logits [L,V] of these alone.
         """
-        captions = len(labels) // len(states)
-        shared = partial(self._shared, captions)
-        if self.network.training:  # each caption has its own dropout
-            states, mask = states.repeat_interleave(captions, dim=0), mask.repeat_interleave(captions, dim=0)
+        repeats = len(labels) // len(states)
+        shared = partial(self._shared, repeats)
         with ExitStack() as hooks:
             hooks.enter_context(shared())
             hooks.enter_context(recomputed(self.network.get_decoder(), self.checkpointing, shared))
@@ -124,33 +122,28 @@ class LanguageModel:
                 head = self.network.get_output_embeddings()
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, given: given[0].flatten(0, 1)[live]))
             output = self.network(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=mask,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
+                attention_mask=mask.repeat_interleave(repeats, dim=0),
                 decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
                 use_cache=False,
             )
         return cast(Tensor, output.logits)
 
     @contextmanager
-    def _shared(self, captions: int) -> Iterator[None]:
-        """Inside, the captions of a video share its cross-attention's keys and values."""
-        training = self.network.training
-        modules = self._keys_and_values() if training else self._cross_attention()
-        before, after = (_repeated if training else _longer)(captions)
+    def _shared(self, repeats: int) -> Iterator[None]:
+        """Inside, `repeats` captions of a video share its cross-attention's keys and values."""
         with ExitStack() as hooks:
-            for module in modules if captions > 1 else ():
-                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(after))
+            for linear in self._keys_and_values() if repeats > 1 else ():
+                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: given[0][::repeats]))
+                hooks.enter_context(linear.register_forward_hook(lambda _, __, out: out.repeat_interleave(repeats, 0)))
             yield
-
-    def _cross_attention(self) -> list[nn.Module]:
-        name = f".{family_of(self.network.config.model_type).cross_attention}"
-        return [module for place, module in self.network.get_decoder().named_modules() if place.endswith(name)]
 
     def _keys_and_values(self) -> list[nn.Module]:
         """Cross-attention's linear layers for keys and values, without LoRA's, which has a dropout for each caption."""
-        names = family_of(self.network.config.model_type).projections
-        found = [part.get_submodule(names.get(kind, kind)) for part in self._cross_attention() for kind in ("k", "v")]
+        decoder = self.network.get_decoder()
+        family = family_of(self.network.config.model_type)
+        ends = tuple(f".{family.cross_attention}.{family.projections.get(kind, kind)}" for kind in ("k", "v"))
+        found = [module for name, module in decoder.named_modules() if name.endswith(ends)]
         return [getattr(module, "base_layer", module) for module in found]
 
     def freeze(self, but_lora: bool = True) -> None:
@@ -199,27 +192,6 @@ def recomputed(
     finally:
         for layer in layers:
             del layer.forward
-
-
-def _repeated(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Hooks of a linear layer whose input [B·N,S,E] is the same for the N captions of a video."""
-    return (
-        lambda _, given, named: ((given[0][::captions],), named),
-        lambda _, __, output: output.repeat_interleave(captions, dim=0),
-    )
-
-
-def _longer(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Hooks of cross-attention that make the captions of a video, [B·N,T,E], one longer query [B,N·T,E]."""
-
-    def before(_: Any, given: Any, named: Any) -> Any:
-        masks = {key: mask[:, :, :1] for key, mask in named.items() if key.endswith("mask") and mask is not None}
-        return (given[0].unflatten(0, (-1, captions)).flatten(1, 2),), named | masks
-
-    def after(_: Any, __: Any, output: Any) -> Any:
-        return output[0].unflatten(1, (captions, -1)).flatten(0, 1), *output[1:]
-
-    return before, after
 
 
 def _first(token: int | list[int] | None) -> int | None:
