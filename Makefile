@@ -37,7 +37,7 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 stats: $(STAMP)
-	$(BIN)/python tools/stats.py
+	PYTHONPATH=. $(BIN)/python tools/stats.py
 
 docs: $(STAMP)
 	$(BIN)/python tools/docs.py
