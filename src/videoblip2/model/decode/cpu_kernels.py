@@ -25,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 
 #: Fewer rows than these gain nothing from the layout, and for a small weight the call costs more than it saves.
 ROWS, NUMBERS = 4, 2**18
-#: Up to so many outputs a transposed weight is quicker than oneDNN's layout, unless its rows lie a power of two apart.
+#: A weight of at most this many outputs is quicker transposed than in oneDNN's layout; padding avoids a stride of 2^n.
 NARROW, APART = 4096, 16
 #: Fewer videos, or more tokens, and reading the weights at each token costs more than keys and values do.
 VIDEOS, TOKENS = 8, 32
