@@ -15,23 +15,26 @@ from videoblip2.config import InputError
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.mlflow import outbox
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.outbox import DataSet, File, Outbox, Table, Values, describe, is_outage
+from videoblip2.tracking.mlflow.outbox import Outbox, Unsent, is_outage
 from videoblip2.tracking.mlflow.run_records import list_runs
 
 GONE = MlflowException("API request failed with exception: connection refused")
 
 
 class Store:
-    """Takes messages, or fails with `error`."""
+    """Takes points, or fails with `error`."""
 
     def __init__(self):
         self.got, self.error, self.attempts = [], None, 0
 
-    def __call__(self, record):
+    def log_batch(self, run_id, metrics, params, tags):
         self.attempts += 1
         if self.error:
             raise self.error
-        self.got.append(record)
+        self.got += [metric.step for metric in metrics]
+
+    def get_metric_history(self, run_id, key):
+        return []
 
 
 @pytest.fixture
@@ -41,13 +44,7 @@ def store():
 
 @pytest.fixture
 def box(store, tmp_path):
-    return reopened(store, tmp_path / "run" / "unsent.jsonl")
-
-
-def reopened(store, file):
-    box = Outbox(None, "run", file=file)
-    box.deliver = store
-    return box
+    return Outbox(store, "run", file=tmp_path / "run" / "unsent.jsonl")
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def record(step):
-    return Values(points=(("train/loss", 0.1 * step, 1000, step),), tags={"heartbeat": "é, of\u2028two lines"})
+    return Unsent(points=[("train/loss", 0.1 * step, 1000, step)], tags=[("note", "é, of\u2028two lines")])
 
 
 def test_what_cannot_be_sent_waits_in_order_and_attempts_grow_rare(box, store, monkeypatch, capsys):
@@ -74,7 +71,7 @@ def test_what_cannot_be_sent_waits_in_order_and_attempts_grow_rare(box, store, m
     assert not box.send()
     now[0] += outbox.LONGEST_WAIT
     box.put(record(3))
-    assert store.got == [record(1), record(2), record(3)]
+    assert store.got == [1, 2, 3]
     warnings = capsys.readouterr().err.splitlines()
     assert ["does not answer" in warnings[0], "answers again" in warnings[1], len(warnings)] == [True, True, 2]
 
@@ -83,10 +80,11 @@ def test_messages_survive_the_process_and_come_first(box, store):
     store.error = GONE
     box.put(record(1))
     assert box.write()
-    later = reopened(store, box.file)
+    later = Outbox(store, "run", file=box.file)
+    assert later.unsent == record(1)
     store.error = None
     later.put(record(2))
-    assert store.got == [record(1), record(2)]
+    assert store.got == [1, 2]
     assert not box.file.exists()
 
 
@@ -108,7 +106,15 @@ def test_a_mistake_is_raised_and_does_not_block(box, store):
         box.put(record(1))
     store.error = None
     box.put(record(2))
-    assert store.got == [record(2)]
+    assert store.got == [2]
+
+
+def test_a_signal_in_the_middle_of_a_call_loses_nothing(box, store):
+    store.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        box.put(record(1))
+    store.error = None
+    assert box.send() and store.got == [1]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +135,8 @@ def test_what_counts_as_an_outage(error, outage):
 
 
 def test_a_description_counts():
-    data = DataSet(data="d", digest="1", source="{}", context="val")
-    records = [record(1), Table(table="t.json", rows=[]), File(file="f"), File(file="g"), data]
-    assert describe(records) == "points 1, tags 1, tables 1, files 2, data sets 1"
+    more = Unsent(tables=[("t.json", [])], files=[("f", None), ("g", None)], data_sets=[("d", "1", "{}", "val")])
+    assert str(more) == "tables 1, files 2, data sets 1"
 
 
 @pytest.fixture
@@ -227,10 +232,13 @@ def test_a_checkpoint_is_not_tried_for_minutes_while_the_store_is_away(runs, mon
     assert [path.name for path in (runs / "ce").iterdir()] == [f"unsent-{tracker.run_id}.jsonl"]
 
 
-# --- one message on its way
+# --- a data set on its way
 
 
-DATA = DataSet(data="world/train.json", digest="abc", source="{}", context="train")
+def deliver(client):
+    box = Outbox(client, "run")
+    box.unsent.data_sets.append(("world/train.json", "abc", "{}", "train"))
+    box.deliver()
 
 
 class Client:
@@ -247,7 +255,7 @@ class Client:
 
 def test_data_that_another_run_named_at_the_same_moment_is_named_again():
     client = Client("(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint")
-    Outbox(client, "run").deliver(DATA)
+    deliver(client)
     assert client.taken == [("run", "world/train.json")]
 
 
@@ -255,5 +263,5 @@ def test_data_that_another_run_named_at_the_same_moment_is_named_again():
 def test_another_failure_is_not_hidden(failures):
     client = Client(*failures)
     with pytest.raises(MlflowException):
-        Outbox(client, "run").deliver(DATA)
+        deliver(client)
     assert not client.taken

@@ -32,7 +32,7 @@ ConfigFile = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or a nam
 ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, run, or models:/videoblip2@champion.")]
 RegisteredName = Annotated[str, Option(help="Registered model.")]
 Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
-FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; VIDEO is then a video id.")]
+FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; videos are then given by their ids.")]
 Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beams of the search; 1 is greedy.")]
 Engine = Annotated[Literal["local", "ray"], Option(help="local, or ray: Ray Data on one machine or many.")]
 Words = list[str] | None  # KEY=VALUE …; each command says which keys

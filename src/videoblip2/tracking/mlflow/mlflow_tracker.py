@@ -1,6 +1,6 @@
 """The Tracker on MLflow, and how its run opens and ends: one run, however it was started.
 
-Once it is open, a store that does not answer stops nothing: messages wait in an outbox and are sent later, while
+Once it is open, a store that does not answer stops nothing: what it lacks waits in an outbox and is sent later, while
 MLflow's own asynchronous logging loses what its queue cannot send.
 """
 
@@ -20,6 +20,7 @@ from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked, warn
 from videoblip2.tracking.mlflow import models, outbox, store
+from videoblip2.tracking.mlflow.outbox import Unsent
 from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import ProcessRecord, revision_tags
 from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
@@ -37,7 +38,6 @@ class MlflowTracker(Tracker):
         self._client, self._folder = client, folder
         file = folder / f"unsent-{run_id}.jsonl" if folder else None
         self._outbox = outbox.Outbox(client, run_id, resumed, file)
-        self._points: list[outbox.Point] = []
         self._last_flush = time.monotonic()
         active = mlflow.active_run()
         self._began = int(active.info.start_time) if active else int(1000 * time.time())
@@ -46,35 +46,37 @@ class MlflowTracker(Tracker):
         """Log parameters. One that `mlflow run` has logged stays as the user spelled it; another value is a tag."""
         with outbox.impatient():
             logged = self._client.get_run(self._run_id).data.params
-        params, tags = {}, {}
+        parameters, tags = [], []
         for key, value in config.items():
             text = masked(value if isinstance(value, str) else json.dumps(value, default=str))
             if key not in logged:
-                params[key] = text
+                parameters.append((key, text))
             elif plain(logged[key]).lower() != plain(text).lower():
-                tags[f"config.{key}"] = text
-        self._outbox.put(outbox.Values(params=params, tags=tags))
+                tags.append((f"config.{key}", text))
+        self._outbox.put(Unsent(parameters=parameters, tags=tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
-        self._points += [(key, float(value), now, step) for key, value in with_shown(metrics).items()]
-        if len(self._points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
-            self._send_points()
+        points = self._outbox.unsent.points
+        points += [(key, value, now, step) for key, value in with_shown(metrics).items()]
+        if len(points) >= FULL_BUFFER or time.monotonic() - self._last_flush > SECONDS_BETWEEN_FLUSHES:
+            self._last_flush = time.monotonic()
+            self._outbox.send()
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
-        self._outbox.put(outbox.Values(best=self._best(metrics)))
+        self._outbox.put(Unsent(points=self._best(metrics)))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows:
             shown = [dict(row) for row in rows[:TABLE_ROWS]]
-            self._outbox.put(outbox.Table(table=f"{name.removesuffix('.json')}.json", rows=shown))
+            self._outbox.put(Unsent(tables=[(f"{name.removesuffix('.json')}.json", shown)]))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._outbox.put(outbox.File(file=path.absolute(), folder=folder))
+        self._outbox.put(Unsent(files=[(path.absolute(), folder)]))
 
     def log_data(self, name: str, digest: str, context: str) -> None:
-        source, short = json.dumps({"digest": digest}), digest[:36]  # MLflow's limit
-        self._outbox.put(outbox.DataSet(data=name, digest=short, source=source, context=context))
+        short = digest[:36]  # MLflow's limit
+        self._outbox.put(Unsent(data_sets=[(name, short, json.dumps({"digest": digest}), context)]))
 
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.
@@ -82,7 +84,7 @@ class MlflowTracker(Tracker):
         Raises InputError if the store does not answer, or has no room: a model cannot wait in a file.
         """
         self.flush()
-        best = [mlflow.entities.Metric(key, value, moment, 0) for key, value, moment in self._best(metrics)]
+        best = [mlflow.entities.Metric(*point[:3], 0) for point in self._best(metrics)]
         try:
             if not self._outbox.send(at_once=True):  # MLflow would retry for minutes
                 raise ConnectionError("earlier messages could not be sent either")
@@ -99,10 +101,10 @@ class MlflowTracker(Tracker):
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.put(outbox.Values(tags={key: masked(str(value)) for key, value in tags.items()}))
+        self._outbox.put(Unsent(tags=[(key, masked(str(value))) for key, value in tags.items()]))
 
     def flush(self) -> None:
-        self._send_points()
+        self._outbox.send()
         self._outbox.write()
 
     def keep_state(self) -> None:
@@ -135,9 +137,8 @@ class MlflowTracker(Tracker):
     def close(self, status: str) -> None:
         """Send everything and end the run; say what could not be sent and where it is."""
         try:
-            self._send_points()
             if not self._outbox.send(at_once=True):
-                what, file = outbox.describe(self._outbox.waiting), self._outbox.file
+                what, file = self._outbox.unsent, self._outbox.file
                 if self._outbox.write():
                     warn(f"not sent: {what}; they are in {file}, and resume={self._run_id} sends them")
                 else:
@@ -156,17 +157,10 @@ class MlflowTracker(Tracker):
                 reason = first_line(error)
                 warn(f"run {self._run_id} could not be closed ({reason}); `vb2 runs gc` closes it later")
 
-    def _send_points(self) -> None:
-        """With a sign of life: `heartbeat`, seconds since 1970."""
-        self._last_flush = time.monotonic()
-        if self._points:
-            points, self._points = tuple(self._points), []
-            self._outbox.put(outbox.Values(points=points, tags={"heartbeat": str(int(time.time()))}))
-
-    def _best(self, metrics: Mapping[str, float]) -> tuple[tuple[str, float, int], ...]:
+    def _best(self, metrics: Mapping[str, float]) -> list[outbox.Point]:
         """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""
         named = with_shown({f"best/{key}": float(value) for key, value in metrics.items()})
-        return tuple((key, value, self._began) for key, value in named.items())
+        return [(key, value, self._began, None) for key, value in named.items()]
 
 
 def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Messages to a run: kept in order, delivered once, retried later while the store does not answer.
+"""What a run is told: delivered once, and retried later while the store does not answer.
 
 An outage must neither stop a training nor slow it down: after a failed attempt the next one waits 10 s, then twice as
 long, up to five minutes. What is left at the end goes to a file that the same run reads when it is resumed.
@@ -6,15 +6,15 @@ long, up to five minutes. What is left at the end goes to a file that the same r
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import SQLAlchemyError
 
 from videoblip2.errors import first_line, warn
@@ -26,57 +26,37 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 #: The longest that training waits for a server that hangs; MLflow's own default is minutes.
 ONE_RETRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 100  # in one call: MLflow's limits, 1000 altogether
+MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 99  # in one call: MLflow's limits, 1000 altogether
 
+T = TypeVar("T")
 Row = dict[str, object]
-#: (metric, value, milliseconds since 1970, step)
-Point = tuple[str, float, int, int]
+#: (metric, value, milliseconds since 1970, step; None: of the chosen checkpoint, which later ones replace)
+Point = tuple[str, float, int, int | None]
 
 
-class _Strict(BaseModel):
-    """Extra keys are refused, so that a line of the file is exactly one kind of message; NaN survives the file."""
+class Unsent(BaseModel):
+    """Parts of a run that the store does not have yet; NaN survives the file.
+
+    tables: (artifact, rows). files: (path on this machine, artifact folder). data_sets: (name, digest, source, and
+    train, val or test).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
+    points: list[Point] = []
+    parameters: list[tuple[str, str]] = []
+    tags: list[tuple[str, str]] = []
+    tables: list[tuple[str, list[Row]]] = []
+    files: list[tuple[Path, str | None]] = []
+    data_sets: list[tuple[str, str, str, str]] = []
 
-class Values(_Strict):
-    """best: (metric, value, milliseconds since 1970)."""
-
-    points: tuple[Point, ...] = ()
-    best: tuple[tuple[str, float, int], ...] = ()
-    params: dict[str, str] = {}
-    tags: dict[str, str] = {}
-
-
-class Table(_Strict):
-    """Rows of the table in the artifact `table`."""
-
-    table: str
-    rows: list[Row]
-
-
-class File(_Strict):
-    """A file on this machine, and the artifact folder that it goes to."""
-
-    file: Path
-    folder: str | None = None
-
-
-class DataSet(_Strict):
-    """A data set that the run used: its name and digest, where it came from, and `train`, `val` or `test`."""
-
-    data: str
-    digest: str
-    source: str
-    context: str
-
-
-Message = Values | Table | File | DataSet
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+    def __str__(self) -> str:
+        """Such as `points 120, tables 1, files 2`; empty if nothing waits."""
+        return ", ".join(f"{name.replace('_', ' ')} {len(items)}" for name, items in self if items)
 
 
 class Outbox:
-    """Messages to one run, in order, without what a resumed run already has. file: where they survive the process.
+    """Sends to one run what a resumed run does not have yet. file: where the rest survives the process.
 
     What an earlier process of this run left in the file comes first. The last step of each metric is looked up once,
     and again after a failure: what arrived is then unknown.
@@ -86,34 +66,33 @@ class Outbox:
         self, client: mlflow.MlflowClient, run_id: str, resumed: bool = True, file: Path | None = None
     ) -> None:
         self.file = file
-        left = file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
-        self.waiting = [_MESSAGE.validate_json(line) for line in left.split("\n") if line]
+        left = file.read_text(encoding="utf-8") if file is not None and file.is_file() else "{}"
+        self.unsent = Unsent.model_validate_json(left)
         self._client, self._run_id, self._resumed = client, run_id, resumed
         self._last_steps: dict[str, int] = {}
         self._next_attempt, self._wait = 0.0, FIRST_WAIT
 
-    def put(self, message: Message) -> None:
-        """Send a message after those already waiting."""
-        self.waiting.append(message)
+    def put(self, more: Unsent) -> None:
+        """Send more after what waits already."""
+        for name, items in more:
+            getattr(self.unsent, name).extend(items)
         self.send()
 
     def send(self, at_once: bool = False) -> bool:
-        """Send what is waiting, unless the last attempt failed a moment ago; return whether nothing is left."""
-        if self.waiting and not at_once and time.monotonic() < self._next_attempt:
+        """Send what waits, unless the last attempt failed a moment ago; return whether nothing is left."""
+        if not at_once and time.monotonic() < self._next_attempt:
+            return not str(self.unsent)
+        try:
+            self.deliver()
+        except BaseException as error:
+            self._resumed, self._last_steps = True, {}
+            if not is_outage(error):
+                raise
+            if not self._next_attempt:
+                warn(f"the tracking store does not answer ({first_line(error)}); work continues, logs follow later")
+            self._next_attempt = time.monotonic() + self._wait
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
             return False
-        while self.waiting:
-            try:
-                self.deliver(self.waiting[0])
-            except Exception as error:
-                if not is_outage(error):
-                    self.waiting.pop(0)
-                    raise
-                if not self._next_attempt:
-                    warn(f"the tracking store does not answer ({first_line(error)}); work continues, logs follow later")
-                self._next_attempt = time.monotonic() + self._wait
-                self._wait = min(2 * self._wait, LONGEST_WAIT)
-                return False
-            self.waiting.pop(0)
         if self._next_attempt:
             warn("the tracking store answers again; everything was sent")
         self._next_attempt, self._wait = 0.0, FIRST_WAIT
@@ -122,48 +101,48 @@ class Outbox:
         return True
 
     def write(self) -> bool:
-        """Save what is waiting to the file, so that it survives the process; return whether that was possible."""
-        if self.file is None or not self.waiting:
-            return not self.waiting
+        """Save what waits to the file, so that it survives the process; return whether that was possible."""
+        if self.file is None or not str(self.unsent):
+            return not str(self.unsent)
         try:
-            write_text(self.file, "".join(f"{message.model_dump_json()}\n" for message in self.waiting))
+            write_text(self.file, f"{self.unsent.model_dump_json()}\n")
         except OSError as error:
-            warn(f"{self.file}: cannot be written ({error.strerror}); {describe(self.waiting)} will be lost")
+            warn(f"{self.file}: cannot be written ({error.strerror}); {self.unsent} will be lost")
             return False
         return True
 
-    def deliver(self, message: Message) -> None:
-        """Send one message."""
-        try:
-            with impatient(ONE_RETRY if isinstance(message, Table | File) else IMPATIENT):
-                match message:
-                    case Values():
-                        self._send_batch(message)
-                    case Table():
-                        self._send_table(message)
-                    case File(file=file) if not file.exists():
-                        warn(f"{file}: deleted before it could be sent to the store")
-                    case File():
-                        self._client.log_artifact(self._run_id, str(message.file), message.folder)
-                    case DataSet():
-                        self._send_data(message)
-        except Exception:
-            self._resumed, self._last_steps = True, {}
-            raise
-
-    def _send_batch(self, batch: Values) -> None:
-        new = [point for point in batch.points if self._is_new(point)]
-        points = [Metric(*point) for point in new] + [Metric(key, value, time, 0) for key, value, time in batch.best]
-        params = [Param(key, value) for key, value in batch.params.items()]
-        tags = [RunTag(key, value) for key, value in batch.tags.items()]
-        while points or params or tags:
-            self._client.log_batch(self._run_id, points[:MOST_POINTS], params[:MOST_PARAMS], tags[:MOST_TAGS])
-            points, params, tags = points[MOST_POINTS:], params[MOST_PARAMS:], tags[MOST_TAGS:]
+    def deliver(self) -> None:
+        """Send everything, files before the tags that name them; what the store refuses for good is dropped."""
+        run_id, unsent = self._run_id, self.unsent
+        while unsent.tables:
+            with impatient(ONE_RETRY), taken(unsent.tables) as [(name, rows)]:
+                self._send_table(name, rows)
+        while unsent.files:
+            with impatient(ONE_RETRY), taken(unsent.files) as [(file, folder)]:
+                if file.exists():
+                    self._client.log_artifact(run_id, str(file), folder)
+                else:
+                    warn(f"{file}: deleted before it could be sent to the store")
+        while unsent.data_sets:
+            with impatient(), taken(unsent.data_sets) as [(name, digest, source, context)]:
+                dataset = Dataset(name, digest, source_type="local", source=source)
+                self._send_data([DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        while unsent.points or unsent.parameters or unsent.tags:
+            with (
+                impatient(),
+                taken(unsent.points, MOST_POINTS) as points,
+                taken(unsent.parameters, MOST_PARAMS) as parameters,
+                taken(unsent.tags, MOST_TAGS) as tags,
+            ):
+                metrics = [Metric(*point[:3], point[3] or 0) for point in points if self._is_new(point)]
+                alive = {"heartbeat": str(int(time.time()))} if points else {}
+                known = [RunTag(*tag) for tag in {**dict(tags), **alive}.items()]
+                self._client.log_batch(run_id, metrics, [Param(*one) for one in dict(parameters).items()], known)
 
     def _is_new(self, point: Point) -> bool:
         """Whether a point is after the last step of its metric, which it then defines."""
-        key, step = point[0], point[3]
-        if not self._resumed:
+        key, _, _, step = point
+        if not self._resumed or step is None:
             return True
         if key not in self._last_steps:
             history = self._client.get_metric_history(self._run_id, key)
@@ -171,9 +150,8 @@ class Outbox:
         last, self._last_steps[key] = self._last_steps[key], max(self._last_steps[key], step)
         return step > last
 
-    def _send_table(self, message: Table) -> None:
+    def _send_table(self, table: str, rows: list[Row]) -> None:
         """The rows after the last `step` of the table; a table without steps replaces the one that is there."""
-        rows, table = message.rows, message.table
         columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda column: column != "video_id")
         if self._resumed and table in [artifact.path for artifact in self._client.list_artifacts(self._run_id)]:
             if "step" not in columns:
@@ -186,10 +164,8 @@ class Outbox:
         if rows:
             self._client.log_table(self._run_id, {name: [row.get(name) for row in rows] for name in columns}, table)
 
-    def _send_data(self, data: DataSet) -> None:
+    def _send_data(self, inputs: list[DatasetInput]) -> None:
         """Two runs may name the same new data at once: MLflow looks first and then writes, and the second fails."""
-        dataset = Dataset(data.data, data.digest, source_type="local", source=data.source)
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])]
         try:
             self._client.log_inputs(self._run_id, inputs)
         except MlflowException as error:
@@ -198,8 +174,21 @@ class Outbox:
             self._client.log_inputs(self._run_id, inputs)
 
 
+@contextmanager
+def taken(queue: list[T], most: int = 1) -> Iterator[list[T]]:
+    """The first items of a queue, which leave it if the block ends well, or with an error that a retry would meet."""
+    try:
+        yield queue[:most]
+    except BaseException as error:
+        if is_outage(error) or not isinstance(error, Exception):
+            most = 0
+        raise
+    finally:
+        del queue[:most]
+
+
 def is_outage(error: BaseException) -> bool:
-    """Whether the store may accept the same message later: it is locked, full, restarting or unreachable."""
+    """Whether the store may accept the same later: it is locked, full, restarting or unreachable."""
     if isinstance(error, MlflowException):
         return error.error_code in TEMPORARY
     return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, LASTING)
@@ -215,15 +204,3 @@ def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def describe(messages: Sequence[Message]) -> str:
-    """Such as `points 120, tables 1, files 2`."""
-    counts: Counter[str] = Counter()
-    for message in messages:
-        if isinstance(message, Values):
-            points = len(message.points) + len(message.best)
-            counts.update(points=points, parameters=len(message.params), tags=len(message.tags))
-        else:
-            counts[{Table: "tables", File: "files", DataSet: "data sets"}[type(message)]] += 1
-    return ", ".join(f"{word} {count}" for word, count in counts.items() if count)
