@@ -295,10 +295,10 @@ def where(file, modality):
 
 
 def test_all_of_a_modality_is_asked_for_once_reading_goes_on(file, requests, monkeypatch):
-    monkeypatch.setattr(packed.ReadAhead, "PIECE", 30_000)
+    monkeypatch.setattr(packed.PackedRows, "PIECE", 30_000)
     start, length = where(file, "video")
     store = FeatureStore(file)
-    for _ in range(packed.ReadAhead.FIRST):
+    for _ in range(packed.PackedRows.FIRST):
         store.array("video", "video2")
     assert not requests.whole and (mmap.MADV_NORMAL, 0, start + length) not in requests.rows
     for _ in range(10):
@@ -311,7 +311,7 @@ def test_more_than_half_of_the_memory_is_never_asked_for_as_a_whole(file, reques
     half = SimpleNamespace(total=2 * where(file, "video")[1] - 2)
     monkeypatch.setattr(packed.psutil, "virtual_memory", lambda: half)
     store = FeatureStore(file)
-    for _ in range(packed.ReadAhead.FIRST + 3):
+    for _ in range(packed.PackedRows.FIRST + 3):
         store.array("video", "video2")
     assert not requests.whole and requests.rows[-1][0] == mmap.MADV_WILLNEED
 
@@ -333,7 +333,7 @@ def test_a_read_asks_for_its_own_rows_alone(file, requests):
 def test_a_system_that_takes_no_advice_is_given_none(file, requests, monkeypatch, missing):
     monkeypatch.delattr(packed.mmap if missing.startswith("MADV") else packed.os, missing)
     store = FeatureStore(file)
-    for _ in range(packed.ReadAhead.FIRST + 3):
+    for _ in range(packed.PackedRows.FIRST + 3):
         assert len(store.array("video", "video2")) == LENGTHS["video2"][0]
     assert not requests.whole and not requests.rows
 

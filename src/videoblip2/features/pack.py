@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from videoblip2.errors import InputError, Progress, no_progress
 from videoblip2.features.manifest import FeatureManifest, VideoNote
-from videoblip2.features.packed import FORMAT, KINDS, PackedFile
+from videoblip2.features.packed import FORMAT, KINDS, open_packed
 from videoblip2.features.store import FeatureStore, load_array, write_features
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES
@@ -148,7 +148,7 @@ def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-        PackedFile(Path(file.name))
+        open_packed(Path(file.name))
 
 
 def _open_array(path: Path, modality: str) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from videoblip2.config import ModelConfig
 from videoblip2.errors import InputError
 from videoblip2.features.manifest import FeatureManifest
-from videoblip2.features.packed import PackedFile
+from videoblip2.features.packed import PackedRows, open_packed
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin
@@ -36,34 +36,32 @@ class FeatureStore:
 
     def __init__(self, root: str | Path, modalities: Sequence[str] | None = None) -> None:
         self.root = Path(root)
-        self._files: _Folder | PackedFile
-        if self.root.is_file():
-            self._files = PackedFile(self.root)
+        #: Whether this is one memory-mapped file, which is best left to the operating system's cache.
+        self.packed = self.root.is_file()
+        self._arrays: Mapping[str, PackedRows | NpyFolder]
+        if self.packed:
+            self._arrays, self._manifest = open_packed(self.root)
         elif (self.root / "video").is_dir():
-            self._files = _Folder(self.root)
+            folders = {name: self.root / name for name in MODALITIES}
+            self._arrays = {name: NpyFolder(folder) for name, folder in folders.items() if folder.is_dir()}
         else:
             raise InputError(
                 f"{self.root}: no packed features and no folder with video/ in it; "
                 "make features with `vb2 features extract`"
             )
-        self.modalities = tuple(filter(self._files.has, MODALITIES) if modalities is None else modalities)
+        self.modalities = tuple(self._arrays if modalities is None else modalities)
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[str, ...]]]:
         return FeatureStore, (self.root, self.modalities)
 
-    @property
-    def packed(self) -> bool:
-        """Whether this is one memory-mapped file, which is best left to the operating system's cache."""
-        return isinstance(self._files, PackedFile)
-
     @cached_property
     def ids(self) -> list[str]:
         """The videos that have frame features, sorted numerically (video2 before video10)."""
-        return self._files.ids()
+        return list(self._arrays["video"])
 
     def holds(self, modality: str, video_id: str) -> bool:
         """Whether there is an array of this modality for the video, even if it has 0 rows."""
-        return self._files.holds(modality, video_id)
+        return video_id in self._arrays.get(modality, ())
 
     def complete(self, video_id: str) -> bool:
         """Whether the video has every modality that is read."""
@@ -72,7 +70,10 @@ class FeatureStore:
     @cached_property
     def manifest(self) -> FeatureManifest | None:
         """What `vb2 features extract` recorded; None if there is no manifest."""
-        return self._files.manifest()
+        if not self.packed:
+            return FeatureManifest.read(self.root)
+        text, remedy = self._manifest, "pack the features again"
+        return None if text == b"null" else FeatureManifest.parse(text, self.root, remedy)
 
     @property
     def origin(self) -> FeatureOrigin | None:
@@ -83,7 +84,11 @@ class FeatureStore:
     @cached_property
     def widths(self) -> dict[str, int]:
         """Width of each modality, from the manifest or else from the first video."""
-        return {name: self._files.width(name) or MODALITIES[name].width for name in self.modalities}
+        noted, arrays = self.manifest.widths if self.manifest else {}, self._arrays
+        return {
+            name: noted.get(name) or (arrays[name].width if name in arrays else 0) or MODALITIES[name].width
+            for name in self.modalities
+        }
 
     def features(self, video_id: str) -> Features:
         """All modalities of one video. Raises `InputError` as `array` does."""
@@ -98,60 +103,48 @@ class FeatureStore:
 
     def stored(self, modality: str, video_id: str) -> NDArray[np.floating[Any]]:
         """The same as `array`, in the type that it is stored in, such as float16."""
-        array, width = self._files.array(modality, video_id), self.widths[modality]
-        if array.dtype.kind != "f":
+        entry, width = MODALITIES[modality], self.widths[modality]
+        array = self._arrays[modality][video_id] if self.holds(modality, video_id) else None
+        if array is None:
+            rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
+            problem = f"{video_id} has no {modality} features{rows}; extract it or leave it out"
+        elif array.dtype.kind != "f":
             problem = f"holds {array.dtype}, not floating-point numbers; extract it again"
         elif array.ndim != 2 or array.shape[1] != width:
             problem = f"has the shape {list(array.shape)}, expected [rows, {width}]; extract it with that encoder"
-        elif MODALITIES[modality].required and not len(array):
+        elif entry.required and not len(array):
             problem = "holds no row; extract it again"
         elif not np.isfinite(array).all():
             problem = "holds NaN or infinity; extract it again"
         else:
             return array
-        raise InputError(f"{self._files.where(modality, video_id)}: {problem}")
+        path = self.root / modality / f"{video_id}.npy"
+        where = f"{self.root} ({modality} features of {video_id})" if self.packed else path
+        raise InputError(f"{where}: {problem}")
 
 
-class _Folder:
-    """Features as `MODALITY/ID.npy`."""
+class NpyFolder:
+    """One modality in a folder: each video's array, by id."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def has(self, modality: str) -> bool:
-        return (self._root / modality).is_dir()
+    def __contains__(self, video_id: str) -> bool:
+        path = self._folder / f"{video_id}.npy"
+        return path.parent == self._folder and path.is_file()
 
-    def width(self, modality: str) -> int | None:
-        manifest = self.manifest()
-        if manifest and modality in manifest.widths:
-            return manifest.widths[modality]
-        first = next(iter(sorted((self._root / modality).glob("*.npy"))), None)
-        shape = () if first is None else self.array(modality, first.stem).shape
-        return shape[1] if len(shape) == 2 else None
+    def __iter__(self) -> Iterator[str]:
+        names = (path.stem for path in self._folder.glob("*.npy"))
+        return iter(sorted(names, key=lambda name: (len(name), name)))
 
-    def holds(self, modality: str, video_id: str) -> bool:
-        return self.where(modality, video_id).is_file()
+    def __getitem__(self, video_id: str) -> NDArray[Any]:
+        return load_array(self._folder / f"{video_id}.npy", "extract it again")
 
-    def ids(self) -> list[str]:
-        return sorted((path.stem for path in (self._root / "video").glob("*.npy")), key=lambda name: (len(name), name))
-
-    @cached_property
-    def _manifest(self) -> FeatureManifest | None:
-        return FeatureManifest.read(self._root)
-
-    def manifest(self) -> FeatureManifest | None:
-        return self._manifest
-
-    def where(self, modality: str, video_id: str) -> Path:
-        return self._root / modality / f"{video_id}.npy"
-
-    def array(self, modality: str, video_id: str) -> NDArray[Any]:
-        path = self.where(modality, video_id)
-        if path.parent != self._root / modality or not path.is_file():
-            entry = MODALITIES[modality]
-            rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
-            raise InputError(f"{path}: {video_id} has no {modality} features{rows}; extract it or leave it out")
-        return load_array(path, "extract it again")
+    @property
+    def width(self) -> int:
+        """Of the first array; 0 if there is none."""
+        shape = next((self[video_id].shape for video_id in sorted(self)), ())
+        return shape[1] if len(shape) == 2 else 0
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
@@ -165,8 +158,8 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
             if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
-                read = store.stored if name in store.modalities else store._files.array
-                np.save(content := io.BytesIO(), read(name, video_id), allow_pickle=False)
+                array = store.stored(name, video_id) if name in store.modalities else store._arrays[name][video_id]
+                np.save(content := io.BytesIO(), array, allow_pickle=False)
                 state.update(content.getbuffer())
     return state.hexdigest()[:12]
 
