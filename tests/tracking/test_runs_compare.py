@@ -13,8 +13,8 @@ from videoblip2.cli.runs import app
 from videoblip2.config import InputError
 from videoblip2.tracking.mlflow import store as stores
 from videoblip2.tracking.mlflow.run_records import curve, find_run, rows_of
-from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.tracking.reports import compare_runs
+from videoblip2.training.seeds import seed_group
 
 RESAMPLES = 300
 

@@ -18,10 +18,9 @@ from videoblip2.provenance import Provenance
 from videoblip2.toy.networks import LanguageModelConfig, build_t5
 from videoblip2.tracking import source as revision
 from videoblip2.tracking.mlflow import store as stores
-from videoblip2.tracking.mlflow.seed_group import seed_group
 from videoblip2.training.evaluation import evaluate_model
 from videoblip2.training.record import draw_categories, draw_curves, log_text
-from videoblip2.training.seeds import mean_curve, run_seeds, seed_configs
+from videoblip2.training.seeds import mean_curve, run_seeds, seed_configs, seed_group
 from videoblip2.training.stage import run_stage
 
 SIZES = LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1)
@@ -266,7 +265,7 @@ def test_under_mlflow_run_the_given_run_is_the_parent(world, monkeypatch):
     given, child = (client.create_run(client.create_experiment(name), run_name=name) for name in ("given", "child"))
     monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
     with pytest.raises(KeyboardInterrupt), seed_group("ce", "other", "toy") as group:
-        assert group.experiment == "given"
+        assert group.tracker.run_id == given.info.run_id
         group.join(child.info.run_id)
         raise KeyboardInterrupt
     assert run_of(child.info.run_id).data.tags["mlflow.parentRunId"] == given.info.run_id

@@ -1,7 +1,9 @@
 """One configuration with several seeds: each its own run, under a parent that has the mean and its interval."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from videoblip2.captions.intervals import Interval, seed_interval
@@ -10,9 +12,10 @@ from videoblip2.captions.predictions import TABLES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.errors import Progress, no_progress
 from videoblip2.modality import modality_label
-from videoblip2.tracking.mlflow.run_records import SEEDS, curve, run_link
-from videoblip2.tracking.mlflow.seed_group import SeedGroup, seed_group
-from videoblip2.tracking.tracker import Tracker, sigterm_raises
+from videoblip2.tracking import RunSpec, Tracker, open_run
+from videoblip2.tracking.mlflow import store
+from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS, curve, run_link
+from videoblip2.tracking.tracker import sigterm_raises
 from videoblip2.training.distributed import join
 from videoblip2.training.loop import Observer
 from videoblip2.training.record import METRICS, Curve, draw_curves
@@ -50,14 +53,44 @@ class SeedsResult:
         return title, columns, [*rows, ["mean", *means, "", self.run_id or "not tracked"]]
 
 
-@dataclass(frozen=True)
-class Member(Observer):
-    """Watches a training whose run joins a group once it is open."""
+@dataclass
+class SeedGroup(Observer):
+    """The parent of a configuration's seeds, which join it once their runs are open; it holds what they have in common.
 
-    group: SeedGroup
+    Its own run opens with the first of them, so wrong input leaves none.
+    """
+
+    spec: RunSpec
+    runs: ExitStack
+    tracker: Tracker = field(default_factory=Tracker)
 
     def opened(self, tracker: Tracker) -> None:
-        self.group.join(tracker.run_id)
+        self.join(tracker.run_id)
+
+    def join(self, child: str | None) -> None:
+        """Put a run under the parent: the one it already has, or a new one. An untracked run has no parent."""
+        if child is None:
+            return
+        client = store.connect()
+        if self.parent_run_id is None:
+            self.open(client.get_run(child).data.tags.get(PARENT))
+            client.update_run(self.parent_run_id, name=self.spec.name)
+        client.set_tag(child, PARENT, self.parent_run_id)
+
+    def open(self, earlier: str | None = None) -> None:
+        """Open the parent's run, or the earlier one again."""
+        self.tracker = self.runs.enter_context(open_run(replace(self.spec, resume_run_id=earlier)))
+        self.parent_run_id = self.tracker.run_id
+
+
+@contextmanager
+def seed_group(stage: str, name: str, experiment: str) -> Iterator[SeedGroup]:
+    """Open a group, and end its run with it. The run of `mlflow run` is the parent, and keeps its name."""
+    with ExitStack() as runs:
+        group = SeedGroup(RunSpec(stage, name, experiment), runs)
+        if "MLFLOW_RUN_ID" in os.environ:
+            group.open()
+        yield group
 
 
 def run_seeds(
@@ -115,9 +148,7 @@ def _one(
     if earlier is not None:
         group.join(earlier.run_id)
         return earlier
-    run = config.run.model_copy(update={"experiment": group.experiment})
-    there = config.model_copy(update={"run": run})
-    return run_stage(stage, there, progress, show_weights, observer=Member(group))
+    return run_stage(stage, config, progress, show_weights, observer=group)
 
 
 def _log(tracker: Tracker, config: Config, result: SeedsResult) -> None:

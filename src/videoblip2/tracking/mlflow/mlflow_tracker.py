@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking.context.registry import resolve_tags
 
 from videoblip2.captions.metrics import scale_of
 from videoblip2.captions.predictions import AnswerRow, CaptionRow
@@ -21,7 +23,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line, masked, warn
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.outbox import Unsent
-from videoblip2.tracking.mlflow.run_records import STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
+from videoblip2.tracking.mlflow.run_records import PARENT, STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
 from videoblip2.tracking.source import ProcessRecord, revision_tags
 from videoblip2.tracking.tracker import RunSpec, Tracker, ending, sigterm_raises
 
@@ -33,14 +35,12 @@ TABLE_ROWS = 200
 class MlflowTracker(Tracker):
     """Writes to one open MLflow run, except what a `resumed` one has. What cannot be sent is kept in `folder`."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, resumed: bool, folder: Path | None = None) -> None:
-        self.run_id = self._run_id = run_id
-        self._client, self._folder = client, folder
-        file = folder / f"unsent-{run_id}.jsonl" if folder else None
-        self._outbox = outbox.Outbox(client, run_id, resumed, file)
+    def __init__(self, client: mlflow.MlflowClient, run: Run, resumed: bool, folder: Path | None = None) -> None:
+        self.run_id = self._run_id = str(run.info.run_id)
+        self._client, self._folder, self._began = client, folder, int(run.info.start_time)
+        file = folder / f"unsent-{self.run_id}.jsonl" if folder else None
+        self._outbox = outbox.Outbox(client, self.run_id, resumed, file)
         self._last_flush = time.monotonic()
-        active = mlflow.active_run()
-        self._began = int(active.info.start_time) if active else int(1000 * time.time())
 
     def log_config(self, config: Mapping[str, object]) -> None:
         """Log parameters. One that `mlflow run` has logged stays as the user spelled it; another value is a tag."""
@@ -84,11 +84,11 @@ class MlflowTracker(Tracker):
         Raises InputError if the store does not answer, or has no room: a model cannot wait in a file.
         """
         self.flush()
-        best = [mlflow.entities.Metric(*point[:3], 0) for point in self._best(metrics)]
+        best = [Metric(*point[:3], 0) for point in self._best(metrics)]
         try:
             if not self._outbox.send(at_once=True):  # MLflow would retry for minutes
                 raise ConnectionError("earlier messages could not be sent either")
-            model_id = models.log_checkpoint(folder, name)
+            model_id = models.log_checkpoint(self._client, self._run_id, folder, name)
             for metric in best:
                 metric._model_id = model_id
             self._client.log_batch(self._run_id, metrics=best)
@@ -146,11 +146,7 @@ class MlflowTracker(Tracker):
         finally:
             try:
                 with outbox.impatient():
-                    active = mlflow.active_run()
-                    if active and active.info.run_id == self._run_id:
-                        mlflow.end_run(status)
-                    else:
-                        self._client.set_terminated(self._run_id, status)
+                    self._client.set_terminated(self._run_id, status)
             except Exception as error:
                 if not outbox.is_outage(error):
                     raise
@@ -180,14 +176,14 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
     with sigterm_raises():
         try:
             with outbox.impatient():
-                run_id = _start(client, spec)
+                run = _start(client, spec)
         except Exception as error:  # nothing has begun: an unavailable store is for the user to fix
             if not outbox.is_outage(error):
                 raise
             reason = f"{store.tracking_uri()}: no run can be opened ({first_line(error)})"
             remedy = "`vb2 doctor` checks the store, and run.tracking=false trains without one"
             raise InputError(f"{reason}; {remedy}") from error
-        tracker = MlflowTracker(client, run_id, run_id == spec.resume_run_id, folder)
+        tracker = MlflowTracker(client, run, run.info.run_id == spec.resume_run_id, folder)
         with ending(tracker.close):
             tags = {"stage": spec.stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}
             tags |= {"resumed_from": spec.resume_run_id} if spec.resume_run_id else {}
@@ -196,30 +192,24 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
             yield tracker
 
 
-def _start(client: mlflow.MlflowClient, spec: RunSpec) -> str:
+def _start(client: mlflow.MlflowClient, spec: RunSpec) -> Run:
     """The run to resume where the store still has it; the one that `mlflow run` has opened, as it is; or a new one."""
-    given, nested = os.environ.get("MLFLOW_RUN_ID"), spec.parent_run_id is not None
-    if spec.resume_run_id and _exists(client, spec.resume_run_id):
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        run_id = str(mlflow.start_run(run_id=spec.resume_run_id, nested=nested).info.run_id)
-        if given and given != run_id and not nested:
-            client.set_tag(given, "continues", run_id)  # the empty run that `mlflow run` opened
-            client.set_terminated(given, "FINISHED")
-            client.delete_run(given)
-        return run_id
-    if spec.parent_run_id:
-        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow would open that one instead
-        experiment_id = str(client.get_run(spec.parent_run_id).info.experiment_id)
-    elif given:
-        run = mlflow.start_run()
-        store.add_views(client, run.info.experiment_id)
-        return str(run.info.run_id)
+    given, parent = os.environ.pop("MLFLOW_RUN_ID", None), spec.parent_run_id
+    resumed = spec.resume_run_id if spec.resume_run_id and _exists(client, spec.resume_run_id) else None
+    if resumed and given and given != resumed and not parent:
+        client.set_tag(given, "continues", resumed)  # the empty run that `mlflow run` opened
+        client.set_terminated(given, "FINISHED")
+        client.delete_run(given)
+    if run_id := resumed or (None if parent else given):
+        client.update_run(run_id, status="RUNNING")
+        run = client.get_run(run_id)
     else:
-        experiment_id = _experiment_id(client, spec.experiment)
-        store.add_views(client, experiment_id)
-    new = {"run_name": spec.name, "experiment_id": experiment_id, "parent_run_id": spec.parent_run_id}
-    source = {"mlflow.source.name": f"vb2 {spec.stage}"}  # in the runs table
-    return str(mlflow.start_run(nested=nested, tags=source, **new).info.run_id)
+        experiment_id = client.get_run(parent).info.experiment_id if parent else _experiment_id(client, spec.experiment)
+        tags = {"mlflow.source.name": f"vb2 {spec.stage}", **({PARENT: parent} if parent else {})}  # in the runs table
+        run = client.create_run(experiment_id, tags=resolve_tags(tags), run_name=spec.name)
+    if not parent:
+        store.add_views(client, run.info.experiment_id)
+    return run
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:

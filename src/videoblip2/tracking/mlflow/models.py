@@ -16,8 +16,9 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
@@ -38,23 +39,28 @@ ALIASED = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias
 ADDRESS = re.compile(r"models:/((?P<id>m-[0-9a-f]+)|(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+)))")
 
 
-def log_checkpoint(folder: Path, name: str) -> str:
-    """Log a checkpoint folder as a model of the active run; return the model id (`m-…`)."""
+def log_checkpoint(client: mlflow.MlflowClient, run_id: str, folder: Path, name: str) -> str:
+    """Log a checkpoint folder as a model of a run; return the model id (`m-…`)."""
     inputs = [ColSpec("string", name, required=modality.required) for name, modality in MODALITIES.items()]
     outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
     options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
     # Installed versions, without local labels (`+cpu`) that no index knows.
     pins = [f"{package}=={metadata.version(package).partition('+')[0]}" for package in REQUIREMENTS]
+    run, plain = client.get_run(run_id), re.sub(r"[^\w-]", "_", name)  # a model's name has no dot, as in learning rates
+    model = client.create_logged_model(run.info.experiment_id, plain, run_id, resolve_tags(), dict(run.data.params))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # it would need feature files
-        info = mlflow.pyfunc.log_model(
-            name=re.sub(r"[^\w-]", "_", name),  # MLflow allows no dot in a model's name; ours contain learning rates
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            model_id=model.model_id,
+            run_id=run_id,
             python_model=str(CODE),
             artifacts={CHECKPOINT: str(folder)},
             pip_requirements=pins,
             signature=ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options)),
         )
-    return str(info.model_id)
+    return str(model.model_id)
 
 
 def find_checkpoint(model: str) -> tuple[Path, str]:
@@ -137,6 +143,6 @@ def _folder(logged: Any) -> Path:
 
 @cache  # a logged model never changes, and a service asks every second
 def _checkpoint_path(folder: Path) -> str | None:
-    flavor = mlflow.models.Model.load(str(folder)).flavors.get("python_function", {})
+    flavor = Model.load(str(folder)).flavors.get("python_function", {})
     artifact = flavor.get("artifacts", {}).get(CHECKPOINT)
     return None if artifact is None else str(artifact["path"])
