@@ -82,7 +82,10 @@ def test_a_name_of_several_runs_is_refused_with_their_ids(runs):
     assert all(twin[:12] in str(caught.value) for twin in twins)
 
 
-def test_the_captions_of_an_evaluation_belong_to_the_run_that_trained_the_model(runs):
+def test_the_captions_of_an_evaluation_belong_to_the_run_that_trained_the_model_if_it_decodes_alike(runs):
+    tags = {"trained_by": runs["ce"], "split": "test"}
+    beams = "decode.num_beams=5"
+    make_run(runs["folder"], "test-ce-beams", lambda n: n % 5, beams, stage="evaluate", split="test", tags=tags)
     found = rows_of(find_run("ce"))
     assert found["captions", "val"] == (runs["ce"], "ce.jsonl")
     assert found["captions", "test"] == (runs["test"], "test-ce.jsonl")

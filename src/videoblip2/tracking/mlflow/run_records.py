@@ -23,6 +23,7 @@ from videoblip2.tracking.source import ProcessRecord
 
 #: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
+SPEED = {"decode.batch_size", "decode.compile"}  # of decoding; they change no caption
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
 #: Training state of a stopped run: its artifact folder, the parts of the run's folder in it, its tag once complete.
 STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
@@ -137,9 +138,17 @@ def seeds_of(record: RunRecord) -> list[RunRecord]:
 
 
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
-    """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's."""
+    """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's that
+    decodes as the run does."""
+
+    def alike(run: RunRecord) -> bool:
+        keys = {key for key in run.params.keys() & record.params.keys() if key.startswith("decode.")} - SPEED
+        return all(plain(run.params[key]) == plain(record.params[key]) for key in keys)
+
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for run, (kind, tag), split in product([record, *_beside(record, TRAINED_BY)], ROW_TAGS.items(), SPLITS):
+    for run, (kind, tag), split in product(
+        [record, *filter(alike, _beside(record, TRAINED_BY))], ROW_TAGS.items(), SPLITS
+    ):
         if path := run.tags.get(f"{tag}{split}"):
             found.setdefault((kind, split), (run.run_id, path))
     return found
