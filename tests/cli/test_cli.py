@@ -10,7 +10,7 @@ import pytest
 import typer
 from conftest import ROOT
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 from typer.testing import CliRunner
 
 from videoblip2.cli import app, explain, main
@@ -117,6 +117,8 @@ def test_a_bug_points_to_debug_and_a_mistake_does_not():
     assert explain(InputError("value x: wrong")) == "value x: wrong"
     denied = explain(MlflowException("Permission denied at http://me:secret@host", PERMISSION_DENIED))
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in denied and "secret" not in denied
+    locked = explain(MlflowException("database is locked\n[SQL: …]", TEMPORARILY_UNAVAILABLE))
+    assert "is locked by another process, or out of reach (database is locked); nothing more was written" in locked
     assert explain(KeyError("x")) == "KeyError: 'x' (run again with --debug to see where)"
 
 

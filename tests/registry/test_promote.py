@@ -17,7 +17,7 @@ from videoblip2.registry import contenders
 from videoblip2.registry import versions as registry
 from videoblip2.registry.promote import TRIVIAL, rollback
 from videoblip2.registry.verdict_files import facts_of
-from videoblip2.registry.versions import LOCK, moves, promotion_lock, store_in_words
+from videoblip2.registry.versions import LOCK, moves, promotion_lock
 from videoblip2.tracking import find_model
 from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ProcessRecord
@@ -265,16 +265,6 @@ def test_a_lock_that_was_lost_changes_nothing(house):
         house.promote(run, progress=meanwhile(holder))
     assert registry.champion() is None
     assert json.loads(connect().get_registered_model(NAME).tags[LOCK])["id"] == "theirs"
-
-
-def test_a_locked_store_is_one_line():
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
-
-    with pytest.raises(InputError, match=r"locked by another process.*\(database is locked\)"), store_in_words():
-        raise MlflowException("database is locked\n[SQL: …]", TEMPORARILY_UNAVAILABLE)
-    with pytest.raises(MlflowException), store_in_words():
-        raise MlflowException("a bug", INTERNAL_ERROR)
 
 
 def test_latency_is_taken_in_turn_after_a_warm_up():

@@ -15,7 +15,7 @@ from typer import Exit, Option, Typer
 
 from videoblip2 import __version__
 from videoblip2.cli import caption, console, data, demo, deploy, features, registry, runs, setup, train
-from videoblip2.errors import DENIED, LOGIN, InputError, masked
+from videoblip2.errors import DENIED, LOGIN, InputError, first_line, masked
 
 app = Typer(
     no_args_is_help=True,
@@ -70,9 +70,14 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """One line: a user's mistake as it is; anything else with its type and how to see more."""
-    text = masked(" ".join(str(error).split()))
-    if getattr(error, "error_code", "") in DENIED:
+    text, code = masked(" ".join(str(error).split())), getattr(error, "error_code", "")  # of MLflow
+    if code in DENIED:
         return f"{text}; {LOGIN}"
+    if code == "TEMPORARILY_UNAVAILABLE":
+        from videoblip2.tracking.mlflow.store import tracking_uri
+
+        fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({first_line(error)})"
+        return masked(f"{fault}; nothing more was written, run the command again when it is free")
     if isinstance(error, InputError | FloatingPointError):
         return text
     if isinstance(error, OSError) and error.strerror:

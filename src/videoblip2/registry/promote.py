@@ -18,7 +18,7 @@ from videoblip2.provenance import Provenance
 from videoblip2.registry import contenders, verdict_files, versions
 from videoblip2.registry.contenders import Contender, ValidationManifest
 from videoblip2.registry.gate import Condition, Gate, GateVerdict, Sides, judge, load_gate
-from videoblip2.registry.versions import NAME, Move, PromotionLock, store_in_words
+from videoblip2.registry.versions import NAME, Move, PromotionLock
 from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.tracker import Tracker
 
@@ -105,18 +105,17 @@ class Case:
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
     """Judge a logged model and register it as a version; it becomes champion if it passes, or by the reason given."""
     gate = load_gate(request.gate_file)
-    with store_in_words():
-        model_id = _model_id(request.model)
-        with versions.promotion_lock(request.name) as lock:
-            before = versions.champion(request.name)
-            if before is not None and _version_of(lock, model_id) == before:
-                raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
-            challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
-            case = Case(request, gate, lock, model_id, before, challenger)
-            rival = _rival(case)
-            title = f"promote-{challenger.model.captioner.provenance.name or model_id}"
-            with open_run(RunSpec("promote", title, challenger.model.config.run.experiment)) as tracker:
-                return _conclude(case, tracker, rival, progress)
+    model_id = _model_id(request.model)
+    with versions.promotion_lock(request.name) as lock:
+        before = versions.champion(request.name)
+        if before is not None and _version_of(lock, model_id) == before:
+            raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
+        challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
+        case = Case(request, gate, lock, model_id, before, challenger)
+        rival = _rival(case)
+        title = f"promote-{challenger.model.captioner.provenance.name or model_id}"
+        with open_run(RunSpec("promote", title, challenger.model.config.run.experiment)) as tracker:
+            return _conclude(case, tracker, rival, progress)
 
 
 def _model_id(model: str) -> str:
@@ -252,21 +251,20 @@ def rollback(name: str = NAME, why: str = "") -> Move:
 
     Versions deleted since are skipped. Raises InputError if there is no previous champion or its files are gone.
     """
-    with store_in_words():
-        if (current := versions.champion(name)) is None:
-            raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
-        with versions.promotion_lock(name) as lock:
-            line = versions.succession(versions.moves(name))
-            existing = {int(each.version) for each in lock.client.search_model_versions(f"name = '{name}'")}
-            line = versions.before(line, current) if current in line else line
-            earlier = [version for version in line if version in existing - {current}]
-            if not earlier:
-                fault = f"{name}@champion: version {current} has no champion before it"
-                raise InputError(f"{fault}; `vb2 promote RUN` makes another")
-            find_model(f"models:/{name}/{earlier[-1]}")
-            lock.renew()
-            move = Move("rollback", earlier[-1], current, why or "no reason given")
-            versions.move_champion(name, move)
-            why = f"{move.when} by {move.who}: {move.why}"
-            lock.client.set_model_version_tag(name, str(current), "rolled_back", why)
+    if (current := versions.champion(name)) is None:
+        raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
+    with versions.promotion_lock(name) as lock:
+        line = versions.succession(versions.moves(name))
+        existing = {int(each.version) for each in lock.client.search_model_versions(f"name = '{name}'")}
+        line = versions.before(line, current) if current in line else line
+        earlier = [version for version in line if version in existing - {current}]
+        if not earlier:
+            fault = f"{name}@champion: version {current} has no champion before it"
+            raise InputError(f"{fault}; `vb2 promote RUN` makes another")
+        find_model(f"models:/{name}/{earlier[-1]}")
+        lock.renew()
+        move = Move("rollback", earlier[-1], current, why or "no reason given")
+        versions.move_champion(name, move)
+        why = f"{move.when} by {move.who}: {move.why}"
+        lock.client.set_model_version_tag(name, str(current), "rolled_back", why)
     return move

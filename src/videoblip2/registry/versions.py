@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.tracking.mlflow.store import connect, tracking_uri
+from videoblip2.tracking.mlflow.store import connect
 from videoblip2.tracking.source import ProcessRecord
 
 if TYPE_CHECKING:
@@ -78,15 +78,6 @@ def set_champion(name: str, version: int) -> None:
     """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
     with answered(*UNKNOWN, message=f"{name} has no version {version}; register one with `vb2 promote RUN`"):
         connect().set_registered_model_alias(name, CHAMPION, str(version))
-
-
-@contextmanager
-def store_in_words() -> Iterator[None]:
-    """Report a store that is locked or out of reach in one line; MLflow prints a page."""
-    fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({{error}})"
-    remedy = "nothing more was written, run the command again when it is free"
-    with answered("TEMPORARILY_UNAVAILABLE", message=f"{fault}; {remedy}"):
-        yield
 
 
 def user() -> str:
@@ -164,21 +155,16 @@ def before(line: Sequence[int], version: int) -> list[int]:
     return list(line[: len(line) - 1 - line[::-1].index(version)]) if version in line else []
 
 
-class LockTag(BaseModel):
-    """Who holds the lock, in which process (see ProcessRecord), and until when (seconds since 1970)."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
+class LockTag(ProcessRecord):
+    """Who holds the lock, in which process, and until when (seconds since 1970)."""
 
     id: str
-    host: str
-    pid: int
     who: str = "unknown user"
     expires: float
 
     def is_alive(self) -> bool:
         """Not expired, and on this machine only while its process runs."""
-        process = ProcessRecord.read(self.model_dump())
-        return self.expires >= time.time() and not (process and process.is_local() and not process.is_running())
+        return self.expires >= time.time() and (not self.is_local() or self.is_running())
 
 
 @dataclass(frozen=True)

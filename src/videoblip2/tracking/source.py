@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videoblip2.errors import masked
 from videoblip2.provenance import Provenance
@@ -94,43 +95,43 @@ def command_line() -> str:
     return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
-FIELDS = ("host", "pid", "pid_namespace", "pid_started")
-
-
-@dataclass(frozen=True)
-class ProcessRecord:
+class ProcessRecord(BaseModel):
     """One process, told apart from a later one with the same pid. Stored as flat text; empty = unknown."""
+
+    model_config = ConfigDict(frozen=True)
 
     host: str
     pid: int
-    namespace: str = ""  # with the start of the machine on Linux: containers, and machines, can share a host name
-    started: str = ""  # seconds after the start of the machine, which no clock change moves
+    pid_namespace: str = ""  # with the start of the machine on Linux: containers, and machines, can share a host name
+    pid_started: str = ""  # seconds after the start of the machine, which no clock change moves
 
     @classmethod
     def current(cls, pid: int | None = None) -> "ProcessRecord":
         """This process, or another one that runs on this machine."""
         process = psutil.Process(pid)
-        return cls(socket.gethostname(), process.pid, _namespace(), _started(process))
+        started = {"pid_namespace": _namespace(), "pid_started": _started(process)}
+        return cls(host=socket.gethostname(), pid=process.pid, **started)
 
     @classmethod
     def read(cls, fields: Mapping[str, object]) -> "ProcessRecord | None":
         """The inverse of `fields`; None if a record is absent or malformed."""
-        host, pid, *more = (str(fields.get(name, "")) for name in FIELDS)
-        return cls(host, int(pid), *more) if host and pid.isdecimal() else None
+        with suppress(ValidationError):
+            return cls.model_validate(fields)
+        return None
 
     def fields(self) -> dict[str, str]:
-        """The record under the names in FIELDS."""
-        return dict(zip(FIELDS, map(str, astuple(self)), strict=True))
+        """The record as flat text."""
+        return {name: str(value) for name, value in self}
 
     def is_local(self) -> bool:
         """Whether the process surely belongs to this machine and container, so that `is_running` can tell."""
-        return self.host == socket.gethostname() and self.namespace == _namespace()
+        return self.host == socket.gethostname() and self.pid_namespace == _namespace()
 
     def is_running(self) -> bool:
         """Whether a local process still runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            return process.status() != psutil.STATUS_ZOMBIE and self.started in ("", _started(process))
+            return process.status() != psutil.STATUS_ZOMBIE and self.pid_started in ("", _started(process))
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:  # it exists and belongs to another user
