@@ -61,7 +61,7 @@ def test_frames_are_encoded_as_transformers_would(clip, folders):
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("height, width", [(90, 120), (120, 90), (64, 64), (3, 40), (65, 64), (360, 641)])
+@pytest.mark.parametrize("height, width", [(90, 120), (120, 90), (64, 64), (3, 40), (65, 64), (360, 641), (9, 2100)])
 @pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_normalize": False}, {"do_center_crop": False}])
 def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings):
     clip = replace(clip, processor=copy.deepcopy(clip.processor))
@@ -71,6 +71,7 @@ def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings
     expected = clip.processor(images=frame, input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
     pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == expected.shape and (pixels == expected).all() and pixels.std() > 0
+    assert clip._values is not None, "otherwise it would be the processor's own work"
 
 
 def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):

@@ -11,7 +11,7 @@ import pytest
 
 from videoblip2.config import InputError
 from videoblip2.features.extract import extract_features
-from videoblip2.features.frames import WHITE, _light
+from videoblip2.features.frames import WHITE, Pictures, _light
 from videoblip2.features.media import UNTRUSTED, read_header, stream_audio, stream_frames
 from videoblip2.features.sources import find_videos
 from videoblip2.features.store import FeatureStore
@@ -220,6 +220,14 @@ def test_oblong_pixels_are_made_square(tmp_path, aspect, width):
     path = clip(tmp_path / "v.mp4", seconds=1, sound=False, size=(180, 144), sample_aspect_ratio=aspect)
     assert decoded(path)[0].shape == (4, 144, width, 3)
     assert read_header(path)[1:] == (width, 144)
+
+
+@pytest.mark.parametrize("width", [180, 255, 256])
+def test_a_scaled_picture_has_the_levels_that_ffmpeg_gives_to_rgb(width):
+    noise = np.random.default_rng(0).integers(0, 256, (144, 180, 3)).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format="yuv420p")
+    expected = frame.reformat(width, 144, "rgb24").to_ndarray()
+    np.testing.assert_array_equal(Pictures(Fraction(width, 180), []).rgb(frame), expected)
 
 
 MATRICES = {  # (a, b, c, d) of x' = a x + c y, y' = b x + d y, and the corner of the frame where the top left one goes

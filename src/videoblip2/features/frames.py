@@ -182,20 +182,27 @@ class Pictures:
         """A decoded frame -> uint8 [H, W, 3]; a stream that changes size is scaled to its first size."""
         self._size = self._size or shown_size(frame.width, frame.height, self._aspect)
         hdr = frame.color_trc in (PQ, HLG)
-        form = "rgb48le" if hdr else "rgb24"
+        # FFmpeg gives both the same levels where it makes an odd number of columns, planes in half of the time
+        planar = self._size[0] % 2 == 1 and self._size[1] == frame.height
+        form = "rgb48le" if hdr else "gbrp" if planar else "rgb24"
         try:
             shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
         except av.FFmpegError:  # such as ICtCp
             self._note(f"video: colour matrix {int(frame.colorspace)} cannot be converted, read as BT.709")
             frame.colorspace = BT709
             shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
-        pixels: NDArray[Any] = shown.to_ndarray()
+        if shown.format.name == "gbrp":
+            stored: Any = shown.planes
+            green, blue, red = (np.frombuffer(plane, np.uint8).reshape(shown.height, -1) for plane in stored)
+            pixels: NDArray[Any] = np.stack([red, green, blue])[:, :, : shown.width].transpose(1, 2, 0)
+        else:
+            pixels = shown.to_ndarray()
         if hdr:
             self._note("video: HDR, tone-mapped to SDR")
             light, wide = _light(int(frame.color_trc)), frame.color_primaries == BT2020
             strips = np.array_split(pixels, -(-len(pixels) // STRIP))  # as floats, a whole 4K frame takes 100 MB
             pixels = np.concatenate([_tone_mapped(light[strip], wide) for strip in strips])
-        return np.ascontiguousarray(_upright(pixels, frame))
+        return _upright(pixels, frame)
 
     def _note(self, caveat: str) -> None:
         if caveat not in self._caveats:
