@@ -231,26 +231,12 @@ def plan_qformer(
 def _place(
     name: str, shape: tuple[int, ...], own: QFormerSource, text: QFormerSource | None, width_differs: bool
 ) -> TensorRecord:
-    """Where the tensor `name` of the model comes from."""
-    if name in own.names:
-        if width_differs and name.endswith(_READS_FEATURES):
-            return TensorRecord(name, "fresh", shape, reason="width")
-        return _from_file(name, shape, own, "loaded")
-    if name == QUERIES:
-        return TensorRecord(name, "fresh", shape, reason="no query tokens in the file")
-    if not is_text_name(name):
-        raise InputError(f"{own.file}: its Q-Former lacks {name}; the file is incomplete or of another architecture")
-    if text is None:
-        return TensorRecord(name, "fresh", shape, reason="no text branch in the file: give bert=")
-    if name not in text.names:
-        raise InputError(f"{text.file}: lacks {name} for the Q-Former's text side; give bert-base-uncased")
-    return _from_file(name, shape, text, "text")
-
-
-def _from_file(
-    name: str, shape: tuple[int, ...], given: QFormerSource, status: Literal["loaded", "text"]
-) -> TensorRecord:
-    """The record of a tensor that a file gives; InputError if shape or precision does not fit."""
+    """Where the tensor `name` of the model comes from; InputError if that has another shape or precision."""
+    given = own if name in own.names else text if text and is_text_name(name) else None
+    if given is None or (width_differs and name.endswith(_READS_FEATURES)):
+        return TensorRecord(name, "fresh", shape, reason="width" if given else _why_fresh(name, own))
+    if name not in given.names:
+        raise InputError(f"{given.file}: lacks {name} for the Q-Former's text side; give bert-base-uncased")
     source, found, notes = given.names[name], given.shape(name), []
     dtype = precision(given.tensors[source])
     if dtype not in _PRECISIONS:
@@ -262,8 +248,16 @@ def _from_file(
         notes.append(f"first {want} of {have} rows" if want < have else f"{have} rows and {want - have} fresh")
     if dtype != "float32":
         notes.append(f"{dtype} converted to float32")
-    which = "text" if status == "text" else "checkpoint"
-    return TensorRecord(name, status, shape, source, which, dtype, note="; ".join(notes))
+    place: tuple[Status, str] = ("loaded", "checkpoint") if given is own else ("text", "text")
+    return TensorRecord(name, place[0], shape, source, place[1], dtype, note="; ".join(notes))
+
+
+def _why_fresh(name: str, own: QFormerSource) -> str:
+    if name == QUERIES:
+        return "no query tokens in the file"
+    if is_text_name(name):
+        return "no text branch in the file: give bert="
+    raise InputError(f"{own.file}: its Q-Former lacks {name}; the file is incomplete or of another architecture")
 
 
 def _unused(

@@ -53,7 +53,15 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     file_format = sniff(path)
     if file_format == "sharded":
         return _read_sharded(path)
-    return _read_safetensors(path) if file_format == "safetensors" else _read_torch(path, mapped=file_format == "torch")
+    loaded = _load(path, file_format)
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors; save model.state_dict()")
+    loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        keys = ", ".join(repr(str(key)) for key in list(loaded)[:5]) or "nothing"
+        raise InputError(f"{path}: holds no named tensors (found {keys}); save model.state_dict()")
+    return tensors
 
 
 def weights_file(path: Path | str) -> Path:
@@ -126,9 +134,12 @@ def _sniff_zip(path: Path) -> FileFormat:
     return "torch"
 
 
-def _read_torch(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
+def _load(path: Path, file_format: FileFormat) -> object:
+    """What one file holds; a pickle of more than tensors is never opened."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if file_format == "safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
@@ -136,28 +147,11 @@ def _read_torch(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
             f"{path}: holds Python objects beside tensors{what}; opening them could run code, so it is refused: "
             "re-save only its tensors as .safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        kind = file_format.partition(" ")[0]
         raise InputError(
-            f"{path}: a torch file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
+            f"{path}: a {kind} file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
         ) from error
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors; save model.state_dict()")
-    loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        keys = ", ".join(repr(str(key)) for key in list(loaded)[:5]) or "nothing"
-        raise InputError(f"{path}: holds no named tensors (found {keys}); save model.state_dict()")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: a safetensors file cut short or damaged ({first_line(error)}); {_AGAIN}") from error
-    if not tensors:
-        raise InputError(f"{path}: a safetensors file without tensors; {_AGAIN}")
-    return tensors
 
 
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:

@@ -18,8 +18,7 @@ import torch
 from videoblip2.config import InputError
 from videoblip2.model.tensor_files import read_tensors, sniff, weights_file
 
-_ROOT = re.compile(r"^((?:.*\.)?)encoder\.layer\.0\.intermediate_query\.dense\.weight$")
-_BERT_ROOT = re.compile(r"^((?:.*\.)?)embeddings\.word_embeddings\.weight$")
+_PART = re.compile(r"((?:.*?\.)??)((?:encoder\.layer\.\d+|embeddings|layernorm)\..+)")
 _TEXT = re.compile(r"^embeddings\.(word|position)_embeddings\.weight$|^encoder\.layer\.\d+\.(intermediate|output)\.")
 _RULES = (
     (re.compile(r"attention\.self\."), "attention.attention."),
@@ -53,6 +52,7 @@ _LOOKS = (
 QUERIES = "query_tokens"
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
+_FEED_FORWARD = "encoder.layer.0.intermediate_query.dense.weight"  # that of the queries: no BERT has it
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -81,7 +81,8 @@ class QFormerSource:
 
 def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFormerSource:
     """The Q-Former under `prefix` (None: the only one). InputError says what a file without one looks like."""
-    roots = qformer_roots(tensors)
+    parts = _parts(tensors, file)
+    roots = qformer_roots(parts)
     if not roots:
         raise InputError(
             f"{file}: no Q-Former in it (it looks like {looks_like(tensors)}); "
@@ -93,28 +94,31 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
     root = roots[0] if prefix is None else prefix.rstrip(".") + "." * bool(prefix)
     if root not in roots:
         raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {there}")
-    names = _below(tensors, root, file)
-    own = root.removesuffix("bert.").rstrip(".").removeprefix(_parent(root))  # video_Qformer → video_query_tokens
-    queries = _parent(root) + (re.sub("[Qq]former", QUERIES, own) or QUERIES)
+    parent, beside = _parent(root), parts.get(_parent(root), {})
+    names = {name: beside[name] for name in (WORDS, POSITIONS) if name in beside} | parts[root]  # transformers' BLIP-2
+    own = root.removesuffix("bert.").rstrip(".").removeprefix(parent)  # video_Qformer → video_query_tokens
+    queries = parent + (re.sub("[Qq]former", QUERIES, own) or QUERIES)
     if queries in tensors:
         names[QUERIES] = queries
     return QFormerSource(file, _layout(root, tensors, any(map(is_text_name, names))), tensors, names)
 
 
-def _below(tensors: Tensors, root: str, file: str) -> dict[str, str]:
-    """Name in the model → in the file, for all under `root`; transformers' BLIP-2 has its word embeddings beside it."""
-    found: dict[str, str] = {}
-    beside = _parent(root) + "embeddings."
+def _parts(tensors: Tensors, file: str) -> dict[str, dict[str, str]]:
+    """Prefix → name in the model → name in the file, of all tensors that are named as in a BERT."""
+    parts: dict[str, dict[str, str]] = {}
     for name in tensors:
-        inner = name.removeprefix(root if name.startswith(root) else _parent(root))
-        if not (name.startswith(root) or (name.startswith(beside) and is_text_name(inner))):
-            continue
-        for pattern, replacement in _RULES:
-            inner = pattern.sub(replacement, inner)
-        if inner in found:
-            raise InputError(f"{file}: {found[inner]!r} and {name!r} are the same tensor; remove one of them")
-        found[inner] = name
-    return found
+        if match := _PART.fullmatch(name):
+            inner, part = match[2], parts.setdefault(match[1], {})
+            for pattern, replacement in _RULES:
+                inner = pattern.sub(replacement, inner)
+            if (other := part.setdefault(inner, name)) != name:
+                raise InputError(f"{file}: {other!r} and {name!r} are the same tensor; remove one of them")
+    return parts
+
+
+def qformer_roots(parts: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The prefix of every Q-Former among a file's parts: `Qformer.bert.`, `model.qformer.`, or `""` for a bare one."""
+    return sorted(root for root, names in parts.items() if _FEED_FORWARD in names)
 
 
 def _parent(root: str) -> str:
@@ -156,7 +160,7 @@ def read_sizes(source: QFormerSource, text: QFormerSource | None = None) -> dict
     if problem:
         raise InputError(f"{source.file}: {problem}")
     shapes = {name: given.shape(name) for given in (text, source) if given for name in given.names}
-    feed_forward = shapes["encoder.layer.0.intermediate_query.dense.weight"]
+    feed_forward = shapes[_FEED_FORWARD]
     embeddings = {"vocab_size": WORDS, "max_position_embeddings": POSITIONS}
     return {
         "num_hidden_layers": len(layers),
@@ -175,17 +179,13 @@ def _layers(source: QFormerSource, ending: str) -> list[int]:
 
 def find_text(tensors: Tensors, file: str) -> QFormerSource:
     """The text side of a BERT, or of a Q-Former with a text branch."""
-    if len(qformer_roots(tensors)) == 1 and (source := find_qformer(tensors, file)).has_text:
+    parts = _parts(tensors, file)
+    if len(qformer_roots(parts)) == 1 and (source := find_qformer(tensors, file)).has_text:
         return source
-    for match in filter(None, map(_BERT_ROOT.match, tensors)):
-        if match[1] == "" or match[1].split(".")[-2] == "bert":
-            return QFormerSource(file, "BERT", tensors, _below(tensors, match[1], file))
+    for root, names in parts.items():
+        if WORDS in names and (root == "" or root.split(".")[-2] == "bert"):
+            return QFormerSource(file, "BERT", tensors, names)
     raise InputError(f"{file}: no BERT in it (it looks like {looks_like(tensors)}); give bert-base-uncased")
-
-
-def qformer_roots(names: Iterable[str]) -> list[str]:
-    """The prefix of every Q-Former among `names`: `Qformer.bert.`, `model.qformer.`, or `""` for a bare one."""
-    return sorted(match[1] for match in map(_ROOT.match, names) if match)
 
 
 def is_text_name(name: str) -> bool:
@@ -247,7 +247,7 @@ def inspect_weights(path: Path | str) -> Inspection:
     """Describe a file or folder of weights without loading it; InputError for what cannot be opened."""
     file = weights_file(path)
     tensors = read_tensors(file)
-    found = tuple(_found(tensors, str(file), root) for root in qformer_roots(tensors))
+    found = tuple(_found(tensors, str(file), root) for root in qformer_roots(_parts(tensors, str(file))))
     groups: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
         groups.setdefault(group_of(name), []).append(tensor.numel())
