@@ -1,7 +1,6 @@
 """A captioning job on a stand-in model: what is captioned, what fails, what is skipped; segments and sources."""
 
 import io
-import json
 import os
 import threading
 from pathlib import Path
@@ -17,7 +16,7 @@ from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.sources import VideoSource, find_sources, keepable
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
-from videoblip2.jobs.forms import Row, write_rows
+from videoblip2.jobs.forms import ROW, Row, write_rows
 from videoblip2.jobs.segments import cut, merged, shot_changes
 from videoblip2.modality import ExplainedWord
 
@@ -95,7 +94,7 @@ def test_words_are_explained_where_that_is_asked_for(encode, tmp_path):
     for suffix in (".jsonl", ".csv", ".parquet"):
         write_rows(tmp_path / f"rows{suffix}", [rows["4.mp4"]])
     (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert Row.of(json.loads(line)) == rows["4.mp4"] and '"words": [["4", 1.2346, -0.5], ' in line
+    assert ROW.validate_json(line) == rows["4.mp4"] and '"words": [["4", 1.2346, -0.5], ' in line
     assert '[[""4"", 1.2346, -0.5], ' in (tmp_path / "rows.csv").read_text()
     assert all(row.words is None for row in run()[1].values())
 

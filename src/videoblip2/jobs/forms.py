@@ -4,10 +4,12 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from videoblip2.errors import InputError
 from videoblip2.files import atomic, json_text, write_json, write_text
@@ -39,14 +41,6 @@ class Row:
     options: str = ""
     sha256: str = ""
 
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Row":
-        """A row from what a file holds; keys that a later version added are left out."""
-        known = {name: entry[name] for name in COLUMNS if name in entry}
-        if known.get("words") is not None:
-            known["words"] = tuple(ExplainedWord(str(word), float(a), float(b)) for word, a, b in known["words"])
-        return cls(**known)
-
     def __str__(self) -> str:
         """One line for a person."""
         timed = "segments=" in self.options and self.start is not None and self.end is not None
@@ -59,11 +53,11 @@ class Row:
 
     def shown(self) -> dict[str, Any]:
         """The row as a file holds it: the nine columns that every row has, and the others that are set."""
-        return {
-            name: getattr(self, name) for name in COLUMNS if name in ALWAYS or getattr(self, name) not in (None, "")
-        }
+        return {name: getattr(self, name) for name in _columns([self])}
 
 
+#: Reads a row from JSON; keys that a later version added are left out.
+ROW = TypeAdapter(Row)
 COLUMNS = tuple(field.name for field in fields(Row))
 ALWAYS = COLUMNS[:9]
 

@@ -5,7 +5,6 @@ and at the end; the journal is what a later run resumes from.
 """
 
 import glob
-import json
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError
 from videoblip2.files import atomic, json_text
-from videoblip2.jobs.forms import Row, as_lines, form_of, write_rows
+from videoblip2.jobs.forms import ROW, Row, as_lines, form_of, write_rows
 
 BEGINS = b'{"path": "'  # every row
 RENDER_SECONDS = 10.0  # between two writes of a form that cannot be appended to, or 20 times the duration of a write
@@ -45,7 +44,7 @@ class RowFile:
             raise InputError(f"{path}: {error.strerror or error}; give a place that can be written to") from error
         if path.exists() and not known:
             raise InputError(f"{path}: exists, and this command did not write it; move it, or give another --out")
-        _refuse_mixed(path, {(model_version, options), *_made_by(self.rows)}, "give another --out")
+        _refuse_mixed(path, self.rows, "give another --out", (model_version, options))
         self._again = again | {row.path for row in self.rows if row.error is not None}
         self.rows = [row for row in self.rows if row.error is None]
         self._paths = {row.path for row in self.rows}
@@ -120,13 +119,10 @@ class RowFile:
             write_rows(self.path, rows)
 
 
-def _made_by(rows: Iterable[Row]) -> set[tuple[str, str]]:
-    return {(row.model_version, row.options) for row in rows}
-
-
-def _refuse_mixed(path: Path, made_by: set[tuple[str, str]], remedy: str) -> None:
+def _refuse_mixed(path: Path, rows: Iterable[Row], remedy: str, *wanted: tuple[str, str]) -> None:
+    made_by = sorted({(row.model_version, row.options) for row in rows}.union(wanted))
     if len(made_by) > 1:
-        said = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in sorted(made_by))
+        said = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in made_by)
         raise InputError(f"{path}: would mix captions of {said}; {remedy}")
 
 
@@ -146,8 +142,8 @@ def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
     *lines, cut = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(Row.of(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            rows.append(ROW.validate_json(line))
+        except ValueError as error:
             raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another --out") from error
     if cut[: len(BEGINS)] != BEGINS[: len(cut)]:
         raise InputError(f"{path}: its last line is not a row of `vb2 caption`; give another --out")
@@ -175,7 +171,7 @@ def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
         for row in chosen.values()
         if row.error is None or (row.end, row.question) != (None, None) or row.path not in captioned
     ]
-    _refuse_mixed(out, _made_by(rows), "merge those of one model and the same options")
+    _refuse_mixed(out, rows, "merge those of one model and the same options")
     write_rows(out, rows)
     return rows
 

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,28 +142,20 @@ class ShotWatch:
         return sorted(kept)
 
     def _cuts(self) -> list[tuple[float, float]]:
-        found = []
-        for i, change in enumerate(self.near):
-            if change > CUT:
-                around = self.near[max(1, i - AROUND) : i] + self.near[i + 1 : i + 1 + AROUND]
-                if not around or change > TIMES_USUAL * float(np.mean(around)):
-                    found.append((change, self.times[i]))
-        return found
+        def around(i: int) -> list[float]:
+            return self.near[max(1, i - AROUND) : i] + self.near[i + 1 : i + 1 + AROUND]
+
+        sharp = ((i, near) for i, near in enumerate(self.near) if near > CUT)
+        return [(near, self.times[i]) for i, near in sharp if near > TIMES_USUAL * float(np.mean(around(i) or 0.0))]
 
     def _fades(self) -> list[tuple[float, float]]:
         """The middle of each run of frames that differ from those a second before them, weighted by how much."""
         rate = round((len(self.times) - 1) / max(self.times[-1], 1e-9)) if self.times else 0
-        found, run = list[tuple[float, float]](), list[int]()
-        for i in range(rate, len(self.far) + 1):
-            change = self.far[i] if i < len(self.far) else 0.0
-            if change > FADE:
-                around = self.far[max(0, i - 2 * rate) : max(0, i - rate + 1)] + self.far[i + rate : i + 2 * rate]
-                if not around or change > TIMES_USUAL * float(np.median(around)):
-                    run.append(i)
-                    continue
-            if run:
-                weights = np.array([self.far[k] for k in run])
-                seconds = np.array([self.times[k] for k in run])
-                found.append((float(weights.max()), float((seconds * weights).sum() / weights.sum()) - APART / 2))
-                run = []
-        return found
+        far, times = np.array(self.far), np.array(self.times)
+
+        def changed(i: int) -> bool:
+            around = [*far[max(0, i - 2 * rate) : max(0, i - rate + 1)], *far[i + rate : i + 2 * rate]]
+            return bool(far[i] > FADE and far[i] > TIMES_USUAL * np.median(around or 0.0))
+
+        runs = [list(run) for fade, run in groupby(range(rate, len(far)), changed) if fade]
+        return [(float(far[run].max()), float(np.average(times[run], weights=far[run])) - APART / 2) for run in runs]
