@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
+from videoblip2.errors import refused
 from videoblip2.modality import MODALITIES, ExplainedWord, Features, Reader
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
@@ -41,10 +42,8 @@ def pick_device(name: str) -> Any:
     if name == "auto":
         number = int(os.environ.get("LOCAL_RANK", 0))  # of several processes on this machine, each takes its own
         return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
-    try:
+    with refused(f"device={name}: torch has no such device", "use auto, cpu or cuda", RuntimeError):
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device={name}: torch has no such device; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name}: no CUDA device here; use device=cpu or device=auto")
     return device

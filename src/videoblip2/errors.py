@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # every command imports this module, pydantic only those that read a configuration
@@ -64,6 +65,17 @@ def first_line(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     network = re.search(r"\[Errno -?\d+\] ([\w ]+)", line)
     return network[1] if network else line[:200]
+
+
+@contextmanager
+def refused(fault: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """An error of these kinds becomes an `InputError`: the fault, the error's first line, and the remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{fault} ({first_line(error)}); {remedy}") from error
 
 
 def one_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from videoblip2.captions.tokenizer import words
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 from videoblip2.files import atomic
 
 ORDERS = 4
@@ -127,15 +128,13 @@ class DocumentFrequencies:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":
         """Read what `save` wrote. Raises InputError if the file is missing or malformed."""
-        try:
+        fault, remedy = f"document frequencies {path}: cannot be read", "make the file with DocumentFrequencies.save"
+        with refused(fault, remedy, OSError, SafetensorError):
             with safe_open(path, framework="numpy") as file:
                 head = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if head.get("format") != _FORMAT:
                 raise OSError("is in another format")
-        except (OSError, SafetensorError) as error:
-            remedy = "make the file with DocumentFrequencies.save"
-            raise InputError(f"document frequencies {path}: {error}; {remedy}") from None
         text = arrays.pop("words").tobytes().decode(errors="surrogatepass")
         vocabulary = {word: place for place, word in enumerate(text.split("\n"))} if text else {}
         stored = {name: array.astype(np.int64) for name, array in arrays.items()}

@@ -18,6 +18,7 @@ from videoblip2.captions.frequencies import DocumentFrequencies, References
 from videoblip2.captions.functions import Floats, Groups, Texts
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 
 Function = Callable[[Texts, Groups], Sequence[float] | Floats]
 
@@ -100,11 +101,9 @@ def find_reward(name: str) -> Factory:
     if ":" not in name:
         own = f"choose from {', '.join(REWARDS)}, or name your own as package.module:function"
         raise InputError(f"scst.reward: unknown reward {name!r}; {own}")
-    try:
+    remedy = "install or define it, or add its folder to PYTHONPATH"
+    with refused(f"scst.reward: {name!r} cannot be imported", remedy, Exception):  # the module may raise anything
         function: Any = pkgutil.resolve_name(name)
-    except Exception as error:  # the user's module may raise anything
-        remedy = "install or define it, or add its folder to PYTHONPATH"
-        raise InputError(f"scst.reward: {name!r} cannot be imported ({error}); {remedy}") from error
     if not callable(function):
         raise InputError(f"scst.reward: {name!r} is a {type(function).__name__}; name a function")
     return partial(FunctionReward, name, function)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from videoblip2.cli import console
-from videoblip2.errors import InputError, counted
+from videoblip2.errors import InputError, counted, refused
 from videoblip2.files import printable
 
 if TYPE_CHECKING:
@@ -169,10 +169,9 @@ def _questions(words: Iterable[str]) -> Iterator[str]:
     """Each word is a question, or a file with one per line."""
     for word in words:
         path = Path(word).expanduser()
-        try:
+        remedy = "give a UTF-8 file with a question per line"
+        with refused(f"--questions {word}: cannot be read", remedy, OSError, UnicodeDecodeError):
             lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--questions {word}: {error}; give a UTF-8 file with a question per line") from error
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from typer import Option
 
 from videoblip2.cli.console import Commands, emit, examples, progress, require_model, say
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.files import shipped
 
 app = Commands()
@@ -50,13 +50,11 @@ def serve(
 
     for name in filter(None, (model, shadow)):
         require_model(name)
-    try:
+    with refused(f"{host}:{port}: cannot listen there", "give another --port", OSError):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], socket.SOCK_STREAM) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like a server that restarts
             listener.bind(found[4])
-    except OSError as error:
-        raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from error
     home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
     own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
     settings = {"VB2_MODEL": model, "VB2_PIN": pin, "VB2_SHADOW": shadow, "BENTOML_HOME": own}

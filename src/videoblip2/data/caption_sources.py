@@ -45,7 +45,7 @@ class CaptionFile:
 def read_captions(document: Document) -> CaptionFile:
     """What a document says, recognised by its content. Raises `InputError` for an unknown layout."""
     reader = next(reader for recognised, reader in FORMS if recognised(document))
-    rows = [(where, {documents.column(name): value for name, value in row.items()}) for where, row in reader(document)]
+    rows = list(reader(document))
     if not rows:
         raise InputError(f"{document.name}: holds no rows; give video_id and caption of each caption")
     columns = rows[0][1].keys()
@@ -188,8 +188,7 @@ def _lists_ids(document: Document) -> bool:
 
 
 def _msvd_rows(document: Document) -> Iterator[Row]:
-    for where, named in document.rows():
-        row = {documents.column(name): value for name, value in named.items()}
+    for where, row in document.rows():
         video = f"{row['videoid']}_{row['start']}_{row['end']}"
         yield where, {"video_id": video, "caption": row["description"], "msvd_language": row["language"]}
 

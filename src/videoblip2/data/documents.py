@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-from videoblip2.errors import InputError, some
+from videoblip2.errors import InputError, refused, some
 from videoblip2.files import MEDIA_SUFFIXES
 
 LINES, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -48,10 +48,8 @@ class Document:
         data = Path(path).read_bytes()
         if not data.startswith(b"\x1f\x8b"):
             return cls(str(path), data)
-        try:
+        with refused(f"{path}: not a readable gzip file", "download it again", OSError, EOFError):
             return cls(str(path).removesuffix(".gz"), gzip.decompress(data))
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path}: not a readable gzip file ({error}); download it again") from error
 
     @property
     def suffix(self) -> str:
@@ -75,7 +73,7 @@ class Document:
 
     @property
     def header(self) -> set[str]:
-        """The columns in the first line, as the readers know them."""
+        """The columns in the first line, as rows have them."""
         return {column(name) for name in re.split(r"[,;|\t]", self.lines()[0][1])}
 
     @cached_property
@@ -103,10 +101,8 @@ class Document:
                 raise InputError(f"{self.name}: not JSON ({error}); give annotations, or MSR-VTT's zip") from error
         entries = []
         for number, line in self.lines():
-            try:
+            with refused(f"{self.name} line {number}: not JSON", "correct the line", json.JSONDecodeError):
                 entries += [json.loads(line)] if line else []
-            except json.JSONDecodeError as error:
-                raise InputError(f"{self.name} line {number}: not JSON ({error}); correct the line") from error
         return entries
 
     def rows(self, key: str | None = None) -> Iterator[Row]:
@@ -130,18 +126,16 @@ class Document:
             if not isinstance(entry, dict):
                 shown = json.dumps(entry)[:60]
                 raise InputError(f"{where}: {shown} is not an object; give video_id and caption in one")
-            yield where, entry
+            yield where, {column(name): value for name, value in entry.items()}
 
     def _parquet_rows(self) -> list[dict[str, Any]]:
         from pyarrow import parquet, types
 
-        try:
+        with refused(f"{self.name}: not a readable parquet file", "download it again", OSError, ValueError):
             file = parquet.ParquetFile(io.BytesIO(self.data))
             kinds = zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)
             columns = [name for name, kind in kinds if not (types.is_struct(kind) or types.is_binary(kind))]  # no media
             rows: list[dict[str, Any]] = file.read(columns).to_pylist()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.name}: not a readable parquet file ({error}); download it again") from error
         return rows
 
     @property
@@ -159,7 +153,7 @@ class Document:
                 where = f"{self.name} line {reader.line_num}"
                 if None in row or None in row.values():
                     raise InputError(f"{where}: not as many fields as in the first line; {remedy}")
-                yield where, {str(key).strip(): value for key, value in row.items()}
+                yield where, {column(str(key)): value for key, value in row.items()}
         except csv.Error as error:
             raise InputError(f"{self.name} line {reader.line_num}: {error}; correct the file") from error
 
@@ -179,17 +173,18 @@ def _documents(file: Document) -> list[Document]:
     tarred = file.data[257:262] == b"ustar"
     if file.suffix != ".zip" and not tarred and not zipfile.is_zipfile(content):
         return [file]
-    try:
-        archive: Any
-        with tarfile.open(fileobj=content) if tarred else zipfile.ZipFile(content) as archive:
-            inside, read = (archive.getnames(), archive.extractfile) if tarred else (archive.namelist(), archive.open)
-            names = [n for n in inside if not n.endswith("/") and not n.startswith("__MACOSX")]
-            tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
-            wanted = [n for n in names if n.lower().endswith(".json")] or tables
-            contents = [Document(f"{path}/{name}", read(name).read()) for name in wanted]
-    except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, OSError) as error:  # truncated, or encrypted
-        kind = "tar" if tarred else "zip"
-        raise InputError(f"{path}: not a readable {kind} ({error}); download it again") from error
+    archive: Any
+    fault = f"{path}: not a readable {'tar' if tarred else 'zip'}"
+    damaged = zipfile.BadZipFile, tarfile.TarError, RuntimeError, OSError  # truncated, or encrypted
+    with (
+        refused(fault, "download it again", *damaged),
+        tarfile.open(fileobj=content) if tarred else zipfile.ZipFile(content) as archive,
+    ):
+        inside, read = (archive.getnames(), archive.extractfile) if tarred else (archive.namelist(), archive.open)
+        names = [n for n in inside if not n.endswith("/") and not n.startswith("__MACOSX")]
+        tables = [n for n in names if n.lower().endswith(SUFFIXES) and "readme" not in n.lower()]
+        wanted = [n for n in names if n.lower().endswith(".json")] or tables
+        contents = [Document(f"{path}/{name}", read(name).read()) for name in wanted]
     if not contents:
         held = f"holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
         raise InputError(f"{path}: {held}; give the data set's annotation zip")
@@ -197,15 +192,14 @@ def _documents(file: Document) -> list[Document]:
 
 
 def value_of(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first of `names` (in any case) that the row has. Raises `InputError` listing its columns."""
-    by_name = {name.lower(): value for name, value in row.items() if value is not None}
-    if not (there := [name for name in names if name in by_name]):
+    """The value of the first of `names` that the row has. Raises `InputError` listing its columns."""
+    if not (there := [row[name] for name in names if row.get(name) is not None]):
         raise InputError(f"{where}: no {' or '.join(names)} among {', '.join(row) or 'nothing'}; add it")
-    return by_name[there[0]]
+    return there[0]
 
 
 def column(name: str) -> str:
-    """A column's name as the readers know it: "Video ID" → "video_id"."""
+    """A column's name as rows have it: "Video ID" → "video_id"."""
     return name.strip().lower().replace(" ", "_")
 
 

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from videoblip2.errors import InputError, first_line
+from videoblip2.errors import InputError, refused
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
 from videoblip2.imports import LightMeta, quiet_transformers
 
@@ -67,7 +67,9 @@ def load_clap(
 def _tried(encoder: E) -> E:
     """The encoder after a trial: a processor of another model would otherwise fail after minutes of work, or never."""
     config, processor = encoder.model.config, encoder.processor
-    try:
+    fault = f"{encoder.name}: its preprocessor_config.json does not fit its weights"
+    remedy = "copy config, weights and preprocessor_config.json from one repository"
+    with refused(fault, remedy, Exception):  # any layer may be the one that does not fit
         expected = _usual_processor(config.model_type)
         if expected and type(processor).__name__ != expected:
             raise ValueError(f"{config.model_type} takes {expected}, that is {type(processor).__name__}")
@@ -75,11 +77,6 @@ def _tried(encoder: E) -> E:
         if fused != getattr(config, "enable_fusion", False):  # fused weights would take unfused mel filters
             raise ValueError(f"that is for {'fused' if fused else 'unfused'} CLAP, the weights are not")
         _ = encoder.width
-    except Exception as error:  # any layer may be the one that does not fit
-        raise InputError(
-            f"{encoder.name}: its preprocessor_config.json does not fit its weights ({first_line(error)}); "
-            "copy config, weights and preprocessor_config.json from one repository"
-        ) from error
     return encoder
 
 
@@ -137,12 +134,9 @@ def _load_pair(
         raise InputError(
             f"{name}: holds no weights for {missing[0]} (of {len(missing)}); give a {type(model).__name__}"
         )
-    try:
+    remedy = "give cpu, or cuda if torch sees a GPU"
+    with refused(f"device={device}: cannot be used", remedy, RuntimeError, AssertionError):
         model = model.to(device).eval().requires_grad_(False)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device={device}: cannot be used ({first_line(error)}); give cpu, or cuda if torch sees a GPU"
-        ) from error
     full = str(Path(name).resolve()) if folder else str(name)  # found from any working directory
     return full, fingerprint(model, processor), model.to(getattr(torch, dtype)), processor, commit
 
@@ -151,13 +145,8 @@ def _load(kind: str, name: str | Path, revision: str | None, **options: Any) -> 
     """`from_pretrained` of a class of transformers. Any failure becomes an `InputError` with its remedy."""
     import transformers
 
-    try:
-        with quiet_transformers(), LightMeta():
-            return getattr(transformers, kind).from_pretrained(
-                str(name), **options, **({"revision": revision} if revision else {})
-            )
-    except Exception as error:  # a file of another model can fail in any of its readers
-        raise InputError(
-            f"{name}: no {kind.removeprefix('Auto')} could be loaded from it ({first_line(error)}); give a folder with "
-            "its config, weights and preprocessor_config.json, or a hub name if you are online"
-        ) from error
+    fault = f"{name}: no {kind.removeprefix('Auto')} could be loaded from it"
+    remedy = "give a folder with its config, weights and preprocessor_config.json, or a hub name if you are online"
+    options |= {"revision": revision} if revision else {}
+    with refused(fault, remedy, Exception), quiet_transformers(), LightMeta():  # any of its readers can fail
+        return getattr(transformers, kind).from_pretrained(str(name), **options)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from videoblip2.errors import InputError, Progress, no_progress
+from videoblip2.errors import InputError, Progress, no_progress, refused
 from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
@@ -167,18 +167,16 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
     if whole and (found := whole.difference(fresh)):
         raise InputError(f"{out}: was made with {found}; give another --out folder")
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / f".{path.name}.lock", timeout=0):
-            start = FeatureManifest.parse(path.read_bytes(), path) if path.is_file() else fresh
-            known = {video_id: note.sha256 for video_id, note in (whole or fresh).videos.items()}
-            ledger = Ledger(path, start, known, dict(start.videos), dict(start.failed))
-            try:
-                ledger.save()
-                yield ledger
-            except BaseException:
-                with suppress(OSError):  # a full disk: report the first error, and keep the last manifest
-                    ledger.save()
-                raise
+    busy = refused(f"{path}: another extraction is writing it", "wait for it, or use --shard", Timeout)
+    with busy, FileLock(out / f".{path.name}.lock", timeout=0):
+        start = FeatureManifest.parse(path.read_bytes(), path) if path.is_file() else fresh
+        known = {video_id: note.sha256 for video_id, note in (whole or fresh).videos.items()}
+        ledger = Ledger(path, start, known, dict(start.videos), dict(start.failed))
+        try:
             ledger.save()
-    except Timeout as error:
-        raise InputError(f"{path}: another extraction is writing it; wait for it, or use --shard") from error
+            yield ledger
+        except BaseException:
+            with suppress(OSError):  # a full disk: report the first error, and keep the last manifest
+                ledger.save()
+            raise
+        ledger.save()

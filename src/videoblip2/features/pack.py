@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError, Progress, no_progress
+from videoblip2.errors import InputError, Progress, no_progress, refused
 from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.packed import FORMAT, KINDS, open_packed
 from videoblip2.features.store import FeatureStore, load_array, write_features
@@ -55,13 +55,9 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress = no_p
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'features.safetensors'}")
     if not store.ids:
         raise InputError(f"{source}: holds no video; make features with `vb2 features extract`")
-    try:
-        with _locked_draft(out) as file:
-            rows, tensors = _write(file, store, progress)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or give another place; nothing changed"
-        ) from error
+    remedy = "free space or give another place; nothing changed"
+    with refused(f"{out}: cannot be written", remedy, OSError), _locked_draft(out) as file:
+        rows, tensors = _write(file, store, progress)
     kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in store.modalities}
     return PackReport(out, len(store.ids), out.stat().st_size / 2**20, kinds, rows["audio"].count(0))
 
@@ -161,10 +157,8 @@ def _open_array(path: Path, modality: str) -> NDArray[Any]:
 
 
 def _read_ids(path: Path, count: int, array: Path) -> Sequence[str]:
-    try:
+    with refused(f"{path}: not a JSON list of video ids", f"give one for each row of {array}", OSError, ValueError):
         names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON list of video ids ({error}); give one for each row of {array}") from error
     if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
         raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
     wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]

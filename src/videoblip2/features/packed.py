@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.modality import MODALITIES
 
 FORMAT = "1"
@@ -36,10 +36,8 @@ def open_packed(path: Path) -> tuple[dict[str, PackedRows], bytes]:
 
     Raises `InputError` for any other file, a truncated one, or a wrong index.
     """
-    try:
+    with refused(f"{path}: not packed features, or truncated", "pack them again", SafetensorError, OSError):
         file = safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not packed features, or truncated ({error}); pack them again") from error
     made, names = (file.metadata() or {}).get("format"), set(file.keys())
     if made is None or not set(TENSORS) <= names:
         raise InputError(f"{path}: a safetensors file, but not packed features; give a feature store")

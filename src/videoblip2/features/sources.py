@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.files import MEDIA_SUFFIXES, printable
 
 #: How media files begin, whatever their names: (position, bytes).
@@ -67,10 +67,10 @@ def _lines(words: Iterable[str]) -> Iterator[str]:
                 sys.stdin.reconfigure(errors="surrogateescape")
             yield from _listed(sys.stdin)
         elif word.startswith("@") and not os.path.exists(word):
-            try:
-                yield from _listed(Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{word}: {error}; give a text file with one video per line") from error
+            remedy = "give a text file with one video per line"
+            with refused(f"{word}: cannot be read", remedy, OSError, UnicodeDecodeError):
+                lines = Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n")
+            yield from _listed(lines)
         else:
             yield word
 

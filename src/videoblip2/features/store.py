@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoblip2.config import ModelConfig
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.features.manifest import FeatureManifest
 from videoblip2.features.packed import PackedRows, open_packed
 from videoblip2.files import atomic
@@ -172,10 +172,8 @@ def write_features(root: Path, video_id: str, features: Features) -> None:
 
 
 def load_array(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDArray[Any]:
-    try:
+    with refused(f"{path}: not a plain .npy array", remedy, OSError, ValueError, EOFError):
         array = np.load(path, mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a plain .npy array ({error}); {remedy}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: holds {type(array).__name__}, not one array; {remedy}")
     return array

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.files import atomic, json_text
 from videoblip2.jobs.forms import ROW, Row, as_lines, form_of, write_rows
 
@@ -32,16 +32,13 @@ class RowFile:
         self.path, self.form = path, form_of(path)
         self._journal = path if self.form == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
         self._due = 0.0
-        try:
+        busy = refused(f"{path}: another process is writing it", "wait for it, or give another --out", Timeout)
+        with refused(f"{path}: cannot be written", "give a place that can be written to", OSError), busy:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             self._lock.acquire(timeout=0)
             known = self._journal.exists()
             self.rows, again = _read_journal(self._journal)
-        except Timeout as error:
-            raise InputError(f"{path}: another process is writing it; wait for it, or give another --out") from error
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}; give a place that can be written to") from error
         if path.exists() and not known:
             raise InputError(f"{path}: exists, and this command did not write it; move it, or give another --out")
         _refuse_mixed(path, self.rows, "give another --out", (model_version, options))
@@ -75,7 +72,8 @@ class RowFile:
         changed = not failed and not paths.isdisjoint(self._paths)
         if not new or (failed and paths <= self._paths - self._again):
             return
-        try:
+        remedy = "fix that and run the same command again; what is written is kept"
+        with refused(f"{self.path}: cannot be written", remedy, OSError):
             if changed:  # the file was replaced since an earlier run
                 kept = [*(row for row in self.rows if row.path not in paths), *new]
                 self._rewrite(kept)
@@ -89,11 +87,6 @@ class RowFile:
                 began = time.monotonic()
                 write_rows(self.path, self.rows)
                 self._due = time.monotonic() + max(RENDER_SECONDS, 20 * (time.monotonic() - began))
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: {error.strerror or error}; fix that and run the same command again; "
-                "what is written is kept"
-            ) from error
 
     def finish(self, order: Sequence[str]) -> None:
         """Rows in the order of `order` (paths); those of other paths, from earlier runs, come last."""

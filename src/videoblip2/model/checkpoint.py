@@ -23,6 +23,7 @@ import yaml
 from transformers.initialization import no_init_weights
 
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 from videoblip2.files import write_json, write_text
 from videoblip2.imports import LightMeta, quiet_transformers
 from videoblip2.modality import MODALITIES, modality_names
@@ -102,10 +103,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     for name in ("config.yaml", "metrics.json"):
         if not (folder / name).is_file():
             raise InputError(f"checkpoint {folder}: no {name}; train or copy it again")
-    try:
+    with refused(f"checkpoint {folder}: metrics.json is damaged", "train or copy it again", ValueError):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"checkpoint {folder}: metrics.json is damaged ({error}); train or copy it again") from error
     tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
     try:
         with quiet_transformers():

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import refused
 
 FileFormat = Literal["torch", "torch (before 1.6)", "safetensors", "sharded"]
 
@@ -86,24 +86,19 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    try:
+    fault = f"{name}: no such file or folder, and not available from the hub"
+    with refused(fault, "name a file or folder, or go online", HTTPError, OSError):
         for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
             folder = Path(snapshot_download(name, allow_patterns=["config.json", pattern]))
             if any(folder.glob(pattern)):
                 break
-    except (HTTPError, OSError) as error:
-        reason = f"not available from the hub ({first_line(error)})"
-        raise InputError(f"{name}: no such file or folder, and {reason}") from error
     return folder
 
 
 def sniff(path: Path) -> FileFormat:
     """What `path` is, from its bytes; InputError, saying what it looks like, when it is not a file of weights."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    with refused(f"{path}: cannot be read", "check it and its permissions", OSError), path.open("rb") as file:
+        head = file.read(512)
     if not head:
         raise InputError(f"{path}: an empty file; {_AGAIN}")
     if path.name.endswith(_INDEX_SUFFIX):
@@ -136,10 +131,12 @@ def _sniff_zip(path: Path) -> FileFormat:
 
 def _load(path: Path, file_format: FileFormat) -> object:
     """What one file holds; a pickle of more than tensors is never opened."""
+    fault = f"{path}: a {file_format.partition(' ')[0]} file that is damaged or cut short"
     try:
-        if file_format == "safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
+        with refused(fault, _AGAIN, SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError):
+            if file_format == "safetensors":
+                return load_file(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
@@ -147,19 +144,13 @@ def _load(path: Path, file_format: FileFormat) -> object:
             f"{path}: holds Python objects beside tensors{what}; opening them could run code, so it is refused: "
             "re-save only its tensors as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        kind = file_format.partition(" ")[0]
-        raise InputError(
-            f"{path}: a {kind} file that is damaged or cut short ({first_line(error)}); {_AGAIN}"
-        ) from error
 
 
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
-    try:
+    fault = f"{index}: not an index of sharded weights, no weight_map"
+    with refused(fault, _AGAIN, ValueError, KeyError, TypeError, AttributeError):
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of sharded weights (no weight_map); {_AGAIN}") from error
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(shards.values())):
         if Path(name).name != name or name.endswith(_INDEX_SUFFIX):

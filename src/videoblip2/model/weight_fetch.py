@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from videoblip2.errors import InputError, Progress, first_line, no_progress
+from videoblip2.errors import InputError, Progress, first_line, no_progress, refused
 from videoblip2.files import write_text
 
 _CHUNK = 1 << 20  # bytes: one step of the progress bar
@@ -99,11 +99,9 @@ def fetch_file(
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", given):
         raise InputError(f"--sha256 {sha256}: must be 64 hexadecimal digits")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            return _fetch_file(name, url, target, given, progress)
-    except Timeout as error:
-        raise InputError(f"{target}: another process is fetching it; wait until it ends") from error
+    busy = refused(f"{target}: another process is fetching it", "wait until it ends", Timeout)
+    with busy, FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
+        return _fetch_file(name, url, target, given, progress)
 
 
 def _fetch_file(name: str, url: str, target: Path, given: str, progress: Progress) -> Fetched:
@@ -199,15 +197,12 @@ def fetch_repository(name: str, repository: str, folder: Path) -> Fetched:
     if not sys.stderr.isatty():
         disable_progress_bars()
     client: Any = HfApi()
-    try:
+    remedy = "behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to"
+    with refused(f"{repository}: the hub cannot be reached or refuses", f"{remedy} {folder}", HTTPError, OSError):
         info = client.model_info(repository, files_metadata=True)
         wanted = _wanted(info.siblings)
         names = [file.rfilename for file in wanted]
         client.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=names)
-    except (HTTPError, OSError) as error:
-        remedy = "behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT, or copy the folder from another machine to"
-        reason = f"the hub cannot be reached or refuses ({first_line(error)})"
-        raise InputError(f"{repository}: {reason}; {remedy} {folder}") from error
     published = {file.rfilename: file.lfs.sha256 for file in wanted if file.lfs is not None}
     files = _verify(folder, published, "the sha256 published by the hub")
     files = {file: files.get(file) or digests(folder / file)[0] for file in names}

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from videoblip2.captions.metrics import PRIMARY, label_of, shown
 from videoblip2.config import InputError, parse_config
-from videoblip2.errors import Progress, masked, no_progress
+from videoblip2.errors import Progress, masked, no_progress, refused
 from videoblip2.files import write_json, write_text
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.training import distributed
@@ -57,19 +57,18 @@ def tune(
     plan, start = load_plan(path, overrides), _starter(path, overrides, nproc)
     place, run, name = studies.address(plan), plan.base.run, plan.tuning.study
     plan.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(plan.folder / "lead.lock", timeout=0), studies.storage_errors(place):
-            study = studies.open_study(plan, studies.open_storage(place))
-            earlier = study.user_attrs.get("run_id")
-            with open_run(RunSpec("tune", name, run.experiment, run.tracking, earlier)) as tracker:
-                begin(study, plan, tracker)
-                made = len(counted(study.get_trials(deepcopy=False)))
-                say(f"study {name}: {made} of {plan.tuning.n_trials} trials in {masked(place)}")
-                work(WorkerContext(study, plan, progress, say, start), wait=True)
-                return conclude(study, plan, tracker)
-    except Timeout as error:
-        fault = f"study {name!r}: another `vb2 tune` already leads it"
-        raise InputError(f"{fault}; add --worker to help, or wait for it") from error
+    busy = refused(
+        f"study {name!r}: another `vb2 tune` already leads it", "add --worker to help, or wait for it", Timeout
+    )
+    with busy, FileLock(plan.folder / "lead.lock", timeout=0), studies.storage_errors(place):
+        study = studies.open_study(plan, studies.open_storage(place))
+        earlier = study.user_attrs.get("run_id")
+        with open_run(RunSpec("tune", name, run.experiment, run.tracking, earlier)) as tracker:
+            begin(study, plan, tracker)
+            made = len(counted(study.get_trials(deepcopy=False)))
+            say(f"study {name}: {made} of {plan.tuning.n_trials} trials in {masked(place)}")
+            work(WorkerContext(study, plan, progress, say, start), wait=True)
+            return conclude(study, plan, tracker)
 
 
 def _starter(path: str, overrides: Sequence[str], nproc: int) -> Callable[[int], None] | None:

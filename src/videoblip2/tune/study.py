@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, refused
 from videoblip2.files import atomic, expand
 from videoblip2.tracking import find_model
 from videoblip2.tune.plan import Plan
@@ -232,14 +232,10 @@ def _journal(path: Path) -> Any:
     return optuna.storages.JournalStorage(backend)
 
 
-@contextmanager
-def storage_errors(place: str) -> Iterator[None]:
+def storage_errors(place: str) -> AbstractContextManager[None]:
     """Turn the error of a locked, full or missing storage into one line; the study can be resumed."""
-    try:
-        yield
-    except optuna.exceptions.StorageInternalError as error:
-        remedy = "free it, then run the same command again to resume the study"
-        raise InputError(f"storage {place}: {first_line(error)}; {remedy}") from error
+    remedy = "free it, then run the same command again to resume the study"
+    return refused(f"storage {place}: cannot be used", remedy, optuna.exceptions.StorageInternalError)
 
 
 def host_and_port(text: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import psutil
 
 from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
-from videoblip2.errors import DENIED, first_line
+from videoblip2.errors import DENIED, first_line, refused
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
 from videoblip2.tracking.source import ProcessRecord
@@ -156,13 +156,10 @@ def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
 
 def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
     """The rows of one kind that a run logged, by key. Raises InputError if the file is gone or malformed."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = Path(store.connect().download_artifacts(run_id, path, folder))
-            return {row.key: row for row in read_rows(file, kind)}
-        except (OSError, ValueError) as error:
-            remedy = f"evaluate the run again with `vb2 evaluate {run_id}`"
-            raise InputError(f"run {run_id}: {path} cannot be read ({first_line(error)}); {remedy}") from error
+    fault, remedy = f"run {run_id}: {path} cannot be read", f"evaluate the run again with `vb2 evaluate {run_id}`"
+    with refused(fault, remedy, OSError, ValueError), tempfile.TemporaryDirectory() as folder:
+        file = Path(store.connect().download_artifacts(run_id, path, folder))
+        return {row.key: row for row in read_rows(file, kind)}
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:

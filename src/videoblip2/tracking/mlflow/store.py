@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of
 from videoblip2.config import InputError
-from videoblip2.errors import LOGIN, first_line, masked
+from videoblip2.errors import LOGIN, first_line, masked, refused
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,11 +112,9 @@ def add_views(client: "MlflowClient", experiment_id: str) -> None:
 
 def check_reachable(uri: str) -> None:
     """Check that a tracking server answers and accepts the login. Raises InputError within seconds if not."""
-    try:
+    remedy = "check that it is running, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db here"
+    with refused(f"{uri}: no tracking server answers", remedy, Exception):
         answer = get(uri, "/api/2.0/mlflow/experiments/search", params={"max_results": 1})
-    except Exception as error:
-        remedy = "check that it is running, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db here"
-        raise InputError(f"{uri}: no tracking server answers ({first_line(error)}); {remedy}") from error
     if answer.status_code in (401, 403):
         hosts = "; also check the server's --allowed-hosts" if answer.status_code == 403 else ""
         reason = f"{answer.status_code}: {' '.join(answer.text.split())[:100]}"
