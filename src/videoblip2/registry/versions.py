@@ -18,8 +18,7 @@ import psutil
 from pydantic import ValidationError
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
-from videoblip2.tracking.mlflow.store import connect
+from videoblip2.tracking.mlflow.store import UNKNOWN, answered, connect
 from videoblip2.tracking.source import ProcessRecord
 
 if TYPE_CHECKING:
@@ -35,21 +34,6 @@ ABOUT = (
 LOCK = "promotion_lock"  # the tag that names the holder of the lock
 LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
 SETTLE_SECONDS = 1.0  # how long another process may take between reading the tag and writing its own
-UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
-
-
-@contextmanager
-def answered(*codes: str, message: str = "") -> Iterator[None]:
-    """Turn these answers of MLflow into an InputError with a message, `{error}` replaced; without one, carry on."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code not in codes:
-            raise
-        if message:
-            raise InputError(message.replace("{error}", first_line(error))) from error
 
 
 def register(model_uri: str, name: str = NAME) -> int:

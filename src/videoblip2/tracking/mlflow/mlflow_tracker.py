@@ -13,7 +13,6 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Run
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -214,12 +213,9 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> Run:
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
     """Whether the store has a run that is not deleted."""
-    try:
+    with store.answered(*store.UNKNOWN):
         return str(client.get_run(run_id).info.lifecycle_stage) == "active"
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
+    return False
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -227,11 +223,8 @@ def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         database = store.sqlite_file(store.tracking_uri())
-        try:
+        with store.answered("RESOURCE_ALREADY_EXISTS"):  # another process created it in between
             client.create_experiment(name, (database.parent / store.ARTIFACTS / name).as_uri() if database else None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process created it in between
-                raise
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         remedy = "restore it with `mlflow experiments restore` or use another name"

@@ -15,14 +15,12 @@ from urllib.parse import unquote, urlparse
 import mlflow
 from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
-from videoblip2.errors import DENIED, first_line
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, RunRecord, find_run
@@ -86,9 +84,11 @@ def logged_model(model: str) -> tuple[Any, str]:
     address = ADDRESS.fullmatch(model)
     if address is None:
         raise InputError(f"{model}: not the address of a model; {FORMS}")
-    try:
-        if address["id"]:
-            return client.get_logged_model(address["id"]), address["id"]
+    remedy = "`mlflow ui` shows models, `vb2 promote RUN` and `vb2 demo` make them"
+    unknown = f"{model}: unknown to {store.tracking_uri()} ({{error}}); {remedy}"
+    with store.answered(*store.UNKNOWN, message=unknown):
+        if model_id := address["id"]:
+            return client.get_logged_model(model_id), model_id
         if address["alias"]:
             version = client.get_model_version_by_alias(address["name"], address["alias"])
         else:
@@ -98,11 +98,6 @@ def logged_model(model: str) -> tuple[Any, str]:
             reason = f"version {version.version} was not registered from a checkpoint ({version.source})"
             raise InputError(f"{model}: {reason}; register one with `vb2 promote RUN`")
         return client.get_logged_model(source[1]), f"{version.name}/{version.version}"
-    except MlflowException as error:
-        if error.error_code in DENIED:
-            raise
-        remedy = "`mlflow ui` shows models, `vb2 promote RUN` and `vb2 demo` make them"
-        raise InputError(f"{model}: unknown to {store.tracking_uri()} ({first_line(error)}); {remedy}") from error
 
 
 def alias_version(address: str) -> str:

@@ -16,7 +16,7 @@ import psutil
 
 from videoblip2.captions.predictions import Kind, Row, read_rows
 from videoblip2.config import InputError
-from videoblip2.errors import DENIED, first_line, refused
+from videoblip2.errors import first_line, refused
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
 from videoblip2.tracking.source import ProcessRecord
@@ -95,17 +95,11 @@ def find_run(word: str, also: str = "") -> RunRecord:
 
     Raises InputError for a word that names no run, several, or a deleted one; `also` says what else it does not name.
     """
-    from mlflow.exceptions import MlflowException
-
     names, quoted = _experiments(), word.replace("'", "")
     found = _search(f"attributes.run_name = '{quoted}'", names)
     if re.fullmatch(r"[0-9a-f]{32}", word):
-        try:
+        with store.answered(*store.UNKNOWN):
             run = store.connect().get_run(word)
-        except MlflowException as error:
-            if error.error_code in DENIED:
-                raise
-        else:
             if run.info.lifecycle_stage != "active":
                 raise InputError(f"{word}: this run was deleted; restore it with `mlflow runs restore --run-id {word}`")
             found = [_record(run, names)]

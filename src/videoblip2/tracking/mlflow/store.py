@@ -9,7 +9,8 @@ import logging
 import os
 import sqlite3
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ BUSY_SECONDS = 2.0
 ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NOISY = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")  # they print what is also raised
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
 MOVE_AWAY = "move it away and start again, or restore a copy"
 #: File systems that several machines share, where sqlite's write-ahead logging corrupts data; so do most on FUSE.
@@ -86,6 +88,20 @@ def connect(create: bool = False) -> "MlflowClient":
         check_reachable(uri)
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
+
+
+@contextmanager
+def answered(*codes: str, message: str = "") -> Iterator[None]:
+    """Turn these answers of MLflow into an InputError with a message, `{error}` replaced; without one, carry on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
+        if message:
+            raise InputError(message.replace("{error}", first_line(error))) from error
 
 
 def section(metric: str) -> str:
