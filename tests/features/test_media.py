@@ -103,6 +103,14 @@ def test_frames_that_nobody_asked_for_are_left_out_and_the_others_are_the_same(m
     assert few < 50 if fps < 10 else few <= 60
 
 
+@pytest.mark.parametrize(("kept", "opened"), [(2**24, 1), (1000, 2)])
+def test_a_clip_is_opened_once_and_a_film_twice(monkeypatch, between, kept, opened):
+    every, count, opens = list(stream_frames(between, 4)), [], av.open
+    monkeypatch.setattr("videoblip2.features.frames.KEPT", kept)
+    monkeypatch.setattr(av, "open", lambda *given, **options: count.append(1) or opens(*given, **options))
+    assert np.array_equal(list(stream_frames(between, 4)), every) and len(count) == opened
+
+
 def test_a_choice_of_frames_is_made_by_number_before_they_are_decoded(monkeypatch, between, tmp_path):
     every, asked = list(stream_frames(between, 8)), []
     assert np.array_equal(list(stream_frames(between, 8, pick=lambda n: asked.append(n) or [0, 5, n - 1])), [

@@ -34,6 +34,7 @@ THUMBNAIL = 32, 24  # width and height
 
 ONE_EACH = ("h264", "hevc")  # codecs whose every packet becomes one picture
 GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
+KEPT = 2**24  # bytes of packets that wait to be decoded: a clip has fewer, and a film is read twice
 LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
 
 
@@ -91,11 +92,13 @@ def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None =
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames of a stream to decode: the `pts` for each k, as in `nearest`; `end` and `step` as in `Clock`."""
+    """Which frames of a stream to decode: the `pts` for each k, as in `nearest`; `end` and `step` as in `Clock`; and
+    the stream's packets, unless they take more than `KEPT` bytes."""
 
     wanted: list[int]
     end: float
     step: float
+    packets: list[Any]
 
 
 def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
@@ -103,8 +106,11 @@ def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
     if stream.codec_context.name not in ONE_EACH or container.format.flags & av.format.Flags.ts_discont.value:
         return None
     every, last, unit = array("q"), (-math.inf, 0), stream.time_base  # a film has hundreds of thousands of packets
+    packets, room = list[Any](), KEPT
     try:
         for packet in container.demux(stream):
+            room -= packet.size
+            packets.append(packet) if room >= 0 else packets.clear()
             if packet.size and not packet.is_discard:
                 if packet.pts is None or packet.is_corrupt:
                     return None
@@ -119,16 +125,16 @@ def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
         return None
     step = max(float(last[1] * unit), float(steps.max(initial=0)))
     wanted = list(nearest(zip(numbers.tolist(), times.tolist(), strict=True), fps))
-    return FramePlan(wanted, float(times[-1]) + step, step)
+    return FramePlan(wanted, float(times[-1]) + step, step, packets)
 
 
-def decoded(container: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:
-    """Frames of one stream; packets that FFmpeg cannot decode are skipped.
+def decoded(packets: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:
+    """Frames of one stream, of its packets; those that FFmpeg cannot decode are skipped.
 
     wanted: `pts` of those that must come; others come only if further frames refer to them.
     """
     codec, skipping = stream.codec_context, False
-    packets, reading, seconds, bad, first = container.demux(stream), True, 0.0, 0, ""
+    packets, reading, seconds, bad, first = iter(packets), True, 0.0, 0, ""
     while not (reading and bad):  # where reading fails, the file ends
         try:
             reading = True
@@ -150,11 +156,11 @@ def decoded(container: Any, stream: Any, caveats: list[str], wanted: Container[i
         caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
 
 
-def promised(container: Any, stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
+def promised(packets: Iterable[Any], stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
     """The frames of these `pts`, in order; ends early where one does not come out."""
     place = 0
     skippable = stream.codec_context.name == "h264"  # HEVC's higher temporal layers refer to frames marked as unused
-    for frame in decoded(container, stream, caveats, set(wanted) if skippable else None):
+    for frame in decoded(packets, stream, caveats, set(wanted) if skippable else None):
         if frame.pts is None or frame.pts > wanted[place]:
             return
         while wanted[place] == frame.pts:
@@ -186,14 +192,13 @@ class Pictures:
         planar = self._size[0] % 2 == 1 and self._size[1] == frame.height
         form = "rgb48le" if hdr else "gbrp" if planar else "rgb24"
         try:
-            shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
+            shown: Any = self._converter.reformat(frame, *self._size, format=form, threads=1)
         except av.FFmpegError:  # such as ICtCp
             self._note(f"video: colour matrix {int(frame.colorspace)} cannot be converted, read as BT.709")
             frame.colorspace = BT709
             shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
         if shown.format.name == "gbrp":
-            stored: Any = shown.planes
-            green, blue, red = (np.frombuffer(plane, np.uint8).reshape(shown.height, -1) for plane in stored)
+            green, blue, red = (np.frombuffer(plane, np.uint8).reshape(shown.height, -1) for plane in shown.planes)
             pixels: NDArray[Any] = np.stack([red, green, blue])[:, :, : shown.width].transpose(1, 2, 0)
         else:
             pixels = shown.to_ndarray()

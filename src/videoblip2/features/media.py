@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -85,26 +85,28 @@ def stream_frames(
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
     path, options, caveats = Path(path), options or {}, [] if caveats is None else caveats
-    plan, before, shown = None, len(caveats), 0
-    if not (span or watch):
-        with _open_video(path, options) as opened:
+    plan, before, shown, numbers = None, len(caveats), 0, list[int]()
+    with ExitStack() as files:
+        if not (span or watch):
+            opened = files.enter_context(_open_video(path, options))
             plan = planned(*opened, fps)
-    numbers = sorted(set(pick(len(plan.wanted)))) if plan and pick else range(len(plan.wanted) if plan else 0)
-    if plan:
-        with _open_video(path, options) as (container, stream):
+        if plan:
+            numbers = sorted(set(pick(len(plan.wanted)))) if pick else list(range(len(plan.wanted)))
+            container, stream = opened if plan.packets else files.enter_context(_open_video(path, options))
+            packets = plan.packets or container.demux(stream)
             pictures = Pictures(stream.sample_aspect_ratio, caveats)
-            for frame in promised(container, stream, caveats, [plan.wanted[number] for number in numbers]):
+            for frame in promised(packets, stream, caveats, [plan.wanted[number] for number in numbers]):
                 yield pictures.rgb(frame)
                 shown += 1
             if shown == len(numbers):
                 _note_early_end(stream, plan.end, FRAME_TOLERANCE * plan.step, caveats)
                 return
-        del caveats[before:]  # a frame did not come out: decode all, and leave out what is known already
+            del caveats[before:]  # a frame did not come out: decode all, and leave out what is known already
     rest = set(numbers[shown:])
     with _open_video(path, options) as (container, stream):
         pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), Clock(container, stream)
         span = None if span is None else _sought(container, stream, span)
-        number, timed = -1, clock.timed(decoded(container, stream, caveats))
+        number, timed = -1, clock.timed(decoded(container.demux(stream), stream, caveats))
         for number, frame in enumerate(nearest(watched(timed, watch) if watch else timed, fps, span)):
             if not plan or number in rest:
                 yield pictures.rgb(frame)
@@ -146,7 +148,7 @@ def stream_audio(
         if stream.codec_context is None:
             caveats.append(f"audio: skipped, FFmpeg cannot decode {_codec_name(container, stream)}")
             return
-        frames = chain(decoded(container, stream, caveats), (None,))
+        frames = chain(decoded(container.demux(stream), stream, caveats), (None,))
         if span is not None:
             yield from sound.within(chain.from_iterable(map(sound.mono, frames)), _sought(container, stream, span))
             return
