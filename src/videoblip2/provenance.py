@@ -66,7 +66,7 @@ class FeatureOrigin(Record):
         if not isinstance(content, Mapping) or "encoders" in content:
             return content
         encoders = {kind: content[kind] for kind in ENCODERS if content.get(kind)}
-        return {"encoders": encoders, "settings": content.get("settings") or {}}
+        return {**content, "encoders": encoders, "settings": content.get("settings") or {}}
 
     @model_serializer
     def _to_json(self) -> dict[str, object]:

@@ -154,7 +154,7 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
     name = "manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN
     path, whole = out / name, FeatureManifest.read(out)
     fresh = FeatureManifest(
-        origin=encoders.origin,
+        **dict(encoders.origin),
         widths=encoders.widths,
         dtype=encoders.dtype,
         sampling_rate=encoders.clap.rate,

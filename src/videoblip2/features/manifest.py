@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, model_serializer
 
 from videoblip2.errors import InputError, validated
 from videoblip2.files import write_json
@@ -35,42 +35,33 @@ class VideoNote(Record):
     caveats: tuple[str, ...] = ()
 
 
-class FeatureManifest(Record):
-    """The manifest of a store. origin: encoders and settings. failed: video id → reason.
+class FeatureManifest(FeatureOrigin):
+    """The manifest of a store: what its features were made with, and of which videos. failed: video id → reason."""
 
-    In the file, the encoders and `settings` are keys of the top level.
-    """
-
-    origin: FeatureOrigin = FeatureOrigin()
     widths: Mapping[str, int] = Field(default_factory=dict)  # of each extracted modality
     dtype: str = "float32"
     sampling_rate: int | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     imported_from: str | None = None
-    videos: Mapping[str, VideoNote] = Field(default_factory=dict)
+    videos: Mapping[str, VideoNote]
     failed: Mapping[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_json(cls, content: object) -> object:
-        if not isinstance(content, Mapping) or "origin" in content:
-            return content
-        if "videos" not in content:
-            raise ValueError('has no "videos"')
-        return {**content, "origin": content}
 
     @model_serializer
     def _to_json(self) -> dict[str, object]:
-        names = self.model_fields_set - {"origin", "videos"}
+        names = self.model_fields_set - {*FeatureOrigin.model_fields, "videos"}
         rest = {name: getattr(self, name) for name in type(self).model_fields if name in names}
         notes = {video_id: note.model_dump(exclude_unset=True) for video_id, note in self.videos.items()}
-        origin = self.origin.model_dump() if self.known else {}
-        return {**origin, **rest, "videos": notes}
+        return {**(self.origin.model_dump() if self.known else {}), **rest, "videos": notes}
+
+    @property
+    def origin(self) -> FeatureOrigin:
+        """What the features were made with, alone."""
+        return FeatureOrigin(encoders=self.encoders, settings=self.settings)
 
     @property
     def known(self) -> bool:
         """Whether it says what the features were made with; false for a user's own arrays."""
-        return bool(self.origin.encoders)
+        return bool(self.encoders)
 
     @classmethod
     def read(cls, root: Path) -> Self | None:
@@ -112,8 +103,8 @@ class FeatureManifest(Record):
     def difference(self, other: FeatureManifest) -> str:
         """Something that must be the same in one store and is not, such as "fps 4.0, not 2.0"."""
         mine, others = (
-            {f"a {kind} of fingerprint": made.origin.fingerprint(kind) for kind in ENCODERS}
-            | dict(made.origin.settings)
+            {f"a {kind} of fingerprint": made.fingerprint(kind) for kind in ENCODERS}
+            | dict(made.settings)
             | {"dtype": made.dtype}
             for made in (self, other)
         )
