@@ -93,12 +93,14 @@ class PackedRows:
         return iter(self._places)
 
     def __getitem__(self, video_id: str) -> NDArray[Any]:
-        (first, last), size = self._places[video_id], self._rows.strides[0]
-        self._advise("MADV_WILLNEED", self._start + first * size, self._start + last * size)
-        self._reads += 1
-        if self._reads > self.FIRST and self._fits:
-            self._fits = False
-            threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
+        first, last = self._places[video_id]
+        if not self._done:
+            size = self._rows.strides[0]
+            self._advise("MADV_WILLNEED", self._start + first * size, self._start + last * size)
+            self._reads += 1
+            if self._reads > self.FIRST and self._fits:
+                self._fits = False
+                threading.Thread(target=self._everything, daemon=True, name="read-ahead").start()
         return self._rows[first:last].copy()
 
     def _everything(self) -> None:

@@ -154,8 +154,10 @@ class ShotWatch:
         far, times = np.array(self.far), np.array(self.times)
 
         def changed(i: int) -> bool:
+            if far[i] <= FADE:
+                return False
             around = [*far[max(0, i - 2 * rate) : max(0, i - rate + 1)], *far[i + rate : i + 2 * rate]]
-            return bool(far[i] > FADE and far[i] > TIMES_USUAL * np.median(around or 0.0))
+            return bool(far[i] > TIMES_USUAL * np.median(around or 0.0))
 
         runs = [list(run) for fade, run in groupby(range(rate, len(far)), changed) if fade]
         return [(float(far[run].max()), float(np.average(times[run], weights=far[run])) - APART / 2) for run in runs]
