@@ -97,8 +97,7 @@ def extract_features(
                 ledger.note(VideoOutcome(video_id, failure=printable(source.error)))
         outcomes = engine(files, known) if engine else encode_all(files, known, out, encoders, run.threads)
         with closing(outcomes):
-            ended = (ledger.note(outcome) for outcome in outcomes)
-            for _ in progress(ended, len(files), "features"):
+            for _ in progress(map(ledger.note, outcomes), len(files), "features"):
                 pass
     ends = {video_id: ledger.ended[video_id] for video_id in by_id}
     notes = {video_id: end.note for video_id, end in ends.items() if end.note}
@@ -120,8 +119,8 @@ class Ledger:
     ended: dict[str, VideoOutcome] = field(default_factory=dict)
     due: float = 0.0
 
-    def note(self, outcome: VideoOutcome) -> Path:
-        """Record one outcome, and save all of them if the last save was a while ago; returns the video's id."""
+    def note(self, outcome: VideoOutcome) -> None:
+        """Record one outcome, and save all of them if the last save was a while ago."""
         video_id = outcome.video_id
         self.ended[video_id] = outcome
         if outcome.failure is not None:
@@ -131,7 +130,6 @@ class Ledger:
             self.failed.pop(video_id, None)
         if time.monotonic() >= self.due:
             self.save()
-        return Path(video_id)
 
     def keep(self, outcome: VideoOutcome) -> None:
         """Write a video's features to the store, and record them."""
