@@ -1,5 +1,6 @@
 """A captioning job on a stand-in model: what is captioned, what fails, what is skipped; segments and sources."""
 
+import gc
 import io
 import os
 import threading
@@ -315,3 +316,13 @@ def test_names_that_are_not_utf8_have_a_shard(folder, monkeypatch):
 def test_shards_divide_the_videos(folder):
     every = [find_sources(["clips", "c d.mp4"], shard=(part, 3)) for part in (1, 2, 3)]
     assert sorted(source.path for part in every for source in part) == ["c d.mp4", "clips/a.webm", "clips/deep/b.mp4"]
+
+
+def test_no_garbage_is_looked_for_while_a_model_is_opened(monkeypatch):
+    def load(model, encoders):
+        raise InputError(f"looking for garbage: {gc.isenabled()}")
+
+    monkeypatch.setattr("videoblip2.predict.load_captioner", load)
+    with pytest.raises(InputError, match="False"):
+        JobPlan("m").open()
+    assert gc.isenabled()

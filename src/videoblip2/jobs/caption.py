@@ -4,6 +4,7 @@ Threads decode and encode as in `vb2 features extract`; the calling thread capti
 come together once all of them are there.
 """
 
+import gc
 import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -114,18 +115,22 @@ class JobPlan:
 
     def open(self) -> "CaptionJob":
         """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
-        from videoblip2.predict import load_captioner
+        gc.disable()  # what is imported and loaded stays: looking for garbage in it is a twentieth of the start
+        try:
+            from videoblip2.predict import load_captioner
 
-        captioner = load_captioner(self.model, encoders=self.encoders)
-        captioner.version = self.version
-        if self.options.questions and captioner.never_asked:
-            raise InputError(
-                f"{self.model}: was never trained on questions, it would answer with a caption; "
-                "ask a model trained with data.task=qa or data.task=mixed"
-            )
-        if self.store is None:
-            captioner.load_media_encoders()
-        return CaptionJob(captioner, self)
+            captioner = load_captioner(self.model, encoders=self.encoders)
+            captioner.version = self.version
+            if self.options.questions and captioner.never_asked:
+                raise InputError(
+                    f"{self.model}: was never trained on questions, it would answer with a caption; "
+                    "ask a model trained with data.task=qa or data.task=mixed"
+                )
+            if self.store is None:
+                captioner.load_media_encoders()
+            return CaptionJob(captioner, self)
+        finally:
+            gc.enable()
 
 
 @dataclass
