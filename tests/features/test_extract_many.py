@@ -23,7 +23,7 @@ from videoblip2.features.media import decode_audio, write_video
 from videoblip2.features.media_features import Encoders, FeatureSettings, feature_settings, load_encoders
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore, check_features, refuse_unnoted
-from videoblip2.features.towers import FrameEncoder
+from videoblip2.features.towers import FrameEncoder, SoundEncoder
 from videoblip2.jobs.ray import Actor, Wrapped, extraction, require_ray
 from videoblip2.toy.networks import TOY_SETTINGS
 
@@ -187,6 +187,18 @@ def test_rows_keep_their_order_where_a_later_batch_is_encoded_first(encoders, mo
     first.join()
     (ended,) = batches.add(engines.VideoOutcome("v", VideoNote(audio="absent", source="v.mp4", sha256="0")))
     assert ended.features["video"][:, 0].tolist() == [0, 1, 2, 3] and ended.note.frames == 4
+
+
+@pytest.mark.parametrize(("threads", "windows"), [(1, 16), (2, 16), (4, 8)])
+def test_few_threads_encode_as_many_windows_at_a_time_as_pay(encoders, monkeypatch, threads, windows):
+    sizes = []
+    monkeypatch.setattr(
+        SoundEncoder, "encode_windows", lambda clap, found: sizes.append(len(found)) or np.zeros((len(found), 512))
+    )
+    batches = engines.RowBatches(with_settings(encoders, batch_frames=64), threads)
+    for number in range(16):
+        batches.add(engines.Piece("v", "audio", number))
+    assert sizes == [windows] * (16 // windows)
 
 
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):

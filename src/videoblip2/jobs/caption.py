@@ -115,7 +115,7 @@ class JobPlan:
 
     def open(self) -> "CaptionJob":
         """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
-        gc.disable()  # what is imported and loaded stays: looking for garbage in it is a twentieth of the start
+        gc.disable()  # what is imported and loaded stays: looking for garbage in it takes a sixth of the start
         try:
             from videoblip2.predict import load_captioner
 
