@@ -222,12 +222,15 @@ def test_oblong_pixels_are_made_square(tmp_path, aspect, width):
     assert read_header(path)[1:] == (width, 144)
 
 
-@pytest.mark.parametrize("width", [180, 255, 256])
-def test_a_scaled_picture_has_the_levels_that_ffmpeg_gives_to_rgb(width):
-    noise = np.random.default_rng(0).integers(0, 256, (144, 180, 3)).astype(np.uint8)
+@pytest.mark.parametrize(
+    ("stored", "width"),
+    [((180, 144), 180), ((180, 144), 255), ((180, 144), 256), ((181, 144), 181), ((180, 145), 255)],
+)
+def test_a_scaled_picture_has_the_levels_that_ffmpeg_gives_to_rgb(stored, width):
+    noise = np.random.default_rng(0).integers(0, 256, (stored[1], stored[0], 3)).astype(np.uint8)
     frame = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format="yuv420p")
-    expected = frame.reformat(width, 144, "rgb24").to_ndarray()
-    np.testing.assert_array_equal(Pictures(Fraction(width, 180), []).rgb(frame), expected)
+    expected = frame.reformat(width, stored[1], "rgb24").to_ndarray()
+    np.testing.assert_array_equal(Pictures(Fraction(width, stored[0]), []).rgb(frame), expected)
 
 
 MATRICES = {  # (a, b, c, d) of x' = a x + c y, y' = b x + d y, and the corner of the frame where the top left one goes

@@ -188,8 +188,9 @@ class Pictures:
         """A decoded frame -> uint8 [H, W, 3]; a stream that changes size is scaled to its first size."""
         self._size = self._size or shown_size(frame.width, frame.height, self._aspect)
         hdr = frame.color_trc in (PQ, HLG)
-        # FFmpeg gives both the same levels where it makes an odd number of columns, planes in half of the time
-        planar = self._size[0] % 2 == 1 and self._size[1] == frame.height
+        # Where FFmpeg makes an odd number of columns, it gives both the same levels, planes in half of the time
+        even = (self._size[0] % 2, self._size[1], frame.height % 2) == (1, frame.height, 0)
+        planar = even and self._size[0] != frame.width and frame.format.name == "yuv420p"
         form = "rgb48le" if hdr else "gbrp" if planar else "rgb24"
         try:
             shown: Any = self._converter.reformat(frame, *self._size, format=form, threads=1)
