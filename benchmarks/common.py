@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from peft.tuners import lora
 from torch import Tensor
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.append(str(SOURCE))  # the package need not be installed
+
+from videoblip2.model.fused import Adapted, Norm  # noqa: E402
+
 CROSS = (".EncDecAttention.k", ".EncDecAttention.v")  # once a video
 
 
@@ -87,7 +93,7 @@ def product_seconds(
 
 @contextlib.contextmanager
 def as_loaded(model: Any) -> Iterator[None]:
-    """Inside, the language model's activations are transformers' own, as a plain loop has them."""
+    """Inside, the language model's activations, norms and LoRA are as a plain loop has them."""
     ours = [
         (parent, name)
         for parent in model.language_model.modules()
@@ -98,7 +104,11 @@ def as_loaded(model: Any) -> Iterator[None]:
     for parent, name in ours:
         parent.add_module(name, NewGELUActivation())
     try:
-        yield
+        with (
+            patch.object(Norm, "forward", T5LayerNorm.forward),
+            patch.object(Adapted, "forward", lora.Linear.forward),
+        ):
+            yield
     finally:
         for (parent, name), module in zip(ours, kept, strict=True):
             parent.add_module(name, module)

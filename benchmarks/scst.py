@@ -265,6 +265,7 @@ def main() -> None:
     choice = parser(__doc__)
     choice.add_argument("--quick", action="store_true", help="few repeats, under 60 seconds")
     choice.add_argument("--only-full", action="store_true", help="the step at full size alone, about seven minutes")
+    choice.add_argument("--rounds", type=int, default=2, help="of the step at full size, after one that warms up")
     options = choice.parse_args()
     device, now = settle(options)
     result: dict[str, Any] = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
@@ -272,7 +273,7 @@ def main() -> None:
         result["small"] = measure(SMALL, device, now, 3 if options.quick else 10)
         result["greedy_small"] = greedy_ratio(SMALL, device, now, 5)
     if not options.quick:
-        result["full"] = measure(FULL, device, now, 2)
+        result["full"] = measure(FULL, device, now, options.rounds)
     if not options.quick and not options.only_full:
         result["greedy_full"] = greedy_ratio(FULL, device, now, 5)
     for name, value in result.items():

@@ -24,7 +24,7 @@ def bart(config, vocab):
 def network(kind, config, vocab, dropout=0.0):
     """A T5 or a BART with LoRA that does something, or without (kind="full")."""
     config = bart(config, vocab) if kind == "bart" else config
-    config.text_config.dropout = config.text_config.dropout_rate = dropout
+    config.text_config.dropout = config.text_config.dropout_rate = config.lora_dropout = dropout
     config.finetune = "full" if kind == "full" else "lora"
     torch.manual_seed(0)
     model = VideoBlip2(config)
@@ -45,6 +45,7 @@ def model(request, tiny_config, tokenizers):
 def batch(make_batch):
     """Two videos, three captions of each."""
     batch = make_batch(frames=(3, 5), windows=(2, 0), captions=CAPTIONS)
+    batch.prompt_mask[1, -1] = 0  # its prompt is shorter
     return batch.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
@@ -54,11 +55,18 @@ def gradients(model, loss):
     return {name: parameter.grad.clone() for name, parameter in model.trainable().items() if parameter.grad is not None}
 
 
-def test_gradients_are_those_of_one_row_a_caption(model, batch):
+#: In eval mode the captions of a video are one longer query; no dropout in either.
+MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+
+
+@MODES
+def test_gradients_are_those_of_one_row_a_caption(training, model, batch):
     states, mask = model.encode(**batch.inputs)
     rows = states.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0)
+    model.language_model.train()  # the mask is then as transformers takes it
     plain = functional.cross_entropy(model.decode(*rows, batch.labels).flatten(0, 1), batch.labels.flatten())
     expected = gradients(model, plain)
+    model.language_model.train(training)
     live = (batch.labels.flatten() != -100).nonzero().squeeze(1)
     assert 0 < len(live) < batch.labels.numel()
     logits = model(batch.labels, live, **batch.inputs)
@@ -71,15 +79,18 @@ def test_gradients_are_those_of_one_row_a_caption(model, batch):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_keys_and_values_are_products_of_a_videos_states_once(model, batch, monkeypatch):
-    weights = {id(linear.weight) for linear in model.text._keys_and_values()}
-    rows, linear = [], functional.linear
-
-    def spy(data, weight, bias=None):
-        rows.extend([len(data)] if id(weight) in weights else [])
-        return linear(data, weight, bias)
-
-    monkeypatch.setattr(functional, "linear", spy)
+@MODES
+def test_keys_and_values_are_products_of_a_videos_states_once(training, model, batch):
+    rows, names = [], ("attn.k_proj", "attn.v_proj", "EncDecAttention.k", "EncDecAttention.v")
+    decoder = model.language_model.train(training).get_decoder()
+    for layer in [module for name, module in decoder.named_modules() if name.endswith(names) and "self" not in name]:
+        products = getattr(layer, "base_layer", layer) if training else layer
+        products.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    hooks = count_hooks(model)
     model(batch.labels, **batch.inputs)
     assert rows == [2] * 4, "two videos, three captions each; keys and values of two layers"
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.language_model.modules())
+    assert count_hooks(model) == hooks
+
+
+def count_hooks(model):
+    return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in model.language_model.modules())

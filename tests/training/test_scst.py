@@ -195,7 +195,7 @@ def test_k3_is_zero_at_home_and_estimates_the_divergence():
 
 def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
     """Descent on the KL term alone: the policy comes back to the start."""
-    work = workspace(model, tokenizers, "scst.kl_weight=1", "scst.reward.cider=0", "scst.samples=8")
+    work = workspace(model, tokenizers, "scst.kl_weight=1", "scst.reward.cider=0", "scst.samples=16")
     start = start_copy(work)
     assert start.language_model.shared.weight is work.model.language_model.shared.weight  # frozen: not copied
     assert start.proj_video.weight is not work.model.proj_video.weight
@@ -203,14 +203,14 @@ def test_the_kl_term_pulls_towards_the_start(model, tokenizers):
     work.model = moved(work.model)
     optimizer = torch.optim.AdamW(work.model.trainable().values(), lr=1e-3)
     judge, batch, kl = build_reward(work), work.batches(0), []
-    for step in range(30):
+    for step in range(60):
         (part,) = scst.scst_step(work, judge, batch, step, start)
         kl.append(float(part.metrics["kl"]))
         part.loss.backward()
         nn.utils.clip_grad_norm_(work.model.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    assert np.mean(kl[-5:]) < 0.85 * np.mean(kl[:5])
+    assert np.mean(kl[-10:]) < 0.85 * np.mean(kl[:5])
 
 
 def test_no_copy_of_the_start_without_a_kl_term(work):
@@ -334,9 +334,10 @@ def test_references_selected_or_all(model, tokenizers, tmp_path):
 
 @pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])
 def test_steps_raise_the_reward_with_each_baseline(model, tokenizers, baseline):
-    work = workspace(model, tokenizers, f"scst.baseline={baseline}", "scst.samples=6", "decode.max_new_tokens=8")
+    options = f"scst.baseline={baseline}", "scst.samples=12", "decode.max_new_tokens=8", "seed=0"  # some end at half
+    work = workspace(model, tokenizers, *options)
     optimizer, rewards = torch.optim.AdamW(work.model.trainable().values(), lr=3e-3), []
-    for step in range(25):
+    for step in range(40):
         (part,) = scst.scst_step(work, LettersA(), work.batches(step), step)
         rewards.append(float(part.metrics["reward"]))
         part.loss.backward()

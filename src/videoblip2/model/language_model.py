@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as CLASSES
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -113,8 +112,12 @@ class LanguageModel:
         Args:
             live: flat places in [B·N·T], for logits [L,V] of these alone.
         """
-        repeats = len(labels) // len(states)
-        shared = partial(self._shared, repeats)
+        captions = len(labels) // len(states)
+        shared = partial(self._shared, captions)
+        if self.network.training:  # each caption has its own dropout
+            states, mask = states.repeat_interleave(captions, dim=0), mask.repeat_interleave(captions, dim=0)
+        else:  # for queries of any length
+            mask = (1 - mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min  # [B,1,1,S]
         with ExitStack() as hooks:
             hooks.enter_context(shared())
             hooks.enter_context(recomputed(self.network.get_decoder(), self.checkpointing, shared))
@@ -122,28 +125,29 @@ class LanguageModel:
                 head = self.network.get_output_embeddings()
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, given: given[0].flatten(0, 1)[live]))
             output = self.network(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
-                attention_mask=mask.repeat_interleave(repeats, dim=0),
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
                 decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
                 use_cache=False,
             )
         return cast(Tensor, output.logits)
 
     @contextmanager
-    def _shared(self, repeats: int) -> Iterator[None]:
-        """Inside, `repeats` captions of a video share its cross-attention's keys and values."""
+    def _shared(self, captions: int) -> Iterator[None]:
+        """Inside, the captions of a video share its cross-attention's keys and values."""
+        before, after = (_repeated if self.network.training else _longer)(captions)
         with ExitStack() as hooks:
-            for linear in self._keys_and_values() if repeats > 1 else ():
-                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: given[0][::repeats]))
-                hooks.enter_context(linear.register_forward_hook(lambda _, __, out: out.repeat_interleave(repeats, 0)))
+            for module in self._sharing() if captions > 1 else ():
+                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_hook(after))
             yield
 
-    def _keys_and_values(self) -> list[nn.Module]:
-        """Cross-attention's linear layers for keys and values, without LoRA's, which has a dropout for each caption."""
-        decoder = self.network.get_decoder()
+    def _sharing(self) -> list[nn.Module]:
+        """Cross-attention; in training its keys and values, without LoRA's, which has a dropout for each caption."""
         family = family_of(self.network.config.model_type)
-        ends = tuple(f".{family.cross_attention}.{family.projections.get(kind, kind)}" for kind in ("k", "v"))
-        found = [module for name, module in decoder.named_modules() if name.endswith(ends)]
+        parts = [f".{family.projections.get(kind, kind)}" for kind in ("k", "v")] if self.network.training else [""]
+        ends = tuple(f".{family.cross_attention}{part}" for part in parts)
+        found = [module for name, module in self.network.get_decoder().named_modules() if name.endswith(ends)]
         return [getattr(module, "base_layer", module) for module in found]
 
     def freeze(self, but_lora: bool = True) -> None:
@@ -165,9 +169,12 @@ class LanguageModel:
         """Put LoRA beside every linear layer named by `targets`, q, k, v and o being its attention's projections."""
         from peft import LoraConfig, inject_adapter_in_model
 
+        from videoblip2.model.fused import Adapted
+
         names = family_of(self.network.config.model_type).projections
         modules = [names.get(target, target) for target in targets]
         lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
+        lora._register_custom_module({nn.Linear: Adapted})
         try:
             inject_adapter_in_model(lora, self.network)
         except ValueError as error:
@@ -192,6 +199,19 @@ def recomputed(
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _repeated(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Hooks of a linear layer whose input [B·N,S,E] is the same for the N captions of a video."""
+    return lambda _, given: given[0][::captions], lambda _, __, output: output.repeat_interleave(captions, 0)
+
+
+def _longer(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Hooks of cross-attention that make the captions of a video, [B·N,T,E], one longer query [B,N·T,E]."""
+    return (
+        lambda _, given: given[0].unflatten(0, (-1, captions)).flatten(1, 2),
+        lambda _, __, output: (output[0].unflatten(1, (captions, -1)).flatten(0, 1), *output[1:]),
+    )
 
 
 def _first(token: int | list[int] | None) -> int | None:
@@ -225,14 +245,6 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
     if has_own_head(model):
         separate_lm_head(model)
     return model
-
-
-def fuse_gelu(model: nn.Module) -> None:
-    """Replace transformers' GELU by tanh, eight passes over its input, with torch's own: one, the same numbers."""
-    for parent in [*model.modules()]:
-        for name, module in parent.named_children():
-            if isinstance(module, NewGELUActivation):
-                parent.add_module(name, nn.GELU(approximate="tanh"))
 
 
 def has_own_head(model: PreTrainedModel) -> bool:

@@ -16,7 +16,8 @@ from videoblip2.modality import MODALITIES
 from videoblip2.model import decode
 from videoblip2.model.branch import ModalityBranch
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.language_model import LanguageModel, fresh_language_model, fuse_gelu, recomputed, separate_lm_head
+from videoblip2.model.fused import fuse
+from videoblip2.model.language_model import LanguageModel, fresh_language_model, recomputed, separate_lm_head
 
 
 class VideoBlip2(PreTrainedModel):
@@ -51,7 +52,7 @@ class VideoBlip2(PreTrainedModel):
             self.add_module(f"{name}_branch", branch)
             self.add_module(f"proj_{name}", nn.Linear(branch.qformer.config.hidden_size, width))
         self.language_model = language_model or fresh_language_model(config.text_config)  # type: ignore[arg-type]
-        fuse_gelu(self.language_model)
+        fuse(self.language_model)
         if config.separate_lm_head:
             separate_lm_head(self.language_model)
         lora = config.finetune == "lora"
