@@ -148,8 +148,7 @@ class RowBatches:
     def __init__(self, encoders: Encoders, shares: int) -> None:
         self._encoders = encoders
         frames = encoders.settings.batch_frames
-        windows = min(BATCH_WINDOWS, frames // 2 // shares)  # half as many take a fifth longer
-        self._full = {"video": max(1, frames // shares), "audio": max(1, windows)}
+        self._full = {"video": max(1, frames // shares), "audio": max(1, min(BATCH_WINDOWS, frames // 2 // shares))}
         self._videos = defaultdict[str, Partial](Partial)
         self._queued: dict[str, list[tuple[Piece, int]]] = {"video": [], "audio": []}
         self._lock, self._encoding = threading.Lock(), threading.Semaphore(shares)  # of what is above; of the encoders

@@ -22,7 +22,6 @@ from videoblip2.errors import InputError
 MIN_TAIL = 0.15  # drop a last window shorter than this share of a full one: codecs pad by some milliseconds
 BATCH_WINDOWS = 16
 LONGEST_WINDOW = 10.0  # seconds, for towers that take sound of any length
-BAND = 64  # pixels that one matrix product weighs: of more, most weights are 0
 LARGEST = 2048  # pixels along a picture whose resizing is done here
 POOLED = ("image_embeds", "audio_embeds", "pooler_output")  # a model's vector is the first of these that it gives
 
@@ -103,13 +102,9 @@ class FrameEncoder(Encoder):
         top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
         if min(top, left) < 0 or max(frame.shape) > LARGEST:  # it would be padded, or the weights be large
             return self._process(frame)["pixel_values"]
-        planes = frame.transpose(2, 0, 1)
-        if made.do_resize:
-            rows = _weighed(planes, _bands(frame.shape[1], width, left, crop["width"], made.resample))
-            columns = _bands(frame.shape[0], height, top, crop["height"], made.resample)
-            planes = _weighed(rows.swapaxes(1, 2), columns).swapaxes(1, 2)
-        else:
-            planes = planes[:, top : top + crop["height"], left : left + crop["width"]]
+        rows = _weighed(frame.transpose(2, 0, 1), _bands(frame.shape[1], width, left, crop["width"], made.resample))
+        columns = _bands(frame.shape[0], height, top, crop["height"], made.resample)
+        planes = _weighed(rows.swapaxes(1, 2), columns).swapaxes(1, 2)
         return np.stack([table.take(plane) for table, plane in zip(values, planes, strict=True)])
 
     def _process(self, image: NDArray[np.uint8], **steps: bool) -> Pixels:
@@ -220,7 +215,7 @@ def _bands(size: int, made: int, first: int, count: int, resample: int) -> list[
     and float64 [to - from, a part of `count`], whole multiples of 2^-22."""
     ones = Image.fromarray(np.eye(size, dtype=np.int32) << 22)
     weights = np.asarray(ones.resize((made, size), resample))[:, first : first + count] / 2.0**22
-    bands, step = [], max(BAND // 4, BAND * made // size)
+    bands, step = [], max(16, 64 * made // size)  # in wider bands most weights are 0
     for band in np.split(weights, range(step, count, step), axis=1):
         start, *_, end = np.flatnonzero(band.any(axis=1)).tolist() * 2
         bands.append((start, end + 1, torch.from_numpy(band[start : end + 1])))
