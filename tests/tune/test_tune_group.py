@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +26,11 @@ from videoblip2.tracking.tracker import Terminated
 from videoblip2.training import distributed, stage
 from videoblip2.training.stage import run_stage
 from videoblip2.training.state import read_saved
-from videoblip2.tune import report
+from videoblip2.tune import report, trials
 from videoblip2.tune.lead import begin, tune
 from videoblip2.tune.plan import load_plan
 from videoblip2.tune.study import open_storage, open_study
-from videoblip2.tune.worker import WorkerContext, run_group, take
+from videoblip2.tune.worker import WorkerContext, run_group, run_trial, take
 
 EXACT = {"train": {"dropout": False}}
 
@@ -136,6 +138,21 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch, size, options, 
     )
     result = CliRunner().invoke(app, ["tune", str(write_study(tmp_path)), *options])
     assert line in str(result.exception)
+
+
+@pytest.mark.parametrize("why", ["", "loss is nan", None])
+def test_a_process_that_a_signal_stopped_interrupts_the_trial_and_any_other_end_fails_it(tmp_path, monkeypatch, why):
+    def lost(*_):
+        raise distributed.Lost(why)
+
+    plan = tiny_plan(tmp_path)
+    study = open_study(plan, open_storage(str(tmp_path / "study.journal")))
+    begin(study, plan, Tracker())
+    monkeypatch.setattr(trials, "train_part", lost)
+    with pytest.raises(SystemExit) if why == "" else nullcontext():
+        run_trial(WorkerContext(study, plan, no_progress, print), take(study, plan), partial(trials.train_trial, plan))
+    queued = any(trial.state == TrialState.WAITING for trial in study.trials)
+    assert study.trials[0].state == TrialState.FAIL and queued == (why == "")
 
 
 @pytest.mark.slow

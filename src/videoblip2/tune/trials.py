@@ -99,11 +99,13 @@ Runner = Callable[[optuna.Trial, Watcher, Progress], TrialScore]
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
-    """Train with a trial's values, and score what was kept."""
+    """Train with a trial's values, and score what was kept. Raises Lost if a signal has stopped another process."""
     watcher.last_step = plan.config_of(trial.params).train.steps
     try:
         model = train_part(plan, trial, watcher, progress)
     except Lost as lost:
+        if lost.why == "":  # a signal has stopped the other process, and is a stop for all
+            raise
         raise InputError(lost.why or "another of its processes was killed") from lost
     folder = plan.folder / name_of(trial)
     opened = open_model(str(folder / "best")) if plan.tuning.seconds else None
