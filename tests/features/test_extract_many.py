@@ -3,7 +3,10 @@
 import errno
 import importlib.util
 import json
+import platform
+import resource
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 
@@ -199,6 +202,19 @@ def test_few_threads_encode_as_many_windows_at_a_time_as_pay(encoders, monkeypat
     for number in range(16):
         batches.add(engines.Piece("v", "audio", number))
     assert sizes == [windows] * (16 // windows)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_of_a_batch_is_kept_for_the_next(encoders):
+    def batches(count):
+        for _ in range(count):
+            _ = [np.ones(400_000) for _ in range(12)]
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+    assert not [*chain(*engines.encode_videos({}, lambda *_: False, encoders, 1))]
+    with ThreadPoolExecutor(1) as thread:  # whose memory is apart from the main thread's
+        before, after = (thread.submit(batches, count).result() for count in (2, 10))
+    assert after - before < 5000, "pages that the system had to give, of 94,000 in use"
 
 
 def test_a_file_that_breaks_off_leaves_nothing_and_any_error_is_recorded(encoders, videos, tmp_path, monkeypatch):
