@@ -71,24 +71,27 @@ def plan(
     settings = inherit_model(load_config(config, overrides or []))
     room = memory * 1e9 if memory else free(settings)
     plans = {kind: planned(kind, settings, gpus) for kind in ("ce", "scst")}
-    changes = {kind: fitting(kind, settings, gpus, room) if made.peak > room else {} for kind, made in plans.items()}
-    about = {kind: {**console.plain(made), "peak": made.peak} for kind, made in plans.items()}
-    record = {
-        kind: {**about[kind], "fits": made.peak <= room, "changes": changes[kind]} for kind, made in plans.items()
+    changes = {
+        kind: fitting(kind, settings, gpus, room) if made.peak > room else ([], made.peak)
+        for kind, made in plans.items()
     }
+    about = {
+        kind: {**console.plain(made), "peak": made.peak, "fits": made.peak <= room} for kind, made in plans.items()
+    }
+    record = {kind: {**about[kind], "changes": words, "changed_peak": peak} for kind, (words, peak) in changes.items()}
     emit({"memory": room, "gpus": gpus, **record}, _plan_text(plans, changes, room))
 
 
-def _plan_text(plans: "dict[str, MemoryPlan]", changes: dict[str, dict[str, int]], room: float) -> str:
+def _plan_text(plans: "dict[str, MemoryPlan]", changes: dict[str, tuple[list[str], int]], room: float) -> str:
     parts = {kind: {**_parts(made), "peak": made.peak} for kind, made in plans.items()}
     names = sorted({name for part in parts.values() for name in part}, key=[*parts["scst"]].index)
     rows = [[name, *(f"{part[name] / 1e9:.2f}" if name in part else "" for part in parts.values())] for name in names]
     lines = [table("GB in each process", ["", *parts], rows)]
     lines += map(": ".join, zip(("language model", "batch"), plans["ce"].sizes, strict=True))
-    for kind, made in plans.items():
-        peaks = [made.peak, *changes[kind].values()]
-        keys, says = " ".join(changes[kind]), "fits into" if peaks[-1] <= room else "does not fit into"
-        lines.append(f"{kind}: {says} {room / 1e9:.1f} GB{f' with {keys} ({peaks[-1] / 1e9:.2f} GB)' if keys else ''}")
+    for kind, (words, peak) in changes.items():
+        says = "fits into" if peak <= room else "does not fit into"
+        with_keys = f" with {' '.join(words)} ({peak / 1e9:.2f} GB)" if words else ""
+        lines.append(f"{kind}: {says} {room / 1e9:.1f} GB{with_keys}")
     return "\n".join([*lines, "A CUDA context takes about half a GB more."])
 
 

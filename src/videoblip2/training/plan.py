@@ -4,8 +4,10 @@ FakeTensorMode stands for the device, so the operations are those of the real pa
 operation makes them until nothing refers to them. Weights are never loaded, and data are read where they are here.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -135,15 +137,13 @@ def free(config: Config) -> int:
     return free_memory() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
-def fitting(kind: str, config: Config, gpus: int, memory: float) -> dict[str, int]:
-    """The keys to set, one after another, until the plan fits into `memory` bytes; each with the peak it leads to."""
-    peaks: dict[str, int] = {}
-    for word in changes(kind, config, gpus, pick_device(config.device).type != "cpu"):
-        config = changed(config, word)
-        peaks[word] = plan(kind, config, gpus).peak
-        if peaks[word] <= memory:
-            break
-    return peaks
+def fitting(kind: str, config: Config, gpus: int, memory: float) -> tuple[list[str], int]:
+    """The first of `changes` that are enough for `memory` bytes, or all of them, and the peak that they lead to."""
+    words = [*changes(kind, config, gpus, pick_device(config.device).type != "cpu")]
+    peak = cache(lambda count: plan(kind, changed(config, *words[:count]), gpus).peak)
+    enough = bisect_left(range(len(words)), True, key=lambda index: peak(index + 1) <= memory)  # the more, the less
+    count = min(enough + 1, len(words))
+    return words[:count], peak(count)
 
 
 def _bytes(tensor: Tensor) -> int:
