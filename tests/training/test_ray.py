@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from forked import processes
 from safetensors.torch import load_file
-from tiny_world import make_world, tiny_config
+from test_distributed import command
+from tiny_world import make_world
 from typer.testing import CliRunner
 
 from videoblip2.cli import app
-from videoblip2.config import to_yaml
 from videoblip2.training import distributed
 
 pytest.importorskip("ray")
@@ -41,19 +42,20 @@ def dying(mark, words):
 def test_a_killed_worker_is_started_again_and_resumes(tmp_path, tokenizers, monkeypatch):
     import ray
 
-    world, weights = make_world(tmp_path / "world", tokenizers), []
+    world = make_world(tmp_path / "world", tokenizers)
+    for name in ("ray", "local"):
+        (tmp_path / name).mkdir()
+    assert processes(2, command(tmp_path / "local", world)) == [0, 0]
+    command(tmp_path / "ray", world)  # writes its YAML
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     monkeypatch.setattr(distributed, "_printed", partial(dying, tmp_path / "mark"))
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
-        for name, options in (("ray", ("--engine", "ray", "--max-restarts", "1")), ("local", ())):
-            config = tmp_path / f"{name}.yaml"
-            config.write_text(to_yaml(tiny_config(world, tmp_path / name, "run.name=x", "run.tracking=false")))
-            result = CliRunner().invoke(app, ["ce", str(config), "--nproc", "2", *options])
-            assert result.exit_code == 0, result.output
-            assert name == "local" or "\nx: best at step " in result.stdout, result.output
-            weights.append(load_file(tmp_path / name / "x" / "best" / "model.safetensors"))
+        words = ["ce", str(tmp_path / "ray" / "ce.yaml"), "--nproc", "2", "--engine", "ray", "--max-restarts", "1"]
+        result = CliRunner().invoke(app, words)
     finally:
         ray.shutdown()
+    assert result.exit_code == 0 and "\nx: best at step " in result.stdout, result.output
     assert (tmp_path / "mark").exists()
-    assert all(torch.equal(weights[1][key], weight) for key, weight in weights[0].items())
+    found, whole = (load_file(tmp_path / name / "runs/x/best/model.safetensors") for name in ("ray", "local"))
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())

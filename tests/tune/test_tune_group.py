@@ -156,7 +156,7 @@ def test_a_process_that_a_signal_stopped_interrupts_the_trial_and_any_other_end_
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_study_ends_all_and_the_same_command_resumes(root):
+def test_a_signal_to_the_study_ends_all_and_the_same_command_resumes(root, capfd):
     path = write_study(root, config={"train": {"dropout": False, "steps": 100, "save_every": 2}}, n_trials=1)
     command = [sys.executable, "-m", "videoblip2", "tune", str(path), "--nproc", "2"]
     state = root / "runs" / "study" / "trial-000" / "state" / "state.safetensors"
@@ -168,6 +168,6 @@ def test_a_signal_to_the_study_ends_all_and_the_same_command_resumes(root):
     lines, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "trial-000: interrupted; the same command resumes it" in lines
     assert read_saved(state.parent).step < 100
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and "trial-000 (the default): CIDEr" in again.stdout, again
+    again = CliRunner().invoke(app, command[3:])
+    assert again.exit_code == 0 and "trial-000 (the default): CIDEr" in capfd.readouterr().out, again.output
     assert json.loads((root / "runs" / "study" / "trials.json").read_text())[0]["attempts"] == 2
