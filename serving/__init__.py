@@ -1,1 +1,1 @@
-"""The BentoML service; imports predict and config of the package, nothing else of it."""
+"""The BentoML service: an API on HTTP, its page, and the model behind them."""

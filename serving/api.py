@@ -1,4 +1,4 @@
-"""HTTP: the routes, how answers and refusals become responses, and the page at `/`.
+"""HTTP: the routes, how answers and errors become responses, and the page at `/`.
 
 The page is three static files that use these routes. All its addresses are relative, so it works under any prefix, and
 its Content-Security-Policy lets a browser run and load nothing but these files.
@@ -29,7 +29,7 @@ from .engine import Engine, answer_of
 from .messages import Answer, Ask, Attention, ItemProblem, Problem, Refusal, Segments, refusal_of
 from .uploads import items_of, one_item
 
-SHADOW_SECONDS = 20  # a challenger has only the time that the champion leaves
+SHADOW_SECONDS = 20  # a challenger runs only in the champion's idle time
 NEVER_ASKED = "this model was never trained on questions; serve one trained with data.task=qa or data.task=mixed"
 Responses = dict[int | str, dict[str, Any]]  # the format that FastAPI reads
 REFUSALS: Responses = {
@@ -40,7 +40,7 @@ REFUSALS: Responses = {
     "default": {"model": Problem, "description": "Any other refusal, with its reason"},
 }
 STREAM: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}}
-UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx also passes words on as they come
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx too must not buffer words
 MULTIPART = Form(media_type="multipart/form-data")
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -72,13 +72,13 @@ API.router.route_class = messages.FormRoute
 
 @API.post("/caption")
 async def caption(request: Request, form: Annotated[messages.CaptionForm, MULTIPART]) -> Answer | Segments:
-    """Caption one video, a media file or its features; with `segments`, each part of it."""
+    """Caption one video, a media file or its features; with `segments`, caption each part of it."""
     return await _one(request, form)
 
 
 @API.post("/ask")
 async def ask(request: Request, form: Annotated[messages.QuestionForm, MULTIPART]) -> Answer | Segments:
-    """Answer a question about one video, or about each part of it; a `caption` of the answer is the answer."""
+    """Answer a question about one video, or about each part of it; the field `caption` contains the answer."""
     return await _one(request, form)
 
 
@@ -96,7 +96,7 @@ async def _one(request: Request, form: messages.CaptionForm | messages.QuestionF
 async def _read(
     request: Request, form: messages.OneUpload, asking: Ask, every_frame: bool = False
 ) -> tuple[Features, Captioner]:
-    """The one item of a request, and the model that it is for."""
+    """The one item of a request, and the model that will caption it."""
     captioner: Captioner = request.app.state.engine.served()
     if asking.question and captioner.never_asked:
         raise Refusal(400, NEVER_ASKED)
@@ -107,7 +107,7 @@ async def _read(
 
 @API.post("/captions")
 async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULTIPART]) -> messages.Answers:
-    """Caption many videos; a bad one has an `error` in its place, the others their captions."""
+    """Caption many videos; a bad one gets an `error` instead of a caption."""
     engine: Engine = request.app.state.engine
     captioner, asking = engine.served(), form.asking
     items = await items_of(form, captioner, request.app.state.intake)
@@ -118,7 +118,7 @@ async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULT
 
 @API.post("/attention")
 async def attention(request: Request, form: Annotated[messages.AttentionForm, MULTIPART]) -> Attention:
-    """Say how the model divides its attention over the frames and the sound of one video."""
+    """Return the model's attention over the frames and the sound of one video."""
     engine: Engine = request.app.state.engine
     item, captioner = await _read(request, form, asking := form.asking)
     return await engine.attention(item, captioner, asking)
@@ -126,13 +126,13 @@ async def attention(request: Request, form: Annotated[messages.AttentionForm, MU
 
 @API.get("/references/{video_id}")
 async def references(request: Request, video_id: str) -> dict[str, list[str]]:
-    """Say how people described a video of VB2_REFERENCES; an unknown one has no captions."""
+    """Return the human captions of a video from VB2_REFERENCES; none for an unknown video."""
     return {"captions": [*request.app.state.references.get(video_id, ())]}
 
 
 @API.get("/model")
 async def model(request: Request) -> messages.ModelState:
-    """Say what is in service, since when, and how a challenger compares."""
+    """Return which model is in service, since when, and how a challenger compares."""
     engine: Engine = request.app.state.engine
     return engine.state()
 
@@ -141,8 +141,8 @@ async def model(request: Request) -> messages.ModelState:
 async def caption_stream(request: Request, form: Annotated[messages.StreamForm, MULTIPART]) -> StreamingResponse:
     """Caption one video, and send the caption word by word as it is generated.
 
-    Events: `text` with the caption so far, then `caption` with the answer, or `error`; last `challenger`, if it was
-    asked for and one runs in shadow.
+    Events: `text` with the caption so far, then `caption` with the answer, or `error`; last `challenger`, if
+    requested and one runs in shadow.
     """
     engine: Engine = request.app.state.engine
     item, captioner = await _read(request, form, asking := form.asking)
@@ -157,7 +157,7 @@ async def caption_stream(request: Request, form: Annotated[messages.StreamForm, 
 
 
 async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", challenger: bool) -> AsyncIterator[str]:
-    """Server-sent events; a client that goes away takes its caption out of the queue."""
+    """Server-sent events; a client that disconnects has its caption removed from the queue."""
     said = ""
     try:
         async with engine.deadline():
@@ -171,7 +171,7 @@ async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", 
         yield _event("caption", answer.model_dump())
         compared = engine.shadow.offer([job], [made]) if engine.shadow else []
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
-            # A challenger that is too late is not cancelled: its caption is still compared.
+            # A late challenger is not canceled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)
             caption = next((task.result() for task in finished), None)
             yield _event("challenger", {"caption": caption, "model_version": contender.version})
@@ -186,7 +186,7 @@ def _event(kind: str, data: Mapping[str, object]) -> str:
 
 
 def _counted(refusal: Refusal) -> ItemProblem:
-    """A refusal within an answer whose status is 200; the metrics still count it."""
+    """An item refused in a response of status 200; the metrics still count it."""
     observe.failed(refusal.kind)
     return ItemProblem(error=refusal.reason, status=refusal.status)
 
@@ -197,7 +197,7 @@ def _counted(refusal: Refusal) -> ItemProblem:
 @API.exception_handler(HTTPException)
 @API.exception_handler(Exception)
 async def refused(request: Request, error: Exception) -> JSONResponse:
-    """Every refusal in one form: a status, a reason of one line, and nothing internal."""
+    """Answer every refusal alike: a status, a reason of one line, and nothing internal."""
     if isinstance(error, RequestValidationError):
         found = groupby(error.errors(), key=lambda problem: problem["loc"][1])
         error = Refusal(400, "; ".join(explained(str(field), [*problems]) for field, problems in found))
@@ -206,7 +206,7 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
         if error.status_code == 400:
             reason = f"the form cannot be read ({reason}); send multipart/form-data as curl -F does"
         error = Refusal(error.status_code, reason, kind="malformed", headers=error.headers)
-    elif not isinstance(error, Refusal | InputError):  # a bug: the guard, which sees it next, answers
+    elif not isinstance(error, Refusal | InputError):  # a bug: the guard answers it
         raise error
     refusal = refusal_of(error)
     observe.failed(refusal.kind)
@@ -214,10 +214,10 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 
 
 def explained(field: str, problems: list[dict[str, Any]]) -> str:
-    """Say what a field holds, and what it takes."""
+    """Explain what a field contains and what it accepts."""
     given, messages = problems[0].get("input"), [str(problem["msg"]) for problem in problems]
     if "UploadFile" in messages[0]:
-        return f"{field}: takes a file, not text or an address; send one, as curl -F {field}=@FILE does"
+        return f"{field}: must be a file, not text or an address; send one, as curl -F {field}=@FILE does"
     shown = f"{field}={given[:40]!r}" if isinstance(given, str) else field
     return f"{shown}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
 
@@ -235,7 +235,7 @@ async def page(request: Request, name: str = "index.html") -> Response:
 
 @API.get("/docs", include_in_schema=False)
 async def docs() -> Response:
-    """The interactive description of the API; BentoML has the files of Swagger UI."""
+    """The interactive API documentation, with BentoML's copy of Swagger UI."""
     return get_swagger_ui_html(
         openapi_url="docs.json",
         title="VideoBLIP2 API",

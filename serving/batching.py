@@ -1,6 +1,6 @@
-"""The queues in front of the model and of its encoders; each network works on one thread, batch after batch.
+"""The queues in front of the model and of its encoders; each network runs on one thread, batch after batch.
 
-There is no waiting window: an idle network takes a single item at once; what arrives meanwhile becomes its next batch.
+There is no waiting window: an idle network starts on a single item; what arrives meanwhile becomes the next batch.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from .messages import Ask, Refusal
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
 
-Item = Features | BaseException  # or why there are none
+Item = Features | BaseException  # the exception says why there are no features
 SHORT = 32  # rows; lengths up to here count as one group
-PACE = 0.1  # share of the newest batch in the running mean of seconds a caption
+PACE = 0.1  # weight of the newest batch in the running mean of seconds per caption
 BATCH_FRAMES = 64
-EXPLAINED = 8  # captions explained at once: a number for each of their tokens and each word of the vocabulary
+EXPLAINED = 8  # captions explained at once: their logits take tokens × vocabulary numbers
 HUNG_SECONDS = 300  # a batch that takes longer than any request may wait
-NOT_FINITE = "the network's answer to these features is NaN; their numbers are far outside its training range"
+NOT_FINITE = "the network returns NaN for these features; their values are far outside its training range"
 
 
 @dataclass(eq=False)
 class Job:
-    """One item, captioned by the model that was current when it arrived; then also where the time went."""
+    """One item, captioned by the model that was current when it arrived, and the time of each phase."""
 
     item: Features
     captioner: Captioner
@@ -41,18 +41,18 @@ class Job:
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
     batch: int = 0  # captions made at once
-    words: tuple[ExplainedWord, ...] | None = None  # where they were asked for
+    words: tuple[ExplainedWord, ...] | None = None  # if requested
     future: "asyncio.Future[Caption]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def group(self) -> tuple[object, ...]:
-        """What has to be equal within a batch."""
+        """What must be equal within a batch."""
         return self.captioner, self.ask.decoding, self.ask.explain, length_group(self.item)
 
 
 @dataclass(eq=False)
 class Clip:
-    """A decoded clip, to become features by the encoders of the model that it came for."""
+    """A decoded clip, to be encoded for the model that will caption it."""
 
     prepared: "PreparedVideo"
     captioner: Captioner
@@ -64,7 +64,7 @@ class Clip:
 
 
 def length_group(item: Features) -> int:
-    """Powers of two from SHORT up: at most half of a batch's rows are padding."""
+    """The next power of two, at least SHORT: at most half of a batch's rows are padding."""
     return math.ceil(math.log2(max(SHORT, *(len(array) for array in item.values()))))
 
 
@@ -86,7 +86,7 @@ class Worker:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self, waiting: Waiting) -> None:
-        """Cancel everything that waits; the result of the current batch is dropped."""
+        """Cancel everything in the queue, and drop the result of the current batch."""
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -127,7 +127,7 @@ class Batcher:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.waiting: list[Job] = []
         self.background: list[Job] = []
-        self._pace = 0.05  # seconds a caption
+        self._pace = 0.05  # seconds per caption
         self._turn = 0  # number of the newest batch
         self._worker = Worker("captions", self._take, self._caption)
 
@@ -135,7 +135,7 @@ class Batcher:
         await self._worker.stop([*self.waiting, *self.background])
 
     def submit(self, jobs: Sequence[Job], background: bool = False) -> None:
-        """Queue jobs, all or none. Raises Refusal: 429 if there is no room now, 413 if there never will be."""
+        """Queue jobs, all or none. Raises Refusal: 429 if the queue is full, 413 if they can never fit."""
         if len(jobs) > self.max_waiting:
             raise Refusal(413, f"{len(jobs)} items at once; send at most {self.max_waiting}")
         lane = self.background if background else self.waiting
@@ -149,16 +149,16 @@ class Batcher:
         self._worker.wake()
 
     def retry_after(self) -> int:
-        """Seconds until the current queue should have been captioned, 1 to 60."""
+        """Estimated seconds until the current queue is captioned, 1 to 60."""
         return min(60, max(1, math.ceil(len(self.waiting) * self._pace)))
 
     def hangs(self) -> bool:
-        """Whether the model has worked on the current batch for so long that only a restart helps."""
+        """Whether the current batch has run for so long that only a restart helps."""
         since = self._worker.busy_since
         return since is not None and time.perf_counter() - since > HUNG_SECONDS
 
     def _take(self) -> list[Job]:
-        """The oldest job of the request whose turn is longest ago, and those that go with it; shadow jobs come last."""
+        """The oldest job of the request served least recently, and those in its group; shadow jobs come last."""
         batch: list[Job] = []
         for lane in (self.waiting, self.background):
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
@@ -206,13 +206,13 @@ class EncodingQueue:
     def __init__(self, batch_frames: int = BATCH_FRAMES) -> None:
         self.batch_frames = batch_frames
         self._waiting: list[Clip] = []
-        self._frames = 0  # that wait or are being encoded
+        self._frames = 0  # waiting or being encoded
         self._door, self._left = asyncio.Lock(), asyncio.Event()
         self._worker = Worker("encoders", self._take, self._encode)
 
     async def enter(self, clip: Clip) -> None:
         """Queue a clip once there is room for it; its future then gets its features or its exception."""
-        async with self._door:  # first come, first captioner: short clips never starve a long one
+        async with self._door:  # first come, first served: short clips never starve a long one
             most = 2 * self.batch_frames  # the current batch, and the next
             while self._frames and self._frames + clip.frames > most:
                 self._left.clear()
@@ -230,7 +230,7 @@ class EncodingQueue:
         self._left.set()
 
     def _take(self) -> list[Clip]:
-        """The oldest clip and the next ones that go with it; abandoned requests are not encoded."""
+        """The oldest clip and the next ones for the same model; abandoned requests are not encoded."""
         self._waiting = [clip for clip in self._waiting if not clip.future.done()]
         batch: list[Clip] = []
         frames = 0

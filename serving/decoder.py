@@ -1,6 +1,6 @@
-"""The process that opens a stranger's media file: JSON jobs in, lines of JSON and the bytes of arrays out.
+"""The process that opens untrusted media files: JSON jobs in, lines of JSON and the bytes of arrays out.
 
-Nothing is pickled: an attacker who takes it over with a crafted file can send numbers to the server, and nothing else.
+Nothing is pickled: an attacker who takes it over with a crafted file can only send numbers to the server.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
 TOO_LARGE = "the uploaded file: takes too much memory to decode, or is damaged; scale it down, or check that it plays"
-HEADROOM = 64 << 20  # bytes; no single thing that FFmpeg asks for is larger
+HEADROOM = 64 << 20  # bytes; no single allocation of FFmpeg is larger
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class DecodingJob:
 
 
 def main() -> None:
-    """Answer jobs until standard input closes; a memory error ends the process, as its heap may be corrupt."""
+    """Answer jobs until standard input closes; a memory error ends the process, since its heap may be corrupt."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print goes to standard error, not among the answers
+    os.dup2(2, 1)  # libraries print to standard error, not among the answers
     confine(int(os.environ["VB2_DECODER_MEMORY"]))
-    with contextlib.suppress(InputError):  # a missing file: this loads FFmpeg before the first job arrives
+    with contextlib.suppress(InputError):  # opening a missing file loads FFmpeg before the first job
         next(stream_untrusted("", 1, SAMPLING_RATE, 1, 1))
     for line in sys.stdin.buffer:
         if not answer(DecodingJob(**json.loads(line)), answers):
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def answer(job: DecodingJob, answers: BinaryIO) -> bool:
-    """Decode one file and send its arrays and `end`, or the reason why not; False if this process should end."""
+    """Decode one file and send its arrays and `end`, or why it failed; False if this process should end."""
     limit = math.ceil(time.process_time() + job.cpu_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # then the kernel ends this process
     try:
@@ -62,7 +62,7 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
     except BrokenPipeError:
         return False
     except Exception as error:  # a crafted file can raise anything: refuse it and read the next one
-        # FFmpeg that gets no memory for a frame or (EAGAIN) for a thread's stack may say so in the cause.
+        # The cause may be FFmpeg's failure to get memory for a frame or (EAGAIN) for a thread's stack.
         wants_memory = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
         short = wants_memory or near_memory_limit()
         reason = str(error).replace(job.path, "the uploaded file") if isinstance(error, InputError) else UNREADABLE
@@ -80,7 +80,7 @@ def confine(memory: int) -> None:
 
 
 def near_memory_limit() -> bool:
-    """Whether this process has come so near to its limit that an error may be one of memory, whatever FFmpeg says."""
+    """Whether memory is so near its limit that any error may be due to that, whatever FFmpeg reports."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     with contextlib.suppress(OSError, StopIteration):  # /proc is Linux
         with open("/proc/self/status", encoding="ascii") as status:

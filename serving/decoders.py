@@ -1,6 +1,6 @@
-"""An upload decoded in a bounded child process: a crafted, endless or huge file costs that process and nothing else.
+"""Decode uploads in bounded child processes: a crafted, endless or huge file costs only that process.
 
-One that exceeds its time or memory, or dies, is killed and replaced, and its request refused with the reason.
+A process that exceeds its time or memory, or dies, is replaced, and its request is refused with the reason.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from .decoder import UNREADABLE, DecodingJob
 from .messages import Refusal
 from .service_settings import MB, Settings
 
-LINE_BYTES = 10_000  # no line that a decoder sends is longer
+LINE_BYTES = 10_000  # longest line that a decoder sends
 JOBS_EACH = 500  # then a decoder is replaced: FFmpeg may leak memory
 PIPE_BYTES = 1 << 20  # the most Linux grants by default; with 64 kB both ends keep waiting for each other
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # the rest may hold keys and passwords
@@ -47,7 +47,7 @@ class Decoders:
         self._stopped = False
 
     def start(self) -> None:
-        """Start every decoder; each is ready in about a second, and a file may wait for it already."""
+        """Start every decoder; each is ready in about a second, and files may be queued before that."""
         for decoder in self._all:
             decoder.start()
             self._idle.put(decoder)
@@ -62,9 +62,9 @@ class Decoders:
     def decode(
         self, path: Path, fps: float, rate: int = DecodingJob.rate
     ) -> Iterator[tuple[Iterator[np.ndarray], Sound]]:
-        """Decode `path` at `fps` frames a second, while the block runs.
+        """Decode `path` at `fps` frames per second, within the block.
 
-        Yields frames, uint8 [H, W, 3] one at a time, and what returns the sound once they are read: mono float32 [N] at
+        Yields frames, uint8 [H, W, 3] one at a time, and a function for the sound after them: mono float32 [N] at
         `rate` Hz, or None for a video without audio. Reading frames raises Refusal 429 if no decoder is free in time,
         and InputError with a message for the client if the file is refused.
         """
@@ -105,7 +105,7 @@ class Decoders:
                 decoder = self._idle.get(timeout=left)
                 if decoder.alive():
                     return decoder
-                self._give_back(decoder)  # it died while idle, perhaps by the out-of-memory killer
+                self._give_back(decoder)  # it died while idle, perhaps of the out-of-memory killer
         raise Refusal(429, BUSY, self.settings.retry_after)
 
     def _give_back(self, decoder: "_Decoder") -> None:
@@ -126,7 +126,7 @@ class _Decoder:
     def start(self) -> None:
         """Start a process; an earlier one has been killed."""
         self.jobs, self.expired, self.between_jobs = 0, False, True
-        # Only what decoding needs, and this process's module path: PYTHONPATH does not hold a Bento's folder.
+        # Only what decoding needs, and this process's module path: PYTHONPATH lacks a Bento's folder.
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
@@ -141,7 +141,7 @@ class _Decoder:
             cwd=tempfile.gettempdir(),
         )
         self._stdin, self._stdout = cast(BufferedWriter, process.stdin), cast(BufferedReader, process.stdout)
-        with suppress(OSError, AttributeError):  # the user's share is used up, or another system: leave it as it is
+        with suppress(OSError, AttributeError):  # the user's limit is reached, or not Linux: keep the default
             fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def alive(self) -> bool:
@@ -151,7 +151,7 @@ class _Decoder:
         return self.alive() and self.between_jobs and not self.expired and self.jobs < JOBS_EACH
 
     def work(self, path: Path, fps: float, rate: int) -> Iterator[np.ndarray | None]:
-        """Arrays of one file as they come. Raises InputError if it is refused, or if the process ends over it."""
+        """Arrays of one file as they come. Raises InputError if the file is refused, or kills the process."""
         self.jobs += 1
         self.between_jobs = False
         settings = self.settings
@@ -163,12 +163,12 @@ class _Decoder:
             while (header := json.loads(self._stdout.readline(LINE_BYTES)))["kind"] == "array":
                 yield self._array(header["shape"])
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
-            self.kill()  # nothing it says from here on can be trusted
+            self.kill()  # its output can no longer be trusted
             why = "took too much memory or time, or is damaged; check that it plays, and send it as mp4 (H.264, AAC)"
             if self.expired:
                 why = f"takes longer than {settings.decode_seconds:g} s to decode; send a shorter or smaller one"
             raise InputError(f"the uploaded file: {why}") from error
-        self.between_jobs = not header.get("ends")  # short of memory, it ends: its heap may be corrupt
+        self.between_jobs = not header.get("ends")  # out of memory, it ends: its heap may be corrupt
         if header["kind"] != "end":
             raise InputError(str(header.get("reason", UNREADABLE)))
 
@@ -180,7 +180,7 @@ class _Decoder:
         self.process.kill()
         self.process.wait()
         for pipe in (self._stdin, self._stdout):
-            with suppress(OSError):  # what was not flushed into a broken pipe
+            with suppress(OSError):  # unflushed bytes for a broken pipe
                 pipe.close()
 
     def _array(self, shape: Sequence[int] | None) -> np.ndarray | None:

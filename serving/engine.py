@@ -28,7 +28,7 @@ START_SECONDS = 5  # Retry-After while the model is being loaded
 
 
 class Engine:
-    """Made and started on the event loop."""
+    """Create and start it on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -46,12 +46,12 @@ class Engine:
         threading.Thread(target=self._follow, name="model-follower", daemon=True).start()
 
     async def stop(self) -> None:
-        """Drop what waits, and stop following, without waiting for a load in progress."""
+        """Drop the queue and stop following the model, without waiting for a load in progress."""
         self._stopped.set()
         await self.batcher.stop()
 
     def _follow(self) -> None:
-        """On a thread of its own: only one may use MLflow's client."""
+        """Runs on its own thread: only one may use MLflow's client."""
         while not self._stopped.is_set():
             for follower in self._followers:
                 if follower.look() and follower is self.follower:
@@ -59,9 +59,9 @@ class Engine:
             self._stopped.wait(self.settings.poll_seconds)
 
     def served(self) -> Captioner:
-        """The current model; a request keeps it to its end. Raises Refusal while none is loaded."""
+        """The current model, which a request keeps to its end. Raises Refusal while none is loaded."""
         if self.follower.current is None:
-            why = "it does not load, the server's log says why" if self.follower.trouble else "it is being loaded"
+            why = "it does not load; see the server's log" if self.follower.trouble else "it is being loaded"
             raise Refusal(503, f"no model in service yet: {why}", START_SECONDS)
         return self.follower.current
 
@@ -81,7 +81,7 @@ class Engine:
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
-        """Bounds everything that a request waits for; Refusal 504 when it takes too long."""
+        """Bound the time that a request takes; Refusal 504 beyond it."""
         limit = self.settings.timeout_seconds
         try:
             async with asyncio.timeout(limit):
@@ -90,7 +90,7 @@ class Engine:
             raise Refusal(504, f"no answer within {limit:g} s", self.batcher.retry_after()) from error
 
     async def answer(self, items: Sequence[Item], captioner: Captioner, ask: Ask) -> list[Answer | Refusal]:
-        """Caption items as one submission; one that is refused or fails has a Refusal in its place."""
+        """Caption items as one submission; an item that is refused or fails becomes a Refusal."""
         checked = [self.job(item, captioner, ask) for item in items]
         jobs = [job for job in checked if isinstance(job, Job)]
         self.batcher.submit(jobs)
@@ -105,7 +105,7 @@ class Engine:
         return [job if isinstance(job, Refusal) else next(answers) for job in checked]
 
     async def segments(self, item: Features, captioner: Captioner, ask: Ask, every: float | str) -> Segments:
-        """Caption one video in segments of `every` seconds, or "scenes"; as one submission, whose size is bounded."""
+        """Caption one video in segments of `every` seconds, or "scenes", as one submission of bounded size."""
         captioner.check(item)
         patches = captioner.media_encoders.clip.rows if ask.clip else 1
         length, window = captioner.timeline(item, len(item["video"]) // patches if ask.clip else None)
@@ -119,7 +119,7 @@ class Engine:
             cut, item, fps, window, None if isinstance(every, str) else every, None, patches
         )
         if len(parts) > (most := self.settings.max_waiting):
-            raise Refusal(413, f"segments={every}: makes {len(parts)} parts, more than {most}; ask for longer ones")
+            raise Refusal(413, f"segments={every}: makes {len(parts)} segments, more than {most}; ask for longer ones")
         rows = []
         for part, said in zip(parts, await self.answer([part.item for part in parts], captioner, ask), strict=True):
             if isinstance(said, Refusal):
@@ -146,7 +146,7 @@ class Engine:
 
 
 def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
-    """A caption with its timings, which the metrics get too; what failed becomes a Refusal."""
+    """A caption with its timings, also sent to the metrics; a failure becomes a Refusal."""
     if isinstance(result, BaseException):
         return refusal_of(result)
     observe.metrics().captions.labels(job.captioner.version).inc()
@@ -166,7 +166,7 @@ def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
 
 
 def attention_over_time(captioner: Captioner, item: Features, prompt: str | None) -> Attention:
-    """How the Q-Formers of `captioner` divide their attention over one item, on the clip's own time."""
+    """The attention of `captioner`'s Q-Formers over one item, on the clip's time axis."""
     weights = captioner.attention(item, prompt)
     seconds, window = captioner.timeline(item)
     modalities: dict[str, list[Moment] | None] = dict.fromkeys(MODALITIES)
@@ -185,7 +185,7 @@ def moment_edges(count: int, seconds: float | None, window: float | None = None)
 
 
 class Shadow:
-    """A challenger captions again what the champion did, in the time that is left; it is compared, never returned."""
+    """A challenger captions the champion's items in idle time; the captions are compared, never returned."""
 
     def __init__(self, follower: Follower, batcher: Batcher, path: Path | None = None) -> None:
         self.follower, self._batcher, self._path = follower, batcher, path
@@ -193,7 +193,7 @@ class Shadow:
         self._tasks: set[asyncio.Task[str | None]] = set()
 
     def offer(self, jobs: Sequence[Job], answers: Sequence[Caption | BaseException]) -> list[asyncio.Task[str | None]]:
-        """Caption again what was captioned → a task for each accepted job: its caption, or None if that failed."""
+        """Caption the same items → one task per accepted job: its caption, or None if that failed."""
         challenger = self.follower.current
         tasks: list[asyncio.Task[str | None]] = []
         for job, answer in zip(jobs, answers, strict=True):
@@ -202,7 +202,7 @@ class Shadow:
             versions = job.captioner.version, challenger.version if challenger else ""
             if versions != (self.comparison.champion, self.comparison.challenger):
                 self.comparison = Comparison(model=self.follower.model, champion=versions[0], challenger=versions[1])
-            # Features made for one say the same to the other only if both have the same encoders.
+            # Features for one model suit the other only if both have the same encoders.
             if challenger is None or challenger.encoders_name != job.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue

@@ -1,6 +1,6 @@
 """Follows a model: polls the registry, loads and warms a new version beside the old one, then swaps one reference.
 
-A request keeps the model that it began with. If a new one does not load, or the registry does not answer, it stays.
+A request keeps its model. If a new one does not load, or the registry does not answer, the old one stays.
 """
 
 import time
@@ -15,7 +15,7 @@ RETRY_SECONDS = 60  # after a version that did not load
 
 
 def load_warm(found: FoundModel, model: str, device: str, before: Captioner | None = None) -> Captioner:
-    """Load, warm up, and load the media encoders where they are on this machine, or take those of the model before."""
+    """Load and warm up a model, with media encoders from this machine or, if equal, from the model before."""
     captioner = open_model(model, device=device, found=found).captioner
     captioner.warm()
     try:
@@ -41,7 +41,7 @@ class Follower:
         self._retry_at = 0.0
 
     def look(self) -> bool:
-        """Look once, as cheaply as the registry allows; True if another model came into service."""
+        """Poll once, as cheaply as the registry allows; True if another model came into service."""
         kept = f"version {self.current.version} stays" if self.current else "nothing to serve yet"
         try:
             seen, self._mark = self._mark, model_mark(self.model)
@@ -71,7 +71,7 @@ class Follower:
         return True
 
     def _note(self, trouble: str) -> None:
-        """Log a problem when it begins, not at every poll."""
+        """Log a problem when it starts, not at every poll."""
         if trouble and trouble != self.trouble:
             observe.log.error("%s: %s", self.model, " ".join(trouble.removeprefix(f"{self.model}: ").split()))
         self.trouble = trouble

@@ -1,7 +1,7 @@
-"""What every request passes on its way to the service, an ASGI middleware: key, size, time, form, how many at a time.
+"""ASGI middleware that checks every request: key, size, time, form, and the number in flight.
 
-A browser asks its user for the key, and then sends it automatically; so it counts only for requests from this service's
-own page. No CORS header is ever sent, so a browser lets no other site's page read an answer.
+A browser asks its user for the key, then sends it automatically; so the key only counts in requests from the service's
+own page. No CORS header is ever sent, so browsers let no other site's page read an answer.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ ONCE = ("authorization", "content-type", "content-length", "transfer-encoding")
 
 
 class Guard:
-    """The middleware. endpoints: paths that take forms, and nothing else."""
+    """The middleware. endpoints: paths that accept only forms."""
 
     def __init__(self, app: ASGIApp, endpoints: Collection[str], settings: Settings | None = None) -> None:
         self.app = app
@@ -66,13 +66,13 @@ class Guard:
             except Exception as error:
                 refusal = refusal_of(error)
                 observe.failed(refusal.kind)
-                if not status:  # otherwise the answer has begun and can only be cut off
+                if not status:  # otherwise the response has started and can only be cut off
                     await refusal.response(request_id)(scope, receive, answer)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(receive, self.settings)
         self._check_head(scope, body)
-        weight = int(scope["path"] in self.endpoints)  # the page's own files take no place
+        weight = int(scope["path"] in self.endpoints)  # the page's own files do not count
         if self._in_flight + weight > self.settings.max_requests:
             raise Refusal(429, "too many requests in flight; try again later", self.settings.retry_after)
         self._in_flight += weight
@@ -86,14 +86,14 @@ class Guard:
         if any(len(headers.getlist(name)) > 1 for name in ONCE):
             raise Refusal(400, "a header that may appear once appears twice")
         name = scope["path"].rstrip("/").rpartition("/")[2]
-        if name and scope["path"].endswith("/"):  # otherwise the router redirects, to an address without the prefix
+        if name and scope["path"].endswith("/"):  # else the router redirects to an address without the prefix
             raise Refusal(307, "no slash at the end of this address", headers={"Location": f"../{quote(name)}"})
         if not scope["path"]:  # the page's addresses are relative to its folder
             folder = scope["prefix"].rpartition("/")[2]
             raise Refusal(307, "a slash at the end of this address", headers={"Location": f"{quote(folder)}/"})
         given, keys = _given_key(scope), self.settings.api_keys
         if keys and not any([hmac.compare_digest(given, key.encode()) for key in keys]):
-            # A browser is prompted to ask its user for the key; a program is only told about the header.
+            # A browser is made to ask its user for the key; a program gets the name of the scheme.
             browser = "text/html" in headers.get("accept", "") or headers.get("sec-fetch-site") == "same-origin"
             challenge = 'Basic realm="VideoBLIP2", charset="UTF-8"' if browser else "Bearer"
             reason = "this service requires an API key: send `Authorization: Bearer KEY`"
@@ -110,7 +110,7 @@ class Guard:
 
 
 class _Body:
-    """A request's body as it comes in, up to its limits of size and time; a form has to end with its boundary."""
+    """A request's body as it arrives, within limits of size and time; a form must end with its boundary."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:
         self.boundary = b""
@@ -119,13 +119,13 @@ class _Body:
         self._size, self._end, self._whole = 0, b"", False
 
     def check_size(self, size: int) -> None:
-        """Raise Refusal 413 if this many bytes are too many."""
+        """Raise Refusal 413 if `size` bytes are too many."""
         if size > self._settings.max_upload_mb * MB:
             limit = f"{self._settings.max_upload_mb:g} MB"
             raise Refusal(413, f"the upload is larger than {limit}; cut the video or scale it down")
 
     async def receive(self) -> Message:
-        """The next message; after the body, the connection's own."""
+        """The next message; after the body, those of the connection."""
         if self._whole:
             return await self._receive()
         try:
@@ -156,7 +156,7 @@ def as_client_sent_it(scope: Scope) -> Scope:
         host = re.sub(r":\d*$", "", host or headers.get("host", "")) + f":{port}"
     if host:
         changed["headers"] = [*((k, v) for k, v in scope["headers"] if k != b"host"), (b"host", host.encode("latin-1"))]
-    # A POST to the prefix alone is one to an endpoint of that name, such as /captions, whose prefix is removed already.
+    # A POST to the prefix alone is for an endpoint of that name, such as /captions, with the prefix already removed.
     alone = scope["path"] == (prefix := prefix.rstrip("/"))
     if prefix and (scope["path"].startswith(f"{prefix}/") or (alone and scope.get("method") == "GET")):
         changed["path"], changed["prefix"] = scope["path"].removeprefix(prefix), prefix
@@ -164,18 +164,18 @@ def as_client_sent_it(scope: Scope) -> Scope:
 
 
 def _given_key(scope: Scope) -> bytes:
-    """The key that a client sent; empty, which no key is, where it sent none."""
+    """The key that a client sent; empty, which never matches, if it sent none."""
     scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return given.strip().encode("latin-1")
-    with suppress(ValueError):  # an Origin that is no address, or what is not base64
+    with suppress(ValueError):  # an Origin that is not an address, or malformed base64
         if scheme.lower() == "basic" and _of_own_page(scope):
             return base64.b64decode(given.strip()).partition(b":")[2]
     return b""
 
 
 def _of_own_page(scope: Scope) -> bool:
-    """False for what another site's page sends; what has no Origin is not a browser's POST."""
+    """False for requests from another site's page; without an Origin it is not a browser's POST."""
     headers = Headers(scope=scope)
     origin = headers.get("origin")
     if not origin or headers.get("sec-fetch-site") == "same-origin":

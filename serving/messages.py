@@ -1,4 +1,4 @@
-"""What the service is sent and what it says: the fields of a form, answers, refusals, the state of its models."""
+"""Messages of the service: the fields of a form, answers, refusals, the state of its models."""
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,20 +21,20 @@ FORM_LIMITS = {"max_files": 256, "max_fields": 256, "max_part_size": 64 * 1024} 
 
 
 class Answer(BaseModel):
-    """What the model says about one video."""
+    """The caption of one video, or the answer to a question about it."""
 
     caption: str = Field(examples=["a man is playing a guitar on a stage"])
     score: float = Field(description="mean log-probability of its tokens; with beams the length-normalised score")
     model_version: str = Field(examples=["videoblip2/3"])
-    seconds: float = Field(description="from the first byte understood to the answer")
+    seconds: float = Field(description="from receiving the request to the answer")
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
-    batch: int = Field(description="how many captions the model made at once")
+    batch: int = Field(description="number of captions in the batch")
     words: list[ExplainedWord] | None = Field(None, description=WORDS)
-    clip: str = Field("", description="of an uploaded media file: send it as `clip` in place of the file to ask again")
+    clip: str = Field("", description="token of an uploaded file: send it as `clip` instead of the file to ask again")
 
 
 class SegmentAnswer(BaseModel):
-    """What the model says about a part of a video."""
+    """The caption of one segment."""
 
     start: float = Field(description="seconds from the beginning")
     end: float
@@ -44,11 +44,11 @@ class SegmentAnswer(BaseModel):
 
 
 class Segments(BaseModel):
-    """What the model says about a video in time: neighbours with the same caption are one segment."""
+    """Captions of a video over time: neighbors with the same caption are merged into one segment."""
 
     segments: list[SegmentAnswer]
     model_version: str
-    seconds: float = Field(description="from the first byte understood to the answer")
+    seconds: float = Field(description="from receiving the request to the answer")
     clip: str = Field("", description="as in an answer about the whole video")
 
 
@@ -65,7 +65,7 @@ class Attention(BaseModel):
 
     model_version: str
     seconds: float | None = Field(description="length of the clip; null if unknown: start and end are then 0 to 1")
-    modalities: dict[str, list[Moment] | None] = Field(description="empty: not in the clip; null: the model reads none")
+    modalities: dict[str, list[Moment] | None] = Field(description="empty: not in the clip; null: unused by the model")
 
 
 class Problem(BaseModel):
@@ -79,17 +79,17 @@ class ItemProblem(BaseModel):
     """Why one item of many has no caption."""
 
     error: str
-    status: int = Field(description="the status that this item would have had in a request by itself", examples=[400])
+    status: int = Field(description="the status that this item alone would have had", examples=[400])
 
 
 class Answers(BaseModel):
-    """One entry an item, in the order sent."""
+    """One entry per item, in the order sent."""
 
     results: list[Answer | ItemProblem]
 
 
 class Comparison(BaseModel):
-    """Champion and challenger on the same requests, since either last changed."""
+    """Champion and challenger on the same requests, since the last change of either."""
 
     model: str
     champion: str = Field("", description="version")
@@ -100,7 +100,7 @@ class Comparison(BaseModel):
     champion_score: float = Field(0.0, description="mean")
     challenger_score: float = Field(0.0, description="mean")
     failed: int = 0
-    dropped: int = Field(0, description="requests that the challenger never saw: no room, other encoders, not loaded")
+    dropped: int = Field(0, description="requests without a challenger: queue full, other encoders, not loaded")
 
 
 class ModelState(BaseModel):
@@ -111,7 +111,7 @@ class ModelState(BaseModel):
     since: str = Field(description="when it came into service, ISO 8601")
     waiting: int = Field(description="captions in the queue")
     trouble: str = Field(description="why the model cannot be followed right now; empty if all is well")
-    warning: str = Field(description="what its users must know first; empty if nothing")
+    warning: str = Field(description="what users must know first; empty if nothing")
     answers: bool = Field(description="false if it was never trained on questions: /ask refuses them")
     shadow: Comparison | None = None
     max_upload_mb: float = Field(0, description="largest upload that is accepted")
@@ -131,7 +131,7 @@ KINDS = {
 
 
 class Refusal(Exception):
-    """A request, or one item of it, that gets a status and a reason instead of a caption. kind: for the metrics."""
+    """A request, or one item of it, that gets a status and a reason, not a caption. kind: label in the metrics."""
 
     def __init__(
         self, status: int, reason: str, retry_after: int = 0, kind: str = "", headers: Mapping[str, str] | None = None
@@ -146,20 +146,20 @@ class Refusal(Exception):
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """A user's mistake with its reason; a bug is logged with its trace, and its details never reach the client."""
+    """A user's mistake with its reason; a bug is logged with its trace, and the client never sees its details."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):
         return Refusal(400, str(error))
     observe.log.error("unexpected", exc_info=error)
-    return Refusal(500, "the service failed on this; its log has the details")
+    return Refusal(500, "internal error; the server's log has the details")
 
 
 class FormRoute(APIRoute):
-    """Reads a form within bounds, refuses a field that is unknown or sent twice, and then bounds the time to answer."""
+    """Read a form within limits, refuse unknown or repeated fields, and bound the time to answer."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the route's handler behind the checks of its form."""
+        """Wrap the route's handler in the checks of its form."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
@@ -185,7 +185,7 @@ class FormRoute(APIRoute):
 
 @dataclass
 class Ask:
-    """What to do with items: decoding, seed, prompt; and who asks."""
+    """Options of one request: decoding, seed, prompt."""
 
     decoding: Decoding = GREEDY
     seed: int | None = None
@@ -195,23 +195,23 @@ class Ask:
     request_id: str = field(default_factory=observe.request_id)
     began: float = field(default_factory=time.perf_counter)
     features_seconds: float = 0.0
-    turn: int = 0  # number of the newest batch that had one of its items
+    turn: int = 0  # number of the last batch that contained one of its items
     clip: str = ""
 
 
 Every = Annotated[FiniteFloat, Field(gt=0, le=86_400)] | Literal["scenes"]
-SEGMENTS = "answer in time: seconds of a segment, or `scenes` for one wherever the picture changes"
+SEGMENTS = "answer over time: seconds per segment, or `scenes` for a new one wherever the picture changes"
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
 
 
 class OneUpload(BaseModel):
-    """The files of one item, or the clip of an earlier answer in their place."""
+    """The files of one item, or the clip of an earlier answer instead."""
 
     video: UploadFile | None = Field(None, description="a media file: mp4, avi, webm …")
     video_features: UploadFile | None = Field(None, description=".npy, floats [frames, 768]")
-    audio_features: UploadFile | None = Field(None, description=".npy, floats [windows, 512]; omit it without sound")
+    audio_features: UploadFile | None = Field(None, description=".npy, floats [windows, 512]; leave out if no sound")
     features: UploadFile | None = Field(None, description="safetensors with `video` and, with sound, `audio`")
-    clip: str = Field("", max_length=64, description="of an earlier answer, in place of a file; else 410")
+    clip: str = Field("", max_length=64, description="token from an earlier answer, instead of a file; 410 if expired")
 
 
 class Uploads(BaseModel):
@@ -228,14 +228,14 @@ class Options(BaseModel):
 
     num_beams: int = Field(1, ge=1, le=10, description="1 = greedy, or sampled if there is a seed")
     max_new_tokens: int = Field(32, ge=1, le=128)
-    length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favours long captions")
-    consensus: int = Field(0, ge=0, le=64, description="samples that vote with the caption; the one most like all wins")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="samples; the same seed gives the same one")
-    temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="of sampling; low = close to greedy")
-    explain: bool = Field(False, description="also say what each word owes to the sound and to the picture")
+    length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favors long captions")
+    consensus: int = Field(0, ge=0, le=64, description="also sample this many; return the one closest to the rest")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="sample; the same seed gives the same caption")
+    temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="sampling temperature; low = close to greedy")
+    explain: bool = Field(False, description="also return how much each word depends on the sound and on the picture")
 
     def ask(self, prompt: str | None, question: bool = False) -> Ask:
-        """The request that starts here."""
+        """The `Ask` of a new request."""
         if (sampled := self.seed is not None and not self.consensus) and self.num_beams > 1:
             reason = f"seed={self.seed} with num_beams={self.num_beams}: beam search does not sample; leave one out"
             raise Refusal(400, reason)

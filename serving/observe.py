@@ -1,6 +1,6 @@
-"""What can be seen of the service from outside: Prometheus metrics at `/metrics`, JSON log lines, and spans.
+"""Observability: Prometheus metrics at `/metrics`, JSON log lines, and spans.
 
-Spans go where BentoML's tracing configuration sends them, inside its own of the request. prometheus_client must be
+Spans go where BentoML's tracing configuration sends them, inside its request span. prometheus_client must be
 imported after BentoML has set up the worker, so all metrics are made at first use.
 """
 
@@ -23,33 +23,33 @@ _request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class Metrics:
-    """Every metric of the service; names are an interface, dashboards and the autoscaler use them."""
+    """Every metric of the service; names are an interface for dashboards and the autoscaler."""
 
     def __init__(self) -> None:
         from prometheus_client import Counter, Gauge, Histogram
 
         self.requests = Counter("vb2_requests", "Requests answered.", ["path", "status"])
-        self.inside = Gauge("vb2_requests_inside", "Requests that are being served.", multiprocess_mode="livesum")
-        self.seconds = Histogram("vb2_request_seconds", "From a request's head to its answer.", buckets=SECONDS)
+        self.inside = Gauge("vb2_requests_inside", "Requests in flight.", multiprocess_mode="livesum")
+        self.seconds = Histogram("vb2_request_seconds", "From a request's headers to its response.", buckets=SECONDS)
         self.phase = Histogram("vb2_phase_seconds", "Latency by phase.", ["phase"], buckets=SECONDS)
-        self.queue = Gauge("vb2_queue_length", "Videos that wait for the model.", multiprocess_mode="livesum")
+        self.queue = Gauge("vb2_queue_length", "Videos waiting for the model.", multiprocess_mode="livesum")
         self.batch = Histogram("vb2_batch_size", "Videos in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
         self.captions = Counter("vb2_captions", "Captions made.", ["model_version"])
         self.errors = Counter("vb2_errors", "Requests and videos refused or failed.", ["kind"])
-        self.model = Gauge("vb2_model", "1 for the version that is served.", ["version"], multiprocess_mode="livemax")
+        self.model = Gauge("vb2_model", "1 for the version in service.", ["version"], multiprocess_mode="livemax")
 
 
-#: The metrics of this process; `start` makes them before several threads may ask, as each can be made once only.
+#: The metrics of this process; `start` creates them before other threads run, since each can be created only once.
 metrics = cache(Metrics)
 
 
 def failed(kind: str) -> None:
-    """A request or a video failed; `kind` is one of a few words, such as media, malformed, overloaded, internal."""
+    """Count a failed request or video; `kind` is one of a few words, such as media, malformed, overloaded, internal."""
     metrics().errors.labels(kind).inc()
 
 
 def serving(version: str) -> None:
-    """This version is served from now on."""
+    """Record that this version is now in service."""
     for (other,) in list(metrics().model._metrics):
         metrics().model.labels(other).set(0)
     metrics().model.labels(version).set(1)
@@ -57,7 +57,7 @@ def serving(version: str) -> None:
 
 
 def timed(name: str, seconds: float, ago: float = 0.0) -> None:
-    """A part of the work took `seconds` and ended `ago` seconds ago: a metric, and a span."""
+    """Record a phase that took `seconds` and ended `ago` seconds ago, as a metric and a span."""
     metrics().phase.labels(name).observe(seconds)
     if trace.get_current_span().is_recording():
         end = time.time() - ago
@@ -65,7 +65,7 @@ def timed(name: str, seconds: float, ago: float = 0.0) -> None:
 
 
 def request_id() -> str:
-    """Id of the request that is being served here; empty outside of one."""
+    """Id of the current request; empty outside of one."""
     return _request_id.get()
 
 
@@ -89,7 +89,7 @@ def request(request_id: str, method: str, path: str, endpoint: bool, status: Cal
 
 
 def tracer() -> trace.Tracer:
-    """A tracer on the provider that BentoML configures, which puts our spans inside the request's."""
+    """A tracer of BentoML's provider, which puts our spans inside the request's."""
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     provider: trace.TracerProvider = BentoMLContainer.tracer_provider.get()

@@ -26,13 +26,13 @@ FORMS = {route.path for route in API.routes if isinstance(route, FormRoute) and 
 @bentoml.service(
     name="videoblip2",
     workers=1,  # a second worker would be a second copy of the model on the same device
-    traffic={"timeout": 300},  # how many at a time: VB2_MAX_REQUESTS, whose 429 says Retry-After
+    traffic={"timeout": 300},  # VB2_MAX_REQUESTS limits concurrency: its 429 has Retry-After
     logging={"access": {"enabled": False}},  # serving.observe writes a line per request
     endpoints={"livez": "/livez", "readyz": "/readyz"},
 )
 @bentoml.asgi_app(API, path="/", name="api")
 class VideoBlip2Service:
-    """Videos or features in, captions out, by the champion."""
+    """Videos or features in, captions by the champion out."""
 
     def __init__(self) -> None:
         settings = read_settings()
@@ -45,7 +45,7 @@ class VideoBlip2Service:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_model() -> None:
-        """Stop the start with one line if something is missing or wrong; a worker that fails restarts forever."""
+        """Refuse to start, in one line, if something is missing or wrong: a failing worker would restart forever."""
         try:
             settings = read_settings()
             references(settings)
@@ -55,7 +55,7 @@ class VideoBlip2Service:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
-        """Start loading the model beside the event loop, which answers probes meanwhile."""
+        """Start loading the model in the background, while the event loop answers probes."""
         self.decoders.start()
         self.engine.start()
 
@@ -73,7 +73,7 @@ class VideoBlip2Service:
 
 
 def references(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Video id → what people said of it, for the page. Raises InputError for a malformed annotation file."""
+    """Video id → human captions, for the page. Raises InputError for a malformed annotation file."""
     videos = read_annotations(settings.references) if settings.references else ()
     return {video.video_id: video.captions for video in videos}
 

@@ -1,4 +1,4 @@
-"""What the service is told from outside: environment variables, read when it starts. docs/serving.md has the table."""
+"""Settings of the service: environment variables, read at the start. docs/serving.md has the table."""
 
 import os
 import re
@@ -16,24 +16,24 @@ MB = 1 << 20
 
 
 class Settings(Section):
-    """One environment variable a field: `max_batch` is VB2_MAX_BATCH."""
+    """One environment variable per field: `max_batch` is VB2_MAX_BATCH."""
 
     model: str | None = Field(None, description="MODEL to serve; an alias is followed, a folder is not")
     pin: int | None = Field(None, ge=1, description="a fixed version of the registered model instead of the champion")
     shadow: str | None = Field(None, description="MODEL that runs in shadow: logged and compared, never returned")
-    shadow_log: Path | None = Field(None, description="JSON lines of what champion and shadow said")
+    shadow_log: Path | None = Field(None, description="JSON lines with the captions of champion and shadow")
     device: str = Field("auto", description="auto, cpu, cuda …")
     max_batch: int = Field(32, ge=1, description="captions (times beams) decoded at once")
     max_waiting: int = Field(256, ge=1, description="videos in the queue, so also the most in one request")
     timeout_seconds: float = Field(60, gt=0, le=290, description="longest wait for an answer, then 504")
-    poll_seconds: float = Field(0.5, gt=0, allow_inf_nan=False, description="between looks at the registry")
+    poll_seconds: float = Field(0.5, gt=0, allow_inf_nan=False, description="between polls of the registry")
     api_key: str = Field("", repr=False, description="bearer key; several, separated by commas, while you change it")
     max_requests: int = Field(64, ge=1, description="requests in flight; more get 429 before their body is read")
     max_upload_mb: float = Field(100, gt=0, allow_inf_nan=False, description="body of a request, else 413")
     upload_seconds: float = Field(120, gt=0, allow_inf_nan=False, description="for the whole body, else 408")
     retry_after: int = Field(1, ge=1, description="Retry-After in seconds when there is no better estimate")
     decoders: int = Field(2, ge=1, description="decoding processes, each with one media file at a time")
-    decode_seconds: float = Field(60, gt=0, allow_inf_nan=False, description="for one file; CPU time: per core")
+    decode_seconds: float = Field(60, gt=0, allow_inf_nan=False, description="for one file; for CPU time, per core")
     decode_wait_seconds: float = Field(30, gt=0, allow_inf_nan=False, description="for a free decoder, else 429")
     decode_memory_mb: int = Field(2048, ge=1, description="address space of a decoder")
     max_video_seconds: float = Field(600, gt=0, allow_inf_nan=False, description="length of a video")

@@ -1,4 +1,4 @@
-"""From the files of a request to items: media become features; .npy and safetensors are read, nothing unpickled."""
+"""From the files of a request to items: media are encoded; .npy and safetensors are read, nothing unpickled."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: 
 async def items_of(
     uploads: Uploads, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
 ) -> list[Item]:
-    """Items in the order media, .npy, safetensors; a file that cannot be used is an exception in its place.
+    """Items in the order media, .npy, safetensors; an unusable file is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
     """
@@ -68,7 +68,7 @@ async def one_item(
 ) -> tuple[Features, str]:
     """The one item of a request, and for a media file the token that replaces it in later requests.
 
-    every_frame: of a media file, even if the model's encoders take a limited number of them.
+    every_frame: read all frames of a media file, even if the model's encoders take a limited number.
     """
     if sum(map(bool, (form.video, form.video_features, form.features, form.clip))) > 1:
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
@@ -84,9 +84,9 @@ async def one_item(
 
 
 class MediaIntake:
-    """Media files to features: decoded in child processes, as many at a time, and encoded by the model in service.
+    """Media files to features: decoded in child processes, one file each, and encoded by the model in service.
 
-    reading: held while arrays sent as files are read, so that those of one request at a time are in memory.
+    reading: a lock around reading arrays, so that those of only one request at a time are in memory.
     """
 
     def __init__(self, decoders: Decoders) -> None:
@@ -97,7 +97,7 @@ class MediaIntake:
         self._kept: OrderedDict[str, tuple[Features, tuple[str, bool]]] = OrderedDict()
 
     def keep(self, item: Features, captioner: Captioner, every_frame: bool) -> str:
-        """Keep the features of a recent clip, made for `captioner`; returns a token that nobody can guess."""
+        """Keep the features of a recent clip, made for `captioner`; return an unguessable token."""
         token = secrets.token_urlsafe(16)
         self._kept[token] = item, made_with(captioner, every_frame)
         if len(self._kept) > KEPT_CLIPS:
@@ -105,10 +105,10 @@ class MediaIntake:
         return token
 
     def kept(self, token: str, captioner: Captioner, every_frame: bool) -> Features:
-        """Raises Refusal 410 if the clip is no longer kept, or if `captioner` reads other features of it."""
+        """Kept features. Raises Refusal 410 if they have expired, or if `captioner` needs others."""
         item, made = self._kept.get(token, (None, None))
         if item is None or made != made_with(captioner, every_frame):
-            raise Refusal(410, "this clip is no longer held; send the file again", kind="gone")
+            raise Refusal(410, "this clip is no longer kept; send the file again", kind="gone")
         self._kept.move_to_end(token)
         return item
 
@@ -136,10 +136,10 @@ class MediaIntake:
             raise Refusal(400, str(error), kind="media") from error
 
     def _prepare(self, file: UploadFile, captioner: Captioner, every_frame: bool) -> "PreparedVideo":
-        """On a thread, including the temporary file: creating and deleting it on a busy disk would block the loop."""
+        """Runs on a thread: creating and deleting the temporary file on a busy disk would block the loop."""
         encoders, suffix = captioner.media_encoders, PurePath(file.filename or "").suffix.lower()
         encoders = encoders.every_frame if every_frame else encoders
-        suffix = suffix if suffix in MEDIA_SUFFIXES else ".bin"  # nothing else of the client's name counts
+        suffix = suffix if suffix in MEDIA_SUFFIXES else ".bin"  # the rest of the client's name is ignored
         with tempfile.NamedTemporaryFile(prefix="vb2-upload-", suffix=suffix) as copy:
             shutil.copyfileobj(file.file, copy)
             copy.flush()
@@ -148,7 +148,7 @@ class MediaIntake:
 
 
 def made_with(captioner: Captioner, every_frame: bool) -> tuple[str, bool]:
-    """What has to be equal for features to serve again: the encoders, and whether they left frames out."""
+    """What must be equal to reuse features: the encoders, and whether they left frames out."""
     made = captioner.provenance.features
     limited = made is not None and bool(made.settings.frames or made.settings.max_frames)
     return captioner.encoders_name, limited and every_frame
@@ -167,11 +167,11 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
 
 
 def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
-    """The bytes of a safetensors file → items; one that cannot be used is an InputError in its place.
+    """The bytes of a safetensors file → items; an unusable one is an InputError in its place.
 
     The tensors of one item are named after their modalities: `video`, `audio`. Those of many are `NAME.video` and
-    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` where it cannot be said what
-    the items are.
+    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` if it is unclear what the
+    items are.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -184,7 +184,7 @@ def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
         if key.rpartition(".")[2] not in MODALITIES:
             raise InputError(f"{name}: tensor {key!r}; {NAMES}")
     if not tensors:
-        raise InputError(f"{name}: holds no tensor; {NAMES}")
+        raise InputError(f"{name}: contains no tensor; {NAMES}")
     stems = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda stem: (len(stem), stem))
     return [_item(tensors, stem, name) for stem in stems]
 
@@ -202,8 +202,8 @@ def _item(tensors: dict[str, np.ndarray], stem: str, name: str) -> Features | In
 
 
 def _numbers(array: np.ndarray, name: str) -> np.ndarray:
-    """Floats [rows, width] → float32; those too large for it become infinite, which the model's check refuses."""
+    """Floats [rows, width] → float32; those too large become infinite, which the model's check refuses."""
     if array.dtype.kind != "f" or array.ndim != 2:
-        raise InputError(f"{name}: holds {array.dtype} {list(array.shape)}; send floats [rows, width]")
+        raise InputError(f"{name}: contains {array.dtype} {list(array.shape)}; send floats [rows, width]")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)

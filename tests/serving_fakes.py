@@ -58,7 +58,7 @@ class FakeCaptioner:
         if video.ndim != 2 or video.shape[1] != self.width or not len(video):
             raise InputError(f"video features of shape {list(video.shape)}; this model takes [N,{self.width}]")
         if not np.isfinite(video).all():
-            raise InputError("video features hold NaN or infinity; extract them again")
+            raise InputError("video features contain NaN or infinity; extract them again")
 
     def attention(self, item, prompt):
         self.check(item)

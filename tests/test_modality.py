@@ -133,10 +133,10 @@ def test_modalities_of_a_configuration(monkeypatch, tmp_path, setting, names, la
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.modalities=smell", "'smell' is not a modality; use both or names out of video, audio"),
+        ("model.modalities=smell", "'smell' is not a modality; use both or names from video, audio"),
         ("model.modalities=[]", "no modality"),
-        ("model.widths={smell: 3}", "'smell' is not a further modality"),
-        ("model.widths={video: 3}", "'video' is not a further modality"),
+        ("model.widths={smell: 3}", "'smell' is not another modality"),
+        ("model.widths={video: 3}", "'video' is not another modality"),
     ],
 )
 def test_names_that_are_not_in_the_table(override, message):

@@ -100,12 +100,12 @@ def test_against_gives_the_paired_difference(files):
         ([{"video_id": "video7", "caption": "a"}], "1 of 1 videos have no references: video7"),
         (
             [{"video_id": "video1", "caption": "a"}, {"video_id": "video1", "caption": "b"}],
-            "a second caption of video1",
+            "a second caption for video1",
         ),
         ([{"video_id": "video1", "caption": ["a", "b"]}], "give one caption per video"),
         ([{"video_id": "video1"}], "no caption or captions"),
         (["video1"], "is not an object"),
-        ([], "holds no captions"),
+        ([], "no captions found"),
     ],
 )
 def test_what_cannot_be_scored_is_named(files, content, message):

@@ -14,7 +14,7 @@ from videoblip2.errors import refused
 from videoblip2.modality import MODALITIES, ExplainedWord, Features, Reader
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
-SEEDS = 1_000_003  # between the samples of two neighbouring seeds
+SEEDS = 1_000_003  # distance of two neighboring seeds' samples
 
 if TYPE_CHECKING:
     from videoblip2.captions import DocumentFrequencies
@@ -40,7 +40,7 @@ def pick_device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        number = int(os.environ.get("LOCAL_RANK", 0))  # of several processes on this machine, each takes its own
+        number = int(os.environ.get("LOCAL_RANK", 0))  # one GPU per local process
         return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
     with refused(f"device={name}: torch has no such device", "use auto, cpu or cuda", RuntimeError):
         device = torch.device(name)
@@ -58,7 +58,7 @@ class Captioner:
     provenance: Provenance = field(default_factory=Provenance)
     model_name: str = ""
     version: str = ""
-    frequencies: "Callable[[], DocumentFrequencies] | None" = None  # of its training captions; for consensus
+    frequencies: "Callable[[], DocumentFrequencies] | None" = None  # of the training captions, for consensus
 
     def caption(
         self,
@@ -71,8 +71,8 @@ class Captioner:
         """N items → N captions, decoded as one batch. A modality that a video lacks is left out, or has no rows.
 
         Args:
-            prompt: one for all items, or one for each; None = the model's own.
-            seeds: one for each item, where captions are sampled: each depends on its own seed, not on its batch.
+            prompt: one for all items, or one per item; None = the model's own.
+            seeds: one per item, for sampling; a caption depends on its own seed, not on its batch.
             watch: called after each token with the N captions so far (not with beams or consensus).
         """
         import torch
@@ -100,7 +100,7 @@ class Captioner:
         return self._agreed([[one, *drawn[n * count : (n + 1) * count]] for n, one in enumerate(likeliest)])
 
     def _agreed(self, groups: Sequence[Sequence[Caption]]) -> list[Caption]:
-        """Of each group, the caption with the highest mean CIDEr-D against the others; the first of equals."""
+        """Of each group, the caption with the highest mean CIDEr-D against the others; the first if tied."""
         from videoblip2.captions import leave_one_out
 
         assert self.frequencies is not None
@@ -111,7 +111,7 @@ class Captioner:
     def explain(
         self, items: Sequence[Features], captions: Sequence[str], prompt: str | Sequence[str | None] | None = None
     ) -> list[tuple[ExplainedWord, ...]]:
-        """What each word of N captions, one of each item, owes to the sound and to the picture."""
+        """How much each word of N captions, one per item, depends on the sound and on the picture."""
         from videoblip2.model.explain import explain
 
         return explain(self.model, self.tokenizers, self._batch(items, prompt).inputs, captions)
@@ -134,7 +134,7 @@ class Captioner:
     def in_batches(
         self, entries: Sequence[tuple[str, str, str | None]], features: Reader, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
-        """(key, caption) of each entry: its key, video id and prompt."""
+        """Caption entries of (key, video id, prompt) in batches; yield (key, caption)."""
         for start in range(0, len(entries), decode.batch_size):
             keys, video_ids, prompts = zip(*entries[start : start + decode.batch_size], strict=True)
             items = [features(video_id) for video_id in video_ids]
@@ -142,7 +142,7 @@ class Captioner:
 
     @property
     def never_asked(self) -> bool:
-        """Whether it was never taught to answer questions; False if that is not recorded."""
+        """Whether the model was never trained on questions; False if that is not recorded."""
         return bool(self.provenance.kinds) and "answers" not in self.provenance.kinds
 
     def attention(self, item: Features, prompt: str | None = None) -> dict[str, np.ndarray]:
@@ -156,9 +156,9 @@ class Captioner:
         return {name: row[0, : len(item[name])].cpu().numpy() for name, row in weights.items()}
 
     def timeline(self, item: Features, frames: int | None = None) -> tuple[float | None, float | None]:
-        """Length in seconds of a clip, to within a frame, and of an audio window; None if unknown.
+        """Length in seconds of the clip, to within a frame, and of an audio window; None if unknown.
 
-        frames: how many the item stands for; None: one for each of its rows, but unknown for patch tokens.
+        frames: number of frames behind the item; None = one per row, unknown for patch tokens.
         """
         made = (self.provenance.features or FeatureOrigin()).settings
         fps, most, window = made.fps, made.max_frames, made.window_seconds
@@ -175,7 +175,7 @@ class Captioner:
         return repr([*map(origin.fingerprint, ENCODERS), *origin.settings.model_dump().values()])
 
     def warm(self) -> None:
-        """Caption made-up features, greedily and with beams, so that no user waits for the first batch."""
+        """Caption dummy features, greedily and with beams, so that no user waits for the first batch."""
         item = {name: np.zeros((8, width), "float32") for name, width in self.model.config.widths.items()}
         for count, beams in ((1, 1), (4, 1), (1, 3)):
             self.caption([item] * count, decoding=Decoding(beams, max_new_tokens=8))
@@ -211,7 +211,7 @@ class Captioner:
         return {name: thin(array, self.model.config.max_positions) for name, array in self.check(item).items()}
 
     def check(self, item: Features) -> Features:
-        """The modalities that this model reads, without rows where one is lacking. Raises InputError for others."""
+        """The modalities that this model reads, with no rows where one is missing. Raises InputError for bad arrays."""
         checked = {}
         for name, width in self.model.config.widths.items():
             array, required = item.get(name, np.zeros((0, width), np.float32)), MODALITIES[name].required
@@ -219,6 +219,6 @@ class Captioner:
                 least = ", N at least 1" if required else ""
                 raise InputError(f"{name} features of shape {list(array.shape)}; this model takes [N,{width}]{least}")
             if not np.isfinite(array).all():
-                raise InputError(f"{name} features hold NaN or infinity; extract them again")
+                raise InputError(f"{name} features contain NaN or infinity; extract them again")
             checked[name] = array
         return checked

@@ -1,4 +1,4 @@
-"""Typed, frozen configuration: the one source of truth for every knob.
+"""Typed, frozen configuration: the only place where a setting has its default.
 
 A configuration is a YAML file of `experiments/`; `key=value` pairs override it (`optim.lr=1e-5`). Unknown keys and
 wrong types are refused by name. Defaults are the design's full size: 32 + 32 queries, Flan-T5-base, LoRA r=16 on q, v.
@@ -25,7 +25,7 @@ ModalityNames = Annotated[str | tuple[str, ...], AfterValidator(modality_setting
 
 
 class Section(BaseModel):
-    """Frozen, strict about names."""
+    """A frozen part of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -36,17 +36,17 @@ class DataConfig(Section):
     train: str = Field("train.json", description="training annotations, a file name in `annotations`")
     prompt: str = Field("a video of", description="text prompt of the Q-Formers and the language model")
     max_caption_tokens: int = Field(32, ge=2, description="longest caption in tokens, end token included")
-    captions_per_video: int = Field(1, ge=1, description="captions taught per video in one batch")
+    captions_per_video: int = Field(1, ge=1, description="captions per video in one training batch")
     task: Literal["caption", "qa", "mixed"] = Field("caption", description="captions, answers to questions, or both")
     train_qa: str = Field("train_qa.json", description="training questions, a file in `annotations` beside val_qa.json")
-    qa_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that teach answers, with task=mixed")
+    qa_share: float = Field(0.5, gt=0, lt=1, description="share of steps that train on answers, with task=mixed")
 
 
 class QFormerConfig(Section):
     weights: PathText | None = Field(None, description="BLIP-2 checkpoint that both Q-Formers start from; none = fresh")
     bert: PathText = Field("bert-base-uncased", description="folder or hub name: word pieces, and text-side weights")
-    bert_weights: bool = Field(True, description="initialise the text side from `bert` (no: word pieces only)")
-    cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="what to do with wider pre-trained keys")
+    bert_weights: bool = Field(True, description="initialize the text side from `bert` (no: word pieces only)")
+    cross_attention: Literal["reinit", "adapt"] = Field("reinit", description="what to do with keys of another width")
     num_queries: int = Field(32, ge=1, description="learned queries of each Q-Former")
     hidden_size: int = Field(768, ge=1, description="width of both Q-Formers")
     num_hidden_layers: int = Field(12, ge=1, description="layers of each Q-Former")
@@ -66,12 +66,12 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     language_model: PathText = Field("google/flan-t5-base", description="folder or hub name of a T5 or BART")
     qformer: QFormerConfig = QFormerConfig()
-    finetune: Literal["lora", "full"] = Field("lora", description="full: the whole language model trains, without LoRA")
+    finetune: Literal["lora", "full"] = Field("lora", description="full: train the whole language model, without LoRA")
     lora: LoraConfig = LoraConfig()
     modalities: ModalityNames = Field(BOTH, description="both (video and audio), one name, or a list of names")
     video_dim: int = Field(768, ge=1, description="width of the frame features")
     audio_dim: int = Field(512, ge=1, description="width of the audio features, before the upscaler")
-    widths: dict[str, int] = Field({}, description="width of further modalities' features, such as {flow: 256}")
+    widths: dict[str, int] = Field({}, description="feature widths of other modalities, such as {flow: 256}")
     temporal_embedding: bool = Field(True, description="without it a Q-Former cannot tell the order of frames")
     max_positions: int = Field(256, ge=1, description="longest feature sequence; longer ones are thinned evenly")
 
@@ -80,7 +80,7 @@ class ModelConfig(Section):
     def _without_a_key_of_their_own(cls, widths: dict[str, int]) -> dict[str, int]:
         for name in widths:
             if f"{name}_dim" in cls.model_fields or name not in MODALITIES:
-                raise ValueError(f"{name!r} is not a further modality; video and audio have model.{{video,audio}}_dim")
+                raise ValueError(f"{name!r} is not another modality; video and audio have model.{{video,audio}}_dim")
         return widths
 
     @property
@@ -101,12 +101,12 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     lr_scale_projections: float = Field(1.0, gt=0, description="factor on lr for projections, norms, queries")
-    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for the whole language model")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay; norms and biases have none")
+    lr_scale_lora: float = Field(1.0, gt=0, description="factor on lr for LoRA, or for the full language model")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay; none on norms and biases")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's running averages")
     warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up to lr")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    final_lr: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of lr")
+    final_lr: float = Field(0.1, ge=0, le=1, description="learning rate at the end of the cosine, as a share of lr")
 
 
 class TrainConfig(Section):
@@ -115,9 +115,9 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1, description="micro-batches that a step's videos are split into, to save memory")
     checkpointing: bool = Field(False, description="keep only each layer's input and recompute the rest: slower")
     shard: bool = Field(False, description="with model.finetune=full, processes share the language model (FSDP2)")
-    dropout: bool = Field(True, description="off: none anywhere; the result is the same on any number of processes")
+    dropout: bool = Field(True, description="off: none; then the number of processes does not change the result")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy on captions")
-    validate_every: int = Field(1000, ge=1, description="steps between validations by generated captions")
+    validate_every: int = Field(1000, ge=1, description="steps between validations on generated captions")
     log_every: int = Field(20, ge=1, description="steps between logged training metrics")
     save_every: int = Field(500, ge=1, description="steps between saves of the training state, OUT/NAME/state")
     start_from: PathText | None = Field(None, description="MODEL to start from: folder, run id, models:/…")
@@ -132,7 +132,7 @@ class RewardConfig(Section):
     bleu: float = Field(0.0, ge=0, description="BLEU-4 of the caption, 0 to 1")
     repetition: float = Field(0.0, ge=0, description="penalty on the share of repeated bigrams")
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
-    terms: dict[str, float] = Field({}, description="further terms' weights: answers, or module:function (docs/how-to)")
+    terms: dict[str, float] = Field({}, description="weights of other terms: answers, or module:function (docs/how-to)")
 
     @field_validator("terms")
     @classmethod
@@ -143,21 +143,21 @@ class RewardConfig(Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Every term that counts, with its weight."""
+        """The terms with a nonzero weight, and that weight."""
         fixed = {name: weight for name, weight in self if name != "terms"}
         return {name: weight for name, weight in {**fixed, **self.terms}.items() if weight}
 
 
 class WatchConfig(Section):
-    """Bands of the monitors that show a gamed reward; leaving one gives a warning. "Start" is the first interval."""
+    """Allowed ranges of the monitors that reveal a gamed reward; warn outside. "Start" is the first interval."""
 
     length: tuple[float, float] = Field((0.6, 1.6), description="words per caption, relative to the references' mean")
-    ended: float = Field(0.1, ge=0, description="the share of ended captions falls at most this far below the start")
-    bad_endings: float = Field(0.1, ge=0, description="their share rises at most this far above start and references")
-    distinct_2: float = Field(0.5, ge=0, le=1, description="stays at least this share of the start")
-    repetition: float = Field(0.05, ge=0, description="rises at most this far above the start")
-    zero_advantage: float = Field(0.9, ge=0, le=1, description="share of samples that teach nothing: at most this")
-    sample_minus_greedy: float = Field(2.0, ge=1, description="the gap grows to at most this multiple of its start")
+    ended: float = Field(0.1, ge=0, description="largest drop below the start of the share of ended captions")
+    bad_endings: float = Field(0.1, ge=0, description="largest rise of their share above start and references")
+    distinct_2: float = Field(0.5, ge=0, le=1, description="lowest value, as a share of the start")
+    repetition: float = Field(0.05, ge=0, description="largest rise above the start")
+    zero_advantage: float = Field(0.9, ge=0, le=1, description="largest share of samples with zero advantage")
+    sample_minus_greedy: float = Field(2.0, ge=1, description="largest gap, as a multiple of the start")
 
 
 Baseline = Literal["greedy", "leave_one_out", "batch_mean", "none"]
@@ -169,9 +169,9 @@ class ScstConfig(Section):
     samples: int = Field(5, ge=1, description="sampled captions per video")
     baseline: Baseline = Field("greedy", description="what a sample's reward is compared with")
     references: Literal["selected", "all"] = Field("selected", description="reward against the top-5 file or all")
-    all_references: str = Field("train.json", description="complete training annotations, a file in data.annotations")
-    temperature: float = Field(1.0, gt=0, description="temperature of the samples")
-    end_token: bool = Field(True, description="the end of the sentence is an n-gram of the reward")
+    all_references: str = Field("train.json", description="all training annotations, a file in data.annotations")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    end_token: bool = Field(True, description="count the end of the sentence in the reward's n-grams")
     mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
     dropout: bool = Field(False, description="off: the sampling and the gradient pass use the same policy")
     log_prob_tolerance: float | None = Field(
@@ -180,7 +180,7 @@ class ScstConfig(Section):
     cross_entropy_weight: float = Field(0.0, ge=0, description="weight of stage 1's loss beside the reward")
     kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats per token")
-    reuse: int = Field(1, ge=1, description="updates from the same samples; the second and later ones are clipped")
+    reuse: int = Field(1, ge=1, description="updates from the same samples; all but the first are clipped")
     clip: float = Field(0.2, gt=0, description="bound on the change of a token's probability when samples are reused")
     reward: RewardConfig = RewardConfig()
     watch: WatchConfig = WatchConfig()
@@ -190,8 +190,8 @@ class ScstConfig(Section):
 class Decoding:
     """How captions are decoded: greedily, by beam search (`num_beams` > 1), or `sampled` at a temperature.
 
-    length_penalty: exponent of a beam's length in its score; above 1 favours long captions. consensus: this many
-    samples and the greedy or beam caption vote; the one with the highest mean CIDEr-D against the others wins.
+    length_penalty: exponent of a beam's length in its score; above 1 favors long captions. consensus: compare this
+    many samples and the greedy or beam caption; keep the one with the highest mean CIDEr-D against the others.
     """
 
     num_beams: int = 1
@@ -212,16 +212,16 @@ CONSENSUS_TEMPERATURE = 0.7  # the best of 0.5, 0.7 and 1.0 on the toy world's v
 
 
 class DecodeConfig(Section):
-    num_beams: int = Field(Decoding.num_beams, ge=1, description="beams of the search; 1 is greedy")
-    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text in T5 pieces")
+    num_beams: int = Field(Decoding.num_beams, ge=1, description="beam width; 1 is greedy")
+    max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, description="longest generated text, in tokens")
     length_penalty: float = Field(Decoding.length_penalty, description="beams: score / length to this power")
     strategy: Literal["search", "consensus"] = Field(
-        "search", description="search: greedy or beams; consensus: of these and samples, the one most like the others"
+        "search", description="search: greedy or beams; consensus: the caption or sample closest to the rest"
     )
-    samples: int = Field(50, ge=2, description="samples that vote, with strategy=consensus")
-    temperature: float = Field(CONSENSUS_TEMPERATURE, gt=0, description="of these samples")
+    samples: int = Field(50, ge=2, description="number of samples, with strategy=consensus")
+    temperature: float = Field(CONSENSUS_TEMPERATURE, gt=0, description="sampling temperature, with strategy=consensus")
     batch_size: int = Field(64, ge=1, description="videos decoded at once")
-    compile: bool = Field(False, description="for a GPU, not measured yet: steps of fixed shape, each one CUDA graph")
+    compile: bool = Field(False, description="for GPUs, not measured yet: fixed-shape steps, each one CUDA graph")
 
     @property
     def decoding(self) -> Decoding:
@@ -240,7 +240,7 @@ class RunConfig(Section):
 class Config(Section):
     seed: int = Field(0, description="seed of weights, batches, samples and dropout")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, frozen layers kept in it")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with frozen layers stored in bf16")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()

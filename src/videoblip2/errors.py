@@ -1,4 +1,4 @@
-"""How rooms tell the user of mistakes, in one line that says what is wrong, where, and what to do, and of progress."""
+"""Messages for the user, in one line: what is wrong, where, and what to do; and the protocol of progress bars."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # every command imports this module, pydantic only those that
 Model = TypeVar("Model", bound="BaseModel")
 
 
-#: MLflow's codes when a server wants a different login, and what to do.
+#: MLflow's codes for a refused login, and the remedy.
 DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with access"
 #: Passwords and tokens in addresses: after a user's name, as the only login of a web address, and in the query.
@@ -26,19 +26,19 @@ SECRETS = (
 
 
 def masked(text: str) -> str:
-    """A text that may hold addresses, without their passwords and tokens."""
+    """Mask passwords and tokens in the addresses of a text."""
     for secret, shown in SECRETS:
         text = secret.sub(shown, text)
     return text
 
 
 def warn(text: str) -> None:
-    """A warning on standard error."""
+    """Print a warning on standard error."""
     print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: one line that names the value, the place and the remedy, and no password."""
+    """A mistake in the user's input: one line with the value, the place and the remedy, and no password."""
 
     def __init__(self, message: str) -> None:
         super().__init__(masked(message))
@@ -56,7 +56,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Why something failed, in at most 200 characters: the database's words, the system's, or the first line."""
+    """Why something failed, in at most 200 characters: from the database, the system, or the first line."""
     cause: BaseException | None = error
     while cause is not None:
         if (original := getattr(cause, "orig", None)) is not None:  # SQLAlchemy wraps the driver's own error
@@ -69,7 +69,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def refused(fault: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """An error of these kinds becomes an `InputError`: the fault, the error's first line, and the remedy."""
+    """Turn an error of these kinds into an `InputError`: the fault, the error's first line, and the remedy."""
     try:
         yield
     except InputError:
@@ -79,13 +79,13 @@ def refused(fault: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """A user's mistake in its own words, any other error after its type; without passwords."""
+    """An InputError's message, or another error's type and message; without passwords."""
     text = masked(" ".join(str(error).split()))
     return text if isinstance(error, InputError | FloatingPointError) else f"{type(error).__name__}: {text}"
 
 
 def validated(model: type[Model], content: object, source: str = "", name: Callable[[str], str] = str) -> Model:
-    """Build a pydantic model. Raises InputError naming `source` and each wrong key; name: what the user calls a key."""
+    """Build a pydantic model. Raises InputError naming `source` and each wrong key; name: a key for the user."""
     from pydantic import ValidationError
 
     try:
@@ -120,14 +120,14 @@ def _explain(model: "type[BaseModel]", problem: "ErrorDetails", name: Callable[[
 
 
 def _section(model: "type[BaseModel]", path: list[str]) -> "type[BaseModel]":
-    """The model at a path; a path to a plain value leads to the last model on the way."""
+    """The model at a path, or the innermost one that holds a plain value."""
     for part in path:
         inner: Any = model.model_fields[part].annotation if part in model.model_fields else None
         model = inner if hasattr(inner, "model_fields") else model
     return model
 
 
-#: (items, how many, description) → the same items, behind a progress bar.
+#: (items, how many, description) → the same items, with a progress bar.
 Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
 

@@ -1,4 +1,4 @@
-"""Captions against references, answers against the expected ones: metrics and rows."""
+"""Score captions against references, and answers against expected ones: metrics and rows."""
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from videoblip2.modality import Reader
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model said, and its scores.
+    """The captions and answers of a model, and their scores.
 
     corpus: metric → score in the metric's own scale. unavailable: metric → why it could not be computed.
     """
@@ -43,18 +43,18 @@ class Evaluation:
 
     @property
     def videos(self) -> list[str]:
-        """The videos that were captioned, or asked about."""
+        """The videos that were captioned or asked about."""
         return list(dict.fromkeys(row.video_id for rows in self.rows.values() for row in rows))
 
     @property
     def sound_shares(self) -> dict[str, float]:
-        """Share of the captions' words that need the sound: of all, then of each category; empty if not explained."""
+        """Share of caption words that need the sound: overall, then by category; empty if not explained."""
         groups = by_category([row for row in self.caption_rows if row.words])
         needs = {name: [word.needs_sound for row in rows for word in row.words or ()] for name, rows in groups.items()}
         return {name: sum(needed) / len(needed) for name, needed in needs.items() if needed}
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
-        """Table's name → what it shows."""
+        """Name of each table → its rows."""
         return {TABLES[kind]: [row.shown() for row in rows] for kind, rows in self.rows.items()}
 
 
@@ -86,11 +86,11 @@ def evaluate_answers(
 
     Args:
         train: training questions, for baselines without video: `accuracy_common` of the most common training answer to
-            each type of question, and `accuracy_blind` of that to the same words, where training has them.
+            each type of question, and `accuracy_blind` of that to the same question, if training has it.
         answer_map: MSRVTT-QA's 1,500 answers.
     """
     if missing := [question.question_id for question in questions if question.question_id not in answers]:
-        raise InputError(f"question {missing[0]}: has no answer ({len(missing)} such); answer every question")
+        raise InputError(f"question {missing[0]}: has no answer ({len(missing)} in all); answer every question")
     asked, expected = [question.question for question in questions], [question.answer for question in questions]
     given = [answers[question.question_id] for question in questions]
     scores = answer_accuracy(asked, given, expected, answer_map)
@@ -104,7 +104,7 @@ def evaluate_answers(
 
 
 def explained(result: Evaluation, captioner: Captioner, features: Reader, batch_size: int) -> Evaluation:
-    """The evaluation with what each word of each caption owes to the sound and to the picture."""
+    """Add to the evaluation how much each word of each caption depends on the sound and on the picture."""
     rows = list[CaptionRow]()
     for start in range(0, len(result.caption_rows), batch_size):
         part = result.caption_rows[start : start + batch_size]
@@ -121,8 +121,8 @@ def by_category(rows: Sequence[CaptionRow]) -> dict[str, Sequence[CaptionRow]]:
 
 
 def other_sounds(features: Reader, videos: Sequence[str], silent: str | None = None) -> dict[str, Reader]:
-    """The sound withheld, as if a video had none; silenced, where a `silent` video is known, whose sound is taken; and
-    swapped among the videos that have any."""
+    """Readers with the sound withheld, as if a video had none; silenced, with the sound of a `silent` video if given;
+    and swapped among the videos that have any."""
 
     def own(video_id: str) -> Any:
         return features(video_id)["audio"]
@@ -142,7 +142,7 @@ def other_sounds(features: Reader, videos: Sequence[str], silent: str | None = N
 
 @dataclass(frozen=True)
 class SoundEffect:
-    """What the metric that ranks videos loses with another sound. group: all videos, or a category."""
+    """The change of the metric that ranks videos with other sound. group: all videos, or a category."""
 
     group: str
     videos: int
@@ -152,7 +152,7 @@ class SoundEffect:
 
 
 def sound_effects(result: Evaluation, others: Mapping[str, Evaluation]) -> list[SoundEffect]:
-    """Of each group and each other sound, against the same videos with their own."""
+    """The effect of each other sound on each group, against the same videos with their own."""
     effects = []
     for group, rows in by_category(result.caption_rows).items():
         before = [row.scores[row.metric] for row in rows]
@@ -164,7 +164,7 @@ def sound_effects(result: Evaluation, others: Mapping[str, Evaluation]) -> list[
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of captions and of answers as one."""
+    """Combine evaluations of captions and of answers."""
     return Evaluation(
         corpus={name: value for each in evaluations for name, value in each.corpus.items()},
         unavailable={name: reason for each in evaluations for name, reason in each.unavailable.items()},

@@ -1,6 +1,6 @@
-"""Atomic writes, how media files are named, the folders that ship with the package, and the command of the service.
+"""Atomic writes, names of media files, the folders that ship with the package, and the command of the service.
 
-After an atomic write a file is complete, or as it was before, however the process ends.
+After an atomic write a file is complete or unchanged, however the process ends.
 """
 
 import json
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-#: Suffixes of video files; a video's id is its file's name without one of them.
+#: Suffixes of video files; a video's id is its file name without the suffix.
 MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
     *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".gif"),
@@ -25,22 +25,22 @@ _SEGMENT = re.compile(r"(.+)#(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
 
 
 def segment_id(video_id: str, start: float | str, end: float | str) -> str:
-    """The id of a part of a video, from second to second: `v_abc#0.83-19.86`."""
+    """The id of a segment of a video, with its start and end in seconds: `v_abc#0.83-19.86`."""
     times = sorted(max(0.0, float(time)) for time in (start, end))
     return f"{video_id}#{'-'.join(f'{time:.3f}'.rstrip('0').rstrip('.') for time in times)}"
 
 
 def segment_of(video_id: str) -> tuple[str, tuple[float, float] | None]:
-    """A video's id and the seconds of its part, None for the whole: `v_abc#0.83-19.86` → ("v_abc", (0.83, 19.86))."""
+    """A video's id, and its segment in seconds, None for all of it: `v_abc#0.83-19.86` → ("v_abc", (0.83, 19.86))."""
     part = _SEGMENT.fullmatch(video_id)
     return (part[1], (float(part[2]), float(part[3]))) if part else (video_id, None)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A draft beside `path` that replaces it when the block ends, and is removed when the block raises.
+    """Write a draft beside `path` that replaces it when the block ends, and is removed if the block raises.
 
-    Folders are made as needed. Readers never see half a file, and two writers never share a draft.
+    Creates folders as needed. Readers never see a partial file, and two writers never share a draft.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -53,7 +53,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def expand(path: str) -> str:
-    """A path with `~` and `$NAME` replaced as a shell replaces them."""
+    """Expand `~` and `$NAME` in a path, as a shell does."""
     return os.path.expandvars(os.path.expanduser(path))
 
 
@@ -69,14 +69,14 @@ def write_json(path: Path, content: object, indent: int | None = 2) -> None:
 
 
 def json_text(content: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
-    """JSON whose only line breaks are those of its layout, whatever characters a reader splits lines at."""
+    """JSON whose only line breaks are those of its layout, even for readers that split at U+2028."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, default=default)
     text = text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
     return text.encode(errors="backslashreplace").decode()  # an unpaired surrogate, from a file name that is not UTF-8
 
 
 def printable(name: str) -> str:
-    """The name with `\\udce9` and the like for bytes that are not UTF-8, which JSON cannot hold."""
+    """The name with escapes such as `\\udce9` for bytes that are not UTF-8, which JSON cannot represent."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -98,7 +98,7 @@ def server_command(host: str, port: int) -> list[str]:
 
 
 def server_environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """This process's environment with `settings`; those that are None change nothing."""
+    """This process's environment with `settings`; None leaves a variable unchanged."""
     given = {name: str(value) for name, value in settings.items() if value is not None}
     folders = [] if INSTALLED else [str(SERVING.parent)]
     path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
@@ -106,7 +106,7 @@ def server_environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
+    """An unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""torch and transformers without what inference does not need: half of the CPU time of one caption.
+"""Import torch and transformers without what inference does not need: half of the CPU time of one caption.
 
 `transformers.modeling_utils` imports scipy, distributed tensors and torch's compiler, and transformers reads its 3,000
-files twice to list its models. What is replaced meanwhile is put back. experiments/README.md has the measurements.
+files twice to list its models. Everything patched meanwhile is restored. experiments/README.md has the measurements.
 """
 
 import gc
@@ -18,16 +18,16 @@ from torch.overrides import TorchFunctionMode
 
 
 def import_transformers() -> None:
-    """Import peft and transformers' base of all models in this way; where a version does not allow it, as usual."""
+    """Import peft and transformers' base model class this way or, if a version does not allow it, as usual."""
     if "transformers" in sys.modules:
         return
-    compiler = ModuleType("torch._dynamo")  # only its decorators are used, for paged attention and its like
+    compiler = ModuleType("torch._dynamo")  # only its decorators are used, for paged attention and the like
     vars(compiler).update(dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _unmarked))
     indexing = SimpleNamespace(TransformGetItemToIndex=_transform_indices)
     absent: dict[str, Any] = {"scipy": None, "trio": None}
     if "torch._dynamo" not in sys.modules:
         absent |= {"torch._dynamo": compiler, "torch._dynamo._trace_wrapped_higher_order_op": indexing}
-    gc.disable()  # importing leaves no garbage, and looking for it would be a tenth of the time
+    gc.disable()  # importing leaves no garbage, and collection would take a tenth of the time
     try:
         with (
             _replaced(sys.modules, {name: module for name, module in absent.items() if name not in sys.modules}),
@@ -56,7 +56,7 @@ def _transform_indices() -> Any:
 
 
 def _list_models_once() -> None:
-    """Import `transformers.models` with the list that transformers made of it; its own cache is too small for that."""
+    """Import `transformers.models` and reuse transformers' list of it; its own cache is too small for that."""
     import transformers
     from transformers.utils import import_utils
 
@@ -75,7 +75,7 @@ def _list_models_once() -> None:
 
 @contextmanager
 def _replaced(names: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
-    """Names of a module, or modules, have other values inside the block."""
+    """Within the block, give entries of `names` these values."""
     before = {name: names[name] for name in values if name in names}
     names.update(values)
     try:
@@ -87,9 +87,9 @@ def _replaced(names: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
 
 
 class LightMeta(TorchFunctionMode):
-    """Around `torch.device("meta")`, without torch's Python kernels, which import sympy and the compiler.
+    """`torch.device("meta")` without torch's Python kernels, which import sympy and the compiler.
 
-    What is counted (position ids) is on the CPU, and random weights are not drawn.
+    Position ids (from `arange`) are on the CPU, and random weights are not drawn.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,13 +107,13 @@ class LightMeta(TorchFunctionMode):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Load through transformers without its progress bars and warnings; the caller's settings return afterwards."""
+    """Load through transformers without its progress bars and warnings; restore the caller's settings afterwards."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     level, bars, retries = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.set_verbosity_error()
-    hub.set_verbosity_error()  # offline, it announces each attempt
+    hub.set_verbosity_error()  # offline, it logs each attempt
     logging.disable_progress_bar()
     try:
         yield

@@ -1,6 +1,6 @@
-"""The table of modalities: every kind of features that a video may have.
+"""The table of modalities: every kind of feature that a video can have.
 
-To add one, add its entry to `MODALITIES`, and in `features` its encoder if the package computes it. The name is a
+To add one, add an entry to `MODALITIES` and, if the package computes it, an encoder to `features`. The name is a
 folder of the feature store (`audio/ID.npy`), a part of the network (`audio_branch`, `proj_audio`) and a tensor of a
 request.
 """
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: One video's features: float32 [rows, width] by modality. One that the video lacks has 0 rows, or no entry.
+#: One video's features: float32 [rows, width] by modality. A missing modality has 0 rows, or no entry.
 Features: TypeAlias = Mapping[str, "NDArray[np.float32]"]
-#: Gives a video's features, as a feature store's `features` does.
+#: Returns a video's features, as a feature store's `features` does.
 Reader: TypeAlias = Callable[[str], Features]
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of features, and what the model does with it."""
+    """One kind of feature, and how the model uses it."""
 
     name: str
-    width: int  # unless the configuration sets another one
-    encoder: str | None = None  # what `vb2 features extract` makes it with; None: the user supplies the arrays
-    required: bool = False  # every video has at least one row; otherwise 0 rows mean that the video lacks it
-    upscaled: bool = False  # a linear layer brings it to the width of the frame features first
+    width: int  # unless the configuration sets another
+    encoder: str | None = None  # used by `vb2 features extract`; None = the user supplies the arrays
+    required: bool = False  # every video has at least one row; if False, 0 rows mean that it is missing
+    upscaled: bool = False  # a linear layer first maps it to the width of the frame features
 
 
 MODALITIES = {
@@ -41,7 +41,7 @@ MODALITIES = {
 
 
 class ExplainedWord(NamedTuple):
-    """A word of a caption, and how many nats of its log-probability it owes to the sound and to the picture."""
+    """A word of a caption, and by how many nats its log-probability falls without the sound and without the picture."""
 
     word: str
     sound: float
@@ -69,7 +69,7 @@ def modality_names(setting: str | Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in chosen if name not in MODALITIES]
     if unknown or not chosen:
         what = f"{unknown[0]!r} is not a modality" if unknown else "no modality"
-        raise ValueError(f"{what}; use {BOTH} or names out of {', '.join(MODALITIES)}")
+        raise ValueError(f"{what}; use {BOTH} or names from {', '.join(MODALITIES)}")
     return tuple(name for name in MODALITIES if name in chosen)
 
 

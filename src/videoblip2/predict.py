@@ -25,7 +25,7 @@ Places = Mapping[str, str | None]
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model, and the data that its configuration names. Each part is loaded on first use."""
+    """A model and the data of its configuration. Each part is loaded on first use."""
 
     name: str  # MODEL as the user gave it
     folder: Path
@@ -36,7 +36,7 @@ class OpenModel:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration that it was trained with, overridden."""
+        """The configuration that it was trained with, and the overrides."""
         return parse_config(read_yaml(self.folder / "config.yaml"), self.overrides, f"{self.name}'s config.yaml")
 
     @cached_property
@@ -79,7 +79,7 @@ def open_model(
     Args:
         overrides: `key=value` on the configuration of its checkpoint, such as data.features=DIR.
         device: auto, cpu, cuda …; None = the configuration's.
-        found: what `find_model` returned for MODEL earlier: an alias may have moved since.
+        found: the earlier result of `find_model` for MODEL, since an alias may have moved.
     """
     there = found or find_model(model)
     return OpenModel(str(model), there.folder, there.version, tuple(overrides), device, encoders or {})
@@ -91,5 +91,5 @@ def load(model: str | Path, device: str | None = None) -> "VideoBlip2":
 
 
 def load_captioner(model: str | Path, device: str | None = None, encoders: Places | None = None) -> Captioner:
-    """MODEL → a Captioner on `device` (default: CUDA where there is one); see `open_model`."""
+    """MODEL → a Captioner on `device` (default: CUDA if available); see `open_model`."""
     return open_model(model, device=device or "auto", encoders=encoders).captioner

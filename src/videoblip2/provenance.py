@@ -1,6 +1,6 @@
-"""provenance.json of a checkpoint: who wrote it, how it was trained, on which data and features, and from which parent.
+"""provenance.json of a checkpoint: what wrote it, how it was trained, on what data and features, and from which parent.
 
-The file names its format; another one is refused. This module is the only reader and the only writer.
+The file states its format; any other format is refused. Only this module reads and writes the file.
 """
 
 import json
@@ -36,7 +36,7 @@ class EncoderIdentity(Record):
 
 
 class FeatureSampling(Record):
-    """How videos were cut into frames and audio windows; see `features.media_features`. None: not recorded."""
+    """How videos were cut into frames and audio windows; see `features.media_features`. None = not recorded."""
 
     fps: float | None = None
     max_frames: int | None = None
@@ -78,10 +78,10 @@ class FeatureOrigin(Record):
         return self.encoders[kind].fingerprint if kind in self.encoders else None
 
     def stored_in(self, folder: Path, given: Mapping[str, str | None] | None = None) -> Self:
-        """The same with the encoders where they are now, for a checkpoint in `folder`.
+        """The same with the current places of the encoders, for a checkpoint in `folder`.
 
-        An encoder is the one `given`; else its copy in `folder`/encoders, as in a package; else the one it names; else,
-        in a project that was moved, the end of that path below a parent of `folder`.
+        The place of an encoder is the one `given`; else a copy in `folder`/encoders, as in a package; else the recorded
+        path; else, in a project that was moved, the end of that path below a parent of `folder`.
         """
         found = {}
         for kind, encoder in self.encoders.items():
@@ -97,10 +97,10 @@ class FeatureOrigin(Record):
 class Provenance(Record):
     """Where a checkpoint came from; a field is None or empty if that is not recorded.
 
-    revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and names of it
-    that do not change: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
-    descriptions: of the data sets behind the annotations, as they describe themselves. kinds: what it was taught so
-    far, `captions` and `answers`. gained: against its parent on the validation split, and at what cost.
+    revision: `git.commit` and `git.dirty` of the source. parent: MODEL as `train.start_from` named it, and its
+    permanent names: `parent_run_id`, `parent_version`. data: split → digest of its annotations and features.
+    descriptions: those in the annotation files. kinds: what it was trained on so far, `captions` and `answers`.
+    gained: the gain over its parent on the validation split, and its cost.
     """
 
     format: int = FORMAT
@@ -121,13 +121,13 @@ class Provenance(Record):
 
     @property
     def warning(self) -> str:
-        """What a user of this checkpoint must be told first; empty if there is nothing."""
-        toy = "trained on the toy world only: it knows coloured shapes and some sounds; real videos get wrong captions"
+        """What a user of this checkpoint must know first; empty if nothing."""
+        toy = "trained on the toy world only: it knows colored shapes and some sounds; real videos get wrong captions"
         return toy if self.descriptions == (TOY,) else ""
 
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:
-        """Read provenance.json; `optional`: an empty record if there is none. Raises InputError if that fails."""
+        """Read provenance.json; `optional`: an empty record if there is none. Raises InputError if it is malformed."""
         path, damaged = folder / FILE, f"checkpoint {folder}: {FILE} is damaged; train or copy it again"
         if optional and not path.is_file():
             return cls()

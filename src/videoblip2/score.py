@@ -1,4 +1,4 @@
-"""`vb2 score`: captions that any system wrote, scored against references in any published format."""
+"""`vb2 score`: score captions from any system against references in any published format."""
 
 import json
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ WRAPPERS = ("predictions", "results", "result", "annotations", "captions")
 class ScoreReport:
     """The scores of one set of captions, or of two over the same videos.
 
-    scores: of the captions and, if given, of those compared with. comparison: intervals, and differences from the
+    scores: of the captions and, if given, of the other set. comparison: intervals, and differences from the
     second set. unpredicted: videos that have references but are left out because a set has no caption for them.
     """
 
@@ -62,7 +62,7 @@ def score_predictions(predictions: str | Path, references: Paths, against: str |
     written = [read_predictions(file) for file in files]
     for file, captions in zip(files, written, strict=True):
         if unknown := [video for video in captions if video not in known]:
-            few, remedy = some(unknown), "give the references of the same data set, with the same spelling of ids"
+            few, remedy = some(unknown), "give the references of the same data set, with ids spelled the same"
             raise InputError(f"{file}: {len(unknown)} of {len(captions)} videos have no references: {few}; {remedy}")
     videos = [video for video in known if all(video in captions for captions in written)]
     if not videos:
@@ -83,7 +83,7 @@ def read_references(paths: Paths) -> dict[str, tuple[str, ...]]:
             if video.captions:  # MSR-VTT 2017's test set has none
                 references[video.video_id] = (*references.get(video.video_id, ()), *video.captions)
     if not references:
-        raise InputError(f"{some([str(path) for path in paths])}: holds no captions; give the references")
+        raise InputError(f"{some([str(path) for path in paths])}: no captions found; give the references")
     return references
 
 
@@ -92,15 +92,15 @@ def read_predictions(path: str | Path) -> dict[str, str]:
 
     Reads COCO's and LAVIS's results (a list of `image_id` or `video_id`, `caption`), JSON lines, CSV and TSV with such
     columns, and JSON that maps an id to a caption or a list with one. Rows with an `error` and no caption are left out.
-    Raises InputError for any other layout, several captions of one video, and a file without captions.
+    Raises InputError for any other layout, several captions for one video, and a file without captions.
     """
     captions: dict[str, str] = {}
     for document in read_documents([path]):
         for where, video, caption in _predicted(document):
             if captions.setdefault(video, caption) != caption:
-                raise InputError(f"{where}: a second caption of {video}; give one caption per video")
+                raise InputError(f"{where}: a second caption for {video}; give one caption per video")
     if not captions:
-        raise InputError(f"{path}: holds no captions; give a list of video_id and caption")
+        raise InputError(f"{path}: no captions found; give a list of video_id and caption")
     return captions
 
 
@@ -122,7 +122,7 @@ def _predicted(document: Document) -> Iterable[tuple[str, str, str]]:
 
 
 def record(report: ScoreReport, per_video: bool = False) -> dict[str, Any]:
-    """The report as plain data, in pycocoevalcap's scale; a difference's "of" says what differs."""
+    """The report as plain data, in pycocoevalcap's scale; "of" names what a difference is about."""
     own, *others = (
         {
             "metrics": scores.corpus,

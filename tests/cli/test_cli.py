@@ -118,7 +118,7 @@ def test_a_bug_points_to_debug_and_a_mistake_does_not():
     denied = explain(MlflowException("Permission denied at http://me:secret@host", PERMISSION_DENIED))
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in denied and "secret" not in denied
     locked = explain(MlflowException("database is locked\n[SQL: …]", TEMPORARILY_UNAVAILABLE))
-    assert "is locked by another process, or out of reach (database is locked); nothing more was written" in locked
+    assert "is locked by another process, or unreachable (database is locked); nothing more was written" in locked
     assert explain(KeyError("x")) == "KeyError: 'x' (run again with --debug to see where)"
 
 

@@ -33,7 +33,7 @@ def test_promote_back_and_lineage(house, monkeypatch, capsys):
     record = json.loads(out.splitlines()[-1])
     assert (code, record["promoted"], record["champion"], record["version"]) == (1, False, 1, 2)
     assert err.startswith(f"error: {fair} does not pass the gate: CIDEr gain ") and err.count("\n") == 1
-    assert err.endswith("; champion stays version 1\n")
+    assert err.endswith("; version 1 stays champion\n")
     code, out, _ = vb2(monkeypatch, capsys, "promote", fair, *gate, "--force", "--reason", "a test of the way back")
     assert code == 0 and json.loads(out.splitlines()[-1])["forced"] and "(by force), was videoblip2/1" in out
     code, out, _ = vb2(monkeypatch, capsys, "rollback", "--reason", "it was one", "--json")

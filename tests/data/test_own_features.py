@@ -65,7 +65,7 @@ def test_only_questions_on_videos_with_all_features_are_kept(store, tmp_path):
 
 def test_nothing_left_is_refused(store, tmp_path):
     (tmp_path / "train.csv").write_text("video_id,caption\nvideo9,a\n")
-    with pytest.raises(InputError, match=r"--only-with .*leaves no video; give the features of video9"):
+    with pytest.raises(InputError, match=r"--only-with .*has none of these videos; extract features of video9"):
         prepare(tmp_path / "train.csv", "--out", tmp_path / "out", "--only-with", store)
     assert not (tmp_path / "out").exists()
 

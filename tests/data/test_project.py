@@ -31,7 +31,7 @@ def test_a_project_is_annotations_configurations_and_the_next_three_commands(tmp
     said = init(videos, table, "--out", tmp_path / "mine")
     project = json.loads(said.splitlines()[-1])
     assert sum(project["prepared"]["videos"].values()) == 40 and project["prepared"]["without_features"] == ["gone"]
-    assert project["unannotated"] == 1 and "has no such file: 1 video (gone)" in said
+    assert project["unannotated"] == 1 and "left out, no file in" in said and ": 1 video (gone)" in said
     extract, fetch, ce = project["commands"]
     assert extract.startswith(f"vb2 features extract '{videos}' --out {tmp_path}/mine/features --annotations ")
     assert extract.count(f"--annotations {tmp_path}/mine/data/") == 3

@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
         try:
-            with pytest.raises(InputError, match="what is written is kept"):
+            with pytest.raises(InputError, match="rows already written are kept"):
                 file.add(ROWS[1:])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,4 +1,4 @@
-"""What each word of a caption owes to the sound and to the picture."""
+"""How much each word of a caption depends on the sound and on the picture."""
 
 import numpy as np
 import pytest

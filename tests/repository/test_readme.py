@@ -137,7 +137,7 @@ def test_the_block_on_your_own_videos(clone):
     (clone / "captions.csv").write_text("\n".join(["video_id,caption", *rows, "gone,a video that nobody has"]))
     shutil.copy(clone / "videos" / "take0.mp4", clone / "clip.mp4")
     said = run("Your own videos")
-    assert any("left out, because features/own lacks them: 1 video (gone)" in text for text in said)
+    assert any("left out, not in features/own: 1 video (gone)" in text for text in said)
     assert said[-2].startswith("clip.mp4: ")
 
 

@@ -114,7 +114,7 @@ def test_a_clip_that_is_no_longer_held_is_410(both, monkeypatch):
     first, *_ = [http.post("/caption", files=CLIP).json()["clip"] for _ in range(33)]
     for token in ("made-up", first):
         answer = http.post("/ask", files={"clip": (None, token)}, data={"question": "what?"})
-        assert (answer.status_code, answer.json()["error"]) == (410, "this clip is no longer held; send the file again")
+        assert (answer.status_code, answer.json()["error"]) == (410, "this clip is no longer kept; send the file again")
     last = http.post("/caption", files=CLIP).json()["clip"]
     monkeypatch.setattr(registry.captioner, "encoders_name", "other")
     assert http.post("/attention", files={"clip": (None, last)}).status_code == 410
@@ -140,7 +140,7 @@ def test_attention_is_told_for_the_caption_and_for_a_question(both, monkeypatch)
     [
         ({"video": ("a.mp4", b"text")}, "the uploaded file: no video in it"),
         ({"video_features": npy(np.ones((2, 25)))}, "video features of shape [2, 25]"),
-        ({"video_features": npy(np.full((2, 24), np.nan))}, "video features hold NaN"),
+        ({"video_features": npy(np.full((2, 24), np.nan))}, "video features contain NaN"),
     ],
 )
 def test_no_attention_to_what_cannot_be_captioned(http, files, reason):

@@ -161,8 +161,8 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         (400, "the uploaded file: no video in it"),
         "5 frames",
         (400, "video features of shape [4, 25]"),
-        (500, "the service failed on this"),
-        (400, "the network's answer to these features is NaN"),
+        (500, "internal error"),
+        (400, "the network returns NaN for these features"),
         "7 frames",
         "8 frames",
         (400, "features: not a safetensors file of float16, float32 or float64 tensors"),
@@ -173,8 +173,8 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
     ("request_", "reason"),
     [
         ({}, "no video in the request"),
-        ({"files": {"video": (None, "/etc/hostname")}}, "video: takes a file, not text or an address"),
-        ({"files": {"video": (None, "http://x/v.mp4")}}, "video: takes a file, not text or an address"),
+        ({"files": {"video": (None, "/etc/hostname")}}, "video: must be a file, not text or an address"),
+        ({"files": {"video": (None, "http://x/v.mp4")}}, "video: must be a file, not text or an address"),
         ({"files": {**features(), "seed": (None, "9" * 9000)}}, "seed='9999"),
         ({"files": {**features(), "prompt": (None, "x" * 70_000)}}, "the form cannot be read (Part exceeded"),
         (
@@ -183,8 +183,8 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ),
         ({"files": {"video": ("a.mp4", b"text")}}, "the uploaded file: no video in it; send an mp4, avi or webm file"),
         ({"files": {"video_features": b"x"}}, "video_features: not a complete .npy file; send what numpy.save wrote"),
-        ({"files": {"video_features": npy(np.full((2, 24), np.nan))}}, "video features hold NaN or infinity"),
-        ({"files": features(first=NAN)}, "the network's answer to these features is NaN"),
+        ({"files": {"video_features": npy(np.full((2, 24), np.nan))}}, "video features contain NaN or infinity"),
+        ({"files": features(first=NAN)}, "the network returns NaN for these features"),
         ({"files": {**features(), "video": ("a.mp4", b"video")}}, "more than one video in the request"),
         ({"files": {"audio_features": npy(item()["video"])}}, "no video in the request"),
         (
@@ -338,7 +338,7 @@ def test_more_items_at_once_than_the_queue_holds_is_413(start):
         answer = client.post("/captions", files=[("video_features", npy(item()["video"]))] * 3)
         assert (answer.status_code, answer.json()["error"]) == (413, "3 items at once; send at most 2")
         answer = client.post("/caption", files=features(3), data={"segments": "1e-300"})
-        told = "segments=1e-300: makes 3 parts, more than 2; ask for longer ones"
+        told = "segments=1e-300: makes 3 segments, more than 2; ask for longer ones"
         assert (answer.status_code, answer.json()["error"]) == (413, told)
 
 

@@ -97,7 +97,7 @@ def test_many_items_come_in_the_order_of_their_names():
     ("tensors", "message"),
     [
         ({"picture": np.ones((4, 3), "float32")}, "tensor 'picture'; name them video or audio"),
-        ({}, "holds no tensor; name them video or audio"),
+        ({}, "contains no tensor; name them video or audio"),
     ],
 )
 def test_tensors_that_do_not_say_what_the_items_are(tensors, message):
@@ -109,9 +109,9 @@ def test_tensors_that_do_not_say_what_the_items_are(tensors, message):
     ("tensors", "message"),
     [
         ({"b.audio": np.ones((4, 3), "float32")}, "has b.audio and no b.video"),
-        ({"b.video": np.ones((4, 3), "int64")}, "b.video: holds int64 [4, 3]; send floats"),
-        ({"b.video": np.ones(4, "float32")}, "b.video: holds float32 [4]; send floats"),
-        ({"b.video": np.ones((4, 3), "float32"), "b.audio": np.ones(4, "float32")}, "b.audio: holds float32 [4]"),
+        ({"b.video": np.ones((4, 3), "int64")}, "b.video: contains int64 [4, 3]; send floats"),
+        ({"b.video": np.ones(4, "float32")}, "b.video: contains float32 [4]; send floats"),
+        ({"b.video": np.ones((4, 3), "float32"), "b.audio": np.ones(4, "float32")}, "b.audio: contains float32 [4]"),
     ],
 )
 def test_a_bad_item_fails_alone(tensors, message):

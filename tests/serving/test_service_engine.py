@@ -150,7 +150,7 @@ def test_a_model_that_does_not_load_is_said_without_paths(tmp_path):
         engine.start()
         try:
             await eventually_async(lambda: engine.follower.trouble, 60)
-            with pytest.raises(Refusal, match="it does not load, the server's log says why") as refusal:
+            with pytest.raises(Refusal, match="it does not load; see the server's log") as refusal:
                 engine.served()
             return refusal.value
         finally:

@@ -25,7 +25,7 @@ def test_the_guard_knows_the_endpoints(service):
 @pytest.mark.parametrize("field", ["video", "video_features", "audio_features", "features"])
 def test_no_address_in_a_file_field_is_passed_on(http, path, field):
     answer = http.post(path, files={field: (None, "http://127.0.0.1:9/v.mp4"), **QUESTION.get(path, {})})
-    refused = f"{field}: takes a file, not text or an address"
+    refused = f"{field}: must be a file, not text or an address"
     assert (answer.status_code, answer.json()["error"].split(";")[0]) == (400, refused)
     assert http.post(path, data={field: "http://127.0.0.1:9/v.mp4"}).status_code == 415
 

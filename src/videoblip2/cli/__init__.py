@@ -1,6 +1,6 @@
-"""The command line, `vb2`: parse, call one function, print. Nothing heavy is imported before a command runs.
+"""The command line, `vb2`: parse, call one function, print. Heavy imports wait until a command runs.
 
-Exit codes: 0 done; 1 an error, as one line; 2 wrong usage; 3 some items failed.
+Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 3 some items failed.
 """
 
 import atexit
@@ -54,30 +54,30 @@ def root(version: Annotated[bool, Option("--version", help="Print the version an
 def main() -> None:
     """Run `vb2`; a failure is one line on standard error and exit code 1."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
-    atexit.register(gc.freeze)  # or a last search for garbage among torch's objects takes a second or two of a core
+    atexit.register(gc.freeze)  # or the last collection, over torch's objects, takes a second or two
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a file name may contain what the terminal cannot encode
+        if isinstance(stream, TextIOWrapper):  # a file name may hold characters it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         app(words, prog_name="vb2")
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        if "torch" in sys.modules or os.environ.get("RANK", "0") == "0":  # before, processes that train all fail alike
+        if "torch" in sys.modules or os.environ.get("RANK", "0") == "0":  # without torch, all ranks fail alike
             print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
 
 
 def explain(error: Exception) -> str:
-    """One line: a user's mistake as it is; anything else with its type and how to see more."""
-    text, code = masked(" ".join(str(error).split())), getattr(error, "error_code", "")  # of MLflow
+    """One line: a user's mistake verbatim; any other error with its type and a hint at --debug."""
+    text, code = masked(" ".join(str(error).split())), getattr(error, "error_code", "")  # MLflow's
     if code in DENIED:
         return f"{text}; {LOGIN}"
     if code == "TEMPORARILY_UNAVAILABLE":
         from videoblip2.tracking.mlflow.store import tracking_uri
 
-        fault = f"{tracking_uri()}: the store is locked by another process, or out of reach ({first_line(error)})"
-        return masked(f"{fault}; nothing more was written, run the command again when it is free")
+        fault = f"{tracking_uri()}: the store is locked by another process, or unreachable ({first_line(error)})"
+        return masked(f"{fault}; nothing more was written; run the command again once it is available")
     if isinstance(error, InputError | FloatingPointError):
         return text
     if isinstance(error, OSError) and error.strerror:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from videoblip2.jobs.rows import RowFile
 
 app = console.Commands()
-REMEDY = "give a media file, or --features with a feature store and the ids of its videos"
-SOURCES = "Files, folders, patterns, @list.txt, - for standard input; or video ids with --features."
-Clip = Annotated[str | None, Option(help="CLIP that made the model's features, if it has moved: folder or hub name.")]
-Clap = Annotated[str | None, Option(help="CLAP that made the model's features, if it has moved: folder or hub name.")]
+REMEDY = "give a media file, or --features with a feature store and video ids"
+SOURCES = "Files, folders, glob patterns, @list.txt, or - for standard input; video ids with --features."
+Clip = Annotated[str | None, Option(help="CLIP encoder of the model's features, if it has moved: folder or hub name.")]
+Clap = Annotated[str | None, Option(help="CLAP encoder of the model's features, if it has moved: folder or hub name.")]
 
 
 @app.report(
@@ -40,18 +40,18 @@ def caption(
     out: Annotated[Path | None, Option(help="Resumable output: .jsonl .json .csv .tsv .parquet .srt .vtt.")] = None,
     questions: Annotated[list[str] | None, Option(help="A question to ask, or a file of them; repeatable.")] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
-    temperature: Annotated[float | None, Option(help="Of sampling; default: 1, with --consensus 0.7.")] = None,
-    consensus: Annotated[int, Option(min=0, help="Also draw this many captions; keep the one most like the rest.")] = 0,
+    temperature: Annotated[float | None, Option(help="For sampling; default: 1, or 0.7 with --consensus.")] = None,
+    consensus: Annotated[int, Option(min=0, help="Also sample this many; keep the one closest to the rest.")] = 0,
     num_beams: console.Beams = 1,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
-    explain: Annotated[bool, Option("--explain", help="Also say what each word owes to sound and picture.")] = False,
+    explain: Annotated[bool, Option("--explain", help="Also show which words depend on sound or picture.")] = False,
     features: console.FeatureFolder = None,
     keep_features: Annotated[Path | None, Option(help="Feature store to keep the features in.")] = None,
-    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; --out gets .I-of-N in its name.")] = None,
-    merge: Annotated[bool, Option("--merge", help="Merge SOURCE (default: its shards) into the file MODEL.")] = False,
+    shard: Annotated[str | None, Option(metavar="I/N", help="Process part I of N; adds .I-of-N to --out.")] = None,
+    merge: Annotated[bool, Option("--merge", help="Merge files SOURCE (default: all shards) into file MODEL.")] = False,
     engine: console.Engine = "local",
-    actors: Annotated[int, Option(min=1, help="Number of models, with ray.")] = 1,
+    actors: Annotated[int, Option(min=1, help="Number of copies of the model, with --engine ray.")] = 1,
     batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     clip: Clip = None,
@@ -77,7 +77,7 @@ def caption(
         form_of(out)
     found = find_sources(sources or [], features is not None, part)
     if not found and (part is None or out is None):  # a shard without videos has an empty file
-        raise InputError(f"{' '.join(sources or ['SOURCE'])}: names no video{' of this shard' if part else ''}")
+        raise InputError(f"{' '.join(sources or ['SOURCE'])}: no video found{' for this shard' if part else ''}")
     if features is None and part is None and all(source.error for source in found):
         raise InputError(found[0].error)
     warmth = temperature or (CONSENSUS_TEMPERATURE if consensus else 1.0)
@@ -102,7 +102,7 @@ def caption(
         run = local.run
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(out, job.version, str(options))) if out is not None else None
-        stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows that are written are kept"))
+        stack.enter_context(console.interruptible(f"{out or 'stopped'}: rows written so far are kept"))
         batch = stack.enter_context(closing(run(found, file.done if file else {})))  # ends its threads
         rows, bad = _consume(batch, len(found), file, console.AS_JSON.get())
         if file is not None:
@@ -151,7 +151,7 @@ def warn(captioner: "Captioner") -> None:
 def _consume(
     batches: "Iterable[list[Row]]", total: int, file: "RowFile | None", keep: bool
 ) -> "tuple[list[Row], set[str]]":
-    """Write rows as they come, or print them; returns those of this run where `keep`, and the paths that failed."""
+    """Write or print rows as they arrive; return this run's rows if `keep`, and the paths that failed."""
     every: list[Row] = []
     failed: set[str] = set()
     for rows in console.progress(batches, total, "captions") if file is not None else batches:
@@ -169,7 +169,7 @@ def _questions(words: Iterable[str]) -> Iterator[str]:
     """Each word is a question, or a file with one per line."""
     for word in words:
         path = Path(word).expanduser()
-        remedy = "give a UTF-8 file with a question per line"
+        remedy = "give a UTF-8 file with one question per line"
         with refused(f"--questions {word}: cannot be read", remedy, OSError, UnicodeDecodeError):
             lines = path.read_text(encoding="utf-8-sig").split("\n") if os.path.isfile(path) else [word]
         yield from (line.strip() for line in lines if line.strip() or len(lines) == 1)

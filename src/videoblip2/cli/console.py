@@ -21,7 +21,7 @@ from videoblip2.files import expand, json_text
 
 
 def expanded(value: Any) -> Any:
-    """A path, a string or a list of them with `~` and `$HOME` expanded, which shells leave in `--out=~/x`."""
+    """Expand `~` and `$HOME` in a path, a string or a list of them: shells leave them in `--out=~/x`."""
     if isinstance(value, list):
         return [expanded(each) for each in value]
     return type(value)(expand(str(value))) if value is not None else None
@@ -31,14 +31,14 @@ Json = Annotated[bool, Option("--json", help="Print one JSON object on the last 
 ConfigFile = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or a name from `vb2 experiments list`.")]
 ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, run, or models:/videoblip2@champion.")]
 RegisteredName = Annotated[str, Option(help="Registered model.")]
-Folder = Annotated[Path, Option(help="Folder that relative paths in the configuration start from.")]
-FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; videos are then given by their ids.")]
-Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beams of the search; 1 is greedy.")]
+Folder = Annotated[Path, Option(help="Base folder of relative paths in the configuration.")]
+FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; videos are then given by id.")]
+Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beam width; 1 is greedy.")]
 Engine = Annotated[Literal["local", "ray"], Option(help="local, or ray: Ray Data on one machine or many.")]
 Words = list[str] | None  # KEY=VALUE …; each command says which keys
 
 AS_JSON = ContextVar("as_json", default=False)
-REPORT_SECONDS = 60  # between lines of progress where no terminal shows a bar
+REPORT_SECONDS = 60  # between progress lines where there is no terminal for a bar
 SOME_FAILED = 3  # exit code
 
 T = TypeVar("T")
@@ -46,15 +46,15 @@ say = partial(print, flush=True)
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help."""
+    """The examples at the end of a command's help."""
     return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  vb2 {line}" for line in commands)])
 
 
 class Commands(Typer):
-    """A group of commands; most of them report something."""
+    """A group of commands, most of which report a result."""
 
     def report(self, *lines: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """A command with these examples and a last option, --json, that `emit` follows."""
+        """Add a command with these example lines and a last option, --json, which `emit` obeys."""
 
         def add(function: Callable[..., None]) -> Callable[..., None]:
             @wraps(function)
@@ -84,12 +84,12 @@ def overrides_from(words: Words) -> list[str]:
 
 def key_values(what: str) -> Any:
     """The argument KEY=VALUE …"""
-    told = f"{what} `--optim.lr 1e-5` means optim.lr=1e-5."
-    return Argument(metavar="KEY=VALUE", help=told, callback=overrides_from)
+    text = f"{what} `--optim.lr 1e-5` means optim.lr=1e-5."
+    return Argument(metavar="KEY=VALUE", help=text, callback=overrides_from)
 
 
 def go_to(folder: Path) -> None:
-    """Let relative paths start at `folder`."""
+    """Make `folder` the base of relative paths."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -97,14 +97,14 @@ def go_to(folder: Path) -> None:
 
 
 def require(paths: Iterable[str | Path], remedy: str) -> None:
-    """Raise InputError for the first that does not exist. Commands ask before they import anything heavy."""
+    """Raise InputError for the first path that does not exist; commands check before any heavy import."""
     for path in paths:
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder; {remedy}")
 
 
 def require_model(model: str) -> None:
-    """Raise InputError if MODEL does not exist; a name with a slash is a folder's or `models:/…`."""
+    """Raise InputError if MODEL does not exist; a name with a slash is a folder or `models:/…`."""
     from videoblip2.tracking import find_model
 
     if "/" in model and not model.startswith("models:"):
@@ -113,7 +113,7 @@ def require_model(model: str) -> None:
 
 
 def leads() -> bool:
-    """Whether this is the first of the processes that torchrun started: it asks MLflow, and prints."""
+    """Whether this is torchrun's rank 0, the only process that queries MLflow and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -149,12 +149,12 @@ def exit_if_failed(failed: int, done: int) -> None:
 
 
 def listed(*lines: tuple[object, str]) -> list[str]:
-    """The lines of a report whose number or list is not empty."""
+    """The report lines whose count or list is not empty."""
     return [line for value, line in lines if value]
 
 
 def progress(items: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
-    """Yield `items` behind a progress bar (speed, time left) on a terminal; elsewhere a line a minute says the same."""
+    """Yield `items` with a progress bar (speed, time left) on a terminal, or one line per minute elsewhere."""
     if not sys.stderr.isatty():
         start = last = time.monotonic()
         for done, item in enumerate(items, 1):
@@ -174,22 +174,22 @@ def progress(items: Iterable[T], total: int | None = None, description: str = ""
 
 @contextmanager
 def interruptible(remains: str) -> Iterator[None]:
-    """Inside the block SIGTERM ends the work as Ctrl-C does; `remains` says what is kept."""
+    """Within the block, treat SIGTERM like Ctrl-C; `remains` tells the user what is kept."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         print(remains, file=sys.stderr, flush=True)
         raise
-    except BrokenPipeError:  # `vb2 caption … | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail
+    except BrokenPipeError:  # `vb2 caption … | head`: the reader closed its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
         raise Exit from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], fold: tuple[str, ...] = ()) -> str:
-    """A table as text, as wide as the terminal (at least 120 columns) or as needed in a file; only `fold` wraps."""
+    """A table as text, as wide as the terminal (at least 120 columns) or, in a file, as needed; only `fold` wraps."""
     from io import StringIO
 
     from rich.console import Console

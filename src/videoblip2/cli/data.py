@@ -11,7 +11,7 @@ from videoblip2.errors import InputError, counted, some
 if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport, QuestionReport
 
-SPLIT = "Split of files that do not name one: train, val, test; random: a new one of all; auto: of the rest."
+SPLIT = "Split for files that name none: train, val, test; random: a new split of all; auto: of the rest."
 KEPT = (
     "{} are kept as they are, including {} that repeat another of the same video, {} empty, {} with control characters"
 )
@@ -36,19 +36,19 @@ def toy(
 
 @app.report("data prepare captions.csv --out data/mine --split random")
 def prepare(
-    annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; all files at once.")],
+    annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; give all at once.")],
     out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
     task: Annotated[Literal["caption", "qa"], Option(help="Captions, or questions with answers.")] = "caption",
     split: Annotated[str | None, Option(help=SPLIT)] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
-    only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the others.")] = None,
+    only_with: Annotated[Path | None, Option(help="Keep only videos in this feature store; count the rest.")] = None,
 ) -> None:
-    """Convert annotations to the project's own lists. Counts and flaws are reported; nothing is dropped.
+    """Convert annotations to the project's format. Counts and flaws are reported; nothing is dropped.
 
-    Captions, recognised by content, gzipped or not: MSR-VTT (2016, 2017, hub copies, 9k and 1k-A lists), MSVD, VATEX,
+    Captions, recognized by content, gzipped or not: MSR-VTT (2016, 2017, hub copies, 9k and 1k-A lists), MSVD, VATEX,
     ActivityNet, YouCook2, AudioCaps, Clotho, COCO, VALOR, VAST; tables (CSV, TSV, JSON, JSON lines, parquet) of
     video_id, caption, optionally split. Captions with times become videos named ID#start-end, in seconds. The split
-    comes from lists of ids (train_list.txt, val_list.txt, test_list.txt), else from a file's name, else from inside.
+    comes from lists of ids (train_list.txt, val_list.txt, test_list.txt), else from file names, else from file content.
     With --task qa: MSRVTT-QA's JSON, or tables with the columns video_id, question, answer.
     """
     from videoblip2.data.prepare import prepare_captions, prepare_questions
@@ -64,8 +64,8 @@ def prepare(
         lines = _caption_lines(report)
     if gone := report.without_features:
         if not report.files:
-            raise InputError(f"--only-with {only_with}: leaves no video; give the features of {some(gone)}")
-        lines.append(f"left out, because {only_with} lacks them: {counted(len(gone), 'video')} ({some(gone)})")
+            raise InputError(f"--only-with {only_with}: has none of these videos; extract features of {some(gone)}")
+        lines.append(f"left out, not in {only_with}: {counted(len(gone), 'video')} ({some(gone)})")
     flaws = [f"  {flaw}, for example {example}" for flaw, example in report.examples.items()]
     emit(report, "\n".join([*lines, *flaws]))
 
@@ -81,7 +81,7 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
         (others, f"not English, left out: {counted(others, 'caption')}"),
-        (report.moved, f"in a different split than their own file says: {counted(report.moved, 'video')}"),
+        (report.moved, f"in a different split from the one their file names: {counted(report.moved, 'video')}"),
         (kept, f"already there, left unchanged: {kept}; delete any that belong to other data"),
     )
     flaws = report.duplicate_captions, report.empty_captions, report.control_character_captions
@@ -104,7 +104,7 @@ def init(
     videos: Annotated[Path, Argument(help="Folder of videos.")],
     annotations: Annotated[list[Path], Argument(metavar="TABLE...", help="Captions, in any form of `data prepare`.")],
     out: Annotated[Path, Option(help="Folder to write: annotations, configurations, commands.")] = Path("mine"),
-    split: Annotated[str, Option(help="As in `data prepare`; auto: new where files do not name one.")] = "auto",
+    split: Annotated[str, Option(help="As in `data prepare`; auto: a new split if files name none.")] = "auto",
 ) -> None:
     """Start a project: annotations of your videos, configurations sized to them, and the commands to run next."""
     from videoblip2.data.prepare import make_project
@@ -114,7 +114,7 @@ def init(
     project = make_project(out, [str(videos)], ids, annotations, split)
     missing, spare = project.prepared.without_features, project.unannotated
     rest = listed(
-        (missing, f"left out, because {videos} has no such file: {counted(len(missing), 'video')} ({some(missing)})"),
+        (missing, f"left out, no file in {videos}: {counted(len(missing), 'video')} ({some(missing)})"),
         (spare, f"videos without captions: {spare}"),
     )
     lines = [*_caption_lines(project.prepared), *rest, *project.files[len(project.prepared.files) :], "next:"]
@@ -152,9 +152,9 @@ SHOWN = {
     "words": ("words per caption", 1),
     "consensus": ("consensus (leave-one-out CIDEr-D)", 100),
     "outliers": ("outliers (consensus below 10), %", 100),
-    "different captions": ("different captions", 1),
-    "different words": ("different words", 1),
-    "overlap": ("overlap of two captions' words, %", 100),
+    "different captions": ("distinct captions", 1),
+    "different words": ("distinct words", 1),
+    "overlap": ("word overlap between captions, %", 100),
 }
 
 
@@ -176,7 +176,7 @@ def check(
     lines += [f"without {name} features: {len(ids)} ({some(ids)})" for name, ids in report.lacking.items() if ids]
     spare = f": {some(report.unannotated)}" if report.unannotated else ""
     alone = counted(len(report.unannotated), "video")
-    lines.append(f"{features}: {alone} with features and without annotations{spare}")
+    lines.append(f"{features}: {alone} with features but no annotations{spare}")
     emit(report, "\n".join(lines), ok=report.ok)
     if not report.ok:
         raise Exit(SOME_FAILED)

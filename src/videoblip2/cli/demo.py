@@ -34,7 +34,7 @@ def demo(
     from videoblip2.toy.demo import FULL, QUICK, run_demo
 
     store = os.environ.get("MLFLOW_TRACKING_URI", "")  # the shell's: MLflow sets it in this process
-    with interruptible(f"{out}: stopped; what is made is kept"):
+    with interruptible(f"{out}: stopped; finished parts are kept"):
         made = run_demo(out, QUICK if quick else FULL, progress, say)
     scst, ce = made.tests["scst"].evaluation, made.tests["ce"].evaluation
     shown = [

@@ -19,7 +19,7 @@ from videoblip2.files import shipped
 
 app = Commands()
 CHAMPION = "models:/videoblip2@champion"
-#: What serving imports; their own requirements are found in their metadata.
+#: What serving imports directly; the rest comes from package metadata.
 NEEDED = (
     *("av", "bentoml", "fastapi", "filelock", "huggingface-hub", "numpy", "peft", "pillow", "prometheus-client"),
     *("pydantic", "python-multipart", "pyyaml", "safetensors", "tokenizers", "torch", "transformers"),
@@ -53,7 +53,7 @@ def serve(
     with refused(f"{host}:{port}: cannot listen there", "give another --port", OSError):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(found[0], socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like a server that restarts
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, to restart at once
             listener.bind(found[4])
     home = os.environ.get("BENTOML_HOME") or str(Path.home() / "bentoml")
     own = os.path.join(home, "vb2-serve", str(port))  # BentoML deletes the metrics in its home when a server starts
@@ -65,7 +65,7 @@ def serve(
 
 @app.report("package", "package --model runs/demo/runs/scst/best --export videoblip2.bento")
 def package(
-    model: Annotated[str, Option(metavar="MODEL", help="Model to build in.")] = CHAMPION,
+    model: Annotated[str, Option(metavar="MODEL", help="Model to include.")] = CHAMPION,
     export: Annotated[Path | None, Option(help="Also write the Bento to this file, for another machine.")] = None,
 ) -> None:
     """Build a Bento that serves MODEL with no MLflow store and no network."""
@@ -105,8 +105,8 @@ def build(folder: Path, version: str, export: Path | None = None) -> dict[str, s
 
 
 def _bentoml(folder: Path, *words: str) -> str:
-    """The last line that a BentoML command prints, run in `folder` to import the code that the folder contains."""
-    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "COLUMNS": "10000"}  # it wraps long lines
+    """Run a BentoML command in `folder`, whose code it imports; return the last line that it prints."""
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "COLUMNS": "10000"}  # BentoML wraps long lines
     command = [sys.executable, "-m", "bentoml", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     if done.returncode:

@@ -25,23 +25,23 @@ def extract(
     clap: Annotated[str, Option(help="Audio tower (CLAP, AST, Whisper …): folder or hub name.")] = CLAP,
     clip_revision: Revision = None,
     clap_revision: Revision = None,
-    fps: Annotated[float | None, Option(help="Frames a second; default: 1, with --frames 4.")] = None,
+    fps: Annotated[float | None, Option(help="Frames per second; default: 1, or 4 with --frames.")] = None,
     frames: Annotated[int | None, Option(help="Exact number of frames, evenly spaced, from those at --fps.")] = None,
     max_frames: Annotated[int | None, Option(help="Maximum frames per video; longer ones are thinned evenly.")] = None,
     output: Annotated[Output, Option(help="CLIP's vectors: projected (ViT-L/14) or hidden (ViT-B).")] = "projected",
-    tokens: Annotated[Tokens, Option(help="One vector per frame, or one for each patch.")] = "pooled",
+    tokens: Annotated[Tokens, Option(help="One vector per frame, or one per patch.")] = "pooled",
     window_seconds: Annotated[float | None, Option(help="Seconds of audio per vector; default: the model's.")] = None,
     device: Annotated[str, Option(help="auto (a GPU if available), cpu, cuda, cuda:1 …")] = "auto",
     dtype: Annotated[DType, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
-    batch_frames: Annotated[int, Option(help="Frames that are encoded at a time.")] = 64,
+    batch_frames: Annotated[int, Option(help="Frames encoded at a time.")] = 64,
     workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
     shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
     resume: Annotated[bool, Option(help="Skip videos already extracted and unchanged.")] = True,
     annotations: Annotated[
-        list[Path] | None, Option(help="Only the videos of these files, and segments ID#START-END of them.")
+        list[Path] | None, Option(help="Only videos in these annotation files, and their segments ID#START-END.")
     ] = None,
     engine: console.Engine = "local",
-    actors: Annotated[int, Option(min=1, help="Number of encoders, with ray.")] = 1,
+    actors: Annotated[int, Option(min=1, help="Number of encoder processes, with --engine ray.")] = 1,
 ) -> None:
     """Run videos through CLIP and CLAP. Resumable; a bad file does not stop the rest."""
     console.require(videos, "give video files, or folders of them")
@@ -73,7 +73,7 @@ def extract(
 
         require_ray()
         ray = partial(extract_on_ray, encoders, out, device, actors, workers or 1)
-    with console.interruptible(f"{out}: what is extracted is kept; run the same command again to resume"):
+    with console.interruptible(f"{out}: features extracted so far are kept; run the same command again to resume"):
         report = extract_features(paths, out, encoders, run, console.progress, ray)
     others = [str(path) for path in ignored_entries(videos)]
     lines = [f"not a video by suffix or content, ignored: {_named(others)}"] if others else []
@@ -88,11 +88,11 @@ def extract(
 @app.report("features import clip.npy ids.json --out features/mine", name="import")
 def import_(
     video: Annotated[Path, Argument(help=".npy of frame features [videos, frames, width up to 768].")],
-    ids: Annotated[Path, Argument(help="JSON list of video ids, one for each row.")],
+    ids: Annotated[Path, Argument(help="JSON list of video ids, one per row.")],
     out: Annotated[Path, Option(help="The feature store to write.")],
     audio: Annotated[Path | None, Option(help=".npy of audio features [videos, windows, width up to 512].")] = None,
 ) -> None:
-    """Make a feature store from features that are already in one array."""
+    """Make a feature store from one array of features."""
     from videoblip2.features.pack import import_arrays
 
     videos = import_arrays(video, ids, out, audio, console.progress)
@@ -104,7 +104,7 @@ def pack(
     store: Annotated[Path, Argument(metavar="DIR", help="A folder with video/ID.npy and audio/ID.npy.")],
     out: Annotated[Path, Argument(metavar="OUT", help="The file to write, such as msrvtt.safetensors.")],
 ) -> None:
-    """Pack a feature store into one memory-mapped file, which every command takes in place of the folder."""
+    """Pack a feature store into one memory-mapped file, which every command accepts in place of the folder."""
     from videoblip2.features.pack import pack_features
 
     report = pack_features(store, out, console.progress)

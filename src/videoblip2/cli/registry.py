@@ -22,7 +22,7 @@ GATE = ("verdict", "outcome", "when", "who", "reason")
 @app.report("promote RUN --gate toy_gate", "promote RUN --force --reason 'better audio'")
 def promote(
     run: Run,
-    overrides: Annotated[console.Words, console.key_values("Keys of both models, such as data.features=DIR.")] = None,
+    overrides: Annotated[console.Words, console.key_values("Keys for both models, such as data.features=DIR.")] = None,
     gate: Annotated[Path | None, Option(help="Gate file; by default the shipped experiments/gate.yaml.")] = None,
     name: console.RegisteredName = "videoblip2",
     force: Annotated[bool, Option("--force", help="Promote regardless of the verdict; needs --reason.")] = False,
@@ -52,7 +52,7 @@ def promote(
     }
     console.emit(record, _promotion_text(result), **more)
     if not result.promoted:
-        keeps = f"champion stays version {result.previous}" if result.previous else "there is still no champion"
+        keeps = f"version {result.previous} stays champion" if result.previous else "there is still no champion"
         raise InputError(f"{run} does not pass the gate: {'; '.join(verdict.failed)}; {keeps}")
 
 
@@ -87,7 +87,7 @@ def rollback(
 
 @app.report("lineage models:/videoblip2@champion")
 def lineage(model: console.ModelName) -> None:
-    """Show where a model came from: data, encoders, parent, commit, lock and seed, back to its first ancestor."""
+    """Show where a model came from: data, encoders, parent, commit, packages and seed, back to its first ancestor."""
     console.require_model(model)
     from videoblip2.registry.lineage import lineage as trace
 
@@ -96,7 +96,7 @@ def lineage(model: console.ModelName) -> None:
 
 
 def lineage_text(line: "list[Ancestor]") -> str:
-    """A block for each model, the newest first."""
+    """One block per model, newest first."""
     return "\n\n".join(_ancestor_text(ancestor, "started from " if n else "") for n, ancestor in enumerate(line))
 
 
@@ -130,8 +130,8 @@ def _pairs(facts: Mapping[str, str]) -> str:
 @app.report("reproduce RUN", "reproduce RUN --tolerance 0.5 --out /tmp/again")
 def reproduce(
     run: console.ModelName,
-    tolerance: Annotated[float, Option(min=0.0, help="Largest difference, as scores are printed.")] = 0.0,
-    out: Annotated[Path | None, Option(help="Folder for the new run; by default that of the original.")] = None,
+    tolerance: Annotated[float, Option(min=0.0, help="Largest difference allowed, on the printed scale.")] = 0.0,
+    out: Annotated[Path | None, Option(help="Folder for the new run; by default the original's.")] = None,
 ) -> None:
     """Train a run again from its stored configuration and compare its validation scores; exit with 1 if one differs."""
     console.require_model(run)
@@ -152,7 +152,7 @@ def reproduce(
     ]
     console.emit(record | more, "\n".join([*lines, f"run: {made.run_id or 'not tracked'}"]))
     if not result.reproduced:
-        remedy = "a GPU sums in no fixed order: give --tolerance"
+        remedy = "GPU sums have no fixed order: give --tolerance"
         if recipe.differs:
             remedy = f"{len(recipe.differs)} things have changed, first {recipe.differs[0]}: restore them"
         raise InputError(f"{run}: not reproduced within {tolerance:g}: {'; '.join(lines)}; {remedy}")

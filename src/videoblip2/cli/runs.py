@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = Commands(help="The runs of the MLflow store.", no_args_is_help=True)
 scoring = Commands()
-Runs = Annotated[list[str], Argument(metavar="RUN", help="Run ids, the start of run ids, or names.")]
+Runs = Annotated[list[str], Argument(metavar="RUN", help="Run ids, their first characters, or run names.")]
 Part = Annotated[str | None, Option(help="val or test; by default val, if every run has it.")]
 SHOWN_REFERENCES = 3
 LONGEST = 40  # characters of a configuration value
@@ -96,7 +96,7 @@ def score(
     against: Annotated[Path | None, Option(help="Other captions of the same videos: differences and p-values.")] = None,
     per_video: Annotated[bool, Option("--per-video", help="Also print the scores of each video.")] = False,
 ) -> None:
-    """Score captions that any system wrote: every metric, with 95 % intervals over videos."""
+    """Score captions from any system: every metric, with 95 % intervals over videos."""
     from videoblip2.captions.metrics import METRICS, label_of, shown, summary_metrics
     from videoblip2.score import record, score_predictions
 
@@ -112,7 +112,7 @@ def score(
     parts += [f"{name}: unavailable, {reason}" for name, reason in own.unavailable.items()]
     parts.append(f"{counted(report.videos, 'video')}")
     if report.unpredicted:
-        parts[-1] += f"; {report.unpredicted} more have references and no caption, and do not count"
+        parts[-1] += f"; {report.unpredicted} more have references but no caption and are not counted"
     emit(record(report, per_video), "\n".join(parts))
 
 
@@ -130,7 +130,7 @@ def _runs_table(title: str, runs: "list[RunRecord]") -> str:
 
 
 def _comparison_text(comparison: "RunComparison", top: int) -> list[str]:
-    """The parts of the terminal's text. Letters stand for the sides, since names of runs are long."""
+    """The comparison in blocks of text. Letters stand for the sides, since run names are long."""
     from videoblip2.tracking.compare import letter
 
     letters = list(map(letter, range(len(comparison.sides))))
@@ -138,9 +138,9 @@ def _comparison_text(comparison: "RunComparison", top: int) -> list[str]:
     for name, side in zip(letters, comparison.sides, strict=True):
         runs = side.runs[0].run_id if len(side.runs) == 1 else f"{len(side.runs)} seeds"
         legend.append(f"  {name}  {side.name}  {runs}")
-    # A long value is cut at its start: paths and addresses differ at the end.
+    # Long values are cut at the start: paths and addresses differ at the end.
     cut = [[key, *(v if len(v) <= LONGEST else f"…{v[1 - LONGEST :]}" for v in row)] for key, row in comparison.differs]
-    nothing = "Nothing differs in configuration, data and source."
+    nothing = "Configuration, data and source are the same."
     differs = table("What differs", ["", *letters], cut) if cut else nothing
     parts = ["\n".join(legend), *(f"warning: {line}" for line in comparison.warnings), differs]
     for judged in filter(None, (comparison, comparison.answers)):
@@ -153,7 +153,7 @@ def _comparison_text(comparison: "RunComparison", top: int) -> list[str]:
 
 
 def _scores(comparison: "RunComparison", letters: list[str], corpus: Mapping[str, list[float]] | None = None) -> str:
-    """One table for up to two sides; for more, another of differences. corpus: scores that have no interval."""
+    """One table for up to two sides; with more, a second one of differences. corpus: scores without an interval."""
     from videoblip2.captions.metrics import label_of, shown, shown_interval
 
     resampled = "videos and seeds" if any(len(side.runs) > 1 for side in comparison.sides) else "videos"

@@ -1,4 +1,4 @@
-"""`vb2 doctor`, `plan`, `weights`, `experiments`: what to have before training, programs, memory, weights, files."""
+"""`vb2 doctor`, `plan`, `weights`, `experiments`: check programs and memory, get weights and files."""
 
 import difflib
 import os
@@ -55,13 +55,13 @@ def doctor() -> None:
 def plan(
     config: console.ConfigFile,
     overrides: Annotated[console.Words, console.key_values("Keys of the configuration.")] = None,
-    gpus: Annotated[int, Option(min=1, metavar="N", help="Processes that share a batch: one a GPU.")] = 1,
+    gpus: Annotated[int, Option(min=1, metavar="N", help="Processes that share a batch, one per GPU.")] = 1,
     memory: Annotated[
-        float | None, Option(min=0.1, metavar="GB", help="Of each; by default what is free here.")
+        float | None, Option(min=0.1, metavar="GB", help="Of each GPU; by default what is free here.")
     ] = None,
     folder: console.Folder = Path(),
 ) -> None:
-    """Compute what a step of each stage takes of memory, and which keys make it fit; no weight is loaded."""
+    """Compute the memory that a step of each stage needs, and which keys make it fit; loads no weights."""
     from videoblip2.config import load_config
     from videoblip2.training.plan import fitting, free
     from videoblip2.training.plan import plan as planned
@@ -86,10 +86,10 @@ def _plan_text(plans: "dict[str, MemoryPlan]", changes: dict[str, tuple[list[str
     parts = {kind: {**_parts(made), "peak": made.peak} for kind, made in plans.items()}
     names = sorted({name for part in parts.values() for name in part}, key=[*parts["scst"]].index)
     rows = [[name, *(f"{part[name] / 1e9:.2f}" if name in part else "" for part in parts.values())] for name in names]
-    lines = [table("GB in each process", ["", *parts], rows)]
+    lines = [table("GB per process", ["", *parts], rows)]
     lines += map(": ".join, zip(("language model", "batch"), plans["ce"].sizes, strict=True))
     for kind, (words, peak) in changes.items():
-        says = "fits into" if peak <= room else "does not fit into"
+        says = "fits in" if peak <= room else "does not fit in"
         with_keys = f" with {' '.join(words)} ({peak / 1e9:.2f} GB)" if words else ""
         lines.append(f"{kind}: {says} {room / 1e9:.1f} GB{with_keys}")
     return "\n".join([*lines, "A CUDA context takes about half a GB more."])
@@ -190,7 +190,7 @@ CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
 def fetch(
     name: Annotated[str | None, Argument(help="Name of the weights; omit it to list them.")] = None,
     out: Annotated[Path, Option(help="Folder to download to.")] = Path("models"),
-    sha256: Annotated[str | None, Option(help="Checksum the file must have.")] = None,
+    sha256: Annotated[str | None, Option(help="Expected checksum of the file.")] = None,
 ) -> None:
     """Download weights; an interrupted download resumes, and checksums are verified."""
     from videoblip2.model.weight_fetch import KNOWN, fetch_weights
@@ -252,7 +252,7 @@ def copy(
     path = _find(name)
     target = dest / path.name if dest.is_dir() else dest
     if target.exists():
-        raise InputError(f"{target}: exists already; give another DEST, or delete it first")
+        raise InputError(f"{target}: already exists; give another DEST, or delete it first")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
     emit({"name": path.stem, "file": str(target)}, str(target))
@@ -268,4 +268,4 @@ def _find(name: str) -> Path:
         return files[stem]
     near = difflib.get_close_matches(stem, files, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "`vb2 experiments list` shows their names"
-    raise InputError(f"experiment {name!r}: does not come with the package; {hint}")
+    raise InputError(f"experiment {name!r}: is not in the package; {hint}")

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 app = console.Commands()
 Overrides = Annotated[console.Words, console.key_values("Keys of the configuration, such as optim.lr=1e-5.")]
 Seeds = Annotated[int, Option(min=1, metavar="N", help="Train N seeds, starting at `seed`, under one parent run.")]
-Processes = Annotated[int, Option("--nproc", min=1, metavar="N", help="Processes that train together, one a GPU.")]
-Restarts = Annotated[int, Option(min=0, metavar="N", help="If a process fails, start all again and resume, N times.")]
+Processes = Annotated[int, Option("--nproc", min=1, metavar="N", help="Processes that train together, one per GPU.")]
+Restarts = Annotated[int, Option(min=0, metavar="N", help="If a process fails, restart all and resume, up to N times.")]
 Launcher = Annotated[
     Literal["local", "ray"],
-    Option("--engine", help="Where processes start: local, on this machine, or ray, on the machines of a Ray."),
+    Option("--engine", help="Where processes run: local, on this machine; ray, on a Ray cluster."),
 ]
 
 
@@ -54,7 +54,7 @@ def _add_stage(stage: str, summary: str, *lines: str) -> None:
         else:
             _train(stage, config, words, folder, seeds)
 
-    train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a run that was stopped."
+    train.__doc__ = f"{summary}, as one MLflow run. resume=RUN resumes a stopped run."
     app.report(*lines, name=stage)(train)
 
 
@@ -67,7 +67,7 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int) ->
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.config import load_config
 
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max-restarts starts a training again
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max-restarts restarts training
         words = ["train.resume=auto", *words]
     usual, config = load_config(path), load_config(path, words)
     console.go_to(folder)
@@ -96,7 +96,7 @@ def _train(stage: str, path: str, words: list[str], folder: Path, seeds: int) ->
 
 
 def _require_inputs(config: "Config") -> None:
-    """Before torch is imported: raise InputError for a file, folder or run of the configuration that is missing."""
+    """Raise InputError for a missing file, folder or run of the configuration, before torch is imported."""
     data, train, model = config.data, config.train, config.model
     names = [data.train, "val.json"] if data.task != "qa" else []
     names += [data.train_qa, "val_qa.json"] if data.task != "caption" else []
@@ -173,14 +173,14 @@ def evaluate(
 
 
 def _ablation_table(effects: "Sequence[SoundEffect]") -> str:
-    """A row for each group: its CIDEr, and the change with each other sound."""
+    """One row per group: its CIDEr, and the change with each other sound."""
     from videoblip2.captions.metrics import PRIMARY, label_of, shown, shown_interval
 
     sounds, rows = list(dict.fromkeys(effect.sound for effect in effects)), dict[str, list[str]]()
     for effect in effects:
         row = rows.setdefault(effect.group, [effect.group, str(effect.videos), shown(PRIMARY, effect.score)])
         row.append(shown_interval(PRIMARY, effect.difference, "+"))
-    title = f"{label_of(PRIMARY)} with the videos' own sound, and the change with another, 95 % intervals"
+    title = f"{label_of(PRIMARY)} with the videos' own sound, and the change with other sound, 95 % intervals"
     return console.table(title, ["captions", "videos", "own", *sounds], rows.values())
 
 

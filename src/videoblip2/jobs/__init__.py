@@ -1,1 +1,1 @@
-"""Captioning thousands of videos: which videos, in what order, and the file that stores the results."""
+"""Captioning thousands of videos: the videos, their order, and the file of results."""

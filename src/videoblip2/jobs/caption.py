@@ -1,7 +1,7 @@
 """A captioning job: videos are decoded, encoded and captioned at the same time, in batches that span videos.
 
 Threads decode and encode as in `vb2 features extract`; the calling thread captions one batch meanwhile. A video's rows
-come together once all of them are there.
+are written together once all are complete.
 """
 
 import gc
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from videoblip2.features.engines import VideoOutcome
 
 
-LINGER = 4.0  # seconds that a caption may wait for others: one alone takes several times the work of one in a batch
+LINGER = 4.0  # seconds that a caption waits to fill a batch: alone, it costs several times as much
 
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """What to say about each video.
+    """What to do with each video.
 
     questions: asked instead of captioning. samples: captions drawn for each video where `decoding` samples. segments:
     None = the whole video; a number of seconds; "scenes" = where the picture changes. batch_size: captions decoded
-    together. workers: decoding threads; None = one per core, at most 8. explain: what each word owes to the sound and
-    to the picture.
+    together. workers: decoding threads; None = one per core, at most 8. explain: how much each word depends on the
+    sound and on the picture.
     """
 
     decoding: Decoding = GREEDY
@@ -56,12 +56,12 @@ class CaptionOptions:
         if self.samples > 1 and self.decoding.consensus:
             raise InputError(f"--samples {self.samples}: consensus gives one caption; drop --samples or --consensus")
         if self.samples > 1 and not self.decoding.sampled:
-            raise InputError(f"--samples {self.samples}: beams and greedy decoding give one caption; drop --num-beams")
+            raise InputError(f"--samples {self.samples}: beam and greedy decoding give one caption; drop --num-beams")
         if self.segments not in (None, "scenes") and (isinstance(self.segments, str) or not self.segments > 0):
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
-        """What differs from a plain caption, as rows record it: it is equal for two runs of one job."""
+        """The options other than the defaults, as recorded in rows: equal for two runs of one job."""
         said = {
             "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
             "consensus": self.decoding.consensus or None,
@@ -77,7 +77,7 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class DecodeItem:
-    """One text to decode: the row it fills, the input, and its video's rows: those so far, and how many in the end."""
+    """One text to decode: its row, its input, and the rows of its video: those so far, and their final number."""
 
     row: Row
     item: Features
@@ -87,10 +87,10 @@ class DecodeItem:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job before its model is loaded, as another process can open it.
+    """A job before its model is loaded, which can be sent to another process.
 
-    store: a feature store, whose ids the sources then are. keep_features: a store to write the features to, which the
-    jobs of several shards can share.
+    store: a feature store; sources are then its ids. keep_features: a store to write features to, which the jobs of
+    several shards can share.
     """
 
     model: str = ""
@@ -102,7 +102,7 @@ class JobPlan:
 
     @cached_property
     def version(self) -> str:
-        """Of the model; a folder's name does not identify its weights, so their digest is part of it."""
+        """The model's version; for a folder with a digest, since its name does not identify its weights."""
         from videoblip2.predict import find_model
 
         found, digest = find_model(self.model), sha256()
@@ -114,8 +114,8 @@ class JobPlan:
         return f"{found.version}-{digest.hexdigest()[:8]}"
 
     def open(self) -> "CaptionJob":
-        """Load the model. Raises InputError if it is to answer questions and was never trained on any."""
-        gc.disable()  # what is imported and loaded stays: looking for garbage in it takes a sixth of the start
+        """Load the model. Raises InputError for questions if it was never trained on any."""
+        gc.disable()  # nothing loaded here is garbage, and collection takes a sixth of the start
         try:
             from videoblip2.predict import load_captioner
 
@@ -123,7 +123,7 @@ class JobPlan:
             captioner.version = self.version
             if self.options.questions and captioner.never_asked:
                 raise InputError(
-                    f"{self.model}: was never trained on questions, it would answer with a caption; "
+                    f"{self.model}: was never trained on questions and would answer with captions; "
                     "ask a model trained with data.task=qa or data.task=mixed"
                 )
             if self.store is None:
@@ -145,14 +145,14 @@ class CaptionJob:
         return self.plan.options
 
     def run(self, sources: Sequence[VideoSource], done: Mapping[str, str]) -> Generator[list[Row], None, None]:
-        """Yield the rows of each video once all of them are there; a bad video yields a row with an error.
+        """Yield the rows of each video once all are complete; a bad video yields a row with an error.
 
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
         size, asks, due = self.options.batch_size, list[DecodeItem](), 0.0
         with closing(self._outcomes(sources, done)) as ready:
-            for outcomes in ready:  # what was encoded during the last batch
+            for outcomes in ready:  # videos encoded during the last batch
                 for outcome in outcomes:
                     if outcome.features is not None:
                         due = due if asks else time.monotonic() + LINGER
@@ -169,9 +169,9 @@ class CaptionJob:
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
     ) -> Generator[list["VideoOutcome"], None, None]:
-        """The features of sources as they come, or why there are none; both are absent for one that is done.
+        """The features of sources as they arrive, or an error; neither for a source that is done.
 
-        [] where nothing comes for `LINGER` seconds.
+        [] if nothing arrives for `LINGER` seconds.
         """
         from videoblip2.features.engines import VideoOutcome, encode_videos, overlapped
         from videoblip2.features.extract import ExtractionRun, open_ledger
@@ -236,7 +236,7 @@ class CaptionJob:
         return [DecodeItem(row, s.item, rows, len(wanted)) for row, (s, *_) in zip(blank, wanted, strict=True)]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
-        """Decode a batch; the rows of each video that is complete with it."""
+        """Decode a batch; return the rows of each video that it completes."""
         complete = []
         for ask, row in zip(batch, self._texts(batch), strict=True):
             ask.rows.append(row)
@@ -245,7 +245,7 @@ class CaptionJob:
         return complete
 
     def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
-        """The rows with their captions; where decoding a batch fails, each alone, and the bad ones with an error."""
+        """The rows with captions; if the batch fails, decode each item alone and give bad ones an error."""
         from videoblip2.data.annotations import question_prompt
 
         questions = [ask.row.question for ask in batch]

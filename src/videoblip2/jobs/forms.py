@@ -18,11 +18,11 @@ from videoblip2.modality import ExplainedWord
 
 @dataclass(frozen=True)
 class Row:
-    """What a job found in one video, or in one segment of it, or the answer to one question.
+    """A result of a job: the caption of a video or of a segment, or the answer to a question.
 
-    path: as given; a video id where features are stored. score: mean log-probability of the caption's tokens. ended:
-    whether the model ended the caption itself. start, end: seconds, of a segment or of the video; None = not known.
-    sample: 1 to K, where several captions were drawn. words: what each owes to sound and picture. options: what the
+    path: as given, or a video id of a feature store. score: mean log-probability of the caption's tokens. ended:
+    whether the model ended the caption itself. start, end: seconds, of a segment or of the video; None = unknown.
+    sample: 1 to K of several captions. words: how much each depends on sound and picture. options: what the
     command asked for beside the model. sha256: of the file. error: why there is no caption.
     """
 
@@ -52,7 +52,7 @@ class Row:
         return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{said}"
 
     def shown(self) -> dict[str, Any]:
-        """The row as a file holds it: the nine columns that every row has, and the others that are set."""
+        """The row as written to a file: the nine columns that every row has, and any others that are set."""
         return {name: getattr(self, name) for name in _columns([self])}
 
 
@@ -130,12 +130,12 @@ def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
     if len(paths) <= 1 and not path.is_dir():
         write_text(path, subtitles(next(iter(videos.values()), []), path.suffix))
         return
-    if path.is_file():  # a second video has arrived since the first was written
+    if path.is_file():  # a second video arrived after the first was written
         path.unlink()
     shared = Counter(paths.values())
     for video, own in videos.items():
         name = paths[video]
-        if shared[name] > 1:  # two files of one name: the folders are part of it
+        if shared[name] > 1:  # two files of the same name: include their folders
             (path / f"{name}{path.suffix}").unlink(missing_ok=True)
             name = "-".join(part for part in Path(video).parts if part not in ("/", ".."))
         write_text(path / f"{name}{path.suffix}", subtitles(own, path.suffix))

@@ -1,7 +1,7 @@
 """Extraction and captioning on Ray Data: each actor loads its models once and takes videos in batches.
 
-Videos, models and stores are on a disk that all machines see under one path. Extraction's actors write to the store
-themselves and only the notes come back; captions come back to the process that writes them. Where an actor dies, Ray
+Videos, models and stores are on a disk that all machines see under one path. Extraction actors write to the store
+themselves and return only the notes; captions return to the process that writes them. If an actor dies, Ray
 gives its videos in flight to another.
 """
 
@@ -33,7 +33,7 @@ Work = Callable[[Sequence[Any]], Iterable[Any]]  # items → their results, in a
 def extract_on_ray(
     encoders: Encoders, out: Path, device: str, actors: int, workers: int, files: Files, known: Mapping[str, str]
 ) -> Generator[VideoOutcome, None, None]:
-    """The outcome of each file, from `actors` processes; on "cuda" each has a GPU, otherwise a core."""
+    """The outcome of each file, from `actors` processes; on "cuda" each gets a GPU, otherwise a core."""
     items = [(video_id, path.resolve()) for video_id, path in files]
     return through_actors(items, extraction(encoders, out, device, workers, known), actors, device)
 
@@ -41,7 +41,7 @@ def extract_on_ray(
 def extraction(
     encoders: Encoders, out: Path, device: str, workers: int, known: Mapping[str, str]
 ) -> Callable[[], Work]:
-    """What an actor calls first: it loads the encoders from where this process found them."""
+    """The function that an actor calls first, to load the encoders from where this process found them."""
     out, settings = out.resolve(), encoders.settings
     load = partial(load_encoders, encoders.origin, device, f"{out}", encoders.dtype)
 
@@ -55,7 +55,7 @@ def extraction(
 def caption_on_ray(
     plan: JobPlan, actors: int, sources: Sequence[VideoSource], done: Mapping[str, str]
 ) -> Generator[list[Row], None, None]:
-    """As `CaptionJob.run`, in `actors` processes."""
+    """`CaptionJob.run` in `actors` processes."""
     import torch
 
     if plan.keep_features is not None and actors > 1:
@@ -75,13 +75,13 @@ def caption_on_ray(
 
 @dataclass(frozen=True)
 class Wrapped:
-    """Keeps Arrow from converting what is inside, such as a name that is not UTF-8."""
+    """Keeps Arrow from converting its content, such as a name that is not UTF-8."""
 
     content: Any
 
 
 class Actor:
-    """A process of Ray."""
+    """A Ray actor."""
 
     def __init__(self, open_work: Callable[[], Work]) -> None:
         self.work = open_work()
@@ -94,9 +94,9 @@ class Actor:
 def through_actors(
     items: Sequence[Any], open_work: Callable[[], Work], actors: int, device: str
 ) -> Generator[Any, None, None]:
-    """Items through `actors` processes of Ray, in batches; the results as they come.
+    """Process items in batches with `actors` Ray processes; yield the results as they arrive.
 
-    Uses a running Ray, or starts a local one. Where a process dies, its batch goes to another.
+    Uses a running Ray, or starts a local one. If a process dies, another gets its batch.
     """
     if not items:
         return

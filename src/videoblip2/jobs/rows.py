@@ -1,6 +1,6 @@
 """The file that holds the rows of a captioning job: complete at all times, resumed by content.
 
-JSON lines are appended to. Every other format is written from a journal beside it, `.NAME.journal.jsonl`, now and then
+JSON lines are appended to. Every other format is written from a journal beside it, `.NAME.journal.jsonl`, periodically
 and at the end; the journal is what a later run resumes from.
 """
 
@@ -17,12 +17,12 @@ from videoblip2.errors import InputError, refused
 from videoblip2.files import atomic, json_text
 from videoblip2.jobs.forms import ROW, Row, as_lines, form_of, write_rows
 
-BEGINS = b'{"path": "'  # every row
-RENDER_SECONDS = 10.0  # between two writes of a form that cannot be appended to, or 20 times the duration of a write
+BEGINS = b'{"path": "'  # the start of every row
+RENDER_SECONDS = 10.0  # between writes of a format that cannot be appended to, or 20 times as long as a write
 
 
 class RowFile:
-    """The output of a job. Opening it reads what an earlier run of the same job left; `add` is safe against kill -9.
+    """The output of a job. Opening it reads the rows of an earlier run of the same job; `add` is safe against kill -9.
 
     Raises InputError for an unknown suffix, a path that cannot be written, a file that another process is
     writing, and rows of another model or with other options.
@@ -33,7 +33,7 @@ class RowFile:
         self._journal = path if self.form == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
         self._due = 0.0
         busy = refused(f"{path}: another process is writing it", "wait for it, or give another --out", Timeout)
-        with refused(f"{path}: cannot be written", "give a place that can be written to", OSError), busy:
+        with refused(f"{path}: cannot be written", "give a writable place", OSError), busy:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             self._lock.acquire(timeout=0)
@@ -58,13 +58,13 @@ class RowFile:
 
     @property
     def done(self) -> dict[str, str]:
-        """Path → sha256 of the files that need no work unless they have changed."""
+        """Path → sha256 of the finished files, which need no work unless they change."""
         return {row.path: row.sha256 for row in self.rows if row.path not in self._again}
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Append the rows of a video. A failure does not replace what an earlier run found.
+        """Append the rows of a video. A failure does not replace an earlier run's result.
 
-        Raises InputError where the disk is full; what is written is kept.
+        Raises InputError if the disk is full; rows already written are kept.
         """
         new = list(rows)
         paths = {row.path for row in new}
@@ -72,9 +72,9 @@ class RowFile:
         changed = not failed and not paths.isdisjoint(self._paths)
         if not new or (failed and paths <= self._paths - self._again):
             return
-        remedy = "fix that and run the same command again; what is written is kept"
+        remedy = "fix that and run the same command again; rows already written are kept"
         with refused(f"{self.path}: cannot be written", remedy, OSError):
-            if changed:  # the file was replaced since an earlier run
+            if changed:  # the video file changed since an earlier run
                 kept = [*(row for row in self.rows if row.path not in paths), *new]
                 self._rewrite(kept)
                 self.rows = kept
@@ -89,13 +89,13 @@ class RowFile:
                 self._due = time.monotonic() + max(RENDER_SECONDS, 20 * (time.monotonic() - began))
 
     def finish(self, order: Sequence[str]) -> None:
-        """Rows in the order of `order` (paths); those of other paths, from earlier runs, come last."""
+        """Sort rows by `order` (paths); those of other paths, from earlier runs, come last."""
         place = {path: number for number, path in enumerate(order)}
         self.rows.sort(key=lambda row: (place.get(row.path, len(place)), row.start or 0.0))
         self._rewrite(self.rows)
 
     def _append(self, lines: bytes) -> None:
-        """All of the lines or, where the disk is full, none."""
+        """Append all of the lines or, if the disk is full, none."""
         with self._journal.open("ab", buffering=0) as file:
             size = file.tell()
             try:
@@ -115,8 +115,8 @@ class RowFile:
 def _refuse_mixed(path: Path, rows: Iterable[Row], remedy: str, *wanted: tuple[str, str]) -> None:
     made_by = sorted({(row.model_version, row.options) for row in rows}.union(wanted))
     if len(made_by) > 1:
-        said = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in made_by)
-        raise InputError(f"{path}: would mix captions of {said}; {remedy}")
+        mixture = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in made_by)
+        raise InputError(f"{path}: would mix captions of {mixture}; {remedy}")
 
 
 def read_row_file(path: Path) -> list[Row]:
@@ -128,7 +128,7 @@ def read_row_file(path: Path) -> list[Row]:
 
 
 def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
-    """All complete rows (not a last line that was cut by a kill), and the paths of which some may be missing."""
+    """All complete rows (without a last line cut off by a kill), and the paths whose rows may be incomplete."""
     if not path.is_file():
         return [], set()
     rows: list[Row] = []
@@ -143,14 +143,14 @@ def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
     if not cut or not rows:
         return rows, set()
     begins = json_text({"path": rows[-1].path})[:-1].encode() + b","
-    same = cut[: len(begins)] == begins[: len(cut)]  # the line that was cut is of the video before it
+    same = cut[: len(begins)] == begins[: len(cut)]  # the cut line belongs to the video before it
     return rows, {rows[-1].path} if same else set()
 
 
 def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
     """Write the rows of several outputs into one, each video once: a caption wins over a failure.
 
-    With no parts, those that `--shard` wrote beside `out`. Raises InputError if one of these is missing.
+    Without `parts`, merge what `--shard` wrote beside `out`. Raises InputError if a shard is missing.
     """
     chosen: dict[tuple[object, ...], Row] = {}
     for part in parts or shards_of(out):
@@ -159,12 +159,12 @@ def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
             if key not in chosen or chosen[key].error is not None:
                 chosen[key] = row
     captioned = {row.path for row in chosen.values() if row.error is None}
-    rows = [  # without videos that failed as a whole in one part only
+    rows = [  # without videos that failed in one part only
         row
         for row in chosen.values()
         if row.error is None or (row.end, row.question) != (None, None) or row.path not in captioned
     ]
-    _refuse_mixed(out, rows, "merge those of one model and the same options")
+    _refuse_mixed(out, rows, "merge files of one model and the same options")
     write_rows(out, rows)
     return rows
 
@@ -175,7 +175,7 @@ def shard_file(out: Path, shard: tuple[int, int] | None) -> Path:
 
 
 def shards_of(out: Path) -> list[Path]:
-    """The files that the shards of one job wrote. Raises InputError where there are none, or one is missing."""
+    """The files that the shards of one job wrote. Raises InputError if there are none, or one is missing."""
     beside = sorted(out.parent.glob(f"{glob.escape(out.stem)}.*-of-*{out.suffix}"))
     found = [path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.stem.removeprefix(out.stem))]
     counts = {path.stem.rpartition("-of-")[2] for path in found}

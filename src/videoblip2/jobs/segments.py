@@ -1,4 +1,4 @@
-"""Long videos in time: where one segment ends and the next begins, and what becomes of their captions.
+"""Segments of long videos: where one ends and the next begins, and how equal captions are merged.
 
 A shot ends where neighbouring frames differ far more than those around them (a cut), or frames a second apart do (a
 fade); docs/decisions/0012 has the figures.
@@ -20,7 +20,7 @@ from videoblip2.modality import Features
 DISTANCE, DEVIATIONS = 0.15, 3.0
 #: In mean differences of 8-bit levels: of neighbouring frames, and of those a second apart.
 CUT, FADE = 6.0, 16.0
-TIMES_USUAL = 3.0  # and it is this many times as large as around it
+TIMES_USUAL = 3.0  # and it is this many times the difference around it
 AROUND = 3  # frames on either side of a cut
 APART = 1.0  # seconds
 LEAST = 0.5  # seconds from one cut to the next
@@ -29,7 +29,7 @@ LEAST_FADE = 1.2  # and from a fade to any other change
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a video: from and to which second (None = not known), and the rows of its features in that time."""
+    """Part of a video: its start and end in seconds (None = unknown), and the feature rows in between."""
 
     start: float | None
     end: float | None
@@ -47,9 +47,9 @@ def cut(
     """Cut a video's features (video [F * patches, D], audio [A,E]) into segments, at least one.
 
     Args:
-        fps: frames a second. window: seconds of each audio row.
-        every: seconds of a segment; None = where the picture changes.
-        changes: when it does; None = as found in the features (`shot_changes`), to within half a frame.
+        fps: frames per second. window: seconds per audio row.
+        every: seconds per segment; None = cut where the picture changes.
+        changes: seconds of those changes; None = from the features (`shot_changes`), to within half a frame.
     """
     frames = item["video"].reshape(-1, patches, item["video"].shape[1])
     length = len(frames) / fps
@@ -71,7 +71,7 @@ def cut(
 
 
 def _heard(item: Features, start: float, end: float, window: float | None) -> Features:
-    """The audio windows that overlap the segment; at least the nearest one where the video has sound."""
+    """The audio windows that overlap the segment; at least the nearest one if the video has sound."""
     if "audio" not in item:
         return {}
     audio = item["audio"]
@@ -82,7 +82,7 @@ def _heard(item: Features, start: float, end: float, window: float | None) -> Fe
 
 
 def shot_changes(frames: np.ndarray) -> list[int]:
-    """Frames [F,D] → numbers of the frames that begin a new shot.
+    """Frames [F,D] → indices of the frames that begin a new shot.
 
     The cosine distance to the frame before exceeds DISTANCE, and the video's median distance by DEVIATIONS median
     absolute deviations: a video that moves a lot is not cut at every frame.
@@ -97,9 +97,9 @@ def shot_changes(frames: np.ndarray) -> list[int]:
 
 
 def merged(rows: Sequence[Row]) -> list[Row]:
-    """Neighbours in time with the same caption become one row, whose score is their mean by duration."""
+    """Merge consecutive segments with the same caption; the score is their mean weighted by duration."""
     kept: list[Row] = []
-    places: dict[tuple[str | None, int | None], int] = {}  # of the row before, by question and sample
+    places: dict[tuple[str | None, int | None], int] = {}  # index of the previous row, by question and sample
     for row in rows:
         place = places.get((row.question, row.sample))
         before = None if place is None else kept[place]
@@ -115,11 +115,11 @@ def merged(rows: Sequence[Row]) -> list[Row]:
 
 @dataclass
 class ShotWatch:
-    """Sees thumbnails of all frames of one video, in order; keeps two numbers of each."""
+    """Takes thumbnails of all frames of one video, in order; keeps two numbers for each."""
 
     times: list[float] = field(default_factory=list)
     near: list[float] = field(default_factory=list)  # difference from the frame before
-    far: list[float] = field(default_factory=list)  # from the one a second before
+    far: list[float] = field(default_factory=list)  # from the frame a second before
     _recent: deque[tuple[float, NDArray[np.int16]]] = field(default_factory=deque)
 
     def __call__(self, thumbnail: NDArray[np.uint8], time: float) -> None:
@@ -136,7 +136,7 @@ class ShotWatch:
         """The seconds at which a new shot begins; for a fade, its middle."""
         kept: list[float] = []
         for found, least in ((self._cuts(), LEAST), (self._fades(), LEAST_FADE)):
-            for _, second in sorted(found, reverse=True):  # the clearest first
+            for _, second in sorted(found, reverse=True):  # the strongest first
                 if all(abs(second - other) >= least for other in kept):
                     kept.append(second)
         return sorted(kept)
