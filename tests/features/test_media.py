@@ -1,6 +1,5 @@
 """Decoding: frames by time, audio mixed to mono, three audio situations, and files that are no videos."""
 
-import re
 import struct
 import tomllib
 from dataclasses import replace
@@ -238,8 +237,8 @@ def test_of_a_truncated_file_the_rest_is_used_and_noted(tmp_path, layout):
     for part in (0.4, 0.7, 0.9):
         path.write_bytes(whole[: int(part * len(whole))])
         caveats = []
-        assert 0 < len(list(stream_frames(path, 10, caveats=caveats))) < 40
-        assert re.search(r"video: ends at \d\.\d of \d\.\d s, truncated", "; ".join(caveats))
+        count = len(list(stream_frames(path, 10, caveats=caveats)))
+        assert 0 < count < 40 and f"video: ends at {count / 10:.1f} of " in "; ".join(caveats)
 
 
 @pytest.mark.shared_data

@@ -133,6 +133,15 @@ def test_names_the_fewest_keys_with_which_it_fits(kind, gpus, memory, words, pea
     assert len(made) <= 3
 
 
+def test_without_the_data_the_prompt_counts_by_its_words(tmp_path, tokenizers):
+    world = make_world(tmp_path, tokenizers)
+    short, long = (
+        plan("ce", tiny_config(world, tmp_path, "data.features=gone", f"data.prompt={prompt}")).peak
+        for prompt in ("a video of", "a video of " * 20)
+    )
+    assert short < long
+
+
 def test_sizes_of_a_language_model_that_is_not_here():
     found, source = text_config("google/flan-t5-xl")
     assert (found.d_model, found.d_ff, found.num_layers, found.num_heads, found.d_kv) == (2048, 5120, 24, 32, 64)
