@@ -86,6 +86,17 @@ def _replaced(names: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
         names.update(before)
 
 
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """torch works with this many threads on the CPU inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class LightMeta(TorchFunctionMode):
     """`torch.device("meta")` without torch's Python kernels, which import sympy and the compiler.
 

@@ -13,6 +13,7 @@ from itertools import chain
 import av
 import numpy as np
 import pytest
+import torch
 
 from videoblip2.config import InputError
 from videoblip2.features import engines
@@ -27,6 +28,7 @@ from videoblip2.features.media_features import Encoders, FeatureSettings, featur
 from videoblip2.features.sources import find_videos, ignored_entries, parse_shard, shard_of
 from videoblip2.features.store import FeatureStore, check_features, refuse_unnoted
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
+from videoblip2.imports import threads_of_torch
 from videoblip2.jobs.ray import Actor, Wrapped, extraction, require_ray
 from videoblip2.toy.networks import TOY_SETTINGS
 
@@ -202,6 +204,13 @@ def test_few_threads_encode_as_many_windows_at_a_time_as_pay(encoders, monkeypat
     for number in range(16):
         batches.add(engines.Piece("v", "audio", number))
     assert sizes == [windows] * (16 // windows)
+
+
+def test_threads_are_shared_until_the_last_captions_are_made(encoders, videos):
+    with threads_of_torch(4):
+        ended = engines.encode_videos({"v0": videos / "v0.mp4"}, lambda *_: False, encoders, 2)
+        seen = [(outcomes, torch.get_num_threads()) for outcomes in ended]
+        assert seen[-1] == ([], 2) and torch.get_num_threads() == 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

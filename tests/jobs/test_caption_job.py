@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from videoblip2.captioner import Caption
 from videoblip2.config import Decoding
@@ -16,6 +17,7 @@ from videoblip2.errors import InputError
 from videoblip2.features.engines import VideoOutcome
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.sources import VideoSource, find_sources, keepable
+from videoblip2.imports import threads_of_torch
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.jobs.forms import ROW, Row, write_rows
 from videoblip2.jobs.segments import cut, merged, shot_changes
@@ -224,6 +226,25 @@ def test_captions_wait_a_moment_for_others_to_fill_their_batch(encode):
     assert [size for size, *_ in model.batches] == [5, 3] and len(rows) == 8
 
 
+def test_the_last_captions_are_made_with_the_pipeline_s_threads(monkeypatch):
+    """The pipeline's share of torch's threads, which it gives back when it ends."""
+    before, model, seen = torch.get_num_threads(), StandIn(), []
+
+    def encode_videos(files, *_):
+        with threads_of_torch(before + 3):
+            yield [VideoOutcome(key, features={"video": np.eye(4), "audio": np.zeros((2, 4))}) for key in files]
+            yield []
+
+    def caption(items, *_):
+        seen.append(torch.get_num_threads())
+        return StandIn.caption(model, items, *_)
+
+    monkeypatch.setattr("videoblip2.features.engines.encode_videos", encode_videos)
+    monkeypatch.setattr(model, "caption", caption)
+    assert len(list(CaptionJob(model).run([VideoSource("4.mp4"), VideoSource("6.mp4")], {}))) == 2
+    assert seen == [before + 3] and torch.get_num_threads() == before
+
+
 def test_rows_do_not_wait_for_the_next_video(encode, monkeypatch):
     arrived = threading.Event()
 
@@ -318,11 +339,12 @@ def test_shards_divide_the_videos(folder):
     assert sorted(source.path for part in every for source in part) == ["c d.mp4", "clips/a.webm", "clips/deep/b.mp4"]
 
 
-def test_no_garbage_is_looked_for_while_a_model_is_opened(monkeypatch):
+def test_a_model_is_opened_without_garbage_collection_and_by_one_thread(monkeypatch):
     def load(model, encoders):
-        raise InputError(f"looking for garbage: {gc.isenabled()}")
+        raise InputError(f"looking for garbage: {gc.isenabled()}, threads: {torch.get_num_threads()}")
 
     monkeypatch.setattr("videoblip2.predict.load_captioner", load)
-    with pytest.raises(InputError, match="False"):
-        JobPlan("m").open()
-    assert gc.isenabled()
+    with threads_of_torch(2):
+        with pytest.raises(InputError, match="garbage: False, threads: 1"):
+            JobPlan("m").open()
+        assert gc.isenabled() and torch.get_num_threads() == 2

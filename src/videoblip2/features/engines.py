@@ -32,6 +32,7 @@ from videoblip2.features.media_features import Encoders, FrameChoice, Loudness, 
 from videoblip2.features.store import write_features
 from videoblip2.features.towers import BATCH_WINDOWS
 from videoblip2.files import segment_of
+from videoblip2.imports import threads_of_torch
 from videoblip2.modality import Features
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ def encode_videos(
     watches: Mapping[str, Watch] | None = None,
     pause: float | None = None,
 ) -> Generator[list[VideoOutcome], None, None]:
-    """Decode and encode videos; yields those that have ended, with their features; see `overlapped`.
+    """Decode and encode videos; yields those that have ended, with their features, and [] last; see `overlapped`.
 
     Args:
         files: by a key that is unique; it is the `video_id` of the outcome. A key `NAME#start-end` of a file NAME.mp4
@@ -131,19 +132,17 @@ def encode_videos(
         for option, size in KEEP_FREED.items():
             ctypes.CDLL(None).mallopt(option, size)
     shares = min(workers, AT_ONCE) if encoders.clip.model.device.type == "cpu" else 1
-    batches, threads = RowBatches(encoders, shares), torch.get_num_threads()
+    batches, threads = RowBatches(encoders, shares), max(1, torch.get_num_threads() // shares)
 
     def encoded(key: str, path: Path) -> Generator[list[VideoOutcome], None, None]:
         with closing(_read(key, path, skip, encoders, (watches or {}).get(key))) as items:
             yield from map(batches.add, items)
 
-    torch.set_num_threads(max(1, threads // shares))  # threads of one operation that wait for a core hold up the others
-    try:
+    with threads_of_torch(threads):  # those of one operation that wait for a core hold up the others
         with closing(overlapped((partial(encoded, *file) for file in files.items()), workers, READY, pause)) as ready:
             yield from (list(chain.from_iterable(ended)) for ended in ready)
         yield [*batches.flush("video"), *batches.flush("audio")]
-    finally:
-        torch.set_num_threads(threads)
+        yield []
 
 
 class RowBatches:

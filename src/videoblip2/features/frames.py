@@ -260,7 +260,7 @@ class Sound:
 
     def _mixed(self, frame: Any) -> list[Audio]:
         """Mean over the channels, as librosa mixes for CLAP; FFmpeg's own float mix is 3 dB louder."""
-        return [piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in self._resampler.resample(frame)]
+        return [x.sum(0) / np.float32(len(x)) for x in map(av.AudioFrame.to_ndarray, self._resampler.resample(frame))]
 
 
 def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:

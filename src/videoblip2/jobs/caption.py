@@ -117,17 +117,19 @@ class JobPlan:
         """Load the model. Raises InputError for questions if it was never trained on any."""
         gc.disable()  # nothing loaded here is garbage, and collection takes a sixth of the start
         try:
+            from videoblip2.imports import threads_of_torch
             from videoblip2.predict import load_captioner
 
-            captioner = load_captioner(self.model, encoders=self.encoders)
-            captioner.version = self.version
-            if self.options.questions and captioner.never_asked:
-                raise InputError(
-                    f"{self.model}: was never trained on questions and would answer with captions; "
-                    "ask a model trained with data.task=qa or data.task=mixed"
-                )
-            if self.store is None:
-                captioner.load_media_encoders()
+            with threads_of_torch(1):  # operations are small here; threads that wait for a busy core take longer
+                captioner = load_captioner(self.model, encoders=self.encoders)
+                captioner.version = self.version
+                if self.options.questions and captioner.never_asked:
+                    raise InputError(
+                        f"{self.model}: was never trained on questions and would answer with captions; "
+                        "ask a model trained with data.task=qa or data.task=mixed"
+                    )
+                if self.store is None:
+                    captioner.load_media_encoders()
             return CaptionJob(captioner, self)
         finally:
             gc.enable()
@@ -159,7 +161,7 @@ class CaptionJob:
                         asks += self._asks(outcome)
                     else:
                         yield [self._row(outcome, error=printable(outcome.failure))] if outcome.failure else []
-                while len(asks) >= size or (asks and time.monotonic() >= due):
+                while len(asks) >= size or (asks and (not outcomes or time.monotonic() >= due)):
                     batch, asks = asks[:size], asks[size:]
                     yield from self._decode(batch)
                     due = time.monotonic() + LINGER
