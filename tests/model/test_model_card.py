@@ -58,11 +58,11 @@ def test_sizes_are_the_networks(folder, tiny_model):
 def test_follows_new_scores_and_says_when_merged(folder, tiny_config, tokenizers):
     (folder / "metrics.json").write_text(json.dumps({"CIDEr": 0.75, "step": 4.0}))
     card = write_card(folder).read_text(encoding="utf-8")
-    assert "| CIDEr | 75.0 |" in card and "| step |" not in card and "apart from its weights" in card
+    assert "| CIDEr | 75.0 |" in card and "| step |" not in card and "separate from its weights" in card
     tiny_config.lora_merged = True
     merged = save_checkpoint(folder.parent / "merged", Checkpoint(VideoBlip2(tiny_config), tokenizers))
     card = (merged / "README.md").read_text(encoding="utf-8")
-    assert "folded into its weights" in card and "| LoRA |" not in card
+    assert "merged into its weights" in card and "| LoRA |" not in card
     assert "None recorded." in card and "not recorded" in card
 
 
@@ -70,4 +70,4 @@ def test_says_that_all_of_t5_was_trained(tiny_config, tokenizers, tmp_path):
     tiny_config.finetune = "full"
     checkpoint = Checkpoint(VideoBlip2(tiny_config), tokenizers, CONFIG, {"CIDEr": 0.5}, PROVENANCE)
     card = (save_checkpoint(tmp_path / "full", checkpoint) / "README.md").read_text(encoding="utf-8")
-    assert "a T5 of width 32, all of which was trained" in card and "LoRA (" not in card and "- lora" not in card
+    assert "a fully fine-tuned T5 of width 32" in card and "LoRA (" not in card and "- lora" not in card

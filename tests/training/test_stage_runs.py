@@ -123,7 +123,7 @@ def test_a_self_critical_run_and_its_card_say_what_was_gained_at_what_cost(world
     assert re.match(
         r"[+−][\d.]+ CIDEr, (at the cost of|along with|and no other metric is significantly worse)", sentence
     )
-    assert f"Against the model that it started from: {sentence}." in (checkpoint / "README.md").read_text()
+    assert f"Compared with the model it started from: {sentence}." in (checkpoint / "README.md").read_text()
     note = run_of(world["scst"].run_id).data.tags["mlflow.note.content"]
     assert f"| gained | {sentence} |" in note
 

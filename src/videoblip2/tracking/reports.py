@@ -29,8 +29,8 @@ NOTHING = "—"
 BINS = 41
 RESULTS = """# Results
 
-Written from runs by the command below each title: edit nothing here. What was tried on the way is in the ledger
-([README.md](README.md)), and so are results whose runs are gone.
+Generated from runs by the command below each title; do not edit. The ledger ([README.md](README.md)) has
+everything else that was tried, and results whose runs are gone.
 """
 
 Group = tuple[str, list[RunRecord]]
