@@ -180,7 +180,7 @@ def test_bad_questions_and_videos_are_named(tiny_model, tokenizers, world):
 
 def test_every_question_needs_an_answer(tmp_path):
     questions = [Question("1", "v", "what?", "dog"), Question("2", "v", "who?", "man")]
-    with pytest.raises(InputError, match=r"question 2: has no answer \(1 such\)"):
+    with pytest.raises(InputError, match=r"question 2: has no answer \(1 in all\)"):
         evaluate_answers({"1": "dog"}, questions)
     result = evaluate_answers({"1": "Dog.", "2": "cat"}, questions)
     assert result.corpus == {"accuracy": 0.5, "accuracy_what": 1.0, "accuracy_who": 0.0}

@@ -139,7 +139,7 @@ def test_an_answer_that_is_nan_is_the_items_own_failure():
 
     _, good, bad = run(scenario)
     assert good.text == "4 frames"
-    assert isinstance(bad, Refusal) and "is NaN" in bad.reason
+    assert isinstance(bad, Refusal) and "returns NaN" in bad.reason
 
 
 def test_a_full_queue_takes_all_or_none_and_says_when_to_come_back():
