@@ -1,4 +1,4 @@
-"""Text in, numbers out: tokenisation, CIDEr-D with frozen document frequencies, the tables of metrics and rewards."""
+"""Text in, numbers out: tokenization, CIDEr-D with frozen document frequencies, the tables of metrics and rewards."""
 
 from videoblip2.captions.cider import CiderD, leave_one_out, typical_caption
 from videoblip2.captions.frequencies import DocumentFrequencies

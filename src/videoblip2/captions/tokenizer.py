@@ -1,4 +1,4 @@
-"""Penn Treebank tokenisation of captions, token for token as pycocoevalcap's Java `PTBTokenizer` (3.4.1) does it.
+"""Penn Treebank tokenization of captions, token for token as pycocoevalcap's Java `PTBTokenizer` (3.4.1) does it.
 
 At each position the rule with the longest match wins, the earlier of equals; without any, one character is skipped. A
 rule's group, if it has one, is the token, the rest lookahead. The tool knows the Basic Multilingual Plane of

@@ -1,6 +1,6 @@
 """The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
-A coloured shape moves over a dark background, with a sound, with silence or without an audio stream. Every caption
+A colored shape moves over a dark background, with a sound, with silence or without an audio stream. Every caption
 names colour, shape and motion; `CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a
 model that lacks one modality cannot match the references. No tested combination is seen in training.
 """
