@@ -119,7 +119,7 @@ def test_without_its_models_spice_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(metrics.shutil, "which", lambda _: "/usr/bin/java")
     monkeypatch.setattr(metrics, "spice_models_present", lambda: False)
     result = caption_metrics(REFERENCES, CAPTIONS, ["SPICE", "ROUGE_L"])
-    assert "model files are absent" in result.unavailable["SPICE"]
+    assert "model files are missing" in result.unavailable["SPICE"]
     assert list(result.corpus) == ["ROUGE_L"]
 
 

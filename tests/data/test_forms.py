@@ -145,8 +145,8 @@ def test_every_form_as_its_data_set_writes_it(tmp_path, name):
 
 
 ODD = {
-    "train.csv": (b"", "train.csv: holds no rows"),
-    "train.jsonl": (b"\xef\xbb\xbf\n", "train.jsonl: holds no rows"),
+    "train.csv": (b"", "train.csv: contains no rows"),
+    "train.jsonl": (b"\xef\xbb\xbf\n", "train.jsonl: contains no rows"),
     "train.json": (b"", "train.json: not JSON"),
     "train.json.gz": (gzip.compress(b"[1, 2]")[:-9], "train.json.gz: not a readable gzip file"),
     "train.parquet": (b"PAR1 cut off", "train.parquet: not a readable parquet file"),

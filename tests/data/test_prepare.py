@@ -83,7 +83,7 @@ def broken(change) -> dict:
     ("content", "message"),
     [
         ([1, 2], "official.json entry 1: 1 is not an object"),
-        ({}, "official.json: holds no rows"),
+        ({}, "official.json: contains no rows"),
         ("3", "official.json: neither MSR-VTT's layout"),
         (broken(lambda c: c["videos"][0].pop("split")), "split"),
         (broken(lambda c: c["videos"][0].update(split="practice")), "video1 has the split 'practice'"),
@@ -115,7 +115,7 @@ def test_files_that_are_no_annotations_are_named(tmp_path):
         read_annotations(tmp_path / "none.json")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match=r"empty\.zip: holds no annotations .*only readme\.txt"):
+    with pytest.raises(InputError, match=r"empty\.zip: contains no annotations .*only readme\.txt"):
         prepare_captions([tmp_path / "empty.zip"], tmp_path)
     path = save(tmp_path / "a.json", official({"video1": "train"}))
     with pytest.raises(InputError, match="listed more than once: video1"):
@@ -239,27 +239,31 @@ def test_a_prepared_list_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: nothing says which split v1 is in"),
-        ("train.csv", "video_id,caption\nv1,a, b\n", "train.csv line 2: not as many fields"),
-        ("train.csv", "video_id,caption\nv1\n", "train.csv line 2: not as many fields"),
+        ("mine.csv", "video_id,caption\nv1,a\n", "mine.csv: no split for v1"),
+        ("train.csv", "video_id,caption\nv1,a, b\n", "train.csv line 2: its number of fields differs"),
+        ("train.csv", "video_id,caption\nv1\n", "train.csv line 2: its number of fields differs"),
         ("train.csv", "name,caption\nv1,a\n", "train.csv line 2: no video_id or videoid or .*id among name, caption"),
         (
             "train.csv",
             "video_id;caption\nv1;a;b\n",
-            "train.csv line 2: not as many fields .* separate them by semicolons",
+            "train.csv line 2: its number of fields differs .* separate them by semicolons",
         ),
-        ("train.tsv", "video_id\tcaption\nv1\n", "train.tsv line 2: not as many fields .* separate them by tabs"),
-        ("train.csv", "", "train.csv: holds no row"),
-        ("train.csv", "video_id,caption\n", "train.csv: holds no row"),
+        (
+            "train.tsv",
+            "video_id\tcaption\nv1\n",
+            "train.tsv line 2: its number of fields differs .* separate them by tabs",
+        ),
+        ("train.csv", "", "train.csv: contains no row"),
+        ("train.csv", "video_id,caption\n", "train.csv: contains no row"),
         (
             "train.csv",
             "video_id,caption\nx/v1.mp4,a\ny/v1.mp4,b\n",
             "line 3: y/v1.mp4 and x/v1.mp4 have the same id, v1",
         ),
         ("train.csv", "video_id,caption\nv1.avi,a\nv1.mp4,b\n", "line 3: v1.mp4 and v1.avi have the same id, v1"),
-        ("train.csv", "video_id,caption\na/b,a\n", "'a/b' cannot name a file"),
-        ("train.csv", "video_id,caption\n..,a\n", "'..' cannot name a file"),
-        ("train.csv", "video_id,caption\nv\x001,a\n", "cannot name a file of features; rename it"),
+        ("train.csv", "video_id,caption\na/b,a\n", "'a/b' cannot be a file name"),
+        ("train.csv", "video_id,caption\n..,a\n", "'..' cannot be a file name"),
+        ("train.csv", "video_id,caption\nv\x001,a\n", "cannot be a file name for features; rename it"),
         ("train.zip", "PK, cut off", "train.zip: not a readable zip"),
         ("train.csv", "video_id,caption\n,a\n", "train.csv line 2: its video_id is empty"),
         ("train.csv", "video_id,caption,split\nv1,a,train\nv1,b,test\n", "v1 is in train and in test"),
@@ -268,7 +272,7 @@ def test_a_prepared_list_is_read_again(tmp_path):
         ("train.jsonl", '{"video_id": "v1", "caption": 3}', "train.jsonl entry 1: the captions of v1"),
         ("train.jsonl", '{"video_id": "v1"', "train.jsonl line 1: not JSON"),
         ("text.txt", "a_1_2 good\nno id here\n", "text.txt line 2: 'no id here' is neither"),
-        ("text.txt", "# nothing\n", "text.txt: holds no row"),
+        ("text.txt", "# nothing\n", "text.txt: contains no row"),
         ("train_list.txt", "a_1_2\n", "lists of ids, no captions"),
         ("raw-captions.pkl", "x", "a pickle can run any code"),
     ],
@@ -290,7 +294,7 @@ def test_a_zip_without_annotations_says_what_it_holds(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("videos/a.mp4", "x")
         archive.writestr("data.pickle", "x")
-    with pytest.raises(InputError, match=r"other\.zip: holds no annotations .*videos/a\.mp4, data\.pickle"):
+    with pytest.raises(InputError, match=r"other\.zip: contains no annotations .*videos/a\.mp4, data\.pickle"):
         prepare_captions([tmp_path / "other.zip"], tmp_path / "out")
 
 
@@ -347,7 +351,7 @@ def test_both_directions_are_named(tmp_path):
 
 def test_a_folder_without_annotations_is_named(tmp_path):
     (tmp_path / "video").mkdir()
-    with pytest.raises(InputError, match=r"holds none of train\.json"):
+    with pytest.raises(InputError, match=r"contains none of train\.json"):
         compare_with_features(tmp_path, FeatureStore(tmp_path))
 
 
@@ -427,7 +431,7 @@ def test_a_random_split_moves_videos_of_any_split(tmp_path):
     ("split", "lists", "message"),
     [
         ("train", [], r"--split train: .*data\.json has video2 in test; leave --split out"),
-        ("random", ["train_list.txt"], r"--split random: .*train_list\.txt says which split videos are in"),
+        ("random", ["train_list.txt"], r"--split random: .*train_list\.txt already gives the splits"),
     ],
 )
 def test_splits_that_contradict_each_other_are_refused(tmp_path, split, lists, message):

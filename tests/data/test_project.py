@@ -72,7 +72,7 @@ def test_splits_and_segments_of_the_table_are_kept(tmp_path):
 def test_a_second_project_in_the_same_folder_and_one_without_videos_are_refused(tmp_path):
     videos, table = place(tmp_path, 40)
     init(videos, table, "--out", tmp_path / "mine")
-    with pytest.raises(InputError, match=r"ce\.yaml: exists already; choose another --out"):
+    with pytest.raises(InputError, match=r"ce\.yaml: already exists; choose another --out"):
         init(videos, table, "--out", tmp_path / "mine")
     (tmp_path / "other.csv").write_text("video_id,caption\nnot_there,a\n")
     with pytest.raises(

@@ -66,8 +66,8 @@ def test_a_split_can_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("qa.json", [entry()], "qa.json: its name does not say train, val or test"),
-        ("train_qa.json", [], "train_qa.json: holds no question"),
+        ("qa.json", [entry()], "qa.json: its name has no train, val or test"),
+        ("train_qa.json", [], "train_qa.json: contains no question"),
         ("train_qa.json", {"videos": [], "sentences": []}, "train_qa.json entry 1: no video or .* among id, captions"),
         ("train_qa.json", [entry(answer=None)], "train_qa.json entry 1: no answer among"),
         ("train_qa.json", [entry(answer=3)], "the answer is 3"),

@@ -69,7 +69,7 @@ def test_a_lavis_file_becomes_both_qformers(folders, tokenizers, cross, file):
 
 def test_word_pieces_and_weights_must_belong_together(folders):
     saved(folders / "few.pth", lavis_state(vocab=10))
-    with pytest.raises(InputError, match=r"few\.pth: knows 10 word pieces, but .*bert has \d+"):
+    with pytest.raises(InputError, match=r"few\.pth: has 10 word pieces, but .*bert has \d+"):
         build_model(settings(folders, {"weights": str(folders / "few.pth")}), "a video of")
 
 
@@ -92,16 +92,16 @@ def test_the_account_of_first_weights(folders):
     loaded, _, reports = build_model(settings(folders, {"weights": str(folders / "blip2.pth")}), "a video of")
     lines = describe_first_weights(loaded, reports, "my-t5")
     assert lines["video Q-Former"] == reports["video"].summary() + (f"; from {folders / 'blip2.pth'}")
-    assert "re-initialised (width)" in lines["audio Q-Former"]
-    assert lines["language model"] == "my-t5, frozen, lm_head apart from shared"
+    assert "reinitialized (width)" in lines["audio Q-Former"]
+    assert lines["language model"] == "my-t5, frozen, lm_head separate from shared"
     fresh, _, reports = build_model(settings(folders, {"hidden_size": WIDTH, "num_hidden_layers": 2}), "a video of")
     lines = describe_first_weights(fresh, reports, "my-t5")
-    assert lines["video Q-Former"].startswith("freshly initialised")
+    assert lines["video Q-Former"].startswith("freshly initialized")
     moved = sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
     assert lines["training"].startswith(f"{moved:,} of ")
     small = settings(folders, {"hidden_size": WIDTH, "num_hidden_layers": 2})
     full, _, _ = build_model(small.model_copy(update={"finetune": "full"}), "a video of")
-    assert describe_first_weights(full, {}, "my-t5")["language model"].startswith("my-t5, all of it trains")
+    assert describe_first_weights(full, {}, "my-t5")["language model"].startswith("my-t5, trained in full")
     assert describe_first_weights(fresh, {}, "my-t5", "models:/m-1")["network"].endswith("checkpoint models:/m-1")
 
 

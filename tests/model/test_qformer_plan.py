@@ -64,9 +64,9 @@ def test_full_size_key_counts():
     bert = {name.removeprefix("Qformer."): lavis[name] for name in absent}
     whole, text = find_qformer({"query_tokens": queries} | stage_2, "f"), find_text(bert, "bert")
     _, report = plan_qformer(whole, QFormerOptions(), text)
-    assert report.summary() == ("243 loaded, 12 re-initialised (width), 74 from BERT")
+    assert report.summary() == ("243 loaded, 12 reinitialized (width), 74 from BERT")
     _, adapted = plan_qformer(whole, QFormerOptions(cross_attention="adapt"), text)
-    assert adapted.summary() == "255 loaded, 4 freshly initialised (feature adapter), 74 from BERT"
+    assert adapted.summary() == "255 loaded, 4 freshly initialized (feature adapter), 74 from BERT"
 
 
 def lavis_name(name: str) -> str:
@@ -93,7 +93,7 @@ BAD_FILES = {
     "wrong shape": (lavis_state() | {LAYER_1 + "attention.self.key.weight": torch.ones(3, 3)}, r"has shape \[3, 3\]"),
     "queries": (lavis_state() | {"query_tokens": torch.ones(1, 4, 9)}, r"query_tokens has shape \[1, 4, 9\]"),
     "quantised": (lavis_state() | QUANTISED, "output_query.dense.weight is int8"),
-    "not finite": (lavis_state() | NOT_A_NUMBER, "output_query.dense.bias holds NaN"),
+    "not finite": (lavis_state() | NOT_A_NUMBER, "output_query.dense.bias contains NaN"),
     "irregular": (
         {n.replace("layer.0.cross", "layer.1.cross"): t for n, t in lavis_state().items()},
         "not a regular period",

@@ -211,7 +211,7 @@ def test_reinit_replaces_only_key_and_value_weights(tmp_path):
     assert tensors["encoder.layer.0.crossattention.attention.key.bias"].equal(
         state[ROOT + "encoder.layer.0.crossattention.self.key.bias"]
     )
-    assert report.summary() == (f"{len(tensors) + 1 - 4} loaded, 4 re-initialised (width)")
+    assert report.summary() == (f"{len(tensors) + 1 - 4} loaded, 4 reinitialized (width)")
     assert output(qformer, query_tokens, True, cross=600).isfinite().all()
     torch.manual_seed(5)
     assert load(path, feature_dim=600)[0].state_dict()["encoder.layer.0.crossattention.attention.key.weight"].equal(key)
@@ -225,7 +225,7 @@ def test_adapt_keeps_every_weight_and_reports_the_adapter(tmp_path):
     fresh = {record.name: record.shape for record in report.records if record.status == "fresh"}
     adapter = FeatureAdapter(20, CROSS)
     assert fresh == {f"adapter.{name}": tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
-    assert "4 freshly initialised (feature adapter)" in report.summary()
+    assert "4 freshly initialized (feature adapter)" in report.summary()
     assert adapter(torch.randn(2, 3, 20)).shape == (2, 3, CROSS)
 
 
@@ -244,7 +244,7 @@ def test_the_adapter_starts_at_unit_variance(feature_dim, width):
 def test_without_text_branch_or_bert_the_report_names_the_remedy(tmp_path):
     torch.manual_seed(1)
     qformer, query_tokens, report = load(saved(tmp_path / "stage2.pth", lavis_state(text=False)))
-    assert f"{2 + 6 * LAYERS} freshly initialised (no text branch in the file: give bert=)" in report.summary()
+    assert f"{2 + 6 * LAYERS} freshly initialized (no text branch in the file: give bert=)" in report.summary()
     words = qformer.state_dict()["embeddings.word_embeddings.weight"]
     assert words.shape == (30522, WIDTH) and words[0].eq(0).all() and abs(words[1:].std().item() - 0.02) < 0.001
     assert qformer.state_dict()["encoder.layer.1.output.LayerNorm.weight"].eq(1).all()
@@ -288,7 +288,7 @@ def test_a_file_without_query_tokens_gets_fresh_ones(tmp_path):
     state = {name: tensor for name, tensor in lavis_state().items() if name != "query_tokens"}
     _, query_tokens, report = load(saved(tmp_path / "q.pth", state))
     assert query_tokens.shape == (1, 32, WIDTH) and abs(query_tokens.std().item() - 0.02) < 0.002
-    assert "1 freshly initialised (no query tokens in the file)" in report.summary()
+    assert "1 freshly initialized (no query tokens in the file)" in report.summary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -138,7 +138,7 @@ def test_code_in_a_torch_file_is_refused_and_not_run(tmp_path, new):
     torch.save(
         {"model": TENSORS, "x": RunsCode(tmp_path / "ran")}, tmp_path / "w.pth", _use_new_zipfile_serialization=new
     )
-    refused(tmp_path / "w.pth", r"Python objects beside tensors \(posix.mkdir\).*re-save only its tensors")
+    refused(tmp_path / "w.pth", r"Python objects besides tensors \(posix.mkdir\).*re-save only its tensors")
     assert not (tmp_path / "ran").exists()
 
 
@@ -172,7 +172,7 @@ def test_another_kind_of_file(tmp_path, content):
 def test_a_file_cut_short(tmp_path, name, part):
     content = write(tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(len(content) * part)])
-    refused(tmp_path / name, "cut short")
+    refused(tmp_path / name, "truncated")
 
 
 def test_a_zip_and_a_torchscript_file(tmp_path):
@@ -188,8 +188,8 @@ def test_a_zip_and_a_torchscript_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, not named tensors"),
-        (torch.ones(2), "holds a Tensor, not named tensors"),
+        ([1, 2], "contains a list, not named tensors"),
+        (torch.ones(2), "contains a Tensor, not named tensors"),
         ({"epoch": 3}, r"no named tensors \(found 'epoch'\)"),
         ({"model": {}}, r"no named tensors \(found nothing\)"),
     ],

@@ -256,7 +256,7 @@ def test_known_names(tmp_path, monkeypatch):
         "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xl.pth"
     )
     assert calls[0][2] == tmp_path / "blip2_pretrained_flant5xl.pth"
-    with pytest.raises(InputError, match="bert: not among the known weights; choose from blip2-flant5xl, "):
+    with pytest.raises(InputError, match="bert: not a known name; choose from blip2-flant5xl, "):
         fetch_weights("bert", tmp_path)
     with pytest.raises(InputError, match="--sha256 is for a single file"):
         fetch_weights("bert-base-uncased", tmp_path, sha256="0" * 64)

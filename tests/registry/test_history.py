@@ -68,7 +68,7 @@ def test_a_version_whose_files_are_gone_is_refused(versions):
 
 def test_without_a_champion_there_is_no_way_back(versions):
     connect().delete_registered_model_alias(NAME, "champion")
-    with pytest.raises(InputError, match="has no champion to go back from"):
+    with pytest.raises(InputError, match="has no champion to roll back"):
         rollback()
 
 

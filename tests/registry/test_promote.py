@@ -95,7 +95,7 @@ def test_the_champion_itself_a_folder_and_an_unknown_run_are_refused(house):
     house.promote(run)
     Provenance(run_id=run).write(house.root / "good")
     for model, message in (
-        (run, "is the champion already"),
+        (run, "is already the champion"),
         (str(house.root / "good"), f"a folder; promote what a run logged: {run}"),
         ("f" * 32, "no run with that id or name in sqlite"),
     ):
@@ -221,7 +221,7 @@ def test_a_writer_right_after_ours_is_noticed(house, monkeypatch):
     real = versions.set_champion
     monkeypatch.setattr(versions, "set_champion", lambda name, version: (real(name, version), real(name, 1)))
     house.promote(house.log("poor", POOR))
-    with pytest.raises(InputError, match="was set to version 2, and is 1: somebody else changes it"):
+    with pytest.raises(InputError, match="was set to version 2, and is 1: another process is changing it"):
         house.promote(house.log("good", GOOD))
 
 

@@ -72,7 +72,7 @@ def test_a_stop_says_how_to_resume_and_keeps_the_state(tmp_path, capsys, error):
 
 
 def test_one_training_a_folder(tmp_path):
-    refused = pytest.raises(InputError, match=r"ce: another training is writing there; .*run.name")
+    refused = pytest.raises(InputError, match=r"ce: another training run is writing there; .*run.name")
     with only_one_in(tmp_path / "ce"), refused, only_one_in(tmp_path / "ce"):
         pass
     with only_one_in(tmp_path / "ce"):

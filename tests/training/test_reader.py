@@ -99,8 +99,8 @@ def test_a_run_is_rewarded_for_answers_and_judged_by_both_tasks(monkeypatch):
 def test_without_questions_the_reward_is_refused(monkeypatch, work):
     made = stages(monkeypatch)
     ready = config(made.root, "x", f"train.start_from={made.ce.checkpoint}", "scst.reward.terms={answers: 1}")
-    with pytest.raises(InputError, match=r"scst.reward: answers asks the training questions; set data.task=mixed"):
+    with pytest.raises(InputError, match=r"scst.reward: answers needs training questions; set data.task=mixed"):
         run_stage("scst", ready)
     work.train["answers"] = [Question("x", "video99", "is it?", "a")]
-    with pytest.raises(InputError, match=r"train_qa.json: asks about no video of train.json; leave"):
+    with pytest.raises(InputError, match=r"train_qa.json: no question on videos of train.json; drop"):
         reader(work)

@@ -119,5 +119,5 @@ def test_tolerance_of_the_gap_between_passes(gap, options, refused):
     if not refused:
         check_same_policy(gap, config)
         return
-    with pytest.raises(AssertionError, match="they are not one policy"):
+    with pytest.raises(AssertionError, match="they are not the same policy"):
         check_same_policy(gap, config)

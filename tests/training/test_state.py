@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_resumed_and_its_state_is_gone(tmp_path):
     file.finish(replace(result, checkpoint=Path("where it was")))
     assert not file.path.exists()
     assert read_finished(tmp_path / FOLDER) == result
-    with pytest.raises(InputError, match="has finished; to start another training from its weights"):
+    with pytest.raises(InputError, match="is finished; to start a new run from its weights"):
         find_saved("ce", tmp_path, resuming())
     file.clear()
     assert find_saved("ce", tmp_path, resuming()) is None

@@ -145,7 +145,7 @@ def test_what_cannot_resume_is_named(world, store):
     (store / "moved").mkdir()
     shutil.move(store / "elsewhere", store / "moved" / "stopped")
     assert run_stage("ce", tiny_config(world, store / "moved", f"resume={run.run_id}")).run_id == run.run_id
-    with pytest.raises(InputError, match="has finished"):
+    with pytest.raises(InputError, match="is finished"):
         run_stage("ce", tiny_config(world, store / "moved", f"resume={run.run_id}"))
 
 

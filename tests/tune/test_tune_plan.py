@@ -52,7 +52,7 @@ def test_a_trial_is_the_base_with_its_values(tmp_path):
         ),
         ({"search": {"optim.lr": {"low": 0.1, "choices": [1]}}}, "`choices`, or `low` and `high`, not both"),
         ({"search": {"scst.baseline": {"low": 0, "high": 1}}}, "scst.baseline: not a number; give `choices"),
-        ({"search": {"train.steps": {"low": 1.5, "high": 9}}}, "train.steps: takes whole numbers"),
+        ({"search": {"train.steps": {"low": 1.5, "high": 9}}}, "train.steps: must be whole numbers"),
         ({"search": {"optim.lr": {"low": 0.1, "high": 1.0}}}, "the default 0.01 is not in 0.1..1"),
         ({"search": {"train.label_smoothing": {"low": 0.0, "high": 1.5}}}, "train.label_smoothing=1.5"),
         ({"search": {"scst.baseline": {"choices": ["greedy", "none", "nothing"]}}}, "scst.baseline='nothing'"),
@@ -71,7 +71,7 @@ def test_the_test_split_cannot_be_named(tmp_path):
         {"config": {"data": {"train": "test.json"}}},
         {"search": {"data.train": {"choices": ["train.json", "test.json"]}}},
     ):
-        with pytest.raises(InputError, match=r"test\.json; a study may use train and val only"):
+        with pytest.raises(InputError, match=r"test\.json; a study may use only train and val"):
             tiny_plan(tmp_path, **changes)
 
 

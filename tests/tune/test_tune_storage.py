@@ -134,7 +134,7 @@ def test_half_a_line_at_the_journals_end_is_cut_with_a_warning(tmp_path, caplog,
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
     again = optuna.load_study(study_name="s", storage=open_storage(str(path)))
-    assert f"cut half a line ({len(tail)} bytes)" in caplog.text and path.read_bytes() == whole
+    assert f"removed a partial line ({len(tail)} bytes)" in caplog.text and path.read_bytes() == whole
     again.tell(again.ask(), 0.7)
     assert optuna.load_study(study_name="s", storage=open_storage(str(path))).best_value == 0.5
     assert len(again.get_trials()) == 2

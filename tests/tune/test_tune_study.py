@@ -30,7 +30,7 @@ def storage():
 )
 def test_another_search_or_experiment_is_refused_by_the_key(tmp_path, storage, overrides, changes, key, value):
     open_study(tiny_plan(tmp_path), storage)
-    with pytest.raises(InputError, match=f": {key}: .* began with {value}, .*study=NAME"):
+    with pytest.raises(InputError, match=f": {key}: .* started with {value}, .*study=NAME"):
         open_study(tiny_plan(tmp_path, *overrides, **changes), storage)
 
 
@@ -66,7 +66,7 @@ def test_a_key_that_is_newer_than_the_study_counts_by_its_default(tmp_path, stor
     study.set_user_attr("identity", old)
     open_study(tiny_plan(tmp_path), storage)
     study.set_user_attr("identity", old)
-    with pytest.raises(InputError, match=r"optim\.final_lr: 0\.5; study 'study' began with 0\.1"):
+    with pytest.raises(InputError, match=r"optim\.final_lr: 0\.5; study 'study' started with 0\.1"):
         open_study(tiny_plan(tmp_path, "optim.final_lr=0.5"), storage)
 
 

@@ -145,15 +145,15 @@ def test_of_two_aims_the_fastest_trial_within_the_margin_is_best_and_the_front_i
         return TrialScore(value, [value - 0.1, value + 0.1], "m", seconds)
 
     assert work(made.context, wait=True, runner=two_aims) == 4
-    assert "CIDEr 90.0, 0.9 s a caption, the best so far" in made.lines[1]
-    assert "CIDEr 87.0, 0.3 s a caption, the best so far" in made.lines[2]
+    assert "CIDEr 90.0, 0.9 s per caption, the best so far" in made.lines[1]
+    assert "CIDEr 87.0, 0.3 s per caption, the best so far" in made.lines[2]
     made.context.plan.folder.mkdir(parents=True)
     outcome = conclude(made.study, made.context.plan, Tracker())
     assert (outcome.best.number, outcome.best.values) == (2, [0.87, 0.3])
     assert [row["seconds"] for row in outcome.rows] == [0.2, 0.9, 0.3, 0.4]
-    assert "0.3 s a caption, the fastest within 5.0 of the highest score" in outcome.best_file.read_text()
+    assert "0.3 s per caption, the fastest within 5.0 of the highest score" in outcome.best_file.read_text()
     assert (made.context.plan.folder / "pareto.png").stat().st_size > 5000
-    with pytest.raises(InputError, match="seconds: absent; study 'study' began with True"):
+    with pytest.raises(InputError, match="seconds: absent; study 'study' started with True"):
         make()
 
 
@@ -194,7 +194,7 @@ def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_trial_to_the_othe
         raise Stopped
 
     assert run_trial(made.context, trial, taken) is None
-    assert "another worker has taken it over" in made.lines[0]
+    assert "another worker took it over" in made.lines[0]
     assert states(made.study) == ["FAIL", "WAITING"]
     other = take(made.study, made.context.plan)
 

@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 8) with frozen document frequencies, for whole batches.
 
-What pycocoevalcap's `Cider` computes, in its scale (0.613 is shown as 61.3), from one sparse matrix of tf-idf weights
-for each order of n-grams. A few calls then score a batch.
+Equals pycocoevalcap's `Cider`, in its scale (0.613 is shown as 61.3), but with one sparse matrix of tf-idf weights
+per n-gram order, so that a few calls score a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from videoblip2.captions.functions import Floats
 from videoblip2.config import InputError
 
 SIGMA = 6.0
-_CHUNK = 2048  # captions scored at once: bounds memory at about 40 MB
+_CHUNK = 2048  # captions scored at once: limits memory to about 40 MB
 
 
 class Vectors(NamedTuple):
@@ -26,9 +26,9 @@ class Vectors(NamedTuple):
 
 
 class CiderD:
-    """Scores captions against the references of their video, raw captions by id, which are tokenised and indexed once.
+    """Scores captions against the references of their video: raw captions by id, tokenized and indexed once.
 
-    If `df` was counted with the end token, references also end with it. Raises InputError for a video without any.
+    If `df` includes end tokens, so do the references. Raises InputError for a video without references.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], df: DocumentFrequencies) -> None:
@@ -47,7 +47,7 @@ class CiderD:
         """CIDEr-D of each caption against all references of its video: [M], pycocoevalcap's scale.
 
         `ended[i]` False means that caption i was cut off before its end token (None: all ended); it only matters if the
-        document frequencies contain end tokens. Raises InputError for an unknown video or lists of different lengths.
+        document frequencies include end tokens. Raises InputError for an unknown video or lists of different lengths.
         """
         similar = self.similarities(video_ids, captions, ended)
         return np.asarray(10.0 * similar.sum(axis=1) / self._count[[self._row[video] for video in video_ids]])
@@ -55,7 +55,7 @@ class CiderD:
     def similarities(
         self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None
     ) -> Floats:
-        """Similarity of each caption to each reference of its video: [M, R], R the largest number of references.
+        """Similarity of each caption to each reference of its video: [M, R], with R the largest number of references.
 
         Columns past a video's own references are 0. `score` is 10 times the mean over the references.
         """
@@ -127,7 +127,7 @@ def leave_one_out(references: Mapping[str, Sequence[str]], df: DocumentFrequenci
 def typical_caption(references: Mapping[str, Sequence[str]]) -> str:
     """The reference caption that agrees best with the whole corpus; the trivial baseline gives it to every video.
 
-    It has the largest mean cosine to all references of all videos (CIDEr without the -D); the first of equals wins.
+    It has the largest mean cosine to all references of all videos (CIDEr without the -D); on a tie, the first.
     """
     captions = [caption for group in references.values() for caption in group]
     return captions[int(CiderD(references, DocumentFrequencies.from_references(references)).centrality().argmax())]

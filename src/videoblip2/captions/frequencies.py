@@ -1,7 +1,7 @@
 """Document frequencies: how many videos' references contain each n-gram (Vedantam et al. 2015), frozen and saved.
 
 CIDEr-D is comparable between runs only if these counts are computed once, from the training references. N-grams are
-integers in a trie of sorted arrays, so that counting and lookup take a few numpy calls.
+integers in a trie of sorted arrays, so counting and lookup take a few numpy calls.
 """
 
 import os
@@ -57,11 +57,11 @@ class DocumentFrequencies:
     keys: tuple[Int64s, ...]  # of orders 2 to ORDERS
     counts: tuple[Int64s, ...]  # documents that contain each n-gram, of orders 1 to ORDERS
     num_documents: int  # videos
-    end_token: bool  # whether references were counted with an end token
+    end_token: bool  # whether references include an end token
 
     def extended(self, captions: Sequence[Sequence[str]]) -> tuple["DocumentFrequencies", TokenRuns, list[Int64s]]:
-        """These with the n-grams of captions added (count 0 if new), the captions end to end and, per order, the ids of
-        the n-grams at its `starts`."""
+        """These frequencies extended by the captions' n-grams (count 0 if new), the captions end to end and, per order,
+        the ids of the n-grams at its `starts`."""
         runs, vocabulary = _lay_out(captions, self.words)
         moved = np.arange(len(self.words))  # old id → new id, order by order
         keys, grams = [], [runs.words]
@@ -77,9 +77,9 @@ class DocumentFrequencies:
         return replace(self, words=vocabulary, keys=tuple(keys), counts=tuple(counts)), runs, grams
 
     def look_up(self, captions: Sequence[Sequence[str]]) -> tuple[TokenRuns, list[Int64s], list[int]]:
-        """The captions end to end, the ids of their n-grams and one more than the largest id, both per order.
+        """The captions end to end and, per order, the ids of their n-grams and the number of ids.
 
-        Nothing changes here: unknown n-grams get ids from the number of known ones upwards, equal ones the same id.
+        Changes nothing: unknown n-grams get ids after the known ones, equal n-grams the same id.
         """
         runs, vocabulary = _lay_out(captions, self.words)
         grams, sizes = [runs.words], [len(vocabulary)]
@@ -164,7 +164,7 @@ def check_references(references: References) -> None:
 
 
 def _lay_out(captions: Sequence[Sequence[str]], known: Mapping[str, int]) -> tuple[TokenRuns, dict[str, int]]:
-    """Tokenised captions end to end, and the vocabulary with their words."""
+    """Tokenized captions end to end, and the vocabulary with their words."""
     ids = dict(known)
     lengths = np.fromiter((len(caption) for caption in captions), np.int64, len(captions))
     total = int(lengths.sum())

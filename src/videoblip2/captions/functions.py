@@ -1,6 +1,6 @@
 """The functions behind the tables of metrics and rewards: captions and their references in, numbers out.
 
-N captions and N groups of references, tokenised (`tokenizer.joined`), give one number per caption, [N], unless a
+N captions and N groups of references, tokenized (`tokenizer.joined`), give one number per caption, [N], unless a
 docstring says otherwise.
 """
 
@@ -18,7 +18,7 @@ Texts = Sequence[str]
 Groups = Sequence[Sequence[str]]
 Floats = NDArray[np.float64]
 
-#: Articles, prepositions and auxiliaries, after which another word must follow. Captions end on them when the reward
+#: Articles, prepositions and auxiliaries, after which another word must follow. Captions end on them if the reward
 #: leaves out the end token (Rennie et al. 2017, appendix E).
 BAD_ENDINGS = {
     *("a", "an", "the", "and", "is", "are", "am"),
@@ -62,13 +62,13 @@ def repetition(captions: Texts, references: Groups) -> Floats:
 
 
 def content_precision(captions: Texts, references: Groups) -> Floats:
-    """Share of a caption's distinct content words that one of its references has; 0 for a caption without any."""
+    """Share of a caption's distinct content words that occur in any reference; 0 if the caption has none."""
     pairs = zip(map(_content, captions), (_content(" ".join(group)) for group in references), strict=True)
     return np.array([len(own & theirs) / max(1, len(own)) for own, theirs in pairs], np.float64)
 
 
 def content_recall(captions: Texts, references: Groups) -> Floats:
-    """Share of a reference's distinct content words that the caption has, as the mean over its references."""
+    """Share of a reference's distinct content words that occur in the caption, averaged over the references."""
     pairs = zip(map(_content, captions), (list(map(_content, group)) for group in references), strict=True)
     shares = [[len(own & theirs) / max(1, len(theirs)) for theirs in group] for own, group in pairs]
     return np.array([sum(each) / max(1, len(each)) for each in shares], np.float64)
@@ -91,9 +91,9 @@ def vocabulary(captions: Texts, references: Groups) -> float:
 
 
 def bleu_counts(captions: Texts, references: Groups) -> Floats:
-    """Per caption [N,10]: its words, those of the nearest reference, possible and correct n-grams of orders 1 to 4.
+    """Per caption [N,10]: its words, those of the closest reference, possible and correct n-grams of orders 1 to 4.
 
-    Neighbours that share one group object share the counting of its references.
+    Consecutive captions that share a group object share the counts of its references.
     """
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
@@ -128,7 +128,7 @@ def rouge(captions: Texts, references: Groups) -> Floats:
 def meteor(captions: Texts, references: Groups) -> OwnCorpusScore:
     """METEOR 1.5 by its Java process, which computes the corpus score from summed statistics."""
     corpus, each, scorer = _pycocoevalcap("Meteor", captions, references)
-    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # it leaves these open
+    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # the scorer leaves these open
         pipe.close()
     return OwnCorpusScore(float(corpus), each)
 
@@ -139,13 +139,13 @@ def spice(captions: Texts, references: Groups) -> list[float]:
 
 
 def _pycocoevalcap(name: str, captions: Texts, references: Groups) -> tuple[float, Any, Any]:
-    """The corpus score, the score of each caption, and the scorer; texts go by number, which keeps their order."""
+    """The corpus score, the score of each caption, and the scorer; texts are keyed by number, in order."""
     scorer = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name)()
     asked = {number: [caption] for number, caption in enumerate(captions)}
     return *scorer.compute_score(dict(enumerate(references)), asked), scorer
 
 
-# --- answers to open-ended questions: right if equal, both normalised as in VQA v2's `vqaEval.py` (Antol et al. 2015)
+# --- answers to open-ended questions: right if equal, both normalized as in VQA v2's `vqaEval.py` (Antol et al. 2015)
 # without its contractions; types are the first words in MSRVTT-QA (Xu et al. 2017)
 
 QUESTION_TYPES = ("what", "who", "how", "when", "where")
@@ -171,7 +171,7 @@ def question_type(question: str) -> str:
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[Sequence[str]]) -> list[float]:
-    """1 if an answer equals one of its expected answers, both normalised; else 0."""
+    """1 if an answer equals one of its expected answers after normalization; else 0."""
     pairs = zip(answers, expected, strict=True)
     return [float(normalise_answer(given) in map(normalise_answer, true)) for given, true in pairs]
 
@@ -200,7 +200,7 @@ def answer_accuracy(
 
 
 def typed_answers(questions: Sequence[str], train_questions: Sequence[str], train_answers: Sequence[str]) -> list[str]:
-    """The most frequent training answer to each question's type, or to all questions if training has none of this type.
+    """The most frequent training answer to each question's type, or to all questions if training lacks this type.
 
     Ties go to the first.
     """

@@ -1,7 +1,7 @@
 """Confidence intervals of corpus scores and their differences, by resampling videos with replacement (Koehn 2004).
 
-All columns share the draws, so differences are paired. If a system has several seeds, each resample draws seeds as
-well; with few of them (S) the interval is still too narrow, by a factor of about √((S - 1) / S).
+All columns share the resamples, so differences are paired. If a system has several seeds, each resample draws seeds
+too; with few of them (S) the interval is still too narrow, by a factor of about √((S - 1) / S).
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def paired_bootstrap(
     """
     new, old = np.asarray(challenger, np.float64), np.asarray(champion, np.float64)
     if new.ndim != 1 or new.shape != old.shape or not len(new):
-        raise InputError(f"paired bootstrap of scores shaped {new.shape} and {old.shape}: give two lists of one length")
+        raise InputError(f"paired bootstrap of scores shaped {new.shape} and {old.shape}: give lists of one length")
     if not (np.isfinite(new).all() and np.isfinite(old).all()):
         raise InputError("paired bootstrap of scores that are not finite: leave the videos without a score out of both")
     means = resampled_means((new - old)[:, None], resamples, seed)[:, 0]
@@ -86,9 +86,9 @@ def difference(value: float, samples: Floats, confidence: float = 0.95) -> Boots
 
 
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of S ≥ 2 seeds and Student's interval of it, from the spread of the seeds."""
+    """Mean of S ≥ 2 seeds with Student's t interval, from the spread of the seeds."""
     from scipy import stats
 
     mean = float(np.mean(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))  # 0 where all seeds agree
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))  # 0 if all seeds agree
     return Interval(mean, mean - half, mean + half)

@@ -1,6 +1,6 @@
-"""The table of metrics, which everything that shows or compares scores reads; see docs/how-to/add-a-metric.md.
+"""The table of metrics, used wherever scores are shown or compared; see docs/how-to/add-a-metric.md.
 
-The numbers are those of `COCOEvalCap.evaluate`, but captions are tokenised in Python, METEOR and SPICE (Java) run in
+The numbers equal those of `COCOEvalCap.evaluate`, but captions are tokenized in Python, METEOR and SPICE (Java) run in
 parallel with the others, and a metric that cannot run is reported with the reason.
 """
 
@@ -24,7 +24,7 @@ from videoblip2.config import InputError
 #: What a function of captions and references may return: see `Metric.function`.
 Outcome = Sequence[float] | Floats | OwnCorpusScore | float
 Function = Callable[[Texts, Groups], Outcome]
-#: The metric that chooses checkpoints, ranks videos and must rise at the gate.
+#: The metric that selects checkpoints, ranks videos and must rise at the gate.
 PRIMARY = "CIDEr"
 FETCH_SPICE = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
 
@@ -33,9 +33,9 @@ FETCH_SPICE = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()'"
 class Metric:
     """One number about captions and their references (see `captions.functions`), or about answers.
 
-    `function` returns one number per video, whose mean is the corpus score, unless one of these is set: `per_video`
-    False, it returns the corpus score only; `pool`, it returns counts [N,k], and `pool` turns their sum [...,k] into
-    the score [...].
+    `function` returns one number per video, whose mean is the corpus score, with two exceptions: with `per_video`
+    False it returns only the corpus score; with `pool` it returns counts [N,k], and `pool` turns their sum [...,k]
+    into the score [...].
     """
 
     name: str  # in files, runs and JSON
@@ -49,7 +49,7 @@ class Metric:
     default: bool = True  # computed by `vb2 evaluate`
     summary: bool = True  # shown in short lists
     of: Literal["captions", "answers"] = "captions"
-    mean_label: str = ""  # label of the mean over videos, if that is not the corpus score
+    mean_label: str = ""  # label of the mean over videos, if not the corpus score
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
@@ -57,11 +57,11 @@ class Metric:
 
     @property
     def unavailable(self) -> str:
-        """Why it cannot run here; empty if it can."""
+        """Why the metric cannot run here; empty if it can."""
         if self.needs and shutil.which("java") is None:
             return "java not found"
         if self.needs == "spice" and not spice_models_present():
-            return f"SPICE's model files are absent; fetch them once with network access: {FETCH_SPICE}"
+            return f"SPICE's model files are missing; fetch them once with network access: {FETCH_SPICE}"
         return ""
 
     def rows(self, outcome: Outcome, count: int) -> Floats:
@@ -103,7 +103,7 @@ _ENTRIES = (
     Metric("accuracy", exact_match, of="answers"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ENTRIES}
-DIVERSITY = ("distinct_1", "distinct_2", "vocabulary", "mean_length", "bad_endings")  # how varied captions are
+DIVERSITY = ("distinct_1", "distinct_2", "vocabulary", "mean_length", "bad_endings")  # diversity of the captions
 
 
 class CaptionMetrics(NamedTuple):
@@ -120,7 +120,7 @@ def default_metrics(fast: bool = False) -> list[str]:
 
 
 def summary_metrics(names: Container[str]) -> list[str]:
-    """Those of `names` that short lists show, in the order of the table."""
+    """The metrics among `names` for short lists, in the table's order."""
     return [name for name, metric in METRICS.items() if metric.summary and name in names]
 
 
@@ -149,10 +149,10 @@ def label_of(name: str, scale: bool = False) -> str:
 def caption_metrics(
     references: Mapping[str, Sequence[str]], captions: Mapping[str, str], metrics: Sequence[str] | None = None
 ) -> CaptionMetrics:
-    """Score one raw caption per video, as `COCOEvalCap` does; CIDEr's document frequencies are of these references.
+    """Score one raw caption per video, as `COCOEvalCap` does; CIDEr's document frequencies come from these references.
 
     metrics: names in METRICS; None for all that score captions. METEOR and SPICE need Java.
-    Raises InputError for an unknown metric, a video without references, and a video on one side only.
+    Raises InputError for an unknown metric, a video without references, and a video that only one side has.
     """
     wanted = [caption_metric(name) for name in (_of_captions() if metrics is None else metrics)]
     if unpaired := sorted(captions.keys() ^ references.keys()):
@@ -176,23 +176,23 @@ def caption_metrics(
 
 
 def diversity(captions: Iterable[str]) -> dict[str, float]:
-    """The metrics DIVERSITY of a set of captions, all 0 for no captions."""
+    """The DIVERSITY metrics of a set of captions, all 0 for no captions."""
     texts = [joined(text) for text in captions]
     outcomes = _outcomes([METRICS[name] for name in DIVERSITY], texts, [()] * len(texts))
     return {name: METRICS[name].scores(outcomes[METRICS[name].function], len(texts))[0] for name in DIVERSITY}
 
 
 def human_metrics(references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """What a person scores, by the metrics that need no Java: one reference of each video, taken in turn, against its
-    others. Videos with a single reference do not count; nothing without any others."""
+    """Human scores by the metrics that need no Java: one reference of each video, taken in turn, against the others.
+    Videos with a single reference do not count; empty if there are no others."""
     several = {video: list(group) for video, group in references.items() if len(group) > 1}
     held = {video: group.pop(n % len(group)) for n, (video, group) in enumerate(several.items())}
     return caption_metrics(several, held, default_metrics(fast=True)).corpus if held else {}
 
 
 def gain_and_cost(metric: str, differences: Mapping[str, Sequence[float]], also: Container[str] = ()) -> str:
-    """Such as "+4.4 CIDEr, at the cost of −1.6 ROUGE-L [−2.3, −0.9]": the gain of `metric`, and what is worse beyond
-    chance, or in `also`. differences: metric → (difference, low, high, …)."""
+    """Such as "+4.4 CIDEr, at the cost of −1.6 ROUGE-L [−2.3, −0.9]": the gain of `metric`, and the metrics that
+    are significantly worse or in `also`. differences: metric → (difference, low, high, …)."""
 
     def said(name: str, numbers: Sequence[float]) -> str:
         value, *ends = (shown(name, number, "+").replace("-", "−") for number in numbers)
@@ -213,7 +213,7 @@ def gain_and_cost(metric: str, differences: Mapping[str, Sequence[float]], also:
 
 
 def caption_metric(name: str) -> Metric:
-    """A metric of captions by its name. Raises InputError for any other name."""
+    """A caption metric by name. Raises InputError for any other name."""
     if name not in _of_captions():
         raise InputError(f"unknown metric {name!r}: choose from {', '.join(_of_captions())}")
     return METRICS[name]
@@ -224,13 +224,13 @@ def _of_captions() -> list[str]:
 
 
 def spice_models_present() -> bool:
-    """Whether the Stanford files that SPICE needs (pycocoevalcap downloads them on first use) are in its folder."""
+    """Whether SPICE's folder has the Stanford files that it needs (pycocoevalcap downloads them on first use)."""
     names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
     return all((resources.files("pycocoevalcap.spice") / "lib" / name).is_file() for name in names)
 
 
 def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[Function, Any]:
-    """What each function returned, called once if metrics share it; a metric that cannot run gives the reason."""
+    """The result of each function, called once if shared; for a metric that cannot run, the reason."""
     first = {metric.function: metric for metric in reversed(list(metrics))}
 
     def run(metric: Metric) -> Outcome | str:
@@ -239,7 +239,7 @@ def _outcomes(metrics: Iterable[Metric], texts: Texts, groups: Groups) -> dict[F
         try:
             return metric.unavailable or metric.function(texts, groups)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            return f"its Java process failed: {error}"  # it did not start, it died, or its answer was not a number
+            return f"its Java process failed: {error}"  # it did not start, died, or returned no number
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(first, pool.map(run, first.values()), strict=True))

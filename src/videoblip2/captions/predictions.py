@@ -32,23 +32,23 @@ class CaptionRow:
     scores: Mapping[str, float]
     references: tuple[str, ...]
     category: int | None = None
-    words: tuple[ExplainedWord, ...] | None = None  # what each owes to the sound and to the picture, where asked for
+    words: tuple[ExplainedWord, ...] | None = None  # what each depends on, if requested
 
     kind: ClassVar[Kind] = "captions"
-    metric: ClassVar[str] = PRIMARY  # ranks rows of this kind; its mean is the score that training maximises
+    metric: ClassVar[str] = PRIMARY  # ranks rows of this kind; training maximizes its mean
 
     @property
     def key(self) -> str:
-        """Unique in its file."""
+        """Key of the row, unique in its file."""
         return self.video_id
 
     @property
     def text(self) -> str:
-        """What the model said."""
+        """The generated text."""
         return self.caption
 
     def shown(self) -> dict[str, object]:
-        """The row in a table, `video_id` first."""
+        """The row for a table, `video_id` first."""
         scores = {self.metric: round(self.scores[self.metric], 4)} if self.metric in self.scores else {}
         return {"video_id": self.video_id, "caption": self.caption, **scores, "reference": self.references[0]}
 
@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def read_rows(path: Path, kind: Kind) -> list[Row]:
     """The rows of a file. Raises OSError for a missing file and ValueError for a malformed one."""
-    with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may hold other separators
+    with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may contain other separators
         return [_ROWS[kind].validate_python(json.loads(line)) for line in lines if line.strip()]
 
 
@@ -116,7 +116,7 @@ def rows_of_run(folder: Path, kind: Kind) -> list[Row]:
 
 
 def video_scores(*kinds: Sequence[Row]) -> dict[str, float]:
-    """Video → its share of a run's score: the mean over videos is the sum of the kinds' mean scores.
+    """Video → its contribution to a run's score: the mean over videos is the sum of the kinds' mean scores.
 
     Questions about one video count together, because they are not independent.
     """

@@ -1,7 +1,7 @@
 """The table of rewards for self-critical training, and their weighted sum; see docs/how-to/add-a-reward.md.
 
-An entry makes a scorer from the training references, their document frequencies and a reader of captions. Most are a
-plain function of tokenised captions and references (`captions.functions`); a configuration may name its own
+An entry builds a scorer from the training references, their document frequencies and a reader of captions. Most are a
+plain function of tokenized captions and references (`captions.functions`); a configuration may name its own
 `package.module:function`.
 """
 
@@ -24,7 +24,7 @@ Function = Callable[[Texts, Groups], Sequence[float] | Floats]
 
 
 class Scorer(Protocol):
-    """Made once; then scores batches."""
+    """Built once; then scores batches."""
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
         """One reward per caption, [M]; see `CiderD.score`."""
@@ -49,9 +49,9 @@ class FunctionReward:
 
 
 def answers(references: References, df: DocumentFrequencies, reader: Scorer | None) -> Scorer:
-    """How much a caption helps `reader` to answer the questions on its video; see `training.rollout`."""
+    """How much a caption helps `reader` answer the questions about its video; see `training.rollout`."""
     if reader is None:
-        raise InputError("scst.reward: answers asks the training questions; set data.task=mixed, or leave it out")
+        raise InputError("scst.reward: answers needs training questions; set data.task=mixed, or leave it out")
     return reader
 
 

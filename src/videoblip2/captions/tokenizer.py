@@ -1,6 +1,6 @@
 """Penn Treebank tokenization of captions, token for token as pycocoevalcap's Java `PTBTokenizer` (3.4.1) does it.
 
-At each position the rule with the longest match wins, the earlier of equals; without any, one character is skipped. A
+At each position the longest match wins, then the earlier rule; without a match, one character is skipped. A
 rule's group, if it has one, is the token, the rest lookahead. The tool knows the Basic Multilingual Plane of
 Unicode 6.0 (2010); any other character, such as an emoji, separates words and is dropped.
 """
@@ -50,7 +50,7 @@ _ABBREVIATIONS = (
     "ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|inc|cos?|corp|pp?t(?-i:[ye])s?|ltd|plc|"
     "rt|bancorp|bhd|assn|univ|intl|sys|jr|sr|bros|blvd|bldg|rd|esq|ed\\.d|ph\\.d|etc|al|seq|est|ext|sq|tel"
 )
-# States only if capitalised, because in lower case they are words: "wash. the dishes".
+# States only if capitalized, because in lower case they are words: "wash. the dishes".
 _CAPITAL_ABBREVIATIONS = (
     "A(?i:z)|A(?i:rk)|D(?i:el)|I(?i:ll)|L(?i:a)|M(?i:ass)|M(?i:iss)|O(?i:re)|P(?i:a)|T(?i:ex)|W(?i:ash)"
 )
@@ -67,7 +67,7 @@ _FILE_ENDINGS = (
     "wav|x|xml|zip"
 )
 _APOSTROPHE = "(?:['\x92\u2019]|(?i:&apos;))"
-_TICK = f"(?:{_APOSTROPHE}|[`\x91\u2018\u201b])"  # anything used for an apostrophe
+_TICK = f"(?:{_APOSTROPHE}|[`\x91\u2018\u201b])"  # characters used as apostrophes
 _REDUCED = f"{_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))"  # 's 'm 'd 're 've 'll
 _BLANKS = " \t\u00a0\u2000-\u200a\u3000"
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"

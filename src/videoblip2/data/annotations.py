@@ -1,4 +1,4 @@
-"""The lists that other parts read, of videos with captions and of questions about videos; what features they lack."""
+"""Annotation files: lists of videos with captions, and of questions about videos; and their missing features."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,17 +38,17 @@ class VideoAnnotation:
 
     video_id: str
     category: int
-    captions: Annotated[tuple[str, ...], Field(min_length=1)]  # checked in lists that are read
+    captions: Annotated[tuple[str, ...], Field(min_length=1)]  # checked on reading
     prompt: ClassVar[None] = None  # the model's own
 
     @property
     def key(self) -> str:
-        """Unique in its file."""
+        """The video's id, unique in its file."""
         return self.video_id
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What it teaches."""
+        """The texts to train on."""
         return self.captions
 
 
@@ -58,7 +58,7 @@ _VIDEOS = TypeAdapter(Annotated[list[VideoAnnotation], Field(min_length=1)])
 def read_annotations(path: str | Path) -> list[VideoAnnotation]:
     """Read `[{"video_id": "video0", "category": 9, "captions": ["…"]}]`; other keys (of a top-5 file) are ignored.
 
-    Raises `InputError` for a missing file, any other layout, a video without captions and a repeated video.
+    Raises `InputError` for a missing file, any other layout, a video without captions, and a repeated video.
     """
     content = Document.open(path).json
     entries = content if isinstance(content, list) else [content]
@@ -81,7 +81,7 @@ def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> No
 
 
 def require_features(entries: Entries, store: Store, file: str) -> Entries:
-    """The entries of an annotation file, unchanged. Raises `InputError` if a video lacks features of a modality."""
+    """Return the entries unchanged. Raises `InputError` if a video lacks features of a modality."""
     videos = list(dict.fromkeys(entry.video_id for entry in entries))
     if missing := [f"{len(ids)} have no {name} ({some(ids)})" for name, ids in lacking(videos, store).items() if ids]:
         remedy = f"extract them, or `vb2 data prepare … --only-with {store.root}`; `vb2 data check` lists all"
@@ -90,21 +90,21 @@ def require_features(entries: Entries, store: Store, file: str) -> Entries:
 
 
 def lacking(videos: Iterable[str], store: Store) -> dict[str, list[str]]:
-    """Modality that the store is read for → the videos for which it has no array."""
+    """Modality in use → the videos without an array in the store."""
     ids = list(videos)
     return {name: [video for video in ids if not store.holds(name, video)] for name in store.modalities}
 
 
 def refuse_duplicates(ids: Iterable[str], where: object) -> None:
-    """Raise `InputError` naming the ids that occur more than once."""
+    """Raise `InputError` naming duplicate ids."""
     if again := [name for name, count in Counter(ids).items() if count > 1]:
-        raise InputError(f"{where}: listed more than once: {some(again)}; list each one once")
+        raise InputError(f"{where}: listed more than once: {some(again)}; list each only once")
 
 
 def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, str]]:
     """Counts of duplicate, empty and control_character texts, and the first example of each.
 
-    entries: (video, text, …). Only an entry's first text counts as a duplicate of an earlier one of its video.
+    entries: (video, text, …). An entry is a duplicate if its first text repeats an earlier one of its video.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -124,7 +124,7 @@ def flaws(entries: Iterable[tuple[str, ...]]) -> tuple[Counter[str], dict[str, s
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one video, and the one answer that counts as right."""
+    """One question about one video, and its one correct answer."""
 
     question_id: str
     video_id: str
@@ -148,7 +148,7 @@ Entry = VideoAnnotation | Question
 
 
 def question_prompt(question: str) -> str:
-    """What the Q-Formers and the language model read beside the queries."""
+    """The prompt of the Q-Formers and of the language model for a question."""
     return QUESTION_PROMPT.format(question.strip())
 
 
@@ -172,13 +172,13 @@ def questions_in(document: Document) -> list[Question]:
         own = next((str(row[key]) for key in ("question_id", "id") if row.get(key) is not None), str(number))
         questions.append(Question(own, f"video{video}" if isinstance(video, int) else media_id(video), **texts))
     if not questions:
-        raise InputError(f"{document.name}: holds no questions; give one in each line or entry")
+        raise InputError(f"{document.name}: contains no questions; give one per line or entry")
     refuse_duplicates((question.question_id for question in questions), f"{document.name}, question ids")
     return questions
 
 
 def read_answer_map(path: str | Path) -> dict[str, int]:
-    """MSRVTT-QA's `ans2label.json`: the usual answers, with the number of each."""
+    """MSRVTT-QA's `ans2label.json`: the common answers, each with its number."""
     content: dict[str, int] = Document.open(path).json
     if not is_answer_map(content):
         raise InputError(f'{path}: not a mapping of answers to numbers, such as {{"man": 0}}; give ans2label.json')
@@ -195,9 +195,9 @@ class Coverage:
     """Which videos of annotation files have features."""
 
     videos: dict[str, int]  # by file
-    missing: dict[str, list[str]]  # those that lack features of a modality, by file
-    lacking: dict[str, list[str]]  # the same by modality
-    unannotated: list[str]  # with features only
+    missing: dict[str, list[str]]  # videos that lack features of a modality, by file
+    lacking: dict[str, list[str]]  # the same, by modality
+    unannotated: list[str]  # videos with features only
 
     @property
     def ok(self) -> bool:
@@ -210,7 +210,7 @@ def compare_with_features(annotations: str | Path, store: Store) -> Coverage:
     names = (*SPLIT_FILES.values(), *QUESTION_FILES.values())
     files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: holds none of {', '.join(names)}; make them with `vb2 data prepare`")
+        raise InputError(f"{path}: contains none of {', '.join(names)}; make them with `vb2 data prepare`")
     wanted = {}
     for file in files:
         entries = read_questions(file) if file.stem.endswith("_qa") else read_annotations(file)

@@ -1,4 +1,4 @@
-"""From annotations, questions and features to batches, ahead of the step that trains on them.
+"""Build batches from annotations, questions and features, ahead of the training step.
 
 Letters: B videos · N captions per video · L rows of a modality · C its width · P prompt pieces · T caption tokens.
 """
@@ -25,17 +25,17 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class FeatureSource(Protocol):
-    """Gives float32 [L,C] of each modality, the same ones for every video; L = 0 where a video lacks one."""
+    """Returns float32 [L,C] of each modality, the same modalities for every video; L = 0 if a video lacks one."""
 
     def features(self, video_id: str) -> Features: ...
 
 
 class CachedFeatures:
-    """A FeatureSource that keeps what it has read, up to `megabytes` and a quarter of the memory that is free now."""
+    """A FeatureSource with a cache of up to `megabytes` and a quarter of the memory now free."""
 
     def __init__(self, source: FeatureSource, megabytes: int = 2048) -> None:
         self._source = source
-        # A packed store is left to the operating system, which caches its pages while memory allows.
+        # A packed store needs no cache: the operating system caches its pages.
         self._room = 0 if getattr(source, "packed", False) else min(megabytes * 2**20, free_memory() // 4)
         self._kept: dict[str, Features] = {}
 
@@ -56,7 +56,7 @@ class CachedFeatures:
 
 
 def free_memory() -> int:
-    """Bytes available on the machine or, if less, within the container's limit, not counting cached files."""
+    """Bytes available on the machine or, if less, within the container's limit; file caches count as free."""
     available = int(psutil.virtual_memory().available)
     try:
         limit, used = (int((CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
@@ -75,7 +75,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything a step needs."""
+    """The input of a training step."""
 
     video_ids: tuple[str, ...]
     features: Mapping[str, Tensor]  # [B,L,C] of each modality
@@ -84,12 +84,12 @@ class Batch:
     qformer_mask: Tensor
     prompt_ids: Tensor  # [B,P'], as its mask
     prompt_mask: Tensor
-    labels: Tensor | None = None  # [B·N,T], -100 = padding; None if captions are not taught
+    labels: Tensor | None = None  # [B·N,T], -100 = padding; None without training targets
     lengths: tuple[int, ...] = ()  # live tokens of each label row
 
     @property
     def live(self) -> Tensor:
-        """Flat places [L] of the live tokens in the labels; a GPU is not waited for."""
+        """Flat places [L] of the live tokens in the labels, without waiting for a GPU."""
         assert self.labels is not None
         width = self.labels.shape[1]
         places = [row * width + place for row, length in enumerate(self.lengths) for place in range(length)]
@@ -118,7 +118,7 @@ def collate(
     max_positions: int,
     labels: Tensor | None = None,
 ) -> Batch:
-    """Pad the features of B videos to one length, with masks; the first video names the modalities."""
+    """Pad the features of B videos to one length, with masks; the first video sets the modalities."""
     padded = {name: pad([item[name] for item in features], max_positions) for name in features[0]}
     arrays, masks = ({name: pair[place] for name, pair in padded.items()} for place in (0, 1))
     different = text.prompts(prompts if len(set(prompts)) > 1 else prompts[:1])
@@ -128,10 +128,10 @@ def collate(
 
 
 def pad(sequences: Sequence[np.ndarray], max_positions: int) -> tuple[Tensor, Tensor]:
-    """B arrays [L,C] → [B,max L,C] and a mask [B,max L]; longer ones than `max_positions` are thinned evenly.
+    """B arrays [L,C] → [B,max L,C] and a mask [B,max L]; arrays longer than `max_positions` are thinned evenly.
 
     max L is at least 1: a batch without any audio needs a place for the learned "no audio" state.
-    numpy copies with one thread; torch would take all threads away from the training step that is running.
+    numpy copies with one thread; torch would take threads from the running training step.
     """
     sequences = [thin(sequence, max_positions) for sequence in sequences]
     longest = max(1, *map(len, sequences))
@@ -151,7 +151,7 @@ def thin(sequence: np.ndarray, max_positions: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """What every kind of batch is made from. share: the entries to make, where several processes make the others."""
+    """Makes batches of any kind. share: this process's part of each batch, if there are several processes."""
 
     source: FeatureSource
     text: TextEncoder
@@ -162,13 +162,13 @@ class BatchMaker:
     share: slice | None = None
 
     def batches(self, entries: Sequence[Entry], stream: int, count: int) -> Batches:
-        """B entries per step in a new order each epoch, `count` texts of each. stream: of random numbers."""
+        """B entries per step in a new order each epoch, `count` texts of each. stream: seeds this kind of batch."""
 
         @lru_cache(maxsize=2)  # a batch may span two epochs
         def order(epoch: int) -> np.ndarray:
             return np.random.default_rng([self.seed, stream, epoch]).permutation(len(entries))
 
-        def texts(epoch: int, index: int) -> list[str]:  # in an order of the entry's own, in turn: all equally often
+        def texts(epoch: int, index: int) -> list[str]:  # in turn, in an order per entry: all equally often
             own = entries[index].texts
             order = np.random.default_rng([self.seed, 1, index]).permutation(len(own))
             return [own[order[(epoch * count + k) % len(own)]] for k in range(count)]
@@ -187,7 +187,7 @@ class BatchMaker:
 
 
 def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
-    """Each step is of one kind, spread evenly: after s steps, ⌊s · qa_share⌋ taught answers. Neither skips a batch."""
+    """Each step is of one kind, spread evenly: after s steps, ⌊s · qa_share⌋ were answers. No batch is skipped."""
 
     def batch(step: int) -> Batch:
         before, after = int(step * qa_share), int((step + 1) * qa_share)
@@ -197,9 +197,9 @@ def mixed(captions: Batches, questions: Batches, qa_share: float) -> Batches:
 
 
 def ahead(batches: Batches, steps: Iterable[int], depth: int) -> Generator[Batch, None, None]:
-    """The batches of these steps, made by one thread up to `depth` steps ahead; 0 makes each on request.
+    """The batches of these steps, made by a thread up to `depth` steps ahead; 0 = made on request.
 
-    Raises any error that occurred while making a batch at that batch. Closing waits for the one in the making.
+    Raises an error from making a batch when that batch is due. Closing waits for the current one.
     """
     if not depth:
         yield from map(batches, steps)

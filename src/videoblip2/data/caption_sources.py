@@ -1,4 +1,4 @@
-"""Captions in the forms that data sets publish: a table of forms, each giving rows, and what rows say of videos.
+"""Read captions in the published forms of data sets: a table of forms, each yielding rows, and rows to videos.
 
 MSR-VTT (2016, 2017, copies, 1k-A's lists), MSVD, VATEX, ActivityNet, YouCook2, AudioCaps, Clotho, COCO, VALOR, VAST,
 and plain tables.
@@ -25,29 +25,29 @@ NUMBERED = re.compile(r"captions?_\d+")  # Clotho's columns
 MSVD_COLUMNS = {"videoid", "start", "end", "language", "description"}
 #: List of items → the key of an item's id, the list of captions, and the key of the item's id there.
 JOINS = {"videos": ("video_id", "sentences", "video_id"), "images": ("id", "annotations", "image_id")}
-WRAPPERS = ("database", "annotations", "data")  # keys of all rows: YouCook2's, and others'
+WRAPPERS = ("database", "annotations", "data")  # keys that hold all rows, in YouCook2 and others
 _MSVD_LINE = re.compile(r"(\S+_\d+_\d+)(?:\s+(.*))?")
 _MSVD_NUMBER = re.compile(r"vid(\d+)")
 CHOICES = ("train", "val", "test", "random", "auto")
-Videos = list[tuple[str | None, VideoAnnotation]]  # with the split that the document gives each; None: none
+Videos = list[tuple[str | None, VideoAnnotation]]  # each with the split in the document, or None
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """What one document says: videos with captions (none in MSR-VTT 2017's test set), or the split of videos by id."""
+    """Content of a document: videos with captions (none in MSR-VTT 2017's test set), or the split of videos by id."""
 
     videos: Videos = field(default_factory=list)
     splits: Mapping[str, str] = field(default_factory=dict)
     other_languages: int = 0
-    description: str = ""  # of the data set, as the document gives it
+    description: str = ""  # of the data set, from the document
 
 
 def read_captions(document: Document) -> CaptionFile:
-    """What a document says, recognised by its content. Raises `InputError` for an unknown layout."""
+    """Read a document, recognized by its content. Raises `InputError` for an unknown layout."""
     reader = next(reader for recognised, reader in FORMS if recognised(document))
     rows = list(reader(document))
     if not rows:
-        raise InputError(f"{document.name}: holds no rows; give video_id and caption of each caption")
+        raise InputError(f"{document.name}: contains no rows; give the video_id and text of each caption")
     columns = rows[0][1].keys()
     captioned = bool(columns & set(CAPTION)) or any(map(NUMBERED.fullmatch, columns))
     listing = not captioned and bool(document.split or columns & {"split", "subset"})
@@ -69,7 +69,7 @@ def read_captions(document: Document) -> CaptionFile:
 
 
 def read_sources(paths: Paths, split: str | None) -> tuple[list[tuple[Document, CaptionFile]], Mapping[str, str]]:
-    """The documents with captions, and the split of each video that other documents list. split: one of CHOICES."""
+    """The documents with captions, and the splits of videos from other documents. split: one of CHOICES."""
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
@@ -82,11 +82,11 @@ def read_sources(paths: Paths, split: str | None) -> tuple[list[tuple[Document, 
     # Features are stored as ID.npy, so an id must be a valid file name.
     unusable = [repr(video) for video in ids if video in ("", ".", "..") or "/" in video or not video.isprintable()]
     if unusable:
-        raise InputError(f"{where}: {some(unusable)} cannot name a file of features; rename it")
+        raise InputError(f"{where}: {some(unusable)} cannot be a file name for features; rename it")
     lists: dict[str, str] = {}
     for document, found in sources:
         if found.splits and split not in (None, "auto"):
-            raise InputError(f"--split {split}: {document.name} says which split videos are in; give one of the two")
+            raise InputError(f"--split {split}: {document.name} already gives the splits; use one of the two")
         for video, own in found.splits.items():
             if lists.setdefault(video, own) != own:
                 raise InputError(f"{document.name}: {video} is in {own}, and in {lists[video]} by another list")
@@ -94,7 +94,7 @@ def read_sources(paths: Paths, split: str | None) -> tuple[list[tuple[Document, 
 
 
 def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Document, CaptionFile]]) -> CaptionFile:
-    """A document named train, val or test that only repeats some videos of the others (1k-A's test set) lists them."""
+    """Treat a document named train, val or test that only repeats videos of the others (1k-A's test set) as a list."""
     others = [video for other, said in sources if other is not document for _, video in said.videos]
     known = {video.video_id: set(video.captions) for video in others}
     repeats = all(known.get(video.video_id, set()).issuperset(video.captions) for _, video in found.videos)
@@ -104,7 +104,7 @@ def _as_list(document: Document, found: CaptionFile, sources: Sequence[tuple[Doc
 
 
 def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, list[str]]]:
-    """The captions of a row: of its video or, if they have times, of each of its segments."""
+    """The captions of a row, for its video or, if they have times, for each segment."""
     found = [row[name] for name in row if NUMBERED.fullmatch(name)] or documents.value_of(where, row, CAPTION)
     if isinstance(found, str) and re.match(r"""\[\s*["']""", found):
         raise InputError(f"{where}: the caption of {video} is a list in one cell; give a row for each, or JSON")
@@ -123,7 +123,7 @@ def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, li
 
 
 def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
-    """The id in a row. names: the file name behind each id so far; two files must not share an id."""
+    """The id in a row. names: the file name of each id so far, since two files must not share an id."""
     written = str(documents.value_of(where, row, documents.VIDEO)).strip()
     video = documents.media_id(written)
     if not video:
@@ -134,7 +134,7 @@ def _video(where: str, row: Mapping[str, Any], names: dict[str, str]) -> str:
 
 
 def _split(where: str, row: Mapping[str, Any]) -> str | None:
-    """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for another word."""
+    """`val`, `valid`, `dev` … → `validate`; None if the row has no split. Raises `InputError` for any other word."""
     word = row.get("split") or row.get("subset")
     if word and str(word).strip().lower() not in documents.SPLIT_WORDS:
         raise InputError(f"{where} has the split {word!r}; use train, validate or test")
@@ -150,7 +150,7 @@ def _number(where: str, row: Mapping[str, Any], key: str) -> int:
 
 
 def _joined(document: Document, items: str) -> Iterator[Row]:
-    """Items and their captions in two lists: MSR-VTT's videos, captions in the order of `sen_id`; COCO's images."""
+    """Join items and captions from two lists: MSR-VTT's videos, captions in the order of `sen_id`; COCO's images."""
     own, texts, other = JOINS[items]
     captions: dict[str, list[tuple[int, int, object]]] = {}
     for n, (where, row) in enumerate(document.rows(texts), 1):
@@ -173,7 +173,7 @@ def _joined(document: Document, items: str) -> Iterator[Row]:
 
 
 def _listed(document: Document) -> Iterator[Row]:
-    """Lists of ids: of the split in the file's name, or of each split."""
+    """Lists of ids: for the split in the file's name, or for each split."""
     lists = {document.split: document.json} if isinstance(document.json, list) else document.json
     return ((document.name, {"video_id": video, "split": split}) for split, ids in lists.items() for video in ids)
 
@@ -219,7 +219,7 @@ def _has(key: str, document: Document) -> bool:
     return document.kind == "json" and isinstance(document.json, dict) and key in document.json
 
 
-#: Whether a document is in a form, and what reads its rows; the first that recognises it does.
+#: (is the document in this form?, reader of its rows); the first match is used.
 FORMS: tuple[tuple[Callable[[Document], bool], Callable[[Document], Iterator[Row]]], ...] = (
     (lambda document: document.kind == "text", _text_rows),
     (lambda document: document.kind == "table" and document.header >= MSVD_COLUMNS, _msvd_rows),

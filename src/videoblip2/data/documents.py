@@ -1,4 +1,4 @@
-"""Annotation files as documents: unpacked, decoded, read as JSON or rows by what they hold, whatever their names."""
+"""Annotation files as documents: unpacked, decoded, and read as JSON or rows by content, regardless of names."""
 
 import csv
 import gzip
@@ -29,13 +29,13 @@ VIDEO = (
     *("youtube_id", "clip_id", "image_id", "id"),
 )
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-Paths = Sequence[str | Path]  # files, as a user names them
-Row = tuple[str, Mapping[str, Any]]  # where it is, such as `mine.csv line 3`; its values by column
+Paths = Sequence[str | Path]  # files, as the user names them
+Row = tuple[str, Mapping[str, Any]]  # its place, such as `mine.csv line 3`; its values by column
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file; `name` is what errors call it, such as `msvd.zip/AllVideoDescriptions.txt`."""
+    """One file; `name` is its name in errors, such as `msvd.zip/AllVideoDescriptions.txt`."""
 
     name: str
     data: bytes
@@ -64,7 +64,7 @@ class Document:
 
     @cached_property
     def kind(self) -> Literal["parquet", "json", "table", "text"]:
-        """By its content; the suffix decides for what cannot be read as what it promises."""
+        """The format by content; the suffix decides if the content cannot be read that way."""
         if self.data.startswith(b"PAR1"):
             return "parquet"
         if self.text.lstrip()[:1] in ("{", "[") or self.suffix in (".json", *LINES):
@@ -73,12 +73,12 @@ class Document:
 
     @property
     def header(self) -> set[str]:
-        """The columns in the first line, as rows have them."""
+        """The columns in the first line, named as in rows."""
         return {column(name) for name in re.split(r"[,;|\t]", self.lines()[0][1])}
 
     @cached_property
     def text(self) -> str:
-        """UTF-8, UTF-16 or UTF-32, with or without a byte-order mark. Raises `InputError` for anything else."""
+        """Text in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark. Raises `InputError` for anything else."""
         try:
             return self.data.decode(json.detect_encoding(self.data))
         except UnicodeDecodeError as error:
@@ -86,12 +86,12 @@ class Document:
             raise InputError(f"{self.name} line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
     def lines(self) -> list[tuple[int, str]]:
-        """Number and text of each line. Only line feeds end a line: captions may hold other line separators."""
+        """Number and text of each line. Only line feeds end a line: captions may contain other line separators."""
         return [(number, line.strip(" \t\r")) for number, line in enumerate(self.text.split("\n"), 1)]
 
     @cached_property
     def json(self) -> Any:
-        """Its content; JSON lines, whatever the file is called, are a list. Raises `InputError` for anything else."""
+        """The JSON content; JSON lines, under any file name, become a list. Raises `InputError` for anything else."""
         try:
             content = json.loads(self.text)
             alone = isinstance(content, dict) and (self.suffix in LINES or "video_id" in content)
@@ -106,9 +106,9 @@ class Document:
         return entries
 
     def rows(self, key: str | None = None) -> Iterator[Row]:
-        """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other.
+        """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other layout.
 
-        key: of a JSON object, to read only what it has there.
+        key: read only this key of a JSON object.
         """
         if self.kind == "table":
             yield from self._csv_rows()
@@ -140,7 +140,7 @@ class Document:
 
     @property
     def delimiter(self) -> str:
-        """The separator that is most frequent in a table's first line, outside quotes; the suffix breaks ties."""
+        """The most frequent separator in a table's first line, outside quotes; the suffix breaks ties."""
         header, usual = re.sub('"[^"]*"', "", self.lines()[0][1]), "\t" if self.suffix == ".tsv" else ","
         return max(DELIMITERS, key=lambda sign: (header.count(sign), sign == usual))
 
@@ -152,16 +152,16 @@ class Document:
             for row in reader:
                 where = f"{self.name} line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise InputError(f"{where}: not as many fields as in the first line; {remedy}")
+                    raise InputError(f"{where}: its number of fields differs from the first line; {remedy}")
                 yield where, {column(str(key)): value for key, value in row.items()}
         except csv.Error as error:
             raise InputError(f"{self.name} line {reader.line_num}: {error}; correct the file") from error
 
 
 def read_documents(paths: Paths) -> list[Document]:
-    """Every file, and every annotation file inside a zip or tar: its JSON files or, without any, its tables and texts.
+    """Every file, and every annotation file inside a zip or tar: its JSON files or, if none, its tables and texts.
 
-    Raises `InputError` for a missing file, a pickle, an unreadable archive and one without annotations.
+    Raises `InputError` for a missing file, a pickle, an unreadable archive, or one without annotations.
     """
     return [document for path in paths for document in _documents(Document.open(path))]
 
@@ -186,20 +186,20 @@ def _documents(file: Document) -> list[Document]:
         wanted = [n for n in names if n.lower().endswith(".json")] or tables
         contents = [Document(f"{path}/{name}", read(name).read()) for name in wanted]
     if not contents:
-        held = f"holds no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
+        held = f"contains no annotations ({', '.join(SUFFIXES)}), only {some(names) or 'nothing'}"
         raise InputError(f"{path}: {held}; give the data set's annotation zip")
     return contents
 
 
 def value_of(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first of `names` that the row has. Raises `InputError` listing its columns."""
+    """The value of the first of `names` in the row. Raises `InputError` listing the row's columns."""
     if not (there := [row[name] for name in names if row.get(name) is not None]):
         raise InputError(f"{where}: no {' or '.join(names)} among {', '.join(row) or 'nothing'}; add it")
     return there[0]
 
 
 def column(name: str) -> str:
-    """A column's name as rows have it: "Video ID" → "video_id"."""
+    """A normalized column name: "Video ID" → "video_id"."""
     return name.strip().lower().replace(" ", "_")
 
 

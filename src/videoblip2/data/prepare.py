@@ -1,6 +1,6 @@
 """`vb2 data prepare`: captions in any published format → train.json, val.json, test.json; questions → train_qa.json …
 
-Every caption and every question is kept. `vb2 data init`: the same in a folder with all that training needs, sized to
+Every caption and every question is kept. `vb2 data init`: the same in a project folder with configurations sized to
 the number of videos.
 """
 
@@ -24,31 +24,31 @@ from videoblip2.files import segment_of, write_json, write_text
 from videoblip2.overrides import overridden, read_yaml
 
 UNCAPTIONED, UNASSIGNED, SOURCES = "uncaptioned.json", "unassigned.json", "sources.json"
-SHARES = (0.8, 0.9)  # where a random split's training and validation end
+SHARES = (0.8, 0.9)  # where training and validation end in a random split
 WEIGHTS = "blip2-flant5xl"
 LEAST = {"train": 1, "validate": 2}  # videos; the CIDEr of a single one is 0 by definition
-#: Stage → times that training sees each video, the smallest and the largest number of steps, validations.
+#: Stage → epochs, smallest and largest number of steps, number of validations.
 LENGTHS = {"ce": (100, 200, 20_000, 20), "scst": (20, 100, 8_000, 10)}
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was read and written, by split. Flaws are counted, with an example each; every caption is kept."""
+    """The result, by split. Flaws are counted, with an example each; every caption is kept."""
 
     videos: dict[str, int]
     captions: dict[str, int]
     files: dict[str, str]
-    duplicate_captions: int  # a text that its own video already has
+    duplicate_captions: int  # a repeated text of the same video
     empty_captions: int
     control_character_captions: int
     examples: dict[str, str]
     uncaptioned: dict[str, int]  # videos without captions, in `uncaptioned.json`
-    unassigned: int  # videos in none of the given lists, in `unassigned.json`
-    listed_only: list[str]  # videos listed, without captions
-    moved: int  # videos that lists, a file's name or a random split put in another split than their file says
+    unassigned: int  # videos in none of the lists, in `unassigned.json`
+    listed_only: list[str]  # listed videos without captions
+    moved: int  # videos moved by lists, a file name or a random split from the split in their file
     without_features: list[str]  # left out on request
     other_language_captions: int
-    left_alone: list[str]  # split files of an earlier preparation
+    left_alone: list[str]  # split files from an earlier run
 
 
 def prepare_captions(
@@ -63,9 +63,9 @@ def prepare_captions(
     Reads every form of `caption_sources`. Captions keep their order and their exact text. A split comes from lists of
     ids, else from `split` or a file name (`train.csv`), else from the document itself. `split` is one of CHOICES;
     "random" gives every video a new split, 80/10/10 by a digest of its id, so adding others does not move it; "auto"
-    does so where nothing says the split. Only the `first` captions of each video are kept, and only videos whose id
+    does so only for videos without a split. Only the `first` captions of each video are kept, and only videos whose id
     satisfies `keep`. Raises `InputError`, and writes nothing, for any other layout, a repeated video, a video in no
-    split, contradicting splits.
+    split, or contradictory splits.
     """
     sources, lists = read_sources(paths, split)
     splits: dict[str, dict[str, VideoAnnotation]] = {}
@@ -86,7 +86,7 @@ def prepare_captions(
     out, unassigned = Path(out), [*splits.pop("", {}).values()]
     if unassigned and not splits:
         named, captioned = some(list(lists), 2), some([video.video_id for video in unassigned], 2)
-        other = f"which name {named}, while the captions are of {captioned}"
+        other = f"which name {named}, but the captions are of {captioned}"
         raise InputError(f"{paths[0]}: none of the videos is in the lists, {other}; give lists of the same ids")
     files = {name: out / file for name, file in SPLIT_FILES.items() if name in splits}
     for name, file in files.items():
@@ -120,13 +120,13 @@ def prepare_captions(
 
 
 def described(folder: Path) -> tuple[str, ...]:
-    """How the documents that the annotations in `folder` were made from describe their data set."""
+    """The descriptions of the data set in the sources of the annotations in `folder`."""
     file = folder / SOURCES
     return tuple(Document.open(file).json["descriptions"]) if file.is_file() else ()
 
 
 def _split_for(video_id: str, own: str | None, document: Document, split: str | None) -> str:
-    """The split of a video that no list names. own: the one that its document gives it."""
+    """The split of a video in no list. own: the split in its document."""
     if split == "random" or (split == "auto" and not (document.split or own)):
         place = int(hashlib.sha256(video_id.encode()).hexdigest()[:8], 16) / 2**32
         return "train" if place < SHARES[0] else "validate" if place < SHARES[1] else "test"
@@ -137,24 +137,24 @@ def _split_for(video_id: str, own: str | None, document: Document, split: str | 
     if chosen := asked or document.split or own:
         return chosen
     remedy = "a column `split`, lists of ids (train_list.txt …), file names with train, val or test, or --split random"
-    raise InputError(f"{document.name}: nothing says which split {video_id} is in; give {remedy}")
+    raise InputError(f"{document.name}: no split for {video_id}; give {remedy}")
 
 
 @dataclass(frozen=True)
 class QuestionReport:
-    """What was read and written, by split. Flaws are counted, with an example each; every question is kept."""
+    """The result, by split. Flaws are counted, with an example each; every question is kept."""
 
     questions: dict[str, int]
     videos: dict[str, int]
     types: dict[str, dict[str, int]]  # questions by type and split
-    in_map: dict[str, float]  # share of the answers inside the answer map
+    in_map: dict[str, float]  # share of the answers in the answer map
     files: dict[str, str]
-    map_from: str  # where the answer map comes from
+    map_from: str  # source of the answer map
     without_features: list[str]  # videos left out on request
     repeated: int  # the same question about the same video (MSRVTT-QA has some)
     empty: int
     control_character: int
-    shared_videos: int  # with questions in more than one split
+    shared_videos: int  # videos with questions in more than one split
     examples: dict[str, str]
 
 
@@ -164,7 +164,7 @@ def prepare_questions(
     """MSRVTT-QA's files, or tables of `video_id, question, answer` → train_qa.json, val_qa.json, test_qa.json in `out`.
 
     A document's split is the one in its name (`train_qa.json`), or `split`. A given `ans2label.json` is copied;
-    without one, the 1,500 most frequent training answers make one. Only videos whose id satisfies `keep` are kept.
+    without one, the 1,500 most frequent training answers are used. Only videos whose id satisfies `keep` are kept.
     """
     found, answers = _read_questions(paths, split)
     kept = {name: [q for q in found.get(name, []) if keep(q.video_id)] for name in QUESTION_FILES}
@@ -180,7 +180,7 @@ def prepare_questions(
     if answers:
         write_json(Path(out) / annotations.ANSWER_MAP, answers)
     counts, examples = Counter[str](), dict[str, str]()
-    for asked in splits.values():  # a question may occur again in another split
+    for asked in splits.values():  # a question may recur in another split
         own, first = annotations.flaws((q.video_id, q.question, q.answer) for q in asked)
         counts, examples = counts + own, first | examples
     videos = {name: {question.video_id for question in asked} for name, asked in splits.items()}
@@ -213,7 +213,7 @@ def _read_questions(paths: Paths, split: str | None) -> tuple[dict[str, list[Que
         elif chosen := SPLIT_WORDS.get(split or "") or document.split:
             found.setdefault(chosen, []).extend(annotations.questions_in(document))
         else:
-            raise InputError(f"{document.name}: its name does not say train, val or test; rename it or give --split")
+            raise InputError(f"{document.name}: its name has no train, val or test; rename it or give --split")
     if not found:
         raise InputError(f"{', '.join(map(str, paths))}: no questions; give train_qa.json, val_qa.json or test_qa.json")
     for name, asked in found.items():
@@ -223,7 +223,7 @@ def _read_questions(paths: Paths, split: str | None) -> tuple[dict[str, list[Que
 
 @dataclass(frozen=True)
 class Project:
-    """What was written. `unannotated`: videos of the folder that the tables do not mention."""
+    """The files of a new project. `unannotated`: videos in the folder that are not in the tables."""
 
     prepared: PrepareReport
     unannotated: int
@@ -234,14 +234,14 @@ class Project:
 def make_project(
     out: Path, videos: Sequence[str], video_ids: Collection[str], tables: Paths, split: str = "auto"
 ) -> Project:
-    """Write annotations of the videos that exist, the commands to run, and a configuration of each stage.
+    """Write annotations of the existing videos, the commands to run, and a configuration for each stage.
 
     videos: the files and folders as the user named them, for the commands; video_ids: the videos in them.
-    Raises InputError where a project exists already, and where too few videos are left to train or to validate on.
+    Raises InputError if a project exists already, or too few videos are left to train or to validate on.
     """
     data, configs = out / "data", {stage: out / f"{stage}.yaml" for stage in LENGTHS}
     if there := [str(path) for path in configs.values() if path.exists()]:
-        raise InputError(f"{there[0]}: exists already; choose another --out, or delete it")
+        raise InputError(f"{there[0]}: already exists; choose another --out, or delete it")
     report = prepare_captions(tables, data, split, keep=lambda video: segment_of(video)[0] in video_ids)
     if few := [name for name, least in LEAST.items() if report.videos.get(name, 0) < least]:
         found = f"{counted(len(video_ids), 'video')} found, {len(report.without_features)} others only in the table"
@@ -261,7 +261,7 @@ def make_project(
 
 
 def _configuration(stage: str, path: Path, report: PrepareReport, out: Path) -> str:
-    """The shipped configuration for one's own videos, with these paths and lengths."""
+    """The shipped configuration for own videos, with these paths and lengths."""
     base, videos = read_yaml(f"own_{stage}"), report.videos["train"]
     seen, least, most, validations = LENGTHS[stage]
     batch = min(base["train"]["batch_size"] * (1 if videos < 2000 else 2), videos)

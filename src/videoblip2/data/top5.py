@@ -1,7 +1,7 @@
-"""The top-5-detail subset: each video's captions that agree with the others, are detailed, and differ from each other.
+"""The top-5-detail subset: captions of each video that agree with the others, are detailed, and differ from each other.
 
 The half with the highest leave-one-out CIDEr-D passes a gate; among those, captions are chosen one by one for their
-length and the words they add to those already chosen; near-repetitions are skipped (docs/decisions/0002).
+length and the new words they add; near-duplicates are skipped (docs/decisions/0002).
 """
 
 from collections import Counter
@@ -13,21 +13,21 @@ from typing import Any
 from videoblip2.captions import DocumentFrequencies, leave_one_out, tokenize
 from videoblip2.errors import Progress, no_progress
 
-# Jaccard overlap of two captions' words above which the second adds nothing new, and above which it says the same.
+# Jaccard overlaps of two captions' words above which the second adds nothing new, and above which it is the same.
 TOO_ALIKE, THE_SAME = 0.7, 0.999
 DETAIL = "detail"  # passed the gate, chosen for its length and new words
-CONSENSUS = "consensus"  # too few captions differ enough: the next by consensus that is not the same
-REPETITION = "repetition"  # the video has too few different captions
-BLOCK = 1024  # videos scored at once; each time the table of n-grams is copied
-OUTLIER = 0.1  # a caption with a lower consensus, in pycocoevalcap's scale, is an outlier
+CONSENSUS = "consensus"  # too few captions differ enough: the next distinct one by consensus
+REPETITION = "repetition"  # the video has too few distinct captions
+BLOCK = 1024  # videos scored at once; each block copies the table of n-grams
+OUTLIER = 0.1  # captions with a lower consensus are outliers (pycocoevalcap's scale)
 
 
 @dataclass
 class Selection:
-    """The videos with their chosen captions, how many by each reason, and means over videos of all and chosen captions.
+    """Videos with their chosen captions, the count of each reason, and means over videos of all and chosen captions.
 
-    `words` a caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share with a consensus
-    below 0.1), `different captions` and `different words` a video, `overlap` of two captions' words (Jaccard).
+    `words` per caption, `consensus` (leave-one-out CIDEr-D, pycocoevalcap's scale), `outliers` (share with a consensus
+    below 0.1), `different captions` and `different words` per video, `overlap` of two captions' words (Jaccard).
     """
 
     videos: list[dict[str, Any]] = field(default_factory=list)  # entries of an annotation file, with all their keys
@@ -39,7 +39,7 @@ class Selection:
 def select_top5(videos: Sequence[Mapping[str, Any]], keep: int = 5, progress: Progress = no_progress) -> Selection:
     """Select `keep` captions of each video (all, if there are fewer), most detailed first.
 
-    videos: entries of an annotation file; they get `scores` (the consensus of each caption) and `selected_by`.
+    videos: entries of an annotation file, extended by `scores` (the consensus of each caption) and `selected_by`.
     """
     references = {str(video["video_id"]): [str(text) for text in video["captions"]] for video in videos}
     df = DocumentFrequencies.from_references(references)
@@ -92,7 +92,7 @@ def _choose(tokens: list[list[str]], scores: list[float], keep: int) -> list[tup
 
 
 def _detailed(gate: Sequence[int], tokens: list[list[str]], scores: list[float], keep: int) -> list[int]:
-    """Greedily the captions with the most words, counting each new word twice; the consensus breaks ties."""
+    """Greedily choose captions with the most words, counting new words twice; the consensus breaks ties."""
     chosen: list[int] = []
     said, waiting = set[str](), list(gate)
     while waiting and len(chosen) < keep:

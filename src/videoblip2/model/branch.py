@@ -19,16 +19,16 @@ QFormer = tuple[InstructBlipQFormerModel, nn.Parameter]
 
 
 class ModalityBranch(nn.Module):
-    """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for a modality that is absent.
+    """LayerNorm → temporal embedding → (adapter) → Q-Former, with a learned state for a missing modality.
 
-    A Q-Former reads its features as a set, so the temporal embedding is what makes the order of frames visible
+    A Q-Former reads its features as a set, so only the temporal embedding shows the order of frames
     (Video-LLaMA, Zhang et al. 2023, sec. 3.1). A video whose feature mask is empty, such as one without an audio
-    stream, is shown to the queries as one learned feature, `absent`: padding is never attended to.
+    stream, gets one learned feature, `absent`: padding is never attended to.
 
     Args:
         config: of the whole network.
-        given: a Q-Former with its query tokens [1,Q,D]; None creates fresh ones. If it reads another width than the
-            features have, an adapter is added.
+        given: a Q-Former with its query tokens [1,Q,D]; None creates fresh ones. If it reads features of another width,
+            an adapter is added.
     """
 
     def __init__(self, config: VideoBlip2Config, modality: str, given: QFormer | None = None) -> None:
@@ -50,7 +50,7 @@ class ModalityBranch(nn.Module):
         features = self.norm(features)
         if self.positions is not None:
             features = features + self.positions.weight[: features.shape[1]]  # [F,C] on [B,F,C]
-        empty = mask.sum(dim=1, keepdim=True) == 0  # [B,1]: no feature at all, so the first place is the learned one
+        empty = mask.sum(dim=1, keepdim=True) == 0  # [B,1]: no features, so the first one is the learned one
         first = torch.where(empty, self.absent.to(features.dtype), features[:, 0])  # [B,C]
         features = torch.cat([first[:, None], features[:, 1:]], dim=1)
         mask = torch.cat([mask[:, :1] | empty.to(mask.dtype), mask[:, 1:]], dim=1)
@@ -68,7 +68,7 @@ class ModalityBranch(nn.Module):
     def attention(self, features: Tensor, mask: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """Cross-attention for the arguments of `forward`, averaged over its layers, heads and queries: [B,F].
 
-        A copy that shares the weights computes it, in the backend that returns them: threads may use this branch.
+        Computed by a copy that shares the weights, in a backend that returns attention: thread-safe.
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         twin, seen = copy.deepcopy(self, shared).eval(), []
@@ -78,7 +78,7 @@ class ModalityBranch(nn.Module):
                 layer.crossattention.attention.register_forward_hook(lambda _, __, output: seen.append(output[1]))
         twin(features, mask, prompt_ids, prompt_mask)
         layers = torch.stack([weights.float().mean(dim=(1, 2)) for weights in seen])  # [layers,B,F] of [B,heads,Q,F]
-        return layers.mean(dim=0) * mask  # an empty row shows the learned absent state in its first place
+        return layers.mean(dim=0) * mask  # the first weight of an empty row is for `absent`
 
 
 def fresh_qformer(config: InstructBlipQFormerConfig, num_queries: int) -> QFormer:
@@ -88,9 +88,9 @@ def fresh_qformer(config: InstructBlipQFormerConfig, num_queries: int) -> QForme
 
 
 class FeatureAdapter(nn.Sequential):
-    """LayerNorm over the features, then Linear to the width the pre-trained key and value weights expect.
+    """LayerNorm over the features, then Linear to the width that the pre-trained key and value weights expect.
 
-    Those saw features of unit variance (`ln_vision`): the Linear, a scaled isometry at first, keeps that, and angles.
+    Those were trained on unit variance (`ln_vision`): the Linear, initially a scaled isometry, keeps that, and angles.
     """
 
     def __init__(self, feature_dim: int, width: int) -> None:

@@ -17,7 +17,7 @@ _SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermedia
 
 
 def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizers, dict[str, WeightReport]]:
-    """The network with its first weights, its tokenizers, and what was loaded where (one report per Q-Former)."""
+    """The network with its first weights, its tokenizers, and a report on the loaded weights of each Q-Former."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
     qformers: dict[str, QFormer] = {}
@@ -41,7 +41,7 @@ def network_config(
     qformers: Mapping[str, InstructBlipQFormerConfig],
     separate_lm_head: bool,
 ) -> VideoBlip2Config:
-    """The network's sizes, from the training configuration, the language model's and those of the Q-Formers."""
+    """The network's sizes, from the configurations of training, the language model and the Q-Formers."""
     return VideoBlip2Config(
         text_config=text,
         **{f"{name}_qformer_config": qformer for name, qformer in qformers.items()},
@@ -59,7 +59,7 @@ def network_config(
 
 
 def fresh_qformers(config: ModelConfig, vocab_size: int) -> dict[str, InstructBlipQFormerConfig]:
-    """Sizes of each modality's Q-Former; an upscaled modality reaches it in the width of the frame features."""
+    """Sizes of each modality's Q-Former; an upscaled modality arrives with the width of the frame features."""
     sizes = {
         **config.qformer.model_dump(include=_SIZES),
         "vocab_size": vocab_size,
@@ -77,7 +77,7 @@ def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple
     qformer, queries, report = read_qformer(str(config.weights), options, bert if config.bert_weights else None)
     if qformer.config.vocab_size < vocab_size:
         raise InputError(
-            f"model.qformer.weights={config.weights}: knows {qformer.config.vocab_size} word pieces, but "
+            f"model.qformer.weights={config.weights}: has {qformer.config.vocab_size} word pieces, but "
             f"model.qformer.bert={config.bert} has {vocab_size}; give the word pieces it was trained with"
         )
     return (qformer, queries), report
@@ -89,19 +89,19 @@ def describe_first_weights(
     """Part of the network → one line: each Q-Former, the language model, LoRA.
 
     Args:
-        reports: modality → what `load_qformer` did; a modality without one has fresh weights.
-        language_model: where it came from.
-        start_from: the checkpoint that gave every weight, where one did.
+        reports: modality → the report of `load_qformer`; a modality without one has fresh weights.
+        language_model: its source.
+        start_from: the checkpoint of all weights, if any.
     """
     lines: dict[str, str] = {}
     if start_from is not None:
         lines["network"] = f"every weight from checkpoint {start_from}"
     else:
         for name in model.config.modality_names:
-            fresh, report = "freshly initialised (model.qformer.weights is not set)", reports.get(name)
+            fresh, report = "freshly initialized (model.qformer.weights is not set)", reports.get(name)
             lines[f"{name} Q-Former"] = f"{report.summary()}; from {report.file}" if report else fresh
-        state = "frozen" if model.config.finetune == "lora" else "all of it trains (model.finetune=full)"
-        head = "apart from" if model.config.separate_lm_head else "tied to"
+        state = "frozen" if model.config.finetune == "lora" else "trained in full (model.finetune=full)"
+        head = "separate from" if model.config.separate_lm_head else "tied to"
         lines["language model"] = f"{language_model}, {state}, lm_head {head} shared"
     trained = {name: parameter.numel() for name, parameter in model.trainable().items()}
     lora = sum(size for name, size in trained.items() if "lora_" in name)

@@ -1,4 +1,4 @@
-"""A checkpoint is a folder that rebuilds itself with no network and explains itself.
+"""A checkpoint is a self-contained, self-describing folder, which loads offline.
 
 config.json  model.safetensors        the network (transformers' own format)
 tokenizer files, qformer_tokenizer/   the language model's pieces, BERT's word pieces
@@ -38,7 +38,7 @@ from videoblip2.provenance import Provenance
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds."""
+    """The content of a checkpoint folder."""
 
     model: VideoBlip2
     tokenizers: Tokenizers
@@ -50,10 +50,10 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[Path], object]] | None = None
 ) -> Path:
-    """Write the folder completely or not at all: an older one stays until the new one is complete.
+    """Write the folder atomically: an older one stays until the new one is complete.
 
     Args:
-        extras: file name → a function that writes this file at a given path, such as `DocumentFrequencies.save`.
+        extras: file name → a function that writes the file to a path, such as `DocumentFrequencies.save`.
     """
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     fresh.mkdir(parents=True)
@@ -63,7 +63,7 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(fresh, folder)  # only between the two renames does neither exist
+        os.replace(fresh, folder)  # between the two renames neither exists
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -80,12 +80,12 @@ def _write(folder: Path, checkpoint: Checkpoint, extras: Mapping[str, Callable[[
     write_json(folder / "metrics.json", checkpoint.metrics)
     checkpoint.provenance.write(folder)
     write_card(folder)
-    for file in folder.glob("*.safetensors"):  # private otherwise: the umask decides who may read a checkpoint
+    for file in folder.glob("*.safetensors"):  # created private; the umask should decide
         file.chmod((folder / "config.yaml").stat().st_mode)
 
 
 def full_state(model: VideoBlip2) -> dict[str, Any]:
-    """Weights as files have them: in float32 and whole; where they are sharded, all processes must call this."""
+    """Weights as stored: whole, in float32; if they are sharded, all processes must call this."""
     states: dict[str, Any] = model.state_dict()
     for name, weight in states.items():
         weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
@@ -96,7 +96,7 @@ def full_state(model: VideoBlip2) -> dict[str, Any]:
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Rebuild network and tokenizers from a folder; the network is in eval mode, on the CPU.
 
-    Raises InputError naming the folder and what is missing in it.
+    Raises InputError naming the folder and its missing file.
     """
     folder = Path(folder)
     provenance = Provenance.read(folder)
@@ -119,7 +119,7 @@ _FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def _load_network(folder: Path) -> VideoBlip2:
-    """The network in eval mode on the CPU, its language model frozen; a pickle is never opened."""
+    """The network in eval mode on the CPU, with a frozen language model; never opens a pickle."""
     config = VideoBlip2Config.from_pretrained(folder, local_files_only=True)
     with LightMeta(), torch.device("meta"), no_init_weights():
         model = VideoBlip2(config)
@@ -127,16 +127,16 @@ def _load_network(folder: Path) -> VideoBlip2:
     if not files:
         raise InputError(f"no {_FILES[0]}")
     unexpected = model.load_state_dict(read_tensors(files[0]), strict=False, assign=True).unexpected_keys
-    model.tie_weights()  # what shares one parameter is stored once
+    model.tie_weights()  # shared parameters are stored once
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if wrong := missing + unexpected:
         what = f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}"
         raise InputError(f"{what}; the folder mixes two models")
     for module in model.modules():
-        if (ids := module._buffers.get("position_ids")) is not None:  # counted, not stored
+        if (ids := module._buffers.get("position_ids")) is not None:  # computed, not stored
             module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        # A language model that computes tensors it does not store: transformers knows how.
+        # Some language models compute tensors that they do not store; transformers does it.
         model = VideoBlip2.from_pretrained(folder, local_files_only=True)
     return cast(VideoBlip2, model.eval())
 
@@ -153,7 +153,7 @@ def write_card(folder: Path) -> Path:
     )
     kind = network["text_config"].get("model_type", "t5")
     parts: Counter[str] = Counter()
-    for file in get_local_safetensors_metadata(folder).files_metadata.values():  # headers: no weight is read
+    for file in get_local_safetensors_metadata(folder).files_metadata.values():  # reads only headers
         for name, tensor in file.tensors.items():
             parts[_part(name)] += tensor.parameter_count
     scores = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "step"}

@@ -1,4 +1,4 @@
-"""The network's sizes, as a transformers configuration that a checkpoint carries (`config.json`)."""
+"""The network's sizes, as a transformers configuration, stored in a checkpoint as `config.json`."""
 
 from typing import Any, TypeAlias
 
@@ -6,21 +6,21 @@ from transformers import CONFIG_MAPPING, AutoConfig, InstructBlipQFormerConfig, 
 
 from videoblip2.modality import BOTH, MODALITIES, modality_names
 
-Part: TypeAlias = dict[str, Any] | PreTrainedConfig | None  # as JSON, as a configuration, or its defaults
+Part: TypeAlias = dict[str, Any] | PreTrainedConfig | None  # JSON, a configuration, or None for its defaults
 
 
 class VideoBlip2Config(PreTrainedConfig):
-    """Everything needed to rebuild the network with no other file than its weights.
+    """Everything needed to rebuild the network from its weights alone.
 
     Args:
         text_config: the language model; a dictionary without `model_type` is a T5's.
-        NAME_qformer_config, NAME_dim: of each modality its Q-Former, whose `encoder_hidden_size` is the width that its
-            cross-attention reads, and the width of its features. Those of a further modality are keyword arguments.
+        NAME_qformer_config, NAME_dim: the Q-Former of each modality, whose `encoder_hidden_size` is the width that
+            cross-attention reads, and the width of the features. Other modalities use keyword arguments.
         modalities: as `model.modalities` of the configuration.
         upscaled_dim: width of the features that pass through an upscaler.
-        separate_lm_head: `lm_head` is apart from the input embeddings, as in T5 v1.1 and Flan-T5.
-        finetune: "lora" (language model frozen) or "full" (all of it trains, no LoRA).
-        lora_merged: LoRA is folded into the language model's weights, as earlier versions could, so there is none.
+        separate_lm_head: `lm_head` is not tied to the input embeddings, as in T5 v1.1 and Flan-T5.
+        finetune: "lora" (language model frozen) or "full" (trained in full, no LoRA).
+        lora_merged: LoRA is merged into the language model's weights, as earlier versions could do.
     """
 
     model_type = "videoblip2"
@@ -75,5 +75,5 @@ def _as(kind: type[PreTrainedConfig], value: Part) -> PreTrainedConfig:
     return kind(**(value or {}))
 
 
-# As is usual with transformers: importing the class is enough to load it through AutoConfig.
+# As usual with transformers, importing the class registers it with AutoConfig.
 AutoConfig.register(VideoBlip2Config.model_type, VideoBlip2Config, exist_ok=True)

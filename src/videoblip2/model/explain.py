@@ -1,4 +1,4 @@
-"""What each word of a caption owes to the sound, and to the picture: its log-probability with and without them.
+"""How much each word of a caption depends on the sound and on the picture: its log-probability with and without them.
 
 Letters: N captions · T tokens · V vocabulary · W words.
 """
@@ -18,10 +18,10 @@ from videoblip2.model.tokenizers import Tokenizers
 def explain(
     model: VideoBlip2, tokenizers: Tokenizers, inputs: Mapping[str, Any], captions: Sequence[str]
 ) -> list[tuple[ExplainedWord, ...]]:
-    """The words of N captions, one of each video.
+    """Explain the words of N captions, one per video.
 
-    A modality is withheld by showing the network the state it has for a video without it, so a video that lacks the
-    sound owes it exactly nothing. The end token belongs to no word.
+    A modality is withheld by giving the network its learned state for a missing modality, so for a video without sound
+    the effect of sound is exactly 0. The end token belongs to no word.
 
     Args:
         inputs: the arguments of `VideoBlip2.encode`.
@@ -30,7 +30,7 @@ def explain(
     labels, places = labels.to(model.device), places.to(model.device)
 
     def log_probs(withheld: str = "") -> Tensor:
-        """[N,W]: the sum over the tokens of each word; the last column collects those of none."""
+        """[N,W]: the sum over the tokens of each word; the last column is for tokens of no word."""
         masks = {name: mask * (name != withheld) for name, mask in inputs["masks"].items()}
         logits = model(labels, **{**inputs, "masks": masks}).double()  # [N,T,V]
         chosen = torch.log_softmax(logits, dim=-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(2)

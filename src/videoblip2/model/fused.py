@@ -1,4 +1,4 @@
-"""Norms, activations and LoRA of a frozen language model: the same numbers in fewer passes over memory."""
+"""Norms, activations and LoRA of a frozen language model: the same numbers with fewer passes over memory."""
 
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ def fuse(model: nn.Module) -> None:
 
 
 class Norm(T5LayerNorm):  # type: ignore[misc, no-any-unimported]
-    """T5's norm; fewer passes if it is frozen."""
+    """T5's norm, in fewer passes if frozen."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if self.weight.requires_grad or hidden_states.dtype == torch.bfloat16:

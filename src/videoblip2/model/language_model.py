@@ -1,7 +1,7 @@
-"""The language model behind the Q-Formers: any encoder-decoder of transformers, seen through one small interface.
+"""The language model behind the Q-Formers: any encoder-decoder of transformers, behind one small interface.
 
-To add another, add its entry to `LANGUAGE_MODELS`. Its captions are decoded through transformers' own cache until a
-quicker stepper is registered in `decode.stepper.STEPPERS`.
+To add one, add an entry to `LANGUAGE_MODELS`. It decodes with transformers' own cache until a faster stepper is
+registered in `decode.stepper.STEPPERS`.
 
 Letters: B videos · N captions per video · S encoder places · E width · P prompt pieces · T caption tokens ·
 V vocabulary.
@@ -30,11 +30,11 @@ from videoblip2.imports import quiet_transformers
 
 @dataclass(frozen=True)
 class Family:
-    """What transformers' common interface does not say about one kind of language model.
+    """Facts about one kind of language model that transformers' common interface lacks.
 
-    projections: its names for the attention's q, k, v and o, which `model.lora.target_modules` may name; one that is
-        left out has that name already.
-    cross_attention: its name for the decoder's attention to the encoder's states.
+    projections: its names for q, k, v and o of attention, which `model.lora.target_modules` uses; those left out are
+        the same.
+    cross_attention: its name for the decoder's cross-attention.
     """
 
     label: str
@@ -50,7 +50,7 @@ LANGUAGE_MODELS = {
 
 
 def family_of(model_type: str) -> Family:
-    """The entry of a kind of language model. Raises InputError for one that is not in the table."""
+    """The entry of a kind of language model. Raises InputError if it is not in the table."""
     if model_type not in LANGUAGE_MODELS:
         known = " or ".join(LANGUAGE_MODELS)
         raise InputError(f"its config.json is for a {model_type}; give a folder with a {known}, or a hub name online")
@@ -59,7 +59,7 @@ def family_of(model_type: str) -> Family:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Where captions start, end and are padded; `first` and `last`, if any, are imposed on the best caption."""
+    """Start, end and padding tokens; `first` and `last`, if any, are forced on the best caption."""
 
     start: int
     pad: int
@@ -68,7 +68,7 @@ class SpecialTokens:
     last: int | None = None
 
     def imposed(self, at: int | Tensor, max_new_tokens: int) -> int | None:
-        """The token that `generate` imposes at place `at`, as it does where a model's configuration asks for one."""
+        """The token that `generate` forces at place `at`, if the model's configuration asks for one."""
         if self.first is self.last is None:
             return None
         return self.first if at == 0 and self.first is not None else self.last if at + 1 == max_new_tokens else None
@@ -78,7 +78,7 @@ class SpecialTokens:
 class LanguageModel:
     """An encoder-decoder of transformers as the network uses it.
 
-    compiled: decode by a `StaticDecoder`, where the model is a T5.
+    compiled: decode with a `StaticDecoder` if the model is a T5.
     checkpointing: see `recomputed`.
     """
 
@@ -106,11 +106,11 @@ class LanguageModel:
     def decode(self, states: Tensor, mask: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
         """Teacher forcing: states [B,S,E], mask [B,S], labels [B·N,T] (-100 = padding) → logits [B·N,T,V].
 
-        Labels hold N captions per video, one video after the other. Its states, and the products with them that make
-        cross-attention's keys and values, serve all of them, forward and backward.
+        Labels contain N captions per video, video by video. Captions of a video share its states and cross-attention's
+        keys and values, forward and backward.
 
         Args:
-            live: flat places in [B·N·T], for logits [L,V] of these alone.
+            live: flat places in [B·N·T], for logits [L,V] at these only.
         """
         captions = len(labels) // len(states)
         shared = partial(self._shared, captions)
@@ -134,7 +134,7 @@ class LanguageModel:
 
     @contextmanager
     def _shared(self, captions: int) -> Iterator[None]:
-        """Inside, the captions of a video share its cross-attention's keys and values."""
+        """Within the block, the captions of a video share its cross-attention's keys and values."""
         before, after = (_repeated if self.network.training else _longer)(captions)
         with ExitStack() as hooks:
             for module in self._sharing() if captions > 1 else ():
@@ -143,7 +143,7 @@ class LanguageModel:
             yield
 
     def _sharing(self) -> list[nn.Module]:
-        """Cross-attention; in training its keys and values, without LoRA's, which has a dropout for each caption."""
+        """Cross-attention; in training only its keys and values without LoRA, whose dropout is per caption."""
         family = family_of(self.network.config.model_type)
         parts = [f".{family.projections.get(kind, kind)}" for kind in ("k", "v")] if self.network.training else [""]
         ends = tuple(f".{family.cross_attention}{part}" for part in parts)
@@ -151,14 +151,14 @@ class LanguageModel:
         return [getattr(module, "base_layer", module) for module in found]
 
     def freeze(self, but_lora: bool = True) -> None:
-        """Freeze all of it but LoRA; with `but_lora=False` nothing is frozen."""
+        """Freeze everything but LoRA; with `but_lora=False` freeze nothing."""
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not but_lora or "lora_" in name)
 
     def halve(self) -> None:
-        """Store the frozen linear layers in bf16, which autocast would cast them to each time: the same numbers.
+        """Store the frozen linear layers in bf16, since autocast would cast them in each pass: the same numbers.
 
-        Norms stay as they are, and embeddings, and a head that shares theirs: autocast leaves those alone.
+        Norms, embeddings and a head tied to them are unchanged, since autocast does not cast them.
         """
         embeddings = self.network.get_input_embeddings().weight
         for linear in self.network.modules():
@@ -166,7 +166,7 @@ class LanguageModel:
                 linear.to(torch.bfloat16)
 
     def add_lora(self, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
-        """Put LoRA beside every linear layer named by `targets`, q, k, v and o being its attention's projections."""
+        """Add LoRA to every linear layer named by `targets`, where q, k, v and o are attention's projections."""
         from peft import LoraConfig, inject_adapter_in_model
 
         from videoblip2.model.fused import Adapted
@@ -185,9 +185,9 @@ class LanguageModel:
 def recomputed(
     module: nn.Module, wanted: bool, again: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[None]:
-    """Inside, if `wanted`, each layer keeps no more than its inputs: the backward pass runs it again, inside `again()`.
+    """Within the block, if `wanted`, layers store only their inputs: the backward pass reruns them within `again()`.
 
-    transformers' own gradient checkpointing is off in eval mode, in which self-critical training is.
+    transformers' own gradient checkpointing is off in eval mode, which self-critical training uses.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     layers = layers if wanted and torch.is_grad_enabled() else []
@@ -202,12 +202,12 @@ def recomputed(
 
 
 def _repeated(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Hooks of a linear layer whose input [B·N,S,E] is the same for the N captions of a video."""
+    """Hooks for a linear layer whose input [B·N,S,E] is the same for the N captions of a video."""
     return lambda _, given: given[0][::captions], lambda _, __, output: output.repeat_interleave(captions, 0)
 
 
 def _longer(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Hooks of cross-attention that make the captions of a video, [B·N,T,E], one longer query [B,N·T,E]."""
+    """Hooks for cross-attention that turn the captions of a video, [B·N,T,E], into one query [B,N·T,E]."""
     return (
         lambda _, given: given[0].unflatten(0, (-1, captions)).flatten(1, 2),
         lambda _, __, output: (output[0].unflatten(1, (captions, -1)).flatten(0, 1), *output[1:]),
@@ -225,7 +225,7 @@ def fresh_language_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def load_language_model(source: str | Path) -> PreTrainedModel:
-    """From a folder or hub name, by `from_pretrained`; `lm_head` stays apart from the embeddings if files have both.
+    """From a folder or hub name, by `from_pretrained`; `lm_head` stays untied from the embeddings if files have both.
 
     Raises InputError for a model that is not in the table, and for files that lack some of its tensors.
     """
@@ -238,9 +238,7 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
             what = f"{len(missing)} tensors are not in its files, first {min(missing)}"
             raise InputError(f"{what}; copy or download it again")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        remedy = (
-            "" if isinstance(error, InputError) else "; give a folder that holds a language model, or a hub name online"
-        )
+        remedy = "" if isinstance(error, InputError) else "; give a folder with a language model, or a hub name online"
         raise InputError(f"model.language_model={source}: {first_line(error)}{remedy}") from error
     if has_own_head(model):
         separate_lm_head(model)
@@ -248,16 +246,16 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Whether `lm_head` has its own matrix, as in T5 v1.1 and Flan-T5, and does not share the input embeddings'."""
+    """Whether `lm_head` has its own matrix, as in T5 v1.1 and Flan-T5, untied from the input embeddings."""
     head: Any = model.get_output_embeddings()
     return head.weight is not model.get_input_embeddings().weight
 
 
 def separate_lm_head(model: PreTrainedModel) -> None:
-    """Keep `lm_head` apart from the input embeddings, permanently.
+    """Untie `lm_head` from the input embeddings, permanently.
 
     transformers 5 declares every T5 as tied: loading a state dict would write `lm_head` over `shared`, and any
-    `tie_weights` would join them again.
+    `tie_weights` would tie them again.
     """
     tied = {k: v for k, v in (type(model)._tied_weights_keys or {}).items() if k != "lm_head.weight"}
     model._tied_weights_keys, model.all_tied_weights_keys = tied, dict(tied)

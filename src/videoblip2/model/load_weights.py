@@ -1,9 +1,9 @@
-"""A Q-Former from another project's checkpoint, with a report on every tensor.
+"""Load a Q-Former from another project's checkpoint, with a report on every tensor.
 
-BERT gives only what text alone passes through: word and position embeddings and the text feed-forward. Self-attention
+BERT supplies only the text path: word and position embeddings and the text feed-forward. Self-attention
 and the embedding LayerNorm are shared by queries and text (BLIP-2, Li et al. 2023, section 3.1), so they stay BLIP-2's,
-and a text branch of the checkpoint's own goes before BERT's. All is planned from names and shapes before any weight is
-read, so a file that does not fit leaves nothing behind.
+and a checkpoint's own text branch is preferred to BERT's. Everything is planned from names and shapes before any weight
+is read, so an unsuitable file has no effect.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ from videoblip2.model.weight_source import (
 CrossAttention = Literal["reinit", "adapt"]
 Status = Literal["loaded", "text", "fresh", "unused"]
 
-_NUM_QUERIES = 32  # of BLIP-2, when neither the file nor the caller says
+_NUM_QUERIES = 32  # BLIP-2's, if neither the file nor the caller says
 _READS_FEATURES = ("crossattention.attention.key.weight", "crossattention.attention.value.weight")
 _PRECISIONS = ("float32", "float16", "bfloat16", "float64")
 
@@ -54,23 +54,23 @@ class TensorRecord:
     file: str = ""  # "checkpoint" or "text", "" when fresh
     dtype: str = ""  # in the file, such as "float16"; the model always holds float32
     reason: str = ""  # why it is fresh or unused
-    note: str = ""  # what else was done to it, such as "30522 rows and 1 fresh; float16 converted to float32"
+    note: str = ""  # other changes, such as "30522 rows and 1 fresh; float16 converted to float32"
 
     @property
     def filled(self) -> bool:
-        """Whether a file gives it."""
+        """Whether its values come from a file."""
         return self.status in ("loaded", "text")
 
     @property
     def outcome(self) -> str:
         """The status in words."""
-        fresh = "re-initialised" if self.reason == "width" else "freshly initialised"
+        fresh = "reinitialized" if self.reason == "width" else "freshly initialized"
         return fresh if self.status == "fresh" else self.status
 
 
 @dataclass(frozen=True)
 class WeightReport:
-    """The whole of one load. `records` follow the model's own order, the unused tensors last."""
+    """A report on one load. `records` follow the model's order, unused tensors last."""
 
     file: str
     layout: str
@@ -80,11 +80,11 @@ class WeightReport:
     text_name: str = "BERT"
 
     def count(self, status: Status) -> int:
-        """How many tensors have this status."""
+        """Number of tensors with this status."""
         return sum(record.status == status for record in self.records)
 
     def summary(self) -> str:
-        """One line, such as `243 loaded, 12 re-initialised (width), 74 from BERT`."""
+        """One line, such as `243 loaded, 12 reinitialized (width), 74 from BERT`."""
         parts = [f"{self.count('loaded')} loaded"]
         fresh = Counter(f"{record.outcome} ({record.reason})" for record in self.records if record.status == "fresh")
         parts += [f"{count} {what}" for what, count in fresh.items()]
@@ -95,7 +95,7 @@ class WeightReport:
         return ", ".join(parts)
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
-        """One row a tensor group: (group, tensors, parameters, what happened, from which name or why), as text."""
+        """One row per tensor group: (group, tensors, parameters, outcome, source or reason), as text."""
         groups: dict[tuple[str, str, str], list[int]] = {}
         for record in self.records:
             outcome = f"from {self.text_name}" if record.status == "text" else record.outcome
@@ -129,7 +129,7 @@ def _origin(record: TensorRecord) -> str:
 
 
 class QFormerOptions(BaseModel):
-    """What the caller asks of the file: `load_qformer`'s arguments, and the dropout in training."""
+    """Options of `load_qformer`, and the dropout in training."""
 
     feature_dim: int = Field(768, ge=1)
     cross_attention: CrossAttention = "reinit"
@@ -150,14 +150,14 @@ def load_qformer(
 ) -> tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport]:
     """Load a Q-Former (in float32, eval mode) and its query tokens [1, Q, D] from a LAVIS or transformers checkpoint.
 
-    path: .pth, .bin, .safetensors, sharded index or folder. feature_dim: width of the features it will see. Where the
+    path: .pth, .bin, .safetensors, sharded index or folder. feature_dim: width of its features. If the
     file's cross-attention has another width W, "reinit" gives fresh key and value weights [D, feature_dim], and "adapt"
     keeps them and expects `FeatureAdapter(feature_dim, W)` in front (W is `qformer.config.encoder_hidden_size`).
     bert: a bert-base-uncased file or folder (or a stage 1 checkpoint) for the text side of a file that has none.
     num_queries: None takes the file's own; fewer keeps the first ones, more adds fresh ones.
     prefix: which Q-Former, for a file with several. Fresh weights are N(0, 0.02²) from torch's global generator.
 
-    Raises InputError, one line, for every file or value that does not fit; no model is ever half loaded.
+    Raises InputError, in one line, for every unsuitable file or value; never loads half a model.
     """
     sizes = {"feature_dim": feature_dim, "num_attention_heads": num_attention_heads, "num_queries": num_queries}
     options = validated(QFormerOptions, {**sizes, "cross_attention": cross_attention, "prefix": prefix})
@@ -177,17 +177,17 @@ def read_qformer(
     if (queries := values.pop(QUERIES, None)) is not None:
         kept = queries[:, : query_tokens.shape[1]]
         query_tokens.data[:, : kept.shape[1]] = kept
-    with quiet_transformers():  # what is not in `values` gets BERT's own initialisation
+    with quiet_transformers():  # tensors not in `values` get BERT's initialization
         qformer = InstructBlipQFormerModel.from_pretrained(None, config=config, state_dict=values)
     return qformer, query_tokens, report
 
 
 def _read(record: TensorRecord, given: QFormerSource | None) -> torch.Tensor:
-    """A tensor in float32, copied into memory: the file may change or vanish afterwards."""
+    """A tensor in float32, copied into memory, since the file may change or vanish."""
     assert given is not None
     value = given.tensors[record.source].to(torch.float32, copy=True)
     if not value.sum().isfinite():  # a NaN or an infinity survives the sum: one pass, no copy
-        what = f"{record.source} holds NaN or infinite values"
+        what = f"{record.source} contains NaN or infinite values"
         raise InputError(f"{given.file}: {what}; the file is damaged, download it again")
     return value
 
@@ -195,9 +195,9 @@ def _read(record: TensorRecord, given: QFormerSource | None) -> torch.Tensor:
 def plan_qformer(
     own: QFormerSource, options: QFormerOptions, text: QFormerSource | None = None
 ) -> tuple[InstructBlipQFormerConfig, WeightReport]:
-    """The Q-Former's configuration, and the report on what fills each of its tensors, from names and shapes alone.
+    """The Q-Former's configuration, and the report on the source of each tensor, from names and shapes alone.
 
-    Raises InputError if the file, or it and the one for the text side, cannot fill the model.
+    Raises InputError if the file, or both files, cannot fill the model.
     """
     sizes = read_sizes(own, text)
     width, file_reads = sizes["hidden_size"], sizes["encoder_hidden_size"]
@@ -240,7 +240,7 @@ def _place(
     source, found, notes = given.names[name], given.shape(name), []
     dtype = precision(given.tensors[source])
     if dtype not in _PRECISIONS:
-        raise InputError(f"{given.file}: {source} is {dtype} (quantised?); give the float32 or float16 weights")
+        raise InputError(f"{given.file}: {source} is {dtype} (quantized?); give the float32 or float16 weights")
     if found != shape and not (name == QUERIES and len(found) == 3 and found[::2] == shape[::2]):
         raise InputError(f"{given.file}: {source} has shape {list(found)}, the Q-Former needs {list(shape)} there")
     if found != shape:
@@ -257,13 +257,13 @@ def _why_fresh(name: str, own: QFormerSource) -> str:
         return "no query tokens in the file"
     if is_text_name(name):
         return "no text branch in the file: give bert="
-    raise InputError(f"{own.file}: its Q-Former lacks {name}; the file is incomplete or of another architecture")
+    raise InputError(f"{own.file}: its Q-Former lacks {name}; the file is incomplete or has another architecture")
 
 
 def _unused(
     given: QFormerSource, which: Literal["checkpoint", "text"], records: Iterable[TensorRecord]
 ) -> list[TensorRecord]:
-    """The tensors of one of the files that the model does not take, each with the reason."""
+    """The unused tensors of one of the files, each with the reason."""
     used = {record.source for record in records if record.file == which}
     too_wide = {record.name for record in records if record.reason == "width" and which == "checkpoint"}
     ours = {source: name for name, source in given.names.items()}

@@ -23,9 +23,9 @@ from videoblip2.model.language_model import LanguageModel, fresh_language_model,
 class VideoBlip2(PreTrainedModel):
     """The language model reads `[queries of each modality, prompt]`. It is frozen, with LoRA on its attention.
 
-    With `finetune="full"` all of it trains instead, without LoRA.
+    With `finetune="full"` the whole language model is trained, without LoRA.
 
-    Modules handed in are used as they are; those left out are built from the configuration with fresh weights.
+    Modules passed in are used as they are; the others are built from the configuration with fresh weights.
     """
 
     config_class = VideoBlip2Config
@@ -60,17 +60,17 @@ class VideoBlip2(PreTrainedModel):
             self.text.add_lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
         self.text.freeze(but_lora=lora)
         if next(self.parameters()).device.type != "meta":
-            # Everything has its weights by now: transformers must not draw them again (it would undo pre-trained ones).
+            # All weights are set: transformers must not initialize them again (and undo pre-trained ones).
             for module in self.modules():
                 module._is_hf_initialized = True
         self.post_init()
         for module in self.modules():
-            if isinstance(module, PreTrainedModel):  # a composite's parts do not inherit it by themselves
+            if isinstance(module, PreTrainedModel):  # submodels do not inherit it
                 module.config._attn_implementation = config._attn_implementation
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """transformers' own, then the language model frozen again: loading makes every parameter trainable."""
+        """transformers' method, then freeze the language model again: loading makes every parameter trainable."""
         loaded = super().from_pretrained(*args, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.text.freeze(but_lora=model.config.finetune == "lora")
@@ -117,7 +117,7 @@ class VideoBlip2(PreTrainedModel):
         return cast(ModalityBranch, self.get_submodule(f"{modality}_branch"))
 
     def upscaled(self, modality: str, features: Tensor) -> Tensor:
-        """Features [B,L,C] as their branch reads them."""
+        """Features [B,L,C] in the width that their branch reads."""
         if not MODALITIES[modality].upscaled:
             return features
         return cast(Tensor, self.get_submodule(f"{modality}_upscaler")(features))
@@ -126,11 +126,11 @@ class VideoBlip2(PreTrainedModel):
     def cross_attention(
         self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor], qformer_ids: Tensor, qformer_mask: Tensor
     ) -> dict[str, Tensor]:
-        """Where the Q-Formers look, one weight per row of features; the arguments are those of `encode`.
+        """The Q-Formers' attention, one weight per row of features; arguments as for `encode`.
 
         Returns:
-            [B,L] of each modality: each row sums to 1, padding gets exactly 0, and the row of a video without that
-            modality is all 0. See `ModalityBranch.attention`.
+            [B,L] of each modality: each row sums to 1, padding is exactly 0, and a missing modality has all 0.
+            See `ModalityBranch.attention`.
         """
         text, names = (qformer_ids, qformer_mask), self.config.modality_names
         rows = {name: self.upscaled(name, features[name]) for name in names}
@@ -141,7 +141,7 @@ class VideoBlip2(PreTrainedModel):
         return self.text.decode(states, mask, labels, live)
 
     def forward(self, labels: Tensor, live: Tensor | None = None, **inputs: Any) -> Tensor:
-        """`encode` and `decode` in one: logits [B·N,T,V], or [L,V] of the places `live`."""
+        """`encode`, then `decode`: logits [B·N,T,V], or [L,V] at the places `live`."""
         states, mask = self.encode(**inputs)
         return self.decode(states, mask, labels, live)
 
@@ -156,28 +156,28 @@ class VideoBlip2(PreTrainedModel):
         generator: torch.Generator | None = None,
         **inputs: Any,
     ) -> Tensor:
-        """Caption ids as transformers' `generate` gives them: `model.generate(**batch.inputs, num_beams=5)`.
+        """Caption ids in the format of transformers' `generate`: `model.generate(**batch.inputs, num_beams=5)`.
 
         Args:
             inputs: the arguments of `encode`.
-            num_beams: 1 = the likeliest token at each step, or with `do_sample` one drawn from the whole
+            num_beams: 1 = the likeliest token at each step, or with `do_sample` one sampled from the whole
                 distribution (no top-k, no top-p); more = beam search.
 
         Returns:
             [B,T+1]: the start token first, padding after the end.
         """
         if num_beams > 1 and do_sample:
-            raise InputError(f"num_beams={num_beams} with do_sample=True: beams are not drawn; choose one of the two")
+            raise InputError(f"num_beams={num_beams} with do_sample=True: beam search does not sample; choose one")
         decoding = Decoding(num_beams, max_new_tokens, length_penalty, temperature, do_sample)
         out, _ = decode.generate(self.text, self.encode(**inputs), decoding, generator)
         return torch.cat([out.ids.new_full((len(out.ids), 1), self.text.tokens.start), out.ids], dim=1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training moves, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or language model."""
+        """The trained parameters, by name: Q-Formers, queries, upscaler, projections, norms, LoRA or language model."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is left to transformers: each module initialises its own weights when it is built."""
+        """Do nothing: each module initializes its own weights when it is built."""
 
 
 AutoModel.register(VideoBlip2Config, VideoBlip2, exist_ok=True)

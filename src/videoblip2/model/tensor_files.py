@@ -1,7 +1,7 @@
-"""Opening a file of weights from elsewhere: what it is, without running it, and its tensors, without copying them.
+"""Open weight files of other projects: identify them without running code, and map their tensors without copying.
 
-The kind is read from the bytes, never from the file's name. Zip-based torch files and safetensors are memory-mapped, so
-only the tensors that are used are ever read from the disk.
+The format is read from the bytes, never from the name. Zip-based torch files and safetensors are memory-mapped, so
+only the tensors in use are read from disk.
 """
 
 import json
@@ -21,7 +21,7 @@ from videoblip2.errors import refused
 
 FileFormat = Literal["torch", "torch (before 1.6)", "safetensors", "sharded"]
 
-# The first thing in a torch file before 1.6: the pickled integer 0x1950a86a20f9469cfc6c.
+# The first item in a torch file before 1.6: the pickled integer 0x1950a86a20f9469cfc6c.
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 _SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 _INDEX_SUFFIX = ".index.json"
@@ -47,7 +47,7 @@ _FOREIGN = (
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """Every named tensor of a .pth, .bin, .safetensors, index file or Hugging Face folder, mapped where possible.
 
-    Raises InputError, one line, for what is missing, empty, cut short, of another kind, or holds more than tensors.
+    Raises InputError, in one line, if it is missing, empty, truncated, of another format, or has more than tensors.
     """
     path = weights_file(path)
     file_format = sniff(path)
@@ -55,17 +55,17 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
         return _read_sharded(path)
     loaded = _load(path, file_format)
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors; save model.state_dict()")
+        raise InputError(f"{path}: contains a {type(loaded).__name__}, not named tensors; save model.state_dict()")
     loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:5]) or "nothing"
-        raise InputError(f"{path}: holds no named tensors (found {keys}); save model.state_dict()")
+        raise InputError(f"{path}: contains no named tensors (found {keys}); save model.state_dict()")
     return tensors
 
 
 def weights_file(path: Path | str) -> Path:
-    """The file that holds the weights: `path` itself, the one in the folder `path`, or that of a hub name."""
+    """The file with the weights: `path` itself, the one in the folder `path`, or that of a hub name."""
     folder = Path(path) if Path(path).exists() else _hub_folder(str(path))
     if not folder.is_dir():
         return folder
@@ -80,7 +80,7 @@ def weights_file(path: Path | str) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
-    """The weights of the hub model `name`; online what the cache lacks is downloaded, shards too."""
+    """The folder of the hub model `name`; when online, files missing from the cache are downloaded, shards too."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(_SUFFIXES):
         raise InputError(f"{name}: no such file or folder; `vb2 weights fetch` lists what can be downloaded")
     from huggingface_hub import snapshot_download
@@ -96,7 +96,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def sniff(path: Path) -> FileFormat:
-    """What `path` is, from its bytes; InputError, saying what it looks like, when it is not a file of weights."""
+    """The format of `path`, from its bytes. Raises InputError with a guess at the format if it is not a weight file."""
     with refused(f"{path}: cannot be read", "check it and its permissions", OSError), path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -118,7 +118,7 @@ def sniff(path: Path) -> FileFormat:
 def _sniff_zip(path: Path) -> FileFormat:
     if not zipfile.is_zipfile(path):
         raise InputError(
-            f"{path}: a torch file cut short (its end is missing, {path.stat().st_size:,} bytes); {_AGAIN}"
+            f"{path}: a truncated torch file (its end is missing, {path.stat().st_size:,} bytes); {_AGAIN}"
         )
     with zipfile.ZipFile(path) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
@@ -130,8 +130,8 @@ def _sniff_zip(path: Path) -> FileFormat:
 
 
 def _load(path: Path, file_format: FileFormat) -> object:
-    """What one file holds; a pickle of more than tensors is never opened."""
-    fault = f"{path}: a {file_format.partition(' ')[0]} file that is damaged or cut short"
+    """The content of one file; a pickle of more than tensors is never opened."""
+    fault = f"{path}: a {file_format.partition(' ')[0]} file that is damaged or truncated"
     try:
         with refused(fault, _AGAIN, SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError):
             if file_format == "safetensors":
@@ -141,7 +141,7 @@ def _load(path: Path, file_format: FileFormat) -> object:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
         raise InputError(
-            f"{path}: holds Python objects beside tensors{what}; opening them could run code, so it is refused: "
+            f"{path}: contains Python objects besides tensors{what}; opening them could run code, so it is refused: "
             "re-save only its tensors as .safetensors"
         ) from error
 

@@ -17,7 +17,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import first_line
 
 QFORMER_FOLDER = "qformer_tokenizer"
-_LOCK = Lock()  # a tokenizer stores its truncation length, so without a lock threads would use each other's
+_LOCK = Lock()  # a tokenizer stores its truncation length, so threads need a lock
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Tokenizers:
             return list(self.text(list(captions)).input_ids)
 
     def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, list[list[str]]]:
-        """N captions → labels [N,T] as `labels` gives them, uncut, the number of each token's word, and the words.
+        """N captions → labels [N,T] as `labels` gives them, uncut, the index of each token's word, and the words.
 
-        A token of no word, such as the end token, has the number after the last word's of any caption.
+        A token of no word, such as the end token, has an index after the last word of any caption.
         """
         options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         with _LOCK:
@@ -89,7 +89,7 @@ def _load(kind: Any, source: str | Path) -> Any:
         return kind.from_pretrained(str(source))
     except (OSError, ValueError, ImportError) as error:
         reason, remedy = first_line(error), "give a folder with its files, or a hub name online"
-        if "tiktoken" in str(error):  # what transformers tries where it could not read a SentencePiece model
+        if "tiktoken" in str(error):  # transformers' fallback for a SentencePiece model it cannot read
             reason = "it has a SentencePiece model (spiece.model) and no tokenizer.json, and the model cannot be read"
             missing = find_spec("sentencepiece") is None
             remedy = "run `pip install sentencepiece`" if missing else "the model is damaged: copy or download it again"

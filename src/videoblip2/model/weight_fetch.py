@@ -1,8 +1,8 @@
-"""Published weights by name: a file of LAVIS, or a model folder from the Hugging Face hub.
+"""Download published weights by name: a LAVIS file, or a model folder from the Hugging Face hub.
 
-LAVIS publishes no sha256. What is checked is the one that the user gives, the MD5 that Google's storage sends with a
-file, and on every later run the sha256 recorded when the file was fetched. The hub publishes a sha256 for each large
-file; a folder is fetched at one commit, only the files that are read here, and its checksums are recorded.
+LAVIS publishes no sha256. A file is checked against the user's sha256, if given, the MD5 that Google's storage sends
+and, on later runs, the sha256 recorded after the download. The hub publishes a sha256 for each large file; only the
+needed files of a folder are fetched, at one commit, and their checksums are recorded.
 """
 
 import base64
@@ -61,7 +61,7 @@ KNOWN = {known.name: known for known in _KNOWN}
 
 @dataclass(frozen=True)
 class Fetched:
-    """What is on the disk now: `files` gives each file's sha256, `checked` says what they were compared with."""
+    """Fetched files: `files` has the sha256 of each, `checked` names what they were compared with."""
 
     name: str
     path: Path
@@ -72,13 +72,13 @@ class Fetched:
 
 
 def fetch_weights(name: str, out: Path, sha256: str | None = None, progress: Progress = no_progress) -> Fetched:
-    """Fetch the weights known as `name` into the folder `out`; what is already there is only verified.
+    """Fetch the weights known as `name` into the folder `out`; existing files are only verified.
 
     Raises InputError for an unknown name, an unreachable or refusing server, a full disk and a wrong checksum.
     """
     known = KNOWN.get(name)
     if known is None:
-        raise InputError(f"{name}: not among the known weights; choose from {', '.join(KNOWN)}")
+        raise InputError(f"{name}: not a known name; choose from {', '.join(KNOWN)}")
     if known.url:
         return fetch_file(name, known.url, out / known.url.rpartition("/")[2], sha256, progress)
     if sha256 is not None:
@@ -89,7 +89,7 @@ def fetch_weights(name: str, out: Path, sha256: str | None = None, progress: Pro
 def fetch_file(
     name: str, url: str, target: Path, sha256: str | None = None, progress: Progress = no_progress
 ) -> Fetched:
-    """Download `url` to `target`, or verify what is there already; only one process at a time.
+    """Download `url` to `target`, or verify an existing file; one process at a time.
 
     Raises InputError for an unreachable or refusing server, a full disk and a wrong checksum.
     """
@@ -122,7 +122,7 @@ def _fetch_file(name: str, url: str, target: Path, given: str, progress: Progres
         sniff(file)
     except InputError:
         if not there:
-            file.unlink()  # complete and wrong, so resuming cannot help
+            file.unlink()  # complete but wrong, so resuming cannot help
         raise
     if not there:
         os.replace(file, target)
@@ -160,7 +160,7 @@ def _receive(url: str, target: Path) -> tuple[Path, str]:
 
 
 def _part(url: str, target: Path, etag: str, size: int) -> Path:
-    """Where this version (ETag) of the file is collected; what cannot be resumed, or is another's, is removed."""
+    """The partial file for this version (ETag); parts that cannot be resumed, or of other versions, are removed."""
     version = hashlib.sha256(f"{url} {etag}".encode()).hexdigest()[:8]
     part = target.with_name(f"{target.name}.{version}.part")
     for other in target.parent.glob(f"{target.name}.*.part"):
@@ -170,7 +170,7 @@ def _part(url: str, target: Path, etag: str, size: int) -> Path:
 
 
 def _reason(error: Exception, target: Path, copy: str) -> str:
-    """Why the download of `target` ended, what is kept of it, and the remedy."""
+    """Why the download of `target` stopped, how much of it is kept, and the remedy."""
     reason = f"cannot be reached ({first_line(error)})"
     if (answer := getattr(error, "response", None)) is not None:
         reason = f"the server answered {answer.status_code} {answer.reason_phrase} for {answer.url.path}"
@@ -184,7 +184,7 @@ def _reason(error: Exception, target: Path, copy: str) -> str:
 def fetch_repository(name: str, repository: str, folder: Path) -> Fetched:
     """Fetch configuration, tokenizer and weights of `repository` into `folder`; a folder that verifies is kept.
 
-    Safetensors are preferred; pytorch_model.bin is taken where there are none. The hub's client resumes and honours
+    Safetensors are preferred, else pytorch_model.bin is used. The hub's client resumes and honors
     HTTPS_PROXY and HF_ENDPOINT. Raises InputError if the hub cannot be reached or a checksum differs.
     """
     from huggingface_hub import HfApi
@@ -212,7 +212,7 @@ def fetch_repository(name: str, repository: str, folder: Path) -> Fetched:
 
 
 def _wanted(siblings: Iterable[Any]) -> list[Any]:
-    """The files at the top of the repository that are read here."""
+    """The needed files, from the top folder of the repository."""
     files = [file for file in siblings if "/" not in file.rfilename]
     safetensors = [file for file in files if file.rfilename.endswith(".safetensors")]
     weights = safetensors or [file for file in files if file.rfilename.startswith("pytorch_model")]
@@ -220,7 +220,7 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
 
 
 def _verify(folder: Path, wanted: Mapping[str, str], whose: str) -> dict[str, str]:
-    """Compare each file's sha256 with the one wanted."""
+    """Compare each file's sha256 with the expected one."""
     for name, digest in wanted.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; delete {folder} and fetch it again")
@@ -234,7 +234,7 @@ def _compare(path: Path, found: str, wanted: str, whose: str, remedy: str) -> No
 
 
 def digests(path: Path, progress: Progress = no_progress) -> tuple[str, str]:
-    """(sha256, MD5) of a file, as hexadecimal; the MD5 shows a damaged transfer, never a forgery."""
+    """(sha256, MD5) of a file, as hexadecimal; the MD5 detects a damaged transfer, not a forgery."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     chunks = -(-path.stat().st_size // _CHUNK)
     with path.open("rb") as file:
@@ -245,7 +245,7 @@ def digests(path: Path, progress: Progress = no_progress) -> tuple[str, str]:
 
 
 def _write_sums(path: Path, files: Mapping[str, str]) -> None:
-    """In the format that `sha256sum --check` reads."""
+    """Write the format that `sha256sum --check` reads."""
     write_text(path, "".join(f"{digest}  {name}\n" for name, digest in files.items()))
 
 

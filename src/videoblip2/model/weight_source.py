@@ -1,6 +1,6 @@
-"""Finding a Q-Former (and the text side of a BERT) among the tensors of a file, and reading its sizes off them.
+"""Find a Q-Former (and the text side of a BERT) among the tensors of a file, and infer its sizes.
 
-LAVIS, transformers and BERT name the same tensors differently; each gets its name in `InstructBlipQFormerModel`:
+LAVIS, transformers and BERT name the same tensors differently; all are mapped to `InstructBlipQFormerModel`:
 
     LAVIS   Qformer.bert.encoder.layer.0.attention.self.query.weight    Qformer.bert.embeddings.LayerNorm.weight
     BLIP-2  qformer.encoder.layer.0.attention.attention.query.weight    qformer.layernorm.weight
@@ -30,7 +30,7 @@ _UNUSED = (
     (r"^(encoder\..*attention|embeddings\.layernorm)\.", "shared with the queries: the checkpoint's is kept"),
     (_TEXT, "the checkpoint has its own text branch"),
     (r"position_ids$", "a buffer that the model builds itself"),
-    (r"(^|\.)cls\.", "the language-modelling head of stage 1"),
+    (r"(^|\.)cls\.", "the language-modeling head of stage 1"),
     (r"(^|\.)(t5_proj|llm_proj|opt_proj|language_projection)\.", "a projection to another language model"),
     (r"(^|\.)(ln_vision|post_layernorm)\.", "the norm of another encoder's features"),
     (r"(^|\.)(visual_encoder|vision_model)\.", "the image encoder"),
@@ -48,11 +48,11 @@ _LOOKS = (
     (r"(^|\.)model\.layers\.0\.", "a decoder-only language model"),
 )
 
-#: What a Q-Former has beside its layers, by their names in `QFormerSource.names`.
+#: Tensors of a Q-Former outside its layers, by their names in `QFormerSource.names`.
 QUERIES = "query_tokens"
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
-_FEED_FORWARD = "encoder.layer.0.intermediate_query.dense.weight"  # that of the queries: no BERT has it
+_FEED_FORWARD = "encoder.layer.0.intermediate_query.dense.weight"  # of the queries: no BERT has it
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -71,7 +71,7 @@ class QFormerSource:
 
     @property
     def has_text(self) -> bool:
-        """Whether the text feed-forward is there (stage 2 checkpoints have none)."""
+        """Whether the file has the text feed-forward (stage 2 checkpoints do not)."""
         return "encoder.layer.0.intermediate.dense.weight" in self.names
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ class QFormerSource:
 
 
 def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFormerSource:
-    """The Q-Former under `prefix` (None: the only one). InputError says what a file without one looks like."""
+    """The Q-Former under `prefix` (None: the only one). For a file without one, InputError says what it looks like."""
     parts = _parts(tensors, file)
     roots = qformer_roots(parts)
     if not roots:
@@ -90,7 +90,7 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
         )
     there = ", ".join(map(repr, roots))
     if prefix is None and len(roots) > 1:
-        raise InputError(f"{file}: holds {len(roots)} Q-Formers; choose one with prefix= ({there})")
+        raise InputError(f"{file}: contains {len(roots)} Q-Formers; choose one with prefix= ({there})")
     root = roots[0] if prefix is None else prefix.rstrip(".") + "." * bool(prefix)
     if root not in roots:
         raise InputError(f"{file}: no Q-Former under prefix {root!r}; it has {there}")
@@ -104,7 +104,7 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
 
 
 def _parts(tensors: Tensors, file: str) -> dict[str, dict[str, str]]:
-    """Prefix → name in the model → name in the file, of all tensors that are named as in a BERT."""
+    """Prefix → name in the model → name in the file, of all tensors named as in a BERT."""
     parts: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := _PART.fullmatch(name):
@@ -122,13 +122,13 @@ def qformer_roots(parts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _parent(root: str) -> str:
-    """What comes before the Q-Former itself: `model.qformer.` → `model.`, `Qformer.bert.` → `""`."""
+    """The part before the Q-Former itself: `model.qformer.` → `model.`, `Qformer.bert.` → `""`."""
     head = root.removesuffix("bert.").rstrip(".")
     return head[: head.rfind(".") + 1]
 
 
 def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
-    """Which program wrote the Q-Former under `root`, in words."""
+    """The program that wrote the Q-Former under `root`."""
     if f"{root}encoder.layer.0.attention.self.query.weight" in names:
         if any(name.startswith(f"{root.removesuffix('bert.')}cls.") for name in names):
             return "LAVIS BLIP-2 stage 1"
@@ -139,12 +139,12 @@ def _layout(root: str, names: Iterable[str], has_text: bool) -> str:
 
 
 def read_sizes(source: QFormerSource, text: QFormerSource | None = None) -> dict[str, int]:
-    """Sizes off the tensors, by their names in InstructBlipQFormerConfig.
+    """Infer sizes from the tensors, by their names in InstructBlipQFormerConfig.
 
     Raises InputError if layers are missing or cross-attention has no regular period.
 
     Args:
-        text: where word and position embeddings are looked up next; without any, their numbers are left out.
+        text: fallback for word and position embeddings; without any, their numbers are left out.
     """
     layers = _layers(source, "intermediate_query.dense.weight")
     crossing = _layers(source, "crossattention.attention.key.weight")
@@ -189,17 +189,17 @@ def find_text(tensors: Tensors, file: str) -> QFormerSource:
 
 
 def is_text_name(name: str) -> bool:
-    """Whether only text passes through this tensor: the embeddings of words and positions, the text feed-forward."""
+    """Whether only text uses this tensor: the embeddings of words and positions, the text feed-forward."""
     return _TEXT.match(name) is not None
 
 
 def why_unused(name: str) -> str:
-    """One phrase on why the Q-Former does not use a tensor of this name in the model, or in its file."""
+    """Why the Q-Former does not use a tensor, by its name in the model or in the file."""
     return next((why for pattern, why in _UNUSED if re.search(pattern, name)), "no such tensor in the Q-Former")
 
 
 def looks_like(names: Iterable[str]) -> str:
-    """What a file with these tensor names seems to be, in words."""
+    """A guess, in words, at a file with these tensor names."""
     names = list(names)
     for pattern, words in _LOOKS:
         if any(re.search(pattern, name) for name in names):
@@ -208,7 +208,7 @@ def looks_like(names: Iterable[str]) -> str:
 
 
 def precision(tensor: torch.Tensor) -> str:
-    """Such as `float16`."""
+    """A tensor's type, such as `float16`."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -219,7 +219,7 @@ def group_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class QFormerFound:
-    """One Q-Former in the file; `sizes` are those that its tensors show, `problem` says why it cannot be loaded."""
+    """One Q-Former in the file; `sizes` are inferred from its tensors, `problem` says why it cannot be loaded."""
 
     prefix: str
     layout: str
@@ -231,7 +231,7 @@ class QFormerFound:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file of weights, described; `groups` are (group, tensors, parameters)."""
+    """Description of a weight file; `groups` are (group, tensors, parameters)."""
 
     file: str
     format: str
@@ -244,7 +244,7 @@ class Inspection:
 
 
 def inspect_weights(path: Path | str) -> Inspection:
-    """Describe a file or folder of weights without loading it; InputError for what cannot be opened."""
+    """Describe a file or folder of weights without loading it. Raises InputError if it cannot be opened."""
     file = weights_file(path)
     tensors = read_tensors(file)
     found = tuple(_found(tensors, str(file), root) for root in qformer_roots(_parts(tensors, str(file))))

@@ -1,4 +1,4 @@
-"""Both sides of the gate: two models on the same validation data, what they say and how fast."""
+"""The two sides of the gate: models on the same validation data, their texts and their speed."""
 
 import json
 import time
@@ -37,7 +37,7 @@ class ValidationManifest:
         return _sha({name: value for name, value in asdict(self).items() if name != "size" and value})
 
     def difference(self, other: "ValidationManifest", same_features: bool = True) -> str:
-        """What differs, in words; empty if nothing relevant does."""
+        """The differences in words; empty if none is relevant."""
         if self.videos != other.videos:
             return f"other videos ({self.size} and {other.size})"
         compared = ("references", "questions", "features") if same_features else ("references", "questions")
@@ -63,12 +63,12 @@ class Contender:
 
     @property
     def paths(self) -> str:
-        """Where its validation data are, for an error."""
+        """The paths of its validation data, for error messages."""
         data = self.model.config.data
         return f"data.annotations={data.annotations} data.features={data.features}"
 
     def say(self, task: Task, entries: Entries, progress: Progress = no_progress) -> dict[str, str]:
-        """What it says about these entries, decoded with its own configuration."""
+        """Generate texts for these entries, decoded with the model's own configuration."""
         model = self.model
         return say_all(task, model.captioner, entries, model.store, model.config.decode, World(), progress)
 
@@ -91,7 +91,7 @@ def freeze(entries: Mapping[Kind, Entries], store: FeatureStore) -> ValidationMa
 
 
 def time_in_turn(one: Contender, other: Contender, count: int, progress: Progress) -> list[tuple[float, float]]:
-    """(one, other): seconds for each of the first entries alone. They take turns; the first pair warms up."""
+    """(one, other): seconds for each of the first entries, one by one. The models alternate after a warm-up."""
     task = one.tasks[0]
     entries = one.entries[task.kind][:count]
     jobs = list(enumerate([entries[0], *entries]))
@@ -107,13 +107,13 @@ def time_in_turn(one: Contender, other: Contender, count: int, progress: Progres
 
 
 def score(said: Said, contender: Contender, metrics: Sequence[str]) -> Evaluation:
-    """The default metrics that need no Java, and these, by entry and for the split."""
+    """The default metrics that need no Java plus `metrics`, by entry and for the split."""
     names = dict.fromkeys([*default_metrics(True), *(name for name in metrics if METRICS[name].of == "captions")])
     return evaluate_tasks(contender.model.config, contender.entries, said, [*names])
 
 
 def say_trivial(contender: Contender) -> Said:
-    """What a first champion has to beat: the most typical training caption, the most frequent training answers."""
+    """The baseline for a first champion: the most typical training caption, the most frequent training answers."""
     config, model, said = contender.model.config, contender.model, Said()
     if videos := contender.entries.get("captions"):
         train = read_annotations(model.annotations(config.scst.all_references))

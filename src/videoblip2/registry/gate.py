@@ -1,7 +1,7 @@
 """The gate: what a challenger must show against the champion. Pure: settings and scores in, a verdict out.
 
-The gain of one metric by a paired bootstrap (Koehn 2004), and what must not get worse; docs/decisions/0007-the-gate.md
-says why. While there is no champion, the opponent is the trivial baseline, which says the same about every video.
+The gain of one metric by a paired bootstrap (Koehn 2004), and limits on other losses; docs/decisions/0007-the-gate.md
+gives the reasons. Without a champion, the opponent is the trivial baseline: the same text for every video.
 """
 
 import json
@@ -29,21 +29,21 @@ Sides = tuple[Evaluation, Evaluation]  # challenger, champion
 
 
 class Gate(Section):
-    """The conditions, in the scale that metrics are stored in: 0.01 is 1.0 as CIDEr is printed."""
+    """The conditions, in the scale of stored metrics: 0.01 is 1.0 of printed CIDEr."""
 
-    metric: str = Field(PRIMARY, description="metric that must rise; accuracy, where the task has no captions")
+    metric: str = Field(PRIMARY, description="metric that must rise; accuracy if the task has no captions")
     minimum_gain: float = Field(0.01, ge=0, description="smallest gain in the mean of `metric`")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the interval, which must be above zero")
     resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
     guards: dict[str, float] = Field({"METEOR": 0.015}, description="metric → margin that its interval must not exceed")
-    max_accuracy_loss: float | None = Field(0.005, ge=0, description="of captions and answers; none = not compared")
-    max_losses: dict[str, float] = Field({}, description="largest loss in the mean of further metrics, by their names")
+    max_accuracy_loss: float | None = Field(0.005, ge=0, description="for models that also answer; none = not compared")
+    max_losses: dict[str, float] = Field({}, description="largest loss in the mean of other metrics, by name")
     length: tuple[float, float] = Field((0.8, 1.25), description="words per caption over the champion's or references'")
     max_bad_endings_rise: float = Field(0.02, ge=0, description="above the champion's share, or the references'")
     max_latency_ratio: float | None = Field(1.5, gt=0, description="times the champion's; none = not measured")
-    latency_videos: int = Field(20, ge=3, description="videos (or questions) taken one by one, by both in turn")
-    same_features: bool = Field(True, description="false: each model reads features from its own encoders, same videos")
+    latency_videos: int = Field(20, ge=3, description="videos (or questions) that both models decode one by one")
+    same_features: bool = Field(True, description="false: each model reads features of its own encoders, same videos")
 
     @field_validator("metric", "guards", "max_losses")
     @classmethod
@@ -61,7 +61,7 @@ class Gate(Section):
 
     @property
     def losses(self) -> dict[str, float]:
-        """Metric → largest loss of its mean over videos, or over questions; of a guard, the margin of its interval."""
+        """Metric → largest loss of its mean over videos or questions; for a guard, the margin of its interval."""
         accuracy = {} if self.max_accuracy_loss is None else {ACCURACY: self.max_accuracy_loss}
         return {**accuracy, **self.max_losses, **self.guards}
 
@@ -73,7 +73,7 @@ class Gate(Section):
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the verdict, as it is shown. guard: the metric that it guards."""
+    """One line of the verdict, as shown. guard: the guarded metric, if any."""
 
     name: str
     challenger: str
@@ -85,7 +85,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found: challenger minus champion in `metric`'s scale. sentence: the gain, and what it cost."""
+    """The gate's result: challenger minus champion in `metric`'s scale. sentence: the gain and its cost."""
 
     metric: str
     conditions: tuple[Condition, ...]
@@ -99,7 +99,7 @@ class GateVerdict:
 
     @property
     def failed(self) -> list[str]:
-        """The failed conditions, one phrase each; all violated guards are in the sentence."""
+        """The failed conditions, one phrase each; violated guards are in the sentence."""
         failed = [condition for condition in self.conditions if not condition.passed]
         cost = [self.sentence] if any(condition.guard for condition in failed) else []
         return [*cost, *(f"{c.name} {c.challenger}, wanted {c.wanted}" for c in failed if not c.guard)]
@@ -119,9 +119,9 @@ def judge(
     extra: Sequence[Condition] = (),
     trivial: bool = False,
 ) -> GateVerdict:
-    """Compare what challenger and champion say of the same data.
+    """Compare challenger and champion on the same data.
 
-    seconds: (challenger, champion) for each entry alone. extra: conditions decided before. trivial: `champion` is the
+    seconds: (challenger, champion) for single entries. extra: conditions already decided. trivial: `champion` is the
     trivial baseline, so lengths are compared with the references' instead.
     """
     metric, sides = gate.metric_for(challenger), (challenger, champion)
@@ -137,7 +137,7 @@ def judge(
         *(_form(gate, sides, trivial) if challenger.caption_rows else ()),
     ]
     if gate.max_latency_ratio is not None and seconds:
-        # the median of the pairs' ratios: a disturbance during one pair does not affect the others
+        # the median of the pairs' ratios is robust to a disturbance during one pair
         ratio = float(np.median([slow / fast for slow, fast in seconds]))
         mine, other = 1000 * np.median(np.asarray(seconds), axis=0)
         wanted, passed = f"at most {gate.max_latency_ratio:g} times", ratio <= gate.max_latency_ratio
@@ -159,7 +159,7 @@ def _mean(evaluation: Evaluation, metric: str) -> float:
 
 
 def _differences(gate: Gate, sides: Sides) -> dict[str, BootstrapResult]:
-    """Of all metrics with a value for each row of both sides; those of one kind of row from the same resamples."""
+    """For all metrics with a value per row on both sides; metrics of one kind of row share the resamples."""
     found = dict[str, BootstrapResult]()
     for kind in sides[0].rows:
         new, old = ({row.key: row.scores for row in side.rows[kind]} for side in sides)
@@ -172,12 +172,12 @@ def _differences(gate: Gate, sides: Sides) -> dict[str, BootstrapResult]:
 
 
 def _is_compared(name: str, metric: str, challenger: Evaluation, trivial: bool) -> bool:
-    """Whether a metric's loss is limited; the trivial baseline limits that of accuracy only."""
+    """Whether a metric's loss is limited; against the trivial baseline, only that of accuracy."""
     return name != metric and bool(rows_of(challenger, name)) and not (trivial and METRICS[name].of == "captions")
 
 
 def _loss(gate: Gate, name: str, sides: Sides, found: Mapping[str, BootstrapResult]) -> Condition:
-    """A metric that must not get much worse: its mean, or, of a guard, the end of its interval (non-inferiority)."""
+    """A limit on the loss of a metric: of its mean or, for a guard, the end of its interval (non-inferiority)."""
     if reason := sides[0].unavailable.get(name) or sides[1].unavailable.get(name):
         return Condition(name, f"not measured: {reason}", "", f"a number, or no {name} in the gate file", False)
     (new, old), gain, say = (_mean(side, name) for side in sides), found[name], partial(shown, name)
@@ -190,7 +190,7 @@ def _loss(gate: Gate, name: str, sides: Sides, found: Mapping[str, BootstrapResu
 
 
 def _form(gate: Gate, sides: Sides, trivial: bool) -> list[Condition]:
-    """The length of captions, and how many end incompletely; the references' own share of such endings is allowed."""
+    """Limits on caption length and on bad endings; the references' own share of bad endings is allowed."""
     human = diversity([text for group in sides[0].references.values() for text in group])
     new, old = (side.corpus for side in sides)
     usual = human["mean_length"] if trivial else old["mean_length"]

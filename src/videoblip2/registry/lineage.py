@@ -1,6 +1,6 @@
 """Where a model came from, back to the first weights, and how to train it again and compare the scores.
 
-Nothing is trained if the data have changed. A change of commit or packages is reported and does not stop it.
+Reproduction is refused if the data have changed. A change of commit or packages is only reported.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ STAGES = ("ce", "scst")  # what can be trained again
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One model of the line. data: split → digest of annotations and features. encoders: kind → name and fingerprint.
+    """One model of the lineage. data: split → digest of annotations and features. encoders: kind → name, fingerprint.
     lock: digest of the installed packages. gate: the registered version's verdict. missing: why nothing is known."""
 
     model: str
@@ -51,7 +51,7 @@ class Ancestor:
 
 
 def lineage(model: str) -> list[Ancestor]:
-    """MODEL first, then what it started from, and so on. A parent that is gone ends the line and says why."""
+    """MODEL, then the model it started from, and so on. A missing parent ends the list and says why."""
     line = [describe(find_model(model), model)]
     while parent := line[-1].parent:
         try:
@@ -59,13 +59,13 @@ def lineage(model: str) -> list[Ancestor]:
         except InputError as error:
             return [*line, Ancestor(parent, missing=str(error))]
         if ancestor.folder in [each.folder for each in line]:
-            return [*line, Ancestor(parent, missing="is already in this line: its folder was overwritten")]
+            return [*line, Ancestor(parent, missing="is already in this lineage: its folder was overwritten")]
         line.append(ancestor)
     return line
 
 
 def describe(found: FoundModel, model: str) -> Ancestor:
-    """What one checkpoint records about itself, and the store about its run and version."""
+    """The records of one checkpoint, and those of its run and version in the store."""
     folder = found.folder
     provenance = Provenance.read(folder, optional=True)
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
@@ -95,7 +95,7 @@ def describe(found: FoundModel, model: str) -> Ancestor:
 
 
 def parent_of(provenance: Provenance) -> str | None:
-    """The parent as a MODEL, by a name that does not change if it has one; else as `train.start_from` named it."""
+    """The parent as a MODEL, by a permanent name if it has one, else as `train.start_from` named it."""
     given, run_id, version = provenance.parent, provenance.parent_run_id, provenance.parent_version or ""
     if given is None:
         return None
@@ -107,7 +107,7 @@ def parent_of(provenance: Provenance) -> str | None:
 
 
 def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, str]:
-    """The sources of T5 and the Q-Formers, as configured; a model with a parent has the parent's."""
+    """The sources of T5 and the Q-Formers, as configured; empty for a model with a parent."""
     if parent or not model:
         return {}
     qformer = model.get("qformer", {})
@@ -120,7 +120,7 @@ def _first_weights(model: Mapping[str, Any], parent: str | None) -> dict[str, st
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to repeat a run. expected: its main scores. differs: what has changed since."""
+    """How to repeat a run. expected: its main scores. differs: changes since then."""
 
     stage: str
     config: Config
@@ -133,7 +133,7 @@ class Recipe:
         return f"vb2 {self.stage} {self.config_file}"
 
     def repeat(self, tolerance: float = 0.0, progress: Progress = no_progress) -> "Reproduction":
-        """Train as a new run. tolerance: largest difference of scores, as they are shown, that counts as the same."""
+        """Train as a new run. tolerance: largest difference of printed scores that counts as equal."""
         from videoblip2.training.stage import run_stage
 
         result = run_stage(self.stage, self.config, progress)
@@ -152,7 +152,7 @@ class Reproduction:
 
 
 def read_recipe(model: str, out: Path | None = None) -> Recipe:
-    """Stage, configuration and scores of the run behind MODEL. out: for the new run, in place of its `run.out`."""
+    """Stage, configuration and scores of the run behind MODEL. out: replaces `run.out` for the new run."""
     folder = find_model(model).folder
     provenance, metrics = Provenance.read(folder, optional=True), source.read_scores(folder)
     stage = provenance.stage
@@ -173,7 +173,7 @@ def read_recipe(model: str, out: Path | None = None) -> Recipe:
 
 
 def _same_data(model: str, config: Config, provenance: Provenance) -> None:
-    """Raise InputError if what training reads is not what the provenance says."""
+    """Raise InputError if the training data differ from the provenance."""
     from videoblip2.training.record import data_digest
     from videoblip2.training.tasks import inputs_of, read_split
 
@@ -189,7 +189,7 @@ def _same_data(model: str, config: Config, provenance: Provenance) -> None:
 
 
 def _differences(folder: Path, provenance: Provenance) -> list[str]:
-    """What may change the last digits: the source, or the packages."""
+    """Changes that may affect the last digits: of the source, or of the packages."""
     then, now = provenance.revision, source.revision_tags()
     keys = [key for key in ("git.commit", "git.dirty") if then.get(key) != now.get(key)]
     changed = [f"{key} {then.get(key, UNKNOWN)} -> {now.get(key, 'unknown')}" for key in keys]

@@ -1,7 +1,7 @@
 """Promotion: compare challenger and champion on the same validation data, store the verdict, move the alias if allowed.
 
-A lock is held from reading the current champion until the alias has moved. Wrong input stops the promotion before
-anything is written. A reason moves the alias despite a failed verdict, and is stored; it never bypasses the lock.
+A lock is held from reading the current champion until the alias has moved. Invalid input stops the promotion before
+anything is written. A reason moves the alias despite a failed verdict and is stored; it never bypasses the lock.
 """
 
 import json
@@ -27,7 +27,7 @@ TRIVIAL = {"captions": "the most typical training caption", "answers": "the most
 
 @dataclass(frozen=True)
 class Request:
-    """reason: why to overrule the verdict; empty = do not overrule it."""
+    """A promotion to run. reason: why to overrule the verdict; empty = do not overrule it."""
 
     model: str
     name: str = NAME
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Promotion:
-    """The outcome. previous: the champion until now. opponent: what the challenger was compared with. reason: why the
+    """The outcome. previous: the previous champion. opponent: the other side of the comparison. reason: why the
     verdict was overruled, empty if it was not."""
 
     name: str
@@ -64,7 +64,7 @@ class Promotion:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is recorded in verdict.json and on the version: what is known, scores in the metric's own scale."""
+        """The facts for verdict.json and the version's tags; scores in the metric's own scale."""
         verdict, gain = self.verdict, self.verdict.gain
         facts = {
             "version": f"{self.name}/{self.version}",
@@ -90,7 +90,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Case:
-    """One promotion that holds the lock. model_id: the challenger's logged model. before: the champion's version.
+    """A promotion in progress, with the lock. model_id: the challenger's logged model. before: the champion's version.
     problems: failed conditions that a reason overrules."""
 
     request: Request
@@ -103,13 +103,13 @@ class Case:
 
 
 def promote(request: Request, progress: Progress = no_progress) -> Promotion:
-    """Judge a logged model and register it as a version; it becomes champion if it passes, or by the reason given."""
+    """Judge a logged model and register it as a version; it becomes champion if it passes, or if a reason is given."""
     gate = load_gate(request.gate_file)
     model_id = _model_id(request.model)
     with versions.promotion_lock(request.name) as lock:
         before = versions.champion(request.name)
         if before is not None and _version_of(lock, model_id) == before:
-            raise InputError(f"{request.model}: is the champion already ({request.name}/{before})")
+            raise InputError(f"{request.model}: is already the champion ({request.name}/{before})")
         challenger = contenders.open_contender(f"models:/{model_id}", request.model, request.overrides)
         case = Case(request, gate, lock, model_id, before, challenger)
         rival = _rival(case)
@@ -119,7 +119,7 @@ def promote(request: Request, progress: Progress = no_progress) -> Promotion:
 
 
 def _model_id(model: str) -> str:
-    """The logged model behind a run id or a `models:/` address. A folder may have changed since it was logged."""
+    """The logged model behind a run id or a `models:/` address. Refuses folders, which may change after logging."""
     from videoblip2.tracking.mlflow.models import logged_model
 
     if Path(model).exists():
@@ -135,7 +135,7 @@ def _version_of(lock: PromotionLock, model_id: str) -> int | None:
 
 
 def _rival(case: Case) -> Contender | None:
-    """The champion, if there is one to compare with. With a reason, an obstacle becomes a failed condition."""
+    """The champion, if there is one. With a reason, an obstacle to comparing becomes a failed condition."""
     if case.before is None:
         return None
     label = f"{case.request.name}/{case.before}"
@@ -151,7 +151,7 @@ def _rival(case: Case) -> Contender | None:
 
 
 def _refuse_other_data(case: Case, rival: Contender) -> None:
-    """Raise InputError unless both have the same validation data, and those that the champion was promoted on."""
+    """Raise InputError unless both use the same validation data, the ones that the champion was promoted on."""
     challenger = case.challenger
     if found := challenger.manifest.difference(rival.manifest, case.gate.same_features):
         both = f"{challenger.label} ({challenger.paths}) and {rival.label} ({rival.paths})"
@@ -167,7 +167,7 @@ def _refuse_other_data(case: Case, rival: Contender) -> None:
 
 
 def _judge(case: Case, rival: Contender | None, progress: Progress) -> tuple[Sides, GateVerdict]:
-    """Both sides, scored, and the verdict; the trivial baseline where there is no rival."""
+    """Score both sides and reach a verdict, against the trivial baseline if there is no rival."""
     gate, challenger = case.gate, case.challenger
     said = [
         {task.kind: side.say(task, challenger.entries[task.kind], progress) for task in challenger.tasks}
@@ -205,7 +205,7 @@ def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: P
             case.lock.renew()
             move = Move(action, promotion.version, case.before, promotion.reason or gain)
             versions.move_champion(request.name, move)
-        except InputError as error:  # another promotion was faster
+        except InputError as error:  # another promotion came first
             _tag(case, promotion, f"not moved: {error}")
             raise
     outcome = "forced" if promotion.forced else "promoted" if promotion.promoted else "held back"
@@ -215,14 +215,14 @@ def _conclude(case: Case, tracker: Tracker, rival: Contender | None, progress: P
 
 
 def _tag(case: Case, promotion: Promotion, outcome: str) -> None:
-    """Tag the version with the outcome for people, and with all facts for the next promotion and for the lineage."""
+    """Tag the version with the outcome, for people, and with all facts, for the next promotion and the lineage."""
     facts = json.dumps(promotion.facts | {"outcome": outcome}, ensure_ascii=False)
     for key, value in {"gate": outcome, verdict_files.TAG: facts}.items():
         case.lock.client.set_model_version_tag(promotion.name, str(promotion.version), key, value)
 
 
 def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: Sides) -> None:
-    """On the version: tags, table, files under gate/WHEN, its model card; on the run: files, metrics, what was said."""
+    """Store tags, table, files under gate/WHEN and model card on the version; files, metrics and texts on the run."""
     client, version, verdict, facts = case.lock.client, str(promotion.version), promotion.verdict, promotion.facts
     text = verdict_files.markdown(verdict, (case.challenger.label, promotion.opponent), facts)
     with tempfile.TemporaryDirectory() as folder:
@@ -249,10 +249,10 @@ def _store_verdict(case: Case, tracker: Tracker, promotion: Promotion, sides: Si
 def rollback(name: str = NAME, why: str = "") -> Move:
     """Restore the previous champion and record who did it and why.
 
-    Versions deleted since are skipped. Raises InputError if there is no previous champion or its files are gone.
+    Deleted versions are skipped. Raises InputError if there is no previous champion or its files are gone.
     """
     if (current := versions.champion(name)) is None:
-        raise InputError(f"{name}: has no champion to go back from; make one with `vb2 promote RUN`")
+        raise InputError(f"{name}: has no champion to roll back; make one with `vb2 promote RUN`")
     with versions.promotion_lock(name) as lock:
         line = versions.succession(versions.moves(name))
         existing = {int(each.version) for each in lock.client.search_model_versions(f"name = '{name}'")}

@@ -1,4 +1,4 @@
-"""The code that MLflow stores with a checkpoint and runs to load it: media or feature files in, captions out."""
+"""The pyfunc that MLflow stores with a checkpoint: media or feature files in, captions out."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ BATCH = 32  # rows decoded together
 
 
 class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Captions rows of file names that the process can read, as `vb2 caption` does.
+    """Captions the files named in each row, as `vb2 caption` does.
 
-    `video` is a media file, or `.npy` features; the other modalities are then `.npy` features too, or empty where the
-    video lacks them. Parameters: `prompt` (empty = the model's own) and `num_beams`.
+    `video` is a media file, or `.npy` features; the other modalities are then `.npy` features too, or empty if
+    missing. Parameters: `prompt` (empty = the model's own) and `num_beams`.
     """
 
     def load_context(self, context: Any) -> None:
@@ -35,7 +35,7 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return pd.DataFrame({"caption": [c.text for c in captions], "score": [c.score for c in captions]})
 
     def _features(self, row: dict[str, Any]) -> Features:
-        """The features of a row's media file, or in its files; a video without `audio` has no sound."""
+        """The features of a row's media file, or from its .npy files; without `audio` the video has no sound."""
         if not str(row["video"]).endswith(".npy"):
             return self.captioner.media_encoders.encode_file(Path(row["video"]))
         paths = {name: row[name] for name in MODALITIES if isinstance(row.get(name), str) and row[name]}

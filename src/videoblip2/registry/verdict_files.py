@@ -18,7 +18,7 @@ COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]
 
 
 def facts_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """What a version's tags record of its promotion: the facts, the outcome, and where the files are."""
+    """The facts of a promotion from the version's tags: with the outcome, and the place of the files."""
     return dict(json.loads(tags.get(TAG, "{}")))
 
 
@@ -65,7 +65,7 @@ def write_verdict(folder: Path, verdict: GateVerdict, gate: Gate, sides: Sides, 
 
 
 def write_card(folder: Path, checkpoint: Path, verdict: str) -> Path | None:
-    """The model card with a verdict as its last section, instead of an earlier one; None if there is no card."""
+    """Write the model card with the verdict as its last section, replacing an earlier one; None if there is no card."""
     if not (checkpoint / "README.md").is_file():
         return None
     card = (checkpoint / "README.md").read_text(encoding="utf-8").partition("\n## Gate\n")[0]
@@ -74,7 +74,7 @@ def write_card(folder: Path, checkpoint: Path, verdict: str) -> Path | None:
 
 
 def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:
-    """The differences of the videos with the mean, its interval, zero and the smallest gain, as they are printed."""
+    """Plot the differences by video with their mean, its interval, zero and the smallest gain, in the printed scale."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
     from matplotlib.ticker import MaxNLocator
 

@@ -1,7 +1,7 @@
-"""Versions of a registered model, the alias `champion`, who moved it, when, why, and the lock held meanwhile.
+"""Versions of a registered model, the alias `champion`, the history of its moves, and the promotion lock.
 
-Each move is a tag such as `mlflow.champion_trail.000007`, never overwritten; MLflow's page hides it, and shows them all
-in the model's description. The alias moves first: after a crash in between, it can be rolled back like one set by hand.
+Each move is a tag such as `mlflow.champion_trail.000007`, never overwritten; MLflow's page hides tags of this form, so
+the model's description lists them. The alias moves first: after a crash, roll it back like one set by hand.
 """
 
 import json
@@ -32,8 +32,8 @@ ABOUT = (
     "`vb2 promote RUN` moves it through the gate, `vb2 rollback` moves it back."
 )
 LOCK = "promotion_lock"  # the tag that names the holder of the lock
-LOCK_SECONDS = 3600.0  # a promotion that has not renewed its tag for this long counts as dead
-SETTLE_SECONDS = 1.0  # how long another process may take between reading the tag and writing its own
+LOCK_SECONDS = 3600.0  # a promotion whose tag is older than this counts as dead
+SETTLE_SECONDS = 1.0  # for another process between reading the tag and writing its own
 
 
 def register(model_uri: str, name: str = NAME) -> int:
@@ -98,8 +98,8 @@ def _moves(name: str) -> dict[int, Move]:
 
 def move_champion(name: str, move: Move) -> None:
     """Point `champion` at `move.version` if it still points at `move.previous`, and record the move. Raises InputError
-    if somebody else changed it: MLflow's alias is last-writer-wins, so it is read again."""
-    remedy = "somebody else changes it at this moment; find out who, then run the command again"
+    if another process changed it: MLflow's last writer wins, so the alias is read again."""
+    remedy = "another process is changing it; find out which, then run the command again"
     if (found := champion(name)) != move.previous:
         was = f"is version {found or '(none)'} now and was version {move.previous or '(none)'} when the gate looked"
         raise InputError(f"{name}@{CHAMPION}: {was}: {remedy}")
@@ -121,8 +121,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def succession(history: Sequence[Move]) -> list[int]:
-    """The champions up to the current one, which is last; a rollback removes the champion that it left. A champion that
-    was set by hand is known from the next move's `previous`."""
+    """The champions up to the current one, which is last; a rollback removes the champion it undid. A champion set by
+    hand is known from the next move's `previous`."""
     line: list[int] = []
     for move in history:
         if move.action == "rollback":
@@ -135,7 +135,7 @@ def succession(history: Sequence[Move]) -> list[int]:
 
 
 def before(line: Sequence[int], version: int) -> list[int]:
-    """What precedes the last occurrence of `version`; empty if it does not occur."""
+    """The part of `line` before the last occurrence of `version`; empty if it does not occur."""
     return list(line[: len(line) - 1 - line[::-1].index(version)]) if version in line else []
 
 
@@ -147,7 +147,7 @@ class LockTag(ProcessRecord):
     expires: float
 
     def is_alive(self) -> bool:
-        """Not expired, and on this machine only while its process runs."""
+        """Whether the lock has not expired and its process, if on this machine, still runs."""
         return self.expires >= time.time() and (not self.is_local() or self.is_running())
 
 
@@ -184,8 +184,8 @@ class PromotionLock:
 
 @contextmanager
 def promotion_lock(name: str) -> Iterator[PromotionLock]:
-    """Hold the lock on NAME, which is created if needed: a tag with its owner and expiry, read again once the writes of
-    others have arrived, and before each change; MLflow has no compare-and-set. Raises InputError if it is taken."""
+    """Hold the lock on NAME, created if needed: a tag with owner and expiry, read again after other writers have had
+    time, and before each change, since MLflow has no compare-and-set. Raises InputError if it is taken."""
     client = connect()
     _create(client, name)
     lock = PromotionLock(client, name)

@@ -1,7 +1,7 @@
 """The whole path on generated videos, offline: features, a language model, both stages, the gate, a served caption.
 
-Every step calls the function of the command of the same name. A second process trains and tests the models that see or
-hear only: the tensors are small, and two processes with one thread use two cores better than one with two threads.
+Every step calls the function of the command of the same name. A second process trains and tests the single-modality
+models: the tensors are small, and two processes with one thread use two cores better than one with two threads.
 """
 
 import multiprocessing
@@ -46,23 +46,23 @@ START_SECONDS = 120  # for the server to be ready
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo makes and trains."""
+    """The amounts of data and training in the demo."""
 
     videos: int = 700
-    more_tests: int = 140  # test videos beside those of the world, for narrower intervals
+    more_tests: int = 140  # extra test videos, for narrower intervals
     language_model_steps: int = 250
     overrides: tuple[str, ...] = ()
-    forced: bool = False  # too small to pass the gate, so its winner is promoted by force
+    forced: bool = False  # too small to pass the gate, so the winner is promoted by force
 
 
 FULL = DemoSize()
-#: Half a minute, to see whether everything works; its scores mean nothing.
+#: Half a minute, to check that everything works; its scores mean nothing.
 QUICK = DemoSize(40, 0, 5, ("train.steps=4", "train.validate_every=2", "optim.warmup_steps=1"), forced=True)
 
 
 @dataclass
 class Demo:
-    """What the demo has made so far."""
+    """The results of the demo so far."""
 
     out: Path
     size: DemoSize
@@ -71,12 +71,12 @@ class Demo:
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, StageResult] = field(default_factory=dict)
     tests: dict[str, EvaluationResult] = field(default_factory=dict)  # of `stages`, on the test split
-    gains: dict[str, RunComparison] = field(default_factory=dict)  # of the other stages over "ce", on the same videos
-    trivial: float = 0.0  # CIDEr of the most typical training caption, given for every test video
-    served: str = ""  # the service's answer, with the version of the model that gave it
+    gains: dict[str, RunComparison] = field(default_factory=dict)  # other stages minus "ce", on the same videos
+    trivial: float = 0.0  # CIDEr of the most typical training caption for every test video
+    served: str = ""  # the service's answer, and its model version
 
     def say(self, text: str) -> None:
-        """Print a line with the time that has passed."""
+        """Print a line with the elapsed time."""
         self.print(f"[{self.seconds:5.0f} s] {text}")
 
     @property
@@ -97,7 +97,7 @@ class Demo:
 
 
 def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str], None]) -> Demo:
-    """Run every step; `say` gets a line about each."""
+    """Run every step; `say` prints a line about each."""
     torch.set_num_threads(1)
     demo = Demo(out, size, progress, say)
     prepare_captions(write_toy_annotations(out / "toy", size.videos, SEED, size.more_tests), demo.data)
@@ -141,7 +141,7 @@ def run_demo(out: Path, size: DemoSize, progress: Progress, say: Callable[[str],
 
 @contextmanager
 def second_process() -> Iterator[ProcessPoolExecutor]:
-    """A process beside this one; it ends at once where this one fails or is stopped."""
+    """A second process, which ends at once if this one fails or is stopped."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
             yield pool
@@ -152,7 +152,7 @@ def second_process() -> Iterator[ProcessPoolExecutor]:
 
 
 def extract(demo: Demo) -> None:
-    """The features, by the toy world's encoders."""
+    """Extract features with the toy world's encoders."""
     demo.say("2/8 features: CLIP [F,768] and CLAP [A,512] of every video, from small encoders with random weights")
     clip = load_clip(networks.build_toy_clip(demo.out / "encoders" / "clip", SEED))
     clap = load_clap(networks.build_toy_clap(demo.out / "encoders" / "clap", SEED))
@@ -172,7 +172,7 @@ def test(name: str, stage: StageResult, out: Path, metrics: Sequence[str] | None
 
 
 def load(demo: Demo, stage: str, *overrides: str) -> Config:
-    """A stage's experiment file, with the paths and the size of this demo."""
+    """A stage's experiment file, with the paths and size of this demo."""
     paths = [f"data.annotations={demo.data}", f"data.features={demo.out / 'features'}", f"run.out={demo.out / 'runs'}"]
     if stage == "ce":
         paths += [f"model.language_model={demo.out / 'lm/t5'}", f"model.qformer.bert={demo.out / 'lm/bert'}"]
@@ -194,7 +194,7 @@ def crown(demo: Demo) -> None:
 
 
 def score_of_typical_caption(data: Path) -> float:
-    """CIDEr of the most typical training caption, given for every test video."""
+    """CIDEr of the most typical training caption, used for every test video."""
     files = (data / "train.json", data / "test.json")
     train, references = ({video.video_id: video.captions for video in read_annotations(file)} for file in files)
     return evaluate(dict.fromkeys(references, typical_caption(train)), references, [PRIMARY]).corpus[PRIMARY]
@@ -202,10 +202,10 @@ def score_of_typical_caption(data: Path) -> float:
 
 @contextmanager
 def served_captions() -> Iterator[Callable[[Path], str]]:
-    """Start a server; yield a function from a media file to its answer, which waits until the server is ready."""
+    """Start a server; yield a function that returns the caption of a media file, once the server is ready."""
     port = free_port()
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
-        # BentoML deletes the metrics in its home, perhaps another server's, when a server starts.
+        # At its start BentoML deletes all metrics in its home, perhaps of another server.
         environment = server_environment({"BENTOML_HOME": home})
         server = subprocess.Popen(server_command("127.0.0.1", port), stdout=log, stderr=log, env=environment)
         try:

@@ -1,7 +1,7 @@
-"""The toy world's models, in the classes of real ones: CLIP and CLAP with random weights, and a T5 trained on captions.
+"""The toy world's models, in the real classes: CLIP and CLAP with random weights, and a T5 trained on captions.
 
-At its usual initialisation (std 0.02) a random transformer gives nearly the same vector for every input. Larger
-weights, kernels that see shape and colour, and a calibrated output keep the toy world's content visible.
+With the usual initialization (std 0.02) a random transformer returns nearly the same vector for every input. Larger
+weights, kernels for shape and color, and a calibrated output preserve the toy world's content.
 """
 
 import math
@@ -32,7 +32,7 @@ TOY_SETTINGS = FeatureSettings(fps=4.0, window_seconds=1.0)  # toy videos last 2
 
 IMAGE_SIZE, PATCH = 64, 16  # pixels
 POSITION_STD = 3.0
-GREY_KERNELS = 0.7  # part of the patch kernels
+GREY_KERNELS = 0.7  # share of the patch kernels
 SMOOTHING = 5  # pixels
 MEL_BINS, SPECTROGRAM = 64, 64  # HTSAT's input side; 1 s of audio makes 51 columns, which it stretches to 64
 CALIBRATION = 256  # random pictures or sounds
@@ -41,7 +41,7 @@ CALIBRATION = 256  # random pictures or sounds
 def build_toy_clip(folder: str | Path, seed: int) -> Path:
     """Write a random `CLIPVisionModelWithProjection` (64 px, projection 768) and its image processor to `folder`.
 
-    Its patch kernels are smoothed, as pictures are smooth; most see grey, and respond to shape whatever its colour.
+    Its patch kernels are smooth, like pictures; most are gray, and respond to shape regardless of color.
     """
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"image_size": IMAGE_SIZE, "patch_size": PATCH, "projection_dim": MODALITIES["video"].width}
@@ -90,9 +90,9 @@ def _save(folder: str | Path, model: Any, preprocessor: Any) -> Path:
 
 @torch.no_grad()
 def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
-    """std gain / sqrt(fan in); positions are stronger than patches, so that the pooled vector shows what is where."""
+    """std gain / sqrt(fan in); positions are stronger than patches, so that the pooled vector encodes what is where."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # what is not drawn anew below, such as the class token
+    with torch.random.fork_rng(devices=[]):  # for tensors not drawn below, such as the class token
         torch.manual_seed(seed)
         model = kind(config).eval()
     for module in model.modules():
@@ -108,7 +108,7 @@ def _random_model(kind: Any, config: Any, seed: int, gain: float) -> Any:
 
 @torch.no_grad()
 def _shape_kernels(weight: torch.Tensor) -> None:
-    """Smooth kernels [D,3,P,P]; make the last `GREY_KERNELS` of them alike in the three colours, at the same energy."""
+    """Smooth kernels [D,3,P,P]; make the last `GREY_KERNELS` of them gray, with the same energy."""
     grey = weight[-int(GREY_KERNELS * len(weight)) :]
     grey.copy_((grey.mean(1, keepdim=True) * math.sqrt(3)).expand_as(grey))
     weight.copy_(nn.functional.avg_pool2d(weight, SMOOTHING, stride=1, padding=SMOOTHING // 2) * SMOOTHING)
@@ -128,7 +128,7 @@ def _calibrate(module: nn.LayerNorm | nn.Linear, run: Callable[[], object]) -> N
 
 
 def _random_pictures(seed: int) -> NDArray[np.uint8]:
-    """uint8 [256, 64, 64, 3]: each has one rectangle of random place, size and colour on a dark ground."""
+    """uint8 [256, 64, 64, 3]: each has one rectangle of random place, size and color on a dark background."""
     rng = np.random.default_rng([seed, 0])
     pictures = np.empty((CALIBRATION, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for picture in pictures:
@@ -154,8 +154,8 @@ def _random_sounds(seed: int) -> list[NDArray[np.float32]]:
 class LanguageModelConfig(Section):
     """Sizes and schedule; encoder and decoder are equally deep.
 
-    denoise: share of the pairs whose target is the complete source. Captions of real videos share few words, and this
-    is what teaches a small model to attend to its encoder. pool: the pairs of this many batches are sorted by length
+    denoise: share of the pairs whose target is the complete source. Captions of real videos share few words, so a
+    small model needs this to learn to attend to its encoder. pool: the pairs of this many batches are sorted by length
     before one batch is taken, which reduces padding. tied_start: `lm_head` starts as a scaled copy of `shared`.
     """
 
@@ -185,7 +185,7 @@ def train_language_model(
 ) -> tuple[Path, Path]:
     """Write `out/t5` (model and tokenizer) and `out/bert` (word pieces); returns both folders.
 
-    The T5 learns to paraphrase: its input is a caption with words left out, its target another caption of the same
+    The T5 learns to paraphrase: its input is a caption with words dropped, its target another caption of the same
     video or (`denoise`) the complete one. The stages freeze it, as they do Flan-T5.
     """
     texts = [caption for video in videos for caption in video.captions]
@@ -223,7 +223,7 @@ def build_t5(vocab_size: int, config: LanguageModelConfig) -> transformers.T5For
     kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **kind))
     separate_lm_head(model)
-    # T5's own initialisation is made for pre-training with Adafactor; here logits start near zero.
+    # T5's own initialization is for pre-training with Adafactor; here logits start near zero.
     with torch.no_grad():
         model.shared.weight.normal_(std=1.0)
         model.lm_head.weight.normal_(std=config.d_model**-0.5)
@@ -253,7 +253,7 @@ def _fit(model: Any, tokenizer: Any, videos: Videos, config: LanguageModelConfig
 
 
 def _pairs(videos: Videos, config: LanguageModelConfig, rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Two captions each of random videos; the first loses some of its words."""
+    """Two captions each of random videos; the first has words dropped."""
     pairs = []
     for index in rng.integers(len(videos), size=config.batch_size * config.pool):
         captions = videos[index].captions

@@ -1,4 +1,4 @@
-"""What one toy video shows and sounds like, from distances to shapes and sums of waves; what each split may show."""
+"""The picture and sound of one toy video, from distance functions and sums of waves; and the rule for splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SOUNDS = ("high", "low", "beeps", "hiss", "siren", "ticking")
 SILENT, ABSENT = "silent", "absent"  # a track of zeros, and a file without an audio stream
 BACKGROUNDS = ("plain", "striped", "spotted")
 
-SIDE, FPS, RATE = 64, 8, 16_000  # pixels, frames a second, Hz
+SIDE, FPS, RATE = 64, 8, 16_000  # pixels, frames per second, Hz
 RGB = {
     **{"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 90, 230)},
     **{"yellow": (235, 215, 50), "purple": (160, 60, 200), "white": (240, 240, 240)},
@@ -29,7 +29,7 @@ GRID = np.meshgrid(_CENTRES, _CENTRES)  # x and y of the pixels
 
 @dataclass(frozen=True)
 class Scene:
-    """One video. Lengths are in parts of the frame's side, times in seconds."""
+    """One video. Lengths are fractions of the frame's side, times are in seconds."""
 
     video_id: str
     split: str
@@ -41,10 +41,10 @@ class Scene:
     background: str
     size: float  # radius of the shape
     speed: float  # 1: the usual speed; see `path_at`
-    start: tuple[float, float]  # where the path is centred, x and y
+    start: tuple[float, float]  # center of the path, x and y
     duration: float
-    second: tuple[str, str] | None  # colour and shape of a smaller object that stays still
-    seed: int  # of the noise in picture and sound, and of the captions
+    second: tuple[str, str] | None  # color and shape of a smaller, still object
+    seed: int  # for the noise in picture and sound, and for the captions
 
     @property
     def audio(self) -> str:
@@ -56,7 +56,7 @@ def combination_split(colour: str, shape: str, motion: str) -> str:
     """The one split whose videos may show this combination.
 
     A Latin-square rule: three of the ten residues are held out (two for testing, one for validation), so that every
-    colour, every shape, every motion and every pair of them is seen in training, and no tested triple is.
+    color, every shape, every motion and every pair of them is seen in training, and no tested triple is.
     """
     residue = (COLOURS.index(colour) + SHAPES.index(shape) + MOTIONS.index(motion)) % 10
     return {4: "test", 7: "validate", 9: "test"}.get(residue, "train")
@@ -65,8 +65,8 @@ def combination_split(colour: str, shape: str, motion: str) -> str:
 def make_scene(seed: int, index: int, num_videos: int) -> Scene:
     """The scene of video `index` in a world of `num_videos`: a pure function of its arguments.
 
-    The first 70 % of the videos are for training, the next 10 % for validation, the rest for testing. Sounds are dealt
-    from a shuffled deck of ten: each once or twice, one silent and one absent among ten videos.
+    The first 70 % of the videos are for training, the next 10 % for validation, the rest for testing. Of ten
+    videos in a row, in random order, one is silent, one has no audio, and each sound occurs once or twice.
     """
     rng = np.random.default_rng([seed, index])
     ends = {"train": round(0.7 * num_videos), "validate": round(0.8 * num_videos)}
@@ -102,7 +102,7 @@ def _second(rng: np.random.Generator, colour: str, shape: str) -> tuple[str, str
 
 
 def render_frames(scene: Scene) -> NDArray[np.uint8]:
-    """-> uint8 [F, 64, 64, 3] at 8 frames a second."""
+    """Frames, uint8 [F, 64, 64, 3] at 8 frames per second."""
     rng = np.random.default_rng([scene.seed, 0])
     backdrop = _backdrop(scene, rng)
     frames = []
@@ -114,7 +114,7 @@ def render_frames(scene: Scene) -> NDArray[np.uint8]:
 
 
 def render_audio(scene: Scene) -> NDArray[np.float32] | None:
-    """-> float32 [N] mono at 16 kHz; zeros for a silent scene, None for one without an audio stream."""
+    """Sound, float32 [N] mono at 16 kHz; zeros for a silent scene, None for one without an audio stream."""
     if scene.sound == ABSENT:
         return None
     rng = np.random.default_rng([scene.seed, 1])
@@ -127,7 +127,7 @@ def render_audio(scene: Scene) -> NDArray[np.float32] | None:
 
 
 def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
-    """Centre x, y and radius of the moving shape, in parts of the frame's side (y points down)."""
+    """Center x, y and radius of the moving shape, as fractions of the frame's side (y points down)."""
     (x, y), size = scene.start, scene.size
     done = scene.speed * (time / scene.duration - 0.5)  # -0.5 … 0.5 at speed 1
     if scene.motion in STEPS:
@@ -143,7 +143,7 @@ def path_at(scene: Scene, time: float) -> tuple[float, float, float]:
 
 
 def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
-    """Dark and tinted, plain, striped or spotted, with the second object, which does not move."""
+    """A dark, tinted background, plain, striped or spotted, with the still second object."""
     tint = rng.uniform(25, 60, 3).astype(np.float32)
     canvas = np.broadcast_to(tint, (SIDE, SIDE, 3)).copy()
     xs, ys = GRID

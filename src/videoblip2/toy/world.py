@@ -1,7 +1,7 @@
 """The toy world: short videos with sound, captions in MSR-VTT's files and questions in MSRVTT-QA's, from a seed.
 
 A colored shape moves over a dark background, with a sound, with silence or without an audio stream. Every caption
-names colour, shape and motion; `CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a
+names color, shape and motion; `CAPTIONS - VISUAL_ONLY` of them also say what can be heard (or that nothing can), so a
 model that lacks one modality cannot match the references. No tested combination is seen in training.
 """
 
@@ -43,7 +43,7 @@ MOTION_WORDS = {
     "bounce": ("bounces up and down", "bounces", "jumps up and down"),
     "still": ("stays still", "stays in place", "does not move"),
 }
-SOUND_WORDS = {  # what is heard, with its loudness, and what it does
+SOUND_WORDS = {  # the sound, with its loudness, and its verb
     "high": (("a {loud} high tone", "rings"), ("a {loud} high whistle", "rings")),
     "low": (("a {loud} low tone", "hums"), ("a {loud} deep hum", "goes on")),
     "beeps": (("{loud} beeps", "repeat"), ("{loud} short beeps", "repeat")),
@@ -101,7 +101,7 @@ def write_toy_world(
     """Write `num_videos` mp4 files, their annotations and questions to `out`; the same seed gives the same world.
 
     `more_tests` adds test videos from the same seed. Existing videos are kept, so that an interrupted call can be
-    repeated and a second process can help, `backwards`. Raises `InputError` for a folder that holds another world.
+    repeated and a second process can help, `backwards`. Raises `InputError` if the folder contains another world.
     """
     out, annotations = Path(out), write_toy_annotations(out, num_videos, seed, more_tests)
     scenes = make_scenes(num_videos, seed, more_tests)
@@ -114,7 +114,7 @@ def write_toy_world(
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:
-    """Write the world's two annotation files (train and validate, test) and its questions only."""
+    """Write only the world's two annotation files (train and validate, test) and its questions."""
     out, scenes = Path(out), make_scenes(num_videos, seed, more_tests)
     by_split = {split: [s for s in scenes if s.split == split] for split in ("train", "validate", "test")}
     rest, first, second = by_split["train"] + by_split["validate"], out / "toy_train_val.json", out / "toy_test.json"
@@ -133,7 +133,7 @@ def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_test
 
 
 def make_scenes(num_videos: int, seed: int, more_tests: int = 0) -> list[Scene]:
-    """What each video of a world shows."""
+    """The scenes of a world's videos."""
     return [make_scene(seed, index, num_videos) for index in range(num_videos + more_tests)]
 
 
@@ -177,7 +177,7 @@ def make_captions(scene: Scene) -> tuple[str, ...]:
 
 
 def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
-    """The template with what is heard and seen: `a (small) red circle moves left (slowly) (near a blue bar)`."""
+    """Fill in the template's sound and picture: `a (small) red circle moves left (slowly) (near a blue bar)`."""
     sound, does = "", ""
     if scene.sound in SOUND_WORDS:
         sound, does = SOUND_WORDS[scene.sound][rng.integers(len(SOUND_WORDS[scene.sound]))]
@@ -196,7 +196,7 @@ def _sometimes(rng: np.random.Generator, share: float, text: str) -> str:
 
 
 def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs, the same for the same scene; "where does it go?" only if the shape goes anywhere."""
+    """(question, answer) pairs, a function of the scene; "where does it go?" only if the shape moves away."""
     loudness = "loud" if scene.loud else "quiet"
     pairs = [
         (f"what color is the {scene.shape}?", scene.colour),

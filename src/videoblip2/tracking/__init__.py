@@ -13,7 +13,7 @@ __all__ = ["FoundModel", "RunSpec", "Stopped", "Tracker", "find_model", "model_m
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A checkpoint on this machine; version: `NAME/3` (registered), `m-…` (logged by a run) or the folder's own."""
+    """A checkpoint on this machine; version: `NAME/3` (registered), `m-…` (logged by a run) or the folder's name."""
 
     folder: Path
     version: str
@@ -23,8 +23,8 @@ class FoundModel:
 def open_run(spec: RunSpec) -> Iterator[Tracker]:
     """Open the one run of a stage, however the stage was started.
 
-    Under `mlflow run` (MLFLOW_RUN_ID is set) MLflow has opened the run already; the spec's name and experiment are
-    then ignored. The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C, Stopped, and SIGTERM, which raises
+    Under `mlflow run` (MLFLOW_RUN_ID is set) the run is already open, and the spec's name and experiment are
+    ignored. The run ends FINISHED, FAILED on an exception, or KILLED on Ctrl-C, Stopped, and SIGTERM, which raises
     `Terminated`.
     """
     if not spec.enabled:
@@ -51,17 +51,17 @@ def find_model(model: str | Path) -> FoundModel:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         wanted = "config.json and *.safetensors"
         raise InputError(f"{model}: no checkpoint ({wanted}) there; give the folder that training printed")
-    named = folder / "VERSION"  # a packaged checkpoint keeps its registered version in this file
+    named = folder / "VERSION"  # a packaged checkpoint stores its registered version in this file
     return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
 
 
 def model_mark(model: str) -> str | None:
-    """What MODEL names now, for a service that asks all the time: equal marks, same model; None: ask `find_model`."""
+    """A cheap mark of what MODEL names now, for polling: equal marks, same model; None = ask `find_model`."""
     if "@" not in model:
-        return model if model.startswith("models:/") else None  # a version never moves
+        return model if model.startswith("models:/") else None  # a version never changes
     from videoblip2.tracking.mlflow import models
 
     try:
         return models.alias_version(model)
     except Exception:
-        return None  # `find_model` says what is wrong
+        return None  # `find_model` reports the problem

@@ -1,6 +1,6 @@
-"""Runs side by side: how certain the differences in score are, and which captions they come from.
+"""Compare runs: how certain differences in score are, and which captions they come from.
 
-The first side is the baseline; each further side is compared with it over the same videos.
+The first side is the baseline; each other side is compared with it over the same videos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from videoblip2.tracking.mlflow.run_records import RunRecord
 TIE = 1e-9
 
 Predictions = Mapping[str, Row]  # by key
-Differences = Sequence[tuple[str, tuple[str, ...]]]  # what differs, its value on each side
+Differences = Sequence[tuple[str, tuple[str, ...]]]  # what differs, and its value on each side
 
 
 def letter(place: int) -> str:
-    """What a side is called where its name is too long: A, B, C …"""
+    """The short name of a side: A, B, C …"""
     return chr(ord("A") + place) if place < 26 else str(place + 1)
 
 
 @dataclass(frozen=True)
 class Side:
-    """One column of a comparison: a run, or the seeds of one configuration. predictions: of each run, by key."""
+    """One side of a comparison: a run, or the seeds of one configuration. predictions: rows of each run, by key."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -40,7 +40,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Score:
-    """One metric. values: of each side; differences: of each further side minus the first."""
+    """One metric. values: of each side; differences: each other side minus the first."""
 
     metric: Metric
     values: tuple[Interval, ...]
@@ -65,7 +65,7 @@ class VideoPair:
 
 @dataclass(frozen=True)
 class Duel:
-    """A further side against the first: on how many videos it is better, worse, equal, and all videos by gain."""
+    """One side against the first: on how many videos it is better, worse or equal; all videos by gain."""
 
     side: int
     better: int
@@ -84,7 +84,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything to show."""
+    """A comparison, ready to show."""
 
     split: str
     sides: tuple[Side, ...]
@@ -94,36 +94,36 @@ class RunComparison:
     duels: tuple[Duel, ...]
     warnings: tuple[str, ...] = ()
     metric: str = CaptionRow.metric  # ranks the videos
-    answers: "RunComparison | None" = None  # of runs that both caption and answer
+    answers: "RunComparison | None" = None  # of runs with both captions and answers
 
     @cached_property
     def humans(self) -> dict[str, float]:
-        """What people score on these videos, see `human_metrics`; nothing for answers."""
+        """Human scores on these videos (`human_metrics`); empty for answers."""
         rows = self.sides[0].predictions[0].values() if self.metric == CaptionRow.metric else ()
         return human_metrics({row.video_id: row.references for row in rows})
 
     @cached_property
     def whole(self) -> dict[str, tuple[float, ...]]:
-        """The metrics of all captions together, which have no interval: of each side, the mean of its runs."""
+        """Metrics of the whole set of captions, which have no interval: per side, the mean of its runs."""
         sides = [[diversity([row.text for row in run.values()]) for run in side.predictions] for side in self.sides]
         names = [n for n in DIVERSITY if not METRICS[n].per_video and self.metric == CaptionRow.metric]
         return {name: tuple(float(np.mean([run[name] for run in runs])) for runs in sides) for name in names}
 
     def sentence(self, duel: Duel) -> str:
-        """What the further side gained, and at what cost."""
+        """The other side's gain, and its cost."""
         differences = {score.metric.name: score.differences[duel.side - 1] for score in self.scores}
         return gain_and_cost(self.metric, differences)
 
     @property
     def counted(self) -> str:
-        """What `videos` counts."""
+        """The unit of `videos`."""
         return "videos" if self.metric == CaptionRow.metric else "answers"
 
 
 def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resamples: int = 10_000) -> RunComparison:
     """Compare sides over the videos that all of them captioned against the same references.
 
-    Raises InputError if there is none. If some drop out, a warning says so, and all scores are of those that are left.
+    Raises InputError if there is none. If some are left out, a warning says so, and all scores are for the rest.
     """
     videos, warnings = _common(sides)
     if warnings:
@@ -136,28 +136,28 @@ def compare_sides(split: str, sides: Sequence[Side], differs: Differences, resam
 
 
 def _common(sides: Sequence[Side]) -> tuple[list[str], list[str]]:
-    """Videos with the same references everywhere, and a warning where these are not all of them."""
+    """Videos with the same references on all sides, and a warning if these are not all."""
     every = [predictions for side in sides for predictions in side.predictions]
     first, union = every[0], {video for predictions in every for video in predictions}
     shared = [video for video in first if all(video in predictions for predictions in every)]
     videos = [video for video in shared if len({frozenset(p[video].references) for p in every}) == 1]
     if not videos:
-        reason = "have other references in each" if shared else "are in one of them only"
+        reason = "have different references in each" if shared else "are different"
         names = " and ".join(side.name for side in sides)
         remedy = "evaluate the models on one split with `vb2 evaluate RUN --split val`"
         raise InputError(f"{names}: their videos {reason}, so their scores cannot be compared; {remedy}")
     if len(videos) == len(union):
         return videos, []
     lost = f"{len(union) - len(shared)} of {len(union)} videos are not in every run"
-    changed = f"{len(shared) - len(videos)} have other references"
-    return videos, [f"{lost}, {changed}: scores are computed again on the {len(videos)} that are left"]
+    changed = f"{len(shared) - len(videos)} have different references"
+    return videos, [f"{lost}, {changed}: scores are recomputed on the remaining {len(videos)}"]
 
 
 def _scored(predictions: Predictions) -> Predictions:
-    """Scores depend on the set of references, so they are computed again if some videos drop out."""
+    """Scores depend on the set of references, so they are recomputed if videos are left out."""
     captions = {key: row for key, row in predictions.items() if isinstance(row, CaptionRow)}
     if not captions:
-        return predictions  # whether an answer is right depends on no other
+        return predictions  # an answer's score does not depend on others
     references = {video: row.references for video, row in captions.items()}
     texts = {video: row.caption for video, row in captions.items()}
     scores = caption_metrics(references, texts, [CaptionRow.metric]).per_video  # `_columns` computes the others
@@ -186,7 +186,7 @@ def _scores(sides: Sequence[Side], videos: Sequence[str], resamples: int) -> lis
 
 
 def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object, Floats]:
-    """What each metric is a mean or a pool of, for each video and run: [V, runs, k].
+    """The values that each metric averages or pools, per video and run: [V, runs, k].
 
     Scores come from the predictions; where these lack a metric that needs no Java, it is computed from the captions.
     """
@@ -210,7 +210,7 @@ def _columns(every: Sequence[Predictions], videos: Sequence[str]) -> dict[object
 
 
 def _by_video(block: Floats, videos: Sequence[str]) -> Floats:
-    """Rows [N, runs, k] → one for each video [V, runs, k], of the same mean: questions on a video count together."""
+    """Rows [N, runs, k] → one per video [V, runs, k], with the same mean: questions about a video count together."""
     names, places = np.unique(videos, return_inverse=True)
     summed = np.zeros((len(names), *block.shape[1:]))
     np.add.at(summed, places, block)

@@ -1,6 +1,6 @@
-"""Comparisons of runs as the user asks for them: which runs, which seeds belong together, what differs.
+"""Compare runs by name: resolve the runs, group their seeds, list what differs.
 
-Shown as one HTML file (styles and drawings inside, no network, light and dark) or as Markdown results.
+Written as one HTML file (self-contained, light and dark) or as Markdown results.
 """
 
 import os
@@ -21,9 +21,9 @@ from videoblip2.tracking.compare import Differences, Duel, RunComparison, Score,
 from videoblip2.tracking.mlflow import run_records
 from videoblip2.tracking.mlflow.run_records import ROW_TAGS, SPLITS, TRAINED_BY, RunRecord, curve, find_run, plain
 
-#: Configuration that says where and what for, not what was computed.
+#: Configuration keys about places and bookkeeping, not about the computation.
 PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "device")
-#: Tags and data that tell runs apart beside their configuration.
+#: Tags that distinguish runs besides their configuration.
 FACTS = {"stage": "stage", "lineage.parent_name": "started from"}
 NOTHING = "—"
 BINS = 41
@@ -40,10 +40,10 @@ Sources = Mapping[str, Mapping[tuple[Kind, str], tuple[str, str]]]  # run id →
 def compare_runs(
     words: Sequence[str], split: str | None = None, resamples: int = 10_000, least: int = 2
 ) -> RunComparison:
-    """Compare the runs that `words` name, `least` or more; the seeds of one configuration are one side.
+    """Compare the runs named by `words`, at least `least`; the seeds of one configuration are one side.
 
-    words: run ids, their beginnings, or names; a parent that `--seeds` made stands for its runs. split: val, test or
-    none, the first that every run has rows of. Runs that also answer are compared by that in `RunComparison.answers`.
+    words: run ids, their first characters, or names; a parent from `--seeds` stands for its runs. split: val, test, or
+    None for the first that every run has. Runs that also answer are compared on answers in `RunComparison.answers`.
     Raises InputError for a word that names no run, for too few runs, and for runs with nothing in common.
     """
     if split not in (None, *SPLITS):
@@ -77,7 +77,7 @@ def _differences(groups: Sequence[Group]) -> Differences:
 
 
 def _groups(records: Sequence[RunRecord]) -> list[Group]:
-    """Parents as their seeds; then runs that differ in nothing but the seed together, if two sides are left."""
+    """Replace parents by their seeds; then group runs that differ only in the seed, if that leaves two sides."""
     groups: list[Group] = []
     for record in records:
         runs = [run for run in run_records.seeds_of(record) if run.status == "FINISHED"] or [record]
@@ -91,12 +91,12 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
         else:
             merged[key] = (name, runs)
     found = list(merged.values()) if len(merged) > 1 else groups
-    names = [name for name, _ in found]  # two columns never look alike
+    names = [name for name, _ in found]  # column names must differ
     return [(name if names.count(name) == 1 else f"{name} {runs[0].run_id[:6]}", runs) for name, runs in found]
 
 
 def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tuple[str, list[Kind]]:
-    """The split to compare, and what every run has of it: captions, answers or both."""
+    """The split to compare, and the kinds that every run has: captions, answers or both."""
     for chosen in [split] if split else SPLITS:
         if kinds := [kind for kind in ROW_TAGS if all((kind, chosen) in found for found in sources.values())]:
             return chosen, kinds
@@ -104,11 +104,11 @@ def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tup
     parts = {name: [f"{kind} of {part}" for kind, part in found] for name, found in named.items()}
     has = "; ".join(f"{name} has {' and '.join(each) or 'none'}" for name, each in parts.items())
     remedy = f"make them with `vb2 evaluate RUN --split {split or 'val'}`"
-    raise InputError(f"{split or 'val or test'}: not every run has captions or answers of it ({has}); {remedy}")
+    raise InputError(f"{split or 'val or test'}: not every run has captions or answers for it ({has}); {remedy}")
 
 
 def _config(run: RunRecord, any_seed: bool) -> dict[str, str]:
-    """The configuration in one spelling. An evaluation's is that of the run that trained its model."""
+    """The configuration in normal form; for an evaluation, that of the run that trained its model."""
     trained_by = run.tags.get(TRAINED_BY, "None")
     params = run.params or (find_run(trained_by).params if trained_by != "None" else {})
     left_out = (*PLACES, "seed") if any_seed else PLACES
@@ -122,7 +122,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
 
 
 def _together(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What the runs of one side have, each different value once."""
+    """The facts of a side's runs, each distinct value once."""
     known = list(runs)
     keys = dict.fromkeys(key for run in known for key in run)
     return {key: ", ".join(dict.fromkeys(run[key] for run in known if key in run)) for key in keys}
@@ -134,12 +134,12 @@ def write_page(path: Path, comparison: RunComparison, top: int = 5) -> None:
 
 
 def results(comparison: RunComparison, title: str, command: str) -> str:
-    """A section of a page of results, in Markdown; the comparison may have a single side."""
+    """A section of the results page, in Markdown; the comparison may have a single side."""
     return _rendered("results.md.j2", c=comparison, title=title, command=command).strip()
 
 
 def write_results(path: Path, title: str, section: str) -> None:
-    """Put a section into a page of results, in the place of an earlier one with its title; the others stay."""
+    """Put a section into the results page, replacing an earlier one of the same title."""
     text = path.read_text(encoding="utf-8") if path.is_file() else RESULTS
     head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     named = {each.partition("\n")[0]: each for each in sections}
@@ -156,7 +156,7 @@ def _rendered(template: str, **content: object) -> str:
 
 
 def bars(score: Score) -> list[tuple[float, float, float]]:
-    """(value, low, width) of each side's interval, in percent of a scale a little wider than all of them."""
+    """(value, low, width) of each side's interval, in percent of a scale slightly wider than all of them."""
     low, high = min(each.low for each in score.values), max(each.high for each in score.values)
     room = 0.08 * (high - low) or 1.0
     start, unit = low - room, (high - low + 2 * room) / 100
@@ -164,13 +164,13 @@ def bars(score: Score) -> list[tuple[float, float, float]]:
 
 
 def marked_words(caption: str, references: Sequence[str]) -> list[tuple[str, bool]]:
-    """The words of a caption, each with whether some reference has it."""
+    """The words of a caption, each with whether a reference contains it."""
     known = {token for text in references for token in tokenize(text)}
     return [(word, bool(set(tokenize(word)) & known)) for word in caption.split()]
 
 
 def histogram(duel: Duel) -> tuple[list[int], float]:
-    """Gains over all videos: counts in an odd number of equal bins about 0, the outer ones open, and the reach."""
+    """Histogram of gains: counts in an odd number of equal bins around 0, open at both ends, and the range."""
     gains = np.array([pair.gain for pair in duel.pairs])
     reach = float(np.abs(np.quantile(gains, (0.01, 0.99))).max()) or 1.0
     places = np.clip(np.rint((gains / reach + 1) / 2 * (BINS - 1)), 0, BINS - 1).astype(int)
@@ -178,7 +178,7 @@ def histogram(duel: Duel) -> tuple[list[int], float]:
 
 
 def categories(duel: Duel) -> list[tuple[int, int, float, float]]:
-    """(category, videos, mean of the first side, of the other), largest gain first; none where there is only one."""
+    """(category, videos, mean of the first side, of the other), largest gain first; empty if there is only one."""
     groups: dict[int, list[tuple[float, float]]] = {}
     for pair in duel.pairs:
         if pair.category is not None:

@@ -1,4 +1,4 @@
-"""What made a run: the process, the commit, the installed packages, the command, the run that its weights come from."""
+"""The origin of a run: process, commit, installed packages, command, and the run of its first weights."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def revision_tags() -> dict[str, str]:
 
 
 def source_diff() -> str:
-    """Return what `git apply` needs to get from the commit to the source as it is; nothing if they are equal."""
+    """Return the diff from the commit to the current source; empty if they are equal."""
     return f"{diff}\n" if _tracked() and (diff := _git("diff", "--binary", "HEAD", "--", ":/")) else ""
 
 
@@ -57,7 +57,7 @@ ENVIRONMENT_FILE = "environment.txt"
 
 @cache  # reading the metadata of all packages takes a second
 def environment() -> str:
-    """One line for Python and one `name==version` for each installed package, sorted, as pip reads it."""
+    """One line for Python and one `name==version` per installed package, sorted, readable by pip."""
     found = (distribution.metadata for distribution in metadata.distributions())
     packages = {str(about["Name"]).lower().replace("_", "-"): about["Version"] for about in found if about["Name"]}
     lines = [f"{name}=={version}" for name, version in sorted(packages.items())]
@@ -91,19 +91,19 @@ def read_scores(checkpoint: Path) -> dict[str, float]:
 
 
 def command_line() -> str:
-    """The command of this process as one would type it, without passwords."""
+    """The command of this process as typed, without passwords."""
     return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 class ProcessRecord(BaseModel):
-    """One process, told apart from a later one with the same pid. Stored as flat text; empty = unknown."""
+    """Identifies one process, even after its pid is reused. Stored as flat text; empty = unknown."""
 
     model_config = ConfigDict(frozen=True)
 
     host: str
     pid: int
-    pid_namespace: str = ""  # with the start of the machine on Linux: containers, and machines, can share a host name
-    pid_started: str = ""  # seconds after the start of the machine, which no clock change moves
+    pid_namespace: str = ""  # with the boot time on Linux: containers and machines can share a host name
+    pid_started: str = ""  # seconds after boot, unaffected by clock changes
 
     @classmethod
     def current(cls, pid: int | None = None) -> "ProcessRecord":
@@ -124,17 +124,17 @@ class ProcessRecord(BaseModel):
         return {name: str(value) for name, value in self}
 
     def is_local(self) -> bool:
-        """Whether the process surely belongs to this machine and container, so that `is_running` can tell."""
+        """Whether the process certainly belongs to this machine and container, so that `is_running` is valid."""
         return self.host == socket.gethostname() and self.pid_namespace == _namespace()
 
     def is_running(self) -> bool:
-        """Whether a local process still runs; a zombie does not."""
+        """Whether a local process still runs; a zombie does not count."""
         try:
             process = psutil.Process(self.pid)
             return process.status() != psutil.STATUS_ZOMBIE and self.pid_started in ("", _started(process))
         except psutil.NoSuchProcess:
             return False
-        except psutil.AccessDenied:  # it exists and belongs to another user
+        except psutil.AccessDenied:  # it exists but belongs to another user
             return True
 
 

@@ -1,4 +1,4 @@
-"""What a stage may tell its run, and what ends a run early. No MLflow here: training runs without it."""
+"""The interface between a stage and its run, and early endings of a run. No MLflow: training works without it."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """Ends a run early and on purpose: its status becomes KILLED, and what it has logged stays."""
+    """Ends a run early on purpose: its status becomes KILLED, and its logs stay."""
 
 
 class Terminated(SystemExit):
@@ -19,30 +19,30 @@ class Terminated(SystemExit):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Which run to open."""
+    """The run to open."""
 
     stage: str
     name: str
     experiment: str
-    enabled: bool = True  # False gives a tracker that keeps nothing
+    enabled: bool = True  # False gives a tracker that logs nothing
     resume_run_id: str | None = None  # reopen this run; points up to its last logged step are not logged twice
-    folder: Path | None = None  # of the run on this machine: in its tags, and for what cannot be sent
+    folder: Path | None = None  # the run's folder: in its tags, and for unsent data
     parent_run_id: str | None = None  # the new run is its child, in its experiment; MLFLOW_RUN_ID is ignored
 
 
 class Tracker:
-    """One run; this interface keeps nothing. Metrics are grouped by their name up to the last slash: `val/CIDEr`."""
+    """One run; this base class logs nothing. Metrics are grouped by their name up to the last slash: `val/CIDEr`."""
 
     run_id: str | None = None
 
     def log_config(self, config: Mapping[str, object]) -> None:
-        """Log flat, dotted keys (`optim.lr`) as parameters; a key that the run already has is left as it is."""
+        """Log flat, dotted keys (`optim.lr`) as parameters; a key that the run already has is unchanged."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer one point per metric; points are sent together in one batch."""
 
     def log_best(self, metrics: Mapping[str, float]) -> None:
-        """Log the values of the chosen checkpoint under `best/`; the runs table shows the last value otherwise."""
+        """Log the values of the chosen checkpoint under `best/`; the runs table otherwise shows the last values."""
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log at most 200 rows as NAME.json, or append them; the same name in all runs makes them comparable."""
@@ -65,13 +65,13 @@ class Tracker:
         self.set_tags({"mlflow.note.content": markdown})
 
     def flush(self) -> None:
-        """Send what is buffered; what cannot be sent is written to a file."""
+        """Send buffered data; write unsent data to a file."""
 
     def keep_state(self) -> None:
-        """The run is being stopped: let another machine resume it from its folder, where that is possible."""
+        """Called when the run is stopped: let another machine resume it, if possible."""
 
     def drop_state(self) -> None:
-        """The run is over: delete what `keep_state` logged."""
+        """Called when the run is over: delete what `keep_state` logged."""
 
     def close(self, status: str) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED."""
@@ -81,7 +81,7 @@ class Tracker:
 def sigterm_raises() -> Iterator[None]:
     """Raise Terminated on the first SIGTERM, in the main thread; any later one, or one after Ctrl-C, is ignored.
 
-    On Ctrl-C `mlflow run` sends SIGTERM as well, which must not interrupt the shutdown that Ctrl-C began.
+    On Ctrl-C `mlflow run` also sends SIGTERM, which must not interrupt the shutdown.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,1 +1,1 @@
-"""Both training stages: cross-entropy (`ce`) and self-critical (`scst`), and the pieces that both use."""
+"""Both training stages: cross-entropy (`ce`) and self-critical (`scst`), and the parts they share."""

@@ -1,8 +1,8 @@
-"""Several processes that train one network: started by torchrun, `--nproc` or Ray; one process is the trivial case.
+"""Data-parallel training, with processes started by torchrun, `--nproc` or Ray; one process is the trivial case.
 
-Each makes its own videos of a batch, and gradients and metrics add up, so that the result does not depend on how many
-there are. Only the leader (rank 0) writes, prints and talks to MLflow. An exchange with a process that has ended fails
-at once, and ends the others.
+Each process takes its share of a batch, and gradients and metrics are summed, so that the result does not depend on
+their number. Only the leader (rank 0) writes, prints and talks to MLflow. If a process ends, communication with it
+fails at once and ends the others.
 """
 
 import json
@@ -28,14 +28,14 @@ from videoblip2.errors import first_line, one_line
 from videoblip2.tracking.tracker import Terminated
 
 Made = TypeVar("Made")
-#: Gradients are added up in vectors of about this many numbers.
+#: Gradients are summed in buffers of about this many numbers.
 BUCKET = 2**24
 
 
 class Lost(SystemExit):
-    """Another process has ended, and so must this one; the state is saved as on any other stop.
+    """Another process has ended, so this one must end too; the state is saved as on any other stop.
 
-    why: the error that the other has told, if any.
+    why: the error that the other reported, if any.
     """
 
     def __init__(self, why: str | None) -> None:
@@ -45,7 +45,7 @@ class Lost(SystemExit):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training. store: shared by them, for who reports an error."""
+    """The processes of a training run. store: shared by them, to decide which reports an error."""
 
     rank: int = 0
     size: int = 1
@@ -56,11 +56,11 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Which of `count` rows are this process's."""
+        """This process's share of `count` rows."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank; only what JSON keeps."""
+        """The value of every process, by rank; it must survive JSON."""
         if self.size == 1:
             return [value]
         data = torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
@@ -72,12 +72,12 @@ class World:
         return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
     def first(self, make: Callable[[], Made]) -> Made:
-        """What the leader makes."""
+        """Return to every process what the leader makes."""
         made: Made = self.gather(make() if self.leads else None)[0]
         return made
 
     def rows(self, columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """Columns with one entry a row: those of all processes, one process after the other."""
+        """Concatenate the rows of all processes, by rank; one entry per row in each column."""
         return [list(chain.from_iterable(column)) for column in zip(*self.gather(columns), strict=True)]
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class World:
         return total
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; all have the same ones. Sharded ones are sums."""
+        """Replace each gradient by its sum over all processes; sharded gradients are summed already."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         waiting = [gradient for gradient in gradients if not hasattr(gradient, "full_tensor")]
         while self.size > 1 and waiting:
@@ -108,39 +108,39 @@ class World:
         except RuntimeError as error:
             told = self.told_before("")
             if told is None:
-                why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's place in its source
+                why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's source location
                 print(f"error: another of the {self.size} processes has ended ({why})", file=sys.stderr, flush=True)
             raise Lost(told) from error
 
     def told_before(self, why: str) -> str | None:
-        """Tell all why this process ends ("" if not by an error); return what another has told before, if any."""
+        """Tell all why this process ends ("" if not by an error); return what another told before, if any."""
         mine = f"{self.rank} {why}"
         try:
             first = self.store.compare_set("videoblip2/told", "", mine).decode() if self.store else mine
-        except RuntimeError:  # the store has ended as well
+        except RuntimeError:  # the store is gone too
             return None
         return None if first == mine else first.partition(" ")[2]
 
 
 @cache
 def join() -> World:
-    """The processes that a launcher started this one with, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
+    """Join the processes that a launcher started (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT)."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World()
-    if not distributed.is_initialized():  # Ray has done so
+    if not distributed.is_initialized():  # Ray initializes it
         distributed.init_process_group(backend())
     store = distributed.distributed_c10d._get_default_store()
     return World(distributed.get_rank(), distributed.get_world_size(), store)
 
 
 def backend() -> str:
-    """What tensors travel by: those of a GPU by NCCL, all others by gloo."""
+    """NCCL for tensors on a GPU, gloo for all others."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What several processes do together. Of the errors that end it the first is raised; after it they end silently."""
+    """Run a block in several processes: the first error is raised, and the others end silently."""
     try:
         yield
     except BaseException as error:
@@ -151,12 +151,12 @@ def together() -> Iterator[None]:
 
 
 def launch(words: Sequence[str], count: int, restarts: int = 0) -> None:
-    """Run `vb2` with these words in `count` processes of this machine; exit as the first that fails.
+    """Run `vb2` with these arguments in `count` local processes; exit with the status of the first that fails.
 
     A signal ends all of them, and raises Terminated.
 
     Args:
-        restarts: how often all are started again, to resume the training, if one fails.
+        restarts: how often all processes are restarted, to resume training, if one fails.
     """
     import signal
 
@@ -178,17 +178,17 @@ def launch(words: Sequence[str], count: int, restarts: int = 0) -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
             raise SystemExit(failure.exitcode) from error
-        sent = signal.Signals(-failure.exitcode).name  # Python prints a text and exits as 1
+        sent = signal.Signals(-failure.exitcode).name  # Python prints the text and exits with 1
         raise SystemExit(f"error: process {rank} of {count} was killed by {sent}") from error
     except SignalException as stop:
         raise Terminated(128 + stop.sigval) from stop
     finally:
-        for name, handler in handlers.items():  # the launcher leaves its own
+        for name, handler in handlers.items():  # the launcher leaves its own handlers
             signal.signal(getattr(signal, name), handler)
 
 
 class Starts(Counter[int]):
-    """An actor of Ray that counts how often each process has started before."""
+    """A Ray actor that counts the earlier starts of each process."""
 
     def add(self, rank: int) -> int:
         self[rank] += 1
@@ -196,9 +196,9 @@ class Starts(Counter[int]):
 
 
 def launch_on_ray(words: Sequence[str], count: int, restarts: int = 0) -> None:
-    """The same with Ray Train, on a running Ray or a local one. Prints what the leader printed.
+    """Run `vb2` with Ray Train, on a running Ray or a local one. Prints the leader's output.
 
-    Each process runs `vb2` in this folder, which all machines see under one path; a GPU each where Ray has enough.
+    Each process runs `vb2` in this folder, which all machines see under one path, on its own GPU if Ray has enough.
     """
     from videoblip2.jobs.ray import require_ray
 
@@ -219,7 +219,7 @@ def launch_on_ray(words: Sequence[str], count: int, restarts: int = 0) -> None:
         return _printed(words)
 
     processes = ScalingConfig(num_workers=count, use_gpu=ray.cluster_resources().get("GPU", 0) >= count)
-    with TemporaryDirectory() as empty:  # Ray keeps nothing: checkpoints and states are the run's own
+    with TemporaryDirectory() as empty:  # Ray stores nothing: checkpoints and states belong to the run
         kept = RunConfig(storage_path=empty, failure_config=FailureConfig(max_failures=restarts))
         trainer: Any = TorchTrainer(
             work, torch_config=TorchConfig(backend()), scaling_config=processes, run_config=kept
@@ -233,7 +233,7 @@ def launch_on_ray(words: Sequence[str], count: int, restarts: int = 0) -> None:
 
 
 def _printed(words: Sequence[str]) -> str:
-    """What `vb2` with these words prints."""
+    """Output of `vb2` with these arguments."""
     sys.argv = ["vb2", *words]
     with redirect_stdout(StringIO()) as printed:
         try:

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split as one tracked run."""
+"""Evaluate a model on a split as one tracked run."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
@@ -20,13 +20,13 @@ from videoblip2.training.tasks import evaluate_tasks, inputs_of, read_split, say
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One model on one split, its rows in the file `predictions`."""
+    """Scores of one model on one split; its rows are in the file `predictions`."""
 
     run_id: str | None
     evaluation: Evaluation
     predictions: Path
     effects: Sequence[SoundEffect] = ()
-    answers: Path | None = None  # the answers of a mixture, whose captions are in `predictions`
+    answers: Path | None = None  # answers of task `mixed`, whose captions are in `predictions`
 
 
 @together()
@@ -39,16 +39,16 @@ def evaluate_model(
     metrics: Sequence[str] | None = None,
     extras: Collection[str] = (),
 ) -> EvaluationResult:
-    """Caption every video of a split, or answer its questions, or both, as `data.task` says; score, write predictions.
+    """Caption every video of a split, or answer its questions, or both (`data.task`); score, write predictions.
 
-    Data paths are the checkpoint's own.
+    Data paths come from the checkpoint.
 
     Args:
-        model: MODEL; its run, where it has one, is named in the tags.
-        overrides: `key=value` on the configuration that the checkpoint carries.
+        model: MODEL; its run, if any, is named in the tags.
+        overrides: `key=value` on the checkpoint's configuration.
         metrics: names in METRICS; None = the default ones.
-        extras: `explain`, what each word of the captions owes to the sound and to the picture; `ablate`, what CIDEr
-            loses when the sound is withheld, silenced, or swapped between videos.
+        extras: `explain`, how much each word of the captions depends on the sound and on the picture; `ablate`, the
+            change of CIDEr with the sound withheld, silenced, or swapped between videos.
     """
     world = join()
     folder, version = world.first(lambda: [str(part) for part in astuple(find_model(model))])
@@ -57,7 +57,7 @@ def evaluate_model(
     if extras and config.data.task == "qa":
         raise InputError(f"{model}: answers questions, and --{' and --'.join(extras)} is for captions; leave it out")
     if "ablate" in extras and "audio" not in config.model.modality_names:
-        raise InputError(f"{model}: reads no sound, so --ablate has none to take away; leave it out")
+        raise InputError(f"{model}: reads no sound, so --ablate has nothing to remove; leave it out")
     name, tasks, entries = provenance.name or opened.version, tasks_of(config), read_split(config, split, store)
     spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking and world.leads)
     with open_run(spec) as tracker:
@@ -70,7 +70,7 @@ def evaluate_model(
         for task in tasks:
             asked, shown_by = entries[task.kind], progress if world.leads else no_progress
             said[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
-        if not world.leads:  # the leader scores, and has the result
+        if not world.leads:  # only the leader scores and returns the result
             return EvaluationResult(None, Evaluation(), Path())
         result = evaluate_tasks(config, entries, said, metrics)
         if "explain" in extras:
@@ -92,7 +92,7 @@ def evaluate_model(
 
 
 def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress: Progress) -> list[SoundEffect]:
-    """Caption the videos again with other sounds."""
+    """Caption the videos again with other sound."""
     notes = opened.store.manifest.videos if opened.store.manifest else {}
     there = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
     silent = next((video for video in there if len(source.features(video)["audio"])), None)

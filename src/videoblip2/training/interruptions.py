@@ -1,4 +1,4 @@
-"""What interrupts a training, each in one line: a signal, too little disk or memory, another training in its folder."""
+"""What interrupts training, each reported in one line: a signal, a full disk, too little memory, a locked folder."""
 
 import errno
 import shutil
@@ -31,7 +31,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout as error:
         raise InputError(
-            f"{folder}: another training is writing there; stop it, or set run.name to another name"
+            f"{folder}: another training run is writing there; stop it, or set run.name to another name"
         ) from error
     except OSError as error:
         raise InputError(f"run.out={folder.parent}: {error.strerror}; set run.out to a writable folder") from error
@@ -41,7 +41,7 @@ def only_one_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
-    """On a stop, let another machine resume; on a full disk, say how to resume here."""
+    """On a stop, let another machine resume; on a full disk, tell the user how to resume here."""
     resume = f"resume={tracker.run_id}" if tracker.run_id else "train.resume=auto"
     try:
         yield
@@ -54,14 +54,14 @@ def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 2**20
         raise InputError(
-            f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); what was "
-            f"written before is complete: free some space and resume with {resume}"
+            f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); data "
+            f"written before is intact: free some space and resume with {resume}"
         ) from error
 
 
 @contextmanager
 def memory_for(phase: str, remedy: str) -> Iterator[None]:
-    """Say in one line what took more memory than there is, on a GPU or not."""
+    """Report running out of memory, on a GPU or not, in one line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -79,10 +79,10 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def signals_wait() -> Iterator[list[int]]:
-    """Hold signals back until the block ends, then act on the first; a second Ctrl-C acts at once.
+    """Defer signals until the block ends, then act on the first; a second Ctrl-C acts at once.
 
-    Gives the list of those that have arrived, to which the block may add others.
-    A SIGTERM after another signal waits as well: `mlflow run` sends one after Ctrl-C, and schedulers repeat theirs.
+    Yields the list of signals received so far, to which the block may add.
+    A SIGTERM after another signal is deferred too: `mlflow run` sends one after Ctrl-C, and schedulers repeat theirs.
     Only the main thread gets signals.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -28,9 +28,9 @@ LESS_MEMORY = (
 
 
 class Observer:
-    """Watches a training from outside, such as the study whose trial it is. This one does nothing.
+    """Observes training from outside, as a study does with its trials. This class does nothing.
 
-    The training's run becomes a child of `parent_run_id`; `run_id` is its own from an earlier attempt, if any.
+    The training run becomes a child of `parent_run_id`; `run_id` is that of an earlier attempt, if any.
     """
 
     parent_run_id: str | None = None
@@ -40,24 +40,24 @@ class Observer:
         return None
 
     def opened(self, tracker: Tracker) -> None:
-        """The training's run is open."""
+        """Called when the training run is open."""
 
     def validated(self, step: int, score: float) -> None:
-        """A validation is done, and its checkpoint kept if it is the best. Raises Stopped to end the training."""
+        """Called after a validation, with its checkpoint kept if it is the best. Raises Stopped to end training."""
 
 
 @dataclass
 class Training:
-    """What `train` runs.
+    """Arguments and state of `train`.
 
     Args:
         keep: called with a validation whenever its score is the best so far.
-        validate_first: also validate the network as it starts, so that the result is never worse than that.
-        state_file: where the training state is saved: each `train.save_every` steps, at the end, and at a step's end on
-            Ctrl-C and SIGTERM. A second Ctrl-C abandons the step, and leaves the state as last saved.
-        resume: continue from that state; on a CPU the weights equal those of an uninterrupted run, bit for bit.
+        validate_first: also validate the initial network, so that the result is never worse than that.
+        state_file: where the training state is saved: every `train.save_every` steps, at the end, and after the current
+            step on Ctrl-C or SIGTERM. A second Ctrl-C abandons the step and leaves the state as last saved.
+        resume: resume from that state; on a CPU the weights equal those of an uninterrupted run, bit for bit.
         bands: warns when a monitor leaves its band.
-        observer: is told of each validation, and may end the training by raising.
+        observer: called at each validation; may raise to end training.
     """
 
     work: Workspace
@@ -71,13 +71,13 @@ class Training:
     resume: bool = False
     bands: BandMonitor | None = None
     observer: Observer = field(default_factory=Observer)
-    samples: Sequence[Mapping[str, object]] = field(default=(), init=False)  # of the newest step that showed some
+    samples: Sequence[Mapping[str, object]] = field(default=(), init=False)  # of the last step that had any
     in_step: bool = field(default=False, init=False)
     unseen: list[tuple[str, Tensor, int, Sequence[str]]] = field(default_factory=list, init=False)  # see `note`
 
     def __post_init__(self) -> None:
         config, on_cpu = self.work.config, self.work.device.type == "cpu"
-        self.at_once = on_cpu  # a GPU is waited for only when something is due
+        self.at_once = on_cpu  # wait for a GPU only when something is due
         self.broken = torch.zeros((), device=self.work.device)  # 1 after a loss or gradient that is not finite
         self.total = config.train.steps
         self.trainable = self.work.model.trainable()
@@ -86,16 +86,16 @@ class Training:
         self.meter = SystemMeter(self.work.device)
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every `every` steps happens now."""
+        """Whether this step is a multiple of `every`."""
         return self.state.step % every == 0 or self.state.step == self.total
 
     def note(self, what: str, value: Tensor, step: int, video_ids: Sequence[str]) -> None:
-        """A number that must be finite: from one that is not, the optimizer no longer moves."""
+        """Record a number that must be finite; after one that is not, the optimizer makes no more updates."""
         self.unseen.append((what, value.detach().double(), step, video_ids))
         self.broken = torch.maximum(self.broken, (~value.detach().isfinite()).float())
 
     def check(self) -> None:
-        """Raise FloatingPointError for the first number that is not finite, of those noted since the last check."""
+        """Raise FloatingPointError for the first non-finite number noted since the last check."""
         unseen, self.unseen = self.unseen, []
         values = torch.stack([value for _, value, _, _ in unseen]).tolist() if unseen else []
         for (what, _, step, ids), value in zip(unseen, values, strict=True):
@@ -107,7 +107,7 @@ class Training:
                 )
 
     def exchange(self, signals: list[int], look: bool) -> bool:
-        """Whether a process got a signal, which stops all. `look`: also check, and add up all processes' metrics."""
+        """Whether any process got a signal, which stops all. `look`: also `check`, and sum metrics over processes."""
         if look:
             self.check()
         for shares, arrived in self.work.world.gather([self.means.fetch() if look else {}, signals]):
@@ -119,7 +119,7 @@ class Training:
 def train(training: Training) -> Validation:
     """Run `train.steps` steps; return the best validation.
 
-    Raises FloatingPointError naming the batch when loss or gradient is not finite; what was kept stays kept, and the
+    Raises FloatingPointError naming the batch if loss or gradient is not finite; saved checkpoints remain, and the
     weights are those before the step.
     """
     if training.state_file is not None and training.resume:
@@ -128,7 +128,7 @@ def train(training: Training) -> Validation:
         if training.bands is not None:
             training.bands.start, training.bands.outside = training.state.bands[0], set(training.state.bands[1])
     steps = Steps(range(training.state.step, training.total))
-    # A step on the CPU keeps its cores busy: a thread beside it costs more than it hides (benchmarks/features.py).
+    # A step on the CPU keeps its cores busy: another thread costs more than it saves (benchmarks/features.py).
     batches = ahead(training.work.batches, steps, 0 if training.work.device.type == "cpu" else 2)
     try:
         _validate_if_due(training)
@@ -145,7 +145,7 @@ def train(training: Training) -> Validation:
 
 
 def _advance(training: Training, step: int, batches: Iterator[Batch], steps: Steps) -> None:
-    """One step, with the log line, the validation and the save that are due after it."""
+    """One step, then the logging, validation and saving that are due."""
     with signals_wait() as arrived, memory_for(f"the training step {step}", LESS_MEMORY):
         training.in_step = training.work.world.size == 1
         _step(training, step, batches, arrived)
@@ -157,13 +157,13 @@ def _advance(training: Training, step: int, batches: Iterator[Batch], steps: Ste
 
 
 def _step(training: Training, step: int, batches: Iterator[Batch], signals: list[int]) -> None:
-    """One batch through the network, and its metrics into the running means.
+    """Train on one batch, and add its metrics to the running means.
 
-    The gradients of micro-batches and of processes add up; the optimizer moves after the last one of each update. A
-    signal that one process got by then stops all of them after this step.
+    Gradients are summed over micro-batches and processes; the optimizer steps after the last one of each update. A
+    signal that any process has received by then stops all of them after this step.
     """
     config, world = training.work.config, training.work.world
-    if world.size > 1:  # draws of a process of its own, with no state that a resumed training would need
+    if world.size > 1:  # each process draws its own, with no state to resume
         torch.manual_seed((config.seed * 1_000_003 + step) * world.size + world.rank)
     began = time.perf_counter()
     batch = next(batches).to(training.work.device)
@@ -194,7 +194,7 @@ def _step(training: Training, step: int, batches: Iterator[Batch], signals: list
 
 
 def _log_if_due(training: Training, steps: Steps) -> None:
-    """The interval's means, the machine's load, and warnings where a monitor left its band."""
+    """Log the interval's means, the machine's load, and warnings if a monitor left its band."""
     state, bands = training.state, training.bands
     if not training.due(training.work.config.train.log_every):
         return
@@ -212,7 +212,7 @@ def _log_if_due(training: Training, steps: Steps) -> None:
 
 
 def _validate_if_due(training: Training) -> None:
-    """Validate the network if that is due and not done yet; keep it if it is the best so far."""
+    """Validate the network if due and not yet done; keep it if it is the best so far."""
     state, step = training.state, training.state.step
     due = training.due(training.work.config.train.validate_every) if step else training.validate_first
     if not due or state.validated >= step:
@@ -232,13 +232,13 @@ def _validate_if_due(training: Training) -> None:
 
 
 def _save(training: Training) -> None:
-    """The state as it is at this step's end, after everything logged before has been sent."""
+    """Save the state after this step, once everything logged before has been sent."""
     if training.state_file is not None and training.work.world.leads:
-        if training.work.world.size == 1:  # a signal may have come after the step had looked
+        if training.work.world.size == 1:  # a signal may have arrived after the step checked
             training.check()
         training.tracker.flush()
         training.state.means = training.means.settled()
         training.state_file.save(training.trainable, training.optimizer, training.state)
         training.means.restart_clock()
     elif training.state_file is not None and training.work.config.train.shard:
-        capture(training.trainable, training.optimizer)  # its parts of what the leader writes
+        capture(training.trainable, training.optimizer)  # its shards of what the leader writes

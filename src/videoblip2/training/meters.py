@@ -1,4 +1,4 @@
-"""What is measured: running means, speed, the load of the machine, and the memory of operations."""
+"""Meters: running means, speed, the load of the machine, and the memory of operations."""
 
 import time
 import weakref
@@ -18,7 +18,7 @@ GIB = 2**30
 class RunningMeans:
     """Means of metrics, and speed, over the steps since the last flush.
 
-    What steps add waits on its device until it is fetched, with one wait for the device.
+    Values stay on their device until they are fetched, with a single synchronization.
     """
 
     def __init__(self) -> None:
@@ -28,28 +28,28 @@ class RunningMeans:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave the time since the last step out of the speed."""
+        """Exclude the time since the last step from the speed."""
         self._since, self._timed, self._videos = time.perf_counter(), 0, 0
-        self.waited = 0.0  # seconds for batches
+        self.waited = 0.0  # seconds spent waiting for batches
 
     def add(self, metrics: Mapping[str, float | Tensor], videos: int = 0) -> None:
-        """One step's metrics, and how many videos it took."""
+        """Add one step's metrics and its number of videos."""
         self.steps += 1
         self._timed += 1
         self._videos += videos
         self.share(metrics)
 
     def share(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """This process's part of a step's metrics."""
+        """Add this process's share of a step's metrics."""
         add_up(self._waiting, metrics)
 
     def settled(self) -> tuple[dict[str, float], int]:
-        """The sums, with what waits, and of how many steps."""
+        """All sums so far, and their number of steps."""
         add_up(self.sums, self.fetch())
         return self.sums, self.steps
 
     def fetch(self) -> dict[str, float]:
-        """Sums of what was added since the last fetch, by this process."""
+        """This process's sums since the last fetch."""
         waiting, self._waiting = self._waiting, {}
         tensors = {name: value for name, value in waiting.items() if isinstance(value, Tensor)}
         device = max((value.device for value in tensors.values()), key=str, default=None)  # cpu, cuda
@@ -57,7 +57,7 @@ class RunningMeans:
         return {name: float(value) for name, value in {**waiting, **dict(zip(tensors, numbers, strict=True))}.items()}
 
     def flush(self) -> dict[str, float]:
-        """`train/…` means and `time/…`: speed, and how long a step waited for its batch. Starts over."""
+        """`train/…` means, and `time/…`: speed, and the wait per step for its batch. Resets the meter."""
         sums, steps = self.settled()
         means = {f"train/{name}": total / steps for name, total in sums.items()}
         seconds = time.perf_counter() - self._since
@@ -77,7 +77,7 @@ def add_up(sums: dict[str, Any], metrics: Mapping[str, float | Tensor]) -> None:
 
 
 class SystemMeter:
-    """Readings of this process and its device, each since the one before; a reading takes well under a millisecond.
+    """Load of this process and its device since the last reading; a reading takes well under a millisecond.
 
     MLflow's own system metrics have another step axis, and are lost while the store is down; these are ordinary points.
     """
@@ -87,7 +87,7 @@ class SystemMeter:
         self._process.cpu_percent()  # the first call only starts the clock
 
     def read(self) -> dict[str, float]:
-        """`sys/memory_gib` and `sys/cpu_percent` (100 = one core); on a GPU, its peak memory and, if known, its use."""
+        """`sys/memory_gib` and `sys/cpu_percent` (100 = one core); on a GPU, peak memory and, if known, utilization."""
         readings = {"sys/memory_gib": self._process.memory_info().rss / GIB}
         readings["sys/cpu_percent"] = self._process.cpu_percent()
         if self._device.type == "cuda":
@@ -99,7 +99,7 @@ class SystemMeter:
 
 
 class Allocations(TorchDispatchMode):
-    """Inside, `now` and `peak` are bytes of the storages that operations have made and that something refers to."""
+    """Counts within its block the bytes of live storages made by operations: `now` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Allocations(TorchDispatchMode):
 
     @contextmanager
     def phase(self, peaks: dict[str, int], name: str) -> Iterator[None]:
-        """The peak within, as `peaks[name]`; the highest where there are several."""
+        """Record the peak of the block as `peaks[name]`; the highest of several."""
         self.peak = self.now
         yield
         peaks[name] = max(peaks.get(name, 0), self.peak)

@@ -1,7 +1,7 @@
-"""What a training needs of a device's memory, found without one: its passes run on tensors that have sizes and no data.
+"""Plan the device memory that training needs, without a device: run its passes on tensors with sizes but no data.
 
-FakeTensorMode stands for the device, so the operations are those of the real passes; storages are counted from when an
-operation makes them until nothing refers to them. Weights are never loaded, and data are read where they are here.
+FakeTensorMode stands in for the device, so the operations are those of the real passes; a storage counts from its
+allocation until nothing refers to it. Weights are never loaded, and data are read if present.
 """
 
 from bisect import bisect_left
@@ -38,7 +38,7 @@ from videoblip2.training.tasks import batches_of, read_split
 from videoblip2.training.update import cut, take
 from videoblip2.training.workspace import Workspace
 
-#: d_model, d_ff, layers, heads: for Flan-T5 where its config.json is not here. Each head is 64 wide.
+#: d_model, d_ff, layers, heads of Flan-T5, used without its config.json. Each head is 64 wide.
 FLAN_T5 = {
     "small": (512, 1024, 8, 6),
     "base": (768, 2048, 12, 12),
@@ -47,12 +47,12 @@ FLAN_T5 = {
     "xxl": (4096, 10240, 24, 64),
 }
 BERT_PIECES = 30_522
-#: Batches of the data that are looked at; the largest counts.
+#: Number of batches examined; the largest counts.
 BATCHES = 16
 
 
 class _Everywhere(Allocations):
-    """Tokens without data all count."""
+    """Treat every token as live, since fake tensors have no values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
@@ -66,8 +66,8 @@ class _Everywhere(Allocations):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that one process needs, of each kind, and at the highest moment of each phase of a step, beside weights
-    and optimizer. sizes: where those of the network and of the batch are from.
+    """Bytes that one process needs: of each kind, and at the peak of each phase of a step, besides weights and
+    optimizer. sizes: the sources of the sizes of the network and of the batch.
     """
 
     weights: int
@@ -78,12 +78,12 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """All of it at the highest moment."""
+        """Total bytes at the peak."""
         return self.weights + self.optimizer + max(self.phases.values())
 
 
 def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
-    """Memory of a step of stage `ce` or `scst`, in its steady state; a process has its share of the batch."""
+    """Memory of a step of stage `ce` or `scst` in steady state; each process has its share of the batch."""
     config = changed(config, f"train.batch_size={-(-config.train.batch_size // gpus)}")
     device = pick_device(config.device)
     text, of_text = text_config(config.model.language_model)
@@ -99,7 +99,7 @@ def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
             passes.validation()
         trained = sum(map(_bytes, model.trainable().values()))
         frozen = sum(map(_bytes, (*model.parameters(), *model.buffers()))) - trained
-    copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of what trains
+    copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of the trained weights
     away, peaks = _elsewhere(work, gpus) if config.train.shard and config.model.finetune == "full" else 0, passes.peaks
     peaks = {name: size + (-away if name == "training" else away) for name, size in peaks.items()}  # or gathered
     weights = frozen + copies * trained + _laid_out(work) - away
@@ -107,12 +107,12 @@ def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
 
 
 def changed(config: Config, *words: str) -> Config:
-    """The configuration with `key=value` changed."""
+    """The configuration with `key=value` overrides."""
     return parse_config(config.model_dump(mode="json"), words)
 
 
 def changes(kind: str, config: Config, gpus: int, on_gpu: bool) -> Iterator[str]:
-    """Keys that save memory, one after the other: first those that keep the result, then those that change it."""
+    """Overrides that save memory, in order: first those that keep the result, then those that change it."""
     train, share = config.train, config.train.batch_size // gpus
     if not train.checkpointing:
         yield "train.checkpointing=true"
@@ -125,20 +125,20 @@ def changes(kind: str, config: Config, gpus: int, on_gpu: bool) -> Iterator[str]
         yield "scst.samples=2"
     if kind == "ce" and config.data.captions_per_video > 1:
         yield "data.captions_per_video=1"
-    if kind == "scst":  # which decodes all videos of a batch at once
+    if kind == "scst":  # it decodes all videos of a batch at once
         yield from (f"train.batch_size={gpus * n}" for n in (64, 16, 4, 1) if n < share)
     if config.model.finetune == "full":
         yield "model.finetune=lora"
 
 
 def free(config: Config) -> int:
-    """Bytes of memory that the configuration's device has left."""
+    """Bytes of free memory on the configuration's device."""
     device = pick_device(config.device)
     return free_memory() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
 def fitting(kind: str, config: Config, gpus: int, memory: float) -> tuple[list[str], int]:
-    """The first of `changes` that are enough for `memory` bytes, or all of them, and the peak that they lead to."""
+    """The first of `changes` that suffice for `memory` bytes, or all of them, and the resulting peak."""
     words = [*changes(kind, config, gpus, pick_device(config.device).type != "cpu")]
     peak = cache(lambda count: plan(kind, changed(config, *words[:count]), gpus).peak)
     enough = bisect_left(range(len(words)), True, key=lambda index: peak(index + 1) <= memory)  # the more, the less
@@ -162,14 +162,14 @@ def _network(config: Config, text: PreTrainedConfig, pieces: int) -> VideoBlip2:
 
 
 def _elsewhere(work: Workspace, gpus: int) -> int:
-    """Bytes of the sharded layers that other processes have; one layer is gathered while it runs, another ahead."""
+    """Bytes of sharded layers held by other processes; one layer is gathered while it runs, and the next one ahead."""
     layers = [layer for layer in work.model.language_model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     sizes = [sum(map(_bytes, layer.parameters())) for layer in layers]
     return max(0, sum(sizes) - sum(sizes) // gpus - 2 * max(sizes))
 
 
 def _laid_out(work: Workspace) -> int:
-    """Frozen weights that decoding on a CPU keeps a second time (`decode.cpu_kernels`)."""
+    """Bytes of frozen weights that decoding on a CPU stores a second time (`decode.cpu_kernels`)."""
     decoder, head = work.model.language_model.get_decoder(), work.model.language_model.get_output_embeddings()
     kept = {f".{name}" for name in ("EncDecAttention.k", "EncDecAttention.v", "SelfAttention.q", "SelfAttention.k")}
     linear = [head, *(m for name, m in decoder.named_modules() if not name.endswith((*kept, "SelfAttention.v")))]
@@ -178,7 +178,7 @@ def _laid_out(work: Workspace) -> int:
 
 
 def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
-    """The longest of some batches of the data, or the longest that there can be; which; and how many word pieces."""
+    """The longest of some batches, or the longest possible one; its description; and the number of word pieces."""
     data, model, pieces, size = config.data, config.model, BERT_PIECES, config.train.batch_size
     try:
         store = FeatureStore(Path(data.features), model.modality_names)
@@ -197,12 +197,12 @@ def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
         labels = torch.ones(size * data.captions_per_video, data.max_caption_tokens, dtype=torch.int64)
         lengths = (data.max_caption_tokens,) * len(labels)
         batch = Batch(("",) * size, features, masks, text, text, text, text, labels, lengths)
-        return batch, "the longest that there can be, as the data are not here", pieces
+        return batch, "the longest possible, since the data are not here", pieces
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """The passes of a step on tensors without data."""
+    """The passes of a step, on tensors without data."""
 
     work: Workspace
     batch: Batch
@@ -211,7 +211,7 @@ class _Passes:
 
     def ce(self) -> None:
         with self.allocations.phase(self.peaks, "training"):
-            for part in islice(ce_step(self.work, self.batch, 0), 2):  # the second finds the first one's gradients
+            for part in islice(ce_step(self.work, self.batch, 0), 2):  # the second has the first one's gradients
                 part.loss.backward()
 
     def scst(self) -> None:
@@ -245,7 +245,7 @@ class _Passes:
 
     @torch.no_grad()
     def _decode(self, encoded: Encoded, rows: int) -> None:
-        """The first two tokens: later ones need no more. Without rows the stepper lays no weight out."""
+        """Decode two tokens: later ones need no more. With rows=0 the stepper lays no weights out."""
         states, before = encoded[0].detach(), self.allocations.now
         with self.work.autocast():
             stepper = start(self.work.model.text, states, encoded[1], self.work.config.decode.max_new_tokens, 0)
@@ -258,7 +258,7 @@ class _Passes:
 
 
 def text_config(name: str) -> tuple[PreTrainedConfig, str]:
-    """The language model's configuration, from its config.json or the table of Flan-T5, and which."""
+    """The language model's configuration, from its config.json or the table of Flan-T5, and its source."""
     size = name.removeprefix("google/flan-t5-")
     try:
         return AutoConfig.from_pretrained(name, local_files_only=size in FLAN_T5), f"{name}: its config.json"

@@ -1,4 +1,4 @@
-"""What a stage logs to its run beside its points: at the start what it is, at the end its results and figures."""
+"""What a stage logs to its run besides metrics: its inputs at the start, its results and figures at the end."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ DIGITS = 12
 Curve = Sequence[tuple[int, float]]  # points (step, value)
 BLUE, RED, GREY = "#2563eb", "#dc2626", "#6b7280"
 VALIDATION = f"val/{PRIMARY}"
-#: Panels of learning curves: title → the metrics drawn in it, and the factor that they are shown with.
+#: Panels of learning curves: title → its metrics, and their scale factor.
 PANELS: Mapping[str, tuple[tuple[str, ...], float]] = {
     "training loss": (("train/loss",), 1.0),
     "reward in training ×100": (("train/reward", "train/greedy_reward"), 100.0),
@@ -47,7 +47,7 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
 
     Args:
         folder: the run's, for the files that are logged.
-        said: what the run's name says of its configuration.
+        said: parts of the run's name that describe its configuration.
     """
     config = work.config
     tracker.log_config(flatten(config))
@@ -71,14 +71,14 @@ def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> st
 
 
 def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
-    """Log what became of every tensor as `first_weights.json` (also beside the checkpoint), and a tag for each part."""
+    """Log the source of every tensor as `first_weights.json` (also beside the checkpoint), and a tag for each part."""
     written = {"summary": dict(lines), "qformers": {name: report.to_json() for name, report in reports.items()}}
     log_text(folder / "first_weights.json", json.dumps(written, indent=1) + "\n", tracker)
     tracker.set_tags({f"weights.{part.replace(' ', '_')}": line for part, line in lines.items()})
 
 
 def log_text(path: Path, text: str, tracker: Tracker) -> None:
-    """Write a text beside the checkpoint and log it; an empty one removes the file that an older run left."""
+    """Write a text beside the checkpoint and log it; an empty text removes an older run's file."""
     if not text:
         path.unlink(missing_ok=True)
         return
@@ -113,10 +113,10 @@ def log_results(
 def log_predictions(
     files: Mapping[Kind, Path], split: str, result: Evaluation, probe: int, tracker: Tracker
 ) -> list[Path]:
-    """Log all rows as JSON lines, and the first `probe` of each kind as a table that every run on the split has.
+    """Log all rows as JSON lines, and the first `probe` of each kind as a table with the same rows in every run.
 
     Args:
-        files: where the rows of each kind go; a kind that has none is not written, and its older file is removed.
+        files: path for the rows of each kind; a kind without rows is not written, and its older file is removed.
     """
     for table, lines in result.tables().items():
         tracker.log_table(table if split == "val" else f"{split}_{table}", lines[:probe])
@@ -131,7 +131,7 @@ def log_predictions(
 
 
 def split_scores(split: str, result: Evaluation) -> dict[str, float]:
-    """Each score as `SPLIT/NAME`, and the ends of the primary metric's interval."""
+    """Each score as `SPLIT/NAME`, and the bounds of the primary metric's interval."""
     scores = {f"{split}/{key}": value for key, value in result.corpus.items()}
     if PRIMARY in result.corpus:
         sure = primary_interval(result)
@@ -146,7 +146,7 @@ def primary_interval(result: Evaluation) -> Interval:
 
 
 def headline(result: Evaluation) -> str:
-    """Every score that short lists show, the primary one with its interval, and of how many videos and answers."""
+    """The scores for short lists, the primary one with its interval, and the numbers of videos and answers."""
     scores = {name: shown(name, result.corpus[name]) for name in summary_metrics(result.corpus)}
     if PRIMARY in scores:
         scores[PRIMARY] = shown_interval(PRIMARY, primary_interval(result))
@@ -156,8 +156,8 @@ def headline(result: Evaluation) -> str:
 
 
 def gained(result: Evaluation, parent: str | None) -> str:
-    """What training gained against the model that it started from, and at what cost: a sentence, empty if that model's
-    captions of the same validation videos are not known."""
+    """A sentence with the gain over the model that training started from, and its cost; empty if that model's captions
+    of the same validation videos are unknown."""
     folder = find_model(parent).folder if parent else Path()
     rows: Mapping[str, Row] = {row.key: row for row in rows_of_run(folder.parent, "captions")} if parent else {}
     run_id = Provenance.read(folder, optional=True).run_id if parent and not rows else None
@@ -173,7 +173,7 @@ def gained(result: Evaluation, parent: str | None) -> str:
 
 
 def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") -> str:
-    """The markdown at the head of the run's page."""
+    """Markdown for the top of the run's page."""
     rows = {"command": f"`{command_line()}`"}
     if work.parent:
         made = lineage_tags(find_model(work.parent).folder)
@@ -207,7 +207,7 @@ def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str) -> Path | None:
-    """Draw the learning curves of one run, or of several over each other, as PNG; None if there are no points.
+    """Plot the learning curves of one run, or of several in the same panels, as PNG; None if there are no points.
 
     Args:
         runs: label → metric (of METRICS) → its curve.
@@ -238,7 +238,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
 
 
 def draw_categories(path: Path, scores: Sequence[tuple[int, float]], title: str) -> Path | None:
-    """Draw the mean score of each category as bars, best first, as PNG; None if all videos are of one category.
+    """Plot the mean score of each category as bars, best first, as PNG; None if there is only one category.
 
     Args:
         scores: (category, primary metric) of each video.
@@ -264,7 +264,7 @@ def draw_categories(path: Path, scores: Sequence[tuple[int, float]], title: str)
 
 
 def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Any]:
-    """A figure outside pyplot's global state, with its panels. The first import takes more than a second."""
+    """A figure and its panels, without pyplot's global state. The first import takes more than a second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * panels if panels > 1 else 7.0, height), layout="constrained")

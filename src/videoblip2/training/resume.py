@@ -1,7 +1,7 @@
-"""Which run a training is: its name, such as `scst-greedy-samples8-lr0.001-seed0`, and the state that it resumes.
+"""The identity of a training run: its name, such as `scst-greedy-samples8-lr0.001-seed0`, and the state it resumes.
 
-`train.resume` is a run's id, name or folder OUT/NAME, or `auto`. A run's state is looked for where the run's folder
-was, then in this OUT/NAME, and last in the store, which has a copy where the run was stopped and the store is a server.
+`train.resume` is a run's id, name or folder OUT/NAME, or `auto`. A run's state is looked up in the run's
+folder, then in OUT/NAME here, then in the store: a server has a copy if the run was stopped.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_
 from videoblip2.training.state import FOLDER, TrainState, read_finished, read_saved
 
 LONGEST = 100
-#: What may change when a training resumes: it moves no weight.
+#: Keys that may change on resuming, since they do not affect the weights.
 FREE = (
     *("train.resume", "train.checkpointing", "train.shard", "train.save_every", "train.probe_videos"),
     *("device", "run.", "decode.batch_size"),
 )
-#: What else a name does not say as a difference: it always says it, it is a place, or it is about the log.
+#: Other keys left out of a name's differences: always in the name, a path, or about logging.
 NOT_SAID = (
     *("seed", "optim.lr", "model.modalities", "scst.baseline", "data.task", "train.log_every"),
     *("data.annotations", "data.features", "model.language_model", "model.qformer.bert"),
 )
-REMEDY = "to start another training from its weights, set train.start_from={0}/best and leave train.resume out"
+REMEDY = "to start a new run from its weights, set train.start_from={0}/best and leave train.resume out"
 DEFAULTS = flatten(Config())
 
 
 def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
-    """Make a run's name: stage, modality if there is only one, baseline, what is `said` of it, learning rate, seed.
+    """Build a run's name: stage, modality if only one, baseline, the parts `said`, learning rate, seed.
 
     Args:
-        said: what `what_differs` gives.
+        said: the result of `what_differs`.
 
-    A long name is cut and gets a digest, so that different runs keep different names.
+    A long name is cut and ends with a digest, so that names stay distinct.
     """
     parts = [stage]
     if config.model.modalities != BOTH:
@@ -53,10 +53,10 @@ def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
 
 
 def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
-    """Say how a configuration differs from the usual one: `samples8`, `temperature0.4`, in the configuration's order.
+    """List how a configuration differs from the usual one: `samples8`, `temperature0.4`, in the configuration's order.
 
     Args:
-        usual: the experiment file without what the user changed on the command line.
+        usual: the experiment file without command-line overrides.
 
     Paths and settings that do not affect results are left out, as are keys of the other stage's section.
     """
@@ -70,12 +70,12 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
 
 
 def group_name(name: str, seeds: int) -> str:
-    """The name of the parent of a run's seeds: `ce-lr0.0001-seed0` → `ce-lr0.0001-3seeds`."""
+    """The name of the parent run of several seeds: `ce-lr0.0001-seed0` → `ce-lr0.0001-3seeds`."""
     return f"{re.sub(r'-seed[0-9]+', '', name)}-{seeds}seeds"
 
 
 def _part(key: str, value: object, changed: Sequence[str]) -> str:
-    """`samples8`, `train_steps_400`: the key's last part, with the one before it where two changed keys end alike."""
+    """`samples8`, `train_steps_400`: the key's last part, or two parts if another changed key ends alike."""
     if key == "train.start_from":
         return f"from_{_model(str(value))}"
     section, last = key.split(".")[-2:] if "." in key else ("", key)
@@ -90,7 +90,7 @@ def _part(key: str, value: object, changed: Sequence[str]) -> str:
 
 
 def _model(model: str) -> str:
-    """What a MODEL is called: a run id's beginning, an alias, or the name of the run whose folder it is."""
+    """A short name for MODEL: a run id's first characters, an alias, or the run of the folder."""
     if re.fullmatch(r"[0-9a-f]{32}", model):
         return model[:6]
     path = PurePath(model)
@@ -98,12 +98,12 @@ def _model(model: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """What fits into a folder's name."""
+    """Replace characters unsuitable for a folder name."""
     return re.sub(r"[^\w.]+", "_", text)
 
 
 def resumed_config(config: Config) -> Config:
-    """With `train.resume=FOLDER` or a run, OUT and NAME are that run's. Raises InputError for an unknown run."""
+    """With `train.resume` set, take OUT and NAME from that run. Raises InputError for an unknown run."""
     wanted = config.train.resume
     if wanted is None or wanted == "auto":
         return config
@@ -126,7 +126,7 @@ def find_saved(stage: str, folder: Path, config: Config) -> TrainState | None:
     if wanted is None:
         return None
     if read_finished(folder / FOLDER) is not None:
-        raise InputError(f"train.resume={wanted}: {folder} has finished; {REMEDY.format(folder)}")
+        raise InputError(f"train.resume={wanted}: {folder} is finished; {REMEDY.format(folder)}")
     saved = read_saved(folder / FOLDER)
     if saved is None:
         if wanted == "auto":
@@ -140,14 +140,14 @@ def find_saved(stage: str, folder: Path, config: Config) -> TrainState | None:
         words = " ".join(shlex.quote(f"{key}={json.dumps(then)}") for key, (_, then) in other.items())
         key, (now, then) = next(iter(other.items()))
         raise InputError(
-            f"{key}={now!r}: {folder} started with {then!r}, and would not be the same training; "
+            f"{key}={now!r}: {folder} started with {then!r}, so this would be a different run; "
             f"to resume it, add {words}; {REMEDY.format(folder)}"
         )
     return saved
 
 
 def _value(key: str, record: Mapping[str, object]) -> object:
-    """The value of a key in a flat configuration, which may be older than the key: then the default counts."""
+    """The value of a key in a flat configuration, or the default if that is older than the key."""
     entries = {name.removeprefix(f"{key}."): value for name, value in record.items() if name.startswith(f"{key}.")}
     return entries or record.get(key, DEFAULTS.get(key, {}))
 
@@ -170,7 +170,7 @@ def _folder_of(run: RunRecord, out: Path) -> Path:
 
 
 def _run_in(folder: Path) -> str | None:
-    """The id of the run whose training state, or mark of its end, is in a run's folder."""
+    """The id of the run whose training state or end marker is in a folder."""
     if finished := read_finished(folder / FOLDER):
         return finished.run_id
     try:

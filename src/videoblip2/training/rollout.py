@@ -1,4 +1,4 @@
-"""What a step of self-critical training samples, its reward, and what shows whether training cheats its reward."""
+"""The samples of a self-critical training step, their reward, and the monitors that reveal a gamed reward."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +23,9 @@ from videoblip2.training.workspace import Workspace, no_cider, start_copy
 
 #: Used if `scst.log_prob_tolerance` is not set. In bf16 a logit of 20 is only accurate to 0.06.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
-#: Videos of a step whose first sample goes into the table.
+#: Videos per step whose first sample goes into the table.
 TABLE_VIDEOS = 4
-#: Samples this near to the greedy caption never count as far behind (CIDEr-D, 0.1 = ten points).
+#: Samples this close to the greedy caption never count as far behind (CIDEr-D, 0.1 = ten points).
 NEAR_GREEDY = 0.1
 #: The monitors that have a band.
 NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_advantage", "sample_minus_greedy")
@@ -35,7 +35,7 @@ NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_adv
 class Rollout:
     """B videos, K samples each: rewards and advantages [B,K], the greedy captions and their reward [B].
 
-    mask: [B·K,T], the tokens that the loss counts. terms: of a mixed reward, the mean of each over the samples.
+    mask: [B·K,T], the tokens in the loss. terms: the mean of each term of a mixed reward over the samples.
     """
 
     sampled: Decoded
@@ -48,14 +48,14 @@ class Rollout:
     terms: dict[str, float]
 
     def of(self, videos: slice) -> "Rollout":
-        """What the loss needs of some videos' samples; tokens stay as wide as the whole batch's."""
+        """The samples of some videos, for the loss; tokens stay as wide as in the whole batch."""
         count = self.advantage.shape[1]
         rows = slice(videos.start * count, videos.stop * count)
         sampled = replace(self.sampled, ids=self.sampled.ids[rows], log_probs=self.sampled.log_probs[rows])
         return replace(self, sampled=sampled, mask=self.mask[rows], advantage=self.advantage[videos])
 
     def metrics(self) -> dict[str, float | Tensor]:
-        """Rewards and words of the samples: lengths in words and tokens, shares from 0 to 1, rewards in CIDEr scale."""
+        """Statistics of the samples: lengths in words and tokens, shares from 0 to 1, rewards in CIDEr scale."""
         words = diversity(self.captions)
         repeated = repetition([joined(caption) for caption in self.captions], ())
         return {
@@ -89,12 +89,12 @@ class Rollout:
 
 
 def build_reward(work: Workspace, start: VideoBlip2 | None = None, videos: int | None = None) -> MixedReward:
-    """The weighted sum that `scst.reward` describes, against the references that `scst.references` names.
+    """Build the weighted sum of `scst.reward`, against the references that `scst.references` selects.
 
-    Document frequencies are those of the complete training references, whichever references score.
+    Document frequencies always come from all training references.
 
     Args:
-        start: what `start_copy` gives; it reads captions where that is rewarded.
+        start: the result of `start_copy`; it reads captions if `answers` is rewarded.
         videos: score only the first few; None = all.
     """
     references, weights = dict(islice(reward_references(work).items(), videos)), work.config.scst.reward.weights
@@ -113,7 +113,7 @@ def check_reward(work: Workspace) -> None:
 
 
 def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
-    """Reference captions by training video: the training file's (`selected`) or every one (`all`)."""
+    """Reference captions by training video: those of the training file (`selected`) or all."""
     if work.config.scst.references == "all":
         return work.all_references
     return {video.video_id: video.captions for video in work.train_videos}
@@ -122,7 +122,7 @@ def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
 def rewards(
     scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool]
 ) -> tuple[Tensor, dict[str, Floats]]:
-    """The reward of each caption [N] in float32 on the CPU, and several terms before their weights."""
+    """The reward of each caption [N] in float32 on the CPU, and its terms before weighting, if several."""
     asked = list(video_ids), list(captions), list(ended)
     terms = scorer.terms(*asked) if isinstance(scorer, MixedReward) else {}
     scores = scorer.total(terms, len(captions)) if isinstance(scorer, MixedReward) else scorer.score(*asked)
@@ -130,7 +130,7 @@ def rewards(
 
 
 def gathered(decoded: Decoded, world: World, first: int, pad: int) -> Decoded:
-    """The captions of all processes; log-probabilities are those of this process, whose captions begin at `first`."""
+    """The captions of all processes; log-probabilities only of this process, whose captions begin at `first`."""
     if world.size == 1:
         return decoded
     ids, ended = world.rows([decoded.ids.tolist(), decoded.ended.tolist()])
@@ -152,20 +152,20 @@ def check_finite(video_ids: Sequence[str], states: Tensor) -> None:
 
 
 def check_same_policy(gap: float, config: Config) -> None:
-    """Raise AssertionError where both passes, without dropout, give a token different log-probabilities."""
+    """Raise AssertionError if the two passes, without dropout, give a token different log-probabilities."""
     tolerance = config.scst.log_prob_tolerance or TOLERANCE[config.precision]
     if gap > tolerance and not config.scst.dropout:
         raise AssertionError(
             f"scst: the sampling and the gradient pass differ by {gap:.2g} nats at a token, more than {tolerance:g}: "
-            "they are not one policy; use precision=fp32 or raise scst.log_prob_tolerance"
+            "they are not the same policy; use precision=fp32 or raise scst.log_prob_tolerance"
         )
 
 
 class BandMonitor:
-    """Compares each interval's means with their bands and warns once when one is left.
+    """Compares each interval's means with their bands and warns once when one leaves its band.
 
     Args:
-        references: of the training videos; lengths and bad endings are compared with theirs.
+        references: those of the training videos, the standard for lengths and bad endings.
     """
 
     def __init__(self, config: WatchConfig, references: Mapping[str, Sequence[str]]) -> None:
@@ -175,10 +175,10 @@ class BandMonitor:
         self.outside: set[str] = set()
 
     def look(self, means: Mapping[str, float], step: int) -> dict[str, str]:
-        """Warnings, by name, about what has just left its band. The first look is the start that later ones compare to.
+        """Warnings, by name, about monitors that just left their bands. The first call sets the start for later ones.
 
         Args:
-            means: an interval's, by the names of `Rollout.metrics`.
+            means: of an interval, by the names of `Rollout.metrics`.
         """
         self.start = self.start or {name: means[name] for name in NAMES}
         left = {name: ends for name, ends in self.bands().items() if not ends[0] <= means[name] <= ends[1]}
@@ -206,19 +206,19 @@ class BandMonitor:
         }
 
 
-#: Of each video, spread evenly over them; always the same, so that all captions of a video compete on equal terms.
+#: Questions per video, spread evenly; always the same ones, so that all captions of a video compete on equal terms.
 MOST_QUESTIONS = 4
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Scores a caption by how much it raises the probability of the right answers, the mean over the questions.
+    """Scores a caption by how much it raises the probability of the right answers, averaged over the questions.
 
-    The language model reads `{caption} question: … answer:` by itself, without any query: it sees and hears nothing.
+    The language model reads `{caption} question: … answer:` without any queries, so it sees and hears nothing.
     From -1 to 1; a caption of a video without questions earns 0.
 
     Args:
-        questions: those of the training split, by video.
+        questions: from the training split, by video.
     """
 
     work: Workspace
@@ -234,7 +234,7 @@ class Reader:
                 asked[question.video_id].append(question)
         if not any(asked.values()):
             file = ANSWERS.file(work.config.data, "train")
-            raise InputError(f"{file}: asks about no video of {work.config.data.train}; leave scst.reward.answers out")
+            raise InputError(f"{file}: no question on videos of {work.config.data.train}; drop scst.reward.answers")
         return cls(work, model, {video: own[:: -(-len(own) // MOST_QUESTIONS) or 1] for video, own in asked.items()})
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:

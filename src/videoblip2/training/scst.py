@@ -1,26 +1,26 @@
-"""Stage 2, self-critical sequence training (Rennie et al. 2017): maximise the CIDEr-D of sampled captions.
+"""Stage 2, self-critical sequence training (Rennie et al. 2017): maximize the CIDEr-D of sampled captions.
 
     ∇L = - Σ_k A_k ∇ log p(c_k | video, audio, prompt)  /  live tokens of the batch        (their eq. 8)
     A_k = r(c_k) - b        b = r(greedy caption)  (the paper's, default)
                             b = mean reward of the video's other samples  (Luo 2020, "a better variant"; = RLOO)
 
-A step decodes (`roll_out`), rewards, compares with a baseline (`baseline`), and moves the network (`Objective`).
+A step decodes and rewards captions (`roll_out`), subtracts a baseline (`baseline`) and trains on them (`Objective`).
 
 1. Two passes: sample without gradient, then one teacher-forced pass with gradient over the sampled tokens. Dropout is
-   off by default, so both passes are the same policy; `train/log_prob_gap` is their largest difference, and a step
-   where it exceeds `scst.log_prob_tolerance` is refused.
+   off by default, so both passes use the same policy; `train/log_prob_gap` is their largest difference, and training
+   stops if it exceeds `scst.log_prob_tolerance`.
 2. Sampling draws from the whole distribution: no top-k, no top-p, no penalties.
-3. The first end token is part of the log-probability, and of the reward as an n-gram, when the caption really ended;
-   nothing after it counts. Without it captions learn to end badly (their appendix E).
-4. The reward is CIDEr-D with the document frequencies of the whole training set, never of the batch.
+3. If a caption ended, its first end token counts in the log-probability and, in n-grams, in the reward; nothing after
+   it does. Without the end token, captions learn to end badly (their appendix E).
+4. The reward is CIDEr-D with document frequencies from the whole training set, never from the batch.
 5. The loss is divided by the live tokens of the whole batch, not per caption (no preference for short or long ones)
    and not per micro-batch.
 6. Off by default: cross-entropy on the references, KL to the network at the start (k3, Schulman 2020), an entropy
-   bonus, and more updates from the same samples with the clipped ratio of PPO (Schulman et al. 2017, eq. 7).
+   bonus, and repeated updates from the same samples with the clipped ratio of PPO (Schulman et al. 2017, eq. 7).
 
-Left out: no division by the rewards' spread, which would weight videos by how much the samples agree (Liu et al. 2025,
-"Dr. GRPO"); no value network; no overlap of the reward with the next forward pass: it takes 0.02 % (full size) to
-1.5 % (toy size) of a step, less than a second thread costs (`docs/decisions/0005-decoding-and-reward.md`).
+Not included: division by the rewards' spread, which would weight videos by how much the samples agree (Liu et al. 2025,
+"Dr. GRPO"); a value network; overlap of the reward with the next forward pass: it takes 0.02 % (full size)
+to 1.5 % (toy size) of a step, less than a second thread costs (`docs/decisions/0005-decoding-and-reward.md`).
 """
 
 from collections.abc import Iterator
@@ -48,10 +48,10 @@ Encoded = tuple[Tensor, Tensor]  # encoder states [B,S,E] and their mask [B,S]
 def scst_step(
     work: Workspace, scorer: Scorer, batch: Batch, step: int, start: VideoBlip2 | None = None
 ) -> Iterator[MicroBatch]:
-    """The micro-batches of one step: `scst.reuse` updates, each in `train.accumulate` of them.
+    """The micro-batches of one step: `scst.reuse` updates of `train.accumulate` micro-batches each.
 
     Args:
-        start: the network as training found it, for the KL term.
+        start: the network at the start of training, for the KL term.
     """
     config, slices = work.config.scst, cut(len(batch.video_ids), work.config.train.accumulate)
     dropout = config.dropout and work.config.train.dropout
@@ -78,7 +78,7 @@ def scst_step(
 
 
 def encode(work: Workspace, batch: Batch, dropout: bool, gradient: bool = True) -> Encoded:
-    """What the decoder attends to. The network is left in that mode, so that the decoder's dropout is the same."""
+    """Encode the batch. The network stays in this mode, so that dropout is the same in the decoder."""
     work.model.train(dropout)
     with work.autocast(), torch.set_grad_enabled(gradient):
         states, mask = work.model.encode(**batch.inputs)
@@ -89,16 +89,16 @@ def encode(work: Workspace, batch: Batch, dropout: bool, gradient: bool = True) 
 def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, step: int) -> Rollout:
     """Decode B greedy captions and B·K samples, and reward them. Raises FloatingPointError naming videos for NaN.
 
-    The result is of the whole batch: this process's videos and those of the others.
+    The result covers the whole batch: the videos of all processes.
     """
     config, (states, attended), (first, videos) = work.config.scst, encoded, work.place(batch)
     generator = torch.Generator(states.device).manual_seed(work.config.seed * 1_000_003 + step)
     longest = work.config.decode.max_new_tokens
     with work.autocast(), unsharded(work.model.language_model.get_decoder()):
-        rows = config.samples + 1  # of each video, the greedy one with them
+        rows = config.samples + 1  # per video, greedy caption included
         sampling = Sampling(config.samples, config.temperature, generator, (first * rows, videos * rows))
         greedy, sampled = greedy_and_sample(work.model.text, states.detach(), attended, longest, sampling)
-    check_finite(batch.video_ids, states)  # only now: captions wait for the device anyway
+    check_finite(batch.video_ids, states)  # only now, since reading captions waits for the device anyway
     captions, greedy_captions = work.tokenizers.texts(sampled.ids), work.tokenizers.texts(greedy.ids)
     repeated, count = [video_id for video_id in batch.video_ids for _ in range(config.samples)], len(captions)
     ended = torch.cat([sampled.ended, greedy.ended]).tolist()
@@ -115,7 +115,7 @@ def roll_out(work: Workspace, scorer: Scorer, batch: Batch, encoded: Encoded, st
 
 
 def baseline(reward: Tensor, greedy_reward: Tensor, config: ScstConfig) -> Tensor:
-    """b, what a sample must beat: reward [B,K], greedy_reward [B] → [B,1] or [B,K]."""
+    """The baseline b: reward [B,K], greedy_reward [B] → [B,1] or [B,K]."""
     return {
         "greedy": greedy_reward[:, None],
         "leave_one_out": leave_one_out_mean(reward),
@@ -125,16 +125,16 @@ def baseline(reward: Tensor, greedy_reward: Tensor, config: ScstConfig) -> Tenso
 
 
 def leave_one_out_mean(reward: Tensor) -> Tensor:
-    """Mean of the video's other samples: [B,K] → [B,K]; 0 where there is no other."""
+    """Mean of the video's other samples: [B,K] → [B,K]; 0 for a single sample."""
     others = max(1, reward.shape[1] - 1)
     return (reward.sum(dim=1, keepdim=True) - reward) / others
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss's terms that are switched on, before their weights.
+    """The enabled terms of the loss, before their weights.
 
-    tokens, taught: live tokens of the whole batch's samples and references; micro-batches and processes share them.
+    tokens, taught: live tokens in the samples and in the references of the whole batch, over all processes.
     """
 
     work: Workspace
@@ -150,9 +150,9 @@ class Objective:
     def __call__(
         self, batch: Batch, rollout: Rollout, encoded: Encoded, old: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms, and log p of the samples [B·K,T]; `old`: the same at the first update, None in it."""
+        """The terms, and log p of the samples [B·K,T]; `old`: log p at the first update, None in that update."""
         config, ids, live = self.work.config.scst, rollout.sampled.ids, rollout.mask
-        places = live.flatten().nonzero().squeeze(1)  # no logits of what the loss does not count
+        places = live.flatten().nonzero().squeeze(1)  # no logits for tokens outside the loss
         with self.work.autocast():
             logits = self.work.model.decode(*encoded, ids, places)  # [L,V]
         log_probs = spread(token_log_probs(logits, ids.flatten()[places], config.temperature), places, ids)
@@ -170,7 +170,7 @@ class Objective:
 
     @torch.no_grad()
     def at_start(self, batch: Batch, ids: Tensor, places: Tensor) -> Tensor:
-        """log p of the samples [B·K,T] under the network as training found it."""
+        """log p of the samples [B·K,T] under the network at the start of training."""
         assert self.start is not None
         with self.work.autocast():
             logits = self.start.decode(*self.start.encode(**batch.inputs), ids, places)
@@ -230,7 +230,7 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def describe(work: Workspace, everyone: Rollout, own: Rollout, log_probs: Tensor) -> dict[str, float | Tensor]:
-    """Metrics of the whole batch, and the check that log_probs [B·K,T] are those that were sampled from."""
+    """Metrics of the whole batch; also checks that log_probs [B·K,T] are those of the sampling pass."""
     gap = max(work.world.gather(float(((log_probs - own.sampled.log_probs).abs() * own.mask).max())))
     check_same_policy(gap, work.config)
     entropy = -(log_probs * own.mask).sum() / everyone.mask.sum().clamp(min=1)

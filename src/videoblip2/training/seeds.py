@@ -1,4 +1,4 @@
-"""One configuration with several seeds: each its own run, under a parent that has the mean and its interval."""
+"""Train one configuration with several seeds: one run each, under a parent run with the mean and its interval."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from videoblip2.training.workspace import inherit_model
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """Finished seeds: their numbers and their runs.
+    """The results of finished seeds.
 
     metrics: each score's mean over the seeds with Student's interval, in pycocoevalcap's scale.
     """
@@ -41,7 +41,7 @@ class SeedsResult:
     metrics: dict[str, Interval]
 
     def table(self, shown_run: Callable[[StageResult], str]) -> tuple[str, list[str], list[list[str]]]:
-        """Title, columns and rows: each seed, then the mean. shown_run: what to show of a seed's run."""
+        """Title, columns and rows: each seed, then the mean. shown_run: returns the text for a seed's run."""
         names = summary_metrics(self.metrics)
         rows = [
             [str(seed), *(shown(name, run.metrics[name]) for name in names), str(run.best_step), shown_run(run)]
@@ -55,9 +55,9 @@ class SeedsResult:
 
 @dataclass
 class SeedGroup(Observer):
-    """The parent of a configuration's seeds, which join it once their runs are open; it holds what they have in common.
+    """The parent run of a configuration's seeds, which join it once their runs are open.
 
-    Its own run opens with the first of them, so wrong input leaves none.
+    It opens with the first seed, so invalid input creates no run.
     """
 
     spec: RunSpec
@@ -68,7 +68,7 @@ class SeedGroup(Observer):
         self.join(tracker.run_id)
 
     def join(self, child: str | None) -> None:
-        """Put a run under the parent: the one it already has, or a new one. An untracked run has no parent."""
+        """Put a run under its earlier parent or a new one. An untracked run has no parent."""
         if child is None:
             return
         client = store.connect()
@@ -78,14 +78,14 @@ class SeedGroup(Observer):
         client.set_tag(child, PARENT, self.parent_run_id)
 
     def open(self, earlier: str | None = None) -> None:
-        """Open the parent's run, or the earlier one again."""
+        """Open the parent run, or reopen the earlier one."""
         self.tracker = self.runs.enter_context(open_run(replace(self.spec, resume_run_id=earlier)))
         self.parent_run_id = self.tracker.run_id
 
 
 @contextmanager
 def seed_group(stage: str, name: str, experiment: str) -> Iterator[SeedGroup]:
-    """Open a group, and end its run with it. The run of `mlflow run` is the parent, and keeps its name."""
+    """Open a group, and end its run with the block. The run of `mlflow run`, if any, is the parent."""
     with ExitStack() as runs:
         group = SeedGroup(RunSpec(stage, name, experiment), runs)
         if "MLFLOW_RUN_ID" in os.environ:
@@ -103,7 +103,7 @@ def run_seeds(
 ) -> SeedsResult:
     """Train `count` seeds, starting at `seed`, one after the other. Raises InputError before a run opens.
 
-    With `train.resume=auto` seeds that have finished are kept as they are, and the parent run is resumed.
+    With `train.resume=auto`, finished seeds are kept, and the parent run is resumed.
     """
     configs, name = seed_configs(stage, config, count, usual)
     leads = join().leads
@@ -119,7 +119,7 @@ def run_seeds(
 
 
 def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -> tuple[list[Config], str]:
-    """The configuration of each seed, with its run's name, and the name of the parent."""
+    """The configuration of each seed, with its run name; and the parent's name."""
     if config.train.resume not in (None, "auto"):
         raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
     said = what_differs(stage, config, usual) if usual else []
@@ -133,7 +133,7 @@ def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
-    """The mean at each step that all curves have."""
+    """The mean at each step common to all curves."""
     tables = [dict(curve) for curve in curves]
     steps = sorted(set.intersection(*map(set, tables))) if tables else []
     return [(step, sum(table[step] for table in tables) / len(tables)) for step in steps]
@@ -142,7 +142,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, float]]:
 def _one(
     stage: str, config: Config, group: SeedGroup, progress: Progress, show_weights: ShowWeights | None
 ) -> StageResult:
-    """Train one seed, or keep it as it is if resuming finds it finished."""
+    """Train one seed, or keep it if it is already finished."""
     folder = Path(config.run.out) / str(config.run.name)
     earlier = read_finished(folder / FOLDER) if config.train.resume else None
     if earlier is not None:
@@ -152,7 +152,7 @@ def _one(
 
 
 def _log(tracker: Tracker, config: Config, result: SeedsResult) -> None:
-    """On the parent: the mean scores with intervals, mean curves, all curves in one figure, a table of the seeds."""
+    """Log on the parent: mean scores with intervals, mean curves, a figure of all curves, a table of the seeds."""
     tasks, listed = tasks_of(config), ", ".join(map(str, result.numbers))
     best = {f"val/{name}": mean.value for name, mean in result.metrics.items()}
     for task in tasks:
@@ -180,9 +180,9 @@ def _log(tracker: Tracker, config: Config, result: SeedsResult) -> None:
 
 
 def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple[str, list[dict[str, object]]]:
-    """A table's name, and its first rows: what the middle seed said, with the mean score over the seeds.
+    """A table's name and first rows: texts of the median seed, with the mean score over the seeds.
 
-    The middle seed is the median one by the task's metric.
+    The median is by the task's metric.
     """
     runs = [{row.key: row for row in rows_of_run(result.checkpoint.parent, task.kind)} for result in results]
     order = sorted(range(len(results)), key=lambda place: results[place].metrics[task.metric])

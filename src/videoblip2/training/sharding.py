@@ -1,10 +1,10 @@
-"""A large language model that trains in full, its layers spread over the processes: FSDP2, `train.shard`.
+"""Full training of a large language model, its layers sharded over the processes: FSDP2, `train.shard`.
 
-Each process keeps a part of every layer's weights, gradients and moments, and gathers a layer while it runs. What is
-outside the layers (embeddings, head, Q-Formers) is whole in every process, as without sharding.
+Each process stores a shard of every layer's weights, gradients and moments, and gathers a layer while it runs. All
+else (embeddings, head, Q-Formers) is replicated in every process, as without sharding.
 
-A forward pass is a collective: every process must make as many. Decoding has no collective, since captions differ in
-number and length, so the weights are gathered around it (`unsharded`).
+A forward pass is a collective: every process must run the same number. Decoding cannot be one, since captions differ
+in number and length, so the weights are gathered around it (`unsharded`).
 """
 
 import warnings
@@ -23,7 +23,7 @@ from videoblip2.training.distributed import World
 
 
 def shard(model: VideoBlip2, config: Config, world: World, device: torch.device) -> None:
-    """Spread the language model's layers. Raises InputError for what cannot be sharded."""
+    """Shard the language model's layers. Raises InputError for an unsuitable configuration."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -34,24 +34,24 @@ def shard(model: VideoBlip2, config: Config, world: World, device: torch.device)
             f"train.batch_size={config.train.batch_size}: with train.shard=true the {world.size} processes need equal "
             f"shares; set it to a multiple of {world.size}"
         )
-    # T5's layers hand their position bias on as a view, and nothing writes to it.
+    # T5's layers pass their position bias on as a view, which is never written to.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in model.language_model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             fully_shard(layer, mesh=mesh)
-            layer.set_gradient_divide_factor(1.0)  # losses are shares of one mean: their gradients add up
+            layer.set_gradient_divide_factor(1.0)  # losses are shares of one mean, so gradients are summed
             layer.set_force_sum_reduction_for_comms(True)
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has a part of it."""
+    """Whether a tensor is sharded over the processes."""
     return hasattr(tensor, "full_tensor")
 
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Inside, this module's layers are whole in every process, and running them is no collective."""
+    """Within the block, this module's layers are whole in every process, and running them is not a collective."""
     layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "unshard")]
     for layer in layers:
         layer.set_reshard_after_forward(False)
@@ -65,7 +65,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def clip(parameters: Collection[nn.Parameter], most: float, world: World) -> Tensor:
-    """`clip_grad_norm_`, also of gradients some of which are sharded: the norm that they have together."""
+    """`clip_grad_norm_` for a mix of sharded and whole gradients; returns their joint norm."""
     gradients: list[Any] = [weight.grad for weight in parameters if weight.grad is not None]
     sharded = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
     if not sharded:
@@ -77,13 +77,13 @@ def clip(parameters: Collection[nn.Parameter], most: float, world: World) -> Ten
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor; of a sharded one, which every process must ask for at once."""
+    """The whole tensor; if it is sharded, every process must call this."""
     tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return cast(Tensor, tensor.detach().cpu().contiguous())
 
 
 def part(tensor: Tensor, like: Any) -> Tensor:
-    """The reverse: of a whole tensor, what this process has of one like another."""
+    """The reverse of `whole`: this process's shard of a tensor, sharded as `like`."""
     from torch.distributed.tensor import distribute_tensor
 
     if not is_sharded(like) or tensor.shape != like.shape:

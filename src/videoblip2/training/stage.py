@@ -1,4 +1,4 @@
-"""One stage as one tracked run: open the run, train, keep the best checkpoint, log what a reader of the run wants."""
+"""Run a stage as one tracked run: open the run, train, keep the best checkpoint, log the results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -40,8 +40,8 @@ ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
 class Stage:
     """A stage that is ready to run.
 
-    kind: `ce` or `scst`. said: what the run's name says of its configuration. weights: a line for each part of the
-    network on its first weights. saved: the state to resume from.
+    kind: `ce` or `scst`. said: parts of the run's name that describe the configuration. weights: for each
+    part of the network, a line on its first weights. saved: the state to resume from.
     """
 
     kind: str
@@ -73,12 +73,12 @@ def run_stage(
 ) -> StageResult:
     """Train stage `ce` or `scst` as one run. Raises InputError before the run opens if the input is wrong.
 
-    With `train.resume` the run of the saved state is resumed, in MLflow, too.
+    With `train.resume` the run of the saved state is resumed, in MLflow too.
 
     Args:
-        show_weights: is given, before training starts, `Stage.weights` and the report of each Q-Former that was loaded,
-            by modality.
-        usual: the experiment file before the user's changes, which the run's name then says.
+        show_weights: called before training with `Stage.weights` and, by modality, the report of each Q-Former that was
+            loaded.
+        usual: the experiment file before overrides; the run's name shows the differences.
         observer: see `training.loop`.
     """
     world, observer = join(), observer or Observer()
@@ -97,7 +97,7 @@ def run_stage(
 
 
 def open_stage(kind: str, config: Config, usual: Config | None = None, progress: Progress = no_progress) -> Stage:
-    """Read everything that a stage needs, and find its saved state where it resumes."""
+    """Read everything that a stage needs, and find its saved state if it resumes."""
     if kind == "scst":
         if CAPTIONS not in tasks_of(config):
             raise InputError(
@@ -123,7 +123,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
 
 
 def _found(config: Config, kind: str, world: World) -> Config:
-    """The configuration with the folders of the run to resume and of the checkpoint to start from; one process asks."""
+    """The configuration with the folders of the run to resume and of the checkpoint to start from, found by rank 0."""
     config, source = resumed_config(config) if world.leads else config, config.train.start_from
     if world.size == 1:
         return config
@@ -146,7 +146,7 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
     bands = BandMonitor(work.config.scst.watch, reward_references(work)) if scst and leads else None
     resume = stage.saved is not None
     training = Training(work, step, id, tracker, progress, stage.kind, scst, file, resume, bands, observer)
-    if not leads:  # of several processes, one keeps the best
+    if not leads:  # one process keeps the best
         if work.config.train.shard:
             training.keep = lambda _: full_state(work.model)
         best = train(training)
@@ -154,7 +154,7 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
     log_weights(stage.folder, stage.weights, work.reports, tracker)
     log_inputs(work, stage.folder, tracker, stage.said)
     if not resume:
-        file.clear()  # what an earlier run left there
+        file.clear()  # an earlier run's state
     with data_logged(work, tracker) as digests:
         training.keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
         best = train(training)
@@ -168,7 +168,7 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
 
 @contextmanager
 def data_logged(work: Workspace, tracker: Tracker) -> Iterator[Future[dict[str, str]]]:
-    """Digests by split, made by a thread, as all features are read for them; logged when the block ends, if made."""
+    """Digests by split, computed in a thread that reads all features; logged when the block ends, if complete."""
     digests, inputs = Future[dict[str, str]](), inputs_of(work.config, {"train": work.train, "val": work.val})
 
     def make() -> None:
@@ -187,7 +187,7 @@ def data_logged(work: Workspace, tracker: Tracker) -> Iterator[Future[dict[str, 
 
 
 def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]], best: Validation) -> None:
-    """Save the network as the best checkpoint. Raises InputError if a thread has found features that cannot be used."""
+    """Save the network as the best checkpoint. Raises InputError if the thread found unusable features."""
     work, data = stage.work, digests.result() if digests.done() else {}
     checkpoint = Checkpoint(
         work.model,
@@ -203,8 +203,8 @@ def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]],
 
 
 def _provenance(stage: Stage, run_id: str | None) -> Provenance:
-    """Where the checkpoint comes from. `train.start_from` may be an alias or a folder, and both can mean another model
-    tomorrow, so the parent is also named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
+    """The checkpoint's origin. `train.start_from` may be an alias or a folder, which can change, so the parent is also
+    named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
     parent = stage.work.parent
     found = find_model(parent) if parent else None
     inherited = Provenance.read(found.folder, optional=True) if found else None

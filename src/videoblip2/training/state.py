@@ -1,8 +1,8 @@
-"""The training state: everything a killed training needs to resume exactly as if it had never stopped.
+"""The training state: everything that training needs to resume exactly as if it had never stopped.
 
-One file, OUT/NAME/state/state.safetensors, replaced in one move. Its tensors are the trainable weights, the optimizer's
-moments and torch's random states; its header is a `TrainState`. Batches and samples need none: both are functions of
-(seed, step).
+One file, OUT/NAME/state/state.safetensors, replaced atomically. Its tensors are the trainable weights, the optimizer's
+moments and torch's random states; its header is a `TrainState`. Batches and samples need no state: both are functions
+of (seed, step).
 """
 
 import json
@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose state it is. config: dotted keys and plain values."""
+    """The run that a state belongs to. config: dotted keys and plain values."""
 
     stage: str = ""
     name: str = ""
@@ -38,10 +38,10 @@ class Identity:
 
 
 class TrainState(BaseModel):
-    """Where a training is, beside its weights: the header of a state file. NaN and infinity are kept.
+    """The header of a state file: the progress of a run. NaN and infinity are preserved.
 
-    validated: the last validated step. means: sums since the last log line, and of how many steps. bands: what a
-    `BandMonitor` has seen.
+    validated: the last validated step. means: sums since the last log line, and their number of steps. bands: the
+    state of the `BandMonitor`.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -89,25 +89,25 @@ class StateFile:
             save_file(capture(trainable, optimizer), file.name, metadata={"state": header})
 
     def restore(self, trainable: Parameters, optimizer: torch.optim.Optimizer) -> TrainState:
-        """Restore weights, moments and random states; return the rest."""
+        """Restore weights, moments and random states; return the header."""
         saved = read_saved(self.folder)
         assert saved is not None
         put_back(trainable, optimizer, load_file(self.path))
         return saved
 
     def clear(self) -> None:
-        """Remove what an earlier run left in this folder."""
+        """Remove an earlier run's state from this folder."""
         for name in (FILE, FINISHED):
             (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, result: StageResult) -> None:
-        """The run is over: say so, and free the disk space of the state."""
+        """Mark the run as finished, and delete its state to free disk space."""
         write_text(self.folder / FINISHED, _RESULT.dump_json(result, indent=2).decode() + "\n")
         self.path.unlink(missing_ok=True)
 
 
 def read_saved(folder: Path) -> TrainState | None:
-    """What a state folder's file says; None if there is none. Raises InputError for a file that is malformed."""
+    """The header in a state folder; None if there is no file. Raises InputError for a malformed file."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -123,14 +123,14 @@ def read_saved(folder: Path) -> TrainState | None:
 
 
 def read_finished(folder: Path) -> StageResult | None:
-    """What a state folder says of a run that has ended, wherever it is now; None if it has not."""
+    """The result of a finished run from its state folder, wherever that is now; None if unfinished."""
     path = folder / FINISHED
     result = _RESULT.validate_json(path.read_bytes()) if path.is_file() else None
     return result and replace(result, checkpoint=folder.parent / "best")
 
 
 def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Weights, and what the optimizer remembers of each, by parameter name; the states of torch's generators."""
+    """Weights and optimizer state by parameter name; the states of torch's generators."""
     tensors: Tensors = {f"model.{name}": parameter for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
@@ -142,7 +142,7 @@ def capture(trainable: Parameters, optimizer: torch.optim.Optimizer) -> Tensors:
 
 @torch.no_grad()
 def put_back(trainable: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The reverse of `capture`; a CUDA device that is gone is skipped."""
+    """The reverse of `capture`; a missing CUDA device is skipped."""
     keys = {name.split(".", 2)[1] for name in tensors if name.startswith("optimizer.")}
     for name, parameter in trainable.items():
         parameter.copy_(part(tensors[f"model.{name}"], parameter))

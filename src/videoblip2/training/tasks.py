@@ -1,7 +1,7 @@
-"""What `data.task` asks of a model: captions of videos, answers to questions, or both.
+"""The tasks of `data.task`: captions of videos, answers to questions, or both.
 
-A `Task` owns all that differs between them: data files, batches, what is generated, the validation score, the full
-evaluation. All other code asks `tasks_of`; a mixture is two tasks, and its score is the sum of theirs.
+A `Task` owns all that differs between them: data files, batches, generated texts, the validation score, the full
+evaluation. All other code calls `tasks_of`; a mixture is two tasks, and its score is their sum.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from videoblip2.features.store import FeatureStore
 from videoblip2.training.distributed import World
 from videoblip2.training.interruptions import memory_for
 
-Texts = Mapping[str, str]  # what the model said, by video id or question id
+Texts = Mapping[str, str]  # generated texts, by video id or question id
 Entries = list[Any]  # VideoAnnotation for captions, Question for answers
 
 
@@ -49,7 +49,7 @@ class CaptionTask:
         return maker.batches(entries, 0, maker.config.captions_per_video)
 
     def scorer(self, entries: list[VideoAnnotation]) -> Callable[[Texts], float]:
-        """A function from what was said of all entries to `metric`; made once, called at each validation."""
+        """Return a function from the texts of all entries to `metric`; built once, called at each validation."""
         references = {video.video_id: video.captions for video in entries}
         scorer = CiderD(references, DocumentFrequencies.from_references(references))  # as pycocoevalcap on this split
         return lambda captions: float(scorer.score(list(captions), list(captions.values())).mean())
@@ -57,7 +57,7 @@ class CaptionTask:
     def evaluate(
         self, entries: list[VideoAnnotation], said: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
-        """All metrics, with a row for each entry. metrics: those of captions, None = the defaults."""
+        """All metrics, with a row for each entry. metrics: caption metrics, None = the defaults."""
         references = {video.video_id: video.captions for video in entries}
         return evaluate(said, references, metrics, {video.video_id: video.category for video in entries})
 
@@ -106,7 +106,7 @@ def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, En
 
 
 def inputs_of(config: Config, entries: Mapping[str, Mapping[Kind, Entries]]) -> list[tuple[str, str, Path, set[str]]]:
-    """(name, split, annotation file, ids of its videos) of everything read. entries: of every task, by split."""
+    """(name, split, annotation file, ids of its videos) of every file read. entries: of every task, by split."""
     return [
         (
             f"{split}_qa" if number else split,  # of a second task
@@ -128,7 +128,7 @@ def say_all(
     world: World,
     progress: Progress = no_progress,
 ) -> dict[str, str]:
-    """What the model says of every entry, by key; each process decodes its share."""
+    """Generate the text of every entry, by key; each process decodes its share."""
     asked = [(entry.key, entry.video_id, entry.prompt) for entry in entries[world.share(len(entries))]]
     stream = captioner.in_batches(asked, source.features, decode)
     with memory_for(f"decoding {task.kind}", f"lower decode.batch_size={decode.batch_size} or decode.num_beams"):
@@ -138,7 +138,7 @@ def say_all(
 
 
 def batches_of(config: Config, entries: Mapping[Kind, Entries], maker: BatchMaker) -> Batches:
-    """Training batches; of a mixture, `data.qa_share` of the steps teach answers."""
+    """Training batches; in a mixture, a share `data.qa_share` of the steps trains on answers."""
     each = [task.batches(entries[task.kind], maker) for task in tasks_of(config) if task.kind in entries]
     return mixed(each[0], each[1], config.data.qa_share) if len(each) == 2 else each[0]
 

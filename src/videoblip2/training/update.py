@@ -1,6 +1,6 @@
-"""One update of the network: micro-batches whose gradients add up, and AdamW (Loshchilov & Hutter 2019) in groups.
+"""One update of the network: gradients summed over micro-batches, and AdamW (Loshchilov & Hutter 2019) by groups.
 
-Learning rates warm up linearly and decay by a cosine (Loshchilov & Hutter 2017).
+Learning rates warm up linearly and decay along a cosine (Loshchilov & Hutter 2017).
 """
 
 import math
@@ -21,9 +21,9 @@ NOT_DECAYED = ("query_tokens", "positions", "embeddings", "shared", "relative_at
 class MicroBatch:
     """One micro-batch's share of an update.
 
-    loss: divided by the live tokens of the whole batch, not of the micro-batch, so that the losses add up.
-    metrics: shares that add up over a step, or values that appear in one micro-batch only.
-    last: whether the optimizer moves after this one.
+    loss: divided by the live tokens of the whole batch, not of the micro-batch, so that losses add up.
+    metrics: shares that add up over a step, or values given by a single micro-batch.
+    last: whether the optimizer steps after this one.
     rows: a few captions for the table of samples.
     """
 
@@ -34,7 +34,7 @@ class MicroBatch:
     rows: Sequence[Mapping[str, object]] = ()
 
 
-#: (batch, step) → the micro-batches of a step, one after the other: the next one sees the optimizer's last move.
+#: (batch, step) → the micro-batches of a step, lazily: each sees the optimizer's last step.
 StepFunction = Callable[[Batch, int], Iterator[MicroBatch]]
 
 
@@ -54,11 +54,11 @@ def take(batch: Batch, videos: slice) -> Batch:
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """One group a kind (Q-Formers, projections, LoRA or language model), each split by whether it decays."""
+    """One group per kind (Q-Formers, projections, LoRA or language model), each split by weight decay."""
     scales = {"qformer": 1.0, "projection": config.lr_scale_projections, "lora": config.lr_scale_lora}
     members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        sharded = hasattr(parameter, "full_tensor")  # the fused update takes one kind of tensor at a time
+        sharded = hasattr(parameter, "full_tensor")  # the fused update cannot mix sharded and whole tensors
         members.setdefault((kind_of(name), decays(name, parameter), sharded), []).append(parameter)
     groups = [
         {"params": some, "weight_decay": config.weight_decay * decayed, "peak_lr": config.lr * scales[kind]}

@@ -1,4 +1,4 @@
-"""What a training stage works with: network, tokenizers, data, document frequencies; and how the network is judged."""
+"""The inputs of a training stage: network, tokenizers, data, document frequencies; and validation."""
 
 import copy
 import math
@@ -28,14 +28,14 @@ from videoblip2.training.distributed import World, join
 from videoblip2.training.sharding import shard, unsharded
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
 
-#: Keys that name where first weights come from.
+#: Keys that name the source of first weights.
 SOURCES = ("model.language_model", "model.qformer.weights", "model.qformer.bert", "model.qformer.bert_weights")
 
-#: Instructions of processors that multiply in bf16.
+#: Processor flags for bf16 arithmetic.
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-#: Shares of unknown pieces in training texts: worth a warning, and too many to learn a language.
+#: Shares of unknown pieces in training texts: the first warns, the second refuses.
 FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
-#: Training texts, and videos with features, that are looked at before training, spread evenly.
+#: Numbers of training texts, and of videos with features, that are checked before training, spread evenly.
 MOST_TEXTS, MOST_VIDEOS = 10_000, 1_000
 
 
@@ -53,11 +53,11 @@ class Workspace:
     reports: Mapping[str, WeightReport] = field(default_factory=dict)
     parent: str | None = None
     world: World = field(default_factory=World)
-    captions_only: bool = False  # no batch teaches answers, also where `data.task` has them
+    captions_only: bool = False  # train on no answers, even if `data.task` has them
 
     @property
     def train_videos(self) -> Sequence[VideoAnnotation]:
-        """The videos whose captions are taught; none where the task has no captions."""
+        """The videos whose captions are trained on; none if the task has no captions."""
         return self.train.get(CAPTIONS.kind, ())
 
     @cached_property
@@ -66,7 +66,7 @@ class Workspace:
 
     @cached_property
     def batches(self) -> Batches:
-        """What `data.task` teaches, step by step."""
+        """The training batches of `data.task`, by step."""
         config, longest, size = self.config, self.model.config.max_positions, self.config.train.batch_size
         share = self.world.share(size)
         maker = BatchMaker(self.features, self.tokenizers, config.data, size, config.seed, longest, share)
@@ -74,7 +74,7 @@ class Workspace:
         return batches_of(config, entries, maker)
 
     def place(self, batch: Batch) -> tuple[int, int]:
-        """How many videos of the whole batch come before those of this process, and how many the whole batch has."""
+        """The number of videos in the whole batch before this process's share, and in all."""
         if self.world.size == 1:
             return 0, len(batch.video_ids)
         whole = self.config.train.batch_size
@@ -82,14 +82,14 @@ class Workspace:
 
     @cached_property
     def all_references(self) -> dict[str, tuple[str, ...]]:
-        """Every caption of every training video, also where `data.train` is a selection."""
+        """Every caption of every training video, even if `data.train` is a selection."""
         path = Path(self.config.data.annotations) / self.config.scst.all_references
         videos = read_annotations(path) if path.exists() else self.train_videos
         return {video.video_id: video.captions for video in videos}
 
     @cached_property
     def document_frequencies(self) -> DocumentFrequencies:
-        """Always of the complete training references."""
+        """Document frequencies of all training references."""
         return DocumentFrequencies.from_references(self.all_references, end_token=self.config.scst.end_token)
 
     def autocast(self) -> torch.autocast:
@@ -100,7 +100,7 @@ class Workspace:
         return [(task, task.scorer(self.val[task.kind])) for task in tasks_of(self.config)]
 
     def judge(self, step: int) -> "Validation":
-        """The network, as it is now, by what it says of the validation entries of every task."""
+        """Validate the current network on the entries of every task."""
         said: dict[Kind, Texts] = {}
         metrics: dict[str, float] = {}
         captioner = Captioner(self.model.eval(), self.tokenizers, frequencies=lambda: self.document_frequencies)
@@ -114,7 +114,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Validation:
-    """The network at one step. metrics: the score of each task. said: kind → what it said, by video or question id."""
+    """A validation at one step. metrics: the score of each task. said: kind → texts by video or question id."""
 
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """What the best is chosen by: CIDEr, accuracy, or their sum (both about 0.5 on MSR-VTT)."""
+        """The score that selects the best: CIDEr, accuracy, or their sum (both about 0.5 on MSR-VTT)."""
         return sum(self.metrics.values()) if self.metrics else -math.inf
 
 
@@ -160,7 +160,7 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
 
 
 def check_features(source: CachedFeatures, videos: Collection[str], progress: Progress) -> None:
-    """Read the features of at most MOST_VIDEOS videos. Raises InputError that counts those with unusable features."""
+    """Check the features of at most MOST_VIDEOS videos. Raises InputError with the number of unusable ones."""
     problems, some = [], sorted(videos)[:: 1 + (len(videos) - 1) // MOST_VIDEOS]
     for video in progress(some, len(some), "features"):
         try:
@@ -175,16 +175,16 @@ def check_features(source: CachedFeatures, videos: Collection[str], progress: Pr
 
 
 def no_cider(videos: Sized) -> str:
-    """Why CIDEr, which counts only what tells videos apart, cannot rise above 0."""
+    """Explain why CIDEr, which counts only what distinguishes videos, is always 0 here."""
     count = len(videos)
     return f"the CIDEr of {'one video' if count == 1 else f'{count} videos with the same captions'} is 0 by definition"
 
 
 def check_texts(work: Workspace, taught: bool) -> None:
-    """Warn of training texts that cannot be learnt in full. Raises InputError if most of them cannot be written.
+    """Warn of training texts that cannot be learned in full. Raises InputError if most cannot be represented.
 
     Args:
-        taught: whether their tokens are taught, and not only rewarded.
+        taught: whether their tokens are trained on, not only rewarded.
     """
     for task in tasks_of(work.config):
         texts = [text for entry in work.train[task.kind] for text in entry.texts]
@@ -194,7 +194,7 @@ def check_texts(work: Workspace, taught: bool) -> None:
         share, longest = unknown / max(1, sum(map(len, pieces))), work.config.data.max_caption_tokens
         line = (
             f"{file}: {100 * share:.1f} % of the pieces are unknown to the tokenizer of "
-            f"{work.config.model.language_model}, and can be neither learnt nor written"
+            f"{work.config.model.language_model}, and can be neither learned nor generated"
         )
         if share >= MANY_UNKNOWN:
             raise InputError(
@@ -205,12 +205,12 @@ def check_texts(work: Workspace, taught: bool) -> None:
         if taught and (cut := sum(len(ids) > longest for ids in pieces)):
             warn(
                 f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}; "
-                f"they are cut, and their end is not taught (the longest needs {max(map(len, pieces))})"
+                f"they are cut, and their ends are not learned (the longest needs {max(map(len, pieces))})"
             )
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
-    """The network as it is now, for the KL term and to read captions; None if neither is asked for.
+    """A copy of the current network, for the KL term and to read captions; None if neither is needed.
 
     Frozen weights are shared.
     """
@@ -229,7 +229,7 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
     checkpoint = load_checkpoint(find_model(source).folder)
     if checkpoint.model.config.lora_merged:
         raise InputError(
-            f"train.start_from={source}: its LoRA is merged, so the language model cannot train; "
+            f"train.start_from={source}: its LoRA is merged, so the language model cannot be trained; "
             "start from the checkpoint that was merged"
         )
     refuse_other_encoders(store, checkpoint.provenance.features, source)
@@ -238,9 +238,9 @@ def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizer
 
 
 def inherit_model(config: Config) -> Config:
-    """With `train.start_from`, the network is the checkpoint's: take its `model` section.
+    """With `train.start_from`, the network is that of the checkpoint: take its `model` section.
 
-    Raises InputError for a key that the user set otherwise; sources of first weights do not count.
+    Raises InputError for a key that the user set differently; sources of first weights are exempt.
     """
     source = config.train.start_from
     if source is None:

@@ -32,7 +32,7 @@ LEADER_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. metric: what it maximises. states: number of trials by final state."""
+    """The result of a study. metric: the maximized score. states: number of trials by final state."""
 
     study: str
     run_id: str | None
@@ -52,7 +52,7 @@ def tune(
     """Start a study, or resume it up to `n_trials`, and conclude it. Raises InputError for what the user must fix.
 
     Args:
-        nproc: how many processes train a trial together.
+        nproc: number of processes per trial.
     """
     plan, start = load_plan(path, overrides), _starter(path, overrides, nproc)
     place, run, name = studies.address(plan), plan.base.run, plan.tuning.study
@@ -72,13 +72,13 @@ def tune(
 
 
 def _starter(path: str, overrides: Sequence[str], nproc: int) -> Callable[[int], None] | None:
-    """What starts the processes of a trial, each of which takes part; None where this process trains alone."""
+    """A function that starts the processes of a trial; None if this process trains alone."""
     words = ["tune", path, *overrides, "--trial"]
     return (lambda number: distributed.launch([*words, str(number)], nproc)) if nproc > 1 else None
 
 
 def take_part(path: str, overrides: Sequence[str], number: int, progress: Progress, say: Say) -> None:
-    """Be one of the processes that train a trial together; the first of them reports it to the study."""
+    """Run as one of the processes of a trial; the first one reports to the study."""
     plan = load_plan(path, overrides)
     study = studies.open_study(plan, studies.open_storage(studies.address(plan)), worker=True)
     trial = study.get_trials(deepcopy=False)[number]
@@ -147,12 +147,12 @@ def conclude(study: optuna.Study, plan: Plan, tracker: Tracker) -> Outcome:
 
 
 def write_best(path: Path, plan: Plan, best: FrozenTrial, head: Sequence[str]) -> None:
-    """The base with the best trial's values, an experiment file like any other, below `head` as comments."""
+    """Write the base with the best trial's values as an experiment file, below `head` as comments."""
     content = plan.content_of(best.params)
-    if "name" in content.get("run", {}):  # or it would overwrite the run of the base
+    if "name" in content.get("run", {}):  # else it would overwrite the run of the base
         content["run"] = {key: value for key, value in content["run"].items() if key != "name"}
     parse_config(content, source=path.name)
-    # a text value may hold separators that end a YAML comment
+    # a text value may contain separators that end a YAML comment
     text = "\n".join(f"# {part}".rstrip() for line in head for part in line.splitlines() or [""])
     write_text(path, f"{text}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}")
 

@@ -1,7 +1,7 @@
-"""What a study is about: a YAML document `experiments/tune_*.yaml` on top of an experiment's own.
+"""The definition of a study: a YAML document `experiments/tune_*.yaml` on top of an experiment file.
 
-`key=value` overrides reach both: `n_trials=20` is the study's, `train.steps=50` the experiment's. Types come from the
-configuration's own fields.
+`key=value` overrides apply to both: `n_trials=20` to the study, `train.steps=50` to the experiment. Types come from the
+configuration's fields.
 """
 
 import json
@@ -20,13 +20,13 @@ from videoblip2.errors import validated
 from videoblip2.overrides import overridden, read_yaml
 from videoblip2.tracking import find_model
 
-if TYPE_CHECKING:  # it imports torch, and a plan is checked before that
+if TYPE_CHECKING:  # imports torch; a plan is checked before that
     from videoblip2.training.tasks import Task
 
 Number = int | float
 Document = dict[str, Any]  # a YAML document as nested mappings
 Scalar = bool | int | float | str | None
-#: What no study may vary: paths, and the data and the task that trials are compared on.
+#: Keys that no study may vary: paths, and the data and the task that trials are compared on.
 FIXED = ("run.", "device", "train.resume", "data.annotations", "data.task")
 
 
@@ -46,7 +46,7 @@ class Range(Section):
         return f"{self.low:g}..{self.high:g}{' log' if self.log else ''}{f' step {self.step}' if self.step else ''}"
 
     def distribution(self, kind: type[int] | type[float] | None) -> BaseDistribution:
-        """The range as Optuna's distribution; kind: see `kind_of`. Raises ValueError for parts that do not fit."""
+        """The range as Optuna's distribution; kind: see `kind_of`. Raises ValueError for conflicting parts."""
         if self.choices is not None:
             if self.model_fields_set != {"choices"}:
                 raise ValueError("give `choices`, or `low` and `high`, not both")
@@ -58,7 +58,7 @@ class Range(Section):
         if kind is float:
             return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
         if any(isinstance(bound, float) for bound in (self.low, self.high, self.step)):
-            raise ValueError("takes whole numbers; give low, high and step without a fraction")
+            raise ValueError("must be whole numbers; give low, high and step without a fraction")
         return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
 
 
@@ -68,7 +68,7 @@ class Pruner(Section):
     )
     startup_trials: int = Field(4, ge=0, description="median: finished trials before anything is pruned")
     warmup_steps: int = Field(0, ge=0, description="median: steps (wilcoxon: videos) before a trial may be pruned")
-    patience: int = Field(2, ge=0, description="patient: validations without a new best before median may prune")
+    patience: int = Field(2, ge=0, description="patient: validations without improvement before median may prune")
     p_threshold: float = Field(0.05, gt=0, lt=1, description="wilcoxon: prune below this p-value against the best")
 
 
@@ -81,15 +81,15 @@ class Sampler(Section):
 class Tuning(Section):
     study: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="name of the study, and of its folder OUT/STUDY")
     stage: Literal["ce", "scst", "decode"]
-    base: PathText | None = Field(None, description="experiment file of the default; decode takes the model's own")
+    base: PathText | None = Field(None, description="experiment file of the default trial; for decode, the model's")
     config: Document = Field(default_factory=dict, description="keys and values on top of `base`")
     tuned_model: PathText | None = Field(None, description="decode only: MODEL whose captions are tuned")
     search: dict[str, Range] = Field(min_length=1, description="configuration key → range")
-    seconds: bool = Field(False, description="second aim: fewer seconds a caption; trials are not pruned")
+    seconds: bool = Field(False, description="second objective: fewer seconds per caption; trials are not pruned")
     margin: float = Field(
-        0.01, ge=0, description="of two aims, best.yaml is the fastest trial within this of the highest score"
+        0.01, ge=0, description="with two objectives, best.yaml is the fastest trial within this of the highest score"
     )
-    n_trials: int = Field(20, ge=1, description="a total: running the study again resumes it up to this number")
+    n_trials: int = Field(20, ge=1, description="total; running the study again resumes it up to this number")
     pruner: Pruner = Pruner()
     sampler: Sampler = Sampler()
     storage: str | None = Field(None, description="journal file, sqlite:///…, postgresql://… or grpc://HOST:PORT")
@@ -97,13 +97,13 @@ class Tuning(Section):
 
 
 def label(value: Any) -> Scalar:
-    """A configuration value in a format that a storage can keep: lists become JSON."""
+    """A configuration value in a format for the storage: lists become JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with the experiment that it varies. content: the base as its YAML file has it."""
+    """A study with the experiment that it varies. content: the base as in its YAML file."""
 
     tuning: Tuning
     content: Document
@@ -121,7 +121,7 @@ class Plan:
 
     @cached_property
     def defaults(self) -> dict[str, Scalar]:
-        """The base's values of the searched keys, in the format that the storage keeps."""
+        """The base's values of the searched keys, in the storage's format."""
         flat = flatten(self.base)
         return {key: label(flat[key]) for key in self.tuning.search}
 
@@ -132,19 +132,19 @@ class Plan:
 
     @property
     def tasks(self) -> "tuple[Task, ...]":
-        """What is validated: a decoding study captions, a training study does what its experiment teaches."""
+        """The tasks to validate: captions for a decoding study, else the tasks of the experiment."""
         from videoblip2.training.tasks import CAPTIONS, tasks_of
 
         return (CAPTIONS,) if self.tuning.stage == "decode" else tasks_of(self.base)
 
     @property
     def metric(self) -> str:
-        """What trials are ranked by: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
+        """The score that ranks trials: CIDEr, accuracy, or "CIDEr + accuracy" for a mixture."""
         return " + ".join(task.metric for task in self.tasks)
 
     @property
     def margin(self) -> float | None:
-        """Of two aims, how far below the highest score the best trial may be; None where there is one aim."""
+        """With two objectives, how far below the highest score the best trial may be; None with one."""
         return self.tuning.margin if self.tuning.seconds else None
 
     def content_of(self, params: Mapping[str, Scalar]) -> Document:
@@ -180,11 +180,11 @@ def _base(tuning: Tuning, path: str) -> Document:
 def _check(plan: Plan) -> None:
     choices = [choice for values in plan.tuning.search.values() for choice in values.choices or ()]
     if any(Path(str(value)).name == "test.json" for value in [*flatten(plan.content).values(), *choices]):
-        raise InputError(f"{plan.source}: names test.json; a study may use train and val only")
+        raise InputError(f"{plan.source}: names test.json; a study may use only train and val")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
         if key not in known_keys():
-            plan.config_of({key: None})  # which raises
+            plan.config_of({key: None})  # to raise its error
         _check_key(key, place, plan.tuning.stage)
         try:
             distribution = values.distribution(kind_of(key))
@@ -209,7 +209,7 @@ def _check_key(key: str, place: str, stage: str) -> None:
 
 
 def kind_of(key: str) -> type[int] | type[float] | None:
-    """int or float where a key's field is a number, optional or not; None for any other field."""
+    """int or float if a key's field is a number, optional or not; None for any other field."""
     *sections, name = key.split(".")
     model: Any = Config
     for section in sections:

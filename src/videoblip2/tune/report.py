@@ -1,6 +1,6 @@
-"""What a study reports: a line per trial, a table, plots, and whether the best trial is better than the default.
+"""Reports of a study: a line per trial, a table, plots, and whether the best trial beats the default.
 
-The best of k trials looks good partly because it was chosen for its score, so `judge` widens the interval of best minus
+The best of k trials looks good partly because its score selected it, so `judge` widens the interval of best minus
 default for k - 1 comparisons (Bonferroni), and `chosen_again` measures the gain on videos not used for the choice.
 """
 
@@ -39,10 +39,10 @@ def line_of(plan: Plan, study: optuna.Study, trial: FrozenTrial, reason: str | N
 
 
 def shown_score(trial: FrozenTrial | None) -> str:
-    """The value of a trial as metrics are printed, such as "61.3", and of two aims "61.3, 0.045 s a caption"."""
+    """The printed value of a trial, such as "61.3", or with two objectives "61.3, 0.045 s per caption"."""
     if trial is None or not trial.values:
         return "nan"
-    return metrics.shown(PRIMARY, trial.values[0]) + "".join(f", {value:.3g} s a caption" for value in trial.values[1:])
+    return metrics.shown(PRIMARY, trial.values[0]) + "".join(f", {aim:.3g} s per caption" for aim in trial.values[1:])
 
 
 def shown(params: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def shown(params: Mapping[str, Any]) -> str:
 
 
 def rows_of(plan: Plan, study: optuna.Study) -> list[TrialRow]:
-    """One row per trial, with the score as it is stored; that of a pruned trial is its last validation."""
+    """One row per trial, with the stored score; for a pruned trial, that of its last validation."""
     rows = list[TrialRow]()
     for trial in counted(study.get_trials(deepcopy=False)):
         about = attributes(trial)
@@ -65,8 +65,8 @@ def rows_of(plan: Plan, study: optuna.Study) -> list[TrialRow]:
 
 
 def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
-    """History, importance, parallel coordinates, and of two aims their front, as PNG; nothing if fewer than two trials
-    are complete."""
+    """Plot history, importance, parallel coordinates and, with two objectives, the Pareto front as PNG; nothing with
+    fewer than two complete trials."""
     if len(finished(study.get_trials(deepcopy=False))) < 2:
         return []
     import matplotlib
@@ -87,7 +87,7 @@ def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
         if plan.tuning.seconds:
             aims = {"targets": lambda trial: (scale_of(PRIMARY) * trial.values[0], trial.values[1])}
             made[folder / "pareto.png"] = plots.plot_pareto_front(
-                study, target_names=[score, "seconds a caption"], **aims
+                study, target_names=[score, "seconds per caption"], **aims
             )
         for path, axes in made.items():
             figure = axes.figure
@@ -99,7 +99,7 @@ def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
 
 
 def _as_printed(study: optuna.Study) -> optuna.Study:
-    """A copy with scores as they are printed; with Optuna's own `target`, plots would be drawn for a minimisation."""
+    """A copy with printed scores; with Optuna's own `target`, plots would assume minimization."""
     printed, trials = optuna.create_study(direction="maximize"), study.get_trials()
     for trial in finished(trials):
         trial.values = [scale_of(PRIMARY) * trial.values[0]]
@@ -129,7 +129,7 @@ class Verdict:
         return self.low > 0
 
     def text(self) -> str:
-        """One line, with scores as they are printed."""
+        """The verdict in one line, with printed scores."""
         if self.best == self.default:
             return f"no gain shown: the default is the best of {self.chosen_among} trials"
         gain = f"{shown_interval(self.metric, (self.difference, self.low, self.high))} {label_of(self.metric)} on val"

@@ -1,7 +1,7 @@
-"""The study in its storage: how it opens, what makes it the same study, and what counts as one of its trials.
+"""A study in its storage: how it opens, its identity, and which trials count.
 
-Optuna's storage is the source of truth, MLflow a view of it: a journal file (one machine or a shared disk, no races and
-no server), a database, or a gRPC proxy to one. A study refuses another `identity`; the bounds of a range may change.
+Optuna's storage is authoritative, MLflow a view of it: a journal file (one machine or a shared disk, no races and no
+server), a database, or a gRPC proxy to one. A study refuses a changed `identity`; the bounds of a range may change.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ SQLITE, GRPC = "sqlite:///", "grpc://"
 LOCK_SECONDS = 60.0
 FORMS = "give a file, sqlite:///FILE, postgresql://… or grpc://HOST:PORT"
 NUMBER = r"[-+.\de]+"
-OPENING = b'{"op_code"'  # of a line of a journal
-#: What may differ between two starts of a study, or between its machines, since it changes no score.
+OPENING = b'{"op_code"'  # start of a journal line
+#: Keys that may differ between starts of a study, or between machines, since they change no score.
 FREE = (
     "run.", "device", "decode.batch_size", "train.resume", "train.save_every", "train.log_every", "train.probe_videos",
     "data.annotations", "data.features", "model.language_model", "model.qformer.bert", "model.qformer.weights",
@@ -42,7 +42,7 @@ FREE = (
 
 
 def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
-    """Open the study, or create it. Raises InputError naming what differs from the study as it was created."""
+    """Open or create the study. Raises InputError naming the key that differs from the study as created."""
     with quiet():
         name = plan.tuning.study
         aims = ["maximize", "minimize"] if plan.tuning.seconds else ["maximize"]
@@ -50,13 +50,13 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
         done = len(study.get_trials(deepcopy=False))
         study.sampler, study.pruner = sampler(plan, done, worker), pruner(plan)
     now, then = identity(plan), study.user_attrs.get("identity", {})
-    default = flatten(Config())  # an older release's study lacks the keys that are new since
+    default = flatten(Config())  # an older release's study lacks newer keys
     for key in [*now, *then] if then else ():
         found, began = (record.get(key, default.get(key, "absent")) for record in (now, then))
         if found != began and not (key.startswith("search.") and _fits(str(found), str(began))):
             raise InputError(
-                f"{plan.source}: {key}: {found}; study {name!r} began with {began}, and trials of both cannot share a "
-                "study; give this one another name: study=NAME"
+                f"{plan.source}: {key}: {found}; study {name!r} started with {began}, and the two are not comparable; "
+                "give this study another name:  study=NAME"
             )
     if now != then and not (worker and then):
         study.set_user_attr("identity", now)
@@ -64,7 +64,7 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
 
 
 def _fits(text: str, began: str) -> bool:
-    """Whether a study may resume on a range: its bounds and step may change, not its scale nor a list of choices."""
+    """Whether a study may resume with a range: bounds and step may change, not the scale or a list of choices."""
     scales = [re.sub(rf"^{NUMBER}\.\.{NUMBER}( step {NUMBER})?", "a range", each) for each in (text, began)]
     return scales[0] == scales[1] and ".." in began
 
@@ -87,7 +87,7 @@ def identity(plan: Plan) -> dict[str, object]:
 
 
 def sampler(plan: Plan, done: int, worker: bool = False) -> optuna.samplers.BaseSampler:
-    """The sampler, seeded by the number of trials so far and a worker's process, or points would be drawn twice."""
+    """The sampler, seeded by the number of trials and a worker's process, so that no point is drawn twice."""
     settings, samplers = plan.tuning.sampler, optuna.samplers
     entropy = [settings.seed, done, *([os.getpid()] if worker else [])]
     seed, startup = int(np.random.SeedSequence(entropy).generate_state(1)[0]), settings.startup_trials
@@ -118,14 +118,14 @@ def pruner(plan: Plan) -> optuna.pruners.BasePruner:
 
 
 class TrialAttributes(BaseModel):
-    """What a trial carries in Optuna's storage beside its parameters and values."""
+    """User attributes of a trial in Optuna's storage."""
 
-    default: bool = False  # it has the base configuration's values, and is never pruned
-    attempts: tuple[int, ...] = ()  # numbers of the earlier attempts at it
+    default: bool = False  # has the base configuration's values, and is never pruned
+    attempts: tuple[int, ...] = ()  # numbers of its earlier attempts
     run_id: str | None = None
     model: str | None = None
     scores: tuple[float, ...] = ()  # by video, in the order of ids
-    surplus: bool = False  # it was drawn after `n_trials` had been reached, and never ran
+    surplus: bool = False  # drawn after `n_trials` was reached, and never ran
     reason: str | None = None
 
 
@@ -146,13 +146,13 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete ones."""
+    """The complete trials."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
 def best_of(trials: Sequence[FrozenTrial], margin: float | None = None) -> FrozenTrial | None:
-    """The complete trial with the highest score, the first one on a tie; of two aims, the fastest whose score is within
-    `margin` of that, which no other trial beats in both."""
+    """The complete trial with the highest score, the first on a tie; with two objectives, the fastest whose score is
+    within `margin` of that, and that no other trial beats in both."""
     top = max(finished(trials), key=lambda trial: (trial.values[0], -trial.number), default=None)
     if top is None or margin is None:
         return top
@@ -161,7 +161,7 @@ def best_of(trials: Sequence[FrozenTrial], margin: float | None = None) -> Froze
 
 
 def name_of(trial: Trial | FrozenTrial) -> str:
-    """`trial-007`, the name of its run and folder; another attempt keeps the name of the first."""
+    """`trial-007`, the name of its run and folder; later attempts keep the name of the first."""
     return f"trial-{(*attributes(trial).attempts, trial.number)[0]:03d}"
 
 
@@ -194,11 +194,11 @@ def open_storage(place: str) -> Any:
                 proxy.wait_server_ready(timeout=20)
             return proxy
         if not place.startswith(SQLITE):
-            url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", place)  # or SQLAlchemy looks for psycopg 3
+            url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", place)  # else SQLAlchemy looks for psycopg 3
             return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         file = Path(place.removeprefix(SQLITE))
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # several processes at once would corrupt its tables
+        with FileLock(f"{file}.lock"):  # concurrent creation would corrupt its tables
             return optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
     except InputError:
         raise
@@ -208,7 +208,7 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    """A journal file, without the half line that a power cut leaves."""
+    """A journal file, without a partial last line from a power failure."""
     if path.is_dir():
         raise InputError(f"storage {path}: is a folder; {FORMS}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def _journal(path: Path) -> Any:
         content = path.read_bytes()
         kept = content[: content.rfind(b"\n") + 1]
         if lost := len(content) - len(kept):
-            logger.warning("warning: storage %s: cut half a line (%d bytes), from an interrupted write", path, lost)
+            logger.warning("warning: storage %s: removed a partial line (%d bytes) of an interrupted write", path, lost)
             with atomic(path) as file:
                 file.write(kept)
     finally:

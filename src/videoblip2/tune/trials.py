@@ -1,7 +1,7 @@
-"""One trial, a child of the study's run, observed by the study: a run of a training stage, or of decoding.
+"""Run one trial, of training or of decoding, as a child of the study's run.
 
-A decoding trial reports every video's CIDEr-D by the video's number, in the same shuffled order in all trials, so that
-the Wilcoxon test can pair a trial with the best and stop it.
+A decoding trial reports the CIDEr-D of each video by its index, in the same shuffled order in all trials, so that the
+Wilcoxon pruner can compare it with the best trial.
 """
 
 import random
@@ -31,15 +31,15 @@ from videoblip2.training.tasks import read_split, say_all
 from videoblip2.tune.plan import Plan
 from videoblip2.tune.study import attributes, name_of
 
-#: Settings of the study that replace those of the tuned model's checkpoint.
+#: Settings of the study that override those of the tuned model's checkpoint.
 OF_STUDY = ("data.annotations", "data.features", "device", "decode.compile")
-TIMED = 100  # validation entries whose captions are timed, where that is an aim
+TIMED = 100  # validation entries that are timed, if speed is an objective
 
 
 @dataclass(frozen=True)
 class TrialScore:
     """A finished trial. value: validation score of its chosen checkpoint; scores: by video, in the order of ids;
-    seconds: a caption's or answer's, where that is an aim."""
+    seconds: per caption or answer, if that is an objective."""
 
     value: float
     scores: list[float]
@@ -49,13 +49,13 @@ class TrialScore:
 
 @dataclass
 class Watcher(Observer):
-    """Reports a trial's validations to the study and stops it when it is pruned: an Observer of training."""
+    """Reports a trial's validations to the study and stops it if it is pruned."""
 
     trial: optuna.Trial
     parent_run_id: str | None = None
-    reported: set[int] = field(default_factory=set)  # steps that an earlier attempt has reported
-    reports: bool = True  # Optuna takes no values of steps where there are two aims
-    last_step: int | None = None  # the final step, where pruning would save nothing
+    reported: set[int] = field(default_factory=set)  # steps reported by an earlier attempt
+    reports: bool = True  # Optuna accepts no intermediate values with two objectives
+    last_step: int | None = None  # the final step, when pruning would save nothing
     tracker: Tracker = field(default_factory=Tracker)
 
     @property
@@ -71,12 +71,12 @@ class Watcher(Observer):
         tracker.set_tags({"optuna.study": self.trial.study.study_name, "optuna.trial": str(self.trial.number)})
 
     def validated(self, step: int, score: float) -> None:
-        """Report, and stop if the pruner says so."""
+        """Report the score, and stop if the trial is pruned."""
         self.report(step, score)
         self.stop_if_pruned(step)
 
     def report(self, step: int, value: float) -> None:
-        """Report a value at a step to the study, once. Raises Stopped if another worker has taken the trial over."""
+        """Report a value at a step to the study, once. Raises Stopped if another worker took the trial over."""
         try:
             if not self.reports:
                 self.trial.set_user_attr("step", step)
@@ -86,7 +86,7 @@ class Watcher(Observer):
             raise Stopped("another worker has taken the trial over") from error
 
     def stop_if_pruned(self, step: int) -> None:
-        """Raise Stopped if the pruner says so; never for the default, which the best is compared with."""
+        """Raise Stopped if the trial is pruned; never for the default, to which the best is compared."""
         kept = step == self.last_step or not self.reports or attributes(self.trial).default
         if kept or not self.trial.should_prune():
             return
@@ -94,17 +94,17 @@ class Watcher(Observer):
         raise Stopped(f"pruned at step {step}")
 
 
-#: (trial, watcher, progress) → its score. Raises Stopped where the watcher did.
+#: (trial, watcher, progress) → its score. Raises Stopped if the watcher does.
 Runner = Callable[[optuna.Trial, Watcher, Progress], TrialScore]
 
 
 def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
-    """Train with a trial's values, and score what was kept. Raises Lost if a signal has stopped another process."""
+    """Train with a trial's values, and score the kept checkpoint. Raises Lost if a signal stopped another process."""
     watcher.last_step = plan.config_of(trial.params).train.steps
     try:
         model = train_part(plan, trial, watcher, progress)
     except Lost as lost:
-        if lost.why == "":  # a signal has stopped the other process, and is a stop for all
+        if lost.why == "":  # a signal stopped another process, so all stop
             raise
         raise InputError(lost.why or "another of its processes was killed") from lost
     folder = plan.folder / name_of(trial)
@@ -115,18 +115,18 @@ def train_trial(plan: Plan, trial: optuna.Trial, watcher: Watcher, progress: Pro
 def train_part(
     plan: Plan, trial: Trial | FrozenTrial, observer: Observer | None = None, progress: Progress = no_progress
 ) -> str:
-    """This process's part of a trial's training; return its MODEL. A later attempt resumes from the saved state; the
-    first never looks for one, since the folder may hold another study's."""
+    """Run this process's part of a trial's training; return its MODEL. Later attempts resume from the saved state; the
+    first ignores it, since it may be another study's."""
     folder, again = plan.folder / name_of(trial), bool(attributes(trial).attempts)
     ended = read_finished(folder / FOLDER) if again else None
-    if ended is not None:  # its worker died after training and before the report
+    if ended is not None:  # its worker died after training, before reporting
         return ended.model
     overrides = f"run.out={plan.folder}", f"run.name={folder.name}", f"train.resume={'auto' if again else 'null'}"
     return run_stage(plan.tuning.stage, plan.config_of(trial.params, *overrides), progress, observer=observer).model
 
 
 def _score(folder: Path) -> tuple[float, list[float]]:
-    """What training maximises, of the chosen checkpoint, and each video's share of it: their mean is that score."""
+    """The chosen checkpoint's score, which training maximizes, and each video's share of it, whose mean it is."""
     scores = video_scores(rows_of_run(folder, "captions"), rows_of_run(folder, "answers"))
     if not scores:
         raise InputError(f"{folder}: no predictions; the validation set is empty")
@@ -134,7 +134,7 @@ def _score(folder: Path) -> tuple[float, list[float]]:
 
 
 def _seconds(plan: Plan, opened: OpenModel, decode: DecodeConfig) -> float:
-    """What a caption or answer takes in batches of the first validation entries, after one batch to warm up."""
+    """Seconds per caption or answer, in batches of the first validation entries, after one batch of warm-up."""
     task = plan.tasks[0]
     entries = read_split(opened.config, "val", opened.store)[task.kind][:TIMED]
     for part in (entries[: decode.batch_size], entries):
@@ -144,7 +144,7 @@ def _seconds(plan: Plan, opened: OpenModel, decode: DecodeConfig) -> float:
 
 
 def decoder(plan: Plan) -> Runner:
-    """A function that runs decoding trials, with model and data loaded once for all trials of a process."""
+    """A function that runs decoding trials, with model and data loaded once per process."""
     settings, model = flatten(plan.base), str(plan.tuning.tuned_model)
     opened = open_model(model, [f"{key}={settings[key]}" for key in OF_STUDY])
     videos = require_features(read_annotations(opened.annotations("val.json")), opened.store, "val.json")
@@ -155,7 +155,7 @@ def decoder(plan: Plan) -> Runner:
     captioner, features = opened.captioner, CachedFeatures(opened.store).features
 
     def decode(trial: optuna.Trial, watcher: Watcher, progress: Progress) -> TrialScore:
-        """Caption video by video in a run of its own, report each score, ask the pruner after each batch."""
+        """Caption video by video in its own run, report each score, and let the pruner decide after each batch."""
         config, rows = plan.config_of(trial.params), list[dict[str, object]]()
         run, parent, scores = config.run, watcher.parent_run_id, dict[str, float]()
         spec = RunSpec("decode", name_of(trial), run.experiment, run.tracking, watcher.run_id, parent_run_id=parent)

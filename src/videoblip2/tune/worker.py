@@ -1,7 +1,7 @@
-"""A worker: runs trials until all workers together have run `n_trials`, reports every failure, and rescues trials.
+"""A worker: runs trials until `n_trials` have run on all workers, reports failures, and rescues trials.
 
-A trial whose worker stopped or died is queued again with its values and its name, and resumes in its run. Elsewhere
-than on this machine, a worker is dead when its beat has not changed for STALE_SECONDS (Optuna's needs a database).
+A trial whose worker stopped or died is queued again with its values and name, and resumes in its run. On another
+machine, a worker counts as dead if its heartbeat has not changed for STALE_SECONDS (Optuna's own needs a database).
 """
 
 import math
@@ -37,7 +37,7 @@ UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker needs. start: starts the processes that train the trial of a number, if not this one alone."""
+    """The context of a worker. start: starts the processes of a trial by number; None = this process trains alone."""
 
     study: optuna.Study
     plan: Plan
@@ -50,7 +50,7 @@ def work(context: WorkerContext, wait: bool, runner: Runner | None = None) -> in
     """Run trials until there are `n_trials`; return the number that this worker ran.
 
     Args:
-        wait: stay until the other workers' trials end, and take over those whose worker dies.
+        wait: stay until the other workers' trials end, and take over those of dead workers.
     """
     study, monitor, made, broken = context.study, LivenessMonitor(), 0, 0
     while True:
@@ -90,7 +90,7 @@ def take(study: optuna.Study, plan: Plan) -> optuna.Trial | None:
 
 
 def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> str | None:
-    """Run one trial, and tell the study and the user how it ended. Return the reason if it failed."""
+    """Run one trial, and report the outcome to the study and the user. Return the reason if it failed."""
     study, score, reason = context.study, None, None
     with beating(trial):
         reported, reports = set(_frozen(study, trial).intermediate_values), not context.plan.tuning.seconds
@@ -112,12 +112,12 @@ def run_trial(context: WorkerContext, trial: optuna.Trial, runner: Runner) -> st
 
 
 def run_group(context: WorkerContext, trial: optuna.Trial, start: Callable[[int], None]) -> str | None:
-    """Run one trial in processes of its own, of which the first reports its end. Return the reason if it failed."""
-    study, why = context.study, "its processes ended without a word"
+    """Run one trial in its own processes, the first of which reports the outcome. Return the reason if it failed."""
+    study, why = context.study, "its processes ended without a message"
     try:
         start(trial.number)
     except (KeyboardInterrupt, Terminated):
-        give_back(study, _frozen(study, trial), "interrupted")  # unless the first process has
+        give_back(study, _frozen(study, trial), "interrupted")  # unless the first process did
         raise
     except SystemExit as end:
         why = end.code.removeprefix("error: ") if isinstance(end.code, str) else f"exit code {end.code}"
@@ -129,7 +129,7 @@ def run_group(context: WorkerContext, trial: optuna.Trial, start: Callable[[int]
 def _tell(
     context: WorkerContext, trial: optuna.Trial, tracker: Tracker, score: TrialScore | None, reason: str | None
 ) -> None:
-    """Store and say how the trial ended: failed, complete or pruned, unless another worker has ended it already."""
+    """Store and print the outcome: failed, complete or pruned, unless another worker ended the trial already."""
     study, state = context.study, TrialState.FAIL if reason else TrialState.COMPLETE if score else TrialState.PRUNED
     about = {"reason": reason} if reason else {"scores": score.scores, "model": score.model} if score else {}
     try:
@@ -138,7 +138,7 @@ def _tell(
         aims = [score.value, score.seconds][: len(study.directions)] if score and not reason else None
         study.tell(trial, aims, state=state)
     except (UpdateFinishedTrialError, ValueError):
-        context.say(f"trial {trial.number}: abandoned, as another worker has taken it over")
+        context.say(f"trial {trial.number}: abandoned, because another worker took it over")
         return
     tracker.set_tags({"optuna.state": state.name} | ({"optuna.reason": reason} if reason else {}))
     context.say(line_of(context.plan, study, _frozen(study, trial), reason))
@@ -150,7 +150,7 @@ def _frozen(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
 
 @contextmanager
 def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Signal that the worker is alive while the block runs."""
+    """Send heartbeats while the block runs."""
     stop = threading.Event()
     trial.set_user_attr("worker", ProcessRecord.current().fields())
 
@@ -158,7 +158,7 @@ def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None
         count = 0
         while not stop.wait(seconds):
             count += 1
-            with suppress(Exception):  # the storage is away, or the trial taken over: its next report will tell
+            with suppress(Exception):  # the storage is down, or the trial was taken over: its next report will fail
                 trial.set_user_attr("beat", f"{os.getpid()}-{count}")
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -172,7 +172,7 @@ def beating(trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None
 
 @dataclass
 class LivenessMonitor:
-    """Remembers since when each running trial's beat has not changed."""
+    """Remembers how long each running trial's heartbeat has been unchanged."""
 
     stale_seconds: float = STALE_SECONDS
     seen: dict[int, tuple[object, float]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ class LivenessMonitor:
 
 
 def rescue(study: optuna.Study, monitor: LivenessMonitor) -> list[str]:
-    """Queue again the trials of dead workers; one line for each."""
+    """Queue the trials of dead workers again; return one line for each."""
     lines = []
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in filter(monitor.is_dead, running):

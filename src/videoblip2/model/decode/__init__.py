@@ -18,10 +18,10 @@ def generate(
     generator: Generators = None,
     watch: Watch | None = None,
 ) -> tuple[Decoded, Tensor]:
-    """Encoder states [B,S,E] and their mask [B,S] → captions, and a score of each.
+    """Encoder states [B,S,E] and their mask [B,S] → captions, and the score of each.
 
-    The score is the mean log-probability of a caption's tokens, or the beam's length-normalised one. Only sampled
-    captions, as many as vote in a consensus, have a `generator`, and beams cannot be watched.
+    The score is the mean log-probability of a caption's tokens, or a beam's length-normalized one. A `generator` needs
+    `sampled`, as for the samples of a consensus; beams cannot be watched.
     """
     if decoding.num_beams > 1:
         return beam(language_model, *encoded, decoding.max_new_tokens, decoding.num_beams, decoding.length_penalty)

@@ -1,8 +1,8 @@
-"""Beam search, token for token that of transformers' `generate(num_beams=…, early_stopping=True)`.
+"""Beam search, token for token equal to transformers' `generate(num_beams=…, early_stopping=True)`.
 
-Each video has W running beams and the W best finished ones. A step looks at the 2·W likeliest continuations: those
-among the first W that end join the finished ones, with score log p / length^penalty; the W best that do not end are
-the next running beams. A video is done when it has W finished beams, or none of the running ones can beat the worst.
+Each video has W running beams and the W best finished ones. A step considers the 2·W likeliest continuations: those
+among the first W that end become finished, with score log p / length^penalty; the W best that do not end keep
+running. A video is done when it has W finished beams and no running one can beat the worst of them.
 
 Letters: B videos · W beams · T tokens · V vocabulary.
 """

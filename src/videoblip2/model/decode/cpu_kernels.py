@@ -1,14 +1,14 @@
-"""What makes a decoding step fast on a CPU: weights laid out for few rows, and attention on the encoder's states.
+"""Fast decoding steps on a CPU: weights laid out for few rows, and attention directly on the encoder's states.
 
-1. On a handful of rows `torch.nn.functional.linear` reaches a third to two thirds of the speed that a product has on a
-   weight in oneDNN's own layout, or transposed. The sums are those of float32 in another order (decision 0005).
-2. Cross-attention can read the encoder's states themselves, its key and value weights moved to the query and the
+1. For a handful of rows `torch.nn.functional.linear` reaches a third to two thirds of the speed of a product with the
+   weight in oneDNN's own layout, or transposed. Results differ only in float32 summation order (decision 0005).
+2. Cross-attention can use the encoder's states directly, with its key and value weights applied to the query and the
    result:
 
        for one head:  q · (W_k s) = (W_kᵀ q) · s      and      Σ a_s (W_v s) = W_v (Σ a_s s)
 
-   No keys and values are computed, but each token costs more arithmetic: it pays for a few dozen tokens, one caption
-   per video (decision 0005). This is DeepSeek-V2's "absorption" (2024, section 2.1).
+   No keys and values are computed, but each token costs more arithmetic: worthwhile for a few dozen tokens and one
+   caption per video (decision 0005). This is DeepSeek-V2's "absorption" (2024, section 2.1).
 
 Letters: B videos · S encoder places · E width · H heads · d width of a head.
 """
@@ -23,21 +23,21 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Product = Callable[[Tensor], Tensor]
 
-#: Fewer rows than these gain nothing from the layout, and for a small weight the call costs more than it saves.
+#: Below these numbers of rows the layout gains nothing; for a small weight the call costs more than it saves.
 ROWS, NUMBERS = 4, 2**18
-#: A weight of at most this many outputs is quicker transposed than in oneDNN's layout; padding avoids a stride of 2^n.
+#: A weight with at most this many outputs is faster transposed than in oneDNN's layout; padding avoids a stride of 2^n.
 NARROW, APART = 4096, 16
-#: Fewer videos, or more tokens, and reading the weights at each token costs more than keys and values do.
+#: With fewer videos or more tokens, reading the weights for each token costs more than keys and values.
 VIDEOS, TOKENS = 8, 32
 
 _packs: Any = WeakTensorKeyDictionary()
 
 
 def product(weight: Tensor, rows: int, keep: bool = False) -> Product:
-    """Return x [n,K] → x Wᵀ [n,N] for W [N,K], laid out for about `rows` rows where that pays.
+    """Return x [n,K] → x Wᵀ [n,N] for W [N,K], laid out for about `rows` rows if that is faster.
 
     Args:
-        keep: hold the layout for the next call, as for a frozen weight; one that changed is laid out again.
+        keep: cache the layout for the next call, as for a frozen weight; a changed weight is laid out again.
     """
     if not layout_pays(weight, rows):
         return lambda data: functional.linear(data, weight)
@@ -45,13 +45,13 @@ def product(weight: Tensor, rows: int, keep: bool = False) -> Product:
 
 
 def layout_pays(weight: Tensor, rows: int) -> bool:
-    """Whether the layout is quicker, and there is one for this weight."""
+    """Whether this weight has such a layout, and it is faster."""
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return fits and rows >= ROWS and weight.numel() >= NUMBERS and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _kept(weight: Tensor) -> Product:
-    # What a change of the weight changes: its place, its version, and (for a write through `.data`) some numbers.
+    # A change of the weight shows in its address, its version or (for a write through `.data`) sampled values.
     version = None if weight.is_inference() else weight._version
     sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)]
     stamp = weight.data_ptr(), version, sample.double().sum().item()
@@ -72,13 +72,13 @@ def _transposed(weight: Tensor) -> Product:
 
 
 def attention_pays(states: Tensor, rows: int, max_tokens: int) -> bool:
-    """Whether this is quicker for states [B,S,E] and `rows` captions of at most `max_tokens`."""
+    """Whether `attend` is faster for states [B,S,E] and `rows` captions of at most `max_tokens`."""
     fits = states.device.type == "cpu" and states.dtype == torch.float32
     return fits and rows == len(states) >= VIDEOS and max_tokens <= TOKENS
 
 
 def attend(query: Tensor, key_value: Tensor, states: Tensor, bias: Tensor) -> Tensor:
-    """query [B,H·d], weights [2,H,d,E], states [B,S,E], bias [B,1,S] → what each caption sees, [B,H·d]."""
+    """query [B,H·d], weights [2,H,d,E], states [B,S,E], bias [B,1,S] → attention output, [B,H·d]."""
     key_weight, value_weight = key_value
     heads, width, _ = key_weight.shape
     query = query.view(-1, heads, width).transpose(0, 1)  # [H,B,d]

@@ -1,6 +1,6 @@
 """Greedy and sampled captions from encoder states.
 
-Greedy tokens are those of transformers' `generate`; samples follow the whole distribution: no top-k, no top-p, no
+Greedy tokens equal those of transformers' `generate`; samples come from the whole distribution: no top-k, no top-p, no
 penalties.
 
 Letters: B videos · K samples per video · R rows (captions) per video · N = B·R · S encoder places · E T5 width · T
@@ -17,10 +17,10 @@ from videoblip2.model.decode.static_decoder import bucketed, is_static, static_d
 from videoblip2.model.decode.stepper import Decoded, Stepper, looks, start
 from videoblip2.model.language_model import LanguageModel, SpecialTokens
 
-#: Ended captions are dropped from the batch once this share of it would remain.
+#: Ended captions are dropped once at most this share of the batch would remain.
 WORTH_DROPPING = 0.75
 
-#: What samples are drawn with: one generator for all, or one per caption, making each independent of its batch.
+#: One random generator for all samples, or one per caption, which makes each independent of its batch.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 #: Called after each token with all captions so far, [N,T].
 Watch = Callable[[Tensor], None]
@@ -28,9 +28,9 @@ Watch = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How captions are drawn: K per video, from the whole distribution.
+    """How captions are sampled: K per video, from the whole distribution.
 
-    within: where these captions are part of more that one generator draws, how many come before, and how many are all.
+    within: if one generator draws for more captions than these: the number before them, and the total.
     """
 
     samples: int = 1
@@ -39,7 +39,7 @@ class Sampling:
     within: tuple[int, int] | None = None
 
     def uniform(self, total: int, length: int, device: torch.device) -> Tensor:
-        """[T,N] numbers in [0,1), one per token and caption, running or not, so that dropping rows changes no draw."""
+        """[T,N] numbers in [0,1), one per token and caption, ended or not, so that dropping rows changes no draw."""
         if isinstance(self.generator, torch.Generator | None):
             first, everyone = self.within or (0, total)
             return torch.rand(length, everyone, generator=self.generator, device=device)[:, first : first + total]
@@ -62,7 +62,7 @@ def sample(
 def greedy_and_sample(
     model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, sampling: Sampling
 ) -> tuple[Decoded, Decoded]:
-    """Both in one batch: B greedy captions and B·K sampled ones."""
+    """Decode B greedy captions and B·K sampled ones in one batch."""
     both = _roll(model, (states, mask), max_tokens, num_greedy=1, sampling=sampling)
     numbers = torch.arange(len(both.ids), device=both.ids.device).view(len(states), -1)
     order = torch.cat([numbers[:, 0], numbers[:, 1:].flatten()])
@@ -71,9 +71,9 @@ def greedy_and_sample(
 
 
 class RunningRows:
-    """Captions in the making: [B,R] numbers of those that still run, and the tokens of all.
+    """Captions being decoded: [B,R] indices of those still running, and the tokens of all.
 
-    The first `num_greedy` rows of each video take the likeliest token, the others draw.
+    The first `num_greedy` rows of each video take the likeliest token, the others sample.
     """
 
     def __init__(self, special: SpecialTokens, states: Tensor, max_tokens: int, num_greedy: int, samples: int) -> None:
@@ -95,12 +95,12 @@ class RunningRows:
         self.token.fill_(self.special.start)
 
     def take(self, log_probs: Tensor, uniform: Tensor | None, at: int | Tensor) -> None:
-        """Choose a token for every running row from [B·R,V] and write it down, in place; at: a number or [1]."""
+        """Choose a token for every running row from [B·R,V] and store it, in place; at: an int or [1]."""
         rows = self.numbers.flatten()
         greedy = None if self.is_greedy is None else self.is_greedy.flatten()
         token = choose(log_probs, None if uniform is None else uniform[rows], greedy)
         imposed = None if self.draws else self.special.imposed(at, self.ids.shape[1])
-        if imposed is not None:  # beside samples, every caption is the model's own
+        if imposed is not None:  # with samples in the batch, no token is forced
             token = torch.full_like(token, imposed)
         chosen = log_probs.gather(1, token[:, None]).squeeze(1)
         ended = self.ended[rows]
@@ -110,9 +110,9 @@ class RunningRows:
         self.ended[rows] = ended | (self.token == self.special.end)
 
     def drop_ended(self, stepper: Stepper) -> bool:
-        """Leave out rows that ended, if that is worth the copy; False when none is left."""
+        """Drop ended rows if that is worth the copy; False if none is left."""
         live = ~self.ended[self.numbers]  # [B,R]
-        counts = live.sum(dim=1).tolist()  # a GPU is waited for here only
+        counts = live.sum(dim=1).tolist()  # the only wait for a GPU
         most = max(counts)
         if most == 0:
             return False
@@ -136,7 +136,7 @@ def _roll(
     sampling: Sampling | None = None,
     watch: Watch | None = None,
 ) -> Decoded:
-    """Token by token, until every caption has ended: of each video the greedy captions, then the samples."""
+    """Decode token by token until every caption has ended: for each video the greedy captions, then the samples."""
     if is_static(model):
         return _replay(model, encoded, max_tokens, num_greedy, sampling, watch)
     rows, device = num_greedy + (sampling.samples if sampling else 0), encoded[0].device
@@ -147,7 +147,7 @@ def _roll(
         logits = stepper.step(run.token if at else run.token[::rows])
         if sampling is not None and sampling.temperature != 1.0:
             logits = logits / sampling.temperature
-        if at == 0 and rows > 1:  # all captions of a video begin alike: computed once
+        if at == 0 and rows > 1:  # all captions of a video start alike: computed once
             logits = logits.repeat_interleave(rows, dim=0)
             stepper.repeat(rows)
         run.take(torch.log_softmax(logits, dim=-1), None if uniform is None else uniform[at], at)
@@ -168,7 +168,7 @@ def _replay(
     sampling: Sampling | None,
     watch: Watch | None,
 ) -> Decoded:
-    """The same by a `StaticDecoder`: a token is one step, with the drawing in it."""
+    """`_roll` with a `StaticDecoder`: each step includes choosing the token."""
     samples, device = sampling.samples if sampling else 0, encoded[0].device
     rows, temperature = num_greedy + samples, sampling.temperature if sampling else 1.0
     states, mask, places = bucketed(model, *encoded)
@@ -202,7 +202,7 @@ def _replay(
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, is_greedy: Tensor | None) -> Tensor:
-    """[n,V], a number in [0,1) a row, which rows are greedy → [n] tokens; drawn by inverting the distribution."""
+    """[n,V], a number in [0,1) per row, which rows are greedy → [n] tokens, by inverse transform sampling."""
     if uniform is None:
         return log_probs.argmax(dim=-1)
     cumulative = log_probs.exp().cumsum(dim=-1)  # [n,V]

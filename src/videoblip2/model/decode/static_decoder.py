@@ -1,10 +1,10 @@
-"""A decoder that stays: buffers of fixed shape, weights refreshed in place, and on a GPU whole steps as CUDA graphs.
+"""A reusable decoder: buffers of fixed shape, weights updated in place, and on a GPU whole steps as CUDA graphs.
 
-A step of T5's decoder is some four hundred small operations, which a GPU finishes sooner than they can be launched. A
-captured graph is launched as one, but always on the same memory: so nothing here moves between calls. One thread at a
-time may decode.
+A step of T5's decoder is some four hundred small operations, which a GPU finishes faster than they can be launched. A
+captured graph is launched at once, but always on the same memory, so no buffer may move between calls. Only one thread
+at a time may decode.
 
-Letters: B videos · R rows (captions) a video · S encoder places · E width · T tokens · V vocabulary.
+Letters: B videos · R rows (captions) per video · S encoder places · E width · T tokens · V vocabulary.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,7 +17,7 @@ from torch import Tensor
 from videoblip2.model.decode.t5_stepper import T5Stepper
 from videoblip2.model.language_model import LanguageModel
 
-#: Decoders kept for each network; the oldest makes room.
+#: Decoders cached per network; the oldest is evicted.
 MOST = 4
 _kept: "WeakKeyDictionary[Any, dict[Hashable, StaticDecoder]]" = WeakKeyDictionary()
 
@@ -39,7 +39,7 @@ class StaticDecoder:
         self._captured: dict[Hashable, tuple[Any, Callable[[], object]]] = {}
 
     def refresh(self, fresh: T5Stepper) -> None:
-        """Take over the weights and encoder states of another, and start at the first token."""
+        """Copy the weights and encoder states of another stepper, and start at the first token."""
         pairs = zip(self._inner.tensors, fresh.tensors, strict=True)
         moved = [(old, new) for old, new in pairs if old.data_ptr() != new.data_ptr()]
         torch._foreach_copy_([old for old, _ in moved], [new for _, new in moved])
@@ -48,7 +48,7 @@ class StaticDecoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def captured(self, key: Hashable, make: Callable[[], tuple[Any, Callable[[], object]]]) -> Any:
-        """What `make` gave at the first call with this key: its buffers, and its step, on a GPU as a graph."""
+        """The result of `make` at the first call with this key: its buffers, and its step, on a GPU as a graph."""
         if key not in self._captured:
             buffers, step = make()
             self._captured[key] = buffers, as_graph(step, self.at)
@@ -70,7 +70,7 @@ class StaticDecoder:
         self.at += 1
 
     def repeat(self, rows: int) -> None:
-        """The rows are there already."""
+        """Do nothing: all rows exist."""
 
     def reorder(self, rows: Tensor) -> None:
         self._inner.reorder_in_place(rows)
@@ -80,7 +80,7 @@ class StaticDecoder:
 
 
 def as_graph(step: Callable[[], object], at: Tensor) -> Callable[[], object]:
-    """The same step as one CUDA graph; on a CPU as it is. It is run once, at place 0, before it is captured."""
+    """The step as one CUDA graph; unchanged on a CPU. It runs once, at place 0, before it is captured."""
     if at.device.type != "cuda":
         return step
     side = torch.cuda.Stream()
@@ -98,7 +98,7 @@ def as_graph(step: Callable[[], object], at: Tensor) -> Callable[[], object]:
 @torch.inference_mode(False)
 @torch.no_grad()
 def static_decoder(model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> StaticDecoder:
-    """The decoder kept for these sizes, with the weights as they are now; its arguments are those of `start`."""
+    """The cached decoder for these sizes, with the current weights; arguments as for `start`."""
     fresh = T5Stepper(model, states, mask, max_tokens, 0)
     kept, key = _kept.setdefault(model.network, {}), (states.shape, max_tokens, rows, fresh.dtype, fresh.device)
     if key not in kept:
@@ -110,14 +110,14 @@ def static_decoder(model: LanguageModel, states: Tensor, mask: Tensor, max_token
 
 
 def is_static(model: LanguageModel) -> bool:
-    """Whether captions are decoded so: `decode.compile`, and a T5 on which no token is imposed."""
+    """Whether to use a static decoder: `decode.compile`, and a T5 without forced tokens."""
     return (
         model.compiled and model.network.config.model_type == "t5" and model.tokens.first is model.tokens.last is None
     )
 
 
 def bucketed(model: LanguageModel, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """For a static decoder, the last video repeated up to a power of two: [B',S,E], [B',S] and each one's number."""
+    """For a static decoder, the last video repeated up to a power of two: [B',S,E], [B',S] and the index of each."""
     if not is_static(model):
         return states, mask, None
     places = torch.arange(1 << (len(states) - 1).bit_length(), device=states.device).clamp(max=len(states) - 1)

@@ -1,6 +1,6 @@
-"""One token of every caption at a time: what each decoding strategy asks of a language model, and what it gives.
+"""Decoding one token of every caption at a time: the interface between decoding strategies and language models.
 
-Letters: B videos · R rows (captions) a video · N captions · S encoder places · E width · T tokens · V vocabulary.
+Letters: B videos · R rows (captions) per video · N captions · S encoder places · E width · T tokens · V vocabulary.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from videoblip2.model.decode.static_decoder import is_static, static_decoder
 from videoblip2.model.decode.t5_stepper import T5Stepper
 from videoblip2.model.language_model import LanguageModel
 
-#: On a GPU, asking whether all captions have ended waits for the device: ask every few tokens only.
+#: On a GPU, checking whether all captions have ended waits for the device: check only every few tokens.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 4}
 
 
 def looks(at: int, device: torch.device) -> bool:
-    """Whether to ask, after token number `at`, if captions have ended."""
+    """Whether to check, after token number `at`, if captions have ended."""
     return (at + 1) % STEPS_BETWEEN_LOOKS.get(device.type, 1) == 0
 
 
@@ -29,7 +29,7 @@ class Decoded:
     """Captions as tokens.
 
     ids: [N,T], the start token left out, the padding token after the end.
-    ended: [N], whether the caption came to its end token within T.
+    ended: [N], whether the caption reached its end token within T.
     log_probs: [N,T], log-probability of each token under the distribution it was drawn from; 0 after the end.
     end: the end token.
     """
@@ -46,26 +46,26 @@ class Decoded:
         return (hits.cumsum(dim=1) - hits == 0).to(self.ids.dtype)
 
     def rows(self, chosen: slice) -> "Decoded":
-        """Some of the captions, cut to the longest of them."""
+        """Some captions, cut to the length of their longest."""
         length = int(self.mask[chosen].sum(dim=1).max())
         return Decoded(self.ids[chosen, :length], self.ended[chosen], self.log_probs[chosen, :length], self.end)
 
 
 class Stepper(Protocol):
-    """Captions in the making. They start as one row per video; rows are kept video by video."""
+    """Captions being decoded. They start as one row per video; rows are ordered by video."""
 
     @property
     def fixed_shape(self) -> bool:
-        """Whether its rows must stay as they are."""
+        """Whether rows can be neither dropped nor added."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32."""
 
     def repeat(self, rows: int) -> None:
-        """One row per video becomes `rows` equal ones."""
+        """Repeat the one row of each video to `rows` equal ones."""
 
     def select(self, videos: Tensor, rows: Tensor) -> None:
-        """Keep some videos [B'] and of their rows those numbered `rows` [B'·R']."""
+        """Keep some videos [B'], and of their rows those with indices `rows` [B'·R']."""
 
     def reorder(self, rows: Tensor) -> None:
         """New row i is old row `rows[i]` of the same video."""
@@ -108,13 +108,13 @@ class CacheStepper:
         self._cache.self_attention_cache.batch_select_indices(rows)
 
 
-#: Quicker steppers than `CacheStepper`, by the `model_type` of the language model's config.json.
+#: Faster steppers than `CacheStepper`, by the `model_type` of the language model's config.json.
 STEPPERS: dict[str, Callable[..., Stepper]] = {"t5": T5Stepper}
 
 
 @torch.no_grad()
 def start(language_model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> Stepper:
-    """The stepper for encoder states [B,S,E], mask [B,S].
+    """Build the stepper for encoder states [B,S,E], mask [B,S].
 
     Args:
         max_tokens: at most this many steps follow.

@@ -1,9 +1,9 @@
-"""T5's decoder one token at a time, for decoding only: LoRA folded in, static caches, one encoding for many captions.
+"""T5's decoder one token at a time, for inference only: LoRA merged, static caches, one encoding for many captions.
 
-Quicker than `generate`, with the same numbers: captions of a video share its cross-attention and their first token,
-ended ones are dropped, and a CPU has its own kernels (`cpu_kernels`). `StaticDecoder` makes steps of fixed shape of it.
+Faster than `generate`, with the same numbers: captions of a video share its cross-attention and their first token,
+ended ones are dropped, and a CPU uses its own kernels (`cpu_kernels`). `StaticDecoder` turns it into fixed-shape steps.
 
-Letters: B videos · R rows (captions) a video · S encoder places · E width · H heads · d width of a head · T tokens ·
+Letters: B videos · R rows (captions) per video · S encoder places · E width · H heads · d width of a head · T tokens ·
 V vocabulary.
 """
 
@@ -24,7 +24,7 @@ _Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one block: those of the norms, and the products with the others."""
+    """Weights of one block: of the norms, and products with the other weights."""
 
     own_norm: Tensor
     own_qkv: Product  # E → 3·H·d
@@ -34,14 +34,14 @@ class Layer:
     cross_kv: Tensor  # [2,H,d,E]
     cross_out: Product
     feed_norm: Tensor
-    feed_in: tuple[Product, ...]  # two where gated
+    feed_in: tuple[Product, ...]  # two if gated
     feed_out: Product
 
 
 class T5Stepper:
-    """A `stepper.Stepper` on the decoder and `lm_head` of a T5, its adapters folded in, as they are at this moment.
+    """A `stepper.Stepper` on the decoder and `lm_head` of a T5, with the current adapters merged.
 
-    Under autocast the weights are cast once, here.
+    Under autocast the weights are cast once, at construction.
 
     tensors: the weights and encoder states that steps read, always in the same order.
     """
@@ -72,7 +72,7 @@ class T5Stepper:
         self._start(states.to(self.dtype), mask, max_tokens)
 
     def _start(self, states: Tensor, mask: Tensor, max_tokens: int) -> None:
-        """Caches for one row per video, an entry a layer: `_own` [B·R,H,T,d], `_cross` [B,H,S,d] or the states."""
+        """Caches for one row per video, one entry per layer: `_own` [B·R,H,T,d], `_cross` [B,H,S,d] or the states."""
         shape = (len(states), self._heads, max_tokens, self._layers[0].cross_kv.shape[2])
         self._own = [(states.new_zeros(shape), states.new_zeros(shape)) for _ in self._layers]
         bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
@@ -107,12 +107,12 @@ class T5Stepper:
         self._own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._own]
 
     def reorder_in_place(self, rows: Tensor) -> None:
-        """The same, in the caches that a captured step knows."""
+        """`reorder` in place, for the caches of a captured step."""
         for part in chain.from_iterable(self._own):
             part.copy_(part.index_select(0, rows))
 
     def advance(self, tokens: Tensor, at: int | Tensor) -> Tensor:
-        """Tokens [B·R] at place `at`, a number or [1] → [B·R,V] float32."""
+        """Tokens [B·R] at place `at`, an int or [1] → [B·R,V] float32."""
         with torch.autocast(self.device.type, enabled=False):
             hidden = functional.embedding(tokens, self._embedding).to(self.dtype)  # [B·R,E]
             for layer, own_cache, cross_cache in zip(self._layers, self._own, self._cross, strict=True):
@@ -124,7 +124,7 @@ class T5Stepper:
     def _attend_own(self, hidden: Tensor, layer: Layer, own: _Pair, at: int | Tensor) -> Tensor:
         qkv = layer.own_qkv(self._norm(hidden, layer.own_norm))
         query, key, value = qkv.view(len(hidden), 3, self._heads, -1).unbind(dim=1)  # [B·R,H,d] each
-        if isinstance(at, int):  # what is written so far
+        if isinstance(at, int):  # the places written so far
             own[0][:, :, at], own[1][:, :, at] = key, value
             keys, values, bias = (*(part[:, :, : at + 1] for part in own), self._bias[:, :, at : at + 1, : at + 1])
         else:  # [1]: all places, of fixed shape

@@ -1,1 +1,1 @@
-"""Everything that speaks to MLflow: the store, runs, logged models, and what is read back from them."""
+"""Everything that uses MLflow: the store, runs, logged models, and reading them back."""

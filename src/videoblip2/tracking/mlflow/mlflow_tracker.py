@@ -1,7 +1,7 @@
-"""The Tracker on MLflow, and how its run opens and ends: one run, however it was started.
+"""The MLflow tracker, and how its run opens and ends: one run, however it was started.
 
-Once it is open, a store that does not answer stops nothing: what it lacks waits in an outbox and is sent later, while
-MLflow's own asynchronous logging loses what its queue cannot send.
+Once it is open, a store that does not answer stops nothing: unsent data waits in an outbox and is sent later. MLflow's
+own asynchronous logging loses what its queue cannot send.
 """
 
 import json
@@ -32,7 +32,7 @@ TABLE_ROWS = 200
 
 
 class MlflowTracker(Tracker):
-    """Writes to one open MLflow run, except what a `resumed` one has. What cannot be sent is kept in `folder`."""
+    """Writes to one open MLflow run, except what a `resumed` run has already. Unsent data is kept in `folder`."""
 
     def __init__(self, client: mlflow.MlflowClient, run: Run, resumed: bool, folder: Path | None = None) -> None:
         self.run_id = self._run_id = str(run.info.run_id)
@@ -42,7 +42,7 @@ class MlflowTracker(Tracker):
         self._last_flush = time.monotonic()
 
     def log_config(self, config: Mapping[str, object]) -> None:
-        """Log parameters. One that `mlflow run` has logged stays as the user spelled it; another value is a tag."""
+        """Log parameters. One logged by `mlflow run` keeps the user's spelling; a different value becomes a tag."""
         with outbox.impatient():
             logged = self._client.get_run(self._run_id).data.params
         parameters, tags = [], []
@@ -80,13 +80,13 @@ class MlflowTracker(Tracker):
     def log_checkpoint(self, folder: Path, name: str, metrics: Mapping[str, float]) -> str:
         """Log a checkpoint folder as a model; its metrics go on the model, and on the run under `best/`.
 
-        Raises InputError if the store does not answer, or has no room: a model cannot wait in a file.
+        Raises InputError if the store does not answer or is full: a model cannot wait in the outbox.
         """
         self.flush()
         best = [Metric(*point[:3], 0) for point in self._best(metrics)]
         try:
             if not self._outbox.send(at_once=True):  # MLflow would retry for minutes
-                raise ConnectionError("earlier messages could not be sent either")
+                raise ConnectionError("earlier data could not be sent either")
             model_id = models.log_checkpoint(self._client, self._run_id, folder, name)
             for metric in best:
                 metric._model_id = model_id
@@ -107,7 +107,7 @@ class MlflowTracker(Tracker):
         self._outbox.write()
 
     def keep_state(self) -> None:
-        """Log FOLDER/best and FOLDER/state to a store on another machine, so that any machine can resume the run."""
+        """Log FOLDER/best and FOLDER/state to a remote store, so that any machine can resume the run."""
         folder, run_id = self._folder, self._run_id
         try:
             with outbox.impatient(outbox.ONE_RETRY):
@@ -123,7 +123,7 @@ class MlflowTracker(Tracker):
             warn(f"run {run_id}: {reason}; resume it on this machine: {folder}")
 
     def drop_state(self) -> None:
-        """Delete what `keep_state` logged, if it did: the run is over."""
+        """Delete what `keep_state` logged, if anything: the run is over."""
         try:
             with outbox.impatient(outbox.ONE_RETRY):
                 run = self._client.get_run(self._run_id)
@@ -134,7 +134,7 @@ class MlflowTracker(Tracker):
             warn(f"run {self._run_id}: its saved state stays in the store ({first_line(error)})")
 
     def close(self, status: str) -> None:
-        """Send everything and end the run; say what could not be sent and where it is."""
+        """Send everything and end the run; report what could not be sent and where it is."""
         try:
             if not self._outbox.send(at_once=True):
                 what, file = self._outbox.unsent, self._outbox.file
@@ -153,13 +153,13 @@ class MlflowTracker(Tracker):
                 warn(f"run {self._run_id} could not be closed ({reason}); `vb2 runs gc` closes it later")
 
     def _best(self, metrics: Mapping[str, float]) -> list[outbox.Point]:
-        """The points of the chosen checkpoint, dated at the run's start: MLflow keeps two equal points as one."""
+        """The points of the chosen checkpoint, dated at the run's start, so that MLflow merges equal points."""
         named = with_shown({f"best/{key}": float(value) for key, value in metrics.items()})
         return [(key, value, self._began, None) for key, value in named.items()]
 
 
 def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """CIDEr and accuracy also as the command line shows them, in names that sort first: `CIDEr x100/val`."""
+    """Add CIDEr and accuracy as the command line shows them, under names that sort first: `CIDEr x100/val`."""
     found = {key: float(value) for key, value in metrics.items()}
     for key, value in metrics.items():
         prefix, _, name = key.rpartition("/")
@@ -176,7 +176,7 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
         try:
             with outbox.impatient():
                 run = _start(client, spec)
-        except Exception as error:  # nothing has begun: an unavailable store is for the user to fix
+        except Exception as error:  # nothing has started: the user must fix an unavailable store
             if not outbox.is_outage(error):
                 raise
             reason = f"{store.tracking_uri()}: no run can be opened ({first_line(error)})"
@@ -192,7 +192,7 @@ def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
 
 
 def _start(client: mlflow.MlflowClient, spec: RunSpec) -> Run:
-    """The run to resume where the store still has it; the one that `mlflow run` has opened, as it is; or a new one."""
+    """The run to resume, if the store still has it; the run that `mlflow run` opened; or a new one."""
     given, parent = os.environ.pop("MLFLOW_RUN_ID", None), spec.parent_run_id
     resumed = spec.resume_run_id if spec.resume_run_id and _exists(client, spec.resume_run_id) else None
     if resumed and given and given != resumed and not parent:
@@ -219,11 +219,11 @@ def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    """Find or create the experiment. Artifacts of a sqlite store go beside it, wherever the command runs."""
+    """Find or create the experiment. A sqlite store's artifacts are beside it, wherever the command runs."""
     found = client.get_experiment_by_name(name)
     if found is None:
         database = store.sqlite_file(store.tracking_uri())
-        with store.answered("RESOURCE_ALREADY_EXISTS"):  # another process created it in between
+        with store.answered("RESOURCE_ALREADY_EXISTS"):  # another process created it meanwhile
             client.create_experiment(name, (database.parent / store.ARTIFACTS / name).as_uri() if database else None)
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":

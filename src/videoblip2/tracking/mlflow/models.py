@@ -1,6 +1,6 @@
-"""A checkpoint as an MLflow model, and how to get from a model's name back to the checkpoint folder.
+"""Log a checkpoint as an MLflow model, and find the checkpoint folder of a model's name.
 
-The model is a pyfunc from code: MLflow stores the folder (safetensors, JSON) and `pyfunc_model.py`, and no pickle.
+The model is a pyfunc from code: MLflow stores the folder (safetensors, JSON) and `pyfunc_model.py`, no pickle.
 """
 
 import os
@@ -25,7 +25,7 @@ from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, RunRecord, find_run
 
-#: Named by its place and not imported: it runs on top of everything, in the process that loads the model.
+#: A path, not an import: it depends on all other rooms, and runs in the process that loads the model.
 CODE = Path(__file__).parents[2] / "registry" / "pyfunc_model.py"
 CHECKPOINT = "checkpoint"
 REQUIREMENTS = (
@@ -101,7 +101,7 @@ def logged_model(model: str) -> tuple[Any, str]:
 
 
 def alias_version(address: str) -> str:
-    """The version that `models:/NAME@ALIAS` leads to, by one question to a server or on a client that is kept."""
+    """The version behind `models:/NAME@ALIAS`, by one request to a server or with a cached client."""
     uri, (name, alias) = store.tracking_uri(), address.removeprefix("models:/").split("@")
     if uri.startswith("http"):  # the client would retry a dead server for minutes
         answer = store.get(uri, "/api/2.0/mlflow/registered-models/alias", params={"name": name, "alias": alias})
@@ -121,7 +121,7 @@ def _newest_model(client: mlflow.MlflowClient, run: RunRecord) -> Any:
 
 
 def _folder(logged: Any) -> Path:
-    """Return the model's folder: the store's own if it is on this machine, else a download kept by model id."""
+    """Return the model's folder: the store's own if it is local, else a download cached by model id."""
     if store.is_local(logged.artifact_location):
         return Path(unquote(urlparse(logged.artifact_location).path))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoblip2"
@@ -136,7 +136,7 @@ def _folder(logged: Any) -> Path:
     return target
 
 
-@cache  # a logged model never changes, and a service asks every second
+@cache  # a logged model never changes, and a service polls every second
 def _checkpoint_path(folder: Path) -> str | None:
     flavor = Model.load(str(folder)).flavors.get("python_function", {})
     artifact = flavor.get("artifacts", {}).get(CHECKPOINT)

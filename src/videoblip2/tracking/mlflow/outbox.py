@@ -1,7 +1,7 @@
-"""What a run is told: delivered once, and retried later while the store does not answer.
+"""Data for a run: delivered once, and retried later while the store does not answer.
 
-An outage must neither stop a training nor slow it down: after a failed attempt the next one waits 10 s, then twice as
-long, up to five minutes. What is left at the end goes to a file that the same run reads when it is resumed.
+An outage must neither stop nor slow training: after a failed attempt the next one waits 10 s, then twice as long, up to
+five minutes. Data left at the end goes to a file that the same run reads when it is resumed.
 """
 
 import os
@@ -23,19 +23,19 @@ from videoblip2.files import write_text
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0
 TEMPORARY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-#: The longest that training waits for a server that hangs; MLflow's own default is minutes.
+#: Longest wait of training for a server that hangs; MLflow's own default is minutes.
 ONE_RETRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 99  # in one call: MLflow's limits, 1000 altogether
 
 T = TypeVar("T")
 Row = dict[str, object]
-#: (metric, value, milliseconds since 1970, step; None: of the chosen checkpoint, which later ones replace)
+#: (metric, value, milliseconds since 1970, step; None = of the chosen checkpoint, replaced by later ones)
 Point = tuple[str, float, int, int | None]
 
 
 class Unsent(BaseModel):
-    """Parts of a run that the store does not have yet; NaN survives the file.
+    """Parts of a run that the store does not have yet; NaN is preserved in the file.
 
     tables: (artifact, rows). files: (path on this machine, artifact folder). data_sets: (name, digest, source, and
     train, val or test).
@@ -56,10 +56,10 @@ class Unsent(BaseModel):
 
 
 class Outbox:
-    """Sends to one run what a resumed run does not have yet. file: where the rest survives the process.
+    """Sends data to one run, skipping what a resumed run has. file: stores the rest beyond the process.
 
-    What an earlier process of this run left in the file comes first. The last step of each metric is looked up once,
-    and again after a failure: what arrived is then unknown.
+    Data that an earlier process of this run left in the file comes first. The last step of each metric is looked up
+    once, and again after a failure, since it is then unknown what arrived.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Outbox:
         self._next_attempt, self._wait = 0.0, FIRST_WAIT
 
     def put(self, more: Unsent) -> None:
-        """Send more after what waits already."""
+        """Queue more data, and send."""
         for name, items in more:
             getattr(self.unsent, name).extend(items)
         self.send()
 
     def send(self, at_once: bool = False) -> bool:
-        """Send what waits, unless the last attempt failed a moment ago; return whether nothing is left."""
+        """Send queued data, unless the last attempt failed a moment ago; return whether nothing is left."""
         if not at_once and time.monotonic() < self._next_attempt:
             return not str(self.unsent)
         try:
@@ -101,7 +101,7 @@ class Outbox:
         return True
 
     def write(self) -> bool:
-        """Save what waits to the file, so that it survives the process; return whether that was possible."""
+        """Save unsent data to the file, so that it survives the process; return whether that worked."""
         if self.file is None or not str(self.unsent):
             return not str(self.unsent)
         try:
@@ -112,7 +112,7 @@ class Outbox:
         return True
 
     def deliver(self) -> None:
-        """Send everything, files before the tags that name them; what the store refuses for good is dropped."""
+        """Send everything, files before the tags that name them; drop what the store permanently refuses."""
         run_id, unsent = self._run_id, self.unsent
         while unsent.tables:
             with impatient(ONE_RETRY), taken(unsent.tables) as [(name, rows)]:
@@ -140,7 +140,7 @@ class Outbox:
                 self._client.log_batch(run_id, metrics, [Param(*one) for one in dict(parameters).items()], known)
 
     def _is_new(self, point: Point) -> bool:
-        """Whether a point is after the last step of its metric, which it then defines."""
+        """Whether a point is after the last step of its metric; if so, it becomes the last."""
         key, _, _, step = point
         if not self._resumed or step is None:
             return True
@@ -151,7 +151,7 @@ class Outbox:
         return step > last
 
     def _send_table(self, table: str, rows: list[Row]) -> None:
-        """The rows after the last `step` of the table; a table without steps replaces the one that is there."""
+        """Append the rows after the last `step` of the table; a table without steps replaces the old one."""
         columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda column: column != "video_id")
         if self._resumed and table in [artifact.path for artifact in self._client.list_artifacts(self._run_id)]:
             if "step" not in columns:
@@ -165,7 +165,7 @@ class Outbox:
             self._client.log_table(self._run_id, {name: [row.get(name) for row in rows] for name in columns}, table)
 
     def _send_data(self, inputs: list[DatasetInput]) -> None:
-        """Two runs may name the same new data at once: MLflow looks first and then writes, and the second fails."""
+        """Two runs may name the same new data at once: MLflow checks before it writes, so the second fails."""
         try:
             self._client.log_inputs(self._run_id, inputs)
         except MlflowException as error:
@@ -176,7 +176,7 @@ class Outbox:
 
 @contextmanager
 def taken(queue: list[T], most: int = 1) -> Iterator[list[T]]:
-    """The first items of a queue, which leave it if the block ends well, or with an error that a retry would meet."""
+    """The first items of a queue, removed if the block succeeds, or fails with an error that a retry would meet."""
     try:
         yield queue[:most]
     except BaseException as error:
@@ -188,7 +188,7 @@ def taken(queue: list[T], most: int = 1) -> Iterator[list[T]]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the store may accept the same later: it is locked, full, restarting or unreachable."""
+    """Whether a retry may succeed: the store is locked, full, restarting or unreachable."""
     if isinstance(error, MlflowException):
         return error.error_code in TEMPORARY
     return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, LASTING)
@@ -196,7 +196,7 @@ def is_outage(error: BaseException) -> bool:
 
 @contextmanager
 def impatient(limits: Mapping[str, str] = IMPATIENT) -> Iterator[None]:
-    """Give up on a server soon; the user's own settings stay."""
+    """Use short timeouts for a server, unless the user set others."""
     added = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""Runs as they are read back from the store: list, find, close, resume; configuration, scores, captions, curves."""
+"""Read runs from the store: list, find, close, resume; configuration, scores, captions, curves."""
 
 import os
 import re
@@ -21,9 +21,9 @@ from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
 from videoblip2.tracking.source import ProcessRecord
 
-#: Tags of a run that say where the rows of a split are: this and the split's name → the artifact's path.
+#: Tags of a run with the artifact path of a split's rows: this prefix and the split's name.
 ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
-SPEED = {"decode.batch_size", "decode.compile"}  # of decoding; they change no caption
+SPEED = {"decode.batch_size", "decode.compile"}  # decoding keys that change no caption
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
 #: Training state of a stopped run: its artifact folder, the parts of the run's folder in it, its tag once complete.
 STATE_ARTIFACTS, STATE_PARTS, STATE_LOGGED = "resume", ("best", "state"), "state.logged"
@@ -56,7 +56,7 @@ class RunRecord:
 
     @property
     def commit(self) -> str:
-        """Of the source; empty if it is not recorded."""
+        """Commit of the source; empty if not recorded."""
         return self.tags.get("git.commit", "")[:10] + (" with changes" if self.tags.get("git.dirty") == "true" else "")
 
     @property
@@ -70,7 +70,7 @@ class RunRecord:
 
     @property
     def seconds_silent(self) -> float:
-        """How long ago the run was last heard of."""
+        """Seconds since the run's last sign of life."""
         return time.time() - float(self.tags.get("heartbeat", self.started))
 
     @property
@@ -79,7 +79,7 @@ class RunRecord:
         return self.tags.get(STATE_LOGGED) == "true"
 
     def listed(self) -> dict[str, object]:
-        """What a list of runs shows: the scores are those of the chosen checkpoint and of the test split."""
+        """The fields for lists of runs: scores of the chosen checkpoint and of the test split."""
         scores = {key: value for key, value in sorted(self.metrics.items()) if key.startswith(("best/", "test/"))}
         shown = ("run_id", "name", "experiment", "stage", "status", "started")
         return {**{key: getattr(self, key) for key in shown}, "metrics": scores}
@@ -91,9 +91,9 @@ def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRecord]
 
 
 def find_run(word: str, also: str = "") -> RunRecord:
-    """Find a run by its id, by the first six or more digits of it, or by its name if only one run has it.
+    """Find a run by its id, by at least the first six digits of it, or by its name if unique.
 
-    Raises InputError for a word that names no run, several, or a deleted one; `also` says what else it does not name.
+    Raises InputError if no run, several, or a deleted run match; `also` is more text for the message.
     """
     names, quoted = _experiments(), word.replace("'", "")
     found = _search(f"attributes.run_name = '{quoted}'", names)
@@ -114,26 +114,26 @@ def find_run(word: str, also: str = "") -> RunRecord:
 
 
 def run_link(run_id: str, name: str) -> str:
-    """Markdown that links to a run's page in the UI; the name and id if the store has no such run."""
+    """A Markdown link to a run's page in the UI; the name and id if the store has no such run."""
     with suppress(InputError):
         return f"[{name}](#/experiments/{find_run(run_id).experiment_id}/runs/{run_id})"
     return f"{name} (`{run_id}`)"
 
 
 def runs_page(run_id: str) -> str:
-    """The address in MLflow's UI of the runs beside a run, with CIDEr and the kind of each in the table."""
+    """The address in MLflow's UI of the experiment of a run, with CIDEr and stage as columns."""
     return f"/#/experiments/{find_run(run_id).experiment_id}/runs?viewStateShareKey=vb2&workflowType=machine_learning"
 
 
 def seeds_of(record: RunRecord) -> list[RunRecord]:
-    """The runs under a parent that `--seeds` made, by seed; none for any other run."""
+    """The runs under a parent from `--seeds`, by seed; empty for any other run."""
     runs = _beside(record, PARENT) if SEEDS in record.tags else []
     return sorted(runs, key=lambda run: int(run.tags.get("seed", 0)))
 
 
 def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
-    """(kind, split) → (run id, artifact) of a run's captions and answers, or of its newest finished evaluation's that
-    decodes as the run does."""
+    """(kind, split) → (run id, artifact) of a run's captions and answers, or of its latest finished evaluation with
+    the same decoding."""
 
     def alike(run: RunRecord) -> bool:
         keys = {key for key in run.params.keys() & record.params.keys() if key.startswith("decode.")} - SPEED
@@ -166,7 +166,7 @@ def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def plain(text: str) -> str:
-    """A logged value in one spelling: `1e-4` and 0.0001 are equal, and `True` and true."""
+    """A logged value in normal form: `1e-4` equals 0.0001, and `True` equals true."""
     text = text.strip("'\"")
     try:
         number = float(text)
@@ -176,13 +176,13 @@ def plain(text: str) -> str:
 
 
 def find_stopped_run(word: str) -> RunRecord:
-    """Find a run to resume, under the name of its folder. Raises InputError as `find_run`, or if it still runs."""
+    """Find a run to resume, by the name of its folder. Raises InputError as `find_run` does, or if it still runs."""
     record = find_run(word, "no such folder, and ")
     record = replace(record, name=record.folder.name) if record.folder else record
     process = ProcessRecord.read(record.tags)
     if record.status != "RUNNING" or process is None:
         return record
-    if process.is_local():  # two processes that write to one run would corrupt it
+    if process.is_local():  # two processes writing to one run would corrupt it
         if process.is_running() and process.pid != os.getpid():
             raise InputError(f"resume={word}: still running as process {process.pid}; stop it first")
     elif (silent := record.seconds_silent) < store.ALIVE_SECONDS:
@@ -192,7 +192,7 @@ def find_stopped_run(word: str) -> RunRecord:
 
 
 def fetch_state(run_id: str, folder: Path) -> None:
-    """Download a stopped run's training state from the store into FOLDER, in one move; it replaces older parts."""
+    """Download a stopped run's training state from the store into FOLDER, atomically; replaces older parts."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".resume-") as draft:
         store.connect().download_artifacts(run_id, STATE_ARTIFACTS, draft)
@@ -203,7 +203,7 @@ def fetch_state(run_id: str, folder: Path) -> None:
 
 
 def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
-    """The RUNNING runs without a process: here at once; elsewhere after HOURS of silence from it and its children."""
+    """The RUNNING runs without a process: local ones at once, others after HOURS of silence, children included."""
     running = _search("attributes.status = 'RUNNING'", _experiments())
     silent = {run.run_id for run in running if run.seconds_silent > hours * 3600}
     heard = {run.tags.get(PARENT) for run in running if run.run_id not in silent}
@@ -211,7 +211,7 @@ def find_dead_runs(hours: float = 24.0) -> list[RunRecord]:
 
 
 def close_dead_runs(hours: float = 24.0) -> list[RunRecord]:
-    """End as KILLED what `find_dead_runs` finds."""
+    """End the runs of `find_dead_runs` as KILLED."""
     client, dead = store.connect(), find_dead_runs(hours)
     for run in dead:
         client.set_terminated(run.run_id, "KILLED")
@@ -235,14 +235,14 @@ def store_findings() -> list[Finding]:
 
 
 def _is_gone(run: RunRecord) -> bool:
-    """Whether it is certain that no process here writes to a run."""
+    """Whether certainly no process here writes to a run."""
     process = ProcessRecord.read(run.tags)
     if process is not None:
         return process.is_local() and not process.is_running()
     database = store.sqlite_file(store.tracking_uri())
     if run.tags.get("mlflow.source.type") != "PROJECT" or database is None or store.network_file_system(database):
         return False
-    # `mlflow run` has opened the run, and has made the environment for as long as it runs.
+    # `mlflow run` opened the run, and has been building its environment since.
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return not any("run" in words and "mlflow" in [Path(word).name for word in words[:3]] for words in commands)
 

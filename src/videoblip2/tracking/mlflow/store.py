@@ -1,7 +1,7 @@
-"""The tracking store: where it is, its first start under a lock, an MLflow client on it, and its health.
+"""The tracking store: its address, its first start under a lock, an MLflow client, and health checks.
 
 Several processes that open a fresh sqlite file at once corrupt it for good, so the tables are created under a file
-lock. Write-ahead logging, which the file remembers, lets readers and writers run at once and marks a finished start.
+lock. Write-ahead logging, which is set in the file, lets readers and writers work at once and marks a finished start.
 """
 
 import json
@@ -31,13 +31,13 @@ DEFAULT_DATABASE, ARTIFACTS = "mlflow.db", "mlruns"  # the folder is beside the 
 SQLITE = "sqlite:///"
 REACH_SECONDS = 10
 BUSY_SECONDS = 2.0
-ALIVE_SECONDS = 300.0  # a run that was heard of within these is alive
+ALIVE_SECONDS = 300.0  # a run with a sign of life this recent is alive
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-NOISY = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")  # they print what is also raised
+NOISY = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")  # they print errors that are also raised
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answer for a missing name or alias
 NO_STORE = "run where the runs were made, set MLFLOW_TRACKING_URI, or make a first run with `vb2 demo`"
 MOVE_AWAY = "move it away and start again, or restore a copy"
-#: File systems that several machines share, where sqlite's write-ahead logging corrupts data; so do most on FUSE.
+#: File systems shared by machines, where sqlite's write-ahead logging corrupts data; most FUSE ones too.
 NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "9p", "virtiofs", "afs", "ceph", "lustre", "beegfs", "gpfs"}
 #: Columns with addresses of artifacts.
 ADDRESSES = (
@@ -47,7 +47,7 @@ ADDRESSES = (
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or `mlflow.db` of the current folder. A sqlite path is absolute, as it outlives a chdir."""
+    """MLFLOW_TRACKING_URI, or `mlflow.db` of the current folder. A sqlite path is absolute, to survive a chdir."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DEFAULT_DATABASE}"
     database = sqlite_file(uri)
     return f"{SQLITE}{database}" if database else uri
@@ -59,7 +59,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def ask(database: Path, query: str, *values: str, patience: float = BUSY_SECONDS) -> list[Any]:
-    """The rows that answer a query, without MLflow. Raises sqlite3.Error; never makes a file."""
+    """Query the database, without MLflow. Raises sqlite3.Error; never creates a file."""
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=patience)) as connection:
         return connection.execute(query, values).fetchall()
 
@@ -70,7 +70,7 @@ def is_local(address: str) -> bool:
 
 
 def connect(create: bool = False) -> "MlflowClient":
-    """Return a client on the store. A missing sqlite store is created with `create`, else it raises InputError."""
+    """Return a client for the store. A missing sqlite store is created with `create`, else it raises InputError."""
     for quiet, value in QUIET.items():
         os.environ.setdefault(quiet, value)
     uri = tracking_uri()
@@ -92,7 +92,7 @@ def connect(create: bool = False) -> "MlflowClient":
 
 @contextmanager
 def answered(*codes: str, message: str = "") -> Iterator[None]:
-    """Turn these answers of MLflow into an InputError with a message, `{error}` replaced; without one, carry on."""
+    """Turn these MLflow error codes into an InputError with `message`, `{error}` replaced; ignore them without one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -105,12 +105,12 @@ def answered(*codes: str, message: str = "") -> Iterator[None]:
 
 
 def section(metric: str) -> str:
-    """The group of charts that shows a metric on the scale of the command line."""
+    """The chart section of a metric in the scale of the command line."""
     return f"{label_of(metric)} x{scale_of(metric):g}"
 
 
 def add_views(client: "MlflowClient", experiment_id: str) -> None:
-    """Offer views of the experiment in MLflow: CIDEr and the kind of each run; the runs that have captions of val."""
+    """Add views of the experiment to MLflow: CIDEr and kind of each run; runs with validation captions."""
     from mlflow.exceptions import MlflowException
 
     columns = ["attributes.`Source`", *(f"metrics.`{section(PRIMARY)}/{split}`" for split in ("best", "test"))]
@@ -122,7 +122,7 @@ def add_views(client: "MlflowClient", experiment_id: str) -> None:
     for key, (name, state) in views.items():
         if (tag := f"mlflow.sharedViewState.{key}") not in known:
             view = {"name": name, "createdAt": int(1000 * time.time()), "state": json.dumps(state)}
-            with suppress(MlflowException):  # another process was first, or this user may not
+            with suppress(MlflowException):  # another process was first, or no permission
                 client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
@@ -138,7 +138,7 @@ def check_reachable(uri: str) -> None:
 
 
 def get(uri: str, path: str, **options: Any) -> Any:
-    """Ask a tracking server once, with its credentials."""
+    """Send one GET request to a tracking server, with its credentials."""
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -146,7 +146,7 @@ def get(uri: str, path: str, **options: Any) -> Any:
 
 
 def _first_start(uri: str, database: Path) -> None:
-    """Create the tables once, in one process, while the others wait. A ready store costs one look at the file."""
+    """Create the tables once, in one process, while others wait. A ready store costs one check of the file."""
     if database.is_file() and _journal_mode(database) == "wal":
         return
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -163,9 +163,9 @@ def _first_start(uri: str, database: Path) -> None:
 
 
 def network_file_system(path: Path) -> str:
-    """The type of the file system below a path if several machines can share it, such as `nfs4`; else empty."""
+    """The type of a path's file system if machines can share it, such as `nfs4`; else empty."""
     path = path.resolve()
-    mounted = reversed(psutil.disk_partitions(all=True))  # the last of two at one place is the one in use
+    mounted = reversed(psutil.disk_partitions(all=True))  # the last mount at a place is the one in use
     places = [place for place in mounted if path.is_relative_to(place.mountpoint)]
     kind = max(places, key=lambda place: len(place.mountpoint)).fstype.lower() if places else ""
     return kind if kind in NETWORK or kind.startswith("fuse.") else ""
@@ -173,7 +173,7 @@ def network_file_system(path: Path) -> str:
 
 @cache
 def _follow_move(database: Path) -> None:
-    """Point MLflow's absolute addresses to the new place of a folder that was renamed or is mounted elsewhere."""
+    """Update MLflow's absolute addresses after a folder was renamed or mounted elsewhere."""
     root, alive = database.parent / ARTIFACTS, time.time() - ALIVE_SECONDS
     busy = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE status = 'RUNNING' AND key = 'heartbeat' AND value > ?"
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
@@ -183,7 +183,7 @@ def _follow_move(database: Path) -> None:
             if not folder or not is_local(old) or there.exists() or not root.is_dir():
                 continue
             if connection.execute(busy, (str(alive),)).fetchone():
-                return  # a container may be writing here, and know this folder under another name
+                return  # a container may be writing here, with another name for this folder
             new = database.parent.as_uri() if old.startswith("file:") else str(database.parent)
             for table, column in ADDRESSES:
                 changed = f"{column} = ? || substr({column}, ?)"
@@ -211,7 +211,7 @@ class Finding:
 
 
 def findings() -> list[Finding]:
-    """Check the store: can it be reached, its schema, write-ahead logging. Read only; one finding if it is absent."""
+    """Check the store: reachable, schema, write-ahead logging. Read only; one finding if it is missing."""
     uri = tracking_uri()
     database = sqlite_file(uri)
     if database and not database.is_file():
@@ -233,7 +233,7 @@ def findings() -> list[Finding]:
 
 def _check_sqlite(database: Path) -> None:
     try:
-        ask(database, "BEGIN IMMEDIATE")  # whether it can be written; rolled back
+        ask(database, "BEGIN IMMEDIATE")  # tests whether it is writable; rolled back
         tables = _tables(database)
     except sqlite3.Error as error:
         remedy = f"if no process writes there, {MOVE_AWAY}"
@@ -262,7 +262,7 @@ def _journal(database: Path) -> Finding:
 
 
 def _schema(uri: str) -> Finding:
-    """Of a database: its tables against this MLflow's. Of a server: its MLflow against ours."""
+    """Compare a database's tables with this MLflow's, or a server's MLflow with ours."""
     import mlflow
     from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
     from sqlalchemy import create_engine
@@ -282,6 +282,6 @@ def _schema(uri: str) -> Finding:
     except Exception as error:
         return Finding(name, "fail", masked(first_line(error)), f"check that {shown} is an MLflow database")
     if has == wants:
-        return Finding(name, "ok", f"{has}, as MLflow {ours} wants it")
+        return Finding(name, "ok", f"{has}, as MLflow {ours} expects")
     remedy = f"`mlflow db upgrade {shown}` after a copy, if it is older; `pip install -U mlflow`, if it is newer"
-    return Finding(name, "fail", f"{has}, but MLflow {ours} wants {wants}", remedy)
+    return Finding(name, "fail", f"{has}, but MLflow {ours} expects {wants}", remedy)
