@@ -217,13 +217,14 @@ def served_captions() -> Iterator[Callable[[Path], str]]:
 
 def _ask(server: "subprocess.Popen[bytes]", address: str, video: Path, log: IO[bytes]) -> str:
     deadline, ready = time.monotonic() + START_SECONDS, False
-    while not ready:
-        if server.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            raise InputError(f"bentoml serve did not start: {log.read().decode(errors='replace').strip()[-400:]}")
-        time.sleep(0.2)
-        with suppress(httpx.HTTPError):
-            ready = httpx.get(f"{address}/readyz", timeout=2, trust_env=False).is_success
-    files = {"video": (video.name, video.read_bytes(), "video/mp4")}
-    answer = httpx.post(f"{address}/caption", files=files, timeout=60, trust_env=False).raise_for_status().json()
+    with httpx.Client(base_url=address, trust_env=False) as client:  # a call without one reads all certificates first
+        while not ready:
+            if server.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise InputError(f"bentoml serve did not start: {log.read().decode(errors='replace').strip()[-400:]}")
+            time.sleep(0.2)
+            with suppress(httpx.HTTPError):
+                ready = client.get("/readyz", timeout=2).is_success
+        files = {"video": (video.name, video.read_bytes(), "video/mp4")}
+        answer = client.post("/caption", files=files, timeout=60).raise_for_status().json()
     return f"version {answer['model_version']}: {answer['caption']}"
