@@ -158,18 +158,18 @@ async def caption_stream(request: Request, form: Annotated[messages.StreamForm, 
 
 async def _events(engine: Engine, job: Job, texts: "asyncio.Queue[str | None]", challenger: bool) -> AsyncIterator[str]:
     """Server-sent events; a client that disconnects has its caption removed from the queue."""
-    said = ""
+    sent = ""
     try:
         async with engine.deadline():
             while (text := await texts.get()) is not None:
-                if text != said:
+                if text != sent:
                     yield _event("text", {"text": text})
-                    said = text
-            made = job.future.result()
-        answer = answer_of(job, made)
+                    sent = text
+            result = job.future.result()
+        answer = answer_of(job, result)
         assert isinstance(answer, Answer)
         yield _event("caption", answer.model_dump())
-        compared = engine.shadow.offer([job], [made]) if engine.shadow else []
+        compared = engine.shadow.offer([job], [result]) if engine.shadow else []
         if challenger and engine.shadow and (contender := engine.shadow.follower.current):
             # A late challenger is not canceled: its caption is still compared.
             finished, _ = await asyncio.wait(compared, timeout=SHADOW_SECONDS) if compared else (set(), None)

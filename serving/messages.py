@@ -24,7 +24,7 @@ class Answer(BaseModel):
     """The caption of one video, or the answer to a question about it."""
 
     caption: str = Field(examples=["a man is playing a guitar on a stage"])
-    score: float = Field(description="mean log-probability of its tokens; with beams the length-normalised score")
+    score: float = Field(description="mean log-probability of its tokens; with beams the length-normalized score")
     model_version: str = Field(examples=["videoblip2/3"])
     seconds: float = Field(description="from receiving the request to the answer")
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")

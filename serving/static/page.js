@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const player = $("player");
-const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] }; // other modalities go by their own name
+const NAMES = { video: ["Picture", "pictures"], audio: ["Sound", "sound"] }; // other modalities use their own names
 const SHOWN_REFERENCES = 5;
 const LONG_SECONDS = 30; // a longer clip is also captioned in segments
 let clip = null; // { file, token, version }: the clip on the page
@@ -71,7 +71,7 @@ function post(path, fields, { uploaded = () => {}, event = () => {} } = {}) {
   });
 }
 
-// Ask about `about`: by its token, which saves an upload, or with the file if the service no longer holds the clip.
+// Send `about` by its token, which saves an upload, or with the file if the service no longer has the clip.
 async function postClip(path, about, fields, listeners) {
   try {
     return await post(path, about.token ? { clip: about.token, ...fields } : { video: about.file, ...fields }, listeners);
@@ -100,7 +100,7 @@ async function showModel() {
 
 function showVersion(version) {
   $("model").replaceChildren("Model ", element("b", version));
-  if (version !== model.model_version) showModel(); // another one came into service
+  if (version !== model.model_version) showModel(); // another version came into service
 }
 
 // ---------------------------------------------------------------- a clip and its caption
@@ -164,7 +164,7 @@ async function caption(about) {
   };
   try {
     await postClip("caption_stream", about, { challenger: Boolean(model.shadow), explain: true }, { uploaded, event });
-    if (current() && $("challenger").querySelector(".working")) $("challenger").hidden = true; // none is loaded
+    if (current() && $("challenger").querySelector(".working")) $("challenger").hidden = true; // no challenger is loaded
   } catch (failure) {
     if (current()) refused(about, failure);
   } finally {
@@ -198,19 +198,19 @@ function refused(about, failure) {
   showProblem(failure.message, hopeless ? null : failure.status === 401 ? () => location.reload() : () => caption(about));
 }
 
-// What neither the service nor the browser can read has no place on the page; either may find out first.
+// A file that neither the service nor the browser can read leaves the page; either may find out first.
 function putAway() {
   if (!clip?.hopeless || $("unplayable").hidden) return;
   $("stage").hidden = true;
   $("drop").classList.remove("filled");
 }
 
-function showChallenger(said) {
-  fill($("challenger"), said.caption ?? "No answer before the timeout.", said.caption === null ? "empty" : "",
-    `${said.model_version}\nruns in shadow, not in service`);
+function showChallenger(answer) {
+  fill($("challenger"), answer.caption ?? "No answer before the timeout.", answer.caption === null ? "empty" : "",
+    `${answer.model_version}\nruns in shadow, not in service`);
 }
 
-// Words by what they need: [word, sound, picture] in nats; below half as likely without it, a word needs it.
+// [word, sound, picture] in nats: a word needs what makes it less than half as likely when missing.
 function needs([, sound, picture]) {
   return [["picture", picture], ["sound", sound]].filter(([, nats]) => nats > Math.LN2);
 }
@@ -218,12 +218,12 @@ function needs([, sound, picture]) {
 function worded({ caption, words }) {
   if (!words?.length) return caption;
   return words.flatMap((word) => {
-    const owed = needs(word);
-    if (!owed.length) return [word[0], " "];
-    const made = element("span", word[0], owed.map(([kind]) => kind).join(" "));
-    made.title = owed.map(([kind, nats]) => `${times(nats)} less likely without the ${kind}`).join(", ");
-    made.style.setProperty("--tint", `${Math.min(60, 15 * Math.max(...owed.map(([, nats]) => nats)))}%`);
-    return [made, " "];
+    const needed = needs(word);
+    if (!needed.length) return [word[0], " "];
+    const span = element("span", word[0], needed.map(([kind]) => kind).join(" "));
+    span.title = needed.map(([kind, nats]) => `${times(nats)} less likely without the ${kind}`).join(", ");
+    span.style.setProperty("--tint", `${Math.min(60, 15 * Math.max(...needed.map(([, nats]) => nats)))}%`);
+    return [span, " "];
   });
 }
 
@@ -231,13 +231,13 @@ function times(nats) {
   return nats < 7 ? `${Math.exp(nats).toPrecision(2)} times` : "over 1000 times";
 }
 
-// In words as well as in colour.
+// In words as well as in color.
 function showOwed(words) {
   const lists = ["picture", "sound"].map((kind) => [kind, words.filter((word) => needs(word).some(([need]) => need === kind))]);
-  const owed = lists.filter(([, those]) => those.length);
-  $("owed").replaceChildren(...owed.map(([kind, those]) =>
-    element("div", ["needs the ", element("span", kind, kind), `: ${those.map(([word]) => word).join(", ")}`])));
-  $("owed").hidden = !owed.length;
+  const needed = lists.filter(([, list]) => list.length);
+  $("owed").replaceChildren(...needed.map(([kind, list]) =>
+    element("div", ["needs the ", element("span", kind, kind), `: ${list.map(([word]) => word).join(", ")}`])));
+  $("owed").hidden = !needed.length;
 }
 
 function showProblem(text, retry = null) {

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and its score: mean log-probability of its tokens (greedy), or the beam's length-normalised one."""
+    """A caption and its score: mean log-probability of its tokens (greedy), or the beam's length-normalized one."""
 
     text: str
     score: float

@@ -81,8 +81,8 @@ def open_model(
         device: auto, cpu, cuda …; None = the configuration's.
         found: the earlier result of `find_model` for MODEL, since an alias may have moved.
     """
-    there = found or find_model(model)
-    return OpenModel(str(model), there.folder, there.version, tuple(overrides), device, encoders or {})
+    checkpoint = found or find_model(model)
+    return OpenModel(str(model), checkpoint.folder, checkpoint.version, tuple(overrides), device, encoders or {})
 
 
 def load(model: str | Path, device: str | None = None) -> "VideoBlip2":

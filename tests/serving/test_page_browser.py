@@ -298,7 +298,7 @@ def test_a_long_clip_is_captioned_over_time(page, tmp_path):
 )
 def test_a_file_that_cannot_be_captioned_is_explained(page, file, reason):
     drop(page, **file)
-    shows(page, "#problem", "That did not work", reason)
+    shows(page, "#problem", "Something went wrong", reason)
     shows(page, "#drop", "Choose a clip")
     assert not page.find_element("id", "question").is_enabled()
     assert not page.find_element("id", "attention").is_displayed()

@@ -141,8 +141,8 @@ def spice(captions: Texts, references: Groups) -> list[float]:
 def _pycocoevalcap(name: str, captions: Texts, references: Groups) -> tuple[float, Any, Any]:
     """The corpus score, the score of each caption, and the scorer; texts are keyed by number, in order."""
     scorer = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name)()
-    asked = {number: [caption] for number, caption in enumerate(captions)}
-    return *scorer.compute_score(dict(enumerate(references)), asked), scorer
+    candidates = {number: [caption] for number, caption in enumerate(captions)}
+    return *scorer.compute_score(dict(enumerate(references)), candidates), scorer
 
 
 # --- answers to open-ended questions: right if equal, both normalized as in VQA v2's `vqaEval.py` (Antol et al. 2015)

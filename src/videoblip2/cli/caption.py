@@ -139,8 +139,8 @@ def ask(
         raise InputError(rows[0].error)
     answers = [{"question": row.question, "answer": row.caption, "score": row.score} for row in rows]
     lines = [f"{row.question}  {row.caption or '(no answer)'}" for row in rows]
-    told = {"model_version": job.captioner.version, "warning": job.captioner.provenance.warning}
-    console.emit({"video": video, "answers": answers}, "\n".join(lines), **told)
+    facts = {"model_version": job.captioner.version, "warning": job.captioner.provenance.warning}
+    console.emit({"video": video, "answers": answers}, "\n".join(lines), **facts)
 
 
 def warn(captioner: "Captioner") -> None:

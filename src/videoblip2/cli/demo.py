@@ -92,10 +92,10 @@ def _results(made: "Demo") -> str:
         f"Toy world, test split ({counted(len(made.tests['ce'].evaluation.videos), 'video')}, none seen in training)"
     )
     heads = [label_of(key) for key in names if key != PRIMARY]
-    said = []
+    changes = []
     for key in filter(gains["scst"].get, names):
         difference = gains["scst"][key].differences[0]
         clear = difference.low > 0 or difference.high < 0
-        said.append(f"{label_of(key)} {shown_interval(key, difference, '+')}{'' if clear else ' (not significant)'}")
-    drawn = table(title, ["model", label_of(PRIMARY), "minus CE", *heads, "run id"], rows)
-    return f"{drawn}\nBrackets: 95 % intervals over the test videos. SCST minus CE: {', '.join(said)}."
+        changes.append(f"{label_of(key)} {shown_interval(key, difference, '+')}{'' if clear else ' (not significant)'}")
+    text = table(title, ["model", label_of(PRIMARY), "minus CE", *heads, "run id"], rows)
+    return f"{text}\nBrackets: 95 % intervals over the test videos. SCST minus CE: {', '.join(changes)}."

@@ -108,12 +108,12 @@ def versions() -> Status:
     from packaging.utils import canonicalize_name
 
     try:
-        asked = [Requirement(text) for text in metadata.requires("videoblip2") or []]
+        requirements = [Requirement(text) for text in metadata.requires("videoblip2") or []]
     except metadata.PackageNotFoundError:
         return "fail", "videoblip2 is not installed"
-    wanted = [one for one in asked if not one.marker or one.marker.evaluate({"extra": ""})]
-    there = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
-    found = [(one, there.get(canonicalize_name(one.name), "not installed")) for one in wanted]
+    wanted = [one for one in requirements if not one.marker or one.marker.evaluate({"extra": ""})]
+    installed = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
+    found = [(one, installed.get(canonicalize_name(one.name), "not installed")) for one in wanted]
     good = [one for one, version in found if version[0].isdigit() and one.specifier.contains(version, True)]
     wrong = [f"{one.name} {version}, needs {one.specifier}" for one, version in found if one not in good]
     return ("fail", "; ".join(wrong)) if wrong else ("ok", f"{len(wanted)} packages within their ranges")

@@ -68,9 +68,9 @@ def read_annotations(path: str | Path) -> list[VideoAnnotation]:
         (place, *keys), problem = error.errors()[0]["loc"] or (0,), error.errors()[0]["msg"]
         entry = entries[int(place)] if entries else None
         where = entry.get("video_id", f"entry {int(place) + 1}") if isinstance(entry, dict) else f"entry {place}"
-        said = f"{' '.join([str(where), *map(str, keys)])}: {problem}"
+        detail = f"{' '.join([str(where), *map(str, keys)])}: {problem}"
         remedy = f"`vb2 data prepare {path} --out DIR` makes one"
-        raise InputError(f"{path}: not a list of videos with captions ({said}); {remedy}") from error
+        raise InputError(f"{path}: not a list of videos with captions ({detail}); {remedy}") from error
     refuse_duplicates((video.video_id for video in videos), path)
     return videos
 

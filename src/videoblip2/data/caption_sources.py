@@ -73,8 +73,8 @@ def read_sources(paths: Paths, split: str | None) -> tuple[list[tuple[Document, 
     if split is not None and split not in CHOICES:
         raise InputError(f"--split {split}: not one of {', '.join(CHOICES)}")
     where = ", ".join(map(str, paths))
-    said = [(document, read_captions(document)) for document in documents.read_documents(paths)]
-    sources = [(document, _as_list(document, found, said)) for document, found in said]
+    files = [(document, read_captions(document)) for document in documents.read_documents(paths)]
+    sources = [(document, _as_list(document, found, files)) for document, found in files]
     ids = [video.video_id for _, found in sources for _, video in found.videos]
     if not ids:
         raise InputError(f"{where}: lists of ids, no captions; give the captions as well")

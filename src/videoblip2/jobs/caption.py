@@ -62,7 +62,7 @@ class CaptionOptions:
 
     def __str__(self) -> str:
         """The options other than the defaults, as recorded in rows: equal for two runs of one job."""
-        said = {
+        options = {
             "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
             "consensus": self.decoding.consensus or None,
             "temperature": self.decoding.temperature if self.decoding.sampled or self.decoding.consensus else None,
@@ -72,7 +72,7 @@ class CaptionOptions:
             "questions": sha256("\n".join(self.questions).encode()).hexdigest()[:8] if self.questions else None,
             "explain": self.explain or None,
         }
-        return " ".join(f"{name}={value}" for name, value in said.items() if value is not None)
+        return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -227,15 +227,15 @@ class CaptionJob:
         segments = [Segment(0.0 if length else None, length, item)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
-            made = self.captioner.media_encoders
-            segments = cut(item, made.settings.fps, window, every, outcome.changes, made.clip.rows)
-        wanted = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
+            encoders = self.captioner.media_encoders
+            segments = cut(item, encoders.settings.fps, window, every, outcome.changes, encoders.clip.rows)
+        texts = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
         rows, several = list[Row](), options.samples > 1
         blank = (
             self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
-            for s, q, n in wanted
+            for s, q, n in texts
         )
-        return [DecodeItem(row, s.item, rows, len(wanted)) for row, (s, *_) in zip(blank, wanted, strict=True)]
+        return [DecodeItem(row, s.item, rows, len(texts)) for row, (s, *_) in zip(blank, texts, strict=True)]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; return the rows of each video that it completes."""
@@ -255,16 +255,16 @@ class CaptionJob:
         seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
         try:
             items = [ask.item for ask in batch]
-            found = self.captioner.caption(items, prompts, self.options.decoding, seeds)
-            said = [caption.text for caption in found]
-            words = self.captioner.explain(items, said, prompts) if self.options.explain else [None] * len(said)
+            captions = self.captioner.caption(items, prompts, self.options.decoding, seeds)
+            texts = [caption.text for caption in captions]
+            words = self.captioner.explain(items, texts, prompts) if self.options.explain else [None] * len(texts)
         except Exception as error:
             if len(batch) > 1:
                 return [row for ask in batch for row in self._texts([ask])]
             return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
         return [
             replace(ask.row, caption=one.text, score=rounded(one.score), ended=one.ended, words=each)
-            for ask, one, each in zip(batch, found, words, strict=True)
+            for ask, one, each in zip(batch, captions, words, strict=True)
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:

@@ -45,11 +45,11 @@ class Row:
         """One line for a person."""
         timed = "segments=" in self.options and self.start is not None and self.end is not None
         between = f" {self.start:.1f}-{self.end:.1f} s" if timed else ""
-        said = f"error: {self.error}" if self.error is not None else self.caption or "(nothing)"
+        text = f"error: {self.error}" if self.error is not None else self.caption or "(nothing)"
         for name, needed in (("sound", "needs_sound"), ("picture", "needs_picture")):
-            owed = [f"{word.word} {getattr(word, name):.1f}" for word in self.words or () if getattr(word, needed)]
-            said += f"  [{name}: {', '.join(owed)}]" if owed else ""
-        return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{said}"
+            words = [f"{word.word} {getattr(word, name):.1f}" for word in self.words or () if getattr(word, needed)]
+            text += f"  [{name}: {', '.join(words)}]" if words else ""
+        return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{text}"
 
     def shown(self) -> dict[str, Any]:
         """The row as written to a file: the nine columns that every row has, and any others that are set."""

@@ -1,6 +1,6 @@
 """Segments of long videos: where one ends and the next begins, and how equal captions are merged.
 
-A shot ends where neighbouring frames differ far more than those around them (a cut), or frames a second apart do (a
+A shot ends where neighboring frames differ far more than those around them (a cut), or frames a second apart do (a
 fade); docs/decisions/0012 has the figures.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from videoblip2.jobs.forms import Row
 from videoblip2.modality import Features
 
-#: A shot change: the cosine distance between neighbouring frames exceeds both limits, see `shot_changes`.
+#: A shot change: the cosine distance between neighboring frames exceeds both limits, see `shot_changes`.
 DISTANCE, DEVIATIONS = 0.15, 3.0
-#: In mean differences of 8-bit levels: of neighbouring frames, and of those a second apart.
+#: In mean differences of 8-bit levels: of neighboring frames, and of those a second apart.
 CUT, FADE = 6.0, 16.0
 TIMES_USUAL = 3.0  # and it is this many times the difference around it
 AROUND = 3  # frames on either side of a cut

@@ -145,8 +145,8 @@ def judge(
     scores = [{row.key: row.scores[metric] for row in rows_of(side, metric)} for side in sides]
     differences = {key: float(score - scores[1][key]) for key, score in scores[0].items()}
     violated = [each.guard for each in conditions if each.guard and not each.passed]
-    told = {name: found[name] for name in (metric, *violated)} if trivial else found
-    return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, told, violated))
+    compared = {name: found[name] for name in (metric, *violated)} if trivial else found
+    return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, compared, violated))
 
 
 def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:

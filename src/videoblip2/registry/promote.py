@@ -169,13 +169,13 @@ def _refuse_other_data(case: Case, rival: Contender) -> None:
 def _judge(case: Case, rival: Contender | None, progress: Progress) -> tuple[Sides, GateVerdict]:
     """Score both sides and reach a verdict, against the trivial baseline if there is no rival."""
     gate, challenger = case.gate, case.challenger
-    said = [
+    texts = [
         {task.kind: side.say(task, challenger.entries[task.kind], progress) for task in challenger.tasks}
         for side in filter(None, (challenger, rival))
     ]
-    said += [] if rival else [contenders.say_trivial(challenger)]
+    texts += [] if rival else [contenders.say_trivial(challenger)]
     metrics = [gate.metric, *(gate.losses if rival else ())]
-    one, other = (contenders.score(each, challenger, metrics) for each in said)
+    one, other = (contenders.score(each, challenger, metrics) for each in texts)
     seconds: Sequence[tuple[float, float]] = ()
     if rival and gate.max_latency_ratio is not None:
         seconds = contenders.time_in_turn(challenger, rival, gate.latency_videos, progress)

@@ -28,14 +28,14 @@ def ce_step(work: Workspace, batch: Batch, step: int) -> Iterator[MicroBatch]:
     tokens = work.world.sum(live_tokens(batch.labels))  # of the whole batch, so that all shares add up to its mean
     slices = cut(len(batch.video_ids), work.config.train.accumulate)
     for videos in slices:
-        some = take(batch, videos)
-        assert some.labels is not None
-        labels, live = some.labels.flatten(), some.live  # no logits of padding
+        part = take(batch, videos)
+        assert part.labels is not None
+        labels, live = part.labels.flatten(), part.live  # no logits of padding
         with work.autocast():
-            logits = work.model(some.labels, live, **some.inputs)  # [L,V]
+            logits = work.model(part.labels, live, **part.inputs)  # [L,V]
         loss = cross_entropy(logits, labels[live], work.config.train.label_smoothing, tokens)
         metrics = {"loss": loss.detach(), "token_accuracy": token_accuracy(logits, labels[live], tokens)}
-        yield MicroBatch(loss, metrics, some.video_ids, last=videos is slices[-1])
+        yield MicroBatch(loss, metrics, part.video_ids, last=videos is slices[-1])
 
 
 def live_tokens(labels: Tensor) -> Tensor:

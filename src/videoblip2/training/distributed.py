@@ -94,11 +94,11 @@ class World:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         waiting = [gradient for gradient in gradients if not hasattr(gradient, "full_tensor")]
         while self.size > 1 and waiting:
-            some = [waiting.pop()]
-            while waiting and sum(map(Tensor.numel, some)) < BUCKET:
-                some.append(waiting.pop())
-            total = self.sum(torch.cat([gradient.flatten() for gradient in some]))
-            for gradient, part in zip(some, total.split([*map(Tensor.numel, some)]), strict=True):
+            bucket = [waiting.pop()]
+            while waiting and sum(map(Tensor.numel, bucket)) < BUCKET:
+                bucket.append(waiting.pop())
+            total = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+            for gradient, part in zip(bucket, total.split([*map(Tensor.numel, bucket)]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     @contextmanager
@@ -106,11 +106,11 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            told = self.told_before("")
-            if told is None:
+            reason = self.told_before("")
+            if reason is None:
                 why = first_line(error).rpartition("] ")[2].partition(". ")[0]  # without gloo's source location
                 print(f"error: another of the {self.size} processes has ended ({why})", file=sys.stderr, flush=True)
-            raise Lost(told) from error
+            raise Lost(reason) from error
 
     def told_before(self, why: str) -> str | None:
         """Tell all why this process ends ("" if not by an error); return what another told before, if any."""
@@ -144,9 +144,9 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = join().told_before(one_line(error) if isinstance(error, Exception) else "")
-        if told is not None and isinstance(error, Exception):
-            raise Lost(told) from error
+        reason = join().told_before(one_line(error) if isinstance(error, Exception) else "")
+        if reason is not None and isinstance(error, Exception):
+            raise Lost(reason) from error
         raise
 
 

@@ -65,14 +65,14 @@ def evaluate_model(
             tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
             tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
             tracker.log_config(flatten(config))
-        said: dict[Kind, dict[str, str]] = {}
+        texts: dict[Kind, dict[str, str]] = {}
         source = CachedFeatures(store)
         for task in tasks:
             asked, shown_by = entries[task.kind], progress if world.leads else no_progress
-            said[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
+            texts[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
         if not world.leads:  # only the leader scores and returns the result
             return EvaluationResult(None, Evaluation(), Path())
-        result = evaluate_tasks(config, entries, said, metrics)
+        result = evaluate_tasks(config, entries, texts, metrics)
         if "explain" in extras:
             result = explained(result, opened.captioner, source.features, config.decode.batch_size)
         effects = _ablate(opened, source, result, progress) if "ablate" in extras else []
@@ -94,11 +94,11 @@ def evaluate_model(
 def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress: Progress) -> list[SoundEffect]:
     """Caption the videos again with other sound."""
     notes = opened.store.manifest.videos if opened.store.manifest else {}
-    there = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
-    silent = next((video for video in there if len(source.features(video)["audio"])), None)
+    candidates = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
+    silent = next((video for video in candidates if len(source.features(video)["audio"])), None)
     others, decode = {}, opened.config.decode
     for name, other in other_sounds(source.features, own.videos, silent).items():
         stream = opened.captioner.in_batches([(video, video, None) for video in own.captions], other, decode)
-        said = {key: caption.text for key, caption in progress(stream, len(own.captions), f"sound {name}")}
-        others[name] = evaluate(said, own.references, [PRIMARY])
+        texts = {key: caption.text for key, caption in progress(stream, len(own.captions), f"sound {name}")}
+        others[name] = evaluate(texts, own.references, [PRIMARY])
     return sound_effects(own, others)

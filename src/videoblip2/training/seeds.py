@@ -122,11 +122,11 @@ def seed_configs(stage: str, config: Config, count: int, usual: Config | None) -
     """The configuration of each seed, with its run name; and the parent's name."""
     if config.train.resume not in (None, "auto"):
         raise InputError(f"train.resume={config.train.resume}: with --seeds give train.resume=auto")
-    said = what_differs(stage, config, usual) if usual else []
+    differences = what_differs(stage, config, usual) if usual else []
     known, configs = inherit_model(config), []
     for seed in range(config.seed, config.seed + count):
         own = config.run.name and f"{config.run.name}-seed{seed}"
-        name = own or run_name(stage, known.model_copy(update={"seed": seed}), said)
+        name = own or run_name(stage, known.model_copy(update={"seed": seed}), differences)
         run = config.run.model_copy(update={"name": name})
         configs.append(config.model_copy(update={"seed": seed, "run": run}))
     return configs, group_name(str(configs[0].run.name), count)

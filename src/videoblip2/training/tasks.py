@@ -129,11 +129,11 @@ def say_all(
     progress: Progress = no_progress,
 ) -> dict[str, str]:
     """Generate the text of every entry, by key; each process decodes its share."""
-    asked = [(entry.key, entry.video_id, entry.prompt) for entry in entries[world.share(len(entries))]]
-    stream = captioner.in_batches(asked, source.features, decode)
+    requests = [(entry.key, entry.video_id, entry.prompt) for entry in entries[world.share(len(entries))]]
+    stream = captioner.in_batches(requests, source.features, decode)
     with memory_for(f"decoding {task.kind}", f"lower decode.batch_size={decode.batch_size} or decode.num_beams"):
-        said = {key: caption.text for key, caption in progress(stream, len(asked), task.kind)}
-    parts = world.gather(said)
+        texts = {key: caption.text for key, caption in progress(stream, len(requests), task.kind)}
+    parts = world.gather(texts)
     return {key: text for part in parts for key, text in part.items()}
 
 

@@ -31,7 +31,7 @@ class Beams(NamedTuple):
 def beam(
     model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, num_beams: int, length_penalty: float = 1.0
 ) -> tuple[Decoded, Tensor]:
-    """Beam search with early stopping: B captions and their length-normalised scores [B]."""
+    """Beam search with early stopping: B captions and their length-normalized scores [B]."""
     wanted = len(states)
     states, mask, _ = bucketed(model, states, mask)
     special, device, videos = model.tokens, states.device, len(states)

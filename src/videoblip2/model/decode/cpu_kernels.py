@@ -82,7 +82,7 @@ def attend(query: Tensor, key_value: Tensor, states: Tensor, bias: Tensor) -> Te
     key_weight, value_weight = key_value
     heads, width, _ = key_weight.shape
     query = query.view(-1, heads, width).transpose(0, 1)  # [H,B,d]
-    asked = torch.bmm(query, key_weight).transpose(0, 1)  # [B,H,E]
-    weights = (torch.bmm(asked, states.transpose(1, 2)) + bias).softmax(dim=-1)  # [B,H,S]
-    seen = torch.bmm(weights, states).transpose(0, 1)  # [H,B,E]
-    return torch.bmm(seen, value_weight.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * width)
+    projected = torch.bmm(query, key_weight).transpose(0, 1)  # [B,H,E]
+    weights = (torch.bmm(projected, states.transpose(1, 2)) + bias).softmax(dim=-1)  # [B,H,S]
+    context = torch.bmm(weights, states).transpose(0, 1)  # [H,B,E]
+    return torch.bmm(context, value_weight.transpose(1, 2)).transpose(0, 1).reshape(-1, heads * width)

@@ -131,8 +131,8 @@ class T5Stepper:
             own[0].index_copy_(2, at, key.unsqueeze(2))
             own[1].index_copy_(2, at, value.unsqueeze(2))
             keys, values, bias = *own, self._bias.index_select(2, at)
-        seen = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
-        return layer.own_out(seen.reshape(len(hidden), -1))
+        context = functional.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias, scale=1.0)
+        return layer.own_out(context.reshape(len(hidden), -1))
 
     def _attend_cross(self, hidden: Tensor, layer: Layer, cross: _Pair | Tensor, bias: Tensor) -> Tensor:
         videos = len(bias)
@@ -140,8 +140,8 @@ class T5Stepper:
         if isinstance(cross, Tensor):
             return layer.cross_out(attend(query, layer.cross_kv, cross, bias[:, 0]))
         query = self._split(query.view(videos, len(hidden) // videos, -1))  # [B,H,R,d]
-        seen = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
-        return layer.cross_out(seen.transpose(1, 2).reshape(len(hidden), -1))
+        context = functional.scaled_dot_product_attention(query, *cross, bias, scale=1.0)
+        return layer.cross_out(context.transpose(1, 2).reshape(len(hidden), -1))
 
     def _feed_forward(self, hidden: Tensor, layer: Layer) -> Tensor:
         normed = self._norm(hidden, layer.feed_norm)

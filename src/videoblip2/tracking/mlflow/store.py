@@ -179,8 +179,8 @@ def _follow_move(database: Path) -> None:
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
         for (address,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
             old, folder, _ = address.rpartition("/mlruns/")
-            there = Path(unquote(urlparse(old).path)) / "mlruns"
-            if not folder or not is_local(old) or there.exists() or not root.is_dir():
+            former = Path(unquote(urlparse(old).path)) / "mlruns"
+            if not folder or not is_local(old) or former.exists() or not root.is_dir():
                 continue
             if connection.execute(busy, (str(alive),)).fetchone():
                 return  # a container may be writing here, with another name for this folder
