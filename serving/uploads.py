@@ -170,8 +170,7 @@ def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
     """The bytes of a safetensors file → items; an unusable one is an InputError in its place.
 
     The tensors of one item are named after their modalities: `video`, `audio`. Those of many are `NAME.video` and
-    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` if it is unclear what the
-    items are.
+    `NAME.audio`; they come in the order of their names. Raises InputError naming `name` if items are unclear.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -1,8 +1,7 @@
 """The table of modalities: every kind of feature that a video can have.
 
 To add one, add an entry to `MODALITIES` and, if the package computes it, an encoder to `features`. The name is a
-folder of the feature store (`audio/ID.npy`), a part of the network (`audio_branch`, `proj_audio`) and a tensor of a
-request.
+folder of the feature store (`audio/ID.npy`), a part of the network (`audio_branch`, `proj_audio`) and a request tensor.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -248,11 +248,7 @@ def test_a_prepared_list_is_read_again(tmp_path):
             "video_id;caption\nv1;a;b\n",
             "train.csv line 2: its number of fields differs .* separate them by semicolons",
         ),
-        (
-            "train.tsv",
-            "video_id\tcaption\nv1\n",
-            "train.tsv line 2: its number of fields differs .* separate them by tabs",
-        ),
+        ("train.tsv", "video_id\tcaption\nv1\n", "train.tsv line 2: its number of fields .* separate them by tabs"),
         ("train.csv", "", "train.csv: contains no row"),
         ("train.csv", "video_id,caption\n", "train.csv: contains no row"),
         (

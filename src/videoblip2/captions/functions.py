@@ -1,7 +1,6 @@
 """The functions behind the tables of metrics and rewards: captions and their references in, numbers out.
 
-N captions and N groups of references, tokenized (`tokenizer.joined`), give one number per caption, [N], unless a
-docstring says otherwise.
+N captions and N groups of references, tokenized (`tokenizer.joined`), give one number per caption [N] by default.
 """
 
 import importlib
@@ -217,7 +216,6 @@ def blind_answers(questions: Sequence[str], train_questions: Sequence[str], trai
 
 
 def _most_frequent(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """(key, answer) pairs → the most frequent answer of each key."""
     counts: dict[str, Counter[str]] = {}
     for key, answer in pairs:
         counts.setdefault(key, Counter())[answer] += 1

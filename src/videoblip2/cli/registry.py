@@ -57,7 +57,6 @@ def promote(
 
 
 def _promotion_text(result: "Promotion") -> str:
-    """The table of conditions, and the outcome."""
     from videoblip2.registry.verdict_files import COLUMNS, table_rows
 
     videos = counted(result.manifest.size, "validation video")

@@ -30,8 +30,6 @@ Launcher = Annotated[
 
 
 def _add_stage(stage: str, summary: str, *lines: str) -> None:
-    """Add the command that trains a stage."""
-
     def train(
         config: console.ConfigFile,
         overrides: Overrides = None,

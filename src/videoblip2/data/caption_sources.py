@@ -142,7 +142,6 @@ def _split(where: str, row: Mapping[str, Any]) -> str | None:
 
 
 def _number(where: str, row: Mapping[str, Any], key: str) -> int:
-    """A whole number, 0 if the row has none."""
     try:
         return int(float(row.get(key) or 0))
     except (TypeError, ValueError) as error:
@@ -215,7 +214,6 @@ def _text_rows(document: Document) -> Iterator[Row]:
 
 
 def _has(key: str, document: Document) -> bool:
-    """Whether a document is a JSON object with this key."""
     return document.kind == "json" and isinstance(document.json, dict) and key in document.json
 
 

@@ -1,7 +1,6 @@
 """`vb2 data prepare`: captions in any published format → train.json, val.json, test.json; questions → train_qa.json …
 
-Every caption and every question is kept. `vb2 data init`: the same in a project folder with configurations sized to
-the number of videos.
+Every caption and every question is kept. `vb2 data init`: the same in a project with configurations sized to it.
 """
 
 import hashlib

@@ -89,8 +89,7 @@ class DecodeItem:
 class JobPlan:
     """A job before its model is loaded, which can be sent to another process.
 
-    store: a feature store; sources are then its ids. keep_features: a store to write features to, which the jobs of
-    several shards can share.
+    store: a feature store, whose ids are the sources. keep_features: a store to write features to, shared by shards.
     """
 
     model: str = ""

@@ -27,8 +27,7 @@ class ModalityBranch(nn.Module):
 
     Args:
         config: of the whole network.
-        given: a Q-Former with its query tokens [1,Q,D]; None creates fresh ones. If it reads features of another width,
-            an adapter is added.
+        given: a Q-Former with its query tokens [1,Q,D]; None creates fresh ones. An adapter is added if widths differ.
     """
 
     def __init__(self, config: VideoBlip2Config, modality: str, given: QFormer | None = None) -> None:

@@ -32,8 +32,7 @@ from videoblip2.imports import quiet_transformers
 class Family:
     """Facts about one kind of language model that transformers' common interface lacks.
 
-    projections: its names for q, k, v and o of attention, which `model.lora.target_modules` uses; those left out are
-        the same.
+    projections: its names for attention's q, k, v and o, where they differ; for `model.lora.target_modules`.
     cross_attention: its name for the decoder's cross-attention.
     """
 

@@ -263,7 +263,6 @@ def _why_fresh(name: str, own: QFormerSource) -> str:
 def _unused(
     given: QFormerSource, which: Literal["checkpoint", "text"], records: Iterable[TensorRecord]
 ) -> list[TensorRecord]:
-    """The unused tensors of one of the files, each with the reason."""
     used = {record.source for record in records if record.file == which}
     too_wide = {record.name for record in records if record.reason == "width" and which == "checkpoint"}
     ours = {source: name for name, source in given.names.items()}

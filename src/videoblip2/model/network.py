@@ -130,7 +130,6 @@ class VideoBlip2(PreTrainedModel):
 
         Returns:
             [B,L] of each modality: each row sums to 1, padding is exactly 0, and a missing modality has all 0.
-            See `ModalityBranch.attention`.
         """
         text, names = (qformer_ids, qformer_mask), self.config.modality_names
         rows = {name: self.upscaled(name, features[name]) for name in names}

@@ -220,7 +220,6 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
 
 
 def _verify(folder: Path, wanted: Mapping[str, str], whose: str) -> dict[str, str]:
-    """Compare each file's sha256 with the expected one."""
     for name, digest in wanted.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; delete {folder} and fetch it again")

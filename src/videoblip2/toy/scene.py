@@ -160,7 +160,6 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
 
 
 def _paint(canvas: Grid, shape: str, colour: tuple[int, int, int], x: float, y: float, size: float) -> Grid:
-    """Paint a shape with a soft edge of one pixel."""
     xs, ys = GRID
     distance = _DISTANCES[shape]((xs - x) / size, (ys - y) / size) * size * SIDE  # pixels; negative inside
     cover = np.clip(0.5 - distance, 0, 1)[..., None]

@@ -233,7 +233,6 @@ def launch_on_ray(words: Sequence[str], count: int, restarts: int = 0) -> None:
 
 
 def _printed(words: Sequence[str]) -> str:
-    """Output of `vb2` with these arguments."""
     sys.argv = ["vb2", *words]
     with redirect_stdout(StringIO()) as printed:
         try:

@@ -92,7 +92,6 @@ def evaluate_model(
 
 
 def _ablate(opened: OpenModel, source: CachedFeatures, own: Evaluation, progress: Progress) -> list[SoundEffect]:
-    """Caption the videos again with other sound."""
     notes = opened.store.manifest.videos if opened.store.manifest else {}
     candidates = [video for video in opened.store.ids if video in notes and notes[video].audio == "silent"]
     silent = next((video for video in candidates if len(source.features(video)["audio"])), None)

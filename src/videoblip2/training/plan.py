@@ -202,8 +202,6 @@ def _example(config: Config, vocabulary: int) -> tuple[Batch, str, int]:
 
 @dataclass(frozen=True)
 class _Passes:
-    """The passes of a step, on tensors without data."""
-
     work: Workspace
     batch: Batch
     allocations: Allocations

@@ -76,8 +76,7 @@ def run_stage(
     With `train.resume` the run of the saved state is resumed, in MLflow too.
 
     Args:
-        show_weights: called before training with `Stage.weights` and, by modality, the report of each Q-Former that was
-            loaded.
+        show_weights: called before training with `Stage.weights` and the reports of loaded Q-Formers, by modality.
         usual: the experiment file before overrides; the run's name shows the differences.
         observer: see `training.loop`.
     """

@@ -1,8 +1,7 @@
 """The training state: everything that training needs to resume exactly as if it had never stopped.
 
 One file, OUT/NAME/state/state.safetensors, replaced atomically. Its tensors are the trainable weights, the optimizer's
-moments and torch's random states; its header is a `TrainState`. Batches and samples need no state: both are functions
-of (seed, step).
+moments and torch's random states; its header is a `TrainState`. Batches and samples depend only on (seed, step).
 """
 
 import json
@@ -40,8 +39,7 @@ class Identity:
 class TrainState(BaseModel):
     """The header of a state file: the progress of a run. NaN and infinity are preserved.
 
-    validated: the last validated step. means: sums since the last log line, and their number of steps. bands: the
-    state of the `BandMonitor`.
+    validated: the last validated step. means: sums since the last log line, and steps. bands: of the `BandMonitor`.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")

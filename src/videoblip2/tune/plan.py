@@ -1,7 +1,6 @@
 """The definition of a study: a YAML document `experiments/tune_*.yaml` on top of an experiment file.
 
-`key=value` overrides apply to both: `n_trials=20` to the study, `train.steps=50` to the experiment. Types come from the
-configuration's fields.
+`key=value` overrides apply to both: `n_trials=20` to the study, `train.steps=50` to the experiment, typed as there.
 """
 
 import json

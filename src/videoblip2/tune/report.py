@@ -65,8 +65,7 @@ def rows_of(plan: Plan, study: optuna.Study) -> list[TrialRow]:
 
 
 def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
-    """Plot history, importance, parallel coordinates and, with two objectives, the Pareto front as PNG; nothing with
-    fewer than two complete trials."""
+    """Plot history, importance, parallel coordinates and, for two objectives, the Pareto front; [] below two trials."""
     if len(finished(study.get_trials(deepcopy=False))) < 2:
         return []
     import matplotlib

@@ -1,7 +1,6 @@
 """Greedy and sampled captions from encoder states.
 
-Greedy tokens equal those of transformers' `generate`; samples come from the whole distribution: no top-k, no top-p, no
-penalties.
+Greedy tokens equal those of transformers' `generate`; samples use the whole distribution: no top-k, no top-p.
 
 Letters: B videos · K samples per video · R rows (captions) per video · N = B·R · S encoder places · E T5 width · T
 caption tokens · V vocabulary.

@@ -1,8 +1,7 @@
 """A reusable decoder: buffers of fixed shape, weights updated in place, and on a GPU whole steps as CUDA graphs.
 
 A step of T5's decoder is some four hundred small operations, which a GPU finishes faster than they can be launched. A
-captured graph is launched at once, but always on the same memory, so no buffer may move between calls. Only one thread
-at a time may decode.
+captured graph is launched at once, but always on the same memory, so no buffer may move between calls. Not thread-safe.
 
 Letters: B videos · R rows (captions) per video · S encoder places · E width · T tokens · V vocabulary.
 """

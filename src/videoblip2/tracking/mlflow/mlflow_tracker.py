@@ -212,7 +212,6 @@ def _start(client: mlflow.MlflowClient, spec: RunSpec) -> Run:
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Whether the store has a run that is not deleted."""
     with store.answered(*store.UNKNOWN):
         return str(client.get_run(run_id).info.lifecycle_stage) == "active"
     return False
