@@ -32,7 +32,7 @@ from videoblip2.training.scst import scst_step
 from videoblip2.training.state import read_saved
 from videoblip2.training.workspace import start_copy
 
-STEPS = {"ce": 10, "scst": 5}
+STEPS = {"ce": 20, "scst": 10}
 COMMON = (
     "train.batch_size=5",
     "train.log_every=1",
