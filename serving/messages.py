@@ -26,7 +26,7 @@ class Answer(BaseModel):
     caption: str = Field(examples=["a man is playing a guitar on a stage"])
     score: float = Field(description="mean log-probability of its tokens; with beams the length-normalized score")
     model_version: str = Field(examples=["videoblip2/3"])
-    seconds: float = Field(description="from receiving the request to the answer")
+    seconds: float = Field(description="from the end of the upload to the answer")
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
     batch: int = Field(description="number of captions in the batch")
     words: list[ExplainedWord] | None = Field(None, description=WORDS)
@@ -48,7 +48,7 @@ class Segments(BaseModel):
 
     segments: list[SegmentAnswer]
     model_version: str
-    seconds: float = Field(description="from receiving the request to the answer")
+    seconds: float = Field(description="from the end of the upload to the answer")
     clip: str = Field("", description="as in an answer about the whole video")
 
 
