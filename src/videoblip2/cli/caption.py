@@ -108,7 +108,7 @@ def caption(
         if file is not None:
             file.finish([printable(source.path) for source in found])
     failed = len(bad)
-    kept = f"{out}: {counted(len(found) - failed, 'video')}, {failed} failed" if out is not None else ""
+    kept = f"{out}: {len(found) - failed} done, {failed} failed" if out is not None else ""
     record = {"model_version": job.version, "out": str(out) if out else None, "failed": failed}
     console.emit(record, kept, captions=[{"video": row.path, **row.shown()} for row in rows])
     console.exit_if_failed(failed, len(found) - failed)
