@@ -314,6 +314,9 @@ def test_a_repository_is_fetched_at_one_commit_and_verified(tmp_path, site, hub)
     (folder / "config.json").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"config.json: its checksum .* is not the sha256 recorded"):
         fetch_repository("bert", "o/bert", folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"bert/config.json: missing; delete .*bert and fetch it again"):
+        fetch_repository("bert", "o/bert", folder)
 
 
 def test_a_repository_that_arrives_damaged_is_an_error(tmp_path, site, hub):
