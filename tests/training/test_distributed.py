@@ -61,7 +61,10 @@ PAIRED = {
 
 SOME = {  # four processes on two cores take their time
     name: PAIRED[name]
-    for name in ("ce whole", "scst greedy 3 2", "scst leave_one_out 1 2", "scst none 3 1", "scst terms")
+    for name in (
+        "ce whole",
+        *(f"scst {kind}" for kind in ("greedy 3 2", "leave_one_out 1 2", "batch_mean 3 2", "none 3 1", "terms")),
+    )
 }
 
 
