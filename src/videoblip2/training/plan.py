@@ -1,7 +1,7 @@
 """Plan the device memory that training needs, without a device: run its passes on tensors with sizes but no data.
 
-FakeTensorMode stands in for the device, so the operations are those of the real passes; a storage counts from its
-allocation until nothing refers to it. Weights are never loaded, and data are read if present.
+FakeTensorMode simulates the device, so the real passes run. A storage counts from its allocation until nothing refers
+to it. Weights are never loaded, and data are read if present.
 """
 
 from bisect import bisect_left
@@ -141,7 +141,7 @@ def fitting(kind: str, config: Config, gpus: int, memory: float) -> tuple[list[s
     """The first of `changes` that suffice for `memory` bytes, or all of them, and the resulting peak."""
     words = [*changes(kind, config, gpus, pick_device(config.device).type != "cpu")]
     peak = cache(lambda count: plan(kind, changed(config, *words[:count]), gpus).peak)
-    enough = bisect_left(range(len(words)), True, key=lambda index: peak(index + 1) <= memory)  # the more, the less
+    enough = bisect_left(range(len(words)), True, key=lambda index: peak(index + 1) <= memory)  # peaks fall
     count = min(enough + 1, len(words))
     return words[:count], peak(count)
 
