@@ -17,6 +17,7 @@ from fastapi import UploadFile
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 from videoblip2.files import MEDIA_SUFFIXES
 from videoblip2.modality import MODALITIES, Features
 
@@ -157,12 +158,11 @@ def made_with(captioner: Captioner, every_frame: bool) -> tuple[str, bool]:
 def npy_array(content: bytes, name: str) -> np.ndarray:
     """The bytes of a .npy file with floating-point numbers [rows, width] → float32. Raises InputError naming `name`."""
     file = io.BytesIO(content)
-    try:
+    remedy = "send what numpy.save wrote"
+    with refused(f"{name}: not a complete .npy file", remedy, Exception):  # its header is Python: it fails in many ways
         array = np.load(file, allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python, which fails in many ways
-        raise InputError(f"{name}: not a complete .npy file; send what numpy.save wrote") from error
     if file.read(1) or not isinstance(array, np.ndarray):
-        raise InputError(f"{name}: more than one .npy array; send what numpy.save wrote")
+        raise InputError(f"{name}: more than one .npy array; {remedy}")
     return _numbers(array, name)
 
 
@@ -175,10 +175,9 @@ def safetensors_items(content: bytes, name: str) -> list[Features | InputError]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
+    remedy = "send one of float16, float32 or float64 tensors"
+    with refused(f"{name}: not a safetensors file", remedy, SafetensorError, KeyError, ValueError, TypeError):
         tensors = load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{name}: not a safetensors file of float16, float32 or float64 tensors") from error
     for key in tensors:
         if key.rpartition(".")[2] not in MODALITIES:
             raise InputError(f"{name}: tensor {key!r}; {NAMES}")

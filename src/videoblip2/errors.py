@@ -68,13 +68,18 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def refused(fault: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn an error of these kinds into an `InputError`: the fault, the error's first line, and the remedy."""
+def refused(
+    fault: str, remedy: str, *kinds: type[Exception], when: Callable[[Exception], object] = bool
+) -> Iterator[None]:
+    """Turn an error of these kinds into an `InputError`: the fault, the error's first line, and the remedy.
+
+    when: which of these errors; others are raised as they are. An exception is true.
+    """
     try:
         yield
-    except InputError:
-        raise
     except kinds as error:
+        if isinstance(error, InputError) or not when(error):
+            raise
         raise InputError(f"{fault} ({first_line(error)}); {remedy}") from error
 
 

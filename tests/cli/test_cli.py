@@ -40,7 +40,10 @@ def test_help_imports_nothing_heavy():
         (["ce", "nowhere.yaml"], "nowhere.yaml"),
         (["ce", "experiments/toy_ce.yaml", "optim.lrr=1"], "did you mean 'optim.lr'?"),
         (["ce", "experiments/toy_ce.yaml", "--optim.lr", "fast"], "optim.lr='fast'"),
-        (["ce", "experiments/toy_ce.yaml", "--folder", "/no/such"], "--folder /no/such: No such file or directory"),
+        (
+            ["ce", "experiments/toy_ce.yaml", "--folder", "/no/such"],
+            "--folder /no/such: cannot be used (No such file or directory)",
+        ),
         (["evaluate", "no-such-model"], "no-such-model"),
         (["data", "prepare", "nothing.zip", "--out", "/tmp/never"], "nothing.zip"),
     ],

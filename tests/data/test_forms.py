@@ -153,7 +153,7 @@ ODD = {
     "train_mixed.json": (["video0", {"video_id": "v", "caption": "a"}], 'entry 1: "video0" is not an object'),
     "train_val_1.json": (
         {"v": {"duration": 9, "timestamps": [[0, 5]], "sentences": ["a", "b"]}},
-        r"the times of v are \[\[0, 5\]\]; give a start and an end per caption",
+        r"the times of v are \[\[0, 5\]\] \(.*\); give a start and an end per caption",
     ),
     "train_coco.json": (
         {"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]},

@@ -45,7 +45,7 @@ def test_a_full_disk_ends_a_training_and_says_how_to_resume(tmp_path):
 
 def test_too_little_memory_is_said_with_the_phase_and_the_keys():
     """A tensor of a million gigabytes, as a batch can be too large; any other failure stays what it is."""
-    with pytest.raises(InputError, match="out of memory in a step: lower x"), memory_for("a step", "lower x"):
+    with pytest.raises(InputError, match=r"out of memory in a step \(.*\); lower x"), memory_for("a step", "lower x"):
         torch.empty(2**50)
     with pytest.raises(RuntimeError, match="shape"), memory_for("a step", "lower x"):
         torch.empty(3).view(2)
@@ -72,7 +72,7 @@ def test_a_stop_says_how_to_resume_and_keeps_the_state(tmp_path, capsys, error):
 
 
 def test_one_training_a_folder(tmp_path):
-    refused = pytest.raises(InputError, match=r"ce: another training run is writing there; .*run.name")
+    refused = pytest.raises(InputError, match=r"ce: another training run is writing there .*; .*run.name")
     with only_one_in(tmp_path / "ce"), refused, only_one_in(tmp_path / "ce"):
         pass
     with only_one_in(tmp_path / "ce"):

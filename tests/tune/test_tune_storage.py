@@ -88,7 +88,7 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch, place):
     for name in ("RDBStorage", "GrpcStorageProxy"):
         monkeypatch.setattr(optuna.storages, name, missing)
     with pytest.raises(
-        InputError, match=r"storage .*://.*: No module named 'it'; pip install 'videoblip2\[postgres,grpc"
+        InputError, match=r"storage .*://.* \(No module named 'it'\); pip install 'videoblip2\[postgres,grpc"
     ):
         open_storage(place)
 

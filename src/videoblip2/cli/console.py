@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from typer import Argument, Exit, Option, Typer
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.files import expand, json_text
 
 
@@ -90,10 +90,8 @@ def key_values(what: str) -> Any:
 
 def go_to(folder: Path) -> None:
     """Make `folder` the base of relative paths."""
-    try:
+    with refused(f"--folder {folder}: cannot be used", "give a folder that exists", OSError):
         os.chdir(folder)
-    except OSError as error:
-        raise InputError(f"--folder {folder}: {error.strerror}; give a folder that exists") from error
 
 
 def require(paths: Iterable[str | Path], remedy: str) -> None:

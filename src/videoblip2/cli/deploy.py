@@ -158,13 +158,10 @@ def _encoder_folder(name: str, revision: str | None) -> Path:
 
     if Path(name).is_dir():
         return Path(name)
-    try:
+    fault = f"{name}: this model's encoder is neither a folder nor available from the hub"
+    with refused(fault, "restore the folder, or package on a machine that can download it", Exception):
         wanted = ["*.json", "*.safetensors", "*.txt", "*.bin"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        fault = f"this model's encoder is neither a folder nor available from the hub ({type(error).__name__})"
-        remedy = "restore the folder, or package on a machine that can download it"
-        raise InputError(f"{name}: {fault}; {remedy}") from error
 
 
 def pinned(needed: Iterable[str]) -> list[str]:

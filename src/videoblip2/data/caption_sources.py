@@ -14,7 +14,7 @@ from typing import Any
 from videoblip2.data import documents
 from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates
 from videoblip2.data.documents import Document, Paths, Row
-from videoblip2.errors import InputError, some
+from videoblip2.errors import InputError, refused, some
 from videoblip2.files import segment_id, segment_of
 
 CAPTION = (
@@ -114,11 +114,9 @@ def _parts(where: str, row: Mapping[str, Any], video: str) -> list[tuple[str, li
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: the captions of {video} are {found!r:.60}; give text, or a list of texts")
     times = row.get("timestamps") or [e["segment"] for e in entries if isinstance(e, dict) and "segment" in e]
-    try:
+    fault = f"{where}: the times of {video} are {times!r:.60}"
+    with refused(fault, "give a start and an end per caption", TypeError, ValueError):
         segments = [(segment_id(video, *span), [text]) for span, text in zip(times, texts, strict=bool(times))]
-    except (TypeError, ValueError) as error:
-        remedy = "give a start and an end per caption"
-        raise InputError(f"{where}: the times of {video} are {times!r:.60}; {remedy}") from error
     return segments or [(video, texts)]
 
 
@@ -142,10 +140,8 @@ def _split(where: str, row: Mapping[str, Any]) -> str | None:
 
 
 def _number(where: str, row: Mapping[str, Any], key: str) -> int:
-    try:
+    with refused(f"{where}: the {key} is {row.get(key)!r}", "give its number", TypeError, ValueError):
         return int(float(row.get(key) or 0))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: the {key} is {row[key]!r}; give its number") from error
 
 
 def _joined(document: Document, items: str) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
-from videoblip2.errors import first_line
+from videoblip2.errors import first_line, refused
 from videoblip2.imports import quiet_transformers
 
 
@@ -174,10 +174,9 @@ class LanguageModel:
         modules = [names.get(target, target) for target in targets]
         lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
         lora._register_custom_module({nn.Linear: Adapted})
-        try:
+        fault = f"model.lora.target_modules={','.join(targets)}: do not fit"
+        with refused(fault, "name linear layers of the language model, such as q and v", ValueError):
             inject_adapter_in_model(lora, self.network)
-        except ValueError as error:
-            raise InputError(f"model.lora.target_modules={','.join(targets)}: {error}") from error
 
 
 @contextmanager

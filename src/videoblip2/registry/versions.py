@@ -18,7 +18,8 @@ import psutil
 from pydantic import ValidationError
 
 from videoblip2.config import InputError
-from videoblip2.tracking.mlflow.store import UNKNOWN, answered, connect
+from videoblip2.errors import refused
+from videoblip2.tracking.mlflow.store import UNKNOWN, answered, connect, is_unknown
 from videoblip2.tracking.source import ProcessRecord
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ SETTLE_SECONDS = 1.0  # for another process between reading the tag and writing 
 def register(model_uri: str, name: str = NAME) -> int:
     """Register a logged model (`models:/m-…`) as the next version of NAME and return the version."""
     client = connect()
-    with answered(*UNKNOWN, message=f"{model_uri}: no logged model; give the models:/m-… that a training run printed"):
+    remedy = "give the models:/m-… that a training run printed"
+    with refused(f"{model_uri}: no logged model", remedy, Exception, when=is_unknown):
         logged = client.get_logged_model(model_uri.removeprefix("models:/"))
     _create(client, name)
     made = client.create_model_version(name, model_uri, run_id=logged.source_run_id, model_id=logged.model_id)
@@ -60,7 +62,8 @@ def champion(name: str = NAME) -> int | None:
 
 def set_champion(name: str, version: int) -> None:
     """Point the alias `champion` of NAME at a version, with no gate and no entry in its history."""
-    with answered(*UNKNOWN, message=f"{name} has no version {version}; register one with `vb2 promote RUN`"):
+    fault, remedy = f"{name} has no version {version}", "register one with `vb2 promote RUN`"
+    with refused(fault, remedy, Exception, when=is_unknown):
         connect().set_registered_model_alias(name, CHAMPION, str(version))
 
 

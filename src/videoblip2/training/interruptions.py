@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 from videoblip2.tracking.tracker import Tracker
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -26,15 +27,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 @contextmanager
 def only_one_in(folder: Path) -> Iterator[None]:
     """Lock a run's folder; the lock ends with the process. Raises InputError if another process holds it."""
-    try:
+    remedy = "stop it, or set run.name to another name"
+    busy = refused(f"{folder}: another training run is writing there", remedy, Timeout)
+    with refused(f"run.out={folder.parent}: cannot be used", "set run.out to a writable folder", OSError), busy:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0).acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{folder}: another training run is writing there; stop it, or set run.name to another name"
-        ) from error
-    except OSError as error:
-        raise InputError(f"run.out={folder.parent}: {error.strerror}; set run.out to a writable folder") from error
     with lock:
         yield
 
@@ -59,15 +56,14 @@ def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def memory_for(phase: str, remedy: str) -> Iterator[None]:
+def memory_for(phase: str, remedy: str) -> AbstractContextManager[None]:
     """Report running out of memory, on a GPU or not, in one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-            raise InputError(f"out of memory in {phase}: {remedy}") from error
-        raise
+    return refused(f"out of memory in {phase}", remedy, RuntimeError, MemoryError, when=is_out_of_memory)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's allocator on a CPU says so only in words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def is_full(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.errors import first_line, refused
+from videoblip2.errors import refused
 from videoblip2.files import atomic, expand
 from videoblip2.tracking import find_model
 from videoblip2.tune.plan import Plan
@@ -184,7 +184,8 @@ def address(plan: Plan) -> str:
 
 def open_storage(place: str) -> Any:
     """Open a storage, creating it if necessary. Raises InputError if it cannot be reached."""
-    try:
+    missing = refused(f"storage {place}", "pip install 'videoblip2[postgres,grpc]'", ImportError)
+    with refused(f"storage {place}: cannot be opened", FORMS, Exception), missing:
         if "://" not in place:
             return _journal(Path(place))
         if place.startswith(GRPC):
@@ -200,11 +201,6 @@ def open_storage(place: str) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # concurrent creation would corrupt its tables
             return optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
-    except InputError:
-        raise
-    except Exception as error:
-        remedy = "pip install 'videoblip2[postgres,grpc]'" if isinstance(error, ImportError) else FORMS
-        raise InputError(f"storage {place}: {first_line(error)}; {remedy}") from error
 
 
 def _journal(path: Path) -> Any:

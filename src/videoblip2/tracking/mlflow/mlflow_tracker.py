@@ -19,7 +19,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from videoblip2.captions.metrics import scale_of
 from videoblip2.captions.predictions import AnswerRow, CaptionRow
 from videoblip2.config import InputError
-from videoblip2.errors import first_line, masked, warn
+from videoblip2.errors import first_line, masked, refused, warn
 from videoblip2.tracking.mlflow import models, outbox, store
 from videoblip2.tracking.mlflow.outbox import Unsent
 from videoblip2.tracking.mlflow.run_records import PARENT, STATE_ARTIFACTS, STATE_LOGGED, STATE_PARTS, plain
@@ -84,19 +84,14 @@ class MlflowTracker(Tracker):
         """
         self.flush()
         best = [Metric(*point[:3], 0) for point in self._best(metrics)]
-        try:
+        fault = f"{folder}: trained, but not logged as a model, since {store.tracking_uri()} does not answer"
+        with refused(fault, f"when it does, resume={self._run_id} logs it", Exception, when=outbox.is_outage):
             if not self._outbox.send(at_once=True):  # MLflow would retry for minutes
                 raise ConnectionError("earlier data could not be sent either")
             model_id = models.log_checkpoint(self._client, self._run_id, folder, name)
             for metric in best:
                 metric._model_id = model_id
             self._client.log_batch(self._run_id, metrics=best)
-        except Exception as error:
-            if not outbox.is_outage(error):
-                raise
-            reason = f"{store.tracking_uri()} does not answer ({first_line(error)})"
-            remedy = f"when it does, resume={self._run_id} logs it"
-            raise InputError(f"{folder}: trained, but not logged as a model, since {reason}; {remedy}") from error
         return f"models:/{model_id}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -172,16 +167,12 @@ def with_shown(metrics: Mapping[str, float]) -> dict[str, float]:
 def mlflow_run(spec: RunSpec) -> Iterator[MlflowTracker]:
     """Open, reopen or attach to a run, tag it, and end it FINISHED, FAILED or KILLED with everything flushed."""
     client, folder = store.connect(create=True), spec.folder and spec.folder.absolute()
+    fault = f"{store.tracking_uri()}: no run can be opened"
+    remedy = "`vb2 doctor` checks the store, and run.tracking=false trains without one"
     with sigterm_raises():
-        try:
-            with outbox.impatient():
-                run = _start(client, spec)
-        except Exception as error:  # nothing has started: the user must fix an unavailable store
-            if not outbox.is_outage(error):
-                raise
-            reason = f"{store.tracking_uri()}: no run can be opened ({first_line(error)})"
-            remedy = "`vb2 doctor` checks the store, and run.tracking=false trains without one"
-            raise InputError(f"{reason}; {remedy}") from error
+        # Nothing has started: the user must fix an unavailable store.
+        with refused(fault, remedy, Exception, when=outbox.is_outage), outbox.impatient():
+            run = _start(client, spec)
         tracker = MlflowTracker(client, run, run.info.run_id == spec.resume_run_id, folder)
         with ending(tracker.close):
             tags = {"stage": spec.stage, **ProcessRecord.current().fields(), "heartbeat": str(int(time.time()))}

@@ -15,12 +15,14 @@ from urllib.parse import unquote, urlparse
 import mlflow
 from filelock import FileLock
 from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from videoblip2.config import InputError
+from videoblip2.errors import refused
 from videoblip2.modality import MODALITIES
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import HOW_TO_FIND, RunRecord, find_run
@@ -85,8 +87,7 @@ def logged_model(model: str) -> tuple[Any, str]:
     if address is None:
         raise InputError(f"{model}: not the address of a model; {FORMS}")
     remedy = "`mlflow ui` shows models, `vb2 promote RUN` and `vb2 demo` make them"
-    unknown = f"{model}: unknown to {store.tracking_uri()} ({{error}}); {remedy}"
-    with store.answered(*store.UNKNOWN, message=unknown):
+    with refused(f"{model}: unknown to {store.tracking_uri()}", remedy, MlflowException, when=store.is_unknown):
         if model_id := address["id"]:
             return client.get_logged_model(model_id), model_id
         if address["alias"]:

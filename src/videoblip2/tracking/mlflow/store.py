@@ -91,8 +91,8 @@ def connect(create: bool = False) -> "MlflowClient":
 
 
 @contextmanager
-def answered(*codes: str, message: str = "") -> Iterator[None]:
-    """Turn these MLflow error codes into an InputError with `message`, `{error}` replaced; ignore them without one."""
+def answered(*codes: str) -> Iterator[None]:
+    """Ignore MLflow's errors with these codes."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -100,8 +100,11 @@ def answered(*codes: str, message: str = "") -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in codes:
             raise
-        if message:
-            raise InputError(message.replace("{error}", first_line(error))) from error
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether MLflow says that a name or alias does not exist."""
+    return getattr(error, "error_code", "") in UNKNOWN
 
 
 def section(metric: str) -> str:
