@@ -1,12 +1,16 @@
 """`vb2 plan` says what a training takes, within 15 % of what it then takes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from measured_memory import measure, open_training
 from tiny_world import make_world, tiny_config
+from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from videoblip2.cli import app
@@ -15,7 +19,7 @@ from videoblip2.features.store import write_features
 from videoblip2.training import plan as plans
 from videoblip2.training.loop import train
 from videoblip2.training.meters import Allocations
-from videoblip2.training.plan import MemoryPlan, fitting, plan, text_config
+from videoblip2.training.plan import MemoryPlan, _elsewhere, fitting, plan, text_config
 
 #: One to four hundred megabytes of activations on top of about as much for the weights.
 SIZES = {"d_model": 256, "d_ff": 512, "num_heads": 4, "num_layers": 4, "d_kv": 64, "vocab_size": 4000}
@@ -133,6 +137,15 @@ def test_names_the_fewest_keys_with_which_it_fits(kind, gpus, memory, words, pea
     assert len(made) <= 3
 
 
+def test_shows_how_far_the_search_is(monkeypatch):
+    monkeypatch.setattr(plans, "plan", lambda *_: MemoryPlan(0, 0, 0, {"training": 2}, ("", "")))
+    shown = []
+    fitting(
+        "ce", parse_config({}, ["device=cpu"]), 1, 1, lambda items, total, what: shown.append((total, what)) or items
+    )
+    assert shown == [(3, "ce: keys that make it fit")]
+
+
 def test_without_the_data_the_prompt_counts_by_its_words(tmp_path, tokenizers):
     world = make_world(tmp_path, tokenizers)
     short, long = (
@@ -148,3 +161,22 @@ def test_sizes_of_a_language_model_that_is_not_here():
     assert not found.scale_decoder_outputs and "published" in source
     with pytest.raises(InputError, match="nobody/model"):
         text_config("nobody/model")
+
+
+def test_a_sharded_training_stores_its_share_of_the_layers_and_gathers_two_of_them():
+    class Layer(GradientCheckpointingLayer):
+        def __init__(self, numbers):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(numbers))
+
+    def elsewhere(gpus, *numbers):
+        text = nn.ModuleDict({"layers": nn.ModuleList(map(Layer, numbers)), "head": nn.Linear(1000, 1000)})
+        return _elsewhere(SimpleNamespace(model=SimpleNamespace(language_model=text)), gpus)
+
+    assert elsewhere(4, 100, 100, 200, 100, 100, 200) == 4 * (800 - 200 - 2 * 200)
+    assert elsewhere(2, 100, 100) == 0  # both are here while they run
+
+
+def test_only_training_leaves_to_other_processes_what_they_store():
+    made = MemoryPlan(100, 60, 120, {"training": 90, "validation": 30}, ("", ""))
+    assert made.sharded(20) == MemoryPlan(80, 40, 80, {"training": 70, "validation": 50}, ("", ""))

@@ -70,9 +70,9 @@ def plan(
     console.go_to(folder)
     settings = inherit_model(load_config(config, overrides or []))
     room = memory * 1e9 if memory else free(settings)
-    plans = {kind: planned(kind, settings, gpus) for kind in ("ce", "scst")}
+    plans = {kind: planned(kind, settings, gpus) for kind in progress(("ce", "scst"), 2, "memory of each stage")}
     changes = {
-        kind: fitting(kind, settings, gpus, room) if made.peak > room else ([], made.peak)
+        kind: fitting(kind, settings, gpus, room, progress) if made.peak > room else ([], made.peak)
         for kind, made in plans.items()
     }
     about = {

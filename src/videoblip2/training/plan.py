@@ -4,7 +4,6 @@ FakeTensorMode simulates the device, so the real passes run. A storage counts fr
 to it. Weights are never loaded, and data are read if present.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from videoblip2.captioner import pick_device
 from videoblip2.config import Config, InputError, parse_config
 from videoblip2.data.batches import Batch, BatchMaker, free_memory
-from videoblip2.errors import first_line
+from videoblip2.errors import Progress, first_line, no_progress
 from videoblip2.features.store import FeatureStore
 from videoblip2.imports import LightMeta
 from videoblip2.model.build import fresh_qformers, network_config
@@ -81,6 +80,12 @@ class MemoryPlan:
         """Total bytes at the peak."""
         return self.weights + self.optimizer + max(self.phases.values())
 
+    def sharded(self, away: int) -> "MemoryPlan":
+        """With `away` bytes of the weights, and as many gradients, in other processes, but gathered outside training."""
+        phases = {name: size + (-away if name == "training" else away) for name, size in self.phases.items()}
+        kept = self.weights - away, self.gradients - away, self.optimizer - 2 * away
+        return MemoryPlan(*kept, phases, self.sizes)
+
 
 def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
     """Memory of a step of stage `ce` or `scst` in steady state; each process has its share of the batch."""
@@ -100,10 +105,9 @@ def plan(kind: str, config: Config, gpus: int = 1) -> MemoryPlan:
         trained = sum(map(_bytes, model.trainable().values()))
         frozen = sum(map(_bytes, (*model.parameters(), *model.buffers()))) - trained
     copies = 1 + (kind == "scst" and config.scst.kl_weight > 0)  # KL's reference is a copy of the trained weights
-    away, peaks = _elsewhere(work, gpus) if config.train.shard and config.model.finetune == "full" else 0, passes.peaks
-    peaks = {name: size + (-away if name == "training" else away) for name, size in peaks.items()}  # or gathered
-    weights = frozen + copies * trained + _laid_out(work) - away
-    return MemoryPlan(weights, trained - away, 2 * (trained - away), peaks, (of_text, of_batch))
+    weights = frozen + copies * trained + _laid_out(work)
+    made = MemoryPlan(weights, trained, 2 * trained, passes.peaks, (of_text, of_batch))
+    return made.sharded(_elsewhere(work, gpus)) if config.train.shard and config.model.finetune == "full" else made
 
 
 def changed(config: Config, *words: str) -> Config:
@@ -137,12 +141,17 @@ def free(config: Config) -> int:
     return free_memory() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
-def fitting(kind: str, config: Config, gpus: int, memory: float) -> tuple[list[str], int]:
+def fitting(
+    kind: str, config: Config, gpus: int, memory: float, progress: Progress = no_progress
+) -> tuple[list[str], int]:
     """The first of `changes` that suffice for `memory` bytes, or all of them, and the resulting peak."""
     words = [*changes(kind, config, gpus, pick_device(config.device).type != "cpu")]
     peak = cache(lambda count: plan(kind, changed(config, *words[:count]), gpus).peak)
-    enough = bisect_left(range(len(words)), True, key=lambda index: peak(index + 1) <= memory)  # peaks fall
-    count = min(enough + 1, len(words))
+    low, high, tries = 1, len(words), len(words).bit_length()  # bisection, since peaks fall
+    for _ in progress(range(tries), tries, f"{kind}: keys that make it fit"):
+        middle = (low + high) // 2
+        low, high = (low, middle) if peak(middle) <= memory else (middle + 1, high)
+    count = min(low, len(words))
     return words[:count], peak(count)
 
 
