@@ -81,7 +81,7 @@ class MemoryPlan:
         return self.weights + self.optimizer + max(self.phases.values())
 
     def sharded(self, away: int) -> "MemoryPlan":
-        """With `away` bytes of weights, and as many of gradients, in other processes; they are gathered outside training."""
+        """With `away` bytes of weights, and as many of gradients, in other processes, gathered outside training."""
         phases = {name: size + (-away if name == "training" else away) for name, size in self.phases.items()}
         kept = self.weights - away, self.gradients - away, self.optimizer - 2 * away
         return MemoryPlan(*kept, phases, self.sizes)
