@@ -198,7 +198,7 @@ def test_who_watches_sees_the_captions_grow_to_what_they_become(captioner, seeds
 
 def test_warming_up_needs_no_media_encoders_and_loading_them_says_what_is_missing(captioner):
     captioner.warm()
-    with pytest.raises(InputError, match="model tiny: its features carry no manifest"):
+    with pytest.raises(InputError, match="model tiny: its features have no manifest"):
         captioner.load_media_encoders()
 
 

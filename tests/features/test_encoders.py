@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import ClapFeatureExtractor
 
-from videoblip2.config import InputError
+from videoblip2.errors import InputError, validated
 from videoblip2.features.encoders import load_clap, load_clip
-from videoblip2.features.media_features import FeatureSettings, feature_settings
+from videoblip2.features.media_features import FeatureSettings
 from videoblip2.features.towers import clap_inputs
 from videoblip2.imports import quiet_transformers
 
@@ -71,7 +71,7 @@ def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings
     expected = clip.processor(images=frame, input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
     pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == expected.shape and (pixels == expected).all() and pixels.std() > 0
-    assert clip._values is not None, "otherwise it would be the processor's own work"
+    assert clip._levels is not None, "otherwise it would be the processor's own work"
 
 
 def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
@@ -181,7 +181,7 @@ def test_a_processor_of_another_model_is_refused_before_the_first_video(folders,
         made[processor]().save_pretrained(pair)
     else:
         shutil.copy(have[processor] / "preprocessor_config.json", pair)
-    with pytest.raises(InputError, match=r"pair: its preprocessor_config.json does not fit its weights") as caught:
+    with pytest.raises(InputError, match=r"pair: its preprocessor_config.json does not match its weights") as caught:
         (load_clip if weights == "clip" else load_clap)(pair)
     assert "\n" not in str(caught.value)
 
@@ -211,7 +211,7 @@ def test_a_model_without_its_weights_is_refused(folders, tmp_path):
     tensors = load_file(folders[0] / "model.safetensors")
     del tensors["visual_projection.weight"]  # as in a folder of the tower alone; it would stay random
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"holds no weights for visual_projection\.weight"):
+    with pytest.raises(InputError, match=r"has no weights for visual_projection\.weight"):
         load_clip(tmp_path)
 
 
@@ -270,11 +270,13 @@ def test_the_fingerprint_follows_weights_and_preprocessing(clip, folders, tmp_pa
 
 
 def test_settings_name_the_wrong_value():
-    assert feature_settings(fps=2) == FeatureSettings(fps=2.0)
-    with pytest.raises(InputError, match=r"fps=0"):
-        feature_settings(fps=0)
-    with pytest.raises(InputError, match=r"speed"):
-        feature_settings(speed=1)
+    for wrong, message in (
+        ({"fps": 0}, "^fps=0: "),
+        ({"speed": 1}, "unknown key 'speed'"),
+        ({"frames": 3, "max_frames": 3}, "^frames=3: is a fixed count"),
+    ):
+        with pytest.raises(InputError, match=message):
+            validated(FeatureSettings, wrong)
 
 
 def accuracy(features: np.ndarray, labels: list[str], train: int, ridge: float = 0.1) -> float:

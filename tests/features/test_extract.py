@@ -129,7 +129,7 @@ def test_files_of_one_name_fail_together_and_the_rest_is_extracted(encoders, vid
     twice = [videos / "silent.mp4", *find_videos([videos])]
     assert extract_features(twice, tmp_path / "out", encoders).skipped == ["silent"], "one file, named twice"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no video"):
+    with pytest.raises(InputError, match="no video in this folder"):
         find_videos([tmp_path / "empty"])
 
 

@@ -177,7 +177,7 @@ def test_a_store_of_other_families(hub, tmp_path):
 def test_a_processor_of_another_family_is_refused(hub, tmp_path, weights, processor):
     pair = shutil.copytree(folder(hub, weights), tmp_path / "pair")
     shutil.copy(folder(hub, processor) / "preprocessor_config.json", pair)
-    with pytest.raises(InputError, match=r"pair: its preprocessor_config\.json does not fit its weights") as caught:
+    with pytest.raises(InputError, match=r"pair: its preprocessor_config\.json does not match its weights") as caught:
         (load_clip if weights in VISION else load_clap)(pair)
     assert "\n" not in str(caught.value) and "copy config, weights" in str(caught.value)
 

@@ -287,7 +287,7 @@ def test_hdr_is_brought_to_sdr(tmp_path, transfer):
 def test_a_colour_matrix_that_cannot_be_converted_is_noted(tmp_path):
     path, seen = clip(tmp_path / "v.mp4", seconds=1, sound=False, colorspace=14), []
     frames, _, caveats = decoded(path)
-    assert len(frames) == 4 and caveats == "video: colour matrix 14 cannot be converted, read as BT.709"
+    assert len(frames) == 4 and caveats == "video: color matrix 14 cannot be converted, read as BT.709"
     assert len(list(stream_frames(path, 4, watch=lambda small, time: seen.append(small.shape)))) == 4
     assert seen == [(3, 24, 32)] * 25
 

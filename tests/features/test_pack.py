@@ -155,7 +155,7 @@ def test_a_kill_in_the_middle_leaves_the_old_store_and_the_next_packing_cleans_u
 def test_no_room_leaves_the_old_store_and_nothing_else(file, folder, tmp_path):
     before = file.read_bytes()
     run = pack_in_a_process("full", folder, file)
-    assert "cannot be written (File too large); free space" in run.stderr.splitlines()[-1]
+    assert "cannot be written (File too large); free some space" in run.stderr.splitlines()[-1]
     assert file.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
@@ -164,7 +164,7 @@ def test_an_unusable_video_is_named_and_the_old_store_stays(file, folder, tmp_pa
     for damage, message in (
         (lambda: np.save(folder / "audio" / "video10.npy", np.full((1, 512), np.nan, np.float32)), "NaN or infinity"),
         (lambda: (folder / "audio" / "video10.npy").unlink(), "video10 has no audio features"),
-        (lambda: np.save(folder / "video" / "video10.npy", np.zeros((0, 768), np.float32)), "holds no row"),
+        (lambda: np.save(folder / "video" / "video10.npy", np.zeros((0, 768), np.float32)), "has no rows"),
     ):
         damage()
         with pytest.raises(InputError, match=message) as caught:
@@ -229,7 +229,7 @@ def as_bytes(value):
         (emptied, "truncated"),
         (of_another_kind, "not packed features"),
         (of_a_later_format, "format 7; update videoblip2"),
-        (with_an_index(video_rows=[4, 7, 2]), "12 rows, where the videos have 13"),
+        (with_an_index(video_rows=[4, 7, 2]), "12 rows, but the videos have 13"),
         (with_an_index(video_rows=[13, 0, -1]), "not one count"),
         (with_an_index(audio_rows=[3, 1]), "not one count for each of 3"),
         (with_an_index(audio_rows=np.array([3, 1, 0], np.float32)), "not one count"),
@@ -360,7 +360,7 @@ def test_the_commands_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsy
     shutil.copy(folder / "manifest.json", tmp_path / "text")
     for words, message in (
         ((tmp_path / "nowhere", tmp_path / "out"), "no folder with video/"),
-        ((tmp_path / "empty", tmp_path / "out"), "holds no video"),
+        ((tmp_path / "empty", tmp_path / "out"), "has no videos"),
         ((folder, folder), "is a folder; name a file"),
         ((folder, tmp_path / "text" / "out"), "cannot be written"),
         ((tmp_path / "text", tmp_path / "out"), "not packed features"),

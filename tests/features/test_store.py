@@ -63,7 +63,7 @@ def test_other_floats_are_taken(root, kind):
         (np.full((4, 768), np.inf, np.float32), "NaN or infinity"),
         (np.ones((4, 768), np.int64), "int64, not floating-point"),
         (np.array([[{"a": 1}]], object), r"not a plain \.npy"),
-        (np.zeros((0, 768), np.float32), "holds no row"),
+        (np.zeros((0, 768), np.float32), "has no rows"),
     ],
 )
 def test_an_unusable_array_is_named(root, array, message):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from typer import Argument, Exit, Option
 
 from videoblip2.cli import console
-from videoblip2.errors import counted, some
+from videoblip2.errors import counted, some, validated
 
 app = console.Commands(help="Extract, check and pack video and audio features.", no_args_is_help=True)
 CLIP, CLAP = "openai/clip-vit-large-patch14", "laion/clap-htsat-unfused"
@@ -49,20 +49,21 @@ def extract(
     from videoblip2.data.annotations import read_annotations
     from videoblip2.features.encoders import load_clap, load_clip
     from videoblip2.features.extract import ExtractionRun, extract_features
-    from videoblip2.features.media_features import Encoders, feature_settings
+    from videoblip2.features.media_features import Encoders, FeatureSettings
     from videoblip2.features.sources import find_videos, ignored_entries, parse_shard
 
     ids = [video.video_id for file in annotations for video in read_annotations(file)] if annotations else None
     paths, run = find_videos(videos), ExtractionRun(workers, parse_shard(shard), resume, ids)
-    settings = feature_settings(
-        fps=(4.0 if frames else 1.0) if fps is None else fps,
-        frames=frames,
-        max_frames=max_frames,
-        window_seconds=window_seconds,
-        output=output,
-        tokens=tokens,
-        batch_frames=batch_frames,
-    )
+    chosen = {
+        "fps": (4.0 if frames else 1.0) if fps is None else fps,
+        "frames": frames,
+        "max_frames": max_frames,
+        "window_seconds": window_seconds,
+        "output": output,
+        "tokens": tokens,
+        "batch_frames": batch_frames,
+    }
+    settings = validated(FeatureSettings, chosen)
     device = str(pick_device(device))
     kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     pair = load_clip(clip, device, clip_revision, kind, output, tokens), load_clap(clap, device, clap_revision, kind)

@@ -1,7 +1,7 @@
-"""The two frozen encoders: a vision tower of transformers for frames, and an audio tower for windows of sound.
+"""Load the two frozen encoders with transformers: a vision tower for frames, an audio tower for windows of sound.
 
-They are loaded from any folder in the standard format or by hub name. The slots are called clip and clap after the
-usual encoders; any tower will do that gives one vector a frame or a window.
+Each comes from a local folder or the hub. The options are called clip and clap after the usual encoders, but any tower
+that returns one vector per frame or window works.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from videoblip2.features.towers import FrameEncoder, SoundEncoder
 from videoblip2.imports import LightMeta, quiet_transformers
 
 DTYPES = ("float32", "bfloat16", "float16")
-#: Models with more than one tower, or whose AutoModel lacks the projection: the class that is just the tower.
+#: Model type → the class of the tower alone, for models with several towers or whose AutoModel lacks the projection.
 TOWERS = {
     "clip": "CLIPVisionModelWithProjection",
     "clip_vision_model": "CLIPVisionModelWithProjection",
@@ -47,46 +47,46 @@ def load_clip(
 
     Args:
         revision: commit, tag or branch in the hub repository.
-        dtype: of weights and arithmetic: "float32", "bfloat16" or "float16". The fingerprint is of the stored weights.
-        output: "projected" or "hidden"; the same for a model without a projection.
+        dtype: "float32", "bfloat16" or "float16", of weights and computation. The fingerprint is of the stored weights.
+        output: "projected" or "hidden"; no difference for a model without a projection.
         tokens: "pooled" or "patch"; see `FrameEncoder.encode_pixels`.
 
-    Raises `InputError` if it cannot be loaded, weights are missing, or model and processor do not fit together.
+    Raises `InputError` if it cannot be loaded, weights are missing, or the processor belongs to another model.
     """
     pair = _load_pair("AutoImageProcessor", name_or_folder, device, revision, dtype)
-    return _tried(FrameEncoder(*pair, output=output, tokens=tokens))
+    return _checked(FrameEncoder(*pair, output=output, tokens=tokens))
 
 
 def load_clap(
     name_or_folder: str | Path, device: str = "cpu", revision: str | None = None, dtype: str = "float32"
 ) -> SoundEncoder:
     """Load an audio tower and its feature extractor from a folder or the hub; see `load_clip`."""
-    return _tried(SoundEncoder(*_load_pair("AutoFeatureExtractor", name_or_folder, device, revision, dtype)))
+    return _checked(SoundEncoder(*_load_pair("AutoFeatureExtractor", name_or_folder, device, revision, dtype)))
 
 
-def _tried(encoder: E) -> E:
-    """The encoder after a trial: a processor of another model would otherwise fail after minutes of work, or never."""
+def _checked(encoder: E) -> E:
+    """Run the encoder once: with a processor of another model it would fail minutes later, or give wrong features."""
     config, processor = encoder.model.config, encoder.processor
-    fault = f"{encoder.name}: its preprocessor_config.json does not fit its weights"
+    fault = f"{encoder.name}: its preprocessor_config.json does not match its weights"
     remedy = "copy config, weights and preprocessor_config.json from one repository"
-    with refused(fault, remedy, Exception):  # any layer may be the one that does not fit
+    with refused(fault, remedy, Exception):  # any layer may fail
         expected = _usual_processor(config.model_type)
         if expected and type(processor).__name__ != expected:
-            raise ValueError(f"{config.model_type} takes {expected}, that is {type(processor).__name__}")
+            raise ValueError(f"{config.model_type} needs {expected}, not {type(processor).__name__}")
         fused = getattr(processor, "truncation", None) == "fusion"
-        if fused != getattr(config, "enable_fusion", False):  # fused weights would take unfused mel filters
-            raise ValueError(f"that is for {'fused' if fused else 'unfused'} CLAP, the weights are not")
+        if fused != getattr(config, "enable_fusion", False):  # fused weights would run on unfused mel filters
+            raise ValueError(f"it is for {'fused' if fused else 'unfused'} CLAP, but the weights are not")
         _ = encoder.width
     return encoder
 
 
 def _family(model_type: str) -> str:
-    """`clip_vision_model`, a tower that was saved alone -> `clip`, by which transformers knows its processor."""
+    """`clip_vision_model`, the type of a tower saved alone -> `clip`, under which transformers lists its processor."""
     return re.sub("_(vision|audio)_model$", "", model_type)
 
 
 def _usual_processor(model_type: str) -> Any:
-    """The class that prepares this model's input; None if transformers names none."""
+    """Name of the processor class for this model type; None if transformers lists none."""
     from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -96,7 +96,7 @@ def _usual_processor(model_type: str) -> Any:
 
 
 def fingerprint(model: nn.Module, preprocessor: Any) -> str:
-    """16 hex digits that change with any weight and with any preprocessing setting."""
+    """16 hex digits that change if any weight or preprocessing setting changes."""
     settings = {key: value for key, value in preprocessor.to_dict().items() if not isinstance(value, np.ndarray)}
     state = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -111,29 +111,16 @@ def fingerprint(model: nn.Module, preprocessor: Any) -> str:
 def _load_pair(
     kind: str, name: str | Path, device: str, revision: str | None, dtype: str
 ) -> tuple[str, str, Any, Any, str | None]:
-    """Name, fingerprint, model, preprocessor and commit; refused if weights are missing, which would be random."""
+    """Name, fingerprint, model, preprocessor and commit."""
     folder = Path(name).is_dir()
     if not folder and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):  # the hub's OWNER/MODEL
         raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: not one of {', '.join(DTYPES)}; give one of these")
-    from transformers import AutoConfig
-
     config = _load("AutoConfig", name, revision)
     cached = None if folder else try_to_load_from_cache(str(name), "config.json", revision=revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else revision
-    family = _family(config.model_type)
-    options = {"config": config if family == config.model_type else AutoConfig.for_model(family)}
-    processor = _load(kind, name, commit, **options, **({"backend": "pil"} if kind == "AutoImageProcessor" else {}))
-    tower = TOWERS.get(config.model_type, "AutoModel")
-    model, info = _load(tower, name, commit, output_loading_info=True, dtype=torch.float32)
-    if config.is_encoder_decoder:
-        model = model.get_encoder()
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:
-        raise InputError(
-            f"{name}: holds no weights for {missing[0]} (of {len(missing)}); give a {type(model).__name__}"
-        )
+    processor, model = _load_processor(kind, name, commit, config), _load_tower(name, commit, config)
     remedy = "give cpu, or cuda if torch sees a GPU"
     with refused(f"device={device}: cannot be used", remedy, RuntimeError, AssertionError):
         model = model.to(device).eval().requires_grad_(False)
@@ -141,12 +128,31 @@ def _load_pair(
     return full, fingerprint(model, processor), model.to(getattr(torch, dtype)), processor, commit
 
 
+def _load_processor(kind: str, name: str | Path, commit: str | None, config: Any) -> Any:
+    from transformers import AutoConfig
+
+    family = _family(config.model_type)
+    config = config if family == config.model_type else AutoConfig.for_model(family)
+    return _load(kind, name, commit, config=config, **({"backend": "pil"} if kind == "AutoImageProcessor" else {}))
+
+
+def _load_tower(name: str | Path, commit: str | None, config: Any) -> Any:
+    """The model in float32. Raises `InputError` if weights are missing, since they would be random."""
+    tower = TOWERS.get(config.model_type, "AutoModel")
+    model, info = _load(tower, name, commit, output_loading_info=True, dtype=torch.float32)
+    model = model.get_encoder() if config.is_encoder_decoder else model
+    if missing := [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]:
+        count, wanted = len(missing), type(model).__name__
+        raise InputError(f"{name}: has no weights for {missing[0]} ({count} missing in all); give a {wanted}")
+    return model
+
+
 def _load(kind: str, name: str | Path, revision: str | None, **options: Any) -> Any:
-    """`from_pretrained` of a class of transformers. Any failure becomes an `InputError` with its remedy."""
+    """Call `from_pretrained` of a transformers class. Raises `InputError` for any failure."""
     import transformers
 
     fault = f"{name}: no {kind.removeprefix('Auto')} could be loaded from it"
     remedy = "give a folder with its config, weights and preprocessor_config.json, or a hub name if you are online"
     options |= {"revision": revision} if revision else {}
-    with refused(fault, remedy, Exception), quiet_transformers(), LightMeta():  # any of its readers can fail
+    with refused(fault, remedy, Exception), quiet_transformers(), LightMeta():  # transformers raises many types
         return getattr(transformers, kind).from_pretrained(str(name), **options)

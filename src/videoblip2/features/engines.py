@@ -1,7 +1,7 @@
-"""Videos through the encoders, decoding and encoding at the same time.
+"""Decode videos and encode them at the same time.
 
-Threads decode, and collect frames and windows of several videos into one batch; the thread that fills it encodes it.
-Frames, not videos, so that a three-hour film takes no more memory than a clip.
+Threads decode, and collect the frames and windows of several videos into one batch; the thread that fills it encodes
+it. Batches hold frames, not videos, so that a three-hour film takes no more memory than a clip.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, refused
 from videoblip2.features.frames import Watch
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import ONE_THREAD, named, stream_audio, stream_frames
@@ -36,24 +36,24 @@ from videoblip2.imports import threads_of_torch
 from videoblip2.modality import Features
 
 T = TypeVar("T")
-Files = Sequence[tuple[str, Path]]  # video ids and where they are
+Files = Sequence[tuple[str, Path]]  # video ids and their files
 POLL = 0.1  # seconds between checks on whether threads have ended
-READY = 16  # videos whose features wait to be taken
-AT_ONCE = 4  # batches that are encoded at the same time on a CPU
-#: glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD: memory that is freed is kept for the next batch, as handing
-#: it back and getting it again takes a tenth of a core's time.
+READY = 16  # finished videos that wait in the queue
+AT_ONCE = 4  # batches encoded at the same time on a CPU
+#: glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD: freed memory is kept for the next batch, since returning it
+#: to the system and requesting it again takes a tenth of a core's time.
 KEEP_FREED = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 
 @dataclass(frozen=True)
 class VideoOutcome:
-    """The end of one video: its features and note, or the reason why it failed; neither if it was skipped."""
+    """The result for one video: its features and note, or why it failed; neither if it was skipped."""
 
     video_id: str
     note: VideoNote | None = None
     failure: str | None = None
-    features: Features | None = None  # not set when they are written to a store
-    changes: Sequence[float] | None = None  # seconds at which a new shot begins, if they were looked for
+    features: Features | None = None  # None once they are written to a store
+    changes: Sequence[float] | None = None  # seconds at which a new shot begins; None = not detected
 
 
 class Piece(NamedTuple):
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Partial:
-    """A video in progress: its encoded rows, None for those to come, and its note once decoding has ended."""
+    """A video in progress: its encoded rows, None for those still queued, and its note once decoding has ended."""
 
     rows: dict[str, list[NDArray[np.float32] | None]] = field(default_factory=lambda: {"video": [], "audio": []})
     waiting: int = 0
@@ -76,11 +76,11 @@ class Partial:
 def encode_all(
     files: Files, known: Mapping[str, str], out: Path, encoders: Encoders, workers: int
 ) -> Generator[VideoOutcome, None, None]:
-    """Write each video's features to `out`; yields its outcome once it is written, in the order in which videos end.
+    """Write each video's features to `out`; yield its outcome once they are written, in the order of completion.
 
     Args:
         files: (id, file); an id that is not the file's name is that of a segment.
-        known: sha256 of sources by video id; a video is skipped if its file is unchanged and `out` has its arrays.
+        known: video id → sha256 of its source; a video is skipped if its file is unchanged and `out` has its arrays.
         workers: decoding threads.
     """
 
@@ -89,25 +89,23 @@ def encode_all(
             (out / name / f"{video_id}.npy").is_file() for name in encoders.widths
         )
 
-    with closing(encode_videos(dict(files), unchanged, encoders, workers)) as ended:
-        for outcome in chain.from_iterable(ended):
+    with closing(encode_videos(dict(files), unchanged, encoders, workers)) as batches:
+        for outcome in chain.from_iterable(batches):
             yield stored(out, outcome)
 
 
 def stored(out: Path, outcome: VideoOutcome) -> VideoOutcome:
-    """The outcome once its features, if it has any, are written to the store. Raises `InputError` for a full disk."""
+    """Write the features of an outcome to the store, if it has any. Raises `InputError` for a full disk."""
+    video_id, remedy = outcome.video_id, "fix that and run the same command again; what is stored is kept"
     if outcome.features is None:
         return outcome
-    try:
-        write_features(out, outcome.video_id, outcome.features)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            reason = f"{outcome.video_id}: its name is too long for a file; shorten it"
-            return VideoOutcome(outcome.video_id, failure=reason)
-        raise InputError(
-            f"{out}: {outcome.video_id} cannot be written ({error.strerror or error}); fix that and run the same "
-            "command again; what is stored is kept"
-        ) from error
+    with refused(f"{out}: {video_id} cannot be written", remedy, OSError):
+        try:
+            write_features(out, video_id, outcome.features)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return VideoOutcome(video_id, failure=f"{video_id}: its name is too long for a file; shorten it")
     return replace(outcome, features=None)
 
 
@@ -119,14 +117,14 @@ def encode_videos(
     watches: Mapping[str, Watch] | None = None,
     pause: float | None = None,
 ) -> Generator[list[VideoOutcome], None, None]:
-    """Decode and encode videos; yields those that have ended, with their features, and [] last; see `overlapped`.
+    """Decode and encode videos; yield outcomes in groups, as `overlapped` does, and [] last.
 
     Args:
-        files: by a key that is unique; it is the `video_id` of the outcome. A key `NAME#start-end` of a file NAME.mp4
-            means this part of it.
-        skip: (key, sha256 of the file) → whether there is nothing to do.
-        workers: threads, which share torch's.
-        watches: key → what sees all frames of that file.
+        files: unique key → file. The outcome has the key as `video_id`; `NAME#start-end` is a segment of NAME.mp4.
+        skip: (key, sha256 of the file) → whether to skip it.
+        workers: decoding threads, which share torch's threads.
+        watches: key → function that gets all frames of that file.
+        pause: yield [] if nothing is ready for this many seconds.
     """
     with suppress(AttributeError, TypeError):  # another C library
         for option, size in KEEP_FREED.items():
@@ -138,17 +136,17 @@ def encode_videos(
         with closing(_read(key, path, skip, encoders, (watches or {}).get(key))) as items:
             yield from map(batches.add, items)
 
-    with threads_of_torch(threads):  # those of one operation that wait for a core hold up the others
+    with threads_of_torch(threads):  # a thread that waits for a core delays the others of its operation
         with closing(overlapped((partial(encoded, *file) for file in files.items()), workers, READY, pause)) as ready:
-            yield from (list(chain.from_iterable(ended)) for ended in ready)
+            yield from (list(chain.from_iterable(groups)) for groups in ready)
         yield [*batches.flush("video"), *batches.flush("audio")]
         yield []
 
 
 class RowBatches:
-    """Collects pieces of many videos into full batches, and hands the rows back to their videos.
+    """Collects pieces of many videos into full batches, and assigns the encoded rows to their videos.
 
-    Threads share it: up to `shares` batches are encoded at once, of as many frames in all as the settings say.
+    Threads share it. Up to `shares` batches are encoded at once, with `batch_frames` frames in total.
     """
 
     def __init__(self, encoders: Encoders, shares: int) -> None:
@@ -157,10 +155,13 @@ class RowBatches:
         self._full = {"video": max(1, frames // shares), "audio": max(1, min(BATCH_WINDOWS, frames // 2 // shares))}
         self._videos = defaultdict[str, Partial](Partial)
         self._queued: dict[str, list[tuple[Piece, int]]] = {"video": [], "audio": []}
-        self._lock, self._encoding = threading.Lock(), threading.Semaphore(shares)  # of what is above; of the encoders
+        self._lock, self._encoding = (
+            threading.Lock(),
+            threading.Semaphore(shares),
+        )  # for the fields above; for the encoders
 
     def add(self, item: Piece | VideoOutcome) -> list[VideoOutcome]:
-        """Take a piece or the end of a video; encode the batch that it fills, and return what is complete then."""
+        """Add a piece or the end of a video; encode the batch if it is full. Returns the videos that this completes."""
         if isinstance(item, Piece):
             with self._lock:
                 video, queued = self._videos[item.video_id], self._queued[item.modality]
@@ -177,7 +178,7 @@ class RowBatches:
             return self._completed(item.video_id)
 
     def flush(self, modality: str, least: int = 1) -> list[VideoOutcome]:
-        """Encode the first batch of the queue, if that still holds `least`."""
+        """Encode the first batch of the queue if it has `least` pieces. Returns the videos that this completes."""
         size = self._full[modality]
         with self._encoding:
             with self._lock:
@@ -191,17 +192,17 @@ class RowBatches:
                 encoded = self._encoders.clap.encode_windows(arrays)
             else:
                 encoded = self._encoders.clip.encode_pixels(arrays, size)
-        ended = list[VideoOutcome]()
+        outcomes = list[VideoOutcome]()
         with self._lock:
             for (piece, place), rows in zip(batch, np.split(encoded, len(batch)), strict=True):
-                if piece.video_id in self._videos:  # unless decoding of that file has failed since
+                if piece.video_id in self._videos:  # unless decoding it has failed since
                     self._videos[piece.video_id].rows[modality][place] = rows
                     self._videos[piece.video_id].waiting -= 1
-                    ended += self._completed(piece.video_id)
-        return ended
+                    outcomes += self._completed(piece.video_id)
+        return outcomes
 
     def _completed(self, video_id: str) -> list[VideoOutcome]:
-        """The video, if it is complete."""
+        """The outcome of the video, if it is complete."""
         video = self._videos[video_id]
         if video.note is None or video.waiting:
             return []
@@ -211,7 +212,9 @@ class RowBatches:
             for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            return [VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")]
+            return [
+                VideoOutcome(video_id, failure=f"{video.note.source}: an encoder returned NaN; use another --dtype")
+            ]
         frames = video.note.frames or len(features["video"]) // self._encoders.clip.rows
         windows = len(features["audio"])
         note = video.note.model_copy(update={"frames": frames, "audio_windows": windows})
@@ -221,10 +224,10 @@ class RowBatches:
 def overlapped(
     tasks: Iterable[Callable[[], Generator[T, None, None]]], workers: int, room: int, pause: float | None = None
 ) -> Generator[list[T], None, None]:
-    """Run generators in `workers` threads; yields what is ready, 1 to `room` items or so, as soon as there is any.
+    """Run generators in `workers` threads; yield their items in groups, each as soon as one item is ready.
 
-    Yields [] where nothing comes for `pause` seconds. A thread waits while `room` items are ready. What is empty is
-    left out. An error in a generator is raised here; closing this ends the threads.
+    Yields [] if no item is ready for `pause` seconds. Threads wait while about `room` items are ready. Empty items are
+    dropped. An error in a generator is raised here; closing this generator ends the threads.
     """
     ready: queue.Queue[T | BaseException | None] = queue.Queue(room)
     stop, todo = threading.Event(), iter(list(tasks))
@@ -244,16 +247,16 @@ def overlapped(
                     raise error
     finally:
         stop.set()
-        while any(thread.is_alive() for thread in threads):  # make room for those that wait to hand over an item
+        while any(thread.is_alive() for thread in threads):  # make room for threads that wait for it
             with suppress(queue.Empty):
                 ready.get(timeout=POLL)
 
 
 def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
-    """What `todo` gives, and then None or the error that ended it, into a queue."""
+    """Put the items of all tasks into a queue, and then None, or the error that ended this thread."""
     end: BaseException | None = None
     try:
-        for task in todo:  # of a list: threads can share it
+        for task in todo:  # an iterator of a list, which threads can share
             with closing(task()) as items:
                 for item in items:
                     if item:
@@ -269,7 +272,7 @@ def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -
 def _read(
     video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders, watch: Watch | None
 ) -> Generator[Piece | VideoOutcome, None, None]:
-    """One file's pieces, and then its outcome."""
+    """The pieces of one file, and then its outcome."""
     settings, caveats = encoders.settings, list[str]()
     name, span = segment_of(video_id)
     span = span if name == path.stem else None
@@ -292,5 +295,5 @@ def _read(
         note = VideoNote(frames=choice.count, audio=loudness.level, source=path.name, sha256=digest)
         note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
         yield VideoOutcome(video_id, note)
-    except Exception as error:  # one strange file among ten thousand must not stop the others
+    except Exception as error:  # one bad file among ten thousand must not stop the others
         yield VideoOutcome(video_id, failure=str(named(error, path)))

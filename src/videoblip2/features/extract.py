@@ -1,6 +1,6 @@
-"""Videos to a feature store: resumable, and one bad file does not stop the rest.
+"""Extract a feature store from videos: resumable, and one bad file does not stop the rest.
 
-A run writes its manifest while it works, so an interruption loses nothing that was stored.
+A run writes its manifest as it works, so an interruption loses nothing that was stored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from videoblip2.errors import InputError, Progress, no_progress, refused
 from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
-from videoblip2.features.sources import VideoSource, keepable, shard_of
+from videoblip2.features.sources import VideoSource, in_shard, keepable
 from videoblip2.files import printable, segment_of
 
-#: (files, sha256 of known sources by video id) -> the outcome of each file, in any order.
+#: (files, sha256 of the recorded source by video id) → the outcome of each file, in any order.
 Engine = Callable[[Files, dict[str, str]], Generator[VideoOutcome, None, None]]
 
-SAVE_SECONDS = 5.0  # between two writes of the manifest, or 20 times the duration of a write
+SAVE_SECONDS = 5.0  # between writes of the manifest, or 20 times as long as a write
 PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 
 
@@ -33,9 +33,9 @@ PACKAGES = ("videoblip2", "torch", "transformers", "av", "numpy")
 class ExtractionRun:
     """Options of one extraction.
 
-    workers: decoding threads; None: one per core, at most 8. shard: (i, n), 1 <= i <= n: only the i-th of n parts,
-    which depends on each video id alone; parts can run in parallel, into one store. resume: False encodes again what
-    the store has. ids: only these videos, and segments of them, `ID#start-end` in seconds.
+    workers: decoding threads; None = one per core, at most 8. shard: (i, n), 1 <= i <= n: only the i-th of n parts; see
+    `in_shard`. Parts can run in parallel into one store. resume: skip videos that the store has. ids: only these videos
+    and segments, which are `ID#start-end` in seconds.
     """
 
     workers: int | None = None
@@ -54,8 +54,7 @@ class ExtractionRun:
 class ExtractionReport:
     """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
 
-    noted: encoded, except for a part that could not be read or was changed; with what was done. missing: ids asked for
-    without a file.
+    noted: those encoded without some part, or with a change, with a description. missing: requested ids without a file.
     """
 
     done: list[str]
@@ -73,23 +72,17 @@ def extract_features(
     progress: Progress = no_progress,
     engine: Engine | None = None,
 ) -> ExtractionReport:
-    """Encode `videos` into the store `out` and record everything in its manifest.
+    """Encode `videos` into the store `out`, and record each in its manifest.
 
-    A file that cannot be read is reported as failed, and so are files that share an id.
+    Files that cannot be read are reported as failed, as are files that share an id.
 
     Args:
-        engine: what runs the files through the encoders; default: this process.
+        engine: encodes the files; None = in this process.
 
     Raises `InputError` for a store made with different encoders or settings, and if the store cannot be written.
     """
-    out, given = Path(out), keepable(VideoSource(str(path)) for path in dict.fromkeys(map(Path, videos)))
-    by_name = {printable(Path(source.path).stem): source for source in given}
-    wanted = by_name if run.ids is None else dict.fromkeys(run.ids)
-    places = {i: by_name.get(i) or by_name.get(segment_of(i)[0]) for i in wanted}
-    by_id = {
-        i: one for i, one in places.items() if one and (not run.shard or shard_of(i, run.shard[1]) == run.shard[0])
-    }
-    files = [(i, Path(one.path)) for i, one in by_id.items() if not one.error]
+    out, (by_id, missing) = Path(out), _chosen(videos, run)
+    files = [(video_id, Path(source.path)) for video_id, source in by_id.items() if not source.error]
     with open_ledger(out, encoders, run) as ledger:
         known = ledger.known if run.resume else {}
         for video_id, source in by_id.items():
@@ -99,17 +92,26 @@ def extract_features(
         with closing(outcomes):
             for _ in progress(map(ledger.note, outcomes), len(files), "features"):
                 pass
-    ends = {video_id: ledger.ended[video_id] for video_id in by_id}
-    notes = {video_id: end.note for video_id, end in ends.items() if end.note}
-    failed = {video_id: end.failure for video_id, end in ends.items() if end.failure is not None}
+    ended = {video_id: ledger.ended[video_id] for video_id in by_id}
+    notes = {video_id: outcome.note for video_id, outcome in ended.items() if outcome.note}
+    failed = {video_id: outcome.failure for video_id, outcome in ended.items() if outcome.failure is not None}
     skipped = [video_id for video_id in by_id if video_id not in notes and video_id not in failed]
     noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
-    return ExtractionReport(list(notes), skipped, failed, noted, [i for i, one in places.items() if not one])
+    return ExtractionReport(list(notes), skipped, failed, noted, missing)
+
+
+def _chosen(videos: Iterable[str | Path], run: ExtractionRun) -> tuple[dict[str, VideoSource], list[str]]:
+    """The sources of this run by video id, and the requested ids without a file."""
+    given = keepable(VideoSource(str(path)) for path in dict.fromkeys(map(Path, videos)))
+    by_name = {printable(Path(source.path).stem): source for source in given}
+    found = {i: by_name.get(i) or by_name.get(segment_of(i)[0]) for i in (by_name if run.ids is None else run.ids)}
+    chosen = {i: source for i, source in found.items() if source and in_shard(i, run.shard)}
+    return chosen, [i for i, source in found.items() if not source]
 
 
 @dataclass
 class Ledger:
-    """The manifest that a run writes as it goes, and `known`: sha256 of every source noted in the store, by id."""
+    """The manifest that a run writes as it works. known: sha256 of every source in the store, by video id."""
 
     path: Path
     start: FeatureManifest
@@ -120,7 +122,7 @@ class Ledger:
     due: float = 0.0
 
     def note(self, outcome: VideoOutcome) -> None:
-        """Record one outcome, and save all of them if the last save was a while ago."""
+        """Record one outcome; save the manifest if the last save was a while ago."""
         video_id = outcome.video_id
         self.ended[video_id] = outcome
         if outcome.failure is not None:
@@ -132,7 +134,7 @@ class Ledger:
             self.save()
 
     def keep(self, outcome: VideoOutcome) -> None:
-        """Write a video's features to the store, and record them."""
+        """Write a video's features to the store, and record the outcome."""
         self.note(stored(self.path.parent, outcome))
 
     def save(self) -> None:
@@ -149,8 +151,8 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
 
     Raises `InputError` for a store made with different encoders or settings, and if another run is writing this shard.
     """
-    name = "manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN
-    path, whole = out / name, FeatureManifest.read(out)
+    path = out / ("manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN)
+    whole = FeatureManifest.read(out)
     fresh = FeatureManifest(
         **dict(encoders.origin),
         widths=encoders.widths,

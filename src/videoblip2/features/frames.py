@@ -1,4 +1,4 @@
-"""Which frames are decoded, and in one form: pictures as a person sees them, and sound in mono at one rate."""
+"""Decode the frames that are needed, as a player shows them, and sound as mono at one sampling rate."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from numpy.typing import NDArray
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Audio = NDArray[np.float32]  # [N]
-Span = tuple[float, float]  # from and to which second
+Span = tuple[float, float]  # start and end, in seconds
 
-SAMPLES_AT_ONCE = 16_384  # codec frames of 1024 samples, one by one, take twice the time to resample
-SQUARE = 0.02  # how far a pixel may be from square; encoders round the aspect of a scaled picture
-BT709 = 1  # FFmpeg's number of the colour matrix of HD video
-BT2020 = 9  # of the primaries of HDR video
-PQ, HLG = 16, 18  # of the two HDR transfer functions
-WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), which becomes the white of SDR
-STRIP = 64  # rows that are tone-mapped at once
-KNEE = 0.8  # of white: what is brighter is compressed
+SAMPLES_AT_ONCE = 16_384  # resampling codec frames of 1024 samples one by one takes twice as long
+SQUARE = 0.02  # tolerance of a square pixel's aspect ratio: encoders round that of a scaled picture
+BT709 = 1  # FFmpeg's number for the color matrix of HD video
+BT2020 = 9  # and for the color primaries of HDR video
+PQ, HLG = 16, 18  # and for the two HDR transfer functions
+WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), mapped to white in SDR
+STRIP = 64  # rows tone-mapped at a time
+KNEE = 0.8  # of white; brighter levels are compressed
 TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
-Watch = Callable[[Frame, float], None]  # takes a thumbnail, [3, height, width] in YUV, and its second
+Watch = Callable[[Frame, float], None]  # takes a thumbnail, YUV [3, height, width], and its time in seconds
 THUMBNAIL = 32, 24  # width and height
 
-ONE_EACH = ("h264", "hevc")  # codecs whose every packet becomes one picture
-GLITCH = 1  # seconds: a shorter step back is a wrong time stamp, not another recording's clock
-KEPT = 2**24  # bytes of packets that wait to be decoded: a clip has fewer, and a film is read twice
-LEAP = 10  # seconds: in a format of joinable parts (MPEG-TS), a longer step is another recording's clock
+ONE_EACH = ("h264", "hevc")  # codecs in which each packet becomes one picture
+GLITCH = 1  # seconds; a shorter step back is a wrong timestamp, not the clock of another recording
+KEPT = 2**24  # bytes of packets kept in memory until they are decoded; a file with more is read twice
+LEAP = 10  # seconds; in MPEG-TS, whose files can be joined, a longer step is the clock of another recording
 
 
 class Clock:
-    """Times of one stream's frames, never running backwards: a part with its own clock follows the previous one."""
+    """Times of one stream's frames, which never decrease: a part with its own clock continues the previous part's."""
 
     def __init__(self, container: Any, stream: Any) -> None:
-        self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest from one frame to the next
+        self.started, self.end, self.step = False, 0.0, 0.0  # step: the longest between frames
         self._usual = float(1 / (stream.guessed_rate or 25))
         self._leap = LEAP if container.format.flags & av.format.Flags.ts_discont.value else math.inf
 
@@ -63,7 +63,7 @@ class Clock:
 
 
 def watched(frames: Iterable[tuple[Any, float]], watch: Watch) -> Iterator[tuple[Any, float]]:
-    """The frames with their times, unchanged; `watch` sees each of them small, with its time from the first."""
+    """The frames and times, unchanged; `watch` gets a thumbnail of each and its time since the first."""
     scaler, start = VideoReformatter(), None
     for frame, time in frames:
         start = time if start is None else start
@@ -92,17 +92,16 @@ def nearest(frames: Iterable[tuple[Any, float]], fps: float, span: Span | None =
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames of a stream to decode: the `pts` for each k, as in `nearest`; `end` and `step` as in `Clock`; and
-    the stream's packets, unless they take more than `KEPT` bytes."""
+    """Which frames of a stream to decode. end, step: as in `Clock`."""
 
-    wanted: list[int]
+    wanted: list[int]  # the `pts` for each k of `nearest`
     end: float
     step: float
-    packets: list[Any]
+    packets: list[Any]  # all of the stream, or none if they exceed `KEPT` bytes
 
 
 def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
-    """`nearest` by the times of the packets alone; None where these do not tell which frames will come."""
+    """`nearest` from packet times alone; None if these do not determine the frames."""
     if stream.codec_context.name not in ONE_EACH or container.format.flags & av.format.Flags.ts_discont.value:
         return None
     every, last, unit = array("q"), (-math.inf, 0), stream.time_base  # a film has hundreds of thousands of packets
@@ -121,7 +120,7 @@ def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
     numbers = np.sort(every)
     times = numbers * unit.numerator / unit.denominator
     steps = np.diff(times)
-    if not len(times) or not steps.all():  # two of one time
+    if not len(times) or not steps.all():  # two with the same time
         return None
     step = max(float(last[1] * unit), float(steps.max(initial=0)))
     wanted = list(nearest(zip(numbers.tolist(), times.tolist(), strict=True), fps))
@@ -129,13 +128,13 @@ def planned(container: Any, stream: Any, fps: float) -> FramePlan | None:
 
 
 def decoded(packets: Any, stream: Any, caveats: list[str], wanted: Container[int] | None = None) -> Iterator[Any]:
-    """Frames of one stream, of its packets; those that FFmpeg cannot decode are skipped.
+    """Frames of one stream from its packets; packets that FFmpeg cannot decode are skipped.
 
-    wanted: `pts` of those that must come; others come only if further frames refer to them.
+    wanted: `pts` of frames that must be decoded; others are decoded only if later frames refer to them. None = all.
     """
     codec, skipping = stream.codec_context, False
     packets, reading, seconds, bad, first = iter(packets), True, 0.0, 0, ""
-    while not (reading and bad):  # where reading fails, the file ends
+    while not (reading and bad):  # a file ends where reading fails
         try:
             reading = True
             packet = next(packets)
@@ -150,16 +149,16 @@ def decoded(packets: Any, stream: Any, caveats: list[str], wanted: Container[int
             break
         except av.FFmpegError as error:
             bad, first = bad + 1, first or f"at {seconds:.1f} s ({error.strerror})"
-    with suppress(av.FFmpegError):  # what the decoder still holds
+    with suppress(av.FFmpegError):  # frames still in the decoder
         yield from stream.decode(None)
     if bad:
         caveats.append(f"{stream.type}: {bad} damaged packet{'s' if bad > 1 else ''} skipped, the first {first}")
 
 
-def promised(packets: Iterable[Any], stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
-    """The frames of these `pts`, in order; ends early where one does not come out."""
+def decoded_at(packets: Iterable[Any], stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
+    """The frames with these `pts`, in order; stops at the first one that the decoder does not return."""
     place = 0
-    skippable = stream.codec_context.name == "h264"  # HEVC's higher temporal layers refer to frames marked as unused
+    skippable = stream.codec_context.name == "h264"  # in HEVC, frames marked as unused can be referred to
     for frame in decoded(packets, stream, caveats, set(wanted) if skippable else None):
         if frame.pts is None or frame.pts > wanted[place]:
             return
@@ -171,31 +170,30 @@ def promised(packets: Iterable[Any], stream: Any, caveats: list[str], wanted: Se
 
 
 class Pictures:
-    """The frames of one stream: RGB, upright, with square pixels, in standard dynamic range.
-
-    `caveats` gets a line for each change from what is stored.
+    """Converts the frames of one stream: to RGB, upright, with square pixels, in standard dynamic range.
 
     Args:
-        aspect: width of a stored pixel over its height; None: square.
+        aspect: width of a stored pixel over its height; None = square.
+        caveats: gets a line for each kind of change to the stored colors.
     """
 
     def __init__(self, aspect: Fraction | None, caveats: list[str]) -> None:
         self._aspect, self._caveats = aspect, caveats
         self._size: tuple[int, int] | None = None
-        self._converter = VideoReformatter()  # a frame's own would be rebuilt for each frame, with a thread per core
+        self._converter = VideoReformatter()  # a frame's own is rebuilt for each frame, with a thread per core
 
     def rgb(self, frame: Any) -> Frame:
         """A decoded frame -> uint8 [H, W, 3]; a stream that changes size is scaled to its first size."""
         self._size = self._size or shown_size(frame.width, frame.height, self._aspect)
         hdr = frame.color_trc in (PQ, HLG)
-        # Where FFmpeg makes an odd number of columns, it gives both the same levels, planes in half of the time
+        # For an odd number of columns FFmpeg gives the same levels as planes or packed; as planes in half the time
         even = (self._size[0] % 2, self._size[1], frame.height % 2) == (1, frame.height, 0)
         planar = even and self._size[0] != frame.width and frame.format.name == "yuv420p"
         form = "rgb48le" if hdr else "gbrp" if planar else "rgb24"
         try:
             shown: Any = self._converter.reformat(frame, *self._size, format=form, threads=1)
         except av.FFmpegError:  # such as ICtCp
-            self._note(f"video: colour matrix {int(frame.colorspace)} cannot be converted, read as BT.709")
+            self._note(f"video: color matrix {int(frame.colorspace)} cannot be converted, read as BT.709")
             frame.colorspace = BT709
             shown = self._converter.reformat(frame, *self._size, format=form, threads=1)
         if shown.format.name == "gbrp":
@@ -216,14 +214,14 @@ class Pictures:
 
 
 class Sound:
-    """The audio frames of one stream, mixed to mono at `rate` Hz; from second `begin` to `end`."""
+    """Mixes the audio frames of one stream to mono at `rate` Hz; they last from second `begin` to `end`."""
 
     def __init__(self, rate: int) -> None:
         self.started, self.begin, self.end, self.rate, self._form = False, 0.0, 0.0, rate, ("", "", 0)
         self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=rate)
 
     def mono(self, frame: Any) -> Iterator[Audio]:
-        """A chunk once `SAMPLES_AT_ONCE` samples are waiting, or, for None, what is left.
+        """Add a frame; yield a chunk [n] once `SAMPLES_AT_ONCE` samples are waiting. None = the end: yield the rest.
 
         A change of format starts a new resampler.
         """
@@ -236,13 +234,13 @@ class Sound:
             self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self.rate)
         self.begin = self.begin if self.started else frame.time or 0.0
         self.started, self._form, self.end = True, form, (frame.time or self.end) + frame.samples / frame.sample_rate
-        frame.pts = None  # the queue refuses gaps, which are not filled
+        frame.pts = None  # the queue rejects gaps in time, which are not filled
         self._fifo.write(frame)
         if self._fifo.samples >= SAMPLES_AT_ONCE:
             yield from self._mixed(self._fifo.read(0, partial=True))
 
     def within(self, chunks: Iterable[Audio], span: Span) -> Iterator[Audio]:
-        """What chunks from `mono` have of a span."""
+        """The samples of a span, from the chunks of `mono`."""
         passed = 0
         for chunk in chunks:
             first, last = (round((second - self.begin) * self.rate) - passed for second in span)
@@ -253,7 +251,7 @@ class Sound:
             passed += len(chunk)
 
     def _rest(self) -> Iterator[Audio]:
-        """What the queue and the resampler still hold."""
+        """The samples still in the queue and the resampler."""
         if self._fifo.samples:
             yield from self._mixed(self._fifo.read(0, partial=True))
         yield from self._mixed(None)
@@ -264,12 +262,12 @@ class Sound:
 
 
 def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
-    """Width and height with square pixels; pixels within 2 % of square are taken as they are."""
+    """Width and height with square pixels; pixels within 2% of square are not scaled."""
     return (max(1, round(width * aspect)) if aspect and abs(aspect - 1) > SQUARE else width), height
 
 
 def _upright(pixels: Frame, frame: Any) -> Frame:
-    """Turned and mirrored as the display matrix says: x' = a x + c y, y' = b x + d y, by quarter turns."""
+    """Rotate and mirror by the display matrix: x' = a x + c y, y' = b x + d y, in quarter turns."""
     found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return pixels
@@ -281,7 +279,7 @@ def _upright(pixels: Frame, frame: Any) -> Frame:
 
 @lru_cache
 def _light(transfer: int) -> NDArray[np.float32]:
-    """float32 [65536]: light by 16-bit code, where diffuse white is 1 (SMPTE ST 2084; ITU-R BT.2100)."""
+    """float32 [65536]: linear light of each 16-bit code; diffuse white is 1 (SMPTE ST 2084; ITU-R BT.2100)."""
     code = np.linspace(0, 1, 65536)
     if transfer == PQ:
         root = code ** (32 / 2523)

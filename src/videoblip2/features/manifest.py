@@ -1,7 +1,7 @@
-"""What extraction records about a feature store: encoders, settings, versions, and the source of each video.
+"""The manifest of a feature store: encoders, settings, versions, and the source of each video.
 
-Each run that writes to a store has its own manifest there, `manifest.json`, or `manifest.1-of-4.json` for a shard,
-under a lock. Readers merge all manifests of a store, so parallel runs need no coordination.
+Each run that writes to a store has a manifest of its own there, `manifest.json`, or `manifest.1-of-4.json` for a shard,
+and locks it. Readers merge all manifests of a store, so parallel runs need no coordination.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAIN = "manifest.json"
 class VideoNote(Record):
     """One extracted video. audio: one of `media_features.LEVELS`. sha256: of the file. at: Unix time.
 
-    caveats: the parts of the file that were skipped or changed.
+    caveats: which parts of the file were skipped or changed.
     """
 
     frames: int | None = None
@@ -36,7 +36,7 @@ class VideoNote(Record):
 
 
 class FeatureManifest(FeatureOrigin):
-    """The manifest of a store: what its features were made with, and of which videos. failed: video id → reason."""
+    """What the features of a store were made with, and from which videos. failed: video id → reason."""
 
     widths: Mapping[str, int] = Field(default_factory=dict)  # of each extracted modality
     dtype: str = "float32"
@@ -51,36 +51,29 @@ class FeatureManifest(FeatureOrigin):
         names = self.model_fields_set - {*FeatureOrigin.model_fields, "videos"}
         rest = {name: getattr(self, name) for name in type(self).model_fields if name in names}
         notes = {video_id: note.model_dump(exclude_unset=True) for video_id, note in self.videos.items()}
-        return {**(self.origin.model_dump() if self.known else {}), **rest, "videos": notes}
+        return {**(self.origin.model_dump() if self.encoders else {}), **rest, "videos": notes}
 
     @property
     def origin(self) -> FeatureOrigin:
-        """What the features were made with, alone."""
+        """What the features were made with."""
         return FeatureOrigin(encoders=self.encoders, settings=self.settings)
-
-    @property
-    def known(self) -> bool:
-        """Whether it says what the features were made with; false for a user's own arrays."""
-        return bool(self.encoders)
 
     @classmethod
     def read(cls, root: Path) -> Self | None:
         """All manifests of a folder, merged; None if it has none.
 
-        Raises InputError for an unreadable one, and for two that name different encoders or settings.
+        Raises InputError if one is malformed, or if two have different encoders or settings.
         """
         if root.is_file():
-            raise InputError(f"{root}: a packed file, which cannot grow; extract into a folder and pack that again")
+            raise InputError(f"{root}: is a packed file, which cannot grow; extract into a folder, and pack that")
         paths = [path for path in (root / MAIN, *sorted(root.glob("manifest.*-of-*.json"))) if path.is_file()]
         if not paths:
             return None
         first, *others = [cls.parse(path.read_bytes(), path) for path in paths]
         for path, other in zip(paths[1:], others, strict=True):
             if found := first.difference(other):
-                where = f"where {paths[0].name} and {path.name} differ"
-                raise InputError(
-                    f"{root}: holds features of two kinds, with {found}, {where}; extract into one folder for each"
-                )
+                names = f"{paths[0].name} and {path.name}"
+                raise InputError(f"{root}: {names} differ, with {found}; extract into a folder for each")
         if not others:
             return first
         notes = [entry for manifest in (first, *others) for entry in manifest.videos.items()]
@@ -90,7 +83,7 @@ class FeatureManifest(FeatureOrigin):
 
     @classmethod
     def parse(cls, text: bytes, source: object, remedy: str = "delete it and extract again") -> Self:
-        """A manifest from the bytes of its file. Raises InputError for anything else."""
+        """Parse the content of a manifest file. Raises InputError if it is malformed."""
         try:
             return validated(cls, json.loads(text))
         except ValueError as error:
@@ -101,11 +94,11 @@ class FeatureManifest(FeatureOrigin):
         write_json(root / name, self.model_dump(), indent=1)
 
     def difference(self, other: FeatureManifest) -> str:
-        """Something that must be the same in one store and is not, such as "fps 4.0, not 2.0"."""
+        """The first difference that one store may not have, such as "fps 4.0, not 2.0"; empty if there is none."""
         mine, others = (
-            {f"a {kind} of fingerprint": made.fingerprint(kind) for kind in ENCODERS}
-            | dict(made.settings)
-            | {"dtype": made.dtype}
-            for made in (self, other)
+            {f"a {kind} of fingerprint": manifest.fingerprint(kind) for kind in ENCODERS}
+            | dict(manifest.settings)
+            | {"dtype": manifest.dtype}
+            for manifest in (self, other)
         )
         return next((f"{name} {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]), "")

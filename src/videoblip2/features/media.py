@@ -1,14 +1,14 @@
-"""Media files read by PyAV, as RGB frames at a set rate and mono audio, from trusted and untrusted files; and written.
+"""Read media files with PyAV, trusted or not, as RGB frames at a given rate and mono audio; and write them.
 
-Whatever can be decoded is used: a damaged part is skipped, and a line about it goes to the caller's `caveats`. A file
-with nothing to use becomes an `InputError` that names it.
+All that can be decoded is used. A damaged part is skipped and adds a line to the caller's `caveats`; a file without any
+usable part raises an `InputError` that names it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, one_line, refused
 from videoblip2.features.frames import (
     Audio,
     Clock,
@@ -28,29 +28,30 @@ from videoblip2.features.frames import (
     Span,
     Watch,
     decoded,
+    decoded_at,
     nearest,
     planned,
-    promised,
     shown_size,
     watched,
 )
 from videoblip2.files import atomic
 
-SAMPLING_RATE = 48_000  # Hz; the rate that every published CLAP checkpoint was trained at
-AUDIO_TOLERANCE = 0.5  # seconds that a stream may end before its header says; muxers round, truncated files lack more
-DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # what users upload
+SAMPLING_RATE = 48_000  # Hz; every published CLAP checkpoint was trained at this rate
+AUDIO_TOLERANCE = 0.5  # seconds by which a stream may end before its header says, since muxers round
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # of common uploads
 FRAME_TOLERANCE = 2  # the same for video, in frames
-#: FFmpeg options for untrusted files: only containers that hold their own media. A playlist (HLS, concat) named `.mp4`
-#: would make FFmpeg open the files and addresses that it lists.
+#: FFmpeg options for untrusted files: only containers that hold the media themselves. A playlist (HLS, concat) named
+#: `.mp4` would make FFmpeg open the files and addresses that it lists.
 UNTRUSTED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif",
     "protocol_whitelist": "file",
 }
 ONE_THREAD = {"threads": "1"}
+Pick = Callable[[int], Iterable[int]]  # number of frames → the numbers of those to decode
 
 
 def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> tuple[float, int, int]:
-    """What a container declares: seconds (0 if unknown), and width and height of its video as it is shown.
+    """From a file's header: seconds (0 if unknown), and width and height of its video as displayed.
 
     Raises `InputError` for an unreadable file and for one without a video stream.
     """
@@ -68,47 +69,33 @@ def stream_frames(
     caveats: list[str] | None = None,
     span: Span | None = None,
     watch: Watch | None = None,
-    pick: Callable[[int], Iterable[int]] | None = None,
+    pick: Pick | None = None,
 ) -> Iterator[Frame]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.
 
-    Frames between them that no other frame refers to are not decoded, which changes nothing in the others.
-
     Args:
-        options: of FFmpeg; `ONE_THREAD` is best if several files are decoded in parallel.
+        options: for FFmpeg; use `ONE_THREAD` if several files are decoded in parallel.
         caveats: gets a line for each part of the video that is skipped or changed.
-        span: only from the first to before the second of these seconds of the file.
-        watch: sees all frames, not only those at `fps`.
-        pick: how many frames there are at `fps` → the numbers of those to yield. Not asked where the packets do not
-            tell, with `span` and with `watch`: then all of them come.
+        span: yield only the frames from the first of these seconds of the file to before the second.
+        watch: gets all frames, not only those at `fps`.
+        pick: which frames at `fps` to yield; not called, so that all are, with `span`, with `watch`, and if the packets
+            do not determine the frames.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
     path, options, caveats = Path(path), options or {}, [] if caveats is None else caveats
-    plan, before, shown, numbers = None, len(caveats), 0, list[int]()
-    with ExitStack() as files:
-        if not (span or watch):
-            opened = files.enter_context(_open_video(path, options))
-            plan = planned(*opened, fps)
-        if plan:
-            numbers = sorted(set(pick(len(plan.wanted)))) if pick else list(range(len(plan.wanted)))
-            container, stream = opened if plan.packets else files.enter_context(_open_video(path, options))
-            packets = plan.packets or container.demux(stream)
-            pictures = Pictures(stream.sample_aspect_ratio, caveats)
-            for frame in promised(packets, stream, caveats, [plan.wanted[number] for number in numbers]):
-                yield pictures.rgb(frame)
-                shown += 1
-            if shown == len(numbers):
-                _note_early_end(stream, plan.end, FRAME_TOLERANCE * plan.step, caveats)
-                return
-            del caveats[before:]  # a frame did not come out: decode all, and leave out what is known already
-    rest = set(numbers[shown:])
+    before, rest = len(caveats), None
+    if not (span or watch):
+        rest = yield from _planned_frames(path, fps, options, caveats, pick)
+        if rest == set():
+            return
+        del caveats[before:]  # decode all frames, and yield those that did not come out
     with _open_video(path, options) as (container, stream):
         pictures, clock = Pictures(stream.sample_aspect_ratio, caveats), Clock(container, stream)
-        span = None if span is None else _sought(container, stream, span)
-        number, timed = -1, clock.timed(decoded(container.demux(stream), stream, caveats))
-        for number, frame in enumerate(nearest(watched(timed, watch) if watch else timed, fps, span)):
-            if not plan or number in rest:
+        span = None if span is None else _seek(container, stream, span)
+        number, frames = -1, clock.timed(decoded(container.demux(stream), stream, caveats))
+        for number, frame in enumerate(nearest(watched(frames, watch) if watch else frames, fps, span)):
+            if rest is None or number in rest:
                 yield pictures.rgb(frame)
         if not clock.started:
             reason = f" ({caveats[-1]})" if caveats else ""
@@ -116,14 +103,31 @@ def stream_frames(
         if span is None:
             _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
         elif number < 0:
-            raise InputError(
-                f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; correct its times"
-            )
+            raise InputError(f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; correct that")
 
 
-def decode_audio(path: str | Path, rate: int = 48_000, options: Mapping[str, str] | None = None) -> Audio | None:
-    """The first audio stream, mixed to mono at `rate` Hz -> float32 [N], or [0] if it has no samples; None if the file
-    has no audio. Raises `InputError` for an unreadable file."""
+def _planned_frames(
+    path: Path, fps: float, options: Mapping[str, str], caveats: list[str], pick: Pick | None
+) -> Generator[Frame, None, set[int] | None]:
+    """Decode only needed frames (docs/decisions/0013); return the numbers of those that failed; None = no plan."""
+    with _open_video(path, options) as opened:
+        if (plan := planned(*opened, fps)) is None:
+            return None
+        numbers = sorted(set(pick(len(plan.wanted)))) if pick else list(range(len(plan.wanted)))
+        count = 0
+        with nullcontext(opened) if plan.packets else _open_video(path, options) as (container, stream):
+            pictures, packets = Pictures(stream.sample_aspect_ratio, caveats), plan.packets or container.demux(stream)
+            for frame in decoded_at(packets, stream, caveats, [plan.wanted[number] for number in numbers]):
+                yield pictures.rgb(frame)
+                count += 1
+            if count == len(numbers):
+                _note_early_end(stream, plan.end, FRAME_TOLERANCE * plan.step, caveats)
+        return set(numbers[count:])
+
+
+def decode_audio(path: str | Path, rate: int = SAMPLING_RATE, options: Mapping[str, str] | None = None) -> Audio | None:
+    """The first audio stream, mixed to mono at `rate` Hz: float32 [N], or [0] if it has no samples; None if there is no
+    audio stream. Raises `InputError` for an unreadable file."""
     chunks = list(stream_audio(path, rate, options))
     return np.concatenate(chunks) if chunks else None
 
@@ -135,9 +139,9 @@ def stream_audio(
     caveats: list[str] | None = None,
     span: Span | None = None,
 ) -> Iterator[Audio]:
-    """Like `decode_audio`, about 0.3 s at a time; nothing if the file has no audio, one [0] for an empty stream.
+    """The same in chunks of about 0.3 s: none if there is no audio stream, one of [0] if it has no samples.
 
-    span: only what is between these two seconds.
+    span: start and end, in seconds of the file.
     """
     path, caveats = Path(path), [] if caveats is None else caveats
     with _open(path, options) as container:
@@ -150,7 +154,7 @@ def stream_audio(
             return
         frames = chain(decoded(container.demux(stream), stream, caveats), (None,))
         if span is not None:
-            yield from sound.within(chain.from_iterable(map(sound.mono, frames)), _sought(container, stream, span))
+            yield from sound.within(chain.from_iterable(map(sound.mono, frames)), _seek(container, stream, span))
             return
         yield from chain.from_iterable(map(sound.mono, frames))
         if not sound.started:
@@ -161,10 +165,10 @@ def stream_audio(
 def stream_untrusted(
     path: str | Path, fps: float, rate: int, max_seconds: float, max_pixels: int
 ) -> Iterator[Frame | Audio | None]:
-    """An untrusted file -> its frames [H, W, 3] as from `stream_frames`, then its audio as from `decode_audio`.
+    """Frames [H, W, 3] of an untrusted file, as from `stream_frames`, and then its audio, as from `decode_audio`.
 
     Raises `InputError` for a file that is too long or too large: by its header before anything is decoded, and again
-    while decoding, since headers lie.
+    while decoding, since a header can be wrong.
     """
     seconds, width, height = read_header(path, UNTRUSTED)
     if width * height > max_pixels:
@@ -191,8 +195,8 @@ def missing_decoders() -> list[str]:
 def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: Audio | None, rate: int) -> None:
     """Write uint8 `frames` [F, H, W, 3] and mono float32 `audio` [N] (None: no audio stream) as an mp4, atomically.
 
-    H.264 (MPEG-4 part 2 where FFmpeg was built without x264) and AAC, with one encoder thread and fixed settings: the
-    same input gives the same file. H and W must be even, as 4:2:0 colour requires.
+    H.264 (MPEG-4 Part 2 if FFmpeg was built without x264) and AAC, with one encoder thread and fixed settings, so that
+    the same input gives the same file. H and W must be even, as 4:2:0 color requires.
     """
     path = Path(path)
     height, width = frames.shape[1:3]
@@ -216,7 +220,7 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float, audio: 
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    """The first stream of moving pictures. Raises `InputError` if there is none, or none that FFmpeg can decode."""
+    """The first video stream, cover art aside. Raises `InputError` if there is none, or FFmpeg cannot decode it."""
     moving = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
     if not moving:
         only = " except its cover" if container.streams.video else ""
@@ -229,14 +233,14 @@ def _video_stream(container: Any, path: Path) -> Any:
 
 
 def _codec_name(container: Any, stream: Any) -> str:
-    """Such as `apac`: PyAV names no codec without a decoder, but FFmpeg's description of the file shows its tag."""
+    """Such as `apac`. PyAV does not name a codec that it cannot decode, but FFmpeg's dump of the file has its tag."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
         found = re.search(rf"#0:{stream.index}\b.*?: (?:Video|Audio): (?:none \()?([^\s,]+)", container.dumps_format())
     finally:
         av.logging.set_level(level)
-    return found[1] if found else "of unknown name"
+    return found[1] if found else "an unknown codec"
 
 
 @contextmanager
@@ -248,8 +252,8 @@ def _open_video(path: Path, options: Mapping[str, str]) -> Iterator[tuple[Any, A
         yield container, stream
 
 
-def _sought(container: Any, stream: Any, span: Span) -> Span:
-    """The span on the stream's own clock, after a jump to a key frame before it, unless times may start anew there."""
+def _seek(container: Any, stream: Any, span: Span) -> Span:
+    """Seek to a key frame before a span, unless the clock may restart; return the span on the stream's clock."""
     zero = (container.start_time or 0) / av.time_base
     if not container.format.flags & av.format.Flags.ts_discont.value:
         with suppress(av.FFmpegError):  # then the file is read from its start
@@ -258,37 +262,35 @@ def _sought(container: Any, stream: Any, span: Span) -> Span:
 
 
 def _note_early_end(stream: Any, end: float, tolerance: float, caveats: list[str]) -> None:
-    """A truncated file may decode without an error; its header still says how long it should be."""
+    """Add a caveat for a truncated file: it may decode without an error, but its header has the full length."""
     declared = _declared_seconds(stream)
     if end + tolerance < declared:
         caveats.append(f"{stream.type}: ends at {end:.1f} of {declared:.1f} s, truncated")
 
 
 def _declared_seconds(stream: Any) -> float:
-    """The end of the stream by its header, 0 if unknown: Matroska's tag first, which alone says 0 for no packets."""
+    """The end of the stream by its header, 0 if unknown; first by Matroska's tag, which is 0 without packets."""
     if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
     return 0.0 if stream.duration is None else float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
 def named(error: Exception, path: Path) -> InputError:
-    """Any failure of one file as an `InputError` in one line, with the file's name."""
+    """Any error of one file as an `InputError` with the file's name."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path}: no such file; give the path of a video")
-    return InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; check that it plays")
+    return InputError(f"{path}: {one_line(error)}; check that it plays")
 
 
 @contextmanager
 def _open(path: Path, options: Mapping[str, str] | None) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a video")
-    try:
+    remedy = "check that it plays, or fetch it again"
+    with refused(f"{path}: not a readable video", remedy, av.FFmpegError, ValueError):
         container = av.open(str(path), metadata_errors="replace", options=dict(options or {}))
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: not a readable video ({reason}); check that it plays, or fetch it again") from error
     with container:
         yield container
 

@@ -1,7 +1,7 @@
-"""Feature stores made from others: packed into one file, and from features that are already in one array.
+"""Pack a feature store into one file, and import features that are already in one array.
 
-A packed file appears in one rename, once every video is read and checked. Rows are written one video at a time: a
-store may be larger than memory. A store that mixes types gets the widest.
+The packed file replaces an older one only after every video is read and checked. Rows are written one video at a time,
+so a store may be larger than memory. If a store mixes types, the widest is used.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from videoblip2.features.store import FeatureStore, load_array, write_features
 from videoblip2.files import atomic
 from videoblip2.modality import MODALITIES
 
-Tensors = dict[str, tuple[str, list[int], int]]  # name: safetensors' type, shape, end of its bytes
+Tensors = dict[str, tuple[str, list[int], int]]  # name → safetensors' type, shape, end of its bytes
 
-HEADER = 4096  # bytes kept free at the start; the entries of a modality need about 150
+HEADER = 4096  # bytes reserved at the start; a modality needs about 150
 NAMES = {np.dtype(kind): name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packed store holds. kinds: "float32" and the like for each modality."""
+    """What was packed. kinds: modality → type, such as "float32"."""
 
     out: Path
     videos: int
@@ -45,7 +45,7 @@ class PackReport:
 
 
 def pack_features(source: str | Path, out: str | Path, progress: Progress = no_progress) -> PackReport:
-    """Write all videos of the store `source` into one packed file `out`, with the manifest.
+    """Pack all videos of the store `source`, and its manifest, into the file `out`.
 
     Raises `InputError` for the first video that cannot be used, and if `out` cannot be written; `out` is then
     unchanged.
@@ -54,8 +54,8 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress = no_p
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'features.safetensors'}")
     if not store.ids:
-        raise InputError(f"{source}: holds no video; make features with `vb2 features extract`")
-    remedy = "free space or give another place; nothing changed"
+        raise InputError(f"{source}: has no videos; make features with `vb2 features extract`")
+    remedy = "free some space, or give another file; nothing was changed"
     with refused(f"{out}: cannot be written", remedy, OSError), _locked_draft(out) as file:
         rows, tensors = _write(file, store, progress)
     kinds = {modality: np.dtype(KINDS[tensors[modality][0]]).name for modality in store.modalities}
@@ -63,7 +63,7 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress = no_p
 
 
 def _write(file: IO[bytes], store: FeatureStore, progress: Progress) -> tuple[dict[str, list[int]], Tensors]:
-    """The whole file. safetensors' header of exactly HEADER bytes comes last: its length, JSON, and spaces."""
+    """Write the file; return rows per video, and tensors. The header comes last: its length, JSON, and padding."""
     file.write(b" " * HEADER)
     rows: dict[str, list[int]] = {}
     tensors: Tensors = {}
@@ -89,7 +89,7 @@ def _write(file: IO[bytes], store: FeatureStore, progress: Progress) -> tuple[di
 def _write_rows(
     file: IO[bytes], store: FeatureStore, modality: str, progress: Progress
 ) -> tuple[list[int], np.dtype[Any]]:
-    """One modality of all videos → rows per video, and the type; starts again when a wider type turns up."""
+    """Write one modality of all videos; return the rows per video, and the type. A wider type starts it again."""
     start, kind = file.tell(), min(store.stored(modality, store.ids[0]).dtype.newbyteorder("="), np.dtype(np.float64))
     while True:
         file.seek(start)
@@ -98,7 +98,7 @@ def _write_rows(
         for video_id in progress(store.ids, len(store.ids), f"pack {modality}"):
             array = store.stored(modality, video_id)
             if len(array):
-                kind = min(np.promote_types(kind, array.dtype), np.dtype(np.float64))  # 64 bits: the format's limit
+                kind = min(np.promote_types(kind, array.dtype), np.dtype(np.float64))  # the widest of the format
             if kind != before:
                 break
             file.write(np.ascontiguousarray(array, dtype=kind).tobytes())
@@ -110,16 +110,16 @@ def _write_rows(
 def import_arrays(
     video: Path, ids: Path, out: Path, audio: Path | None = None, progress: Progress = no_progress
 ) -> int:
-    """One .npy of frame features [N,F,D], a JSON list of N video ids (and audio [N,A,D']) → a store of N videos.
+    """Make a store of N videos from a .npy of frame features [N,F,D], a JSON list of N ids, and audio [N,A,D'].
 
     Rows narrower than the modality's usual width are padded with zeros, which a linear layer ignores. Returns N.
-    Raises InputError for other shapes, a different number of ids, and ids that are not file names.
+    Raises InputError for other shapes, another number of ids, and ids that are not file names.
     """
     frames, width = _open_array(video, "video"), MODALITIES["audio"].width
     names = _read_ids(ids, len(frames), video)
     sound = np.zeros((len(names), 0, width), np.float32) if audio is None else _open_array(audio, "audio")
     if len(sound) != len(names):
-        raise InputError(f"{audio}: holds {len(sound)} videos, {video} {len(names)}; give arrays of the same videos")
+        raise InputError(f"{audio}: has {len(sound)} videos, {video} {len(names)}; give arrays of the same videos")
     for row in progress(range(len(names)), len(names), "features"):
         features = {}
         for name, array in (("video", frames[row]), ("audio", sound[row])):
@@ -134,11 +134,11 @@ def import_arrays(
 
 @contextmanager
 def _locked_draft(out: Path) -> Iterator[IO[bytes]]:
-    """A draft of `out` that opens as a packed store before it takes that name; unlocked, a killed process left it."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        with suppress(OSError), left.open("rb") as file:  # locked: its process is still writing
+    """A locked draft that is checked as a packed store before it replaces `out`; deletes drafts of killed processes."""
+    for draft in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        with suppress(OSError), draft.open("rb") as file:  # locked: its process is still writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            draft.unlink()
     with atomic(out) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
@@ -161,7 +161,6 @@ def _read_ids(path: Path, count: int, array: Path) -> Sequence[str]:
         names = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(names, list) or len(names) != count or len(set(map(str, names))) != count:
         raise InputError(f"{path}: not {count} different video ids, one for each row of {array}; correct the list")
-    wrong = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
-    if wrong:
+    if wrong := [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]:
         raise InputError(f"{path}: {wrong[0]!r} cannot be a file name; give plain video ids such as video0")
     return names

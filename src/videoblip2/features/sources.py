@@ -1,4 +1,4 @@
-"""Which videos a command is about: files, folders, patterns, lists, standard input; and its shard of them."""
+"""Find the videos that a command names: files, folders, patterns, lists, standard input; and its shard of them."""
 
 import glob
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from videoblip2.errors import InputError, refused
 from videoblip2.files import MEDIA_SUFFIXES, printable
 
-#: How media files begin, whatever their names: (position, bytes).
+#: The bytes by which media files without a known suffix are recognized: (position, bytes).
 SIGNATURES = (
     (4, b"ftyp"),
     (8, b"AVI "),
@@ -28,7 +28,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class VideoSource:
-    """One video as the user named it (a path, or an id where features are stored); `error`: why it cannot be used."""
+    """A video as the user named it: a path, or an id in a feature store. error: why it cannot be used."""
 
     path: str
     error: str = ""
@@ -44,26 +44,22 @@ def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, i
     """Videos in the order given, each once.
 
     Args:
-        words: files, folders (searched recursively), patterns such as `clips/**/*.mp4`, `@list.txt` with one of these a
-            line, `-` for such lines on standard input. What holds no video becomes a source with an error.
-        stored: words are video ids of a feature store.
-        shard: (i, n): only the i-th of n parts, which depends on each video id alone.
+        words: files, folders (searched recursively), patterns such as `clips/**/*.mp4`, `@list.txt` with one of these
+            per line, `-` for such lines on standard input. One without a video becomes a source with an error.
+        stored: words are video ids in a feature store.
+        shard: (i, n): only the i-th of n parts; see `in_shard`.
     """
     found: dict[str, VideoSource] = {}
     for word in _lines(words):
         for source in [VideoSource(word)] if stored else _videos(word):
             found.setdefault(source.path if stored else str(Path(source.path).absolute()), source)
-    return [
-        source
-        for source in found.values()
-        if shard is None or shard_of(printable(source.video_id), shard[1]) == shard[0]
-    ]
+    return [source for source in found.values() if in_shard(printable(source.video_id), shard)]
 
 
 def _lines(words: Iterable[str]) -> Iterator[str]:
     for word in words:
         if word == "-":
-            if isinstance(sys.stdin, TextIOWrapper):  # a name may not be UTF-8
+            if isinstance(sys.stdin, TextIOWrapper):  # names need not be UTF-8
                 sys.stdin.reconfigure(errors="surrogateescape")
             yield from _listed(sys.stdin)
         elif word.startswith("@") and not os.path.exists(word):
@@ -104,7 +100,7 @@ def _videos(word: str) -> Iterator[VideoSource]:
 
 
 def keepable(sources: Iterable[VideoSource]) -> list[VideoSource]:
-    """The sources, with an error where a store cannot keep the features, whose id is the file's name."""
+    """The sources, with an error for those that a store cannot keep: a store's ids are file names."""
     sources, alike = list(sources), defaultdict[str, list[str]](list)
     for source in sources:
         alike[Path(source.path).stem] += [] if source.error else [source.path]
@@ -119,13 +115,13 @@ def keepable(sources: Iterable[VideoSource]) -> list[VideoSource]:
     return found
 
 
-def shard_of(video_id: str, count: int) -> int:
-    """Which of `count` shards, from 1, has this video: the same on every machine and whatever the other videos."""
-    return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % count + 1
+def in_shard(video_id: str, shard: tuple[int, int] | None) -> bool:
+    """Whether a video is in part i of n, for shard (i, n); None = all. Depends on its id alone."""
+    return shard is None or int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8]) % shard[1] + 1 == shard[0]
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "2/4" -> (2, 4). Raises `InputError` for anything but I/N with 1 <= I <= N."""
+    """`2/4` → (2, 4). Raises `InputError` for anything but I/N with 1 <= I <= N."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -135,27 +131,27 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as given, and the media files of each folder, sorted. Raises `InputError` for a folder without any.
+    """The given files, and the media files in each given folder, sorted. Raises `InputError` for a folder without any.
 
-    In a folder, a file counts by its suffix or else by how it begins.
+    In a folder, media files are recognized by suffix or content.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(p for p in path.glob("[!.]*") if is_media(p)) if path.is_dir() else [path]
         if not inside:
-            raise InputError(f"{path}: holds no video ({', '.join(sorted(MEDIA_SUFFIXES))}); give another folder")
+            raise InputError(f"{path}: no video in this folder ({', '.join(sorted(MEDIA_SUFFIXES))}); give another")
         found += inside
     return found
 
 
 def ignored_entries(paths: Iterable[str | Path]) -> list[Path]:
-    """What `find_videos` ignores in these folders: files that are not media, and folders inside."""
+    """The entries of these folders that `find_videos` ignores: other files, and subfolders."""
     inside = (entry for path in map(Path, paths) if path.is_dir() for entry in sorted(path.glob("[!.]*")))
     return [entry for entry in inside if not is_media(entry)]
 
 
 def is_media(path: Path) -> bool:
-    """Whether a file is a video or a sound, by its suffix or else by how it begins."""
+    """Whether a path is a video or audio file, by its suffix or its first bytes."""
     if not path.is_file() or path.suffix.lower() in MEDIA_SUFFIXES:
         return path.is_file()
     head = b""

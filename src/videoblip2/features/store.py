@@ -1,7 +1,7 @@
-"""The feature store: features float32 [rows, width] of each video, in each modality.
+"""The feature store: features float32 [rows, width] of each video in each modality.
 
-Two forms, one reader. A folder with `video/ID.npy`, `audio/ID.npy` and so on, and `manifest.json`, is what extraction
-writes; it can grow. A packed file holds the same in one memory-mapped piece (`features.packed`), for reading only.
+It has two forms. Extraction writes a folder with `video/ID.npy`, `audio/ID.npy` and so on, and `manifest.json`, which
+can grow. A packed file (`features.packed`) has the same content, memory-mapped and read-only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from videoblip2.provenance import ENCODERS, FeatureOrigin
 
 
 class FeatureStore:
-    """The features in `root`, a folder or a packed file. A folder of a user's own .npy files will do: its `manifest` is
-    None. Can be pickled: the copy opens the store again.
+    """The features in `root`, a folder or a packed file. Without a manifest, as in a folder of a user's own .npy files,
+    `manifest` is None. It can be pickled; the copy opens the store again.
 
     Args:
-        modalities: what to read; by default all that the store has.
+        modalities: which to read; None = all that the store has.
     """
 
     def __init__(self, root: str | Path, modalities: Sequence[str] | None = None) -> None:
         self.root = Path(root)
-        #: Whether this is one memory-mapped file, which is best left to the operating system's cache.
+        #: Whether this is one memory-mapped file, which the operating system caches.
         self.packed = self.root.is_file()
         self._arrays: Mapping[str, PackedRows | NpyFolder]
         if self.packed:
@@ -64,34 +64,34 @@ class FeatureStore:
         return video_id in self._arrays.get(modality, ())
 
     def complete(self, video_id: str) -> bool:
-        """Whether the video has every modality that is read."""
+        """Whether the video has all of `modalities`."""
         return all(self.holds(modality, video_id) for modality in self.modalities)
 
     @cached_property
     def manifest(self) -> FeatureManifest | None:
-        """What `vb2 features extract` recorded; None if there is no manifest."""
+        """What `vb2 features extract` recorded; None if there is none."""
         if not self.packed:
             return FeatureManifest.read(self.root)
-        text, remedy = self._manifest, "pack the features again"
-        return None if text == b"null" else FeatureManifest.parse(text, self.root, remedy)
+        text = self._manifest
+        return None if text == b"null" else FeatureManifest.parse(text, self.root, "pack the features again")
 
     @property
     def origin(self) -> FeatureOrigin | None:
-        """What the features were made with; None if that is not recorded."""
+        """What the features were made with; None if it is not recorded."""
         origin = self.manifest.origin if self.manifest else None
         return origin if origin and (origin.encoders or origin.settings.recorded) else None
 
     @cached_property
     def widths(self) -> dict[str, int]:
         """Width of each modality, from the manifest or else from the first video."""
-        noted, arrays = self.manifest.widths if self.manifest else {}, self._arrays
+        recorded, arrays = self.manifest.widths if self.manifest else {}, self._arrays
         return {
-            name: noted.get(name) or (arrays[name].width if name in arrays else 0) or MODALITIES[name].width
+            name: recorded.get(name) or (arrays[name].width if name in arrays else 0) or MODALITIES[name].width
             for name in self.modalities
         }
 
     def features(self, video_id: str) -> Features:
-        """All modalities of one video. Raises `InputError` as `array` does."""
+        """All modalities of one video. Raises `InputError` like `array`."""
         return {name: self.array(name, video_id) for name in self.modalities}
 
     def array(self, modality: str, video_id: str) -> NDArray[np.float32]:
@@ -102,20 +102,20 @@ class FeatureStore:
         return self.stored(modality, video_id).astype(np.float32, copy=False)
 
     def stored(self, modality: str, video_id: str) -> NDArray[np.floating[Any]]:
-        """The same as `array`, in the type that it is stored in, such as float16."""
+        """The same as `array`, in the stored type, such as float16."""
         entry, width = MODALITIES[modality], self.widths[modality]
         array = self._arrays[modality][video_id] if self.holds(modality, video_id) else None
         if array is None:
             rows = "" if entry.required else f" (a video without {modality} has an array of shape [0, {entry.width}])"
             problem = f"{video_id} has no {modality} features{rows}; extract it or leave it out"
         elif array.dtype.kind != "f":
-            problem = f"holds {array.dtype}, not floating-point numbers; extract it again"
+            problem = f"contains {array.dtype}, not floating-point numbers; extract it again"
         elif array.ndim != 2 or array.shape[1] != width:
             problem = f"has the shape {list(array.shape)}, expected [rows, {width}]; extract it with that encoder"
         elif entry.required and not len(array):
-            problem = "holds no row; extract it again"
+            problem = "has no rows; extract it again"
         elif not np.isfinite(array).all():
-            problem = "holds NaN or infinity; extract it again"
+            problem = "contains NaN or infinity; extract it again"
         else:
             return array
         path = self.root / modality / f"{video_id}.npy"
@@ -142,16 +142,16 @@ class NpyFolder:
 
     @property
     def width(self) -> int:
-        """Of the first array; 0 if there is none."""
+        """Width of the first array; 0 if there is none."""
         shape = next((self[video_id].shape for video_id in sorted(self)), ())
         return shape[1] if len(shape) == 2 else 0
 
 
 def digest(store: FeatureStore, ids: Iterable[str]) -> str:
-    """12 hex digits (sha256) over the features of these videos: what a run was trained on, packed or not.
+    """12 hex digits (sha256) of the features of these videos, the same for a folder and its packed file.
 
-    What the package extracts counts where it exists, so that runs that read a part of a store name it alike. Raises
-    InputError for features that are read and cannot be used.
+    Includes every modality that the package extracts, even if the store does not read it: runs that read different
+    modalities of one store record the same digest. Raises InputError for features that are read and cannot be used.
     """
     state = hashlib.sha256()
     for video_id in sorted(ids):
@@ -165,7 +165,7 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
 
 
 def write_features(root: Path, video_id: str, features: Features) -> None:
-    """Write the arrays of one video, each atomically; those that every video has come last, since `ids` lists them."""
+    """Write the arrays of one video, each atomically. Required modalities come last, since `ids` lists those videos."""
     for modality in sorted(features, key=lambda name: MODALITIES[name].required):
         with atomic(root / modality / f"{video_id}.npy") as file:
             np.save(file, features[modality], allow_pickle=False)
@@ -175,23 +175,23 @@ def load_array(path: Path, remedy: str, mode: Literal["r"] | None = None) -> NDA
     with refused(f"{path}: not a plain .npy array", remedy, OSError, ValueError, EOFError):
         array = np.load(path, mode, allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: holds {type(array).__name__}, not one array; {remedy}")
+        raise InputError(f"{path}: contains {type(array).__name__}, not one array; {remedy}")
     return array
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Counts, and video ids by finding; `ok` if every video asked for can be read."""
+    """Counts, and video ids by finding; `ok` if every requested video can be read."""
 
     videos: int
     frames: tuple[int, int]  # fewest and most per video
     audio_windows: tuple[int, int]
-    silent: list[str]  # known from the manifest alone
-    empty: list[str]  # an audio stream without samples; also from the manifest
+    silent: list[str]  # by the manifest
+    empty: list[str]  # by the manifest: an audio stream without samples
     absent: list[str]
     missing: list[str]
     unusable: dict[str, str]  # wrong width, NaN, wrong type; with the reason
-    unannotated: list[str]  # in the store, not asked for
+    unannotated: list[str]  # in the store, but not requested
 
     @property
     def ok(self) -> bool:
@@ -199,7 +199,7 @@ class CheckReport:
 
 
 def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> CheckReport:
-    """Read the features of `video_ids` (None: of every video in the store) and report on them.
+    """Read the features of `video_ids` (None = all videos in the store) and report on them.
 
     Raises `InputError` only if `root` is not a feature store.
     """
@@ -229,19 +229,19 @@ def check_features(root: str | Path, video_ids: Iterable[str] | None = None) -> 
 
 
 def refuse_unnoted(store: FeatureStore, video_ids: Iterable[str]) -> None:
-    """Raise `InputError` if an extracted store holds a video that its manifest lacks: which encoder made it?"""
+    """Raise `InputError` if an extracted store has a video that its manifest lacks: its encoder is unknown."""
     manifest = store.manifest
-    if manifest is None or not manifest.known:
+    if manifest is None or not manifest.encoders:
         return  # a user's own arrays
-    if strange := [video_id for video_id in video_ids if video_id not in manifest.videos]:
+    if missing := [video_id for video_id in video_ids if video_id not in manifest.videos]:
         raise InputError(
-            f"{store.root}: its manifest lacks {strange[0]} ({len(strange)} in all), whose features another "
-            "encoder may have made; run `vb2 features extract` on them, or remove them"
+            f"{store.root}: its manifest lacks {missing[0]} ({len(missing)} in all), which another encoder may have "
+            "made; run `vb2 features extract` on these videos, or remove them"
         )
 
 
 def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
-    """Raise `InputError` if the features are not as wide as the configuration says."""
+    """Raise `InputError` if the width of a modality differs from the configuration."""
     for name in model.modality_names:
         if (found := store.widths[name]) != model.width(name):
             key = model.width_key(name)
@@ -254,17 +254,17 @@ def refuse_other_widths(store: FeatureStore, model: ModelConfig) -> None:
 def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None, by: str) -> None:
     """Raise `InputError` if checkpoint `by` was trained on features of other encoders than the store's.
 
-    Nothing is refused if either does not record its encoders; frame rate and window length may differ.
+    It does not if either lacks a record of its encoders. Frame rate and window length may differ.
     """
     stored = store.manifest.origin if store.manifest else None
     if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
         return
-    for name, has, had in (
+    for name, found, wanted in (
         *((kind.upper(), stored.fingerprint(kind), trained_on.fingerprint(kind)) for kind in ENCODERS),
         *((key, getattr(stored.settings, key), getattr(trained_on.settings, key)) for key in ("output", "tokens")),
     ):
-        if has != had:
+        if found != wanted:
             raise InputError(
-                f"{store.root}: holds features of {name} {has}, {by} was trained on those of {had}; "
+                f"{store.root}: holds features of {name} {found}, {by} was trained on those of {wanted}; "
                 "extract with the same encoders, or use another checkpoint"
             )

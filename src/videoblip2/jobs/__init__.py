@@ -1,1 +1,1 @@
-"""Captioning thousands of videos: the videos, their order, and the file of results."""
+"""Caption thousands of videos: in batches, by segments, on several machines, into one file."""

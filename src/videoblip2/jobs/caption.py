@@ -1,14 +1,14 @@
-"""A captioning job: videos are decoded, encoded and captioned at the same time, in batches that span videos.
+"""A captioning job: decode, encode and caption videos at the same time, in batches that span videos.
 
-Threads decode and encode as in `vb2 features extract`; the calling thread captions one batch meanwhile. A video's rows
-are written together once all are complete.
+Threads decode and encode, as in `vb2 features extract`, while the calling thread captions one batch. The rows of a
+video are yielded together once all are complete.
 """
 
 import gc
 import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import file_digest, sha256
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from videoblip2.features.engines import VideoOutcome
 
 
-LINGER = 4.0  # seconds that a caption waits to fill a batch: alone, it costs several times as much
+LINGER = 4.0  # seconds that a caption waits for others to fill its batch: alone, it costs several times as much
 
 
 @dataclass(frozen=True)
 class CaptionOptions:
     """What to do with each video.
 
-    questions: asked instead of captioning. samples: captions drawn for each video where `decoding` samples. segments:
-    None = the whole video; a number of seconds; "scenes" = where the picture changes. batch_size: captions decoded
-    together. workers: decoding threads; None = one per core, at most 8. explain: how much each word depends on the
-    sound and on the picture.
+    questions: to answer instead of captioning. samples: captions to draw per video, if `decoding` samples. segments:
+    None = the whole video; a number = seconds per segment; "scenes" = one segment per shot. batch_size: captions
+    decoded together. workers: decoding threads; None = one per core, at most 8. explain: also measure how much each
+    word depends on the sound and on the picture.
     """
 
     decoding: Decoding = GREEDY
@@ -61,7 +61,7 @@ class CaptionOptions:
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
-        """The options other than the defaults, as recorded in rows: equal for two runs of one job."""
+        """The options that differ from the defaults, as recorded in rows; the same for all runs of one job."""
         options = {
             "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
             "consensus": self.decoding.consensus or None,
@@ -77,19 +77,19 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class DecodeItem:
-    """One text to decode: its row, its input, and the rows of its video: those so far, and their final number."""
+    """One text to decode: its row without the text, and its input."""
 
     row: Row
     item: Features
-    rows: list[Row]
-    count: int
+    rows: list[Row]  # the video's complete rows, shared by its items
+    count: int  # how many rows the video will have
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """A job before its model is loaded, which can be sent to another process.
 
-    store: a feature store, whose ids are the sources. keep_features: a store to write features to, shared by shards.
+    store: a feature store whose ids are the sources. keep_features: a store to write features to; shards share it.
     """
 
     model: str = ""
@@ -101,7 +101,7 @@ class JobPlan:
 
     @cached_property
     def version(self) -> str:
-        """The model's version; for a folder with a digest, since its name does not identify its weights."""
+        """The model's version; for a folder, with a digest, since its name does not identify its weights."""
         from videoblip2.predict import find_model
 
         found, digest = find_model(self.model), sha256()
@@ -114,12 +114,12 @@ class JobPlan:
 
     def open(self) -> "CaptionJob":
         """Load the model. Raises InputError for questions if it was never trained on any."""
-        gc.disable()  # nothing loaded here is garbage, and collection takes a sixth of the start
+        gc.disable()  # loading leaves no garbage, and collection takes a sixth of the startup time
         try:
             from videoblip2.imports import threads_of_torch
             from videoblip2.predict import load_captioner
 
-            with threads_of_torch(1):  # operations are small here; threads that wait for a busy core take longer
+            with threads_of_torch(1):  # for such small operations, several threads are slower if a core is busy
                 captioner = load_captioner(self.model, encoders=self.encoders)
                 captioner.version = self.version
                 if self.options.questions and captioner.never_asked:
@@ -170,34 +170,39 @@ class CaptionJob:
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
     ) -> Generator[list["VideoOutcome"], None, None]:
-        """The features of sources as they arrive, or an error; neither for a source that is done.
+        """Outcomes of the sources as they become ready; one that is done has neither features nor a failure.
 
-        [] if nothing arrives for `LINGER` seconds.
+        Yields [] if none is ready for `LINGER` seconds.
         """
-        from videoblip2.features.engines import VideoOutcome, encode_videos, overlapped
-        from videoblip2.features.extract import ExtractionRun, open_ledger
+        from videoblip2.features.engines import VideoOutcome, overlapped
 
         sources = keepable(sources) if self.plan.keep_features is not None else sources
         yield [VideoOutcome(source.path, failure=printable(source.error)) for source in sources if source.error]
         good = [source for source in sources if not source.error]
         if self.plan.store is not None:
             yield from overlapped([partial(self._stored, good, done)], 1, self.options.batch_size, LINGER)
-            return
-        encoders = self.captioner.media_encoders
+        else:
+            yield from self._encoded({source.path: Path(source.path) for source in good}, done)
+
+    def _encoded(
+        self, files: Mapping[str, Path], done: Mapping[str, str]
+    ) -> Generator[list["VideoOutcome"], None, None]:
+        """Outcomes of media files, with shot changes for scenes; also stores their features if the plan says so."""
+        from videoblip2.features.engines import encode_videos
+        from videoblip2.features.extract import ExtractionRun, open_ledger
+
+        encoders, kept = self.captioner.media_encoders, self.plan.keep_features
         if self.options.segments is not None:  # a segment keeps all of its frames
             encoders = encoders.every_frame
-        elif self.plan.keep_features is None:
+        elif kept is None:
             encoders = encoders.read_by(self.captioner.model.config.max_positions)
         run = ExtractionRun(self.options.workers, self.plan.shard)
-        files = {source.path: Path(source.path) for source in good}
-        with ExitStack() as stack:
-            kept = self.plan.keep_features
-            ledger = stack.enter_context(open_ledger(kept, encoders, run)) if kept else None
-            watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
-            encoded = encode_videos(
-                files, lambda path, sha: done.get(printable(path)) == sha, encoders, run.threads, watches, LINGER
-            )
-            for outcomes in stack.enter_context(closing(encoded)):
+        watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
+        encoded = encode_videos(
+            files, lambda path, sha: done.get(printable(path)) == sha, encoders, run.threads, watches, LINGER
+        )
+        with open_ledger(kept, encoders, run) if kept else nullcontext() as ledger, closing(encoded):
+            for outcomes in encoded:
                 for place, outcome in enumerate(outcomes):
                     if ledger is not None and outcome.features is not None:
                         ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
@@ -228,16 +233,16 @@ class CaptionJob:
             every = None if options.segments == "scenes" else float(options.segments)
             encoders = self.captioner.media_encoders
             segments = cut(item, encoders.settings.fps, window, every, outcome.changes, encoders.clip.rows)
-        texts = [(s, q, n) for s in segments for q in options.questions or (None,) for n in range(options.samples)]
-        rows, several = list[Row](), options.samples > 1
-        blank = (
-            self._row(outcome, start=s.start, end=s.end, question=q, sample=n + 1 if several else None)
+        samples = range(1, options.samples + 1) if options.samples > 1 else (None,)
+        texts = [(s, q, n) for s in segments for q in options.questions or (None,) for n in samples]
+        rows = list[Row]()
+        return [
+            DecodeItem(self._row(outcome, start=s.start, end=s.end, question=q, sample=n), s.item, rows, len(texts))
             for s, q, n in texts
-        )
-        return [DecodeItem(row, s.item, rows, len(texts)) for row, (s, *_) in zip(blank, texts, strict=True)]
+        ]
 
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
-        """Decode a batch; return the rows of each video that it completes."""
+        """Decode a batch; return the rows of each video that this completes."""
         complete = []
         for ask, row in zip(batch, self._texts(batch), strict=True):
             ask.rows.append(row)
@@ -246,7 +251,7 @@ class CaptionJob:
         return complete
 
     def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
-        """The rows with captions; if the batch fails, decode each item alone and give bad ones an error."""
+        """The rows with captions. If the batch fails, decode each item alone; those that fail get an error."""
         from videoblip2.data.annotations import question_prompt
 
         questions = [ask.row.question for ask in batch]
@@ -262,8 +267,8 @@ class CaptionJob:
                 return [row for ask in batch for row in self._texts([ask])]
             return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
         return [
-            replace(ask.row, caption=one.text, score=rounded(one.score), ended=one.ended, words=each)
-            for ask, one, each in zip(batch, captions, words, strict=True)
+            replace(ask.row, caption=caption.text, score=_rounded(caption.score), ended=caption.ended, words=each)
+            for ask, caption, each in zip(batch, captions, words, strict=True)
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:
@@ -272,6 +277,6 @@ class CaptionJob:
         return Row(printable(outcome.video_id), printable(name), **values)
 
 
-def rounded(score: float) -> float | None:
-    """Four digits; None for NaN and infinity, which JSON lacks."""
+def _rounded(score: float) -> float | None:
+    """To four digits; None for NaN and infinity, which JSON lacks."""
     return round(score, 4) if math.isfinite(score) else None

@@ -1,4 +1,4 @@
-"""A row of a captioning job, and the file formats that rows are written in."""
+"""The rows of a captioning job, and the file formats for them."""
 
 import csv
 import io
@@ -18,12 +18,12 @@ from videoblip2.modality import ExplainedWord
 
 @dataclass(frozen=True)
 class Row:
-    """A result of a job: the caption of a video or of a segment, or the answer to a question.
+    """A result of a job: the caption of a video or segment, or the answer to a question.
 
     path: as given, or a video id of a feature store. score: mean log-probability of the caption's tokens. ended:
-    whether the model ended the caption itself. start, end: seconds, of a segment or of the video; None = unknown.
-    sample: 1 to K of several captions. words: how much each depends on sound and picture. options: what the
-    command asked for beside the model. sha256: of the file. error: why there is no caption.
+    whether the model ended the caption itself. start, end: of the segment or video in seconds; None = unknown.
+    sample: 1 to K of several captions. words: how much each depends on sound and picture. options: those of the
+    command that differ from the defaults. sha256: of the file. error: why there is no caption.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Row:
     sha256: str = ""
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """One line for display."""
         timed = "segments=" in self.options and self.start is not None and self.end is not None
         between = f" {self.start:.1f}-{self.end:.1f} s" if timed else ""
         text = f"error: {self.error}" if self.error is not None else self.caption or "(nothing)"
@@ -52,18 +52,18 @@ class Row:
         return f"{self.path}{between}: {f'{self.question}  ' if self.question else ''}{text}"
 
     def shown(self) -> dict[str, Any]:
-        """The row as written to a file: the nine columns that every row has, and any others that are set."""
+        """The row as written to a file: the nine columns of every row, and the others that are set."""
         return {name: getattr(self, name) for name in _columns([self])}
 
 
-#: Reads a row from JSON; keys that a later version added are left out.
+#: Reads a row from JSON; keys that a later version added are ignored.
 ROW = TypeAdapter(Row)
 COLUMNS = tuple(field.name for field in fields(Row))
 ALWAYS = COLUMNS[:9]
 
 
 def form_of(path: Path) -> str:
-    """The suffix that names a format. Raises InputError for any other."""
+    """The format that a path's suffix names. Raises InputError for an unknown one."""
     if (suffix := path.suffix.lower()) not in WRITERS:
         raise InputError(
             f"--out {path}: the suffix {suffix or '(none)'} is not an output format; use {', '.join(WRITERS)}"
@@ -76,14 +76,13 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     WRITERS[form_of(path)](path, rows)
 
 
-def as_lines(rows: Iterable[Row]) -> bytes:
+def as_lines(rows: Iterable[Row]) -> str:
     """Rows as JSON lines."""
-    return "".join(json_text(row.shown()) + "\n" for row in rows).encode()
+    return "".join(json_text(row.shown()) + "\n" for row in rows)
 
 
 def _write_lines(path: Path, rows: Sequence[Row]) -> None:
-    with atomic(path) as file:
-        file.write(as_lines(rows))
+    write_text(path, as_lines(rows))
 
 
 def _write_json(path: Path, rows: Sequence[Row]) -> None:
@@ -121,7 +120,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
-    """One file for one video; for several, a folder of that name with `ID.srt` for each."""
+    """One file for one video; for several, a folder with `ID.srt` for each."""
     videos: dict[str, list[Row]] = {}
     for row in rows:
         if row.caption:
@@ -130,19 +129,19 @@ def _write_subtitles(path: Path, rows: Sequence[Row]) -> None:
     if len(paths) <= 1 and not path.is_dir():
         write_text(path, subtitles(next(iter(videos.values()), []), path.suffix))
         return
-    if path.is_file():  # a second video arrived after the first was written
+    if path.is_file():  # written when there was only one video
         path.unlink()
     shared = Counter(paths.values())
     for video, own in videos.items():
         name = paths[video]
-        if shared[name] > 1:  # two files of the same name: include their folders
+        if shared[name] > 1:  # include the folders of files with the same name
             (path / f"{name}{path.suffix}").unlink(missing_ok=True)
             name = "-".join(part for part in Path(video).parts if part not in ("/", ".."))
         write_text(path / f"{name}{path.suffix}", subtitles(own, path.suffix))
 
 
 def subtitles(rows: Iterable[Row], suffix: str) -> str:
-    """SubRip (`.srt`) or WebVTT: one cue per row, in order of time, without blank lines inside."""
+    """SubRip (`.srt`) or WebVTT: one cue per row, sorted by time, without blank lines inside."""
     vtt = suffix.lower() == ".vtt"
     cues = []
     for number, row in enumerate(sorted(rows, key=lambda row: row.start or 0.0), 1):

@@ -1,8 +1,8 @@
-"""Extraction and captioning on Ray Data: each actor loads its models once and takes videos in batches.
+"""Extraction and captioning on Ray Data: each actor loads its models once and processes videos in batches.
 
-Videos, models and stores are on a disk that all machines see under one path. Extraction actors write to the store
-themselves and return only the notes; captions return to the process that writes them. If an actor dies, Ray
-gives its videos in flight to another.
+Videos, models and stores must have the same paths on all machines. Extraction actors write to the store themselves and
+return only notes; captions return to the process that writes them. If an actor dies, Ray gives its videos in flight to
+another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from videoblip2.features.sources import VideoSource, keepable
 from videoblip2.jobs.caption import JobPlan
 from videoblip2.jobs.forms import Row
 
-VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if it dies
+VIDEOS_AT_ONCE = 32  # per actor: enough to fill batches, and few to repeat if the actor dies
 Work = Callable[[Sequence[Any]], Iterable[Any]]  # items → their results, in any order
 
 
@@ -41,13 +41,13 @@ def extract_on_ray(
 def extraction(
     encoders: Encoders, out: Path, device: str, workers: int, known: Mapping[str, str]
 ) -> Callable[[], Work]:
-    """The function that an actor calls first, to load the encoders from where this process found them."""
+    """A function that an actor calls first: it loads the encoders from the folders that this process used."""
     out, settings = out.resolve(), encoders.settings
     load = partial(load_encoders, encoders.origin, device, f"{out}", encoders.dtype)
 
     def open_work() -> Work:
-        made = replace(load(), settings=settings)
-        return partial(encode_all, known=known, out=out, encoders=made, workers=workers)
+        loaded = replace(load(), settings=settings)
+        return partial(encode_all, known=known, out=out, encoders=loaded, workers=workers)
 
     return open_work
 
@@ -60,8 +60,8 @@ def caption_on_ray(
 
     if plan.keep_features is not None and actors > 1:
         raise InputError(
-            "--keep-features: one process writes the store; drop --actors, or run `vb2 features extract "
-            "--engine ray` and caption with --features"
+            "--keep-features: only one process can write the store; drop --actors, or run "
+            "`vb2 features extract --engine ray` and caption with --features"
         )
     sources = keepable(sources) if plan.keep_features is not None else sources
     folder = os.getcwd()
@@ -96,7 +96,7 @@ def through_actors(
 ) -> Generator[Any, None, None]:
     """Process items in batches with `actors` Ray processes; yield the results as they arrive.
 
-    Uses a running Ray, or starts a local one. If a process dies, another gets its batch.
+    Uses a running Ray, or starts a local one.
     """
     if not items:
         return

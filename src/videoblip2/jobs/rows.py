@@ -1,7 +1,7 @@
-"""The file that holds the rows of a captioning job: complete at all times, resumed by content.
+"""The output file of a captioning job: valid at all times, and resumable from its content.
 
-JSON lines are appended to. Every other format is written from a journal beside it, `.NAME.journal.jsonl`, periodically
-and at the end; the journal is what a later run resumes from.
+JSON lines are appended. Any other format is written from a journal beside it, `.NAME.journal.jsonl`, periodically and
+at the end; a later run resumes from the journal.
 """
 
 import glob
@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError, refused
-from videoblip2.files import atomic, json_text
+from videoblip2.files import json_text
 from videoblip2.jobs.forms import ROW, Row, as_lines, form_of, write_rows
 
 BEGINS = b'{"path": "'  # the start of every row
@@ -22,27 +22,27 @@ RENDER_SECONDS = 10.0  # between writes of a format that cannot be appended to, 
 
 
 class RowFile:
-    """The output of a job. Opening it reads the rows of an earlier run of the same job; `add` is safe against kill -9.
+    """The output of a job. Opening it reads the rows of an earlier run of the same job; `add` survives kill -9.
 
-    Raises InputError for an unknown suffix, a path that cannot be written, a file that another process is
-    writing, and rows of another model or with other options.
+    Raises InputError for an unknown suffix, a path that cannot be written, a file that another process is writing, and
+    rows of another model or with other options.
     """
 
     def __init__(self, path: Path, model_version: str, options: str) -> None:
         self.path, self.form = path, form_of(path)
-        self._journal = path if self.form == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
+        self._journal = _journal_of(path)
         self._due = 0.0
         busy = refused(f"{path}: another process is writing it", "wait for it, or give another --out", Timeout)
         with refused(f"{path}: cannot be written", "give a writable place", OSError), busy:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             self._lock.acquire(timeout=0)
-            known = self._journal.exists()
-            self.rows, again = _read_journal(self._journal)
-        if path.exists() and not known:
+            resumed = self._journal.exists()
+            self.rows, unfinished = _read_journal(self._journal)
+        if path.exists() and not resumed:
             raise InputError(f"{path}: exists, and this command did not write it; move it, or give another --out")
         _refuse_mixed(path, self.rows, "give another --out", (model_version, options))
-        self._again = again | {row.path for row in self.rows if row.error is not None}
+        self._unfinished = unfinished | {row.path for row in self.rows if row.error is not None}
         self.rows = [row for row in self.rows if row.error is None]
         self._paths = {row.path for row in self.rows}
         self._rewrite(self.rows)
@@ -58,38 +58,37 @@ class RowFile:
 
     @property
     def done(self) -> dict[str, str]:
-        """Path → sha256 of the finished files, which need no work unless they change."""
-        return {row.path: row.sha256 for row in self.rows if row.path not in self._again}
+        """Path → sha256 of the finished files; they are skipped unless they change."""
+        return {row.path: row.sha256 for row in self.rows if row.path not in self._unfinished}
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Sequence[Row]) -> None:
         """Append the rows of a video. A failure does not replace an earlier run's result.
 
         Raises InputError if the disk is full; rows already written are kept.
         """
-        new = list(rows)
-        paths = {row.path for row in new}
-        failed = all(row.error is not None for row in new)
+        paths = {row.path for row in rows}
+        failed = all(row.error is not None for row in rows)
         changed = not failed and not paths.isdisjoint(self._paths)
-        if not new or (failed and paths <= self._paths - self._again):
+        if not rows or (failed and paths <= self._paths - self._unfinished):
             return
         remedy = "fix that and run the same command again; rows already written are kept"
         with refused(f"{self.path}: cannot be written", remedy, OSError):
             if changed:  # the video file changed since an earlier run
-                kept = [*(row for row in self.rows if row.path not in paths), *new]
+                kept = [*(row for row in self.rows if row.path not in paths), *rows]
                 self._rewrite(kept)
                 self.rows = kept
             else:
-                self._append(as_lines(new))
-                self.rows += new
+                self._append(as_lines(rows).encode())
+                self.rows += rows
             self._paths |= paths
-            self._again -= set() if failed else paths
+            self._unfinished -= set() if failed else paths
             if self.form != ".jsonl" and time.monotonic() >= self._due:
                 began = time.monotonic()
                 write_rows(self.path, self.rows)
                 self._due = time.monotonic() + max(RENDER_SECONDS, 20 * (time.monotonic() - began))
 
     def finish(self, order: Sequence[str]) -> None:
-        """Sort rows by `order` (paths); those of other paths, from earlier runs, come last."""
+        """Sort rows by `order` (paths); rows of other paths, from earlier runs, come last."""
         place = {path: number for number, path in enumerate(order)}
         self.rows.sort(key=lambda row: (place.get(row.path, len(place)), row.start or 0.0))
         self._rewrite(self.rows)
@@ -106,10 +105,12 @@ class RowFile:
                 raise
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
-        with atomic(self._journal) as file:
-            file.write(as_lines(rows))
-        if self.form != ".jsonl":
-            write_rows(self.path, rows)
+        for path in dict.fromkeys((self._journal, self.path)):
+            write_rows(path, rows)
+
+
+def _journal_of(path: Path) -> Path:
+    return path if path.suffix.lower() == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
 
 
 def _refuse_mixed(path: Path, rows: Iterable[Row], remedy: str, *wanted: tuple[str, str]) -> None:
@@ -121,14 +122,14 @@ def _refuse_mixed(path: Path, rows: Iterable[Row], remedy: str, *wanted: tuple[s
 
 def read_row_file(path: Path) -> list[Row]:
     """The rows of a `.jsonl` file, or of the journal of another format. Raises InputError for any other file."""
-    journal = path if path.suffix.lower() == ".jsonl" else path.with_name(f".{path.name}.journal.jsonl")
+    journal = _journal_of(path)
     if not journal.is_file():
         raise InputError(f"{path}: no rows to read; give the --out file of an earlier `vb2 caption`")
     return _read_journal(journal)[0]
 
 
 def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
-    """All complete rows (without a last line cut off by a kill), and the paths whose rows may be incomplete."""
+    """All complete rows, without a last line cut off by a kill; and the paths of which rows may be missing."""
     if not path.is_file():
         return [], set()
     rows: list[Row] = []
@@ -148,9 +149,9 @@ def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
 
 
 def merge(out: Path, parts: Sequence[Path]) -> list[Row]:
-    """Write the rows of several outputs into one, each video once: a caption wins over a failure.
+    """Merge the rows of several outputs into one, each video once; a caption replaces a failure.
 
-    Without `parts`, merge what `--shard` wrote beside `out`. Raises InputError if a shard is missing.
+    Without `parts`, merges what `--shard` wrote beside `out`. Raises InputError if a shard is missing.
     """
     chosen: dict[tuple[object, ...], Row] = {}
     for part in parts or shards_of(out):
@@ -180,8 +181,8 @@ def shards_of(out: Path) -> list[Path]:
     found = [path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.stem.removeprefix(out.stem))]
     counts = {path.stem.rpartition("-of-")[2] for path in found}
     if len(counts) != 1:
-        what = "no shards" if not counts else f"shards of {len(counts)} jobs"
-        raise InputError(f"{out}: {what} beside it ({out.stem}.1-of-N{out.suffix}); name the files to merge")
+        found_here = f"shards of {len(counts)} jobs" if counts else "no shards"
+        raise InputError(f"{out}: {found_here} beside it ({out.stem}.1-of-N{out.suffix}); name the files to merge")
     count = int(counts.pop())
     every = [shard_file(out, (number, count)) for number in range(1, count + 1)]
     if missing := [path.name for path in every if path not in found]:

@@ -1,7 +1,7 @@
-"""Segments of long videos: where one ends and the next begins, and how equal captions are merged.
+"""Cut long videos into segments, and merge neighboring segments with equal captions.
 
-A shot ends where neighboring frames differ far more than those around them (a cut), or frames a second apart do (a
-fade); docs/decisions/0012 has the figures.
+A shot ends where neighboring frames differ far more than those around them (a cut), or where frames a second apart do
+(a fade); docs/decisions/0012 has the figures.
 """
 
 import math
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from videoblip2.jobs.forms import Row
 from videoblip2.modality import Features
 
-#: A shot change: the cosine distance between neighboring frames exceeds both limits, see `shot_changes`.
+#: Limits for the distance of neighboring frames' features at a shot change; see `shot_changes`.
 DISTANCE, DEVIATIONS = 0.15, 3.0
-#: In mean differences of 8-bit levels: of neighboring frames, and of those a second apart.
+#: Limits for mean differences of 8-bit levels: between neighboring frames, and between frames `APART` seconds apart.
 CUT, FADE = 6.0, 16.0
-TIMES_USUAL = 3.0  # and it is this many times the difference around it
+TIMES_USUAL = 3.0  # and the difference is at least this many times those around it
 AROUND = 3  # frames on either side of a cut
 APART = 1.0  # seconds
-LEAST = 0.5  # seconds from one cut to the next
-LEAST_FADE = 1.2  # and from a fade to any other change
+LEAST = 0.5  # seconds between cuts
+LEAST_FADE = 1.2  # seconds between a fade and any other change
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,27 @@ def cut(
 
     Args:
         fps: frames per second. window: seconds per audio row.
-        every: seconds per segment; None = cut where the picture changes.
-        changes: seconds of those changes; None = from the features (`shot_changes`), to within half a frame.
+        every: seconds per segment; None = cut at shot changes.
+        changes: seconds of the shot changes; None = find them in the features, to within half a frame.
     """
     frames = item["video"].reshape(-1, patches, item["video"].shape[1])
     length = len(frames) / fps
     if every:
         step = max(1, round(min(every * fps, len(frames))))
-        starts = [first / fps for first in range(0, max(1, len(frames)), step)]
+        starts = [first / fps for first in range(step, len(frames), step)]
     elif changes is None:
-        starts = [0.0, *((first - 0.5) / fps for first in shot_changes(frames.mean(axis=1)))]
+        starts = [(first - 0.5) / fps for first in shot_changes(frames.mean(axis=1))]
     else:
-        starts = [0.0, *(second for second in changes if 0 < second < length)]
-    segments = []
-    for start, end in pairwise([*starts, length]):
-        first, last = (math.ceil(second * fps - 1e-6) for second in (start, end))
-        first = min(first, max(0, len(frames) - 1))  # a shot between two frames gets the next one
-        seen = frames[first : max(first + 1, last)]
-        rows = {"video": seen.reshape(-1, seen.shape[2]), **_heard(item, start, end, window)}
-        segments.append(Segment(round(start, 3), round(end, 3), rows))
-    return segments
+        starts = [second for second in changes if 0 < second < length]
+    return [_segment(item, frames, fps, window, *span) for span in pairwise([0.0, *starts, length])]
+
+
+def _segment(item: Features, frames: np.ndarray, fps: float, window: float | None, start: float, end: float) -> Segment:
+    first, last = (math.ceil(second * fps - 1e-6) for second in (start, end))
+    first = min(first, max(0, len(frames) - 1))  # a shot between two frames gets the next one
+    seen = frames[first : max(first + 1, last)]
+    rows = {"video": seen.reshape(-1, seen.shape[2]), **_heard(item, start, end, window)}
+    return Segment(round(start, 3), round(end, 3), rows)
 
 
 def _heard(item: Features, start: float, end: float, window: float | None) -> Features:
@@ -82,10 +83,10 @@ def _heard(item: Features, start: float, end: float, window: float | None) -> Fe
 
 
 def shot_changes(frames: np.ndarray) -> list[int]:
-    """Frames [F,D] → indices of the frames that begin a new shot.
+    """Features of frames [F,D] → numbers of the frames that begin a new shot.
 
-    The cosine distance to the frame before exceeds DISTANCE, and the video's median distance by DEVIATIONS median
-    absolute deviations: a video that moves a lot is not cut at every frame.
+    Their cosine distance to the previous frame exceeds DISTANCE, and exceeds the video's median distance by DEVIATIONS
+    median absolute deviations, so that a video with much motion is not cut at every frame.
     """
     units = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
     distances = 1.0 - (units[1:] * units[:-1]).sum(axis=1)
@@ -97,7 +98,7 @@ def shot_changes(frames: np.ndarray) -> list[int]:
 
 
 def merged(rows: Sequence[Row]) -> list[Row]:
-    """Merge consecutive segments with the same caption; the score is their mean weighted by duration."""
+    """Merge consecutive segments with the same caption. Their score is the mean, weighted by duration."""
     kept: list[Row] = []
     places: dict[tuple[str | None, int | None], int] = {}  # index of the previous row, by question and sample
     for row in rows:
@@ -115,11 +116,11 @@ def merged(rows: Sequence[Row]) -> list[Row]:
 
 @dataclass
 class ShotWatch:
-    """Takes thumbnails of all frames of one video, in order; keeps two numbers for each."""
+    """Detects shot changes from thumbnails of all frames of one video, in order; keeps two numbers per frame."""
 
     times: list[float] = field(default_factory=list)
-    near: list[float] = field(default_factory=list)  # difference from the frame before
-    far: list[float] = field(default_factory=list)  # from the frame a second before
+    near: list[float] = field(default_factory=list)  # difference from the previous frame
+    far: list[float] = field(default_factory=list)  # difference from the frame a second earlier
     _recent: deque[tuple[float, NDArray[np.int16]]] = field(default_factory=deque)
 
     def __call__(self, thumbnail: NDArray[np.uint8], time: float) -> None:
@@ -133,7 +134,7 @@ class ShotWatch:
         self.far.append(float(np.abs(levels - self._recent[0][1]).mean()))
 
     def changes(self) -> list[float]:
-        """The seconds at which a new shot begins; for a fade, its middle."""
+        """The seconds at which a new shot begins; the middle of a fade."""
         kept: list[float] = []
         for found, least in ((self._cuts(), LEAST), (self._fades(), LEAST_FADE)):
             for _, second in sorted(found, reverse=True):  # the strongest first
@@ -149,7 +150,7 @@ class ShotWatch:
         return [(near, self.times[i]) for i, near in sharp if near > TIMES_USUAL * float(np.mean(around(i) or 0.0))]
 
     def _fades(self) -> list[tuple[float, float]]:
-        """The middle of each run of frames that differ from those a second before them, weighted by how much."""
+        """Strength and time of each run of frames that differ from those a second earlier: its weighted middle."""
         rate = round((len(self.times) - 1) / max(self.times[-1], 1e-9)) if self.times else 0
         far, times = np.array(self.far), np.array(self.times)
 
