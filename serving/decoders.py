@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -92,11 +92,8 @@ class Decoders:
                 timer.cancel()
                 self._give_back(decoder)
 
-        frames = read()
-        try:
+        with closing(read()) as frames:
             yield frames, lambda: sound
-        finally:
-            frames.close()
 
     def _take(self) -> "_Decoder":
         deadline = time.monotonic() + self.settings.decode_wait_seconds

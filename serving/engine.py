@@ -124,8 +124,7 @@ class Engine:
         for part, said in zip(parts, await self.answer([part.item for part in parts], captioner, ask), strict=True):
             if isinstance(said, Refusal):
                 raise said
-            words = None if said.words is None else tuple(said.words)
-            rows.append(Row("", "", said.caption, said.score, None, part.start, part.end, words=words))
+            rows.append(Row("", "", said.caption, said.score, None, part.start, part.end, words=said.words))
         answer = {"segments": merged(rows), "model_version": captioner.version, "clip": ask.clip}
         seconds = round(time.perf_counter() - ask.began, 4)
         return Segments.model_validate({**answer, "seconds": seconds}, from_attributes=True)
@@ -160,7 +159,7 @@ def answer_of(job: Job, result: Caption | BaseException) -> Answer | Refusal:
         seconds=round(time.perf_counter() - job.ask.began, 4),
         timings={name: round(seconds, 4) for name, seconds in timings.items()},
         batch=job.batch,
-        words=None if job.words is None else [*job.words],
+        words=job.words,
         clip=job.ask.clip,
     )
 

@@ -29,7 +29,7 @@ class Answer(BaseModel):
     seconds: float = Field(description="from the end of the upload to the answer")
     timings: dict[str, float] = Field(description="seconds: features, waiting for the model (queue), its batch (model)")
     batch: int = Field(description="number of captions in the batch")
-    words: list[ExplainedWord] | None = Field(None, description=WORDS)
+    words: tuple[ExplainedWord, ...] | None = Field(None, description=WORDS)
     clip: str = Field("", description="token of an uploaded file: send it as `clip` instead of the file to ask again")
 
 
@@ -40,7 +40,7 @@ class SegmentAnswer(BaseModel):
     end: float
     caption: str
     score: float
-    words: list[ExplainedWord] | None = Field(None, description=WORDS)
+    words: tuple[ExplainedWord, ...] | None = Field(None, description=WORDS)
 
 
 class Segments(BaseModel):
@@ -214,15 +214,6 @@ class OneUpload(BaseModel):
     clip: str = Field("", max_length=64, description="token from an earlier answer, instead of a file; 410 if expired")
 
 
-class Uploads(BaseModel):
-    """The files of many items, by kind."""
-
-    video: list[UploadFile] = Field([], description="media files")
-    video_features: list[UploadFile] = Field([], description=".npy files, floats [frames, 768]")
-    audio_features: list[UploadFile] = Field([], description=".npy, as many as `video_features`, or none")
-    features: list[UploadFile] = Field([], description="safetensors; `NAME.video`, `NAME.audio` for many")
-
-
 class Options(BaseModel):
     """Decoding options and the seed."""
 
@@ -259,8 +250,13 @@ class CaptionForm(OneUpload, Prompted):
     segments: Every | None = Field(None, description=SEGMENTS)
 
 
-class CaptionsForm(Uploads, Prompted):
-    """Many items to caption."""
+class CaptionsForm(Prompted):
+    """Many items to caption: their files, by kind."""
+
+    video: list[UploadFile] = Field([], description="media files")
+    video_features: list[UploadFile] = Field([], description=".npy files, floats [frames, 768]")
+    audio_features: list[UploadFile] = Field([], description=".npy, as many as `video_features`, or none")
+    features: list[UploadFile] = Field([], description="safetensors; `NAME.video`, `NAME.audio` for many")
 
 
 class StreamForm(OneUpload, Prompted):

@@ -24,7 +24,7 @@ from videoblip2.modality import MODALITIES, Features
 from . import observe
 from .batching import Clip, EncodingQueue, Item
 from .decoders import BUSY, Decoders
-from .messages import OneUpload, Refusal, Uploads
+from .messages import CaptionsForm, OneUpload, Refusal
 
 if TYPE_CHECKING:
     from videoblip2.captioner import PreparedVideo
@@ -35,23 +35,23 @@ NAMES = f"name them {' or '.join(MODALITIES)}, or with a video's name in front: 
 
 
 async def items_of(
-    uploads: Uploads, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
+    form: CaptionsForm, captioner: Captioner, intake: "MediaIntake", every_frame: bool = False
 ) -> list[Item]:
     """Items in the order media, .npy, safetensors; an unusable file is an exception in its place.
 
     Raises Refusal if it is unclear what the items are.
     """
-    npys, sounds = uploads.video_features, uploads.audio_features
-    if not (uploads.video or npys or uploads.features):
+    npys, sounds = form.video_features, form.audio_features
+    if not (form.video or npys or form.features):
         raise Refusal(400, f"no video in the request; {ONE_OF}")
     if sounds and len(sounds) != len(npys):
         raise Refusal(400, f"{len(npys)} `video_features` and {len(sounds)} `audio_features`; send pairs, or no audio")
-    media = (intake.features(file, captioner, every_frame) for file in uploads.video)
+    media = (intake.features(file, captioner, every_frame) for file in form.video)
     items = [*await asyncio.gather(*media, return_exceptions=True)]
     async with intake.reading:
         for pair in zip_longest(npys, sounds):
             items += await asyncio.gather(_npy_item(*pair), return_exceptions=True)
-        for file in uploads.features:
+        for file in form.features:
             try:
                 items += safetensors_items(await file.read(), "features")
             except InputError as error:
@@ -75,8 +75,8 @@ async def one_item(
         raise Refusal(400, f"more than one video in the request; {ONE_OF}, or use /captions")
     if form.clip:
         return intake.kept(form.clip, captioner, every_frame), form.clip
-    files = {kind: [file] for kind, file in form if kind in Uploads.model_fields and file}
-    items = await items_of(Uploads.model_construct(None, **files), captioner, intake, every_frame)
+    files = {kind: [file] for kind in OneUpload.model_fields if (file := getattr(form, kind))}
+    items = await items_of(CaptionsForm.model_validate(files), captioner, intake, every_frame)
     if len(items) != 1:
         raise Refusal(400, f"{len(items)} items in `features`; send one, or use /captions")
     if isinstance(item := items[0], BaseException):
@@ -160,8 +160,8 @@ def npy_array(content: bytes, name: str) -> np.ndarray:
     file = io.BytesIO(content)
     remedy = "send what numpy.save wrote"
     with refused(f"{name}: not a complete .npy file", remedy, Exception):  # its header is Python: it fails in many ways
-        array = np.load(file, allow_pickle=False)
-    if file.read(1) or not isinstance(array, np.ndarray):
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if file.read(1):
         raise InputError(f"{name}: more than one .npy array; {remedy}")
     return _numbers(array, name)
 

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from videoblip2 import __version__
-from videoblip2.errors import InputError, validated
+from videoblip2.errors import InputError, refused, validated
 from videoblip2.files import write_json
 
 FILE = "provenance.json"
@@ -128,22 +128,19 @@ class Provenance(Record):
     @classmethod
     def read(cls, folder: Path, optional: bool = False) -> Self:
         """Read provenance.json; `optional`: an empty record if there is none. Raises InputError if it is malformed."""
-        path, damaged = folder / FILE, f"checkpoint {folder}: {FILE} is damaged; train or copy it again"
-        if optional and not path.is_file():
-            return cls()
-        try:
+        path, damaged, remedy = folder / FILE, f"checkpoint {folder}: {FILE} is damaged", "train or copy it again"
+        if not path.is_file():
+            if optional:
+                return cls()
+            raise InputError(f"checkpoint {folder}: no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote")
+        with refused(damaged, remedy, ValueError, TypeError):
             content = dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            reason = f"no {FILE}; give a folder that `vb2 ce` or `vb2 scst` wrote"
-            raise InputError(f"checkpoint {folder}: {reason}") from error
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{damaged} ({error})") from error
         if (found := content.get("format", 0)) != FORMAT:
             writer = content.get("written_by") or "an unknown version"
             readable = f"this is videoblip2 {__version__}, which reads format {FORMAT}"
             remedy = "train again" if isinstance(found, int) and found < FORMAT else "update videoblip2"
             raise InputError(f"checkpoint {folder}: format {found}, written by {writer}; {readable}: {remedy}")
-        return validated(cls, content, damaged)
+        return validated(cls, content, f"{damaged}; {remedy}")
 
     def write(self, folder: Path) -> None:
         """Write provenance.json to a checkpoint folder, in this version's format."""

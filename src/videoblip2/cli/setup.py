@@ -71,14 +71,11 @@ def plan(
     settings = inherit_model(load_config(config, overrides or []))
     room = memory * 1e9 if memory else free(settings)
     plans = {kind: planned(kind, settings, gpus) for kind in progress(("ce", "scst"), 2, "memory of each stage")}
-    changes = {
-        kind: fitting(kind, settings, gpus, room, progress) if made.peak > room else ([], made.peak)
-        for kind, made in plans.items()
-    }
-    about = {
-        kind: {**console.plain(made), "peak": made.peak, "fits": made.peak <= room} for kind, made in plans.items()
-    }
-    record = {kind: {**about[kind], "changes": words, "changed_peak": peak} for kind, (words, peak) in changes.items()}
+    changes, record = dict[str, tuple[list[str], int]](), dict[str, dict[str, object]]()
+    for kind, made in plans.items():
+        fits = made.peak <= room
+        words, peak = changes[kind] = ([], made.peak) if fits else fitting(kind, settings, gpus, room, progress)
+        record[kind] = {**console.plain(made), "peak": made.peak, "fits": fits, "changes": words, "changed_peak": peak}
     emit({"memory": room, "gpus": gpus, **record}, _plan_text(plans, changes, room))
 
 

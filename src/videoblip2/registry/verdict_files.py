@@ -11,7 +11,7 @@ import numpy as np
 from videoblip2.captions.metrics import METRICS, label_of, scale_of, shown
 from videoblip2.files import write_json, write_text
 from videoblip2.registry.gate import Gate, GateVerdict, Sides, rows_of
-from videoblip2.registry.versions import markdown_table
+from videoblip2.tracking.tracker import markdown_table
 
 TAG = "mlflow.gate"  # of a version: the facts of its promotion as JSON; MLflow's page hides it
 COLUMNS = ["condition", "challenger", "opponent", "wanted", "verdict"]

@@ -21,6 +21,7 @@ from videoblip2.config import InputError
 from videoblip2.errors import refused
 from videoblip2.tracking.mlflow.store import UNKNOWN, answered, connect, is_unknown
 from videoblip2.tracking.source import ProcessRecord
+from videoblip2.tracking.tracker import markdown_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,12 +116,6 @@ def move_champion(name: str, move: Move) -> None:
         rows = [[each.when, str(each.version), each.action, each.why, each.who] for each in reversed(moves(name))]
         table = markdown_table(["when", "champion", "by", "why", "who"], rows)
         client.update_registered_model(name, f"{ABOUT}\n\n{table}")
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with cells on one line."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)
 
 
 def succession(history: Sequence[Move]) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from videoblip2.config import InputError
+from videoblip2.data.annotations import QUESTION_FILES
 from videoblip2.errors import Progress, no_progress
 from videoblip2.features.media import write_video
 from videoblip2.files import write_json
@@ -85,7 +86,7 @@ class ToyWorld:
 
     videos: Path
     annotations: tuple[Path, Path]  # train and validate; test
-    questions: tuple[Path, Path, Path]  # train, validate, test
+    questions: Sequence[Path]  # train, validate, test
     counts: dict[str, int]  # videos by split
     audio: dict[str, int]  # videos by "present", "silent", "absent"
 
@@ -110,13 +111,15 @@ def write_toy_world(
         if not file.exists():
             write_video(file, render_frames(scene), FPS, render_audio(scene), RATE)
     counts, audio = Counter(scene.split for scene in scenes), Counter(scene.audio for scene in scenes)
-    return ToyWorld(out / "videos", annotations, _question_files(out), dict(counts), dict(audio))
+    return ToyWorld(
+        out / "videos", annotations, [out / file for file in QUESTION_FILES.values()], dict(counts), dict(audio)
+    )
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:
     """Write only the world's two annotation files (train and validate, test) and its questions."""
     out, scenes = Path(out), make_scenes(num_videos, seed, more_tests)
-    by_split = {split: [s for s in scenes if s.split == split] for split in ("train", "validate", "test")}
+    by_split = {split: [s for s in scenes if s.split == split] for split in QUESTION_FILES}
     rest, first, second = by_split["train"] + by_split["validate"], out / "toy_train_val.json", out / "toy_test.json"
     documents = {first: _document(rest, 0), second: _document(by_split["test"], CAPTIONS * len(rest))}
     for path, document in documents.items():
@@ -125,9 +128,9 @@ def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_test
     for path, document in documents.items():
         write_json(path, document)
     first_id = 0
-    for path, shown in zip(_question_files(out), by_split.values(), strict=True):
-        entries = question_entries(shown, first_id)
-        write_json(path, entries)
+    for split, file in QUESTION_FILES.items():
+        entries = question_entries(by_split[split], first_id)
+        write_json(out / file, entries)
         first_id += len(entries)
     return first, second
 
@@ -135,10 +138,6 @@ def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_test
 def make_scenes(num_videos: int, seed: int, more_tests: int = 0) -> list[Scene]:
     """The scenes of a world's videos."""
     return [make_scene(seed, index, num_videos) for index in range(num_videos + more_tests)]
-
-
-def _question_files(out: Path) -> tuple[Path, Path, Path]:
-    return out / "train_qa.json", out / "val_qa.json", out / "test_qa.json"
 
 
 def _document(scenes: list[Scene], first_sentence: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from videoblip2.tracking.compare import Side, compare_sides
 from videoblip2.tracking.mlflow import run_records
 from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
-from videoblip2.tracking.tracker import Tracker
+from videoblip2.tracking.tracker import Tracker, markdown_table
 from videoblip2.training.workspace import Workspace
 
 DIGITS = 12
@@ -187,7 +187,7 @@ def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") 
     if result.caption_rows:
         rows[label_of("mean_length")] = shown("mean_length", result.corpus["mean_length"])
     head = f"**val**: {headline(result)}, best at step {step} of {work.config.train.steps}"
-    return head + "\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"{head}\n\n{markdown_table(['', ''], rows.items())}"
 
 
 # --- figures, drawn once at the end of a run

@@ -15,7 +15,7 @@ from videoblip2.modality import modality_label
 from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS, curve, run_link
-from videoblip2.tracking.tracker import sigterm_raises
+from videoblip2.tracking.tracker import markdown_table, sigterm_raises
 from videoblip2.training.distributed import join
 from videoblip2.training.loop import Observer
 from videoblip2.training.record import METRICS, Curve, draw_curves
@@ -174,8 +174,7 @@ def _log(tracker: Tracker, config: Config, result: SeedsResult) -> None:
     if draw_curves(picture, curves, f"{result.name}: every seed") is not None:
         tracker.log_file(picture, "figures")
     title, columns, rows = result.table(lambda seed: run_link(seed.run_id, seed.name) if seed.run_id else seed.name)
-    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
-    tracker.note("\n".join([title, "", *lines]))
+    tracker.note(f"{title}\n\n{markdown_table(columns, rows)}")
     tracker.set_tags({SEEDS: listed, "modalities": modality_label(config.model.modalities)})
 
 

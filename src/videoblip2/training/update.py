@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from videoblip2.config import OptimConfig
 from videoblip2.data.batches import Batch
+from videoblip2.training.sharding import is_sharded
 
 NOT_DECAYED = ("query_tokens", "positions", "embeddings", "shared", "relative_attention_bias")
 
@@ -58,7 +59,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], config: OptimConfig) 
     scales = {"qformer": 1.0, "projection": config.lr_scale_projections, "lora": config.lr_scale_lora}
     members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        sharded = hasattr(parameter, "full_tensor")  # the fused update cannot mix sharded and whole tensors
+        sharded = is_sharded(parameter)  # the fused update cannot mix sharded and whole tensors
         members.setdefault((kind_of(name), decays(name, parameter), sharded), []).append(parameter)
     groups = [
         {"params": some, "weight_decay": config.weight_decay * decayed, "peak_lr": config.lr * scales[kind]}
