@@ -38,6 +38,7 @@ from videoblip2.features.towers import FrameEncoder
 from videoblip2.model import decode
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
+from videoblip2.provenance import EncoderIdentity
 
 ROOT = SOURCE.parent
 #: Seconds after which no more rows are begun, and repeats of each path.
@@ -263,7 +264,7 @@ def extraction_paths(setting: Setting) -> Iterator[Pair]:
     clip = CLIPVisionModelWithProjection(config).to(setting.device).eval()
     videos = np.random.default_rng(0).normal(size=(count, frames, 3, 224, 224)).astype(np.float32)
     encoder, given = (
-        FrameEncoder("clip", "", clip, None),
+        FrameEncoder(EncoderIdentity(), clip, None),
         [{"pixel_values": frame} for frame in videos.reshape(-1, 3, 224, 224)],
     )
 

@@ -48,7 +48,7 @@ def test_another_version_of_transformers_is_imported_as_usual():
 
 def test_a_caption_imports_nothing_that_only_training_needs(tiny_config, tokenizers, encoders, tmp_path):
     tiny_config.video_dim, tiny_config.audio_dim = 768, 512
-    named = {kind: {"name": getattr(encoders, kind).name} for kind in ("clip", "clap")}
+    named = {kind: {"name": getattr(encoders, kind).identity.name} for kind in ("clip", "clap")}
     provenance = Provenance.model_validate({"features": {**named, "settings": {"fps": 4.0, "window_seconds": 1.0}}})
     folder = save_checkpoint(tmp_path / "best", Checkpoint(VideoBlip2(tiny_config), tokenizers, provenance=provenance))
     write_video(tmp_path / "a.mp4", np.zeros((4, 32, 32, 3), np.uint8), 4, None, 48_000)

@@ -96,9 +96,9 @@ def project(tiny_model, tokenizers, encoders, tmp_path):
     home = tmp_path / "home"
     named = {kind: home / "encoders" / kind for kind in ("clip", "clap")}
     for kind, folder in named.items():
-        shutil.copytree(getattr(encoders, kind).name, folder)
+        shutil.copytree(getattr(encoders, kind).identity.name, folder)
     origin = {
-        kind: {"name": str(folder), "fingerprint": getattr(encoders, kind).fingerprint}
+        kind: {"name": str(folder), "fingerprint": getattr(encoders, kind).identity.fingerprint}
         for kind, folder in named.items()
     }
     provenance = Provenance.model_validate({"features": {**origin, "settings": {"fps": 4.0, "window_seconds": 1.0}}})
@@ -109,7 +109,7 @@ def project(tiny_model, tokenizers, encoders, tmp_path):
 def test_encoders_are_found_in_a_project_that_moved(project, tmp_path):
     project.rename(tmp_path / "elsewhere")
     captioner = load_captioner(tmp_path / "elsewhere" / "runs" / "ce" / "best", "cpu")
-    assert captioner.media_encoders.clip.name == str(tmp_path / "elsewhere" / "encoders" / "clip")
+    assert captioner.media_encoders.clip.identity.name == str(tmp_path / "elsewhere" / "encoders" / "clip")
 
 
 @pytest.mark.parametrize("place", ["named", "inside"])
@@ -123,7 +123,7 @@ def test_a_checkpoint_that_was_copied_alone_takes_its_encoders_by_name_or_inside
     if place == "inside":
         there.rename(copied / "encoders")
     loaded = load_captioner(copied, "cpu", given).media_encoders
-    assert loaded.clap.name == (given.get("clap") or str(copied / "encoders" / "clap"))
+    assert loaded.clap.identity.name == (given.get("clap") or str(copied / "encoders" / "clap"))
 
 
 @pytest.mark.parametrize("kind", ["clip", "clap"])

@@ -18,8 +18,12 @@ from videoblip2.cli import deploy
 from videoblip2.cli.deploy import pinned, stage
 from videoblip2.config import InputError
 from videoblip2.features import encoders
-from videoblip2.provenance import Provenance
+from videoblip2.provenance import EncoderIdentity, Provenance
 from videoblip2.tracking import find_model
+
+
+def loaded(fingerprint):
+    return SimpleNamespace(identity=EncoderIdentity(fingerprint=fingerprint))
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def model(tmp_path, monkeypatch):
     (folder / "provenance.json").write_text(json.dumps({"format": 2, "features": manifest}))
     (folder / "state").mkdir()
     for name in ("load_clip", "load_clap"):
-        monkeypatch.setattr(encoders, name, lambda folder: SimpleNamespace(fingerprint=f"of {Path(folder).name}"))
+        monkeypatch.setattr(encoders, name, lambda folder: loaded(f"of {Path(folder).name}"))
     return folder
 
 
@@ -76,7 +80,7 @@ def test_a_packaged_checkpoint_keeps_its_version_and_has_its_encoders_with_it(mo
 
 
 def test_another_encoder_than_made_the_features_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders, "load_clap", lambda folder: SimpleNamespace(fingerprint="of another"))
+    monkeypatch.setattr(encoders, "load_clap", lambda folder: loaded("of another"))
     with pytest.raises(InputError, match="fingerprint of another, but the model's features were made with of clap"):
         stage(str(model), tmp_path / "out")
 

@@ -15,6 +15,7 @@ from videoblip2.features.media import write_video
 from videoblip2.features.media_features import FeatureSettings
 from videoblip2.features.sources import find_videos
 from videoblip2.features.store import FeatureStore
+from videoblip2.provenance import EncoderIdentity
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
 RATE = 16_000
@@ -45,7 +46,7 @@ def test_every_video_becomes_two_arrays_and_a_note(encoders, videos, tmp_path):
     manifest = store.manifest
     assert {name: note.audio for name, note in manifest.videos.items()} == {n: n for n in store.ids}
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert content["clip"] == {"name": encoders.clip.name, "fingerprint": encoders.clip.fingerprint}
+    assert content["clip"] == {"name": encoders.clip.identity.name, "fingerprint": encoders.clip.identity.fingerprint}
     assert manifest.origin == store.origin == encoders.origin and content["settings"]["window_seconds"] == 1.0
     assert (manifest.dtype, manifest.sampling_rate) == ("float32", 48_000) and manifest.versions["av"]
     assert manifest.widths == {"video": 768, "audio": 512}
@@ -109,7 +110,7 @@ def test_encoders_and_settings_are_not_mixed_in_one_store(encoders, videos, tmp_
     paths, out = find_videos([videos]), tmp_path / "out"
     extract_features(paths, out, encoders)
     before = (out / "manifest.json").read_bytes()
-    other = replace(encoders.clip, fingerprint="of another")
+    other = replace(encoders.clip, identity=EncoderIdentity(fingerprint="of another"))
     with pytest.raises(InputError, match="a clip of fingerprint"):
         extract_features(paths, out, replace(encoders, clip=other))
     with pytest.raises(InputError, match=r"with fps 4\.0, not 2\.0"):
@@ -144,7 +145,7 @@ def test_commands_make_prepare_extract_and_check(encoders, tmp_path):
     assert code == 0 and world["counts"] == {"train": 7, "validate": 1, "test": 2}
     code, prepared = call(data.app, "prepare", *world["annotations"], "--out", tmp_path / "data")
     assert code == 0 and prepared["captions"] == {"train": 140, "validate": 20, "test": 40}
-    models = ["--clip", encoders.clip.name, "--clap", encoders.clap.name, "--fps", 2]
+    models = ["--clip", encoders.clip.identity.name, "--clap", encoders.clap.identity.name, "--fps", 2]
     code, extracted = call(features.app, "extract", world["videos"], "--out", tmp_path / "features", *models)
     assert code == 0 and len(extracted["done"]) == 10
     code, checked = call(features.app, "check", tmp_path / "features", "--annotations", prepared["files"]["train"])

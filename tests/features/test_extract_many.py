@@ -310,7 +310,7 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    assert (encoders.clip.width, load_clip(encoders.clip.name, output="hidden").width) == (768, 256)
+    assert (encoders.clip.width, load_clip(encoders.clip.identity.name, output="hidden").width) == (768, 256)
     config = CLIPVisionConfig(
         hidden_size=768, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
         patch_size=16, projection_dim=512,
@@ -330,7 +330,7 @@ def test_hidden_and_patch_features_are_transformers_own(encoders, tmp_path):
 
 
 def test_patch_tokens_of_a_whole_store(encoders, videos, tmp_path):
-    clip = load_clip(encoders.clip.name, tokens="patch")
+    clip = load_clip(encoders.clip.identity.name, tokens="patch")
     with pytest.raises(InputError, match="was loaded for output=projected, tokens=pooled"):
         with_settings(encoders, tokens="patch")
     patches = Encoders(clip, encoders.clap, TOY_SETTINGS.model_copy(update={"tokens": "patch"}))
@@ -350,7 +350,7 @@ def test_bfloat16_is_near_and_not_mixed_in(encoders, videos, tmp_path):
     with pytest.raises(InputError, match="made with dtype bfloat16, not float32"):
         extract_features([videos / "v1.mp4"], tmp_path, encoders)
     with pytest.raises(InputError, match="dtype=int8"):
-        load_clip(encoders.clip.name, dtype="int8")
+        load_clip(encoders.clip.identity.name, dtype="int8")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/2", "1/2/3", "-1/2"])
@@ -378,7 +378,9 @@ def test_ray_s_actor_makes_the_same_store(encoders, videos, tmp_path):
     notes = {end.content.video_id: end.content.note for end in outcomes}
     local = FeatureStore(tmp_path / "local").manifest.videos
     assert notes == {video_id: note.model_copy(update={"at": 0}) for video_id, note in local.items()}
-    other = replace(encoders, clap=replace(encoders.clap, fingerprint="b"))
+    other = replace(
+        encoders, clap=replace(encoders.clap, identity=encoders.clap.identity.model_copy(update={"fingerprint": "b"}))
+    )
     with pytest.raises(InputError, match=r"clap: is CLAP \w+, but .*ray needs features of b"):
         Actor(extraction(other, tmp_path / "ray", "cpu", 1, {}))
 
@@ -393,6 +395,6 @@ def test_a_shard_in_which_every_file_fails_exits_1(encoders, tmp_path):
     for number in range(4):
         (bad / f"v{number}.mp4").write_bytes(b"no video")
     assert 0 < sum(in_shard(f"v{number}", (1, 2)) for number in range(4)) < 4
-    models = ["--clip", encoders.clip.name, "--clap", encoders.clap.name, "--shard", "1/2"]
+    models = ["--clip", encoders.clip.identity.name, "--clap", encoders.clap.identity.name, "--shard", "1/2"]
     words = ["extract", str(bad), "--out", str(tmp_path / "out"), *models]
     assert CliRunner().invoke(features.app, words).exit_code == 1

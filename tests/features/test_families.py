@@ -119,8 +119,8 @@ def test_frames_become_the_vectors_of_their_tower(hub, name):
     given = hf.AutoImageProcessor.from_pretrained(folder(hub, name), backend="pil")(list(FRAMES), return_tensors="pt")
     with torch.inference_mode():
         np.testing.assert_allclose(vectors, expected(hub.models[name], given), atol=1e-5)
-    assert vectors.shape == (3, width) and encoder.width == width and encoder.revision == COMMIT
-    assert load_clip(folder(hub, name)).fingerprint == encoder.fingerprint
+    assert vectors.shape == (3, width) and encoder.width == width and encoder.identity.revision == COMMIT
+    assert load_clip(folder(hub, name)).identity.fingerprint == encoder.identity.fingerprint
 
 
 AUDIO = {

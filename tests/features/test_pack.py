@@ -359,7 +359,7 @@ def test_the_commands_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsy
     (tmp_path / "empty" / "video").mkdir(parents=True)
     shutil.copy(folder / "manifest.json", tmp_path / "text")
     for words, message in (
-        ((tmp_path / "nowhere", tmp_path / "out"), "no folder with video/"),
+        ((tmp_path / "nowhere", tmp_path / "out"), "no video/ folder"),
         ((tmp_path / "empty", tmp_path / "out"), "has no videos"),
         ((folder, folder), "is a folder; name a file"),
         ((folder, tmp_path / "text" / "out"), "cannot be written"),

@@ -110,7 +110,7 @@ def test_the_command_takes_annotations(encoders, film, tmp_path):
 
     videos = [{"video_id": name, "category": 0, "captions": ["a"]} for name in ("film#2-4", "film#9-10", "gone")]
     (tmp_path / "train.json").write_text(json.dumps(videos))
-    models = ["--clip", encoders.clip.name, "--clap", encoders.clap.name]
+    models = ["--clip", encoders.clip.identity.name, "--clap", encoders.clap.identity.name]
     words = ["extract", film.parent, "--out", tmp_path / "out", "--annotations", tmp_path / "train.json", *models]
     run = CliRunner().invoke(features.app, [str(word) for word in words])
     assert run.exit_code == 0 and "no file for: 1 (gone)" in run.output and "2 extracted" in run.output

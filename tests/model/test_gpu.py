@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from videoblip2.features.towers import FrameEncoder
 from videoblip2.model import decode
+from videoblip2.provenance import EncoderIdentity
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,7 +107,7 @@ def test_frames():
     clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=64, patch_size=16)).eval()
     frames = [{"pixel_values": frame} for frame in np.random.default_rng(0).normal(size=(5, 3, 64, 64))]
     expected, found, half = (
-        FrameEncoder("clip", "", model, None)._vectors(frames).float().cpu()
+        FrameEncoder(EncoderIdentity(), model, None)._vectors(frames).float().cpu()
         for model in (clip, moved(clip), moved(clip).bfloat16())
     )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -69,7 +69,7 @@ def make_model(folder, tokenizers, encoders):
     from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 
     named = zip(("clip", "clap"), encoders, strict=True)
-    features = {kind: {"name": e.name, "fingerprint": e.fingerprint} for kind, e in named}
+    features = {kind: {"name": e.identity.name, "fingerprint": e.identity.fingerprint} for kind, e in named}
     features["settings"] = {"fps": 2, "max_frames": None, "window_seconds": 1}
     checkpoint = Checkpoint(
         small_model(tokenizers, 0),

@@ -145,7 +145,7 @@ def _copy_encoders(checkpoint: Path) -> bool:
     for kind, load, options in (("clip", load_clip, chosen), ("clap", load_clap, {})):
         target, encoder = checkpoint / "encoders" / kind, features.encoders[kind]
         shutil.copytree(_encoder_folder(encoder.name, encoder.revision), target)
-        found: str = load(target, **options).fingerprint
+        found = load(target, **options).identity.fingerprint
         if encoder.fingerprint not in (None, found):
             wanted = f"but the model's features were made with {encoder.fingerprint}; restore that encoder"
             raise InputError(f"{encoder.name}: fingerprint {found}, {wanted}")

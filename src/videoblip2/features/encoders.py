@@ -20,6 +20,7 @@ from torch import nn
 from videoblip2.errors import InputError, refused
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
 from videoblip2.imports import LightMeta, quiet_transformers
+from videoblip2.provenance import EncoderIdentity
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Model type → the class of the tower alone, for models with several towers or whose AutoModel lacks the projection.
@@ -67,7 +68,7 @@ def load_clap(
 def _checked(encoder: E) -> E:
     """Run the encoder once: with a processor of another model it would fail minutes later, or give wrong features."""
     config, processor = encoder.model.config, encoder.processor
-    fault = f"{encoder.name}: its preprocessor_config.json does not match its weights"
+    fault = f"{encoder.identity.name}: its preprocessor_config.json does not match its weights"
     remedy = "copy config, weights and preprocessor_config.json from one repository"
     with refused(fault, remedy, Exception):  # any layer may fail
         expected = _usual_processor(config.model_type)
@@ -110,8 +111,8 @@ def fingerprint(model: nn.Module, preprocessor: Any) -> str:
 
 def _load_pair(
     kind: str, name: str | Path, device: str, revision: str | None, dtype: str
-) -> tuple[str, str, Any, Any, str | None]:
-    """Name, fingerprint, model, preprocessor and commit."""
+) -> tuple[EncoderIdentity, Any, Any]:
+    """Identity, model and preprocessor."""
     folder = Path(name).is_dir()
     if not folder and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):  # the hub's OWNER/MODEL
         raise InputError(f"{name}: no such folder, and not a hub name (OWNER/MODEL); give the encoder's folder")
@@ -125,7 +126,8 @@ def _load_pair(
     with refused(f"device={device}: cannot be used", remedy, RuntimeError, AssertionError):
         model = model.to(device).eval().requires_grad_(False)
     full = str(Path(name).resolve()) if folder else str(name)  # found from any working directory
-    return full, fingerprint(model, processor), model.to(getattr(torch, dtype)), processor, commit
+    identity = EncoderIdentity(name=full, revision=commit, fingerprint=fingerprint(model, processor))
+    return identity, model.to(getattr(torch, dtype)), processor
 
 
 def _load_processor(kind: str, name: str | Path, commit: str | None, config: Any) -> Any:

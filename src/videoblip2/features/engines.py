@@ -155,10 +155,7 @@ class RowBatches:
         self._full = {"video": max(1, frames // shares), "audio": max(1, min(BATCH_WINDOWS, frames // 2 // shares))}
         self._videos = defaultdict[str, Partial](Partial)
         self._queued: dict[str, list[tuple[Piece, int]]] = {"video": [], "audio": []}
-        self._lock, self._encoding = (
-            threading.Lock(),
-            threading.Semaphore(shares),
-        )  # for the fields above; for the encoders
+        self._lock, self._encoding = threading.Lock(), threading.Semaphore(shares)
 
     def add(self, item: Piece | VideoOutcome) -> list[VideoOutcome]:
         """Add a piece or the end of a video; encode the batch if it is full. Returns the videos that this completes."""
@@ -212,9 +209,7 @@ class RowBatches:
             for name, width in self._encoders.widths.items()
         }
         if not all(np.isfinite(array).all() for array in features.values()):
-            return [
-                VideoOutcome(video_id, failure=f"{video.note.source}: an encoder returned NaN; use another --dtype")
-            ]
+            return [VideoOutcome(video_id, failure=f"{video.note.source}: an encoder gave NaN; use another --dtype")]
         frames = video.note.frames or len(features["video"]) // self._encoders.clip.rows
         windows = len(features["audio"])
         note = video.note.model_copy(update={"frames": frames, "audio_windows": windows})
@@ -292,8 +287,9 @@ def _read(
         sound = loudness.heard(stream_audio(path, encoders.clap.rate, caveats=caveats, span=span))
         for window in encoders.clap.windows(sound, settings.window_seconds):
             yield Piece(video_id, "audio", window)
-        note = VideoNote(frames=choice.count, audio=loudness.level, source=path.name, sha256=digest)
-        note = note.model_copy(update={"caveats": tuple(caveats)}) if caveats else note
+        note = VideoNote(
+            frames=choice.count, audio=loudness.level, source=path.name, sha256=digest, caveats=tuple(caveats)
+        )
         yield VideoOutcome(video_id, note)
     except Exception as error:  # one bad file among ten thousand must not stop the others
         yield VideoOutcome(video_id, failure=str(named(error, path)))

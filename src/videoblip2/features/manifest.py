@@ -50,7 +50,7 @@ class FeatureManifest(FeatureOrigin):
     def _to_json(self) -> dict[str, object]:
         names = self.model_fields_set - {*FeatureOrigin.model_fields, "videos"}
         rest = {name: getattr(self, name) for name in type(self).model_fields if name in names}
-        notes = {video_id: note.model_dump(exclude_unset=True) for video_id, note in self.videos.items()}
+        notes = {video_id: note.model_dump(exclude_defaults=True) for video_id, note in self.videos.items()}
         return {**(self.origin.model_dump() if self.encoders else {}), **rest, "videos": notes}
 
     @property

@@ -17,7 +17,7 @@ from videoblip2.features.frames import Audio, Frame
 from videoblip2.features.media import decode_audio, named, stream_frames
 from videoblip2.features.towers import FrameEncoder, Pixels, SoundEncoder
 from videoblip2.modality import Features
-from videoblip2.provenance import EncoderIdentity, FeatureOrigin, FeatureSampling
+from videoblip2.provenance import FeatureOrigin, FeatureSampling
 
 LEVELS = ("absent", "empty", "silent", "present")
 SILENCE = 1e-4  # of full scale; a stream that never exceeds -80 dB is silent
@@ -38,26 +38,22 @@ class FeatureSettings(FeatureSampling, extra="forbid"):
 
 
 def choose_frames(frames: Iterable[T], settings: FeatureSettings) -> Iterable[T]:
-    """The frames that the settings ask for: all, at most `max_frames`, or exactly `frames`.
+    """The frames that the settings ask for: all, or up to `max_frames` or exactly `frames`, evenly spaced.
 
     All are passed on one by one; otherwise this holds up to twice the frames that it returns.
     """
-    if settings.frames is not None:
-        return _spread(at_most(settings.frames, frames), settings.frames)
-    return frames if settings.max_frames is None else at_most(settings.max_frames, frames)
-
-
-def at_most(max_frames: int, frames: Iterable[T]) -> list[T]:
-    """Up to `max_frames` of `frames`, evenly spaced, with the first and last; holds up to 2 * max_frames."""
+    count = settings.frames or settings.max_frames
+    if count is None:
+        return frames
     kept: list[T] = []
     stride = 1
     for index, frame in enumerate(frames):
         if index % stride:
             continue
         kept.append(frame)
-        if len(kept) > 2 * max_frames:
+        if len(kept) > 2 * count:
             kept, stride = kept[::2], stride * 2
-    return kept if len(kept) <= max_frames else _spread(kept, max_frames)
+    return _spread(kept, count) if settings.frames or len(kept) > count else kept
 
 
 def _spread(frames: list[T], count: int) -> list[T]:
@@ -113,7 +109,7 @@ class Encoders:
         self.clap.samples(self.settings.window_seconds)
         wanted, loaded = (f"output={one.output}, tokens={one.tokens}" for one in (self.settings, self.clip))
         if loaded != wanted:
-            raise InputError(f"{wanted}: {self.clip.name} was loaded for {loaded}; load it with the same")
+            raise InputError(f"{wanted}: {self.clip.identity.name} was loaded for {loaded}; load it with the same")
 
     @property
     def widths(self) -> dict[str, int]:
@@ -137,13 +133,9 @@ class Encoders:
     @property
     def origin(self) -> FeatureOrigin:
         """What these features are made with, as manifests and checkpoints record it."""
-        encoders = {
-            kind: EncoderIdentity(name=encoder.name, revision=encoder.revision, fingerprint=encoder.fingerprint)
-            for kind, encoder in (("clip", self.clip), ("clap", self.clap))
-        }
         window = self.settings.window_seconds or self.clap.max_window_seconds
         sampling = FeatureSampling(**self.settings.model_dump() | {"window_seconds": window})
-        return FeatureOrigin(encoders=encoders, settings=sampling)
+        return FeatureOrigin(encoders={"clip": self.clip.identity, "clap": self.clap.identity}, settings=sampling)
 
     def prepare(self, frames: Iterable[Frame], sound_after: Callable[[], Audio | None]) -> PreparedVideo:
         """Prepare frames, uint8 [H, W, 3] at `settings.fps`, and then the sound that `sound_after` returns, float32 [N]

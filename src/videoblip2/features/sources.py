@@ -61,18 +61,15 @@ def _lines(words: Iterable[str]) -> Iterator[str]:
         if word == "-":
             if isinstance(sys.stdin, TextIOWrapper):  # names need not be UTF-8
                 sys.stdin.reconfigure(errors="surrogateescape")
-            yield from _listed(sys.stdin)
+            lines: Iterable[str] = sys.stdin
         elif word.startswith("@") and not os.path.exists(word):
             remedy = "give a text file with one video per line"
             with refused(f"{word}: cannot be read", remedy, OSError, UnicodeDecodeError):
                 lines = Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n")
-            yield from _listed(lines)
         else:
             yield word
-
-
-def _listed(lines: Iterable[str]) -> Iterator[str]:
-    return (text for line in lines if (text := line.strip()) and not text.startswith("#"))
+            continue
+        yield from (text for line in lines if (text := line.strip()) and not text.startswith("#"))
 
 
 def _videos(word: str) -> Iterator[VideoSource]:

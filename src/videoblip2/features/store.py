@@ -45,10 +45,7 @@ class FeatureStore:
             folders = {name: self.root / name for name in MODALITIES}
             self._arrays = {name: NpyFolder(folder) for name, folder in folders.items() if folder.is_dir()}
         else:
-            raise InputError(
-                f"{self.root}: no packed features and no folder with video/ in it; "
-                "make features with `vb2 features extract`"
-            )
+            raise InputError(f"{self.root}: no packed features and no video/ folder; run `vb2 features extract`")
         self.modalities = tuple(self._arrays if modalities is None else modalities)
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[str, ...]]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videoblip2.errors import InputError
+from videoblip2.provenance import EncoderIdentity
 
 MIN_TAIL = 0.15  # a last window below this share of a full one is dropped: codecs pad by a few milliseconds
 BATCH_WINDOWS = 16
@@ -34,11 +35,9 @@ Pixels = Mapping[str, NDArray[Any]]
 class Encoder:
     """A tower and its preprocessor, from one folder or hub repository."""
 
-    name: str
-    fingerprint: str
+    identity: EncoderIdentity
     model: Any
     processor: Any
-    revision: str | None = None  # commit in the hub repository
 
     def _to_model(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Inputs on the model's device, floats in the model's type."""
@@ -169,7 +168,9 @@ class SoundEncoder(Encoder):
         """Samples in a full window; None = the model's longest. Raises `InputError` if the model accepts fewer."""
         seconds = self.max_window_seconds if window_seconds is None else window_seconds
         if seconds > self.max_window_seconds:
-            raise InputError(f"window_seconds={seconds}: {self.name} accepts at most {self.max_window_seconds:g}")
+            raise InputError(
+                f"window_seconds={seconds}: {self.identity.name} accepts at most {self.max_window_seconds:g}"
+            )
         return round(seconds * self.rate)
 
     def windows(

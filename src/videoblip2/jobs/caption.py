@@ -123,10 +123,8 @@ class JobPlan:
                 captioner = load_captioner(self.model, encoders=self.encoders)
                 captioner.version = self.version
                 if self.options.questions and captioner.never_asked:
-                    raise InputError(
-                        f"{self.model}: was never trained on questions and would answer with captions; "
-                        "ask a model trained with data.task=qa or data.task=mixed"
-                    )
+                    remedy = "ask a model trained with data.task=qa or data.task=mixed"
+                    raise InputError(f"{self.model}: was never trained on questions; {remedy}")
                 if self.store is None:
                     captioner.load_media_encoders()
             return CaptionJob(captioner, self)
