@@ -74,9 +74,9 @@ def test_pixels_are_the_processors_to_the_last_bit(clip, height, width, settings
     assert clip._levels is not None, "otherwise it would be the processor's own work"
 
 
-def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_centre(clip):
+def test_a_frame_is_resized_by_its_short_side_and_cropped_in_the_center(clip):
     frame = np.zeros((64, 128, 3), np.uint8)
-    frame[:, 32:96] = 255  # just the part that a centre crop keeps
+    frame[:, 32:96] = 255  # just the part that a center crop keeps
     pixels = clip.pixels(frame)["pixel_values"]
     assert pixels.shape == (3, 64, 64) and pixels.min() > 1.5
     assert clip.pixels(np.zeros((640, 480, 3), np.uint8))["pixel_values"].shape == (3, 64, 64)
@@ -137,7 +137,7 @@ def test_a_window_longer_than_the_models_is_refused(clap):
         list(clap.windows([sound(1.0)], 10.0))
 
 
-def test_a_fused_clap_is_deterministic_and_ignores_its_neighbours(fused):
+def test_a_fused_clap_is_deterministic_and_ignores_its_neighbors(fused):
     clap = load_clap(fused)
     windows = [sound(1.0, seed) for seed in range(4)]
     together = clap.encode_windows(windows)
@@ -291,7 +291,7 @@ def accuracy(features: np.ndarray, labels: list[str], train: int, ridge: float =
 
 
 def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
-    """A linear map reads colour, shape, direction, sound and loudness off the features."""
+    """A linear map reads color, shape, direction, sound and loudness off the features."""
     from videoblip2.toy.scene import MOTIONS, SOUNDS, make_scene, render_audio, render_frames
 
     scenes = [make_scene(5, index, 160) for index in range(160)]

@@ -27,7 +27,7 @@ def with_settings(encoders, **changed):
 
 @pytest.fixture
 def videos(tmp_path):
-    """Three videos, one for each audio situation, of 2 s."""
+    """Three videos of 2 s: with sound, with silence, and without an audio stream."""
     rng = np.random.default_rng(0)
     sounds = {"present": rng.normal(0, 0.1, 2 * RATE).astype(np.float32), "silent": np.zeros(2 * RATE, np.float32)}
     for kind in ("present", "silent", "absent"):

@@ -1,4 +1,4 @@
-"""Extraction of very many videos: shards side by side, films, a full disk, odd files, frame policies, Ray."""
+"""Extraction of many videos: parallel shards, films, a full disk, odd files, frame policies, Ray."""
 
 import errno
 import importlib.util
@@ -298,7 +298,7 @@ def test_frames_that_a_model_would_thin_out_are_not_encoded(encoders, videos, tm
         every = replace(encoders, settings=settings.model_copy(update=limit))
         (whole,), (few,) = (
             [*chain(*engines.encode_videos({"v0": videos / "v0.mp4"}, lambda *_: False, made, 1))]
-            for made in (every, every.read_by(5))
+            for made in (every, every.for_model(5))
         )
         assert len(whole.features["video"]) == whole.note.frames == few.note.frames > 6
         np.testing.assert_allclose(thin(few.features["video"], 5), thin(whole.features["video"], 5), atol=1e-5)

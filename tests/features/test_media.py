@@ -1,4 +1,4 @@
-"""Decoding: frames by time, audio mixed to mono, three audio situations, and files that are no videos."""
+"""Decoding: frames by time, audio mixed to mono, three audio situations, and files that are not videos."""
 
 import struct
 import tomllib
@@ -28,8 +28,8 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "v
 RATE = 16_000
 
 
-def grey_ramp(count: int) -> np.ndarray:
-    """Frame k has the grey level 10 k, so a decoded frame tells its number."""
+def gray_ramp(count: int) -> np.ndarray:
+    """Frame k has the gray level 10 k, which identifies a decoded frame."""
     return np.broadcast_to((np.arange(count) * 10).astype(np.uint8)[:, None, None, None], (count, 64, 48, 3))
 
 
@@ -54,7 +54,7 @@ def mux(path: Path, times: list[float], *, seconds: float = 0, **container_optio
         video.codec_context.max_b_frames = 0
         sound = container.add_stream("aac", rate=RATE, layout="stereo")
         stereo = np.stack([tone(seconds), np.zeros(round(seconds * RATE), np.float32)])
-        for time, picture in zip(times, grey_ramp(len(times)), strict=True):
+        for time, picture in zip(times, gray_ramp(len(times)), strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = round(time * 100), Fraction(1, 100)
             container.mux(video.encode(frame))
@@ -68,7 +68,7 @@ def mux(path: Path, times: list[float], *, seconds: float = 0, **container_optio
 
 
 def test_frames_come_at_the_asked_rate(tmp_path):
-    write_video(tmp_path / "v.mp4", grey_ramp(16), 8, None, RATE)
+    write_video(tmp_path / "v.mp4", gray_ramp(16), 8, None, RATE)
     frames = frames_of(tmp_path / "v.mp4", 4)
     assert frames.shape == (8, 64, 48, 3) and frames.dtype == np.uint8
     assert numbers(frames) == [0, 2, 4, 6, 8, 10, 12, 14]
@@ -77,7 +77,7 @@ def test_frames_come_at_the_asked_rate(tmp_path):
 
 @pytest.fixture(scope="module")
 def between(tmp_path_factory):
-    """A file of moving noise whose encoder puts frames between others that refer to them, and some to which none do."""
+    """Moving noise, encoded with B-frames, of which some are references and some are not."""
     level = np.random.default_rng(0).integers(0, 256, (60, 96, 96, 1)).astype(np.uint8)
     frames = np.repeat(np.stack([np.roll(level[0] // 2 + level[k] // 8, k, axis=0) for k in range(60)]), 3, axis=3)
     write_video(path := tmp_path_factory.mktemp("between") / "v.mp4", frames, 30, None, RATE)
@@ -87,7 +87,9 @@ def between(tmp_path_factory):
 def decoded_by(monkeypatch, path, fps, **how):
     """The frames, and how many were decoded for them."""
     count, decode = [], media.decoded
-    monkeypatch.setattr(media, "decoded", lambda *given: (count.append(1) or frame for frame in decode(*given)))
+    for module in ("frames", "media"):
+        name = f"videoblip2.features.{module}.decoded"
+        monkeypatch.setattr(name, lambda *given: (count.append(1) or frame for frame in decode(*given)))
     frames = list(stream_frames(path, fps, **how))
     monkeypatch.undo()
     return frames, len(count)
@@ -151,7 +153,7 @@ def test_rotated_video_comes_out_upright(tmp_path):
 
 
 def test_max_frames_thins_over_the_whole_video(tmp_path):
-    write_video(tmp_path / "v.mp4", grey_ramp(24), 8, None, RATE)
+    write_video(tmp_path / "v.mp4", gray_ramp(24), 8, None, RATE)
     kept = numbers(choose_frames(stream_frames(tmp_path / "v.mp4", 8), FeatureSettings(max_frames=5)))
     assert len(kept) == 5 and kept[0] == 0 and kept[-1] >= 20 and kept == sorted(kept)
     counts = [len(choose_frames(range(n), FeatureSettings(max_frames=4))) for n in (1, 4, 5, 9, 100)]
@@ -159,7 +161,7 @@ def test_max_frames_thins_over_the_whole_video(tmp_path):
 
 
 def test_audio_is_resampled_and_keeps_its_pitch(tmp_path):
-    write_video(tmp_path / "v.mp4", grey_ramp(8), 8, tone(1.0), RATE)
+    write_video(tmp_path / "v.mp4", gray_ramp(8), 8, tone(1.0), RATE)
     audio = decode_audio(tmp_path / "v.mp4")
     assert audio.dtype == np.float32 and audio.ndim == 1 and 48_000 <= len(audio) < 54_000
     spectrum = np.abs(np.fft.rfft(audio[:48_000]))
@@ -173,8 +175,8 @@ def test_stereo_is_mixed_by_the_mean(tmp_path):
 
 
 def test_silent_and_absent_audio_are_told_apart(tmp_path):
-    write_video(tmp_path / "silent.mp4", grey_ramp(8), 8, np.zeros(RATE, np.float32), RATE)
-    write_video(tmp_path / "absent.mp4", grey_ramp(8), 8, None, RATE)
+    write_video(tmp_path / "silent.mp4", gray_ramp(8), 8, np.zeros(RATE, np.float32), RATE)
+    write_video(tmp_path / "absent.mp4", gray_ramp(8), 8, None, RATE)
     silent = decode_audio(tmp_path / "silent.mp4")
     assert len(silent) >= 48_000 and not silent.any()
     assert decode_audio(tmp_path / "absent.mp4") is None
@@ -182,7 +184,7 @@ def test_silent_and_absent_audio_are_told_apart(tmp_path):
 
 def test_writing_is_deterministic_and_leaves_no_scraps(tmp_path):
     for name in ("a.mp4", "b.mp4"):
-        write_video(tmp_path / name, grey_ramp(8), 8, tone(1.0), RATE)
+        write_video(tmp_path / name, gray_ramp(8), 8, tone(1.0), RATE)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
@@ -195,7 +197,7 @@ def test_odd_sizes_are_refused(tmp_path):
 
 def test_mpeg4_stands_in_where_x264_is_not_built_in(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4", "aac"})
-    write_video(tmp_path / "v.mp4", grey_ramp(8), 8, None, RATE)
+    write_video(tmp_path / "v.mp4", gray_ramp(8), 8, None, RATE)
     with av.open(str(tmp_path / "v.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     assert numbers(frames_of(tmp_path / "v.mp4", 8)) == list(range(8))
@@ -283,7 +285,7 @@ def test_too_long_and_too_large_are_refused_by_the_header_alone(video, monkeypat
 
 
 def test_a_header_that_tells_no_length_helps_nobody(tmp_path):
-    """Two frames, an hour apart, in a container without a duration: at 4 a second that would be 14,400 frames."""
+    """Two frames, an hour apart, in a container without a duration: at 4 frames per second, 14,400 frames."""
     path = tmp_path / "live.mkv"
     with av.open(str(path), "w", format="matroska", options={"live": "1"}) as container:
         stream = container.add_stream("mpeg4", rate=1)

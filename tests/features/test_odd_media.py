@@ -21,7 +21,7 @@ SIZE = 64, 48
 
 
 def clip(path, seconds=4, sound=True, layout="stereo", pix="yuv420p", codec="libx264", size=SIZE, **tags):
-    """Grey bars that move and a tone, 25 frames a second; `tags` are set on the video encoder."""
+    """Moving gray bars and a tone, at 25 frames per second; `tags` are set on the video encoder."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=25)
         video.width, video.height, video.pix_fmt = *size, pix
@@ -49,7 +49,7 @@ def box(kind, body):
 
 
 def with_cover(movie, first):
-    """An mp4 with artwork in its metadata, before or behind the tracks; FFmpeg shows it as a video stream."""
+    """An mp4 with artwork in its metadata, before or after the tracks; FFmpeg shows it as a video stream."""
     jpeg = av.CodecContext.create("mjpeg", "w")
     jpeg.width, jpeg.height, jpeg.pix_fmt, jpeg.time_base = *SIZE, "yuvj420p", Fraction(1, 25)
     picture = av.VideoFrame.from_ndarray(np.full((SIZE[1], SIZE[0], 3), 128, np.uint8), format="rgb24")
@@ -114,7 +114,7 @@ def test_a_video_without_one_good_packet_fails_with_its_cause(good, tmp_path):
 
 @pytest.mark.parametrize(("one", "two"), [("stereo", "mono"), ("mono", "stereo"), ("stereo", "5.1"), ("mono", "mono")])
 def test_recordings_that_are_joined_are_one_video(parts, tmp_path, one, two):
-    """The clock starts anew midway, and the channel layout may change there."""
+    """The clock restarts midway, and the channel layout may change there."""
     (tmp_path / "v.ts").write_bytes(parts[one] + parts[two])
     frames, seconds, caveats = decoded(tmp_path / "v.ts")
     assert len(frames) == 32 and 7.9 < seconds < 8.2 and not caveats
@@ -266,7 +266,7 @@ def test_turned_and_mirrored_pictures_come_out_upright(tmp_path, name):
 
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_hdr_is_brought_to_sdr(tmp_path, transfer):
-    """The code of a grey at a tenth of diffuse white comes out as SDR's code of that grey."""
+    """The code of gray at a tenth of diffuse white becomes the SDR code of that gray."""
     code = int(np.searchsorted(_light(transfer), 0.1)) / 65535
     path = tmp_path / "v.mp4"
     with av.open(str(path), "w") as container:
@@ -284,7 +284,7 @@ def test_hdr_is_brought_to_sdr(tmp_path, transfer):
     assert _light(16)[-1] == pytest.approx(10_000 / WHITE) and _light(18)[-1] == pytest.approx(1000 / WHITE, rel=0.01)
 
 
-def test_a_colour_matrix_that_cannot_be_converted_is_noted(tmp_path):
+def test_a_color_matrix_that_cannot_be_converted_is_noted(tmp_path):
     path, seen = clip(tmp_path / "v.mp4", seconds=1, sound=False, colorspace=14), []
     frames, _, caveats = decoded(path)
     assert len(frames) == 4 and caveats == "video: color matrix 14 cannot be converted, read as BT.709"

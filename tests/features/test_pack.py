@@ -1,4 +1,4 @@
-"""Packed features: the same as their folder's, replaced in one move, refused where damaged."""
+"""Packed features: the same as their folder's, replaced atomically, refused if damaged."""
 
 import json
 import mmap
@@ -273,7 +273,7 @@ def test_a_packed_file_is_no_place_to_extract_into(file):
 
 @pytest.fixture
 def requests(monkeypatch):
-    """What is asked of the kernel: places in the file as a whole, and in the map with their advice."""
+    """The advice given to the kernel: ranges of the file, and ranges of the map with the kind of advice."""
     made = SimpleNamespace(whole=[], rows=[])
 
     class Pages(mmap.mmap):

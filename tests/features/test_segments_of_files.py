@@ -1,4 +1,4 @@
-"""Ids `ID#start-end` are parts of the file of ID: its frames and samples between these seconds."""
+"""`ID#start-end` is a segment of the file of ID: its frames and samples between these seconds."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    """20 s at 10 frames a second: the grey level rises by 1 a frame, the loudness by 0.02 a second."""
+    """20 s at 10 frames per second: the gray level rises by 1 per frame, the loudness by 0.02 per second."""
     frames = np.arange(200, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2).repeat(3, 3)
     tone = np.sin(2 * np.pi * 440 * np.arange(20 * RATE) / RATE) * (0.02 * (1 + np.arange(20).repeat(RATE)))
     path = tmp_path_factory.mktemp("film") / "film.mp4"

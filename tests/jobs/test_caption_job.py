@@ -29,7 +29,7 @@ class StandIn:
 
     version = "m/1"
     media_encoders = SimpleNamespace(
-        settings=SimpleNamespace(fps=2.0), clip=SimpleNamespace(rows=1), every_frame=None, read_by=lambda most: None
+        settings=SimpleNamespace(fps=2.0), clip=SimpleNamespace(rows=1), every_frame=None, for_model=lambda most: None
     )
     model = SimpleNamespace(config=SimpleNamespace(max_positions=32))
 
@@ -130,7 +130,7 @@ def test_samples_have_seeds_of_their_own(encode):
         CaptionOptions(samples=2)
 
 
-def test_segments_cover_the_video_and_equal_neighbours_are_merged(encode):
+def test_segments_cover_the_video_and_equal_neighbors_are_merged(encode):
     rows = [
         row
         for rows in CaptionJob(StandIn(), JobPlan(options=CaptionOptions(segments=2.0))).run(
@@ -227,7 +227,7 @@ def test_captions_wait_a_moment_for_others_to_fill_their_batch(encode):
 
 
 def test_the_last_captions_are_made_with_the_pipeline_s_threads(monkeypatch):
-    """The pipeline's share of torch's threads, which it gives back when it ends."""
+    """The pipeline keeps its share of torch's threads until it ends."""
     before, model, seen = torch.get_num_threads(), StandIn(), []
 
     def encode_videos(files, *_):

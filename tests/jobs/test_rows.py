@@ -1,4 +1,4 @@
-"""The file of a captioning job: every form, resumed by content, complete at all times."""
+"""The file of a captioning job: every format, resumed from its content, complete at all times."""
 
 import csv
 import json

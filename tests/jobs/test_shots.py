@@ -1,4 +1,4 @@
-"""Shot changes are found in all frames of a file while it is decoded: cuts, fades, and neither in what moves."""
+"""Shot changes are found in all frames of a file during decoding: cuts and fades, and none in mere motion."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from videoblip2.jobs.segments import ShotWatch
 
 
 def shot(seed, count=40, speed=0):
-    """Coloured blocks of 16 pixels that move to the right by `speed` a frame."""
+    """Colored blocks of 16 pixels that move to the right by `speed` pixels per frame."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
     return np.stack([np.roll(blocks, speed * number, axis=1) for number in range(count)])
 

@@ -54,7 +54,7 @@ class ExtractionRun:
 class ExtractionReport:
     """Ids of videos that were encoded, that were already in the store, and that failed, with the reason.
 
-    noted: those encoded without some part, or with a change, with a description. missing: requested ids without a file.
+    noted: which parts of an encoded video were skipped or changed. missing: requested ids without a file.
     """
 
     done: list[str]

@@ -158,7 +158,7 @@ def decoded(packets: Any, stream: Any, caveats: list[str], wanted: Container[int
 def decoded_at(packets: Iterable[Any], stream: Any, caveats: list[str], wanted: Sequence[int]) -> Iterator[Any]:
     """The frames with these `pts`, in order; stops at the first one that the decoder does not return."""
     place = 0
-    skippable = stream.codec_context.name == "h264"  # in HEVC, frames marked as unused can be referred to
+    skippable = stream.codec_context.name == "h264"  # in HEVC, frames marked as unused can be references
     for frame in decoded(packets, stream, caveats, set(wanted) if skippable else None):
         if frame.pts is None or frame.pts > wanted[place]:
             return
@@ -186,9 +186,9 @@ class Pictures:
         """A decoded frame -> uint8 [H, W, 3]; a stream that changes size is scaled to its first size."""
         self._size = self._size or shown_size(frame.width, frame.height, self._aspect)
         hdr = frame.color_trc in (PQ, HLG)
-        # For an odd number of columns FFmpeg gives the same levels as planes or packed; as planes in half the time
-        even = (self._size[0] % 2, self._size[1], frame.height % 2) == (1, frame.height, 0)
-        planar = even and self._size[0] != frame.width and frame.format.name == "yuv420p"
+        # For an odd width and an unchanged even height, FFmpeg gives the same levels in planes, in half the time
+        same = (self._size[0] % 2, self._size[1], frame.height % 2) == (1, frame.height, 0)
+        planar = same and self._size[0] != frame.width and frame.format.name == "yuv420p"
         form = "rgb48le" if hdr else "gbrp" if planar else "rgb24"
         try:
             shown: Any = self._converter.reformat(frame, *self._size, format=form, threads=1)

@@ -1,7 +1,7 @@
 """Read media files with PyAV, trusted or not, as RGB frames at a given rate and mono audio; and write them.
 
-All that can be decoded is used. A damaged part is skipped and adds a line to the caller's `caveats`; a file without any
-usable part raises an `InputError` that names it.
+Everything that can be decoded is used. A damaged part is skipped and adds a line to the caller's `caveats`; a file
+without any usable part raises an `InputError` that names it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from videoblip2.files import atomic
 
 SAMPLING_RATE = 48_000  # Hz; every published CLAP checkpoint was trained at this rate
 AUDIO_TOLERANCE = 0.5  # seconds by which a stream may end before its header says, since muxers round
-DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # of common uploads
 FRAME_TOLERANCE = 2  # the same for video, in frames
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")  # of common uploads
 #: FFmpeg options for untrusted files: only containers that hold the media themselves. A playlist (HLS, concat) named
 #: `.mp4` would make FFmpeg open the files and addresses that it lists.
 UNTRUSTED = {
@@ -51,7 +51,7 @@ Pick = Callable[[int], Iterable[int]]  # number of frames → the numbers of tho
 
 
 def read_header(path: str | Path, options: Mapping[str, str] | None = None) -> tuple[float, int, int]:
-    """From a file's header: seconds (0 if unknown), and width and height of its video as displayed.
+    """Seconds (0 if unknown), and displayed width and height of the video, from a file's header.
 
     Raises `InputError` for an unreadable file and for one without a video stream.
     """
@@ -78,8 +78,8 @@ def stream_frames(
         caveats: gets a line for each part of the video that is skipped or changed.
         span: yield only the frames from the first of these seconds of the file to before the second.
         watch: gets all frames, not only those at `fps`.
-        pick: which frames at `fps` to yield; not called, so that all are, with `span`, with `watch`, and if the packets
-            do not determine the frames.
+        pick: which of the frames at `fps` to yield; ignored with `span`, with `watch`, and if the packets do not
+            determine the frames.
 
     Raises `InputError` for an unreadable file and for one without a frame that can be decoded.
     """
@@ -103,7 +103,7 @@ def stream_frames(
         if span is None:
             _note_early_end(stream, clock.end, FRAME_TOLERANCE * clock.step, caveats)
         elif number < 0:
-            raise InputError(f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; correct that")
+            raise InputError(f"{path}: ends at {clock.end:.1f} s, the segment begins at {span[0]:.1f}; fix its times")
 
 
 def _planned_frames(
@@ -139,7 +139,7 @@ def stream_audio(
     caveats: list[str] | None = None,
     span: Span | None = None,
 ) -> Iterator[Audio]:
-    """The same in chunks of about 0.3 s: none if there is no audio stream, one of [0] if it has no samples.
+    """Like `decode_audio`, in chunks of about 0.3 s: none without an audio stream, one of [0] if it has no samples.
 
     span: start and end, in seconds of the file.
     """

@@ -40,7 +40,7 @@ class FeatureSettings(FeatureSampling, extra="forbid"):
 def choose_frames(frames: Iterable[T], settings: FeatureSettings) -> Iterable[T]:
     """The frames that the settings ask for: all, or up to `max_frames` or exactly `frames`, evenly spaced.
 
-    All are passed on one by one; otherwise this holds up to twice the frames that it returns.
+    If all are wanted, they are passed on one by one; otherwise this holds up to twice as many as it returns.
     """
     count = settings.frames or settings.max_frames
     if count is None:
@@ -103,7 +103,7 @@ class Encoders:
     clip: FrameEncoder
     clap: SoundEncoder
     settings: FeatureSettings = field(default_factory=FeatureSettings)
-    max_rows: int | None = None  # rows that a model reads: a video with more frames is thinned to as many
+    max_rows: int | None = None  # rows that a model reads: a video with more frames is thinned to that many
 
     def __post_init__(self) -> None:
         self.clap.samples(self.settings.window_seconds)
@@ -126,7 +126,7 @@ class Encoders:
         """The same without a limit on the number of frames: segments need all of them."""
         return replace(self, settings=self.settings.model_copy(update={"frames": None, "max_frames": None}))
 
-    def read_by(self, max_positions: int) -> Encoders:
+    def for_model(self, max_positions: int) -> Encoders:
         """The same for a model that reads at most `max_positions` rows: frames that it would skip are not encoded."""
         return replace(self, max_rows=max_positions if self.clip.rows == 1 else None)
 

@@ -80,7 +80,7 @@ class DecodeItem:
     """One text to decode: its row without the text, and its input."""
 
     row: Row
-    item: Features
+    features: Features
     rows: list[Row]  # the video's complete rows, shared by its items
     count: int  # how many rows the video will have
 
@@ -149,21 +149,21 @@ class CaptionJob:
         Args:
             done: path → sha256 of the files that an earlier run captioned; unchanged ones yield [].
         """
-        size, asks, due = self.options.batch_size, list[DecodeItem](), 0.0
+        size, waiting, due = self.options.batch_size, list[DecodeItem](), 0.0
         with closing(self._outcomes(sources, done)) as ready:
             for outcomes in ready:  # videos encoded during the last batch
                 for outcome in outcomes:
                     if outcome.features is not None:
-                        due = due if asks else time.monotonic() + LINGER
-                        asks += self._asks(outcome)
+                        due = due if waiting else time.monotonic() + LINGER
+                        waiting += self._items(outcome)
                     else:
                         yield [self._row(outcome, error=printable(outcome.failure))] if outcome.failure else []
-                while len(asks) >= size or (asks and (not outcomes or time.monotonic() >= due)):
-                    batch, asks = asks[:size], asks[size:]
+                while len(waiting) >= size or (waiting and (not outcomes or time.monotonic() >= due)):
+                    batch, waiting = waiting[:size], waiting[size:]
                     yield from self._decode(batch)
                     due = time.monotonic() + LINGER
-            for start in range(0, len(asks), size):
-                yield from self._decode(asks[start : start + size])
+            for start in range(0, len(waiting), size):
+                yield from self._decode(waiting[start : start + size])
 
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
@@ -193,7 +193,7 @@ class CaptionJob:
         if self.options.segments is not None:  # a segment keeps all of its frames
             encoders = encoders.every_frame
         elif kept is None:
-            encoders = encoders.read_by(self.captioner.model.config.max_positions)
+            encoders = encoders.for_model(self.captioner.model.config.max_positions)
         run = ExtractionRun(self.options.workers, self.plan.shard)
         watches = {path: ShotWatch() for path in files} if self.options.segments == "scenes" else {}
         encoded = encode_videos(
@@ -222,15 +222,15 @@ class CaptionJob:
             except (InputError, OSError) as error:
                 yield VideoOutcome(source.path, failure=str(error))
 
-    def _asks(self, outcome: "VideoOutcome") -> list[DecodeItem]:
-        """Every text that a video needs: segments × questions × samples."""
-        options, item = self.options, outcome.features or {}
-        length, window = self.captioner.timeline(item, outcome.note.frames if outcome.note else None)
-        segments = [Segment(0.0 if length else None, length, item)]
+    def _items(self, outcome: "VideoOutcome") -> list[DecodeItem]:
+        """The texts to decode for a video: segments × questions × samples."""
+        options, features = self.options, outcome.features or {}
+        length, window = self.captioner.timeline(features, outcome.note.frames if outcome.note else None)
+        segments = [Segment(0.0 if length else None, length, features)]
         if options.segments is not None:
             every = None if options.segments == "scenes" else float(options.segments)
             encoders = self.captioner.media_encoders
-            segments = cut(item, encoders.settings.fps, window, every, outcome.changes, encoders.clip.rows)
+            segments = cut(features, encoders.settings.fps, window, every, outcome.changes, encoders.clip.rows)
         samples = range(1, options.samples + 1) if options.samples > 1 else (None,)
         texts = [(s, q, n) for s in segments for q in options.questions or (None,) for n in samples]
         rows = list[Row]()
@@ -242,31 +242,31 @@ class CaptionJob:
     def _decode(self, batch: Sequence[DecodeItem]) -> list[list[Row]]:
         """Decode a batch; return the rows of each video that this completes."""
         complete = []
-        for ask, row in zip(batch, self._texts(batch), strict=True):
-            ask.rows.append(row)
-            if len(ask.rows) == ask.count:
-                complete.append(merged(ask.rows) if self.options.segments is not None else ask.rows)
+        for item, row in zip(batch, self._captioned(batch), strict=True):
+            item.rows.append(row)
+            if len(item.rows) == item.count:
+                complete.append(merged(item.rows) if self.options.segments is not None else item.rows)
         return complete
 
-    def _texts(self, batch: Sequence[DecodeItem]) -> list[Row]:
+    def _captioned(self, batch: Sequence[DecodeItem]) -> list[Row]:
         """The rows with captions. If the batch fails, decode each item alone; those that fail get an error."""
         from videoblip2.data.annotations import question_prompt
 
-        questions = [ask.row.question for ask in batch]
+        questions = [item.row.question for item in batch]
         prompts = [self.options.prompt if question is None else question_prompt(question) for question in questions]
-        seeds = [ask.row.sample or 1 for ask in batch] if self.options.decoding.sampled else None
+        seeds = [item.row.sample or 1 for item in batch] if self.options.decoding.sampled else None
         try:
-            items = [ask.item for ask in batch]
-            captions = self.captioner.caption(items, prompts, self.options.decoding, seeds)
+            features = [item.features for item in batch]
+            captions = self.captioner.caption(features, prompts, self.options.decoding, seeds)
             texts = [caption.text for caption in captions]
-            words = self.captioner.explain(items, texts, prompts) if self.options.explain else [None] * len(texts)
+            words = self.captioner.explain(features, texts, prompts) if self.options.explain else [None] * len(texts)
         except Exception as error:
             if len(batch) > 1:
-                return [row for ask in batch for row in self._texts([ask])]
+                return [row for item in batch for row in self._captioned([item])]
             return [replace(batch[0].row, error=str(error) if isinstance(error, InputError) else first_line(error))]
         return [
-            replace(ask.row, caption=caption.text, score=_rounded(caption.score), ended=caption.ended, words=each)
-            for ask, caption, each in zip(batch, captions, words, strict=True)
+            replace(item.row, caption=caption.text, score=_rounded(caption.score), ended=caption.ended, words=each)
+            for item, caption, each in zip(batch, captions, words, strict=True)
         ]
 
     def _row(self, outcome: "VideoOutcome", **values: Any) -> Row:

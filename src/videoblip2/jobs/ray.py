@@ -35,7 +35,7 @@ def extract_on_ray(
 ) -> Generator[VideoOutcome, None, None]:
     """The outcome of each file, from `actors` processes; on "cuda" each gets a GPU, otherwise a core."""
     items = [(video_id, path.resolve()) for video_id, path in files]
-    return through_actors(items, extraction(encoders, out, device, workers, known), actors, device)
+    return on_actors(items, extraction(encoders, out, device, workers, known), actors, device)
 
 
 def extraction(
@@ -70,7 +70,7 @@ def caption_on_ray(
         os.chdir(folder)  # paths may be relative
         return partial(plan.open().run, done=done)
 
-    yield from through_actors(sources, open_work, actors, "cuda" if torch.cuda.is_available() else "cpu")
+    yield from on_actors(sources, open_work, actors, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Actor:
         return {"result": np.fromiter(map(Wrapped, results), dtype=object)}
 
 
-def through_actors(
+def on_actors(
     items: Sequence[Any], open_work: Callable[[], Work], actors: int, device: str
 ) -> Generator[Any, None, None]:
     """Process items in batches with `actors` Ray processes; yield the results as they arrive.
@@ -108,7 +108,7 @@ def through_actors(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.enable_fallback_to_arrow_object_ext_type = True  # records travel as Python objects
+    context.enable_fallback_to_arrow_object_ext_type = True  # items and results stay Python objects
     rows = [{"item": Wrapped(item)} for item in items]
     batches = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // VIDEOS_AT_ONCE)).map_batches(
         Actor,

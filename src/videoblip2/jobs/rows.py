@@ -129,22 +129,22 @@ def read_row_file(path: Path) -> list[Row]:
 
 
 def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
-    """All complete rows, without a last line cut off by a kill; and the paths of which rows may be missing."""
+    """All complete rows, without a last line cut off by a kill; and the paths whose rows may be incomplete."""
     if not path.is_file():
         return [], set()
     rows: list[Row] = []
-    *lines, cut = path.read_bytes().split(b"\n")
+    *lines, rest = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             rows.append(ROW.validate_json(line))
         except ValueError as error:
             raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another --out") from error
-    if cut[: len(BEGINS)] != BEGINS[: len(cut)]:
+    if rest[: len(BEGINS)] != BEGINS[: len(rest)]:
         raise InputError(f"{path}: its last line is not a row of `vb2 caption`; give another --out")
-    if not cut or not rows:
+    if not rest or not rows:
         return rows, set()
     begins = json_text({"path": rows[-1].path})[:-1].encode() + b","
-    same = cut[: len(begins)] == begins[: len(cut)]  # the cut line belongs to the video before it
+    same = rest[: len(begins)] == begins[: len(rest)]  # the partial line belongs to the video of the last row
     return rows, {rows[-1].path} if same else set()
 
 

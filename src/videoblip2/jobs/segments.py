@@ -102,14 +102,16 @@ def merged(rows: Sequence[Row]) -> list[Row]:
     kept: list[Row] = []
     places: dict[tuple[str | None, int | None], int] = {}  # index of the previous row, by question and sample
     for row in rows:
-        place = places.get((row.question, row.sample))
-        before = None if place is None else kept[place]
-        if place is not None and before is not None and row.error is None and before.caption == row.caption:
+        key = (row.question, row.sample)
+        before = kept[places[key]] if key in places else None
+        if before is not None and row.error is None and before.caption == row.caption:
             first, second = ((one.end or 0.0) - (one.start or 0.0) for one in (before, row))
             score = ((before.score or 0.0) * first + (row.score or 0.0) * second) / max(first + second, 1e-9)
-            kept[place] = replace(before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended))
+            kept[places[key]] = replace(
+                before, end=row.end, score=round(score, 4), ended=bool(before.ended and row.ended)
+            )
         else:
-            places[row.question, row.sample] = len(kept)
+            places[key] = len(kept)
             kept.append(row)
     return kept
 
