@@ -9,7 +9,7 @@ from videoblip2.captioner import Captioner
 from videoblip2.captions import BootstrapResult, caption_metrics, paired_bootstrap
 from videoblip2.captions.functions import answer_accuracy, blind_answers, typed_answers
 from videoblip2.captions.metrics import default_metrics
-from videoblip2.captions.predictions import TABLES, AnswerRow, CaptionRow, Kind, Row
+from videoblip2.captions.predictions import NAMES, AnswerRow, CaptionRow, Kind, Row
 from videoblip2.config import InputError
 from videoblip2.data.annotations import Question
 from videoblip2.modality import Reader
@@ -55,7 +55,7 @@ class Evaluation:
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
         """Name of each table → its rows."""
-        return {TABLES[kind]: [row.shown() for row in rows] for kind, rows in self.rows.items()}
+        return {NAMES[kind]: [row.shown() for row in rows] for kind, rows in self.rows.items()}
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from tiny_study import tiny_plan
 
 from videoblip2.captions import paired_bootstrap
 from videoblip2.captions.metrics import PRIMARY
-from videoblip2.captions.predictions import FILES, CaptionRow, write_rows
+from videoblip2.captions.predictions import CaptionRow, write_rows
 from videoblip2.config import load_config
 from videoblip2.tune.lead import commands_of, write_best
 from videoblip2.tune.report import chosen_again, judge, shown
@@ -98,5 +98,5 @@ def test_best_yaml_and_its_commands_take_any_text(tmp_path, text):
 
 def test_a_caption_with_a_line_separator_counts_in_a_trials_score(tmp_path):
     rows = [CaptionRow(f"v{n}", f"a dog\u2028runs\x85{n}", {PRIMARY: float(n)}, ("a dog runs",)) for n in range(3)]
-    write_rows(tmp_path / FILES["captions"].format(split="val"), rows)
+    write_rows(tmp_path / "val_predictions.jsonl", rows)
     assert _score(tmp_path) == (1.0, [0.0, 1.0, 2.0])

@@ -17,10 +17,8 @@ from videoblip2.files import json_text, write_text
 from videoblip2.modality import ExplainedWord
 
 Kind = Literal["captions", "answers"]
-#: File of a run's rows of one kind on a split, beside its checkpoint.
-FILES: Mapping[Kind, str] = {"captions": "{split}_predictions.jsonl", "answers": "{split}_answers.jsonl"}
-#: Name of the table that shows rows of one kind in a run.
-TABLES: Mapping[Kind, str] = {"captions": "predictions", "answers": "answers"}
+#: Name of the rows of one kind in files, tables and tags of a run.
+NAMES: Mapping[Kind, str] = {"captions": "predictions", "answers": "answers"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def read_rows(path: Path, kind: Kind) -> list[Row]:
 
 def rows_of_run(folder: Path, kind: Kind) -> list[Row]:
     """The validation rows of one kind that a run wrote in its folder; empty if it wrote none."""
-    path = folder / FILES[kind].format(split="val")
+    path = folder / f"val_{NAMES[kind]}.jsonl"
     return read_rows(path, kind) if path.is_file() else []
 
 

@@ -90,9 +90,10 @@ def prepare_captions(
     files = {name: out / file for name, file in SPLIT_FILES.items() if name in splits}
     for name, file in files.items():
         annotations.write_annotations(file, splits[name].values())
-    for extra, entries in ((UNCAPTIONED, uncaptioned), (UNASSIGNED, [asdict(video) for video in unassigned])):
-        if entries:
-            write_json(out / extra, entries)
+    if uncaptioned:
+        write_json(out / UNCAPTIONED, uncaptioned)
+    if unassigned:
+        annotations.write_annotations(out / UNASSIGNED, unassigned)
     descriptions = list(dict.fromkeys(found.description for _, found in sources if found.description))
     if descriptions or described(out):
         write_json(out / SOURCES, {"descriptions": descriptions})

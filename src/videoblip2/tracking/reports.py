@@ -14,12 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from videoblip2.captions import tokenize
 from videoblip2.captions.metrics import label_of, scale_of, shown, shown_interval
-from videoblip2.captions.predictions import Kind
+from videoblip2.captions.predictions import NAMES, Kind
 from videoblip2.config import InputError
 from videoblip2.files import write_text
 from videoblip2.tracking.compare import Differences, Duel, RunComparison, Score, Side, compare_sides, letter
 from videoblip2.tracking.mlflow import run_records
-from videoblip2.tracking.mlflow.run_records import ROW_TAGS, SPLITS, TRAINED_BY, RunRecord, curve, find_run, plain
+from videoblip2.tracking.mlflow.run_records import SPLITS, TRAINED_BY, RunRecord, curve, find_run, plain
 
 #: Configuration keys about places and bookkeeping, not about the computation.
 PLACES = ("run.", "train.resume", "train.save_every", "train.probe_videos", "device")
@@ -98,7 +98,7 @@ def _groups(records: Sequence[RunRecord]) -> list[Group]:
 def _common(sources: Sources, split: str | None, groups: Sequence[Group]) -> tuple[str, list[Kind]]:
     """The split to compare, and the kinds that every run has: captions, answers or both."""
     for chosen in [split] if split else SPLITS:
-        if kinds := [kind for kind in ROW_TAGS if all((kind, chosen) in found for found in sources.values())]:
+        if kinds := [kind for kind in NAMES if all((kind, chosen) in found for found in sources.values())]:
             return chosen, kinds
     named = {f"{run.name} ({run.run_id})": sources[run.run_id] for _, runs in groups for run in runs}
     parts = {name: [f"{kind} of {part}" for kind, part in found] for name, found in named.items()}

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 from videoblip2.captions.metrics import PRIMARY
-from videoblip2.captions.predictions import Kind
 from videoblip2.config import InputError, flatten
 from videoblip2.data.batches import CachedFeatures
 from videoblip2.errors import Progress, no_progress
@@ -61,15 +61,12 @@ def evaluate_model(
     name, tasks, entries = provenance.name or opened.version, tasks_of(config), read_split(config, split, store)
     spec = RunSpec("evaluate", f"{split}-{name}", config.run.experiment, enabled=config.run.tracking and world.leads)
     with open_run(spec) as tracker:
-        if world.leads:
-            tracker.set_tags({"model": model, "split": split, "trained_by": str(provenance.run_id)})
-            tracker.set_tags({"command": command_line(), **lineage_tags(opened.folder)})
-            tracker.log_config(flatten(config))
-        texts: dict[Kind, dict[str, str]] = {}
-        source = CachedFeatures(store)
-        for task in tasks:
-            asked, shown_by = entries[task.kind], progress if world.leads else no_progress
-            texts[task.kind] = say_all(task, opened.captioner, asked, source, config.decode, world, shown_by)
+        tags = {"model": model, "split": split, "trained_by": str(provenance.run_id), "command": command_line()}
+        tracker.set_tags({**tags, **lineage_tags(opened.folder)})
+        tracker.log_config(flatten(config))
+        source, shown_by = CachedFeatures(store), progress if world.leads else no_progress
+        say = partial(say_all, source=source, decode=config.decode, world=world, progress=shown_by)
+        texts = {task.kind: say(task, opened.captioner, entries[task.kind]) for task in tasks}
         if not world.leads:  # only the leader scores and returns the result
             return EvaluationResult(None, Evaluation(), Path())
         result = evaluate_tasks(config, entries, texts, metrics)

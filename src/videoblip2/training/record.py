@@ -11,7 +11,7 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import FILES, Kind, Row, rows_of_run, write_rows
+from videoblip2.captions.predictions import NAMES, Kind, Row, rows_of_run, write_rows
 from videoblip2.config import InputError, flatten, to_yaml
 from videoblip2.errors import counted
 from videoblip2.evaluate import Evaluation
@@ -24,7 +24,7 @@ from videoblip2.provenance import Provenance
 from videoblip2.tracking import find_model
 from videoblip2.tracking.compare import Side, compare_sides
 from videoblip2.tracking.mlflow import run_records
-from videoblip2.tracking.mlflow.run_records import ROW_TAGS, curve, run_link
+from videoblip2.tracking.mlflow.run_records import curve, run_link
 from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
 from videoblip2.tracking.tracker import Tracker, markdown_table
 from videoblip2.training.workspace import Workspace
@@ -102,7 +102,7 @@ def log_results(
     Provenance.read(checkpoint).model_copy(update={"gained": sentence, "data": dict(digests)}).write(checkpoint)
     write_card(checkpoint)
     tracker.log_best({**split_scores("val", result), "step": float(step)})
-    files = {kind: folder / file.format(split="val") for kind, file in FILES.items()}
+    files = {kind: folder / f"val_{name}.jsonl" for kind, name in NAMES.items()}
     log_predictions(files, "val", result, config.train.probe_videos, tracker)
     log_text(folder / "config.yaml", to_yaml(config), tracker)
     log_figures(name, folder / "figures", result, tracker)
@@ -126,7 +126,7 @@ def log_predictions(
     for kind, path in written.items():
         write_rows(path, result.rows[kind])
         tracker.log_file(path)
-        tracker.set_tags({f"{ROW_TAGS[kind]}{split}": path.name})
+        tracker.set_tags({f"{NAMES[kind]}.{split}": path.name})
     return list(written.values())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from videoblip2.captions.intervals import Interval, seed_interval
 from videoblip2.captions.metrics import label_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import TABLES, rows_of_run
+from videoblip2.captions.predictions import NAMES, rows_of_run
 from videoblip2.config import Config, InputError, flatten
 from videoblip2.errors import Progress, no_progress
 from videoblip2.modality import modality_label
@@ -188,4 +188,4 @@ def probe_table(results: Sequence[StageResult], task: Task, count: int) -> tuple
     middle = runs[order[len(order) // 2]]
     means = {key: sum(rows[key].scores[task.metric] for rows in runs) / len(runs) for key in middle}
     lines = [{**row.shown(), task.metric: round(means[key], 4)} for key, row in middle.items()]
-    return TABLES[task.kind], lines[:count]
+    return NAMES[task.kind], lines[:count]

@@ -27,8 +27,6 @@ class StaticDecoder:
     at: [1], the place of the next token.
     """
 
-    fixed_shape = True
-
     def __init__(self, inner: T5Stepper, videos: int, rows: int) -> None:
         inner.repeat(rows)
         self._inner, self._rows = inner, rows

@@ -54,10 +54,6 @@ class Decoded:
 class Stepper(Protocol):
     """Captions being decoded. They start as one row per video; rows are ordered by video."""
 
-    @property
-    def fixed_shape(self) -> bool:
-        """Whether rows can be neither dropped nor added."""
-
     def step(self, tokens: Tensor) -> Tensor:
         """The latest tokens [B·R] → the next ones' logits [B·R,V] in float32."""
 
@@ -73,8 +69,6 @@ class Stepper(Protocol):
 
 class CacheStepper:
     """Any encoder-decoder, through transformers' own cache of keys and values (`past_key_values`)."""
-
-    fixed_shape = False
 
     def __init__(self, language_model: LanguageModel, states: Tensor, mask: Tensor, *_sizes: int) -> None:
         self._network, self._states, self._mask = language_model.network, states, mask

@@ -46,8 +46,6 @@ class T5Stepper:
     tensors: the weights and encoder states that steps read, always in the same order.
     """
 
-    fixed_shape = False
-
     @torch.no_grad()
     def __init__(self, model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, rows: int) -> None:
         network: T5ForConditionalGeneration = model.network

@@ -14,15 +14,13 @@ from typing import Any
 
 import psutil
 
-from videoblip2.captions.predictions import Kind, Row, read_rows
+from videoblip2.captions.predictions import NAMES, Kind, Row, read_rows
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, refused
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.store import Finding
 from videoblip2.tracking.source import ProcessRecord
 
-#: Tags of a run with the artifact path of a split's rows: this prefix and the split's name.
-ROW_TAGS: Mapping[Kind, str] = {"captions": "predictions.", "answers": "answers."}
 SPEED = {"decode.batch_size", "decode.compile"}  # decoding keys that change no caption
 SEEDS, PARENT, TRAINED_BY = "seeds", "mlflow.parentRunId", "trained_by"
 #: Training state of a stopped run: its artifact folder, the parts of the run's folder in it, its tag once complete.
@@ -140,10 +138,9 @@ def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
         return all(plain(run.params[key]) == plain(record.params[key]) for key in keys)
 
     found: dict[tuple[Kind, str], tuple[str, str]] = {}
-    for run, (kind, tag), split in product(
-        [record, *filter(alike, _beside(record, TRAINED_BY))], ROW_TAGS.items(), SPLITS
-    ):
-        if path := run.tags.get(f"{tag}{split}"):
+    runs = [record, *filter(alike, _beside(record, TRAINED_BY))]
+    for run, (kind, name), split in product(runs, NAMES.items(), SPLITS):
+        if path := run.tags.get(f"{name}.{split}"):
             found.setdefault((kind, split), (run.run_id, path))
     return found
 
