@@ -115,7 +115,7 @@ def config(world, *overrides):
 
 
 def test_a_workspace_for_questions_needs_no_captions(world, tiny_model, tokenizers, monkeypatch):
-    monkeypatch.setattr("videoblip2.training.workspace._network", lambda config, store: (tiny_model, tokenizers, {}))
+    monkeypatch.setattr("videoblip2.training.workspace._network", lambda *_: (tiny_model, tokenizers, {}))
     work = open_workspace(config(world))
     assert (len(work.train["answers"]), work.train_videos) == (8, ())
     inputs = inputs_of(work.config, {"train": work.train, "val": work.val})

@@ -21,11 +21,18 @@ from videoblip2.modality import modality_label
 from videoblip2.model.checkpoint import write_card
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
-from videoblip2.tracking import find_model
+from videoblip2.tracking import FoundModel
 from videoblip2.tracking.compare import Side, compare_sides
 from videoblip2.tracking.mlflow import run_records
 from videoblip2.tracking.mlflow.run_records import curve, run_link
-from videoblip2.tracking.source import ENVIRONMENT_FILE, command_line, environment, lineage_tags, source_diff
+from videoblip2.tracking.source import (
+    ENVIRONMENT_FILE,
+    command_line,
+    environment,
+    lineage_tags,
+    read_scores,
+    source_diff,
+)
 from videoblip2.tracking.tracker import Tracker, markdown_table
 from videoblip2.training.workspace import Workspace
 
@@ -56,7 +63,7 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
     if work.world.size > 1:
         tags["processes"] = str(work.world.size)
     if work.parent:
-        tags |= {"warm_start": work.parent, **lineage_tags(find_model(work.parent).folder)}
+        tags |= {"warm_start": str(config.train.start_from), **lineage_tags(work.parent.folder)}
     if said:
         tags["differs"] = " ".join(said)
     tracker.set_tags(tags)
@@ -155,33 +162,30 @@ def headline(result: Evaluation) -> str:
     return f"{', '.join(f'{label_of(name)} {text}' for name, text in scores.items())} on {judged}"
 
 
-def gained(result: Evaluation, parent: str | None) -> str:
+def gained(result: Evaluation, parent: FoundModel | None) -> str:
     """A sentence with the gain over the model that training started from, and its cost; empty if that model's captions
     of the same validation videos are unknown."""
-    folder = find_model(parent).folder if parent else Path()
-    rows: Mapping[str, Row] = {row.key: row for row in rows_of_run(folder.parent, "captions")} if parent else {}
-    run_id = Provenance.read(folder, optional=True).run_id if parent and not rows else None
-    try:
-        if run_id and (source := run_records.rows_of(run_records.find_run(run_id)).get(("captions", "val"))):
-            rows = run_records.read_logged("captions", *source)
-        own = {row.key: row for row in result.caption_rows}
-        sides = Side("start", (), (rows,)), Side("now", (), (own,))
-        comparison = compare_sides("val", sides, (), resamples=2000) if rows and own else None
-    except InputError:  # its store is gone, or it was validated on other videos
+    own = {row.key: row for row in result.caption_rows}
+    if parent is None or not own:
         return ""
-    return comparison.sentence(comparison.duels[0]) if comparison else ""
+    rows: Mapping[str, Row] = {row.key: row for row in rows_of_run(parent.folder.parent, "captions")}
+    run_id = None if rows else Provenance.read(parent.folder, optional=True).run_id
+    try:
+        if run_id and (logged := run_records.rows_of(run_records.find_run(run_id)).get(("captions", "val"))):
+            rows = run_records.read_logged("captions", *logged)
+        comparison = compare_sides("val", (Side("start", (), (rows,)), Side("now", (), (own,))), (), resamples=2000)
+    except InputError:  # its store or its captions are gone, or are of other videos
+        return ""
+    return comparison.sentence(comparison.duels[0])
 
 
 def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") -> str:
     """Markdown for the top of the run's page."""
     rows = {"command": f"`{command_line()}`"}
     if work.parent:
-        made = lineage_tags(find_model(work.parent).folder)
-        rows["started from"] = f"`{work.parent}`"
-        if {"lineage.parent_run", "lineage.parent_name"} <= made.keys():
-            rows["started from"] = run_link(made["lineage.parent_run"], made["lineage.parent_name"])
-            if "lineage.parent_cider" in made:
-                rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, float(made['lineage.parent_cider']))}"
+        made, cider = Provenance.read(work.parent.folder, optional=True), read_scores(work.parent.folder).get(PRIMARY)
+        known = run_link(made.run_id, str(made.name)) if made.run_id else f"`{work.config.train.start_from}`"
+        rows["started from"] = known if cider is None else f"{known}, {label_of(PRIMARY)} {shown(PRIMARY, cider)}"
         if sentence:
             rows["gained"] = sentence
     if result.caption_rows:

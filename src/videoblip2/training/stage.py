@@ -117,7 +117,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
         check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
     if kind == "scst":
         check_reward(work)
-    weights = describe_first_weights(work.model, work.reports, config.model.language_model, work.parent)
+    weights = describe_first_weights(work.model, work.reports, config.model.language_model, config.train.start_from)
     return Stage(kind, name, work, said, weights, saved)
 
 
@@ -204,8 +204,7 @@ def _keep(stage: Stage, provenance: Provenance, digests: Future[dict[str, str]],
 def _provenance(stage: Stage, run_id: str | None) -> Provenance:
     """The checkpoint's origin. `train.start_from` may be an alias or a folder, which can change, so the parent is also
     named by its run and its version (`NAME/3`, `m-…` or a folder's name)."""
-    parent = stage.work.parent
-    found = find_model(parent) if parent else None
+    found = stage.work.parent
     inherited = Provenance.read(found.folder, optional=True) if found else None
     kinds = {task.kind for task in tasks_of(stage.work.config)}
     return Provenance(
@@ -213,7 +212,7 @@ def _provenance(stage: Stage, run_id: str | None) -> Provenance:
         name=stage.name,
         run_id=run_id,
         revision=revision_tags(),
-        parent=parent,
+        parent=stage.work.config.train.start_from,
         parent_run_id=inherited and inherited.run_id,
         parent_version=found.version if found else None,
         features=stage.work.store.origin,

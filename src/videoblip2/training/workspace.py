@@ -23,7 +23,7 @@ from videoblip2.model.load_weights import WeightReport
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.overrides import read_yaml
-from videoblip2.tracking import find_model
+from videoblip2.tracking import FoundModel, find_model
 from videoblip2.training.distributed import World, join
 from videoblip2.training.sharding import shard, unsharded
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
@@ -39,6 +39,9 @@ FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
 MOST_TEXTS, MOST_VIDEOS = 10_000, 1_000
 
 
+Built = tuple[VideoBlip2, Tokenizers, Mapping[str, WeightReport]]
+
+
 @dataclass
 class Workspace:
     """Everything a stage needs, built once from a configuration."""
@@ -51,7 +54,7 @@ class Workspace:
     train: Mapping[Kind, Entries]
     val: Mapping[Kind, Entries]
     reports: Mapping[str, WeightReport] = field(default_factory=dict)
-    parent: str | None = None
+    parent: FoundModel | None = None  # the checkpoint of `train.start_from`, found once: an alias may move
     world: World = field(default_factory=World)
     captions_only: bool = False  # train on no answers, even if `data.task` has them
 
@@ -144,11 +147,11 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     train, val = (read_split(config, split, store) for split in ("train", "val"))
     videos = {entry.video_id for split in (train, val) for entries in split.values() for entry in entries}
     refuse_unnoted(store, sorted(videos))
-    model, tokenizers, reports = _network(config, store)
+    parent = find_model(config.train.start_from) if config.train.start_from else None
+    model, tokenizers, reports = _network(config, store, parent)
     model.compiled_decoding, model.checkpointing = config.decode.compile, config.train.checkpointing
     if config.precision == "bf16":
         model.text.halve()
-    parent = config.train.start_from
     work = Workspace(config, device, model.to(device), tokenizers, store, train, val, reports, parent, world)
     if config.train.shard and world.size > 1:
         shard(model, config, world, device)
@@ -222,11 +225,10 @@ def start_copy(work: Workspace) -> VideoBlip2 | None:
     return start
 
 
-def _network(config: Config, store: FeatureStore) -> tuple[VideoBlip2, Tokenizers, Mapping[str, WeightReport]]:
-    source = config.train.start_from
-    if source is None:
+def _network(config: Config, store: FeatureStore, parent: FoundModel | None) -> Built:
+    if parent is None:
         return build_model(config.model, config.data.prompt)
-    checkpoint = load_checkpoint(find_model(source).folder)
+    source, checkpoint = str(config.train.start_from), load_checkpoint(parent.folder)
     if checkpoint.model.config.lora_merged:
         raise InputError(
             f"train.start_from={source}: its LoRA is merged, so the language model cannot be trained; "
