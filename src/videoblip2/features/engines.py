@@ -40,9 +40,7 @@ Files = Sequence[tuple[str, Path]]  # video ids and their files
 POLL = 0.1  # seconds between checks on whether threads have ended
 READY = 16  # finished videos that wait in the queue
 AT_ONCE = 4  # batches encoded at the same time on a CPU
-#: glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD: freed memory is kept for the next batch, since returning it
-#: to the system and requesting it again takes a tenth of a core's time.
-KEEP_FREED = {-1: 2**30, -2: 2**26, -3: 2**25}
+KEEP_FREED = {-1: 2**30, -2: 2**26, -3: 2**25}  # glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,7 @@ def encode_videos(
         watches: key → function that gets all frames of that file.
         pause: yield [] if nothing is ready for this many seconds.
     """
-    with suppress(AttributeError, TypeError):  # another C library
-        for option, size in KEEP_FREED.items():
-            ctypes.CDLL(None).mallopt(option, size)
+    _keep_freed_memory()
     shares = min(workers, AT_ONCE) if encoders.clip.model.device.type == "cpu" else 1
     batches, threads = RowBatches(encoders, shares), max(1, torch.get_num_threads() // shares)
 
@@ -141,6 +137,13 @@ def encode_videos(
             yield from (list(chain.from_iterable(groups)) for groups in ready)
         yield [*batches.flush("video"), *batches.flush("audio")]
         yield []
+
+
+def _keep_freed_memory() -> None:
+    """Keep it for the next batch: returning it and requesting it again takes a tenth of a core's time."""
+    with suppress(AttributeError, TypeError):  # another C library
+        for option, size in KEEP_FREED.items():
+            ctypes.CDLL(None).mallopt(option, size)
 
 
 class RowBatches:
@@ -184,11 +187,9 @@ class RowBatches:
                 del queued[: len(batch)]
             if not batch:
                 return []
-            arrays = [piece.array for piece, _ in batch]
-            if modality == "audio":
-                encoded = self._encoders.clap.encode_windows(arrays)
-            else:
-                encoded = self._encoders.clip.encode_pixels(arrays, size)
+            arrays, encoders = [piece.array for piece, _ in batch], self._encoders
+            video = modality == "video"
+            encoded = encoders.clip.encode_pixels(arrays, size) if video else encoders.clap.encode_windows(arrays)
         outcomes = list[VideoOutcome]()
         with self._lock:
             for (piece, place), rows in zip(batch, np.split(encoded, len(batch)), strict=True):

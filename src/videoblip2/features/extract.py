@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from videoblip2.errors import InputError, Progress, no_progress, refused
-from videoblip2.features.engines import Files, VideoOutcome, encode_all, stored
+from videoblip2.features.engines import Files, VideoOutcome, encode_all
 from videoblip2.features.manifest import MAIN, FeatureManifest, VideoNote
 from videoblip2.features.media_features import Encoders
 from videoblip2.features.sources import VideoSource, in_shard, keepable
@@ -92,12 +92,7 @@ def extract_features(
         with closing(outcomes):
             for _ in progress(map(ledger.note, outcomes), len(files), "features"):
                 pass
-    ended = {video_id: ledger.ended[video_id] for video_id in by_id}
-    notes = {video_id: outcome.note for video_id, outcome in ended.items() if outcome.note}
-    failed = {video_id: outcome.failure for video_id, outcome in ended.items() if outcome.failure is not None}
-    skipped = [video_id for video_id in by_id if video_id not in notes and video_id not in failed]
-    noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
-    return ExtractionReport(list(notes), skipped, failed, noted, missing)
+    return _report([ledger.ended[video_id] for video_id in by_id], missing)
 
 
 def _chosen(videos: Iterable[str | Path], run: ExtractionRun) -> tuple[dict[str, VideoSource], list[str]]:
@@ -107,6 +102,14 @@ def _chosen(videos: Iterable[str | Path], run: ExtractionRun) -> tuple[dict[str,
     found = {i: by_name.get(i) or by_name.get(segment_of(i)[0]) for i in (by_name if run.ids is None else run.ids)}
     chosen = {i: source for i, source in found.items() if source and in_shard(i, run.shard)}
     return chosen, [i for i, source in found.items() if not source]
+
+
+def _report(ended: Sequence[VideoOutcome], missing: list[str]) -> ExtractionReport:
+    notes = {outcome.video_id: outcome.note for outcome in ended if outcome.note}
+    failed = {outcome.video_id: outcome.failure for outcome in ended if outcome.failure is not None}
+    skipped = [outcome.video_id for outcome in ended if outcome.note is None and outcome.failure is None]
+    noted = {name: f"{note.source}: {'; '.join(note.caveats)}" for name, note in notes.items() if note.caveats}
+    return ExtractionReport(list(notes), skipped, failed, noted, missing)
 
 
 @dataclass
@@ -133,16 +136,24 @@ class Ledger:
         if time.monotonic() >= self.due:
             self.save()
 
-    def keep(self, outcome: VideoOutcome) -> None:
-        """Write a video's features to the store, and record the outcome."""
-        self.note(stored(self.path.parent, outcome))
-
     def save(self) -> None:
         """Write the manifest."""
         begin = time.monotonic()
         manifest = self.start.model_copy(update={"videos": self.videos, "failed": self.failed})
         manifest.write(self.path.parent, self.path.name)
         self.due = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - begin))
+
+
+def _empty_manifest(encoders: Encoders) -> FeatureManifest:
+    return FeatureManifest(
+        **dict(encoders.origin),
+        widths=encoders.widths,
+        dtype=encoders.dtype,
+        sampling_rate=encoders.clap.rate,
+        versions={package: importlib.metadata.version(package) for package in PACKAGES},
+        videos={},
+        failed={},
+    )
 
 
 @contextmanager
@@ -152,16 +163,7 @@ def open_ledger(out: Path, encoders: Encoders, run: ExtractionRun) -> Iterator[L
     Raises `InputError` for a store made with different encoders or settings, and if another run is writing this shard.
     """
     path = out / ("manifest.{}-of-{}.json".format(*run.shard) if run.shard else MAIN)
-    whole = FeatureManifest.read(out)
-    fresh = FeatureManifest(
-        **dict(encoders.origin),
-        widths=encoders.widths,
-        dtype=encoders.dtype,
-        sampling_rate=encoders.clap.rate,
-        versions={package: importlib.metadata.version(package) for package in PACKAGES},
-        videos={},
-        failed={},
-    )
+    whole, fresh = FeatureManifest.read(out), _empty_manifest(encoders)
     if whole is None and any((out / "video").glob("*.npy")):
         raise InputError(f"{out}: holds features without a manifest.json; give another --out folder")
     if whole and (found := whole.difference(fresh)):

@@ -69,16 +69,17 @@ class FeatureManifest(FeatureOrigin):
         paths = [path for path in (root / MAIN, *sorted(root.glob("manifest.*-of-*.json"))) if path.is_file()]
         if not paths:
             return None
-        first, *others = [cls.parse(path.read_bytes(), path) for path in paths]
-        for path, other in zip(paths[1:], others, strict=True):
-            if found := first.difference(other):
-                names = f"{paths[0].name} and {path.name}"
-                raise InputError(f"{root}: {names} differ, with {found}; extract into a folder for each")
-        if not others:
+        manifests = [cls.parse(path.read_bytes(), path) for path in paths]
+        first = manifests[0]
+        for path, manifest in zip(paths, manifests, strict=True):
+            if found := first.difference(manifest):
+                where = f"{root}: {paths[0].name} and {path.name} differ, with {found}"
+                raise InputError(f"{where}; extract into a folder for each")
+        if len(manifests) == 1:
             return first
-        notes = [entry for manifest in (first, *others) for entry in manifest.videos.items()]
+        notes = [entry for manifest in manifests for entry in manifest.videos.items()]
         videos = dict(sorted(notes, key=lambda entry: entry[1].at))  # the newest note of a video wins
-        failed = {name: why for one in (first, *others) for name, why in one.failed.items() if name not in videos}
+        failed = {name: why for one in manifests for name, why in one.failed.items() if name not in videos}
         return first.model_copy(update={"videos": videos, "failed": failed})
 
     @classmethod

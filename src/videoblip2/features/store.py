@@ -253,7 +253,7 @@ def refuse_other_encoders(store: FeatureStore, trained_on: FeatureOrigin | None,
 
     It does not if either lacks a record of its encoders. Frame rate and window length may differ.
     """
-    stored = store.manifest.origin if store.manifest else None
+    stored = store.manifest
     if not stored or not trained_on or "clip" not in stored.encoders or "clip" not in trained_on.encoders:
         return
     for name, found, wanted in (

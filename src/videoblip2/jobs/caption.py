@@ -186,7 +186,7 @@ class CaptionJob:
         self, files: Mapping[str, Path], done: Mapping[str, str]
     ) -> Generator[list["VideoOutcome"], None, None]:
         """Outcomes of media files, with shot changes for scenes; also stores their features if the plan says so."""
-        from videoblip2.features.engines import encode_videos
+        from videoblip2.features.engines import encode_videos, stored
         from videoblip2.features.extract import ExtractionRun, open_ledger
 
         encoders, kept = self.captioner.media_encoders, self.plan.keep_features
@@ -202,8 +202,8 @@ class CaptionJob:
         with open_ledger(kept, encoders, run) if kept else nullcontext() as ledger, closing(encoded):
             for outcomes in encoded:
                 for place, outcome in enumerate(outcomes):
-                    if ledger is not None and outcome.features is not None:
-                        ledger.keep(replace(outcome, video_id=Path(outcome.video_id).stem))
+                    if kept and ledger and outcome.features is not None:
+                        ledger.note(stored(kept, replace(outcome, video_id=Path(outcome.video_id).stem)))
                     if (watch := watches.pop(outcome.video_id, None)) and outcome.features:
                         outcomes[place] = replace(outcome, changes=watch.changes())
                 yield outcomes

@@ -4,7 +4,6 @@ JSON lines are appended. Any other format is written from a journal beside it, `
 at the end; a later run resumes from the journal.
 """
 
-import glob
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -177,14 +176,13 @@ def shard_file(out: Path, shard: tuple[int, int] | None) -> Path:
 
 def shards_of(out: Path) -> list[Path]:
     """The files that the shards of one job wrote. Raises InputError if there are none, or one is missing."""
-    beside = sorted(out.parent.glob(f"{glob.escape(out.stem)}.*-of-*{out.suffix}"))
-    found = [path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.stem.removeprefix(out.stem))]
-    counts = {path.stem.rpartition("-of-")[2] for path in found}
+    name = re.compile(rf"{re.escape(out.stem)}\.\d+-of-(\d+){re.escape(out.suffix)}")
+    counts = {int(part[1]) for path in out.parent.glob("*") if (part := name.fullmatch(path.name))}
     if len(counts) != 1:
-        found_here = f"shards of {len(counts)} jobs" if counts else "no shards"
-        raise InputError(f"{out}: {found_here} beside it ({out.stem}.1-of-N{out.suffix}); name the files to merge")
-    count = int(counts.pop())
+        found = f"shards of {len(counts)} jobs" if counts else "no shards"
+        raise InputError(f"{out}: {found} beside it ({out.stem}.1-of-N{out.suffix}); name the files to merge")
+    (count,) = counts
     every = [shard_file(out, (number, count)) for number in range(1, count + 1)]
-    if missing := [path.name for path in every if path not in found]:
+    if missing := [path.name for path in every if not path.exists()]:
         raise InputError(f"{out}: {', '.join(missing)} is missing; run that shard, or name the files to merge")
     return every
