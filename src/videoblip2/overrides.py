@@ -44,7 +44,7 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: not of the form key=value, such as optim.lr=1e-5")
-        (*parents, leaf), kind = _locate(model, SHORT.get(key.strip(), key.strip()))
+        (*parents, leaf), kind = locate(model, SHORT.get(key.strip(), key.strip()))
         tree = merged
         for parent in parents:
             tree = tree.setdefault(parent, {})
@@ -57,7 +57,7 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str], model: type
     return merged
 
 
-def _locate(model: type[BaseModel], key: str) -> tuple[list[str], Any]:
+def locate(model: type[BaseModel], key: str) -> tuple[list[str], Any]:
     """The parts of a dotted key, and the type of its value; inside a mapping the rest of the key is one part."""
     parts: list[str] = []
     kind: Any = model

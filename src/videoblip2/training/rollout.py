@@ -27,8 +27,6 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
 TABLE_VIDEOS = 4
 #: Samples this close to the greedy caption never count as far behind (CIDEr-D, 0.1 = ten points).
 NEAR_GREEDY = 0.1
-#: The monitors that have a band.
-NAMES = ("length", "ended", "bad_endings", "distinct_2", "repetition", "zero_advantage", "sample_minus_greedy")
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class BandMonitor:
         Args:
             means: of an interval, by the names of `Rollout.metrics`.
         """
-        self.start = self.start or {name: means[name] for name in NAMES}
+        self.start = self.start or {name: means[name] for name in WatchConfig.model_fields}
         left = {name: ends for name, ends in self.bands().items() if not ends[0] <= means[name] <= ends[1]}
         new, self.outside = left.keys() - self.outside, set(left)
         return {

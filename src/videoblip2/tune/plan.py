@@ -16,7 +16,7 @@ from pydantic import Field
 
 from videoblip2.config import Config, InputError, PathText, Section, flatten, known_keys, parse_config
 from videoblip2.errors import validated
-from videoblip2.overrides import overridden, read_yaml
+from videoblip2.overrides import locate, overridden, read_yaml
 from videoblip2.tracking import find_model
 
 if TYPE_CHECKING:  # imports torch; a plan is checked before that
@@ -209,12 +209,8 @@ def _check_key(key: str, place: str, stage: str) -> None:
 
 def kind_of(key: str) -> type[int] | type[float] | None:
     """int or float if a key's field is a number, optional or not; None for any other field."""
-    *sections, name = key.split(".")
-    model: Any = Config
-    for section in sections:
-        model = model.model_fields[section].annotation
     kinds = {int: int, float: float, int | None: int, float | None: float}
-    return kinds.get(model.model_fields[name].annotation)
+    return kinds.get(locate(Config, key)[1])
 
 
 def _text(value: Any) -> str:
