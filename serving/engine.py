@@ -115,9 +115,8 @@ class Engine:
             fps = len(item["video"]) / length
         else:
             raise Refusal(400, f"segments={every}: the length of this video is unknown; send the media file")
-        parts = await to_thread.run_sync(
-            cut, item, fps, window, None if isinstance(every, str) else every, None, patches
-        )
+        each = None if isinstance(every, str) else every  # None: at changes of the picture
+        parts = await to_thread.run_sync(cut, item, fps, window, each, None, patches)
         if len(parts) > (most := self.settings.max_waiting):
             raise Refusal(413, f"segments={every}: makes {len(parts)} segments, more than {most}; ask for longer ones")
         rows = []

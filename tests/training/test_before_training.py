@@ -232,5 +232,5 @@ def test_features_that_a_start_did_not_look_at_are_checked_in_training(large):
     options = "run.name=x", "run.tracking=false", "train.steps=1", "train.batch_size=1"
     unseen = {f"video{n}" for n in (1, 2, 3)}.difference(opened(large, *options).work.batches(0).video_ids)
     np.save(large / "features" / "audio" / f"{max(unseen)}.npy", np.full((3, 512), np.nan, "float32"))
-    with pytest.raises(InputError, match=rf"{max(unseen)}.npy: holds NaN"):
+    with pytest.raises(InputError, match=rf"{max(unseen)}.npy: contains NaN"):
         run_stage("ce", tiny_config(large, large / "runs", *options))

@@ -103,9 +103,8 @@ class DocumentFrequencies:
         captions = [caption for group in references.values() for caption in group]
         video = np.repeat(np.arange(len(references)), [len(group) for group in references.values()])
         nothing = (np.zeros(0, np.int64),) * ORDERS
-        table, runs, grams = cls({}, nothing[1:], nothing, len(references), end_token).extended(
-            cook(captions, end_token)
-        )
+        empty = cls({}, nothing[1:], nothing, len(references), end_token)
+        table, runs, grams = empty.extended(cook(captions, end_token))
         counts = []
         for order, ids in enumerate(grams, start=1):
             size = len(table.counts[order - 1])

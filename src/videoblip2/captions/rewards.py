@@ -41,10 +41,9 @@ class FunctionReward:
         texts = [joined(caption) for caption in captions]
         scores = np.asarray(self._function(texts, [self._tokenised(video) for video in video_ids]), np.float64)
         if scores.shape != (len(texts),) or not np.isfinite(scores).all():
-            raise InputError(
-                f"reward {self._name!r} returned scores of shape {scores.shape} for {len(texts)} captions, "
-                f"{int((~np.isfinite(scores)).sum())} of them not finite: return one finite number per caption"
-            )
+            fault = f"reward {self._name!r} returned scores of shape {scores.shape} for {len(texts)} captions"
+            bad = int((~np.isfinite(scores)).sum())
+            raise InputError(f"{fault}, {bad} of them not finite: return one finite number per caption")
         return scores
 
 

@@ -88,9 +88,8 @@ def _results(made: "Demo") -> str:
         others = [shown(key, scores[key]) if key in scores else "" for key in names if key != PRIMARY]
         rows.append([label, value, gain, *others, str(made.stages[name].run_id)[:8]])
     rows.append(["most typical training caption", shown(PRIMARY, made.trivial), *[""] * (len(names) + 1)])
-    title = (
-        f"Toy world, test split ({counted(len(made.tests['ce'].evaluation.videos), 'video')}, none seen in training)"
-    )
+    videos = counted(len(made.tests["ce"].evaluation.videos), "video")
+    title = f"Toy world, test split ({videos}, none seen in training)"
     heads = [label_of(key) for key in names if key != PRIMARY]
     changes = []
     for key in filter(gains["scst"].get, names):

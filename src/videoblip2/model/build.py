@@ -76,10 +76,9 @@ def _loaded_qformer(config: QFormerConfig, reads: int, vocab_size: int) -> tuple
     options, bert = QFormerOptions(feature_dim=reads, **config.model_dump()), config.bert
     qformer, queries, report = read_qformer(str(config.weights), options, bert if config.bert_weights else None)
     if qformer.config.vocab_size < vocab_size:
-        raise InputError(
-            f"model.qformer.weights={config.weights}: has {qformer.config.vocab_size} word pieces, but "
-            f"model.qformer.bert={config.bert} has {vocab_size}; give the word pieces it was trained with"
-        )
+        fault = f"model.qformer.weights={config.weights}: has {qformer.config.vocab_size} word pieces"
+        other = f"model.qformer.bert={config.bert} has {vocab_size}"
+        raise InputError(f"{fault}, but {other}; give the word pieces it was trained with")
     return (qformer, queries), report
 
 

@@ -201,12 +201,10 @@ def plan_qformer(
     """
     sizes = read_sizes(own, text)
     width, file_reads = sizes["hidden_size"], sizes["encoder_hidden_size"]
-    if width % options.num_attention_heads:
-        raise InputError(
-            f"num_attention_heads={options.num_attention_heads}: does not divide the Q-Former's width, {width}"
-        )
+    if width % (heads := options.num_attention_heads):
+        raise InputError(f"num_attention_heads={heads}: does not divide the Q-Former's width, {width}")
     reads = options.feature_dim if options.cross_attention == "reinit" else file_reads
-    sizes |= {"encoder_hidden_size": reads, "num_attention_heads": options.num_attention_heads}
+    sizes |= {"encoder_hidden_size": reads, "num_attention_heads": heads}
     dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
     config = InstructBlipQFormerConfig(**sizes, **dropout)
     with torch.device("meta"):  # names and shapes, no memory

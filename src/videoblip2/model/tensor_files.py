@@ -73,10 +73,8 @@ def weights_file(path: Path | str) -> Path:
     for found in [*(folder / name for name in _FOLDER_NAMES), *(single if len(single) == 1 else [])]:
         if found.is_file():
             return found
-    here = ", ".join(entry.name for entry in single) or "none"
-    raise InputError(
-        f"{path}: a folder without model.safetensors or pytorch_model.bin (weights here: {here}); name a file"
-    )
+    here = f"weights here: {', '.join(entry.name for entry in single) or 'none'}"
+    raise InputError(f"{path}: a folder without model.safetensors or pytorch_model.bin ({here}); name a file")
 
 
 def _hub_folder(name: str) -> Path:
@@ -117,9 +115,8 @@ def sniff(path: Path) -> FileFormat:
 
 def _sniff_zip(path: Path) -> FileFormat:
     if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path}: a truncated torch file (its end is missing, {path.stat().st_size:,} bytes); {_AGAIN}"
-        )
+        size = path.stat().st_size
+        raise InputError(f"{path}: a truncated torch file (its end is missing, {size:,} bytes); {_AGAIN}")
     with zipfile.ZipFile(path) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
     if "constants.pkl" in names:
@@ -139,11 +136,9 @@ def _load(path: Path, file_format: FileFormat) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=file_format == "torch")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise InputError(
-            f"{path}: contains Python objects besides tensors{what}; opening them could run code, so it is refused: "
-            "re-save only its tensors as .safetensors"
-        ) from error
+        what = f"contains Python objects besides tensors{f' ({named[1]})' if named else ''}"
+        remedy = "opening them could run code, so it is refused: re-save only its tensors as .safetensors"
+        raise InputError(f"{path}: {what}; {remedy}") from error
 
 
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:

@@ -61,9 +61,8 @@ class Tokenizers:
         for row, words in enumerate(found):
             ends = [word.end() for word in words]
             for at, (begin, _) in enumerate(encoded.offset_mapping[row].tolist()):
-                if (
-                    words and not encoded.special_tokens_mask[row, at]
-                ):  # a piece may begin with the space before its word
+                if words and not encoded.special_tokens_mask[row, at]:
+                    # A piece may begin with the space before its word.
                     places[row, at] = min(bisect_right(ends, begin), len(words) - 1)
         return labels, places, [[word[0] for word in words] for words in found]
 

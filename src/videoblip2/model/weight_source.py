@@ -84,10 +84,8 @@ def find_qformer(tensors: Tensors, file: str, prefix: str | None = None) -> QFor
     parts = _parts(tensors, file)
     roots = qformer_roots(parts)
     if not roots:
-        raise InputError(
-            f"{file}: no Q-Former in it (it looks like {looks_like(tensors)}); "
-            "give a BLIP-2 or InstructBLIP checkpoint, such as `vb2 weights fetch blip2-flant5xl`"
-        )
+        remedy = "give a BLIP-2 or InstructBLIP checkpoint, such as `vb2 weights fetch blip2-flant5xl`"
+        raise InputError(f"{file}: no Q-Former in it (it looks like {looks_like(tensors)}); {remedy}")
     there = ", ".join(map(repr, roots))
     if prefix is None and len(roots) > 1:
         raise InputError(f"{file}: contains {len(roots)} Q-Formers; choose one with prefix= ({there})")

@@ -194,7 +194,6 @@ def _differences(folder: Path, provenance: Provenance) -> list[str]:
     keys = [key for key in ("git.commit", "git.dirty") if then.get(key) != now.get(key)]
     changed = [f"{key} {then.get(key, UNKNOWN)} -> {now.get(key, 'unknown')}" for key in keys]
     file = folder / source.ENVIRONMENT_FILE
-    packages = (
-        source.lock_difference(file.read_text(encoding="utf-8"), source.environment()) if file.is_file() else None
-    )
-    return [*changed, *(["packages not recorded"] if packages is None else packages)]
+    if not file.is_file():
+        return [*changed, "packages not recorded"]
+    return [*changed, *source.lock_difference(file.read_text(encoding="utf-8"), source.environment())]

@@ -111,9 +111,8 @@ def write_toy_world(
         if not file.exists():
             write_video(file, render_frames(scene), FPS, render_audio(scene), RATE)
     counts, audio = Counter(scene.split for scene in scenes), Counter(scene.audio for scene in scenes)
-    return ToyWorld(
-        out / "videos", annotations, [out / file for file in QUESTION_FILES.values()], dict(counts), dict(audio)
-    )
+    questions = [out / file for file in QUESTION_FILES.values()]
+    return ToyWorld(out / "videos", annotations, questions, dict(counts), dict(audio))
 
 
 def write_toy_annotations(out: str | Path, num_videos: int, seed: int, more_tests: int = 0) -> tuple[Path, Path]:

@@ -73,10 +73,9 @@ def evaluate_model(
         if "explain" in extras:
             result = explained(result, opened.captioner, source.features, config.decode.batch_size)
         effects = _ablate(opened, source, result, progress) if "ablate" in extras else []
-        changes = {
-            f"ablate/{split}_{each.sound}": each.difference.difference for each in effects if each.group == "all"
-        }
-        tracker.log_metrics(changes, step=0)
+        for effect in effects:
+            if effect.group == "all":
+                tracker.log_metrics({f"ablate/{split}_{effect.sound}": effect.difference.difference}, step=0)
         for _, _, file, videos in inputs_of(config, {split: entries}):
             tracker.log_data(f"{file.parent.name}/{file.name}", data_digest(file, store, videos), split)
         tracker.log_metrics(split_scores(split, result), step=0)

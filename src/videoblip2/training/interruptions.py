@@ -49,11 +49,9 @@ def stop_well(tracker: Tracker, folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
-        free = shutil.disk_usage(folder).free / 2**20
-        raise InputError(
-            f"{getattr(error, 'filename', None) or folder}: no space left on the device ({free:.0f} MB free); data "
-            f"written before is intact: free some space and resume with {resume}"
-        ) from error
+        place, free = getattr(error, "filename", None) or folder, shutil.disk_usage(folder).free / 2**20
+        remedy = f"data written before is intact: free some space and resume with {resume}"
+        raise InputError(f"{place}: no space left on the device ({free:.0f} MB free); {remedy}") from error
 
 
 def memory_for(phase: str, remedy: str) -> AbstractContextManager[None]:

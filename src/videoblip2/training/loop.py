@@ -15,7 +15,7 @@ from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.distributed import Lost
 from videoblip2.training.interruptions import memory_for, signals_wait
 from videoblip2.training.meters import RunningMeans, SystemMeter, add_up
-from videoblip2.training.rollout import BandMonitor
+from videoblip2.training.rollout import NOT_FINITE, BandMonitor
 from videoblip2.training.sharding import clip
 from videoblip2.training.state import StateFile, TrainState, capture
 from videoblip2.training.update import StepFunction, build_optimizer, set_learning_rate
@@ -101,10 +101,8 @@ class Training:
         for (what, _, step, ids), value in zip(unseen, values, strict=True):
             if not math.isfinite(value):
                 videos = ids if what == "loss" else self.work.world.rows([ids])[0]
-                raise FloatingPointError(
-                    f"step {step}: the {what} is {value} on videos {', '.join(videos)}; "
-                    "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
-                )
+                fault = f"the {what} is {value} on videos {', '.join(videos)}"
+                raise FloatingPointError(f"step {step}: {fault}; {NOT_FINITE}")
 
     def exchange(self, signals: list[int], look: bool) -> bool:
         """Whether any process got a signal, which stops all. `look`: also `check`, and sum metrics over processes."""

@@ -139,10 +139,8 @@ def find_saved(stage: str, folder: Path, config: Config) -> TrainState | None:
     if other := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
         words = " ".join(shlex.quote(f"{key}={json.dumps(then)}") for key, (_, then) in other.items())
         key, (now, then) = next(iter(other.items()))
-        raise InputError(
-            f"{key}={now!r}: {folder} started with {then!r}, so this would be a different run; "
-            f"to resume it, add {words}; {REMEDY.format(folder)}"
-        )
+        fault = f"{key}={now!r}: {folder} started with {then!r}, so this would be a different run"
+        raise InputError(f"{fault}; to resume it, add {words}; {REMEDY.format(folder)}")
     return saved
 
 
@@ -159,10 +157,8 @@ def _folder_of(run: RunRecord, out: Path) -> Path:
         if run.run_id == _run_in(folder):
             return folder
     if not run.logged:
-        raise InputError(
-            f"resume={run.run_id}: no training state in {run.folder or here} (the run was on {run.host}), and none "
-            f"logged with the run; copy that folder to {here}, or start again without resume"
-        )
+        fault = f"no training state in {run.folder or here} (the run was on {run.host}), and none logged with the run"
+        raise InputError(f"resume={run.run_id}: {fault}; copy that folder to {here}, or start again without resume")
     if _run_in(here) is not None:
         raise InputError(f"resume={run.run_id}: {here} belongs to another run; set run.out to a folder without it")
     fetch_state(run.run_id, here)

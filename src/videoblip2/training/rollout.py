@@ -21,6 +21,8 @@ from videoblip2.training.distributed import World
 from videoblip2.training.tasks import ANSWERS
 from videoblip2.training.workspace import Workspace, no_cider, start_copy
 
+#: The remedy for a number that is not finite.
+NOT_FINITE = "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
 #: Used if `scst.log_prob_tolerance` is not set. In bf16 a logit of 20 is only accurate to 0.06.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
 #: Videos per step whose first sample goes into the table.
@@ -104,10 +106,8 @@ def check_reward(work: Workspace) -> None:
     """Raise InputError if even human captions earn no reward, as with one training video."""
     some, reward = dict(islice(reward_references(work).items(), 50)), build_reward(work, start_copy(work), 50)
     if not reward.score(list(some), [texts[0] for texts in some.values()], [True] * len(some)).any():
-        raise InputError(
-            f"{work.config.data.train}: {no_cider(work.all_references)}, so no sample would earn a reward; add videos, "
-            "or another term of scst.reward"
-        )
+        fault = f"{work.config.data.train}: {no_cider(work.all_references)}, so no sample would earn a reward"
+        raise InputError(f"{fault}; add videos, or another term of scst.reward")
 
 
 def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
@@ -143,20 +143,16 @@ def check_finite(video_ids: Sequence[str], states: Tensor) -> None:
     """Raise FloatingPointError that names the videos whose encoder states [B,S,E] are NaN or infinite."""
     bad = [video_ids[row] for row in (~states.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()]
     if bad:
-        raise FloatingPointError(
-            f"the encoder's states are not finite on videos {', '.join(bad)}; "
-            "lower optim.lr, use precision=fp32, or check these features with `vb2 features check`"
-        )
+        raise FloatingPointError(f"the encoder's states are not finite on videos {', '.join(bad)}; {NOT_FINITE}")
 
 
 def check_same_policy(gap: float, config: Config) -> None:
     """Raise AssertionError if the two passes, without dropout, give a token different log-probabilities."""
     tolerance = config.scst.log_prob_tolerance or TOLERANCE[config.precision]
     if gap > tolerance and not config.scst.dropout:
-        raise AssertionError(
-            f"scst: the sampling and the gradient pass differ by {gap:.2g} nats at a token, more than {tolerance:g}: "
-            "they are not the same policy; use precision=fp32 or raise scst.log_prob_tolerance"
-        )
+        fault = f"the sampling and the gradient pass differ by {gap:.2g} nats at a token, more than {tolerance:g}"
+        remedy = "they are not the same policy; use precision=fp32 or raise scst.log_prob_tolerance"
+        raise AssertionError(f"scst: {fault}: {remedy}")
 
 
 class BandMonitor:

@@ -30,10 +30,8 @@ def shard(model: VideoBlip2, config: Config, world: World, device: torch.device)
     if config.model.finetune != "full" or config.scst.kl_weight:
         raise InputError("train.shard=true: for model.finetune=full without scst.kl_weight; leave train.shard out")
     if config.train.batch_size % world.size:
-        raise InputError(
-            f"train.batch_size={config.train.batch_size}: with train.shard=true the {world.size} processes need equal "
-            f"shares; set it to a multiple of {world.size}"
-        )
+        fault = f"with train.shard=true the {world.size} processes need equal shares"
+        raise InputError(f"train.batch_size={config.train.batch_size}: {fault}; set it to a multiple of {world.size}")
     # T5's layers pass their position bias on as a view, which is never written to.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world.size,))

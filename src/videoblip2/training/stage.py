@@ -99,9 +99,8 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
     """Read everything that a stage needs, and find its saved state if it resumes."""
     if kind == "scst":
         if CAPTIONS not in tasks_of(config):
-            raise InputError(
-                f"data.task={config.data.task}: self-critical training rewards captions; leave it out, or use `vb2 ce`"
-            )
+            fault = f"data.task={config.data.task}: self-critical training rewards captions"
+            raise InputError(f"{fault}; leave it out, or use `vb2 ce`")
         for reward in config.scst.reward.weights:
             find_reward(reward)
     said, world = what_differs(kind, config, usual) if usual else [], join()

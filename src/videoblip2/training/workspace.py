@@ -137,11 +137,9 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
         has = torch.cpu.get_capabilities()
         if not any(map(has.get, BF16)):
             warn("precision=bf16: this processor has no bf16 arithmetic and emulates it slowly; use precision=fp32")
-    if config.train.batch_size < world.size:
-        raise InputError(
-            f"train.batch_size={config.train.batch_size}: fewer videos than the {world.size} processes; start at most "
-            f"{config.train.batch_size} processes or raise it"
-        )
+    if (size := config.train.batch_size) < world.size:
+        fault = f"train.batch_size={size}: fewer videos than the {world.size} processes"
+        raise InputError(f"{fault}; start at most {size} processes or raise it")
     store = FeatureStore(Path(config.data.features), config.model.modality_names)
     refuse_other_widths(store, config.model)
     train, val = (read_split(config, split, store) for split in ("train", "val"))
@@ -171,10 +169,8 @@ def check_features(source: CachedFeatures, videos: Collection[str], progress: Pr
         except (InputError, RuntimeError) as error:
             problems.append(str(error))
     if problems:
-        raise InputError(
-            f"{len(problems)} of {len(some)} videos have features that cannot be used: {problems[0]}; "
-            "`vb2 features check` lists all"
-        )
+        fault = f"{len(problems)} of {len(some)} videos have features that cannot be used: {problems[0]}"
+        raise InputError(f"{fault}; `vb2 features check` lists all")
 
 
 def no_cider(videos: Sized) -> str:
@@ -195,21 +191,17 @@ def check_texts(work: Workspace, taught: bool) -> None:
         pieces = work.tokenizers.pieces(texts[:: 1 + len(texts) // MOST_TEXTS])
         unknown = sum(ids.count(work.tokenizers.text.unk_token_id) for ids in pieces)
         share, longest = unknown / max(1, sum(map(len, pieces))), work.config.data.max_caption_tokens
-        line = (
-            f"{file}: {100 * share:.1f} % of the pieces are unknown to the tokenizer of "
-            f"{work.config.model.language_model}, and can be neither learned nor generated"
-        )
+        unknown_to = f"unknown to the tokenizer of {work.config.model.language_model}"
+        line = f"{file}: {100 * share:.1f} % of the pieces are {unknown_to}, and can be neither learned nor generated"
         if share >= MANY_UNKNOWN:
-            raise InputError(
-                f"{line}; set model.language_model to a model that knows this language, or translate the texts"
-            )
+            remedy = "set model.language_model to a model that knows this language, or translate the texts"
+            raise InputError(f"{line}; {remedy}")
         if share >= FEW_UNKNOWN:
             warn(line)
         if taught and (cut := sum(len(ids) > longest for ids in pieces)):
-            warn(
-                f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}; "
-                f"they are cut, and their ends are not learned (the longest needs {max(map(len, pieces))})"
-            )
+            fault = f"{file}: {cut} of {len(pieces)} texts are longer than data.max_caption_tokens={longest}"
+            needs = max(map(len, pieces))
+            warn(f"{fault}; they are cut, and their ends are not learned (the longest needs {needs})")
 
 
 def start_copy(work: Workspace) -> VideoBlip2 | None:
@@ -230,10 +222,8 @@ def _network(config: Config, store: FeatureStore, parent: FoundModel | None) -> 
         return build_model(config.model, config.data.prompt)
     source, checkpoint = str(config.train.start_from), load_checkpoint(parent.folder)
     if checkpoint.model.config.lora_merged:
-        raise InputError(
-            f"train.start_from={source}: its LoRA is merged, so the language model cannot be trained; "
-            "start from the checkpoint that was merged"
-        )
+        fault = f"train.start_from={source}: its LoRA is merged, so the language model cannot be trained"
+        raise InputError(f"{fault}; start from the checkpoint that was merged")
     refuse_other_encoders(store, checkpoint.provenance.features, source)
     checkpoint.model.config.prompt = config.data.prompt
     return checkpoint.model, checkpoint.tokenizers, {}
@@ -252,8 +242,6 @@ def inherit_model(config: Config) -> Config:
     had = flatten(inherited, "model.")
     for key, value in flatten(config.model.model_dump(mode="json", exclude_unset=True), "model.").items():
         if key not in SOURCES and value != had.get(key):
-            raise InputError(
-                f"{key}={value!r}: checkpoint {source} was trained with {had.get(key)!r}; "
-                f"leave {key} out or start from another checkpoint"
-            )
+            fault = f"{key}={value!r}: checkpoint {source} was trained with {had.get(key)!r}"
+            raise InputError(f"{fault}; leave {key} out or start from another checkpoint")
     return config.model_copy(update={"model": inherited})

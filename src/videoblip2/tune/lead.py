@@ -57,9 +57,8 @@ def tune(
     plan, start = load_plan(path, overrides), _starter(path, overrides, nproc)
     place, run, name = studies.address(plan), plan.base.run, plan.tuning.study
     plan.folder.mkdir(parents=True, exist_ok=True)
-    busy = refused(
-        f"study {name!r}: another `vb2 tune` already leads it", "add --worker to help, or wait for it", Timeout
-    )
+    remedy = "add --worker to help, or wait for it"
+    busy = refused(f"study {name!r}: another `vb2 tune` already leads it", remedy, Timeout)
     with busy, FileLock(plan.folder / "lead.lock", timeout=0), studies.storage_errors(place):
         study = studies.open_study(plan, studies.open_storage(place))
         earlier = study.user_attrs.get("run_id")

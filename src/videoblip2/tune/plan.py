@@ -194,10 +194,9 @@ def _check(plan: Plan) -> None:
         try:
             create_trial(state=TrialState.WAITING, params={key: plan.defaults[key]}, distributions={key: distribution})
         except ValueError as error:
-            raise InputError(
-                f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}, but the best trial is "
-                f"compared with it; widen the range or set {key} under `config`"
-            ) from error
+            fault = f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}"
+            remedy = f"widen the range or set {key} under `config`"
+            raise InputError(f"{fault}, but the best trial is compared with it; {remedy}") from error
 
 
 def _check_key(key: str, place: str, stage: str) -> None:

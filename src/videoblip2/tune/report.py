@@ -85,9 +85,8 @@ def write_plots(plan: Plan, study: optuna.Study) -> list[Path]:
         made = {path: plot(printed, target_name=score) for path, plot in drawn.items()}
         if plan.tuning.seconds:
             aims = {"targets": lambda trial: (scale_of(PRIMARY) * trial.values[0], trial.values[1])}
-            made[folder / "pareto.png"] = plots.plot_pareto_front(
-                study, target_names=[score, "seconds per caption"], **aims
-            )
+            names = [score, "seconds per caption"]
+            made[folder / "pareto.png"] = plots.plot_pareto_front(study, target_names=names, **aims)
         for path, axes in made.items():
             figure = axes.figure
             figure.set_size_inches(10, 5)

@@ -54,10 +54,8 @@ def open_study(plan: Plan, storage: Any, worker: bool = False) -> optuna.Study:
     for key in [*now, *then] if then else ():
         found, began = (record.get(key, default.get(key, "absent")) for record in (now, then))
         if found != began and not (key.startswith("search.") and _fits(str(found), str(began))):
-            raise InputError(
-                f"{plan.source}: {key}: {found}; study {name!r} started with {began}, and the two are not comparable; "
-                "give this study another name:  study=NAME"
-            )
+            fault = f"study {name!r} started with {began}, and the two are not comparable"
+            raise InputError(f"{plan.source}: {key}: {found}; {fault}; give this study another name:  study=NAME")
     if now != then and not (worker and then):
         study.set_user_attr("identity", now)
     return study

@@ -108,9 +108,8 @@ def static_decoder(model: LanguageModel, states: Tensor, mask: Tensor, max_token
 
 def is_static(model: LanguageModel) -> bool:
     """Whether to use a static decoder: `decode.compile`, and a T5 without forced tokens."""
-    return (
-        model.compiled and model.network.config.model_type == "t5" and model.tokens.first is model.tokens.last is None
-    )
+    kind, tokens = model.network.config.model_type, model.tokens
+    return model.compiled and kind == "t5" and tokens.first is tokens.last is None
 
 
 def bucketed(model: LanguageModel, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
