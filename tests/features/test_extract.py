@@ -4,17 +4,20 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from videoblip2.config import InputError
+from videoblip2.captioner import Caption
+from videoblip2.errors import InputError
 from videoblip2.features.extract import extract_features
 from videoblip2.features.media import write_video
 from videoblip2.features.media_features import FeatureSettings
-from videoblip2.features.sources import find_videos
+from videoblip2.features.sources import VideoSource, find_videos
 from videoblip2.features.store import FeatureStore
+from videoblip2.jobs.caption import CaptionJob, JobPlan
 from videoblip2.provenance import EncoderIdentity
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "msrvtt" / "videos"
@@ -132,6 +135,20 @@ def test_files_of_one_name_fail_together_and_the_rest_is_extracted(encoders, vid
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no video in this folder"):
         find_videos([tmp_path / "empty"])
+
+
+def test_a_captioning_job_keeps_its_features(encoders, videos, tmp_path):
+    model = SimpleNamespace(
+        version="m/1",
+        media_encoders=encoders,
+        timeline=lambda features, frames: (2.0, 1.0),
+        caption=lambda items, *_: [Caption("a ball", -1.0) for _ in items],
+    )
+    job = CaptionJob(model, JobPlan(keep_features=tmp_path / "out"))
+    rows = [row.caption for rows in job.run([VideoSource(str(videos / "present.mp4"))], {}) for row in rows]
+    store = FeatureStore(tmp_path / "out")
+    assert rows == ["a ball"] and store.array("video", "present").shape == (8, 768)
+    assert store.manifest.videos["present"].audio == "present"
 
 
 def test_commands_make_prepare_extract_and_check(encoders, tmp_path):
