@@ -40,7 +40,9 @@ class FeatureSampling(Record):
 
     fps: float | None = Field(default=None, gt=0, le=120)  # frames per second
     max_frames: int | None = Field(default=None, ge=1)  # a video with more is thinned evenly to this many
-    window_seconds: float | None = Field(default=None, ge=0.1)  # of audio per vector; None = the encoder's longest, or not recorded
+    window_seconds: float | None = Field(
+        default=None, ge=0.1
+    )  # of audio per vector; None = the longest, or not recorded
     frames: int | None = Field(default=None, ge=1)  # exactly this many, evenly spaced, out of those at `fps`
     output: Literal["projected", "hidden"] = "projected"  # CLIP ViT-L/14: 768 projected; ViT-B: 768 hidden
     tokens: Literal["pooled", "patch"] = "pooled"  # one vector per frame, or one for each of its P: [F * P, width]
