@@ -109,7 +109,7 @@ class Encoders:
         self.clap.samples(self.settings.window_seconds)
         wanted, loaded = (f"output={one.output}, tokens={one.tokens}" for one in (self.settings, self.clip))
         if loaded != wanted:
-            raise InputError(f"{wanted}: {self.clip.identity.name} was loaded for {loaded}; load it with the same")
+            raise InputError(f"{wanted}: {self.clip.identity.name} was loaded for {loaded}; use the same options")
 
     @property
     def widths(self) -> dict[str, int]:

@@ -166,11 +166,10 @@ class SoundEncoder(Encoder):
 
     def samples(self, window_seconds: float | None) -> int:
         """Samples in a full window; None = the model's longest. Raises `InputError` if the model accepts fewer."""
-        seconds = self.max_window_seconds if window_seconds is None else window_seconds
-        if seconds > self.max_window_seconds:
-            raise InputError(
-                f"window_seconds={seconds}: {self.identity.name} accepts at most {self.max_window_seconds:g}"
-            )
+        most = self.max_window_seconds
+        seconds = most if window_seconds is None else window_seconds
+        if seconds > most:
+            raise InputError(f"window_seconds={seconds}: {self.identity.name} accepts at most {most:g}")
         return round(seconds * self.rate)
 
     def windows(

@@ -32,7 +32,7 @@ class RowFile:
         self._journal = _journal_of(path)
         self._due = 0.0
         busy = refused(f"{path}: another process is writing it", "wait for it, or give another --out", Timeout)
-        with refused(f"{path}: cannot be written", "give a writable place", OSError), busy:
+        with refused(f"{path}: cannot be written", "give a path that can be written", OSError), busy:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             self._lock.acquire(timeout=0)
