@@ -177,11 +177,7 @@ class LanguageModelConfig(Section):
 
 
 def train_language_model(
-    videos: Videos,
-    prompts: Sequence[str],
-    out: Path,
-    config: LanguageModelConfig,
-    progress: Progress = no_progress,
+    videos: Videos, prompts: Sequence[str], out: Path, config: LanguageModelConfig, progress: Progress = no_progress
 ) -> tuple[Path, Path]:
     """Write `out/t5` (model and tokenizer) and `out/bert` (word pieces); returns both folders.
 

@@ -21,18 +21,10 @@ from videoblip2.modality import modality_label
 from videoblip2.model.checkpoint import write_card
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
-from videoblip2.tracking import FoundModel
+from videoblip2.tracking import FoundModel, source
 from videoblip2.tracking.compare import Side, compare_sides
 from videoblip2.tracking.mlflow import run_records
 from videoblip2.tracking.mlflow.run_records import curve, run_link
-from videoblip2.tracking.source import (
-    ENVIRONMENT_FILE,
-    command_line,
-    environment,
-    lineage_tags,
-    read_scores,
-    source_diff,
-)
 from videoblip2.tracking.tracker import Tracker, markdown_table
 from videoblip2.training.workspace import Workspace
 
@@ -59,16 +51,16 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
     config = work.config
     tracker.log_config(flatten(config))
     tags = {"seed": str(config.seed), "modalities": modality_label(config.model.modalities), "task": config.data.task}
-    tags["command"] = command_line()
+    tags["command"] = source.command_line()
     if work.world.size > 1:
         tags["processes"] = str(work.world.size)
     if work.parent:
-        tags |= {"warm_start": str(config.train.start_from), **lineage_tags(work.parent.folder)}
+        tags |= {"warm_start": str(config.train.start_from), **source.lineage_tags(work.parent.folder)}
     if said:
         tags["differs"] = " ".join(said)
     tracker.set_tags(tags)
-    log_text(folder / ENVIRONMENT_FILE, environment(), tracker)
-    log_text(folder / "source.diff", source_diff(), tracker)
+    log_text(folder / source.ENVIRONMENT_FILE, source.environment(), tracker)
+    log_text(folder / "source.diff", source.source_diff(), tracker)
 
 
 def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
@@ -94,13 +86,7 @@ def log_text(path: Path, text: str, tracker: Tracker) -> None:
 
 
 def log_results(
-    name: str,
-    checkpoint: Path,
-    result: Evaluation,
-    step: int,
-    work: Workspace,
-    digests: Mapping[str, str],
-    tracker: Tracker,
+    checkpoint: Path, result: Evaluation, step: int, work: Workspace, digests: Mapping[str, str], tracker: Tracker
 ) -> str:
     """Write the checkpoint's scores, digests of its data, and its card; log scores under `best/`, captions, figures, a
     summary, and the checkpoint as a model; return its MODEL name."""
@@ -112,9 +98,11 @@ def log_results(
     files = {kind: folder / f"val_{name}.jsonl" for kind, name in NAMES.items()}
     log_predictions(files, "val", result, config.train.probe_videos, tracker)
     log_text(folder / "config.yaml", to_yaml(config), tracker)
-    log_figures(name, folder / "figures", result, tracker)
+    log_figures(folder, result, tracker)
     tracker.note(summary(result, step, work, sentence))
-    return tracker.log_checkpoint(checkpoint, name, {f"val/{key}": value for key, value in result.corpus.items()})
+    return tracker.log_checkpoint(
+        checkpoint, folder.name, {f"val/{key}": value for key, value in result.corpus.items()}
+    )
 
 
 def log_predictions(
@@ -181,11 +169,13 @@ def gained(result: Evaluation, parent: FoundModel | None) -> str:
 
 def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") -> str:
     """Markdown for the top of the run's page."""
-    rows = {"command": f"`{command_line()}`"}
+    rows = {"command": f"`{source.command_line()}`"}
     if work.parent:
-        made, cider = Provenance.read(work.parent.folder, optional=True), read_scores(work.parent.folder).get(PRIMARY)
+        made, scores = Provenance.read(work.parent.folder, optional=True), source.read_scores(work.parent.folder)
         known = run_link(made.run_id, str(made.name)) if made.run_id else f"`{work.config.train.start_from}`"
-        rows["started from"] = known if cider is None else f"{known}, {label_of(PRIMARY)} {shown(PRIMARY, cider)}"
+        rows["started from"] = known
+        if PRIMARY in scores:
+            rows["started from"] += f", {label_of(PRIMARY)} {shown(PRIMARY, scores[PRIMARY])}"
         if sentence:
             rows["gained"] = sentence
     if result.caption_rows:
@@ -197,12 +187,13 @@ def summary(result: Evaluation, step: int, work: Workspace, sentence: str = "") 
 # --- figures, drawn once at the end of a run
 
 
-def log_figures(name: str, folder: Path, result: Evaluation, tracker: Tracker) -> None:
+def log_figures(run: Path, result: Evaluation, tracker: Tracker) -> None:
     """Log learning curves and the mean score of each category as images; an untracked run has no curves to draw."""
     if tracker.run_id is None:
         return
     tracker.flush()
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
+    folder, name = run / "figures", run.name
     drawn = draw_curves(folder / "learning_curves.png", {name: curves}, name)
     scores = [(row.category or 0, row.scores[PRIMARY]) for row in result.caption_rows]
     title = f"{name}\n{label_of(PRIMARY)} by category"

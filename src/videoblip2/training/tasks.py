@@ -13,15 +13,8 @@ from videoblip2.captions import CiderD, DocumentFrequencies
 from videoblip2.captions.functions import answer_accuracy
 from videoblip2.captions.predictions import AnswerRow, CaptionRow, Kind
 from videoblip2.config import Config, DataConfig, DecodeConfig
-from videoblip2.data.annotations import (
-    ANSWER_MAP,
-    Question,
-    VideoAnnotation,
-    read_annotations,
-    read_answer_map,
-    read_questions,
-    require_features,
-)
+from videoblip2.data import annotations
+from videoblip2.data.annotations import Question, VideoAnnotation, require_features
 from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, mixed
 from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
@@ -38,7 +31,7 @@ class CaptionTask:
 
     kind: Kind = CaptionRow.kind
     metric = CaptionRow.metric
-    read = staticmethod(read_annotations)  # an annotation file → its entries
+    read = staticmethod(annotations.read_annotations)  # an annotation file → its entries
 
     def file(self, data: DataConfig, split: str) -> str:
         """The annotation file of a split (train, val, test)."""
@@ -67,7 +60,7 @@ class AnswerTask:
 
     kind: Kind = AnswerRow.kind
     metric = AnswerRow.metric
-    read = staticmethod(read_questions)
+    read = staticmethod(annotations.read_questions)
 
     def file(self, data: DataConfig, split: str) -> str:
         return data.train_qa if split == "train" else f"{split}_qa.json"
@@ -83,9 +76,10 @@ class AnswerTask:
     def evaluate(
         self, entries: list[Question], said: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
-        train, answer_map = (Path(data.annotations) / name for name in (data.train_qa, ANSWER_MAP))
-        taught = read_questions(train) if train.exists() else []
-        return evaluate_answers(said, entries, taught, read_answer_map(answer_map) if answer_map.exists() else None)
+        train, answer_map = (Path(data.annotations) / name for name in (data.train_qa, annotations.ANSWER_MAP))
+        taught = annotations.read_questions(train) if train.exists() else []
+        known = annotations.read_answer_map(answer_map) if answer_map.exists() else None
+        return evaluate_answers(said, entries, taught, known)
 
 
 Task = CaptionTask | AnswerTask
