@@ -250,7 +250,6 @@ def overlapped(
 
 def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
     """Put the items of all tasks into a queue, and then None, or the error that ended this thread."""
-    end: BaseException | None = None
     try:
         for task in todo:  # an iterator of a list, which threads can share
             with closing(task()) as items:
@@ -260,9 +259,9 @@ def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -
                     if stop.is_set():
                         return
     except BaseException as error:
-        end = error
-    finally:
-        ready.put(end)
+        ready.put(error)
+    else:
+        ready.put(None)
 
 
 def _read(

@@ -220,29 +220,27 @@ class Sound:
         self.started, self.begin, self.end, self.rate, self._form = False, 0.0, 0.0, rate, ("", "", 0)
         self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=rate)
 
-    def mono(self, frame: Any) -> Iterator[Audio]:
-        """Add a frame; yield a chunk [n] once `SAMPLES_AT_ONCE` samples are waiting. None = the end: yield the rest.
-
-        A change of format starts a new resampler.
-        """
-        if frame is None:
-            yield from self._rest() if self.started else ()
-            return
-        form = frame.format.name, frame.layout.name, frame.sample_rate
-        if self.started and form != self._form:
+    def mono(self, frames: Iterable[Any]) -> Iterator[Audio]:
+        """Chunks of about `SAMPLES_AT_ONCE` samples; a change of format starts a new resampler."""
+        for frame in frames:
+            form = frame.format.name, frame.layout.name, frame.sample_rate
+            if self.started and form != self._form:
+                yield from self._rest()
+                self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self.rate)
+            self.begin = self.begin if self.started else frame.time or 0.0
+            self.started, self._form = True, form
+            self.end = (frame.time or self.end) + frame.samples / frame.sample_rate
+            frame.pts = None  # the queue rejects gaps in time, which are not filled
+            self._fifo.write(frame)
+            if self._fifo.samples >= SAMPLES_AT_ONCE:
+                yield from self._mixed(self._fifo.read(0, partial=True))
+        if self.started:
             yield from self._rest()
-            self._fifo, self._resampler = av.AudioFifo(), av.AudioResampler(format="fltp", rate=self.rate)
-        self.begin = self.begin if self.started else frame.time or 0.0
-        self.started, self._form, self.end = True, form, (frame.time or self.end) + frame.samples / frame.sample_rate
-        frame.pts = None  # the queue rejects gaps in time, which are not filled
-        self._fifo.write(frame)
-        if self._fifo.samples >= SAMPLES_AT_ONCE:
-            yield from self._mixed(self._fifo.read(0, partial=True))
 
-    def within(self, chunks: Iterable[Audio], span: Span) -> Iterator[Audio]:
-        """The samples of a span, from the chunks of `mono`."""
+    def within(self, frames: Iterable[Any], span: Span) -> Iterator[Audio]:
+        """The chunks of `mono`, cut to a span."""
         passed = 0
-        for chunk in chunks:
+        for chunk in self.mono(frames):
             first, last = (round((second - self.begin) * self.rate) - passed for second in span)
             if last <= 0:
                 return

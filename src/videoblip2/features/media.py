@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +151,11 @@ def stream_audio(
         if stream.codec_context is None:
             caveats.append(f"audio: skipped, FFmpeg cannot decode {_codec_name(container, stream)}")
             return
-        frames = chain(decoded(container.demux(stream), stream, caveats), (None,))
+        frames = decoded(container.demux(stream), stream, caveats)
         if span is not None:
-            yield from sound.within(chain.from_iterable(map(sound.mono, frames)), _seek(container, stream, span))
+            yield from sound.within(frames, _seek(container, stream, span))
             return
-        yield from chain.from_iterable(map(sound.mono, frames))
+        yield from sound.mono(frames)
         if not sound.started:
             yield np.zeros(0, np.float32)
         _note_early_end(stream, sound.end, AUDIO_TOLERANCE, caveats)

@@ -162,15 +162,13 @@ class CaptionJob:
                     batch, waiting = waiting[:size], waiting[size:]
                     yield from self._decode(batch)
                     due = time.monotonic() + LINGER
-            for start in range(0, len(waiting), size):
-                yield from self._decode(waiting[start : start + size])
 
     def _outcomes(
         self, sources: Sequence[VideoSource], done: Mapping[str, str]
     ) -> Generator[list["VideoOutcome"], None, None]:
         """Outcomes of the sources as they become ready; one that is done has neither features nor a failure.
 
-        Yields [] if none is ready for `LINGER` seconds.
+        Yields [] if none is ready for `LINGER` seconds, and last.
         """
         from videoblip2.features.engines import VideoOutcome, overlapped
 
@@ -181,6 +179,7 @@ class CaptionJob:
             yield from overlapped([partial(self._stored, good, done)], 1, self.options.batch_size, LINGER)
         else:
             yield from self._encoded({source.path: Path(source.path) for source in good}, done)
+        yield []
 
     def _encoded(
         self, files: Mapping[str, Path], done: Mapping[str, str]
