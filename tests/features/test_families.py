@@ -188,6 +188,14 @@ def test_a_tower_of_the_other_kind_is_named():
             load(f"tiny/{name}")
 
 
+def test_a_tower_without_a_vector_names_its_outputs(hub, tmp_path):
+    hf.IJepaModel(hf.IJepaConfig(**SMALL, image_size=32, patch_size=16)).save_pretrained(tmp_path)
+    hf.ViTImageProcessorPil(size=SIDE).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"returns last_hidden_state, none of image_embeds.*--tokens patch.*POOLED"):
+        load_clip(tmp_path)
+    assert load_clip(tmp_path, tokens="patch").width == 16
+
+
 @pytest.mark.parametrize("name", ["siglip", "dinov2"])
 def test_patches_of_a_tower_without_projection(hub, name):
     encoder = load_clip(f"tiny/{name}", tokens="patch", output="hidden")

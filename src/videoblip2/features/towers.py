@@ -44,6 +44,13 @@ class Encoder:
         tensors = {name: torch.as_tensor(array).to(self.model.device) for name, array in inputs.items()}
         return {name: x.to(self.model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
 
+    def _pooled(self, output: Any) -> torch.Tensor:
+        """The vectors [B, width] in the model's output."""
+        if found := [output[name] for name in POOLED if name in output]:
+            return found[0]  # type: ignore[no-any-return]
+        fault = f"{self.identity.name}: returns {', '.join(output)}, none of {', '.join(POOLED)}"
+        raise InputError(f"{fault}; take --tokens patch, or add the name of its vector to POOLED in features/towers.py")
+
 
 @dataclass(frozen=True)
 class FrameEncoder(Encoder):
@@ -126,11 +133,11 @@ class FrameEncoder(Encoder):
         inputs = self._to_model({name: np.stack([frame[name] for frame in pixels]) for name in pixels[0]})
         projection = getattr(self.model, "visual_projection", None)
         if self.tokens == "pooled" and (self.output == "projected" or projection is None):
-            return _pooled(getattr(self.model, "get_image_features", self.model)(**inputs))
+            return self._pooled(getattr(self.model, "get_image_features", self.model)(**inputs))
         tower = self.model if projection is None else self.model.vision_model
         output = tower(**inputs)
         if self.tokens == "pooled":
-            return _pooled(output)
+            return self._pooled(output)
         patches: torch.Tensor = output.last_hidden_state[:, -self.rows :]  # [B, P, D]
         if projection is not None and self.output == "projected":
             patches = projection(tower.post_layernorm(patches))
@@ -204,7 +211,7 @@ class SoundEncoder(Encoder):
             inputs = dict(self.processor(padded, sampling_rate=self.rate, return_tensors="pt"))
         output = self.model(**self._to_model(inputs))
         if any(name in output for name in POOLED):
-            return _pooled(output)
+            return self._pooled(output)
         states: torch.Tensor = output.last_hidden_state  # [B, T, D]
         shares = [min(1.0, len(window) / self._input_length) if self._input_length else 1.0 for window in windows]
         ends = [max(1, math.ceil(states.shape[1] * share)) for share in shares]
@@ -251,11 +258,6 @@ def clap_inputs(extractor: Any, windows: Sequence[NDArray[np.float32]], device: 
     power = spectrum.real.square() + spectrum.imag.square()  # [A,bins,frames]
     mels = 10 * (power.transpose(1, 2) @ filters).clamp(min=1e-10).log10()[:, None]  # [A,1,frames,mels]
     return mels.repeat(1, 4, 1, 1) if fusion else mels
-
-
-def _pooled(output: Any) -> torch.Tensor:
-    """The vectors [B, width] in a model's output."""
-    return next(output[name] for name in POOLED if name in output)  # type: ignore[no-any-return]
 
 
 def _rows(
