@@ -127,14 +127,14 @@ def test_the_journals_lock_of_a_killed_process_is_broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tail", [b'{"op_code":8,"worker_id":"x","tri', b"{", b"\x00" * 700])
-def test_half_a_line_at_the_journals_end_is_cut_with_a_warning(tmp_path, caplog, tail):
+def test_half_a_line_at_the_journals_end_is_cut_with_a_warning(tmp_path, capsys, tail):
     path = tmp_path / "study.journal"
     study = optuna.create_study(study_name="s", storage=open_storage(str(path)))
     study.tell(study.ask(), 0.5)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
     again = optuna.load_study(study_name="s", storage=open_storage(str(path)))
-    assert f"removed a partial line ({len(tail)} bytes)" in caplog.text and path.read_bytes() == whole
+    assert f"removed a partial line ({len(tail)} bytes)" in capsys.readouterr().err and path.read_bytes() == whole
     again.tell(again.ask(), 0.7)
     assert optuna.load_study(study_name="s", storage=open_storage(str(path))).best_value == 0.5
     assert len(again.get_trials()) == 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from videoblip2.cli import console
-from videoblip2.errors import InputError, counted, refused
+from videoblip2.errors import InputError, counted, refused, warn
 from videoblip2.files import printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def caption(
         run: Callable[..., Generator[list[Row], None, None]] = partial(caption_on_ray, job, actors)
     else:
         local = job.open()
-        warn(local.captioner)
+        _warn_of(local.captioner)
         run = local.run
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(out, job.version, str(options))) if out is not None else None
@@ -133,7 +133,7 @@ def ask(
 
     options = CaptionOptions(Decoding(num_beams), questions=tuple(questions))
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features).open()
-    warn(job.captioner)
+    _warn_of(job.captioner)
     (rows,) = job.run([VideoSource(video)], {})
     if rows[0].error is not None:
         raise InputError(rows[0].error)
@@ -143,9 +143,9 @@ def ask(
     console.emit({"video": video, "answers": answers}, "\n".join(lines), **facts)
 
 
-def warn(captioner: "Captioner") -> None:
+def _warn_of(captioner: "Captioner") -> None:
     if warning := captioner.provenance.warning:
-        print(f"warning: {captioner.model_name} was {warning}", file=sys.stderr, flush=True)
+        warn(f"{captioner.model_name} was {warning}")
 
 
 def _consume(

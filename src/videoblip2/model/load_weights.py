@@ -21,19 +21,10 @@ from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 from videoblip2.config import InputError
 from videoblip2.errors import validated
 from videoblip2.imports import quiet_transformers
+from videoblip2.model import weight_source
 from videoblip2.model.branch import FeatureAdapter
 from videoblip2.model.tensor_files import read_tensors
-from videoblip2.model.weight_source import (
-    QUERIES,
-    QFormerSource,
-    find_qformer,
-    find_text,
-    group_of,
-    is_text_name,
-    precision,
-    read_sizes,
-    why_unused,
-)
+from videoblip2.model.weight_source import QUERIES, QFormerSource, group_of, is_text_name, precision
 
 CrossAttention = Literal["reinit", "adapt"]
 Status = Literal["loaded", "text", "fresh", "unused"]
@@ -168,8 +159,8 @@ def read_qformer(
     path: Path | str, options: QFormerOptions, bert: Path | str | None = None
 ) -> tuple[InstructBlipQFormerModel, nn.Parameter, WeightReport]:
     """See `load_qformer`."""
-    own = find_qformer(read_tensors(path), str(path), options.prefix)
-    text = find_text(read_tensors(bert), str(bert)) if bert is not None else None
+    own = weight_source.find_qformer(read_tensors(path), str(path), options.prefix)
+    text = weight_source.find_text(read_tensors(bert), str(bert)) if bert is not None else None
     config, report = plan_qformer(own, options, text)
     files = {"checkpoint": own, "text": text}
     values = {record.name: _read(record, files[record.file]) for record in report.records if record.filled}
@@ -199,7 +190,7 @@ def plan_qformer(
 
     Raises InputError if the file, or both files, cannot fill the model.
     """
-    sizes = read_sizes(own, text)
+    sizes = weight_source.read_sizes(own, text)
     width, file_reads = sizes["hidden_size"], sizes["encoder_hidden_size"]
     if width % (heads := options.num_attention_heads):
         raise InputError(f"num_attention_heads={heads}: does not divide the Q-Former's width, {width}")
@@ -268,7 +259,7 @@ def _unused(
     for source, tensor in given.tensors.items():
         if source not in used:
             name, width = ours.get(source, source), "its width is not that of the features"
-            reason = width if name in too_wide else why_unused(name)
+            reason = width if name in too_wide else weight_source.why_unused(name)
             shape = tuple(tensor.shape)
             left.append(TensorRecord(source, "unused", shape, source, which, precision(tensor), reason))
     return left

@@ -92,12 +92,8 @@ class Move:
 
 def moves(name: str = NAME) -> list[Move]:
     """Every move of NAME's champion, oldest first."""
-    return [move for _, move in sorted(_moves(name).items())]
-
-
-def _moves(name: str) -> dict[int, Move]:
-    tags = connect().get_registered_model(name).tags.items()
-    return {int(key.removeprefix(MOVES)): Move(**json.loads(text)) for key, text in tags if key.startswith(MOVES)}
+    tags = connect().get_registered_model(name).tags
+    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVES)]
 
 
 def move_champion(name: str, move: Move) -> None:
@@ -110,9 +106,11 @@ def move_champion(name: str, move: Move) -> None:
     set_champion(name, move.version)
     if (found := champion(name)) != move.version:
         raise InputError(f"{name}@{CHAMPION}: was set to version {move.version}, and is {found or '(none)'}: {remedy}")
-    client, tag = connect(), f"{MOVES}{1 + max(_moves(name), default=0):06d}"
-    client.set_registered_model_tag(name, tag, json.dumps(asdict(move), ensure_ascii=False))
-    if (client.get_registered_model(name).description or ABOUT).startswith(ABOUT):  # text that a person wrote stays
+    client = connect()
+    model = client.get_registered_model(name)
+    last = max((int(key.removeprefix(MOVES)) for key in model.tags if key.startswith(MOVES)), default=0)
+    client.set_registered_model_tag(name, f"{MOVES}{last + 1:06d}", json.dumps(asdict(move), ensure_ascii=False))
+    if (model.description or ABOUT).startswith(ABOUT):  # text that a person wrote stays
         rows = [[each.when, str(each.version), each.action, each.why, each.who] for each in reversed(moves(name))]
         table = markdown_table(["when", "champion", "by", "why", "who"], rows)
         client.update_registered_model(name, f"{ABOUT}\n\n{table}")

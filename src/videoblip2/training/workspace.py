@@ -37,8 +37,7 @@ BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 FEW_UNKNOWN, MANY_UNKNOWN = 0.001, 0.25
 #: Numbers of training texts, and of videos with features, that are checked before training, spread evenly.
 MOST_TEXTS, MOST_VIDEOS = 10_000, 1_000
-
-
+#: With a report on the loaded weights of each Q-Former, by modality.
 Built = tuple[VideoBlip2, Tokenizers, Mapping[str, WeightReport]]
 
 

@@ -6,7 +6,6 @@ server), a database, or a gRPC proxy to one. A study refuses a changed `identity
 
 import hashlib
 import json
-import logging
 import os
 import re
 import warnings
@@ -23,12 +22,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import BaseModel
 
 from videoblip2.config import Config, InputError, flatten
-from videoblip2.errors import refused
+from videoblip2.errors import refused, warn
 from videoblip2.files import atomic, expand
 from videoblip2.tracking import find_model
 from videoblip2.tune.plan import Plan
 
-logger = logging.getLogger(__name__)
 SQLITE, GRPC = "sqlite:///", "grpc://"
 LOCK_SECONDS = 60.0
 FORMS = "give a file, sqlite:///FILE, postgresql://… or grpc://HOST:PORT"
@@ -218,7 +216,7 @@ def _journal(path: Path) -> Any:
         content = path.read_bytes()
         kept = content[: content.rfind(b"\n") + 1]
         if lost := len(content) - len(kept):
-            logger.warning("warning: storage %s: removed a partial line (%d bytes) of an interrupted write", path, lost)
+            warn(f"storage {path}: removed a partial line ({lost} bytes) of an interrupted write")
             with atomic(path) as file:
                 file.write(kept)
     finally:
