@@ -11,6 +11,7 @@ from conftest import CAPTIONS
 from tracking_store import place_store
 from typer.testing import CliRunner
 
+from videoblip2.captions.predictions import CaptionRow
 from videoblip2.cli import app
 from videoblip2.config import InputError, parse_config
 from videoblip2.features.store import write_features
@@ -301,10 +302,14 @@ def test_a_mean_curve_has_the_steps_that_all_have():
     assert mean_curve([]) == []
 
 
+def scored(category, score):
+    return CaptionRow("video", "a cat", {"CIDEr": score}, ("a cat",), category)
+
+
 def test_category_means_are_sorted_and_counted(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("videoblip2.training.record._save", lambda figure, path: drawn.append(figure))
-    draw_categories(tmp_path / "a.png", [(0, 1.0), (0, 3.0), (7, 2.5)], "run")
+    draw_categories(tmp_path / "a.png", [scored(0, 1.0), scored(0, 3.0), scored(7, 2.5), scored(None, 0.0)], "run")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["category 7  (1)", "category 0  (2)"]
     assert [bar.get_width() for bar in axis.patches] == [250.0, 200.0]
@@ -312,5 +317,5 @@ def test_category_means_are_sorted_and_counted(tmp_path, monkeypatch):
 
 def test_nothing_to_draw_draws_nothing(tmp_path):
     assert draw_curves(tmp_path / "a.png", {"run": {"train/loss": []}}, "run") is None
-    assert draw_categories(tmp_path / "b.png", [(0, 1.0)], "run") is None
+    assert draw_categories(tmp_path / "b.png", [scored(0, 1.0), scored(None, 1.0)], "run") is None
     assert list(tmp_path.iterdir()) == []

@@ -64,9 +64,9 @@ def environment() -> str:
     return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
 
 
-def short_digest(text: str) -> str:
+def short_digest(content: str | bytes) -> str:
     """12 hex digits (sha256)."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:12]
 
 
 def lock_difference(text: str, other: str) -> list[str]:

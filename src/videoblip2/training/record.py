@@ -1,6 +1,5 @@
 """What a stage logs to its run besides metrics: its inputs at the start, its results and figures at the end."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -11,10 +10,10 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import NAMES, Kind, Row, rows_of_run, write_rows
+from videoblip2.captions.predictions import NAMES, CaptionRow, Kind, Row, rows_of_run, write_rows
 from videoblip2.config import InputError, flatten, to_yaml
 from videoblip2.errors import counted
-from videoblip2.evaluate import Evaluation
+from videoblip2.evaluate import Evaluation, by_category
 from videoblip2.features.store import FeatureStore, digest
 from videoblip2.files import write_json, write_text
 from videoblip2.modality import modality_label
@@ -28,7 +27,6 @@ from videoblip2.tracking.mlflow.run_records import curve, run_link
 from videoblip2.tracking.tracker import Tracker, markdown_table
 from videoblip2.training.workspace import Workspace
 
-DIGITS = 12
 Curve = Sequence[tuple[int, float]]  # points (step, value)
 BLUE, RED, GREY = "#2563eb", "#dc2626", "#6b7280"
 VALIDATION = f"val/{PRIMARY}"
@@ -65,8 +63,7 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
 
 def data_digest(file: Path, store: FeatureStore, video_ids: Iterable[str]) -> str:
     """12 hex digits (sha256) over an annotation file and the features of its videos."""
-    annotations = hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
-    return hashlib.sha256(f"{annotations}{digest(store, video_ids)}".encode()).hexdigest()[:DIGITS]
+    return source.short_digest(f"{source.short_digest(file.read_bytes())}{digest(store, video_ids)}")
 
 
 def log_weights(folder: Path, lines: Mapping[str, str], reports: Mapping[str, WeightReport], tracker: Tracker) -> None:
@@ -195,9 +192,8 @@ def log_figures(run: Path, result: Evaluation, tracker: Tracker) -> None:
     curves = {metric: curve(tracker.run_id, metric) for metric in METRICS}
     folder, name = run / "figures", run.name
     drawn = draw_curves(folder / "learning_curves.png", {name: curves}, name)
-    scores = [(row.category or 0, row.scores[PRIMARY]) for row in result.caption_rows]
     title = f"{name}\n{label_of(PRIMARY)} by category"
-    for path in filter(None, (drawn, draw_categories(folder / "categories.png", scores, title))):
+    for path in filter(None, (drawn, draw_categories(folder / "categories.png", result.caption_rows, title))):
         tracker.log_file(path, "figures")
 
 
@@ -232,24 +228,17 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
     return _save(figure, path)
 
 
-def draw_categories(path: Path, scores: Sequence[tuple[int, float]], title: str) -> Path | None:
-    """Plot the mean score of each category as bars, best first, as PNG; None if there is only one category.
-
-    Args:
-        scores: (category, primary metric) of each video.
-    """
-    import pandas as pd
-
-    groups = pd.DataFrame(scores, columns=["category", "score"]).groupby("category").score
-    means = groups.agg(["mean", "count"]).sort_values("mean", ascending=False)
-    if len(means) < 2:
+def draw_categories(path: Path, rows: Sequence[CaptionRow], title: str) -> Path | None:
+    """Plot the mean score of each category as bars, best first, as PNG; None if there is only one category."""
+    if len({row.category for row in rows} - {None}) < 2:
         return None
+    groups, factor = by_category(rows), scale_of(PRIMARY)
+    means = {name: factor * float(np.mean([row.scores[PRIMARY] for row in own])) for name, own in groups.items()}
+    whole, best_first = means.pop("all"), sorted(means, key=lambda name: -means[name])
     figure, (axis,) = _figure(1, title, height=1.2 + 0.28 * len(means))
-    factor = scale_of(PRIMARY)
-    names = [f"category {category}  ({count})" for category, count in means["count"].items()]
-    bars = axis.barh(names, factor * means["mean"], color=BLUE)
+    names = [f"{name}  ({len(groups[name])})" for name in best_first]
+    bars = axis.barh(names, [means[name] for name in best_first], color=BLUE)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    whole = factor * float(np.mean([score for _, score in scores]))
     axis.axvline(whole, color=GREY, linestyle="--", linewidth=1, label=f"all videos {whole:.1f}")
     axis.invert_yaxis()
     axis.margins(x=0.1)

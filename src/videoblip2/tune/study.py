@@ -4,7 +4,6 @@ Optuna's storage is authoritative, MLflow a view of it: a journal file (one mach
 server), a database, or a gRPC proxy to one. A study refuses a changed `identity`; the bounds of a range may change.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from videoblip2.config import Config, InputError, flatten
 from videoblip2.errors import refused, warn
 from videoblip2.files import atomic, expand
 from videoblip2.tracking import find_model
+from videoblip2.tracking.source import short_digest
 from videoblip2.tune.plan import Plan
 
 SQLITE, GRPC = "sqlite:///", "grpc://"
@@ -78,7 +78,7 @@ def identity(plan: Plan) -> dict[str, object]:
     for file in (task.file(data, "val") for task in plan.tasks):
         if not (path := Path(data.annotations) / file).is_file():
             raise InputError(f"data.annotations={data.annotations}: no {file} there; see `vb2 data prepare`")
-        record[file] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        record[file] = short_digest(path.read_bytes())
     return json.loads(json.dumps({**record, **config}))  # type: ignore[no-any-return]
 
 
