@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from videoblip2.config import InputError
+from videoblip2.features.media import write_video
 from videoblip2.toy.scene import (
     ABSENT,
     COLOURS,
@@ -45,6 +46,13 @@ def test_the_same_seed_gives_the_same_scene_and_another_seed_another():
     assert [make_scene(0, index, NUM) for index in range(NUM)] == SCENES
     assert make_scene(1, 0, NUM) != SCENES[0]
     np.testing.assert_array_equal(render_frames(SCENES[0]), render_frames(SCENES[0]))
+
+
+def test_the_same_scene_gives_the_same_file(tmp_path):
+    for frames in map(render_frames, SCENES[:12]):
+        for file in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+            write_video(tmp_path / file, frames, FPS, None, RATE)
+            assert (tmp_path / file).read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
 def test_tested_combinations_are_held_out_and_their_parts_are_not():

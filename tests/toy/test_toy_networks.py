@@ -10,7 +10,8 @@ import torch
 from videoblip2.data.annotations import VideoAnnotation
 from videoblip2.errors import InputError, validated
 from videoblip2.toy.demo import second_process
-from videoblip2.toy.networks import LanguageModelConfig, _pairs, build_t5
+from videoblip2.toy.networks import LanguageModelConfig, _pairs, build_t5, train_bert_tokenizer
+from videoblip2.toy.world import make_captions, make_scenes
 
 VIDEOS = [
     VideoAnnotation(f"video{n}", 0, tuple(" ".join([word] * (1 + 3 * n)) for word in ("dog", "cat"))) for n in range(9)
@@ -48,6 +49,12 @@ def test_a_tied_start_is_of_two_tensors():
     model = build_t5(50, LanguageModelConfig(d_model=16, d_ff=16, num_heads=2, num_layers=1, tied_start=True))
     assert torch.allclose(model.lm_head.weight, model.shared.weight / 4)
     assert model.lm_head.weight is not model.shared.weight
+
+
+def test_the_same_texts_give_the_same_pieces():
+    texts = [caption for scene in make_scenes(30, 0) for caption in make_captions(scene)]
+    first, *others = (train_bert_tokenizer(texts, 300).get_vocab() for _ in range(3))
+    assert others == [first, first]
 
 
 def test_a_wrong_setting_is_named():

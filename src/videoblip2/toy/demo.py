@@ -27,7 +27,7 @@ from videoblip2.data.top5 import select_top5
 from videoblip2.errors import Progress
 from videoblip2.evaluate import evaluate
 from videoblip2.features.encoders import load_clap, load_clip
-from videoblip2.features.extract import extract_features
+from videoblip2.features.extract import ExtractionRun, extract_features
 from videoblip2.features.media_features import Encoders
 from videoblip2.files import free_port, server_command, server_environment, write_json
 from videoblip2.registry.promote import Request, promote
@@ -157,7 +157,8 @@ def extract(demo: Demo) -> None:
     clip = load_clip(networks.build_toy_clip(demo.out / "encoders" / "clip", SEED))
     clap = load_clap(networks.build_toy_clap(demo.out / "encoders" / "clap", SEED))
     videos, encoders = sorted(demo.videos.glob("*.mp4")), Encoders(clip, clap, networks.TOY_SETTINGS)
-    extract_features(videos, demo.out / "features", encoders, progress=demo.progress)
+    one = ExtractionRun(workers=1)  # in a fixed order, so that each batch has the same rows, and rounding, every time
+    extract_features(videos, demo.out / "features", encoders, one, demo.progress)
 
 
 def train_and_test(config: Config, out: Path) -> tuple[StageResult, EvaluationResult]:

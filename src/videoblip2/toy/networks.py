@@ -14,7 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from pydantic import Field
-from tokenizers import SentencePieceBPETokenizer, Tokenizer, normalizers, processors
+from tokenizers import BertWordPieceTokenizer, SentencePieceBPETokenizer, Tokenizer, normalizers, processors
 from torch import nn
 
 from videoblip2.config import Section
@@ -206,9 +206,15 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.Pr
 
 
 def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.BertTokenizerFast:
-    """Lower-case word pieces with BERT's special tokens and their ids."""
-    untrained = transformers.BertTokenizerFast(do_lower_case=True, model_max_length=512)
-    return untrained.train_new_from_iterator(texts, vocab_size, show_progress=False)
+    """Lower-case word pieces with BERT's special tokens and their ids.
+
+    The same texts give the same pieces. The trainer breaks ties by id, and gives ids to `##a` … in random order unless
+    they are in a list.
+    """
+    trained, special = BertWordPieceTokenizer(), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    named = [*special, *(f"##{letter}" for letter in sorted({*trained.normalize("".join(texts))} - {" "}))]
+    trained.train_from_iterator(texts, vocab_size, min_frequency=0, special_tokens=named, show_progress=False)
+    return transformers.BertTokenizerFast(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=512)
 
 
 def build_t5(vocab_size: int, config: LanguageModelConfig) -> transformers.T5ForConditionalGeneration:
