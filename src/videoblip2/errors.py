@@ -69,11 +69,11 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def refused(
-    fault: str, remedy: str, *kinds: type[Exception], when: Callable[[Exception], object] = bool
+    fault: str, remedy: str, *kinds: type[Exception], when: Callable[[Exception], bool] = lambda _: True
 ) -> Iterator[None]:
     """Turn an error of these kinds into an `InputError`: the fault, the error's first line, and the remedy.
 
-    when: which of these errors; others are raised as they are. An exception is true.
+    when: which of these errors; all others are raised as they are.
     """
     try:
         yield
