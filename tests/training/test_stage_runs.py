@@ -308,7 +308,7 @@ def scored(category, score):
 
 def test_category_means_are_sorted_and_counted(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("videoblip2.training.record._save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("videoblip2.training.record.save_figure", lambda figure, path: drawn.append(figure))
     draw_categories(tmp_path / "a.png", [scored(0, 1.0), scored(0, 3.0), scored(7, 2.5), scored(None, 0.0)], "run")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["category 7  (1)", "category 0  (2)"]

@@ -75,13 +75,14 @@ def write_card(folder: Path, checkpoint: Path, verdict: str) -> Path | None:
 
 def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:
     """Plot the differences by video with their mean, its interval, zero and the smallest gain, in the printed scale."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-    from matplotlib.ticker import MaxNLocator
+    from videoblip2.training.record import new_figure, save_figure  # imports torch
 
     gain, factor, colour = verdict.gain, scale_of(verdict.metric), "#2c7a4b" if verdict.passed else "#b3392f"
     differences = factor * np.sort(list(verdict.differences.values()))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    value, low, high = (shown(verdict.metric, number, "+") for number in gain[:3])
+    words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
+    title = f"mean {value}, {100 * gate.confidence:g} % interval {low} to {high}\ngate {words}"
+    figure, (axes,) = new_figure(1, title, height=4)
     axes.hist(differences, bins=min(40, max(10, len(differences) // 10)), color="#b8c4d6")
     axes.axvspan(factor * gain.low, factor * gain.high, color=colour, alpha=0.3)
     axes.axvline(factor * gain.difference, color=colour, linewidth=2)
@@ -89,10 +90,6 @@ def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:
     axes.axvline(factor * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
     axes.set_xlabel(f"{label_of(verdict.metric, scale=True)} of a video, challenger - opponent")
     axes.set_ylabel("videos")
-    value, low, high = (shown(verdict.metric, number, "+") for number in gain[:3])
-    title = f"mean {value}, {100 * gate.confidence:g} % interval {low} to {high}"
-    words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
-    axes.set_title(f"{title}\ngate {words}", fontsize="medium")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="y", integer=True)
     axes.legend(["interval of the mean", "mean", "no difference", "smallest gain"], frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

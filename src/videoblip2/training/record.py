@@ -207,7 +207,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
     panels = {name: panel for name, panel in PANELS.items() if given.intersection(panel[0])}
     if not panels:
         return None
-    figure, axes = _figure(len(panels), title)
+    figure, axes = new_figure(len(panels), title)
     for axis, (name, (metrics, factor)) in zip(axes, panels.items(), strict=True):
         for (run, curves), metric in product(runs.items(), metrics):
             if not curves.get(metric):
@@ -225,7 +225,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Curve]], title: str)
         axis.locator_params(axis="x", integer=True)
         if len(runs) * len(metrics) > 1:
             axis.legend(fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_categories(path: Path, rows: Sequence[CaptionRow], title: str) -> Path | None:
@@ -235,7 +235,7 @@ def draw_categories(path: Path, rows: Sequence[CaptionRow], title: str) -> Path 
     groups, factor = by_category(rows), scale_of(PRIMARY)
     means = {name: factor * float(np.mean([row.scores[PRIMARY] for row in own])) for name, own in groups.items()}
     whole, best_first = means.pop("all"), sorted(means, key=lambda name: -means[name])
-    figure, (axis,) = _figure(1, title, height=1.2 + 0.28 * len(means))
+    figure, (axis,) = new_figure(1, title, height=1.2 + 0.28 * len(means))
     names = [f"{name}  ({len(groups[name])})" for name in best_first]
     bars = axis.barh(names, [means[name] for name in best_first], color=BLUE)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
@@ -244,10 +244,10 @@ def draw_categories(path: Path, rows: Sequence[CaptionRow], title: str) -> Path 
     axis.margins(x=0.1)
     axis.set_xlabel(label_of(PRIMARY, scale=True))
     axis.legend(fontsize=8, frameon=False, loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Any]:
+def new_figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Any]:
     """A figure and its panels, without pyplot's global state. The first import takes more than a second."""
     from matplotlib.figure import Figure
 
@@ -261,7 +261,8 @@ def _figure(panels: int, title: str, height: float = 3.4) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write it as PNG, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
