@@ -23,6 +23,8 @@ def test_file_then_overrides_in_order(tmp_path):
         ("seed.x=1", "seed"),
         ("optim.lr={", "override 'optim.lr={': not a valid value"),
         ("optim.lr=inf", "optim.lr=inf: input should be a finite number"),
+        ("optim=3", "optim=3: a section; set its keys, such as optim.lr"),
+        ("scst.reward.cider=0", "scst.reward={'cider': 0}: every weight is 0"),
     ],
 )
 def test_what_is_wrong_is_named(override, message):
@@ -72,7 +74,18 @@ def test_other_values_are_read_as_yaml(override, key, value):
     assert flatten(parse_config({}, [override]))[key] == value
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+def test_what_is_wrong_is_the_file_or_an_override(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3")
+    with pytest.raises(InputError, match=r"^optim.lr=-1: "):
+        load_config(path, ["optim.lr=-1"])
+    path.write_text("optim: {lr: -1}")
+    assert load_config(path, ["optim.lr=1"]).optim.lr == 1
+    with pytest.raises(InputError, match=r"c\.yaml: optim.lr=-1: "):
+        load_config(path, ["seed=2"])
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00", "seed: 1\noptim: {lr: 1}\nseed: 2"])
 def test_a_file_that_is_no_configuration(tmp_path, content):
     path = tmp_path / "c.yaml"
     path.write_text(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from videoblip2.errors import InputError as InputError
 from videoblip2.errors import dotted_keys, validated
@@ -134,12 +134,13 @@ class RewardConfig(Section):
     bad_ending: float = Field(0.0, ge=0, description="penalty on captions that end with `a`, `of`, `is` …")
     terms: dict[str, float] = Field({}, description="weights of other terms: answers, or module:function (docs/how-to)")
 
-    @field_validator("terms")
-    @classmethod
-    def _once(cls, terms: dict[str, float]) -> dict[str, float]:
-        if twice := sorted(terms.keys() & cls.model_fields.keys()):
+    @model_validator(mode="after")
+    def _once_and_some(self) -> "RewardConfig":
+        if twice := sorted(self.terms.keys() & type(self).model_fields.keys()):
             raise ValueError(f"give the weight of {twice[0]} as scst.reward.{twice[0]}")
-        return terms
+        if not self.weights:
+            raise ValueError("every weight is 0, so no caption earns a reward; give a term a weight")
+        return self
 
     @property
     def weights(self) -> dict[str, float]:
@@ -259,8 +260,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
-    """Build a Config from nested mappings and `key=value` overrides."""
-    return validated(Config, overridden(content, overrides, Config), source)
+    """Build a Config from nested mappings and `key=value` overrides; an error names `source` if that is at fault."""
+    try:
+        return validated(Config, overridden(content, overrides, Config))
+    except InputError:
+        validated(Config, content, source)
+        raise
 
 
 def flatten(config: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -121,6 +121,8 @@ def _explain(model: "type[BaseModel]", problem: "ErrorDetails", name: Callable[[
     if problem["type"] == "missing":
         return f"{name(key)}: is missing"
     given = f"{name(key)}={problem['input']!r}: " if key else ""
+    if problem["type"] == "model_type":
+        return f"{given}a section; set its keys, such as {key}.{next(iter(_section(model, path).model_fields))}"
     return f"{given}{message[0].lower()}{message[1:]}"
 
 

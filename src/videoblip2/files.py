@@ -48,6 +48,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         with draft.open("xb") as file:
             yield file
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename == str(draft):  # the user knows nothing of it
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ class Modality:
 
     name: str
     width: int  # unless the configuration sets another
-    encoder: str | None = None  # used by `vb2 features extract`; None = the user supplies the arrays
+    extracted: bool = False  # `vb2 features extract` computes it; False = the user supplies the arrays
     required: bool = False  # every video has at least one row; if False, 0 rows mean that it is missing
     upscaled: bool = False  # a linear layer first maps it to the width of the frame features
 
@@ -33,8 +33,8 @@ class Modality:
 MODALITIES = {
     entry.name: entry
     for entry in (
-        Modality("video", 768, encoder="clip", required=True),
-        Modality("audio", 512, encoder="clap", upscaled=True),
+        Modality("video", 768, extracted=True, required=True),
+        Modality("audio", 512, extracted=True, upscaled=True),
     )
 }
 

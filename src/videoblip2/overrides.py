@@ -18,6 +18,19 @@ Tree = dict[str, Any]
 SHORT = {"resume": "train.resume"}
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; PyYAML keeps the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node, seen = super().compose_mapping_node(anchor), set[str]()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"{key.value!r} is a second time in the same section; merge the two"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def read_yaml(path: str | Path) -> Tree:
     """A YAML mapping from a file or a shipped experiment, with errors that name the file."""
     file = Path(expand(str(path)))
@@ -25,7 +38,7 @@ def read_yaml(path: str | Path) -> Tree:
     if not file.exists() and str(file.parent) in (".", "experiments") and ships.is_file():
         file = ships  # `toy_ce` or `experiments/toy_ce.yaml`
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         remedy = "give a YAML file, or a name from `vb2 experiments list`"
         raise InputError(f"{path}: {error.strerror}; {remedy}") from error

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
-from videoblip2.config import Config, parse_config
+from videoblip2.config import Config
 from videoblip2.imports import import_transformers
-from videoblip2.overrides import read_yaml
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
+from videoblip2.tracking import model_config
 from videoblip2.tracking import model_mark as model_mark
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class OpenModel:
     @cached_property
     def config(self) -> Config:
         """The configuration that it was trained with, and the overrides."""
-        return parse_config(read_yaml(self.folder / "config.yaml"), self.overrides, f"{self.name}'s config.yaml")
+        return model_config(self.name, self.folder, self.overrides)
 
     @cached_property
     def captioner(self) -> Captioner:

@@ -122,6 +122,12 @@ def test_sounds_are_withheld_silenced_and_swapped_among_the_videos_that_have_any
     assert list(other_sounds(features, ["a", "b"])) == ["withheld", "swapped"]
 
 
+def test_a_model_of_captions_is_not_judged_by_questions(world):
+    Provenance.model_validate({"kinds": ["captions"]}).write(world / "best")
+    with pytest.raises(InputError, match=r"best: was never trained on questions; leave out data\.task=mixed"):
+        judge(world, "data.task=mixed")
+
+
 def test_a_mixed_model_is_judged_at_both(world):
     result = judge(world, "data.task=mixed", metrics=("CIDEr",))
     assert {"CIDEr", "accuracy"} <= set(result.evaluation.corpus)

@@ -187,7 +187,7 @@ def test_the_exit_code_says_whether_none_some_or_all_items_failed(monkeypatch, c
 
 
 def test_a_job_whose_files_are_all_missing_ends_before_the_model_is_loaded(monkeypatch, capsys):
-    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
+    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: SimpleNamespace(folder=None))
     monkeypatch.setattr("videoblip2.predict.load_captioner", None)
     monkeypatch.setattr(sys, "argv", ["vb2", "caption", "model", "missing.mp4", "nothing*.mp4"])
     with pytest.raises(SystemExit) as end:

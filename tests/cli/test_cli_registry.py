@@ -60,7 +60,7 @@ def test_reproduce_says_what_differs_and_fails_where_the_score_does(monkeypatch,
     result = SimpleNamespace(run_id="r2", checkpoint="runs/again/best", metrics={"CIDEr": found})
     monkeypatch.setattr("videoblip2.training.stage.run_stage", lambda *_: result)
     monkeypatch.setattr(room, "read_recipe", lambda run, out: recipe)
-    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: None)
+    monkeypatch.setattr("videoblip2.tracking.find_model", lambda model: SimpleNamespace(folder=None))
     got, out, err = vb2(monkeypatch, capsys, "reproduce", "r1", "--tolerance", "0.05", "--json")
     assert got == code and "changed: numpy 1 -> 2" in out
     assert json.loads(out.splitlines()[-1])["reproduced"] is (code == 0)

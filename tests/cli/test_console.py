@@ -15,7 +15,7 @@ import pytest
 from videoblip2.captions.intervals import BootstrapResult
 from videoblip2.cli import console, explain
 from videoblip2.cli.console import interruptible, progress, table
-from videoblip2.files import write_json
+from videoblip2.files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ def test_sigterm_ends_the_work_as_ctrl_c_does(capsys):
     assert capsys.readouterr().err == "half of it is kept\n" and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_error_of_the_system_names_the_place_and_a_remedy():
+def test_an_error_of_the_system_names_the_place_and_a_remedy(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(tmp_path, "to a folder")
+    assert explain(caught.value).startswith(f"{tmp_path}: Is a directory; choose another place (")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/train.json")
     assert explain(full).startswith("out/train.json: No space left on device; free some space")
     assert explain(OSError("odd")) == "OSError: odd (run again with --debug to see where)"

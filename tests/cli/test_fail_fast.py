@@ -16,6 +16,8 @@ MISTAKES = {
     "evaluate runs/none/best": "runs/none/best: no such file or folder; give a checkpoint folder, a run",
     "evaluate data": "data: no checkpoint",
     "evaluate model --split tset": "tset",
+    "evaluate model decode.num_beams=0": "error: decode.num_beams=0: input should be greater than or equal to 1",
+    "evaluate model train.steps=7": "override 'train.steps=7': has no effect on a trained model; set keys of data,",
     "caption runs/none/best a.mp4": "runs/none/best: no such file or folder",
     "caption model a.mp4 b.mp4": "a.mp4: no such file or folder; give a media file",
     "caption model video1 --features none": "none: no such file or folder",
@@ -32,6 +34,12 @@ MISTAKES = {
     "weights inspect none.pth": "none.pth: no such file or folder",
     "weights fetch none": "none",
     "experiments show none": "none",
+    "evaluate model --out data": "--out data: is a folder; give the name of a file",
+    "runs compare a b --html data": "'data' is a directory",
+    "runs report a --out data": "'data' is a directory",
+    "data top5 data/train.json --out data": "'data' is a directory",
+    "data toy data/train.json": "'data/train.json' is a file",
+    "demo --out data/train.json": "'data/train.json' is a file",
     "promote runs/none/best": "runs/none/best: no such file or folder",
     "promote model --gate none": "none",
     "lineage runs/none/best": "runs/none/best: no such file or folder",
@@ -69,6 +77,7 @@ def answers(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("[]")
     (folder / "model" / "model.safetensors").touch()
+    (folder / "model" / "config.yaml").touch()
     command, lines = [sys.executable, "-c", SCRIPT], json.dumps(list(MISTAKES))
     done = subprocess.run(command, cwd=folder, input=lines, capture_output=True, text=True, check=True)
     return {line: rest for line, *rest in map(json.loads, done.stdout.splitlines())}

@@ -102,5 +102,5 @@ def test_without_questions_the_reward_is_refused(monkeypatch, work):
     with pytest.raises(InputError, match=r"scst.reward: answers needs training questions; set data.task=mixed"):
         run_stage("scst", ready)
     work.train["answers"] = [Question("x", "video99", "is it?", "a")]
-    with pytest.raises(InputError, match=r"train_qa.json: no question on videos of train.json; drop"):
+    with pytest.raises(InputError, match=r"no question on videos of train.json; drop scst.reward.terms.answers"):
         reader(work)

@@ -72,10 +72,10 @@ class MixedReward:
         self,
         references: References,
         df: DocumentFrequencies,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] = {"cider": 1.0},
         reader: Scorer | None = None,
     ) -> None:
-        self.weights = {name: weight for name, weight in (weights or {"cider": 1.0}).items() if weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self._scorers = {name: find_reward(name)(references, df, reader) for name in self.weights}
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:

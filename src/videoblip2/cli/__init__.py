@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 3 some items failed.
 """
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -29,6 +30,12 @@ GROUPS = (
     *(("data", data.app), ("features", features.app), ("weights", setup.weights)),
     *(("experiments", setup.experiments), ("runs", runs.app)),
 )
+#: What to do about an error of the system.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a writable place"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "choose another place"),
+}
 #: Parameters that take a path or another name.
 MAY_BE_PATHS = ("model", "run", "shadow", "clip", "clap", "video", "videos")
 for name, group in GROUPS:
@@ -82,5 +89,6 @@ def explain(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}; free some space or choose a writable place (--debug shows where it failed)"
+        remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+        return f"{place}{error.strerror}{remedy} (--debug shows where it failed)"
     return f"{type(error).__name__}: {text} (run again with --debug to see where)"

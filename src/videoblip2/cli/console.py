@@ -101,13 +101,13 @@ def require(paths: Iterable[str | Path], remedy: str) -> None:
             raise InputError(f"{path}: no such file or folder; {remedy}")
 
 
-def require_model(model: str) -> None:
-    """Raise InputError if MODEL does not exist; a name with a slash is a folder or `models:/…`."""
+def require_model(model: str) -> Path:
+    """The folder of MODEL. Raises InputError if it does not exist; a name with a slash is a folder or `models:/…`."""
     from videoblip2.tracking import find_model
 
     if "/" in model and not model.startswith("models:"):
         require([model], "give a checkpoint folder, a run (`vb2 runs list`) or models:/videoblip2@champion")
-    find_model(model)
+    return find_model(model).folder
 
 
 def leads() -> bool:

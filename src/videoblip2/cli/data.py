@@ -20,7 +20,7 @@ app = Commands(help="Prepare annotations and questions; make the toy world.", no
 
 @app.report("data toy toy/ --videos 200 --seed 1")
 def toy(
-    out: Annotated[Path, Argument(help="Folder for videos/, annotations and questions.")],
+    out: Annotated[Path, Argument(file_okay=False, help="Folder for videos/, annotations and questions.")],
     videos: Annotated[int, Option(min=10, help="Number of videos.")] = 500,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same videos.")] = 0,
 ) -> None:
@@ -37,7 +37,7 @@ def toy(
 @app.report("data prepare captions.csv --out data/mine --split random")
 def prepare(
     annotations: Annotated[list[Path], Argument(help="JSON, zip, CSV, TSV, JSON lines or text; give all at once.")],
-    out: Annotated[Path, Option(help="Folder for train.json, val.json, test.json, or train_qa.json …")],
+    out: Annotated[Path, Option(file_okay=False, help="Folder for train.json, val.json …, or train_qa.json …")],
     task: Annotated[Literal["caption", "qa"], Option(help="Captions, or questions with answers.")] = "caption",
     split: Annotated[str | None, Option(help=SPLIT)] = None,
     captions: Annotated[int | None, Option(min=1, help="Keep only the first N captions of each video.")] = None,
@@ -103,7 +103,7 @@ def _question_lines(report: "QuestionReport") -> list[str]:
 def init(
     videos: Annotated[Path, Argument(help="Folder of videos.")],
     annotations: Annotated[list[Path], Argument(metavar="TABLE...", help="Captions, in any form of `data prepare`.")],
-    out: Annotated[Path, Option(help="Folder to write: annotations, configurations, commands.")] = Path("mine"),
+    out: Annotated[Path, Option(file_okay=False, help="Folder for data, configurations, commands.")] = Path("mine"),
     split: Annotated[str, Option(help="As in `data prepare`; auto: a new split if files name none.")] = "auto",
 ) -> None:
     """Start a project: annotations of your videos, configurations sized to them, and the commands to run next."""
@@ -124,7 +124,7 @@ def init(
 @app.report("data top5 data/msrvtt/train.json --out data/msrvtt/train_top5_detail.json")
 def top5(
     train: Annotated[Path, Argument(help="train.json, as `vb2 data prepare` writes it.")],
-    out: Annotated[Path, Option(help="File to write, such as train_top5_detail.json.")],
+    out: Annotated[Path, Option(dir_okay=False, help="File to write, such as train_top5_detail.json.")],
     keep: Annotated[int, Option(min=1, help="Captions to keep for each video.")] = 5,
 ) -> None:
     """Select the five best, most detailed, distinct captions of each video, with scores and reasons."""

@@ -26,7 +26,7 @@ LABELS = {
 
 @app.report("demo", "demo --quick --out /tmp/demo")
 def demo(
-    out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    out: Annotated[Path, Option(file_okay=False, help="Folder for everything the demo makes.")] = Path("runs/demo"),
     quick: Annotated[bool, Option("--quick", help="A half-minute run, just to check that everything works.")] = False,
 ) -> None:
     """Run the whole path on generated videos, offline: data, features, training, promotion, serving."""

@@ -28,7 +28,7 @@ def compare(
     runs: Runs,
     split: Part = None,
     top: Annotated[int, Option(min=0, help="Number of largest wins and losses to show.")] = 5,
-    html: Annotated[Path | None, Option(help="Also write an HTML page that works offline.")] = None,
+    html: Annotated[Path | None, Option(dir_okay=False, help="Also write an HTML page that works offline.")] = None,
 ) -> None:
     """Compare runs: what differs, scores with 95 % intervals and p-values, the largest wins and losses.
 
@@ -49,7 +49,7 @@ def report(
     runs: Runs,
     split: Part = None,
     title: Annotated[str, Option(help="Title of the section.")] = "Runs",
-    out: Annotated[Path | None, Option(help="Markdown file; an earlier section of this title is replaced.")] = None,
+    out: Annotated[Path | None, Option(dir_okay=False, help="Markdown file; replaces the same section.")] = None,
 ) -> None:
     """Report the results of runs as Markdown: scores with 95 % intervals, seeds, minutes, commit and command.
 

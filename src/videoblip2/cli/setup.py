@@ -186,7 +186,7 @@ CHECKS: dict[str, tuple[Callable[[], Status], str]] = {
 @weights.report("weights fetch", "weights fetch blip2-flant5xl")
 def fetch(
     name: Annotated[str | None, Argument(help="Name of the weights; omit it to list them.")] = None,
-    out: Annotated[Path, Option(help="Folder to download to.")] = Path("models"),
+    out: Annotated[Path, Option(file_okay=False, help="Folder to download to.")] = Path("models"),
     sha256: Annotated[str | None, Option(help="Expected checksum of the file.")] = None,
 ) -> None:
     """Download weights; an interrupted download resumes, and checksums are verified."""

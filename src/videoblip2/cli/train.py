@@ -142,8 +142,12 @@ def evaluate(
 ) -> None:
     """Compute all metrics of a model on a split, per-video scores and a predictions file, as one MLflow run."""
     console.go_to(folder)
+    if out and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give the name of a file")
     if console.leads():
-        console.require_model(model)
+        from videoblip2.tracking import model_config
+
+        model_config(model, console.require_model(model), overrides or [])
     from videoblip2.captions.metrics import label_of, shown
     from videoblip2.training.evaluation import evaluate_model
 
@@ -185,7 +189,7 @@ def _ablation_table(effects: "Sequence[SoundEffect]") -> str:
 @app.report("lm data/mine/train.json --out models/small steps=500")
 def lm(
     annotations: Annotated[Path, Argument(help="train.json: the captions to learn from.")],
-    out: Annotated[Path, Option(help="Folder for t5/ and bert/.")],
+    out: Annotated[Path, Option(file_okay=False, help="Folder for t5/ and bert/.")],
     settings: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help="Such as steps=500.")] = None,
     prompt: Annotated[str, Option(help="Words that both vocabularies must contain.")] = "a video of",
 ) -> None:

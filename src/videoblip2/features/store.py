@@ -154,7 +154,7 @@ def digest(store: FeatureStore, ids: Iterable[str]) -> str:
     for video_id in sorted(ids):
         state.update(video_id.encode())
         for name, modality in MODALITIES.items():
-            if name in store.modalities or (modality.encoder and store.holds(name, video_id)):
+            if name in store.modalities or (modality.extracted and store.holds(name, video_id)):
                 array = store.stored(name, video_id) if name in store.modalities else store._arrays[name][video_id]
                 np.save(content := io.BytesIO(), array, allow_pickle=False)
                 state.update(content.getbuffer())

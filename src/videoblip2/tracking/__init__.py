@@ -1,14 +1,18 @@
 """Runs and checkpoints. MLflow is imported inside the functions, never with this package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoblip2.config import InputError
+from videoblip2.config import Config, InputError, parse_config
+from videoblip2.overrides import read_yaml
 from videoblip2.tracking.tracker import RunSpec, Stopped, Tracker, sigterm_raises
 
-__all__ = ["FoundModel", "RunSpec", "Stopped", "Tracker", "find_model", "model_mark", "open_run"]
+__all__ = ["FoundModel", "RunSpec", "Stopped", "Tracker", "find_model", "model_config", "model_mark", "open_run"]
+
+#: Overrides that change how a trained model is evaluated.
+STILL_READ = ("data.", "decode.", "run.", "device=", "train.probe_videos=", "scst.all_references=")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ def find_model(model: str | Path) -> FoundModel:
         raise InputError(f"{model}: no checkpoint ({wanted}) there; give the folder that training printed")
     named = folder / "VERSION"  # a packaged checkpoint stores its registered version in this file
     return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
+
+
+def model_config(model: str, folder: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that the checkpoint of MODEL was trained with, and overrides of what is still read."""
+    config = parse_config(read_yaml(folder / "config.yaml"), overrides, f"{model}'s config.yaml")
+    for override in overrides:
+        if not override.strip().startswith(STILL_READ):
+            fault = f"override {override!r}: has no effect on a trained model"
+            raise InputError(f"{fault}; set keys of data, decode or run, or device, or train again")
+    return config
 
 
 def model_mark(model: str) -> str | None:

@@ -15,7 +15,7 @@ from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
 from videoblip2.training.distributed import join, together
 from videoblip2.training.record import data_digest, headline, log_predictions, split_scores
-from videoblip2.training.tasks import evaluate_tasks, inputs_of, read_split, say_all, tasks_of
+from videoblip2.training.tasks import ANSWERS, evaluate_tasks, inputs_of, read_split, say_all, tasks_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def evaluate_model(
     folder, version = world.first(lambda: [str(part) for part in astuple(find_model(model))])
     opened = open_model(model, overrides, found=FoundModel(Path(folder), version))
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
+    if ANSWERS in tasks_of(config) and opened.captioner.never_asked:
+        raise InputError(f"{model}: was never trained on questions; leave out data.task={config.data.task}")
     if extras and config.data.task == "qa":
         raise InputError(f"{model}: answers questions, and --{' and --'.join(extras)} is for captions; leave it out")
     if "ablate" in extras and "audio" not in config.model.modality_names:

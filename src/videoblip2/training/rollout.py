@@ -227,8 +227,8 @@ class Reader:
             if question.video_id in asked:
                 asked[question.video_id].append(question)
         if not any(asked.values()):
-            file = ANSWERS.file(work.config.data, "train")
-            raise InputError(f"{file}: no question on videos of {work.config.data.train}; drop scst.reward.answers")
+            file, videos = ANSWERS.file(work.config.data, "train"), work.config.data.train
+            raise InputError(f"{file}: no question on videos of {videos}; drop scst.reward.terms.answers")
         return cls(work, model, {video: own[:: -(-len(own) // MOST_QUESTIONS) or 1] for video, own in asked.items()})
 
     def score(self, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool] | None = None) -> Floats:
