@@ -148,9 +148,8 @@ def write_card(folder: Path) -> Path:
 
     from videoblip2.captions.metrics import label_of, shown
 
-    network, metrics = (
-        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "metrics")
-    )
+    network = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     kind = network["text_config"].get("model_type", "t5")
     parts: Counter[str] = Counter()
     for file in get_local_safetensors_metadata(folder).files_metadata.values():  # reads only headers

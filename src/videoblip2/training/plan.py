@@ -55,11 +55,8 @@ class _Everywhere(Allocations):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
-            func, args, kwargs = (
-                torch.ops.aten.new_empty.default,
-                (args[0], [args[0].numel(), 1]),
-                {"dtype": torch.int64},
-            )
+            func, kwargs = torch.ops.aten.new_empty.default, {"dtype": torch.int64}
+            args = args[0], [args[0].numel(), 1]
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

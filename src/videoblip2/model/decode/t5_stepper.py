@@ -174,11 +174,10 @@ class T5Stepper:
 
     def _product(self, module: Any) -> Product:
         weight, own = folded(module), getattr(module, "weight", None)
-        cast = self._cast(weight)
+        if (cast := self._cast(weight)).dtype != weight.dtype:
+            weight = cast
         # Only a frozen weight in its own dtype is the same tensor at the next call.
-        return product(
-            cast if cast.dtype != weight.dtype else weight, self._rows, weight is own and not own.requires_grad
-        )
+        return product(weight, self._rows, keep=weight is own and not own.requires_grad)
 
     def _cast(self, weight: Tensor) -> Tensor:
         self.tensors.append(weight.detach().to(self.dtype))
