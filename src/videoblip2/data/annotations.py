@@ -80,7 +80,7 @@ def write_annotations(path: str | Path, videos: Iterable[VideoAnnotation]) -> No
     write_json(Path(path), [vars(video) for video in videos])
 
 
-def require_features(entries: Entries, store: Store, file: str) -> Entries:
+def require_features(entries: Entries, store: Store, file: str | Path) -> Entries:
     """Return the entries unchanged. Raises `InputError` if a video lacks features of a modality."""
     videos = list(dict.fromkeys(entry.video_id for entry in entries))
     if missing := [f"{len(ids)} have no {name} ({some(ids)})" for name, ids in lacking(videos, store).items() if ids]:

@@ -33,9 +33,9 @@ class CaptionTask:
     metric = CaptionRow.metric
     read = staticmethod(annotations.read_annotations)  # an annotation file → its entries
 
-    def file(self, data: DataConfig, split: str) -> str:
+    def file(self, data: DataConfig, split: str) -> Path:
         """The annotation file of a split (train, val, test)."""
-        return data.train if split == "train" else f"{split}.json"
+        return Path(data.annotations, data.train if split == "train" else f"{split}.json")
 
     def batches(self, entries: list[VideoAnnotation], maker: BatchMaker) -> Batches:
         """Batches that teach these entries."""
@@ -62,8 +62,8 @@ class AnswerTask:
     metric = AnswerRow.metric
     read = staticmethod(annotations.read_questions)
 
-    def file(self, data: DataConfig, split: str) -> str:
-        return data.train_qa if split == "train" else f"{split}_qa.json"
+    def file(self, data: DataConfig, split: str) -> Path:
+        return Path(data.annotations, data.train_qa if split == "train" else f"{split}_qa.json")
 
     def batches(self, entries: list[Question], maker: BatchMaker) -> Batches:
         return maker.batches(entries, 2, 1)
@@ -76,7 +76,7 @@ class AnswerTask:
     def evaluate(
         self, entries: list[Question], said: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
-        train, answer_map = (Path(data.annotations) / name for name in (data.train_qa, annotations.ANSWER_MAP))
+        train, answer_map = self.file(data, "train"), Path(data.annotations, annotations.ANSWER_MAP)
         taught = annotations.read_questions(train) if train.exists() else []
         known = annotations.read_answer_map(answer_map) if answer_map.exists() else None
         return evaluate_answers(said, entries, taught, known)
@@ -95,8 +95,7 @@ def tasks_of(config: Config) -> tuple[Task, ...]:
 def read_split(config: Config, split: str, store: FeatureStore) -> dict[Kind, Entries]:
     """Kind → the entries of a split (train, val, test), of every task. Raises InputError if features are missing."""
     files = {task: task.file(config.data, split) for task in tasks_of(config)}
-    folder = Path(config.data.annotations)
-    return {task.kind: require_features(task.read(folder / file), store, file) for task, file in files.items()}
+    return {task.kind: require_features(task.read(file), store, file) for task, file in files.items()}
 
 
 def inputs_of(config: Config, entries: Mapping[str, Mapping[Kind, Entries]]) -> list[tuple[str, str, Path, set[str]]]:
@@ -105,7 +104,7 @@ def inputs_of(config: Config, entries: Mapping[str, Mapping[Kind, Entries]]) -> 
         (
             f"{split}_qa" if number else split,  # of a second task
             split,
-            Path(config.data.annotations) / task.file(config.data, split),
+            task.file(config.data, split),
             {entry.video_id for entry in own[task.kind]},
         )
         for number, task in enumerate(tasks_of(config))

@@ -75,10 +75,10 @@ def identity(plan: Plan) -> dict[str, object]:
         record["tuned_model"] = find_model(str(plan.tuning.tuned_model)).version
         config = {key: value for key, value in config.items() if key.startswith("decode.")}
     data = plan.base.data
-    for file in (task.file(data, "val") for task in plan.tasks):
-        if not (path := Path(data.annotations) / file).is_file():
-            raise InputError(f"data.annotations={data.annotations}: no {file} there; see `vb2 data prepare`")
-        record[file] = short_digest(path.read_bytes())
+    for path in (task.file(data, "val") for task in plan.tasks):
+        if not path.is_file():
+            raise InputError(f"data.annotations={data.annotations}: no {path.name} there; see `vb2 data prepare`")
+        record[path.name] = short_digest(path.read_bytes())
     return json.loads(json.dumps({**record, **config}))  # type: ignore[no-any-return]
 
 
