@@ -237,6 +237,13 @@ class RunConfig(Section):
     out: PathText = Field("runs", description="checkpoints go to OUT/NAME")
     tracking: bool = Field(True, description="off: no MLflow, files only")
 
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, name: str | None) -> str | None:
+        if name and (name != Path(name).name or name == ".."):
+            raise ValueError("a path; give a plain name, and the folder as run.out")
+        return name
+
 
 class Config(Section):
     seed: int = Field(0, description="seed of weights, batches, samples and dropout")

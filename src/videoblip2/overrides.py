@@ -46,7 +46,7 @@ def read_yaml(path: str | Path) -> Tree:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct the file") from error
     if not isinstance(content, dict | None):
         kind = type(content).__name__
-        raise InputError(f"{path}: holds a {kind}, not keys and values; see `vb2 experiments show toy_ce`")
+        raise InputError(f"{path}: holds a {kind}, not keys and values; `vb2 experiments list` names examples")
     return content or {}
 
 

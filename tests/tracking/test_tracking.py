@@ -410,3 +410,9 @@ def test_the_commands_print_runs_and_what_was_closed(store):
     assert json.loads(closed.stdout.splitlines()[-1]) == {"closed": [dead]}
     only = CliRunner().invoke(app, ["list", "--experiment", "toy", "--json"])
     assert len(json.loads(only.stdout.splitlines()[-1])["runs"]) == 1
+    with open_run(RunSpec("evaluate", "val-ce-1", "toy")) as tracker:
+        tracker.log_metrics({"val/CIDEr": 0.587}, step=0)
+    listed = CliRunner().invoke(app, ["list", "--limit", "1", "--json"]).stdout
+    assert "58.7" in listed and json.loads(listed.splitlines()[-1])["runs"][0]["metrics"] == {"val/CIDEr": 0.587}
+    with pytest.raises(InputError, match=r"experiment 'nope': not in sqlite.*; it has .*toy"):
+        list_runs("nope")

@@ -121,7 +121,7 @@ def _runs_table(title: str, runs: "list[RunRecord]") -> str:
 
     rows = []
     for run in runs:
-        scores = [run.metrics.get(key) for key in (f"best/val/{PRIMARY}", f"test/{PRIMARY}")]
+        scores = [run.metrics.get(key) for key in (f"{run.validated}{PRIMARY}", f"test/{PRIMARY}")]
         started = datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M")
         cells = ["" if value is None else shown(PRIMARY, value) for value in scores]
         rows.append([run.run_id, run.name, run.stage, run.status, started, *cells])

@@ -225,7 +225,9 @@ def tune(
         raise InputError(f"vb2 tune: started by torchrun; start it alone: {ways}")
     from videoblip2.overrides import read_yaml
 
-    read_yaml(config)
+    if "search" not in read_yaml(config):
+        remedy = "train an experiment with `vb2 ce` or `vb2 scst`; `vb2 experiments show tune_toy_ce` shows a study"
+        raise InputError(f"{config}: not a study, since it has no `search` section; {remedy}")
     from videoblip2.tune.plan import load_plan
 
     plan = load_plan(config, pairs)

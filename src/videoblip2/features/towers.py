@@ -176,7 +176,7 @@ class SoundEncoder(Encoder):
         most = self.max_window_seconds
         seconds = most if window_seconds is None else window_seconds
         if seconds > most:
-            raise InputError(f"window_seconds={seconds}: {self.identity.name} accepts at most {most:g}")
+            raise InputError(f"window_seconds={seconds:g}: {self.identity.name} takes at most {most:g} s; lower it")
         return round(seconds * self.rate)
 
     def windows(

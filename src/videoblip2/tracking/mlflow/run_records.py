@@ -76,16 +76,27 @@ class RunRecord:
         """Whether the store has a copy of the training state."""
         return self.tags.get(STATE_LOGGED) == "true"
 
+    @property
+    def validated(self) -> str:
+        """Where the validation scores of the chosen checkpoint are; `val/` are the last ones of a training."""
+        return "val/" if self.stage == "evaluate" else "best/val/"
+
     def listed(self) -> dict[str, object]:
         """The fields for lists of runs: scores of the chosen checkpoint and of the test split."""
-        scores = {key: value for key, value in sorted(self.metrics.items()) if key.startswith(("best/", "test/"))}
+        found = (self.validated, "best/", "test/")
+        scores = {key: value for key, value in sorted(self.metrics.items()) if key.startswith(found)}
         shown = ("run_id", "name", "experiment", "stage", "status", "started")
         return {**{key: getattr(self, key) for key in shown}, "metrics": scores}
 
 
 def list_runs(experiment: str | None = None, limit: int = 20) -> list[RunRecord]:
-    """Return the newest runs of one experiment, or of all."""
-    return _search("", {key: name for key, name in _experiments().items() if experiment in (None, name)}, limit)
+    """Return the newest runs of one experiment, or of all. Raises InputError for an unknown experiment."""
+    names = _experiments()
+    if experiment not in (None, *names.values()):
+        raise InputError(
+            f"experiment {experiment!r}: not in {store.tracking_uri()}; it has {', '.join(names.values())}"
+        )
+    return _search("", {key: name for key, name in names.items() if experiment in (None, name)}, limit)
 
 
 def find_run(word: str, also: str = "") -> RunRecord:
