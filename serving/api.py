@@ -100,6 +100,7 @@ async def _read(
     captioner: Captioner = request.app.state.engine.served()
     if asking.question and captioner.never_asked:
         raise Refusal(400, NEVER_ASKED)
+    asking.options.decoding(captioner.model.decoding)  # refuses before the file is read
     item, asking.clip = await one_item(form, captioner, request.app.state.intake, every_frame)
     asking.features_seconds = time.perf_counter() - asking.began
     return item, captioner
@@ -110,6 +111,7 @@ async def captions(request: Request, form: Annotated[messages.CaptionsForm, MULT
     """Caption many videos; a bad one gets an `error` instead of a caption."""
     engine: Engine = request.app.state.engine
     captioner, asking = engine.served(), form.asking
+    asking.options.decoding(captioner.model.decoding)
     items = await items_of(form, captioner, request.app.state.intake)
     asking.features_seconds = time.perf_counter() - asking.began
     results = await engine.answer(items, captioner, asking)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from videoblip2.captioner import Caption, Captioner
+from videoblip2.config import Decoding
 from videoblip2.modality import ExplainedWord, Features
 
 from . import observe
@@ -43,11 +44,15 @@ class Job:
     batch: int = 0  # captions made at once
     words: tuple[ExplainedWord, ...] | None = None  # if requested
     future: "asyncio.Future[Caption]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    decoding: Decoding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoding = self.ask.options.decoding(self.captioner.model.decoding)
 
     @property
     def group(self) -> tuple[object, ...]:
         """What must be equal within a batch."""
-        return self.captioner, self.ask.decoding, self.ask.explain, length_group(self.item)
+        return self.captioner, self.decoding, self.ask.options.explain, length_group(self.item)
 
 
 @dataclass(eq=False)
@@ -164,7 +169,7 @@ class Batcher:
             lane[:] = [job for job in lane if not job.future.done()]  # abandoned requests are not captioned
             if lane:
                 lane.sort(key=lambda job: job.ask.turn)
-                room = max(1, self.max_batch // lane[0].ask.decoding.rows)
+                room = max(1, self.max_batch // lane[0].decoding.rows)
                 batch = [job for job in lane if job.group == lane[0].group][:room]
                 lane[:] = [job for job in lane if job not in batch]
                 self._turn += 1
@@ -177,8 +182,8 @@ class Batcher:
     def _caption(self, jobs: Sequence[Job]) -> list[Caption | Exception]:
         """On the thread: caption jobs of one group."""
         observe.metrics().batch.observe(len(jobs))
-        started, captioner, ask = time.perf_counter(), jobs[0].captioner, jobs[0].ask
-        seeds = [job.ask.seed or 0 for job in jobs] if ask.decoding.sampled or ask.decoding.consensus else None
+        started, captioner, decoding = time.perf_counter(), jobs[0].captioner, jobs[0].decoding
+        seeds = [job.ask.options.seed or 0 for job in jobs] if decoding.sampled or decoding.consensus else None
 
         def tell(texts: list[str]) -> None:
             for job, text in zip(jobs, texts, strict=True):
@@ -187,8 +192,8 @@ class Batcher:
 
         items, prompts = [job.item for job in jobs], [job.ask.prompt for job in jobs]
         watch = tell if any(job.listener for job in jobs) else None
-        captions = captioner.caption(items, prompts, ask.decoding, seeds, watch)
-        if ask.explain:
+        captions = captioner.caption(items, prompts, decoding, seeds, watch)
+        if jobs[0].ask.options.explain:
             for part in (slice(start, start + EXPLAINED) for start in range(0, len(jobs), EXPLAINED)):
                 owed = captioner.explain(items[part], [caption.text for caption in captions[part]], prompts[part])
                 for job, words in zip(jobs[part], owed, strict=True):

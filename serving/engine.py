@@ -13,6 +13,7 @@ import numpy as np
 from anyio import to_thread
 
 from videoblip2.captioner import Caption, Captioner
+from videoblip2.config import InputError
 from videoblip2.files import json_text
 from videoblip2.jobs.forms import Row
 from videoblip2.jobs.segments import cut, merged
@@ -204,10 +205,11 @@ class Shadow:
             if challenger is None or challenger.encoders_name != job.captioner.encoders_name:
                 self.comparison.dropped += 1
                 continue
-            shadow = Job(job.item, challenger, replace(job.ask, explain=False))
+            options = job.ask.options.model_copy(update={"explain": False})
             try:
+                shadow = Job(job.item, challenger, replace(job.ask, options=options))
                 self._batcher.submit([shadow], background=True)
-            except Refusal:
+            except (Refusal, InputError):
                 self.comparison.dropped += 1
                 continue
             task = asyncio.create_task(self._compare(job, answer, shadow))

@@ -4,19 +4,31 @@ A request keeps its model. If a new one does not load, or the registry does not 
 """
 
 import time
+from dataclasses import asdict
 
 from videoblip2.captioner import Captioner
 from videoblip2.config import InputError
-from videoblip2.predict import FoundModel, find_model, model_mark, open_model
+from videoblip2.errors import validated
+from videoblip2.predict import FoundModel, OpenModel, find_model, model_mark, open_model
 
 from . import observe
+from .messages import Options
 
 RETRY_SECONDS = 60  # after a version that did not load
 
 
+def open_servable(model: str, device: str = "auto", found: FoundModel | None = None) -> OpenModel:
+    """Open a model. Raises InputError if it decodes by itself as no request may ask for."""
+    opened = open_model(model, device=device, found=found)
+    remedy = f"{model}: outside the limits of the service; change its config.yaml"
+    own = asdict(opened.config.decode.decoding)
+    validated(Options, own, remedy, lambda name: f"decode.{'samples' if name == 'consensus' else name}")
+    return opened
+
+
 def load_warm(found: FoundModel, model: str, device: str, before: Captioner | None = None) -> Captioner:
     """Load and warm up a model, with media encoders from this machine or, if equal, from the model before."""
-    captioner = open_model(model, device=device, found=found).captioner
+    captioner = open_servable(model, device, found).captioner
     captioner.warm()
     try:
         if before and before.encoders_name == captioner.encoders_name:

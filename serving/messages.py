@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, FiniteFloat, StringConstraints
 
-from videoblip2.config import GREEDY, QUESTION_PROMPT, Decoding, InputError
+from videoblip2.config import QUESTION_PROMPT, Decoding, InputError
 from videoblip2.modality import ExplainedWord
 
 from . import observe
@@ -183,22 +183,6 @@ class FormRoute(APIRoute):
         return checked
 
 
-@dataclass
-class Ask:
-    """Options of one request: decoding, seed, prompt."""
-
-    decoding: Decoding = GREEDY
-    seed: int | None = None
-    prompt: str | None = None
-    question: bool = False
-    explain: bool = False
-    request_id: str = field(default_factory=observe.request_id)
-    began: float = field(default_factory=time.perf_counter)
-    features_seconds: float = 0.0
-    turn: int = 0  # number of the last batch that contained one of its items
-    clip: str = ""
-
-
 Every = Annotated[FiniteFloat, Field(gt=0, le=86_400)] | Literal["scenes"]
 SEGMENTS = "answer over time: seconds per segment, or `scenes` for a new one wherever the picture changes"
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
@@ -215,23 +199,35 @@ class OneUpload(BaseModel):
 
 
 class Options(BaseModel):
-    """Decoding options and the seed."""
+    """Decoding options and the seed; an option that is left out is as the model's own configuration says."""
 
-    num_beams: int = Field(1, ge=1, le=10, description="1 = greedy, or sampled if there is a seed")
-    max_new_tokens: int = Field(32, ge=1, le=128)
-    length_penalty: FiniteFloat = Field(1.0, ge=-5, le=5, description="with beams: above 1 favors long captions")
-    consensus: int = Field(0, ge=0, le=64, description="also sample this many; return the one closest to the rest")
+    num_beams: int | None = Field(None, ge=1, le=10, description="1 = greedy, or sampled if there is a seed")
+    max_new_tokens: int | None = Field(None, ge=1, le=128)
+    length_penalty: FiniteFloat | None = Field(None, ge=-5, le=5, description="above 1, beams favor long captions")
+    consensus: int | None = Field(None, ge=0, le=64, description="sample this many; return the one closest to the rest")
     seed: int | None = Field(None, ge=0, lt=2**63, description="sample; the same seed gives the same caption")
-    temperature: FiniteFloat = Field(1.0, ge=0.05, le=5, description="sampling temperature; low = close to greedy")
+    temperature: FiniteFloat | None = Field(None, ge=0.05, le=5, description="of samples; low = close to greedy")
     explain: bool = Field(False, description="also return how much each word depends on the sound and on the picture")
 
-    def ask(self, prompt: str | None, question: bool = False) -> Ask:
-        """The `Ask` of a new request."""
-        if (sampled := self.seed is not None and not self.consensus) and self.num_beams > 1:
-            reason = f"seed={self.seed} with num_beams={self.num_beams}: beam search does not sample; leave one out"
-            raise Refusal(400, reason)
-        options = self.max_new_tokens, self.length_penalty, self.temperature, sampled, self.consensus
-        return Ask(Decoding(self.num_beams, *options), self.seed, prompt, question, self.explain)
+    def decoding(self, own: Decoding) -> Decoding:
+        """With a model that decodes as `own` by itself. Raises InputError for a seed with beams."""
+        given = {name: getattr(self, name) for name in Options.model_fields if hasattr(own, name)}
+        consensus = own.consensus if self.consensus is None else self.consensus
+        return own.but(self.seed is not None and not consensus, **given)
+
+
+@dataclass
+class Ask:
+    """One request: its options, its prompt, and what became of it."""
+
+    options: Options = field(default_factory=Options)
+    prompt: str | None = None
+    question: bool = False
+    request_id: str = field(default_factory=observe.request_id)
+    began: float = field(default_factory=time.perf_counter)
+    features_seconds: float = 0.0
+    turn: int = 0  # number of the last batch that contained one of its items
+    clip: str = ""
 
 
 class Prompted(Options):
@@ -241,7 +237,7 @@ class Prompted(Options):
 
     @property
     def asking(self) -> Ask:
-        return self.ask(self.prompt)
+        return Ask(self, self.prompt)
 
 
 class CaptionForm(OneUpload, Prompted):
@@ -283,4 +279,4 @@ class QuestionForm(OneUpload, Options):
 
     @property
     def asking(self) -> Ask:
-        return self.ask(QUESTION_PROMPT.format(self.question), question=True)
+        return Ask(self, QUESTION_PROMPT.format(self.question), question=True)

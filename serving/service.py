@@ -9,12 +9,12 @@ from bentoml.exceptions import BentoMLException
 
 from videoblip2.config import InputError
 from videoblip2.data.annotations import read_annotations
-from videoblip2.predict import find_model
 
 from . import observe
 from .api import API
 from .decoders import Decoders
 from .engine import Engine
+from .following import open_servable
 from .guard import Guard
 from .messages import FormRoute
 from .service_settings import Settings, read_settings
@@ -49,7 +49,7 @@ class VideoBlip2Service:
         try:
             settings = read_settings()
             references(settings)
-            find_model(settings.address)
+            open_servable(settings.address)
         except InputError as error:
             raise BentoMLException(str(error)) from error
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.decoders import BUSY
 from serving.messages import Refusal
-from videoblip2.config import InputError
+from videoblip2.config import GREEDY, InputError
 from videoblip2.modality import ExplainedWord
 from videoblip2.provenance import Provenance
 
@@ -28,6 +28,7 @@ class FakeCaptioner:
     def __init__(self, version="videoblip2/1", encoders="same", width=24):
         self.version, self.encoders_name, self.width = version, encoders, width
         self.batches, self.calls = [], []
+        self.model = SimpleNamespace(decoding=GREEDY)
         self.go_on = threading.Event()
         self.go_on.set()
         self.started = threading.Event()

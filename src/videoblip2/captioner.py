@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoblip2.config import GREEDY, DecodeConfig, Decoding, InputError
-from videoblip2.errors import refused
+from videoblip2.config import DecodeConfig, Decoding, InputError
+from videoblip2.errors import refused, warn
 from videoblip2.modality import MODALITIES, ExplainedWord, Features, Reader
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
@@ -64,14 +64,14 @@ class Captioner:
         self,
         items: Sequence[Features],
         prompt: str | Sequence[str | None] | None = None,
-        decoding: Decoding = GREEDY,
+        decoding: Decoding | None = None,
         seeds: Sequence[int] | None = None,
         watch: Callable[[list[str]], None] | None = None,
     ) -> list[Caption]:
         """N items → N captions, decoded as one batch. A modality that a video lacks is left out, or has no rows.
 
         Args:
-            prompt: one for all items, or one per item; None = the model's own.
+            prompt, decoding: None = the model's own; a prompt is for all items, or one per item.
             seeds: one per item, for sampling; a caption depends on its own seed, not on its batch.
             watch: called after each token with the N captions so far (not with beams or consensus).
         """
@@ -85,6 +85,7 @@ class Captioner:
             texts = self.tokenizers.texts(out.ids)
             return [Caption(*row) for row in zip(texts, scores.tolist(), out.ended.tolist(), strict=True)]
 
+        decoding = decoding or self.model.decoding
         count = decoding.consensus
         if count and self.frequencies is None:
             remedy = "train a model on captions, or decode greedily or with beams"
@@ -175,10 +176,10 @@ class Captioner:
         return repr([*map(origin.fingerprint, ENCODERS), *origin.settings.model_dump().values()])
 
     def warm(self) -> None:
-        """Caption dummy features, greedily and with beams, so that no user waits for the first batch."""
+        """Caption dummy features, by default and with beams, so that no user waits for the first batch."""
         item = {name: np.zeros((8, width), "float32") for name, width in self.model.config.widths.items()}
-        for count, beams in ((1, 1), (4, 1), (1, 3)):
-            self.caption([item] * count, decoding=Decoding(beams, max_new_tokens=8))
+        for count, beams in ((1, None), (4, None), (1, 3)):
+            self.caption([item] * count, decoding=self.model.decoding.but(num_beams=beams, max_new_tokens=8))
 
     @cached_property
     def media_encoders(self) -> "Encoders":
@@ -186,6 +187,8 @@ class Captioner:
         from videoblip2.features.media_features import load_encoders
 
         origin, name = self.provenance.features or FeatureOrigin(), self.model_name
+        if given := [m for m in self.model.config.modality_names if not MODALITIES[m].extracted]:
+            warn(f"{name} reads {', '.join(given)}, which media files do not give; use features to caption with it")
         remedy = f"name them with --clip and --clap, or copy them to {name}/encoders/clip and {name}/encoders/clap"
         try:
             return load_encoders(origin, str(self.model.device), f"model {name}")

@@ -51,6 +51,7 @@ class OpenModel:
         features = features and features.stored_in(self.folder, self.encoders)
         provenance = checkpoint.provenance.model_copy(update={"features": features})
         network = checkpoint.model.to(device).eval()
+        network.decoding = self.config.decode.decoding
         if self.device is None:
             network.compiled_decoding = self.config.decode.compile
         file = self.folder / "document_frequencies"

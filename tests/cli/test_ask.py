@@ -50,11 +50,8 @@ def world(tmp_path, tiny_config, tokenizers):
 
 def ask(captioner, video, question, features=None):
     """The rows that `vb2 ask` prints."""
-    return next(
-        CaptionJob(captioner, JobPlan(options=CaptionOptions(questions=(question,)), store=features)).run(
-            [VideoSource(video)], {}
-        )
-    )
+    options = CaptionOptions(captioner.model.decoding, questions=(question,))
+    return next(CaptionJob(captioner, JobPlan(options=options, store=features)).run([VideoSource(video)], {}))
 
 
 def judge(world, *overrides, **options):
@@ -143,7 +140,7 @@ def test_answers_are_the_same_alone_among_others_and_by_command(world, monkeypat
 
     captioner, store = load_captioner(world / "best", "cpu"), FeatureStore(world / "features")
     asked = [Question(str(n), f"video{n}", question, "") for n, (question, _) in enumerate(ASKED)]
-    decode = parse_config({}, ["decode.max_new_tokens=32"]).decode
+    decode = parse_config({}, ["decode.max_new_tokens=6"]).decode
     entries = [(q.question_id, q.video_id, q.prompt) for q in asked]
     together = dict(captioner.in_batches(entries, store.features, decode))
     for question in asked:

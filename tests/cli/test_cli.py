@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from videoblip2.cli import app, explain, main
 from videoblip2.cli.console import overrides_from
-from videoblip2.config import InputError, known_keys
+from videoblip2.config import Config, InputError
+from videoblip2.errors import dotted_keys
 from videoblip2.jobs.forms import Row
 from videoblip2.provenance import Provenance
 
@@ -98,7 +99,7 @@ def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys, width):
 
 
 def test_an_option_has_the_name_of_its_key():
-    keys = {key.rpartition(".")[2] for key in known_keys()}
+    keys = {key.rpartition(".")[2] for key in dotted_keys(Config)}
     assert "num_beams" in keys
     for command in LEAVES.values():
         assert {"beams"}.isdisjoint(parameter.name for parameter in command.params)
@@ -156,6 +157,7 @@ def test_json_is_the_last_line():
 def caption(monkeypatch, tmp_path, *found):
     """`vb2 caption` of files in place of a model that finds these rows; returns the exit code."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").touch()
     for row in found:
         (tmp_path / row.path).touch()
     found_model = SimpleNamespace(version="1", folder=tmp_path)

@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
 def test_rows_of_another_model_or_other_options_are_not_mixed(tmp_path, version, options):
     with RowFile(tmp_path / "out.jsonl", "m/1", "") as file:
         file.add([*ROWS, Row("c.mp4", "c", "x", model_version="m/1", options="")])
-    with pytest.raises(InputError, match=rf"'m/1' \(default options\) and '{version}' \({options or 'default'}"):
+    with pytest.raises(InputError, match=rf"'m/1' \(greedy\) and '{version}' \({options or 'greedy'}"):
         RowFile(tmp_path / "out.jsonl", version, options)
     assert len(read(tmp_path / "out.jsonl")) == 3
     write_rows(tmp_path / "other.jsonl", [Row("d.mp4", "d", "x", model_version=version, options=options)])

@@ -12,7 +12,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from videoblip2.cli import app
-from videoblip2.config import known_keys, parse_config
+from videoblip2.config import Config, parse_config
+from videoblip2.errors import dotted_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -65,7 +66,7 @@ def test_the_default_configuration_exists_and_undeclared_parameters_become_overr
 
 @pytest.mark.parametrize("entry_point", ["ce", "scst", "evaluate"])
 def test_every_configuration_key_can_be_a_parameter(project, entry_point):
-    keys = {key: "1" for key in known_keys()}
+    keys = {key: "1" for key in dotted_keys(Config)}
     parameters = parse(words(project, entry_point, **keys)[1:])
     assert parameters["overrides"] == [f"{key}=1" for key in keys]
 

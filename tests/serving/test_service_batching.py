@@ -8,8 +8,7 @@ from serving_fakes import NAN, POISON, FakeCaptioner, eventually_async, item
 
 from serving import batching
 from serving.batching import Batcher, Job, length_group
-from serving.messages import Ask, Refusal
-from videoblip2.config import Decoding
+from serving.messages import Ask, Options, Refusal
 
 
 def run(scenario, **options):
@@ -63,17 +62,16 @@ def test_what_waits_becomes_one_batch_and_everyone_gets_his_own_caption():
 
 def test_a_batch_shares_model_options_and_length_but_not_prompt_and_seed():
     old, new = FakeCaptioner(), FakeCaptioner(version="videoblip2/2")
-    drawn = Decoding(sampled=True)
 
     async def scenario(batcher):
         jobs = [
             Job(item(), old, Ask(prompt="one")),
             Job(item(300), old),
             Job(item(), new),
-            Job(item(), old, Ask(Decoding(num_beams=3))),
-            Job(item(), old, Ask(drawn, seed=1)),
+            Job(item(), old, Ask(Options(num_beams=3))),
+            Job(item(), old, Ask(Options(seed=1))),
             Job(item(5), old, Ask(prompt="two")),
-            Job(item(), old, Ask(drawn, seed=2)),
+            Job(item(), old, Ask(Options(seed=2))),
         ]
         return await while_busy(batcher, old, jobs)
 
@@ -89,7 +87,7 @@ def test_who_wants_no_explanation_waits_for_none_and_explanations_are_made_few_a
     model.explain = lambda items, captions, prompts: explained.append(len(items)) or [()] * len(items)
 
     async def scenario(batcher):
-        return await while_busy(batcher, model, [Job(item(), model, Ask(explain=n > 1)) for n in range(12)])
+        return await while_busy(batcher, model, [Job(item(), model, Ask(Options(explain=n > 1))) for n in range(12)])
 
     run(scenario)
     assert (model.batches, explained) == ([1, 2, 10], [8, 2])
@@ -110,7 +108,7 @@ def test_beams_count_as_rows():
     model = FakeCaptioner()
 
     async def scenario(batcher):
-        return await while_busy(batcher, model, [Job(item(), model, Ask(Decoding(num_beams=4))) for _ in range(5)])
+        return await while_busy(batcher, model, [Job(item(), model, Ask(Options(num_beams=4))) for _ in range(5)])
 
     run(scenario, max_batch=8)
     assert model.batches == [1, 2, 2, 1]

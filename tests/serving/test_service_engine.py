@@ -8,10 +8,10 @@ from serving_fakes import eventually_async
 
 from serving.batching import Job
 from serving.engine import Engine
-from serving.messages import Answer, Ask, Refusal
+from serving.messages import Answer, Ask, Options, Refusal
 from serving.service_settings import Settings
 from videoblip2.captioner import Captioner
-from videoblip2.config import Decoding
+from videoblip2.config import GREEDY
 from videoblip2.model.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -46,24 +46,22 @@ def item(frames, windows, seed):
 
 
 ITEMS = [item(2, 0, 1), item(7, 3, 2), item(4, 1, 3)]
-DECODINGS = {
-    "greedy": Decoding(max_new_tokens=10),
-    "beams": Decoding(num_beams=3, max_new_tokens=10, length_penalty=0.5),
-    "sampled": Decoding(max_new_tokens=10, temperature=1.5, sampled=True),
+OPTIONS = {
+    "greedy": Options(max_new_tokens=10),
+    "beams": Options(num_beams=3, max_new_tokens=10, length_penalty=0.5),
+    "sampled": Options(max_new_tokens=10, temperature=1.5, seed=4),
 }
 
 
-@pytest.mark.parametrize("kind", DECODINGS)
+@pytest.mark.parametrize("kind", OPTIONS)
 def test_answers_are_those_of_the_captioner_alone(captioner, tmp_path, kind):
-    decoding = DECODINGS[kind]
 
     async def scenario(engine):
-        asking = Ask(decoding, 4 if decoding.sampled else None, "a dog barks at a man")
-        return await engine.answer(ITEMS, engine.served(), asking)
+        return await engine.answer(ITEMS, engine.served(), Ask(OPTIONS[kind], "a dog barks at a man"))
 
     answers = run(scenario, captioner, tmp_path)
     for one, answer in zip(ITEMS, answers, strict=True):
-        (alone,) = captioner.caption([one], "a dog barks at a man", decoding, [4])
+        (alone,) = captioner.caption([one], "a dog barks at a man", OPTIONS[kind].decoding(GREEDY), [4])
         assert (answer.caption, answer.model_version, answer.batch) == (alone.text, "best", 3)
         assert answer.score == pytest.approx(alone.score, abs=1e-4)
 
@@ -89,7 +87,7 @@ def test_a_listener_hears_what_becomes_the_caption(captioner, tmp_path):
     heard = []
 
     async def scenario(engine):
-        job = engine.job(ITEMS[1], engine.served(), Ask(Decoding(max_new_tokens=10)))
+        job = engine.job(ITEMS[1], engine.served(), Ask(Options(max_new_tokens=10)))
         assert isinstance(job, Job)
         job.listener = heard.append
         engine.batcher.submit([job])

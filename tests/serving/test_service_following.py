@@ -137,7 +137,7 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
         def load_media_encoders(self):
             raise InputError("clip: no such folder")
 
-    monkeypatch.setattr(following, "open_model", lambda *args, **options: SimpleNamespace(captioner=Loaded()))
+    monkeypatch.setattr(following, "open_servable", lambda *args: SimpleNamespace(captioner=Loaded()))
     with caplog.at_level(logging.WARNING, "videoblip2.serving"):
         captioner = following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu")
     assert captioner.warmed
@@ -148,7 +148,7 @@ def test_without_media_encoders_a_model_serves_features(monkeypatch, caplog):
 def test_a_new_version_takes_the_media_encoders_in_service_if_they_are_its_own(monkeypatch, name, shared):
     new = SimpleNamespace(encoders_name=name, media_encoders="its own", warm=int, load_media_encoders=int)
     before = SimpleNamespace(encoders_name="clip a, clap b", media_encoders="in service")
-    monkeypatch.setattr(following, "open_model", lambda *args, **options: SimpleNamespace(captioner=new))
+    monkeypatch.setattr(following, "open_servable", lambda *args: SimpleNamespace(captioner=new))
     following.load_warm(FoundModel(Path("m"), "m"), "m", "cpu", before)
     assert new.media_encoders == ("in service" if shared else "its own")
 

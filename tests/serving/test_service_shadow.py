@@ -11,7 +11,7 @@ from serving_fakes import POISON, FakeCaptioner, eventually_async, item
 from serving.batching import Batcher, Job
 from serving.engine import Shadow, overlap
 from serving.following import Follower
-from serving.messages import Ask
+from serving.messages import Ask, Options
 from videoblip2.config import Decoding
 
 
@@ -66,12 +66,25 @@ def test_the_challenger_is_asked_exactly_what_the_champion_was():
     champion, challenger = FakeCaptioner(), FakeCaptioner()
 
     async def scenario(batcher, shadow):
-        asked = Job(item(), champion, Ask(Decoding(max_new_tokens=9, sampled=True), 5, "question: who? answer:"))
+        asked = Job(item(), champion, Ask(Options(max_new_tokens=9, seed=5), "question: who? answer:"))
         await answered(batcher, shadow, [asked])
 
     run(scenario, challenger)
     assert champion.calls[0]["seeds"] == [5]
     assert challenger.calls == champion.calls
+
+
+def test_each_decodes_as_it_does_itself_and_both_with_the_options_of_the_request():
+    champion, challenger = FakeCaptioner(), FakeCaptioner()
+    challenger.model.decoding = Decoding(3, 5)
+
+    async def scenario(batcher, shadow):
+        for options in (Options(), Options(max_new_tokens=9, explain=True)):
+            await answered(batcher, shadow, [Job(item(), champion, Ask(options))])
+
+    run(scenario, challenger)
+    assert [call["decoding"] for call in champion.calls] == [Decoding(), Decoding(max_new_tokens=9)]
+    assert [call["decoding"] for call in challenger.calls] == [Decoding(3, 5), Decoding(3, 9)]
 
 
 def test_a_failing_challenger_is_counted_and_no_more():

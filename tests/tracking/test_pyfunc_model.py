@@ -7,7 +7,6 @@ import pytest
 from small_stage import stages
 
 from videoblip2.captioner import Caption
-from videoblip2.config import Decoding
 from videoblip2.features.sources import VideoSource
 from videoblip2.jobs.caption import CaptionJob, CaptionOptions, JobPlan
 from videoblip2.predict import load_captioner
@@ -33,9 +32,10 @@ def rows(root, ids=IDS):
     ]
 
 
-def captions(made, prompt=None, num_beams=1):
+def captions(made, prompt=None, num_beams=None):
     captioner = load_captioner("models:/videoblip2/1", "cpu")
-    job = CaptionJob(captioner, JobPlan("", CaptionOptions(Decoding(num_beams), prompt), store=made.root / "features"))
+    options = CaptionOptions(captioner.model.decoding.but(num_beams=num_beams), prompt)
+    job = CaptionJob(captioner, JobPlan("", options, store=made.root / "features"))
     return [row.caption for rows in job.run(list(map(VideoSource, IDS)), {}) for row in rows]
 
 

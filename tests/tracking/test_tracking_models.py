@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tracking_store import place_store, write_checkpoint
 
-from videoblip2.config import InputError
+from videoblip2.config import Decoding, InputError
 from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.mlflow.store import connect as client
 
@@ -67,6 +67,8 @@ def test_the_model_captions_feature_files_through_mlflow(logged, monkeypatch):
     seen = []
 
     class Captioner:
+        model = SimpleNamespace(decoding=Decoding())
+
         def caption(self, items, prompt, decoding):
             seen.extend({name: array.shape for name, array in item.items()} for item in items)
             return [SimpleNamespace(text=f"caption {n}", score=-0.5) for n in range(len(items))]

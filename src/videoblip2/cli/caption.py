@@ -40,9 +40,11 @@ def caption(
     out: Annotated[Path | None, Option(help="Resumable output: .jsonl .json .csv .tsv .parquet .srt .vtt.")] = None,
     questions: Annotated[list[str] | None, Option(help="A question to ask, or a file of them; repeatable.")] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
-    temperature: Annotated[float | None, Option(help="For sampling; default: 1, or 0.7 with --consensus.")] = None,
-    consensus: Annotated[int, Option(min=0, help="Also sample this many; keep the one closest to the rest.")] = 0,
-    num_beams: console.Beams = 1,
+    temperature: Annotated[float | None, Option(help="Of samples; default: 1, or the model's for consensus.")] = None,
+    consensus: Annotated[int | None, Option(min=0, max=1000, help="Keep the most typical of N samples.")] = None,
+    num_beams: console.Beams = None,
+    max_new_tokens: Annotated[int | None, Option(min=1, max=1000, help="Longest text; default: the model's.")] = None,
+    length_penalty: Annotated[float | None, Option(help="For beams; default: the model's.")] = None,
     prompt: Annotated[str | None, Option(help="Prompt to use instead of the model's own.")] = None,
     segments: Annotated[str | None, Option(help="One caption per segment: its length in seconds, or scenes.")] = None,
     explain: Annotated[bool, Option("--explain", help="Also show which words depend on sound or picture.")] = False,
@@ -53,7 +55,7 @@ def caption(
     engine: console.Engine = "local",
     actors: Annotated[int, Option(min=1, help="Number of copies of the model, with --engine ray.")] = 1,
     batch_size: Annotated[int, Option(min=1, help="Captions decoded together.")] = 16,
-    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core, at most 8.")] = None,
     clip: Clip = None,
     clap: Clap = None,
 ) -> None:
@@ -61,15 +63,17 @@ def caption(
     if merge:
         _merge(Path(model), sources or [])
         return
-    console.require_model(model)
+    if features and keep_features:
+        raise InputError(f"--keep-features {keep_features}: the features are in --features {features}; leave one out")
+    folder = console.require_model(model)
     plain = [source for source in sources or [] if not set(source) & set("*?[") and source[:1] not in ("@", "-")]
     if features or (plain == sources and not any(Path(source).exists() for source in plain)):
         console.require([features] if features else plain, REMEDY)
-    from videoblip2.config import CONSENSUS_TEMPERATURE, Decoding
     from videoblip2.features.sources import find_sources, parse_shard
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
     from videoblip2.jobs.forms import form_of
     from videoblip2.jobs.rows import RowFile, shard_file
+    from videoblip2.tracking import model_config
 
     part = parse_shard(shard)
     out = shard_file(out, part) if out is not None else None
@@ -80,9 +84,13 @@ def caption(
         raise InputError(f"{' '.join(sources or ['SOURCE'])}: no video found{' for this shard' if part else ''}")
     if features is None and part is None and all(source.error for source in found):
         raise InputError(found[0].error)
-    warmth = temperature or (CONSENSUS_TEMPERATURE if consensus else 1.0)
+    given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+    given |= {"consensus": consensus, "temperature": temperature}
+    decoding = model_config(model, folder).decode.decoding.but(samples > 1, **given)
+    if temperature is not None and not (decoding.sampled or decoding.consensus):
+        raise InputError(f"--temperature {temperature}: nothing is sampled; add --samples or --consensus")
     options = CaptionOptions(
-        Decoding(num_beams, sampled=samples > 1, temperature=warmth, consensus=consensus),
+        decoding,
         prompt,
         tuple(_questions(questions or [])),
         samples,
@@ -120,18 +128,19 @@ def ask(
     video: Annotated[str, Argument(metavar="VIDEO", help="Media file, or video id with --features.")],
     questions: Annotated[list[str], Argument(metavar="QUESTION", help="Such as 'what color is the ball?'.")],
     features: console.FeatureFolder = None,
-    num_beams: console.Beams = 1,
+    num_beams: console.Beams = None,
     clip: Clip = None,
     clap: Clap = None,
 ) -> None:
     """Answer questions about one video, with a model trained on questions (data.task=qa or mixed)."""
-    console.require_model(model)
+    folder = console.require_model(model)
     console.require([features or video], REMEDY)
-    from videoblip2.config import Decoding
     from videoblip2.features.sources import VideoSource
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
+    from videoblip2.tracking import model_config
 
-    options = CaptionOptions(Decoding(num_beams), questions=tuple(questions))
+    decoding = model_config(model, folder).decode.decoding.but(num_beams=num_beams)
+    options = CaptionOptions(decoding, questions=tuple(questions))
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features).open()
     _warn_of(job.captioner)
     (rows,) = job.run([VideoSource(video)], {})

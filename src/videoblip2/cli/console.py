@@ -33,7 +33,7 @@ ModelName = Annotated[str, Argument(metavar="MODEL", help="Checkpoint folder, ru
 RegisteredName = Annotated[str, Option(help="Registered model.")]
 Folder = Annotated[Path, Option(help="Base folder of relative paths in the configuration.")]
 FeatureFolder = Annotated[Path | None, Option("--features", help="Feature store; videos are then given by id.")]
-Beams = Annotated[int, Option("--num-beams", "--beams", min=1, help="Beam width; 1 is greedy.")]
+Beams = Annotated[int | None, Option("--num-beams", "--beams", min=1, max=100, help="Beams; default: the model's.")]
 Engine = Annotated[Literal["local", "ray"], Option(help="local, or ray: Ray Data on one machine or many.")]
 Words = list[str] | None  # KEY=VALUE …; each command says which keys
 

@@ -55,17 +55,18 @@ class CaptionOptions:
             raise InputError(f"question {blank[0]!r}: is empty; ask something")
         if self.samples > 1 and self.decoding.consensus:
             raise InputError(f"--samples {self.samples}: consensus gives one caption; drop --samples or --consensus")
-        if self.samples > 1 and not self.decoding.sampled:
-            raise InputError(f"--samples {self.samples}: beam and greedy decoding give one caption; drop --num-beams")
         if self.segments not in (None, "scenes") and (isinstance(self.segments, str) or not self.segments > 0):
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 
     def __str__(self) -> str:
-        """The options that differ from the defaults, as recorded in rows; the same for all runs of one job."""
+        """What differs from the greedy caption, as recorded in rows; the same for all runs of one job."""
+        decoding, beams = self.decoding, self.decoding.num_beams > 1
         options = {
-            "beams": self.decoding.num_beams if self.decoding.num_beams > 1 else None,
-            "consensus": self.decoding.consensus or None,
-            "temperature": self.decoding.temperature if self.decoding.sampled or self.decoding.consensus else None,
+            "beams": decoding.num_beams if beams else None,
+            "length_penalty": decoding.length_penalty if beams and decoding.length_penalty != 1 else None,
+            "max_new_tokens": decoding.max_new_tokens if decoding.max_new_tokens != GREEDY.max_new_tokens else None,
+            "consensus": decoding.consensus or None,
+            "temperature": decoding.temperature if decoding.sampled or decoding.consensus else None,
             "prompt": self.prompt,
             "samples": self.samples if self.samples > 1 else None,
             "segments": self.segments,

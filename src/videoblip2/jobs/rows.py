@@ -115,7 +115,7 @@ def _journal_of(path: Path) -> Path:
 def _refuse_mixed(path: Path, rows: Iterable[Row], remedy: str, *wanted: tuple[str, str]) -> None:
     made_by = sorted({(row.model_version, row.options) for row in rows}.union(wanted))
     if len(made_by) > 1:
-        mixture = " and ".join(f"{version!r} ({options or 'default options'})" for version, options in made_by)
+        mixture = " and ".join(f"{version!r} ({options or 'greedy'})" for version, options in made_by)
         raise InputError(f"{path}: would mix captions of {mixture}; {remedy}")
 
 
@@ -137,9 +137,9 @@ def _read_journal(path: Path) -> tuple[list[Row], set[str]]:
         try:
             rows.append(ROW.validate_json(line))
         except ValueError as error:
-            raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another --out") from error
+            raise InputError(f"{path} line {number}: not a row of `vb2 caption`; give another file") from error
     if rest[: len(BEGINS)] != BEGINS[: len(rest)]:
-        raise InputError(f"{path}: its last line is not a row of `vb2 caption`; give another --out")
+        raise InputError(f"{path}: its last line is not a row of `vb2 caption`; give another file")
     if not rest or not rows:
         return rows, set()
     begins = json_text({"path": rows[-1].path})[:-1].encode() + b","

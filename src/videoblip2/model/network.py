@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from videoblip2.config import Decoding, InputError
+from videoblip2.config import GREEDY
 from videoblip2.modality import MODALITIES
 from videoblip2.model import decode
 from videoblip2.model.branch import ModalityBranch
@@ -32,6 +32,7 @@ class VideoBlip2(PreTrainedModel):
     config: VideoBlip2Config
     base_model_prefix = "videoblip2"
     main_input_name = "features"
+    decoding = GREEDY  # by default; of a loaded checkpoint its own, which `vb2 evaluate` measures
     compiled_decoding = False  # see `LanguageModel.compiled`
     checkpointing = False  # see `recomputed`
     _supports_sdpa = True
@@ -147,27 +148,26 @@ class VideoBlip2(PreTrainedModel):
     @torch.no_grad()
     def generate(
         self,
-        max_new_tokens: int = 32,
-        num_beams: int = 1,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
         do_sample: bool = False,
-        temperature: float = 1.0,
-        length_penalty: float = 1.0,
+        temperature: float | None = None,
+        length_penalty: float | None = None,
         generator: torch.Generator | None = None,
         **inputs: Any,
     ) -> Tensor:
         """Caption ids in the format of transformers' `generate`: `model.generate(**batch.inputs, num_beams=5)`.
 
         Args:
-            inputs: the arguments of `encode`.
+            inputs: the arguments of `encode`; what else is left out is as in `decoding`, but without its consensus.
             num_beams: 1 = the likeliest token at each step, or with `do_sample` one sampled from the whole
                 distribution (no top-k, no top-p); more = beam search.
 
         Returns:
             [B,T+1]: the start token first, padding after the end.
         """
-        if num_beams > 1 and do_sample:
-            raise InputError(f"num_beams={num_beams} with do_sample=True: beam search does not sample; choose one")
-        decoding = Decoding(num_beams, max_new_tokens, length_penalty, temperature, do_sample)
+        options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+        decoding = self.decoding.but(do_sample, temperature=temperature, **options)
         out, _ = decode.generate(self.text, self.encode(**inputs), decoding, generator)
         return torch.cat([out.ids.new_full((len(out.ids), 1), self.text.tokens.start), out.ids], dim=1)
 

@@ -7,7 +7,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from videoblip2.config import Decoding
 from videoblip2.modality import MODALITIES, Features
 from videoblip2.predict import load_captioner
 
@@ -18,7 +17,7 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Captions the files named in each row, as `vb2 caption` does.
 
     `video` is a media file, or `.npy` features; the other modalities are then `.npy` features too, or empty if
-    missing. Parameters: `prompt` (empty = the model's own) and `num_beams`.
+    missing. Parameters: `prompt` (empty = the model's own) and `num_beams` (0 = the model's own).
     """
 
     def load_context(self, context: Any) -> None:
@@ -28,7 +27,8 @@ class CaptionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row with `caption` and `score` for each row of the input."""
         given = params or {}
-        options = given.get("prompt") or None, Decoding(int(given.get("num_beams") or 1))
+        decoding = self.captioner.model.decoding.but(num_beams=given.get("num_beams") or None)
+        options = given.get("prompt") or None, decoding
         rows = model_input.to_dict("records")
         batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         captions = [c for batch in batches for c in self.captioner.caption(list(map(self._features, batch)), *options)]

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from videoblip2.config import Config, InputError, flatten, known_keys
+from videoblip2.config import Config, InputError, flatten
+from videoblip2.errors import dotted_keys
 from videoblip2.modality import BOTH, modality_label
 from videoblip2.tracking.mlflow.run_records import RunRecord, fetch_state, find_stopped_run
 from videoblip2.training.state import FOLDER, TrainState, read_finished, read_saved
@@ -134,7 +135,7 @@ def find_saved(stage: str, folder: Path, config: Config) -> TrainState | None:
         raise InputError(f"train.resume={wanted}: no training state in {folder / FOLDER}; leave train.resume out")
     if saved.identity.stage != stage:
         raise InputError(f"train.resume: {folder} is a run of `vb2 {saved.identity.stage}`, not of `vb2 {stage}`")
-    keys, settings = [key for key in known_keys() if not key.startswith(FREE)], flatten(config)
+    keys, settings = [key for key in dotted_keys(Config) if not key.startswith(FREE)], flatten(config)
     pairs = {key: (_value(key, settings), _value(key, saved.identity.config)) for key in keys}
     if other := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
         words = " ".join(shlex.quote(f"{key}={json.dumps(then)}") for key, (_, then) in other.items())

@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 from pydantic import Field
 
-from videoblip2.config import Config, InputError, PathText, Section, flatten, known_keys, parse_config
-from videoblip2.errors import validated
+from videoblip2.config import Config, InputError, PathText, Section, flatten, parse_config
+from videoblip2.errors import dotted_keys, validated
 from videoblip2.overrides import locate, overridden, read_yaml
 from videoblip2.tracking import find_model
 
@@ -182,7 +182,7 @@ def _check(plan: Plan) -> None:
         raise InputError(f"{plan.source}: names test.json; a study may use only train and val")
     for key, values in plan.tuning.search.items():
         place = f"{plan.source}: search: {key}"
-        if key not in known_keys():
+        if key not in dotted_keys(Config):
             plan.config_of({key: None})  # to raise its error
         _check_key(key, place, plan.tuning.stage)
         try:

@@ -43,7 +43,7 @@ def log_checkpoint(client: mlflow.MlflowClient, run_id: str, folder: Path, name:
     """Log a checkpoint folder as a model of a run; return the model id (`m-…`)."""
     inputs = [ColSpec("string", name, required=modality.required) for name, modality in MODALITIES.items()]
     outputs = [ColSpec("string", "caption"), ColSpec("double", "score")]
-    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 1)]
+    options = [ParamSpec("prompt", "string", ""), ParamSpec("num_beams", "integer", 0)]
     # Installed versions, without local labels (`+cpu`) that no index knows.
     pins = [f"{package}=={metadata.version(package).partition('+')[0]}" for package in REQUIREMENTS]
     run, plain = client.get_run(run_id), re.sub(r"[^\w-]", "_", name)  # a model's name has no dot, as in learning rates
