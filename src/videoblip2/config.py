@@ -61,11 +61,11 @@ class LoraConfig(Section):
     r: int = Field(16, ge=1, description="rank of LoRA's matrices")
     alpha: float = Field(32, gt=0, description="LoRA's update is scaled by alpha / r")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout before LoRA's matrices")
-    target_modules: tuple[str, ...] = Field(("q", "v"), description="T5's projections that get LoRA")
+    target_modules: tuple[str, ...] = Field(("q", "v"), description="attention projections (q, k, v, o) that get LoRA")
 
 
 class ModelConfig(Section):
-    language_model: PathText = Field("google/flan-t5-base", description="folder or hub name of a T5 or BART")
+    language_model: PathText = Field("google/flan-t5-base", description="folder or hub name of a T5, BART or similar")
     qformer: QFormerConfig = QFormerConfig()
     finetune: Literal["lora", "full"] = Field("lora", description="full: train the whole language model, without LoRA")
     lora: LoraConfig = LoraConfig()

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 
+import torch
 from transformers import InstructBlipQFormerConfig, PreTrainedConfig
 
 from videoblip2.config import InputError, ModelConfig, QFormerConfig
+from videoblip2.errors import refused
 from videoblip2.modality import MODALITIES
 from videoblip2.model.branch import ModalityBranch, QFormer, fresh_qformer
 from videoblip2.model.configuration import VideoBlip2Config
-from videoblip2.model.language_model import has_own_head, load_language_model
+from videoblip2.model.decode import Sampling, sample
+from videoblip2.model.decode.stepper import STEPPERS
+from videoblip2.model.language_model import LanguageModel, has_own_head, load_language_model
 from videoblip2.model.load_weights import QFormerOptions, WeightReport, read_qformer
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers, load_tokenizers
@@ -20,6 +24,8 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     """The network with its first weights, its tokenizers, and a report on the loaded weights of each Q-Former."""
     tokenizers = load_tokenizers(config.language_model, config.qformer.bert)
     language_model = load_language_model(config.language_model)
+    if language_model.config.model_type not in STEPPERS:
+        _try(LanguageModel(language_model), config.language_model)
     qformers: dict[str, QFormer] = {}
     reports: dict[str, WeightReport] = {}
     for name, fresh in fresh_qformers(config, len(tokenizers.bert)).items():
@@ -32,6 +38,20 @@ def build_model(config: ModelConfig, prompt: str) -> tuple[VideoBlip2, Tokenizer
     network = network_config(config, prompt, language_model.config, sizes, has_own_head(language_model))
     branches = {name: ModalityBranch(network, name, found) for name, found in qformers.items()}
     return VideoBlip2(network, language_model, branches), tokenizers, reports
+
+
+@torch.no_grad()
+def _try(text: LanguageModel, source: str) -> None:
+    """Raise InputError if a teacher-forced pass gives sampled captions other probabilities than decoding gave."""
+    fault = f"model.language_model={source}: a {text.network.config.model_type} cannot be trained"
+    with refused(fault, "give a folder or hub name of a T5 or a BART", Exception):  # any layer may fail
+        mask = torch.tensor([[1, 1, 0]])
+        states = text.encode(text.embed(torch.tensor([[1, 2, 3]])), mask)
+        drawn = sample(text, states, mask, 2, Sampling(2, generator=torch.Generator()))
+        log_probs = torch.log_softmax(text.decode(states, mask, drawn.ids, torch.arange(drawn.ids.numel())), dim=-1)
+        gaps = log_probs.gather(1, drawn.ids.view(-1, 1)).view_as(drawn.ids) - drawn.log_probs
+        if (gap := float((gaps * drawn.mask).abs().max())) > 1e-3:
+            raise ValueError(f"training and decoding differ by {gap:.2g} nats at a token")
 
 
 def network_config(

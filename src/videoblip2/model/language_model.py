@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING as CLASSES
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -33,26 +34,32 @@ class Family:
     """Facts about one kind of language model that transformers' common interface lacks.
 
     projections: its names for attention's q, k, v and o, where they differ; for `model.lora.target_modules`.
-    cross_attention: its name for the decoder's cross-attention.
     """
 
     label: str
     projections: Mapping[str, str] = field(default_factory=dict)
-    cross_attention: str = "encoder_attn"
 
 
+_T5 = {"t5": "T5", "mt5": "mT5", "umt5": "umT5", "longt5": "LongT5"}
+_BART = {
+    "bart": "BART", "mbart": "mBART", "pegasus": "Pegasus", "marian": "Marian", "m2m_100": "M2M100",
+    "blenderbot": "Blenderbot", "led": "LED",
+}  # fmt: skip
+_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 #: By the `model_type` of config.json.
 LANGUAGE_MODELS = {
-    "t5": Family("T5", cross_attention="EncDecAttention"),
-    "bart": Family("BART", {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}),
+    **{kind: Family(label) for kind, label in _T5.items()},
+    **{kind: Family(label, _PROJECTIONS) for kind, label in _BART.items()},
 }
+#: transformers' names for a decoder's cross-attention.
+CROSS_ATTENTION = (".EncDecAttention", ".encoder_attn", ".cross_attn", ".cross_attention")
 
 
 def family_of(model_type: str) -> Family:
     """The entry of a kind of language model. Raises InputError if it is not in the table."""
     if model_type not in LANGUAGE_MODELS:
-        known = " or ".join(LANGUAGE_MODELS)
-        raise InputError(f"its config.json is for a {model_type}; give a folder with a {known}, or a hub name online")
+        known = ", ".join(LANGUAGE_MODELS)
+        raise InputError(f"its config.json is for a {model_type}; give a folder or hub name with one of {known}")
     return LANGUAGE_MODELS[model_type]
 
 
@@ -65,6 +72,10 @@ class SpecialTokens:
     end: int
     first: int | None = None
     last: int | None = None
+
+    def before(self, labels: Tensor) -> Tensor:
+        """The token before each label [N,T] (-100 = padding); transformers' own shift differs by family."""
+        return functional.pad(labels.masked_fill(labels < 0, self.pad), (1, -1), value=self.start)
 
     def imposed(self, at: int | Tensor, max_new_tokens: int) -> int | None:
         """The token that `generate` forces at place `at`, if the model's configuration asks for one."""
@@ -115,8 +126,6 @@ class LanguageModel:
         shared = partial(self._shared, captions)
         if self.network.training:  # each caption has its own dropout
             states, mask = states.repeat_interleave(captions, dim=0), mask.repeat_interleave(captions, dim=0)
-        else:  # for queries of any length
-            mask = (1 - mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min  # [B,1,1,S]
         with ExitStack() as hooks:
             hooks.enter_context(shared())
             hooks.enter_context(recomputed(self.network.get_decoder(), self.checkpointing, shared))
@@ -126,7 +135,7 @@ class LanguageModel:
             output = self.network(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
-                decoder_input_ids=self.network.prepare_decoder_input_ids_from_labels(labels),
+                decoder_input_ids=self.tokens.before(labels),
                 use_cache=False,
             )
         return cast(Tensor, output.logits)
@@ -137,15 +146,15 @@ class LanguageModel:
         before, after = (_repeated if self.network.training else _longer)(captions)
         with ExitStack() as hooks:
             for module in self._sharing() if captions > 1 else ():
-                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(after))
             yield
 
     def _sharing(self) -> list[nn.Module]:
         """Cross-attention; in training only its keys and values without LoRA, whose dropout is per caption."""
-        family = family_of(self.network.config.model_type)
-        parts = [f".{family.projections.get(kind, kind)}" for kind in ("k", "v")] if self.network.training else [""]
-        ends = tuple(f".{family.cross_attention}{part}" for part in parts)
+        names = family_of(self.network.config.model_type).projections
+        parts = [f".{names.get(kind, kind)}" for kind in ("k", "v")] if self.network.training else [""]
+        ends = tuple(f"{name}{part}" for name in CROSS_ATTENTION for part in parts)
         found = [module for name, module in self.network.get_decoder().named_modules() if name.endswith(ends)]
         return [getattr(module, "base_layer", module) for module in found]
 
@@ -201,15 +210,20 @@ def recomputed(
 
 def _repeated(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Hooks for a linear layer whose input [B·N,S,E] is the same for the N captions of a video."""
-    return lambda _, given: given[0][::captions], lambda _, __, output: output.repeat_interleave(captions, 0)
+    return lambda _, given, __: ((given[0][::captions],), {}), lambda _, __, out: out.repeat_interleave(captions, 0)
 
 
 def _longer(captions: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Hooks for cross-attention that turn the captions of a video, [B·N,T,E], into one query [B,N·T,E]."""
-    return (
-        lambda _, given: given[0].unflatten(0, (-1, captions)).flatten(1, 2),
-        lambda _, __, output: (output[0].unflatten(1, (captions, -1)).flatten(0, 1), *output[1:]),
-    )
+
+    def before(_: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        rows, *rest = given or (named["hidden_states"],)
+        query = rows.unflatten(0, (-1, captions)).flatten(1, 2)
+        masks = {name: mask for name, mask in named.items() if name.endswith("mask") and mask is not None}
+        masks = {name: mask[:, :, :1].expand(-1, -1, query.shape[1], -1) for name, mask in masks.items()}
+        return (query, *rest), {name: value for name, value in {**named, **masks}.items() if name != "hidden_states"}
+
+    return before, lambda _, __, output: (output[0].unflatten(1, (captions, -1)).flatten(0, 1), *output[1:])
 
 
 def _first(token: int | list[int] | None) -> int | None:

@@ -65,9 +65,10 @@ class VideoBlip2(PreTrainedModel):
             for module in self.modules():
                 module._is_hf_initialized = True
         self.post_init()
+        self._keys_to_ignore_on_save = None  # a checkpoint has every tensor, even those that transformers can compute
         for module in self.modules():
-            if isinstance(module, PreTrainedModel):  # submodels do not inherit it
-                module.config._attn_implementation = config._attn_implementation
+            if isinstance(module, PreTrainedModel):  # submodels do not inherit it, and masks follow it
+                module.config._attn_implementation = config._attn_implementation if module._supports_sdpa else "eager"
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
