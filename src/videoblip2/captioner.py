@@ -11,7 +11,7 @@ import numpy as np
 
 from videoblip2.config import DecodeConfig, Decoding, InputError
 from videoblip2.errors import refused, warn
-from videoblip2.modality import MODALITIES, ExplainedWord, Features, Reader
+from videoblip2.modality import MODALITIES, ExplainedWord, FeatureReader, Features
 from videoblip2.provenance import ENCODERS, FeatureOrigin, Provenance
 
 SEEDS = 1_000_003  # distance of two neighboring seeds' samples
@@ -133,7 +133,7 @@ class Captioner:
         return batch.to(self.model.device)
 
     def in_batches(
-        self, entries: Sequence[tuple[str, str, str | None]], features: Reader, decode: DecodeConfig
+        self, entries: Sequence[tuple[str, str, str | None]], features: FeatureReader, decode: DecodeConfig
     ) -> Iterator[tuple[str, Caption]]:
         """Caption entries of (key, video id, prompt) in batches; yield (key, caption)."""
         for start in range(0, len(entries), decode.batch_size):

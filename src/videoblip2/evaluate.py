@@ -9,10 +9,10 @@ from videoblip2.captioner import Captioner
 from videoblip2.captions import BootstrapResult, caption_metrics, paired_bootstrap
 from videoblip2.captions.functions import answer_accuracy, blind_answers, typed_answers
 from videoblip2.captions.metrics import default_metrics
-from videoblip2.captions.predictions import NAMES, AnswerRow, CaptionRow, Kind, Row
+from videoblip2.captions.predictions import NAMES, AnswerRow, CaptionRow, Kind, Prediction
 from videoblip2.config import InputError
 from videoblip2.data.annotations import Question
-from videoblip2.modality import Reader
+from videoblip2.modality import FeatureReader
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Evaluation:
         return {row.video_id: row.references for row in self.caption_rows}
 
     @property
-    def rows(self) -> dict[Kind, Sequence[Row]]:
+    def rows(self) -> dict[Kind, Sequence[Prediction]]:
         """The rows of each kind present."""
-        both: dict[Kind, Sequence[Row]] = {"captions": self.caption_rows, "answers": self.answer_rows}
+        both: dict[Kind, Sequence[Prediction]] = {"captions": self.caption_rows, "answers": self.answer_rows}
         return {kind: rows for kind, rows in both.items() if rows}
 
     @property
@@ -103,7 +103,7 @@ def evaluate_answers(
     return Evaluation(scores, answer_rows=rows)
 
 
-def explained(result: Evaluation, captioner: Captioner, features: Reader, batch_size: int) -> Evaluation:
+def explained(result: Evaluation, captioner: Captioner, features: FeatureReader, batch_size: int) -> Evaluation:
     """Add to the evaluation how much each word of each caption depends on the sound and on the picture."""
     rows = list[CaptionRow]()
     for start in range(0, len(result.caption_rows), batch_size):
@@ -120,14 +120,14 @@ def by_category(rows: Sequence[CaptionRow]) -> dict[str, Sequence[CaptionRow]]:
     return {"all": rows, **{f"category {n}": [row for row in rows if row.category == n] for n in categories}}
 
 
-def other_sounds(features: Reader, videos: Sequence[str], silent: str | None = None) -> dict[str, Reader]:
+def other_sounds(features: FeatureReader, videos: Sequence[str], silent: str | None = None) -> dict[str, FeatureReader]:
     """Readers with the sound withheld, as if a video had none; silenced, with the sound of a `silent` video if given;
     and swapped among the videos that have any."""
 
     def own(video_id: str) -> Any:
         return features(video_id)["audio"]
 
-    def with_sound(sound: Callable[[str], Any]) -> Reader:
+    def with_sound(sound: Callable[[str], Any]) -> FeatureReader:
         return lambda video_id: {**features(video_id), "audio": sound(video_id)}
 
     heard = [video_id for video_id in videos if len(own(video_id))]
@@ -163,7 +163,7 @@ def sound_effects(result: Evaluation, others: Mapping[str, Evaluation]) -> list[
     return effects
 
 
-def together(evaluations: Sequence[Evaluation]) -> Evaluation:
+def combined(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Combine evaluations of captions and of answers."""
     return Evaluation(
         corpus={name: value for each in evaluations for name, value in each.corpus.items()},

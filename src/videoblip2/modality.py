@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: One video's features: float32 [rows, width] by modality. A missing modality has 0 rows, or no entry.
 Features: TypeAlias = Mapping[str, "NDArray[np.float32]"]
 #: Returns a video's features, as a feature store's `features` does.
-Reader: TypeAlias = Callable[[str], Features]
+FeatureReader: TypeAlias = Callable[[str], Features]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_a_mixture_teaches_both_and_is_chosen_by_both(tiny_model, tokenizers):
     assert [prompt.startswith("a video of") for prompt in prompts] == [True, False, True, False]
     kept, remember = [], Remember()
     best = train(Training(work, partial(ce_step, work), kept.append, remember))
-    assert set(best.said["captions"]) == {"video0", "video1", "video2", "video3"} and len(best.said["answers"]) == 32
+    assert set(best.texts["captions"]) == {"video0", "video1", "video2", "video3"} and len(best.texts["answers"]) == 32
     assert best.score == best.metrics["CIDEr"] + best.metrics["accuracy"] and len(best.metrics) == 2
     assert {name for name, _, _ in remember.points if name.startswith("val/")} == {"val/CIDEr", "val/accuracy"}
     inputs = inputs_of(work.config, {"train": work.train, "val": work.val})

@@ -12,7 +12,7 @@ from torch.nn import functional
 from videoblip2.config import InputError
 from videoblip2.data.annotations import Question
 from videoblip2.tracking.mlflow.store import connect
-from videoblip2.training.rollout import MOST_QUESTIONS, Reader
+from videoblip2.training.rollout import MOST_QUESTIONS, CaptionReader
 from videoblip2.training.stage import open_stage, run_stage
 
 LIKELIER = 3.0  # nats
@@ -48,7 +48,7 @@ def work(tiny_model, tokenizers):
 
 def reader(work):
     copier = Copier(len(work.tokenizers.text))
-    return Reader.of(work, SimpleNamespace(text=copier, device=torch.device("cpu"))), copier
+    return CaptionReader.of(work, SimpleNamespace(text=copier, device=torch.device("cpu"))), copier
 
 
 def test_a_caption_that_holds_the_answers_earns_more(work):

@@ -91,29 +91,29 @@ class AnswerRow:
         return (self.expected,)
 
 
-Row = CaptionRow | AnswerRow
+Prediction = CaptionRow | AnswerRow
 _ROWS: Mapping[Kind, TypeAdapter[Any]] = {"captions": TypeAdapter(CaptionRow), "answers": TypeAdapter(AnswerRow)}
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Prediction]) -> None:
     """Write one JSON line per row, atomically; an unknown category is left out."""
     lines = [{key: value for key, value in vars(row).items() if value is not None} for row in rows]
     write_text(path, "".join(json_text(line) + "\n" for line in lines))
 
 
-def read_rows(path: Path, kind: Kind) -> list[Row]:
+def read_rows(path: Path, kind: Kind) -> list[Prediction]:
     """The rows of a file. Raises OSError for a missing file and ValueError for a malformed one."""
     with path.open(encoding="utf-8") as lines:  # only "\n" ends a line: captions may contain other separators
         return [_ROWS[kind].validate_python(json.loads(line)) for line in lines if line.strip()]
 
 
-def rows_of_run(folder: Path, kind: Kind) -> list[Row]:
+def rows_of_run(folder: Path, kind: Kind) -> list[Prediction]:
     """The validation rows of one kind that a run wrote in its folder; empty if it wrote none."""
     path = folder / f"val_{NAMES[kind]}.jsonl"
     return read_rows(path, kind) if path.is_file() else []
 
 
-def video_scores(*kinds: Sequence[Row]) -> dict[str, float]:
+def video_scores(*kinds: Sequence[Prediction]) -> dict[str, float]:
     """Video → its contribution to a run's score: the mean over videos is the sum of the kinds' mean scores.
 
     Questions about one video count together, because they are not independent.

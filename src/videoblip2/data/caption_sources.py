@@ -13,7 +13,7 @@ from typing import Any
 
 from videoblip2.data import documents
 from videoblip2.data.annotations import VideoAnnotation, refuse_duplicates
-from videoblip2.data.documents import Document, Paths, Row
+from videoblip2.data.documents import Document, Paths, SourceRow
 from videoblip2.errors import InputError, refused, some
 from videoblip2.files import segment_id, segment_of
 
@@ -144,7 +144,7 @@ def _number(where: str, row: Mapping[str, Any], key: str) -> int:
         return int(float(row.get(key) or 0))
 
 
-def _joined(document: Document, items: str) -> Iterator[Row]:
+def _joined(document: Document, items: str) -> Iterator[SourceRow]:
     """Join items and captions from two lists: MSR-VTT's videos, captions in the order of `sen_id`; COCO's images."""
     own, texts, other = JOINS[items]
     captions: dict[str, list[tuple[int, int, object]]] = {}
@@ -167,7 +167,7 @@ def _joined(document: Document, items: str) -> Iterator[Row]:
         yield where, {**row, "video_id": video, "captions": [text for *_, text in sorted(captions.get(item, []))]}
 
 
-def _listed(document: Document) -> Iterator[Row]:
+def _listed(document: Document) -> Iterator[SourceRow]:
     """Lists of ids: for the split in the file's name, or for each split."""
     lists = {document.split: document.json} if isinstance(document.json, list) else document.json
     return ((document.name, {"video_id": video, "split": split}) for split, ids in lists.items() for video in ids)
@@ -182,13 +182,13 @@ def _lists_ids(document: Document) -> bool:
     return isinstance(content, list) and bool(content) and all(isinstance(video, str) for video in content)
 
 
-def _msvd_rows(document: Document) -> Iterator[Row]:
+def _msvd_rows(document: Document) -> Iterator[SourceRow]:
     for where, row in document.rows():
         video = f"{row['videoid']}_{row['start']}_{row['end']}"
         yield where, {"video_id": video, "caption": row["description"], "msvd_language": row["language"]}
 
 
-def _text_rows(document: Document) -> Iterator[Row]:
+def _text_rows(document: Document) -> Iterator[SourceRow]:
     """MSVD's `ID_START_END caption` lines, a list of ids, or `ID vid7` lines that number MSVD's videos."""
     lines = [(n, line) for n, line in document.lines() if line and not line.startswith("#")]
     words = [line.split() for _, line in lines]
@@ -214,7 +214,7 @@ def _has(key: str, document: Document) -> bool:
 
 
 #: (is the document in this form?, reader of its rows); the first match is used.
-FORMS: tuple[tuple[Callable[[Document], bool], Callable[[Document], Iterator[Row]]], ...] = (
+FORMS: tuple[tuple[Callable[[Document], bool], Callable[[Document], Iterator[SourceRow]]], ...] = (
     (lambda document: document.kind == "text", _text_rows),
     (lambda document: document.kind == "table" and document.header >= MSVD_COLUMNS, _msvd_rows),
     *((partial(_has, key), partial(_joined, items=key)) for key in JOINS),

@@ -30,7 +30,7 @@ VIDEO = (
 )
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 Paths = Sequence[str | Path]  # files, as the user names them
-Row = tuple[str, Mapping[str, Any]]  # its place, such as `mine.csv line 3`; its values by column
+SourceRow = tuple[str, Mapping[str, Any]]  # its place, such as `mine.csv line 3`; its values by column
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Document:
                 entries += [json.loads(line)] if line else []
         return entries
 
-    def rows(self, key: str | None = None) -> Iterator[Row]:
+    def rows(self, key: str | None = None) -> Iterator[SourceRow]:
         """Rows of a table, JSON lines, a list, a mapping by id or split. Raises `InputError` for any other layout.
 
         key: read only this key of a JSON object.
@@ -144,7 +144,7 @@ class Document:
         header, usual = re.sub('"[^"]*"', "", self.lines()[0][1]), "\t" if self.suffix == ".tsv" else ","
         return max(DELIMITERS, key=lambda sign: (header.count(sign), sign == usual))
 
-    def _csv_rows(self) -> Iterator[Row]:
+    def _csv_rows(self) -> Iterator[SourceRow]:
         reader = csv.DictReader(io.StringIO(self.text, newline=""), delimiter=self.delimiter, strict=True)
         called = DELIMITERS[self.delimiter]
         remedy = f"separate them by {called}, and put captions that contain {called} in double quotes"

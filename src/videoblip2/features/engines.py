@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from videoblip2.errors import InputError, refused
-from videoblip2.features.frames import Watch
+from videoblip2.features.frames import FrameWatch
 from videoblip2.features.manifest import VideoNote
 from videoblip2.features.media import ONE_THREAD, named, stream_audio, stream_frames
 from videoblip2.features.media_features import Encoders, FrameChoice, Loudness, choose_frames
@@ -112,7 +112,7 @@ def encode_videos(
     skip: Callable[[str, str], bool],
     encoders: Encoders,
     workers: int,
-    watches: Mapping[str, Watch] | None = None,
+    watches: Mapping[str, FrameWatch] | None = None,
     pause: float | None = None,
 ) -> Generator[list[VideoOutcome], None, None]:
     """Decode and encode videos; yield outcomes in groups, as `overlapped` does, and [] last.
@@ -265,7 +265,7 @@ def _work(todo: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -
 
 
 def _read(
-    video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders, watch: Watch | None
+    video_id: str, path: Path, skip: Callable[[str, str], bool], encoders: Encoders, watch: FrameWatch | None
 ) -> Generator[Piece | VideoOutcome, None, None]:
     """The pieces of one file, and then its outcome."""
     settings, caveats = encoders.settings, list[str]()

@@ -29,7 +29,7 @@ WHITE = 203  # nits: diffuse white in HDR (ITU-R BT.2408), mapped to white in SD
 STRIP = 64  # rows tone-mapped at a time
 KNEE = 0.8  # of white; brighter levels are compressed
 TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
-Watch = Callable[[Frame, float], None]  # takes a thumbnail, YUV [3, height, width], and its time in seconds
+FrameWatch = Callable[[Frame, float], None]  # takes a thumbnail, YUV [3, height, width], and its time in seconds
 THUMBNAIL = 32, 24  # width and height
 
 ONE_EACH = ("h264", "hevc")  # codecs in which each packet becomes one picture
@@ -62,7 +62,7 @@ class Clock:
         self.end = last + self.step
 
 
-def watched(frames: Iterable[tuple[Any, float]], watch: Watch) -> Iterator[tuple[Any, float]]:
+def watched(frames: Iterable[tuple[Any, float]], watch: FrameWatch) -> Iterator[tuple[Any, float]]:
     """The frames and times, unchanged; `watch` gets a thumbnail of each and its time since the first."""
     scaler, start = VideoReformatter(), None
     for frame, time in frames:

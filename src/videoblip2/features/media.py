@@ -22,10 +22,10 @@ from videoblip2.features.frames import (
     Audio,
     Clock,
     Frame,
+    FrameWatch,
     Pictures,
     Sound,
     Span,
-    Watch,
     decoded,
     decoded_at,
     nearest,
@@ -67,7 +67,7 @@ def stream_frames(
     options: Mapping[str, str] | None = None,
     caveats: list[str] | None = None,
     span: Span | None = None,
-    watch: Watch | None = None,
+    watch: FrameWatch | None = None,
     pick: Pick | None = None,
 ) -> Iterator[Frame]:
     """Frames of `path` nearest to 0, 1/fps, 2/fps … seconds, one at a time: uint8 [H, W, 3] from `frames.Pictures`.

@@ -19,7 +19,7 @@ from videoblip2.training.distributed import World
 from videoblip2.training.tasks import Entries, Task, evaluate_tasks, read_split, say_all, tasks_of
 
 SPLIT = "val"  # promotion reads the validation split; the test split is for the final number only
-Said = dict[Kind, dict[str, str]]  # captions by video id, answers by question id
+TextsByKind = dict[Kind, dict[str, str]]  # captions by video id, answers by question id
 
 
 @dataclass(frozen=True)
@@ -106,25 +106,25 @@ def time_in_turn(one: Contender, other: Contender, count: int, progress: Progres
     return timed[1:]
 
 
-def score(said: Said, contender: Contender, metrics: Sequence[str]) -> Evaluation:
+def score(texts: TextsByKind, contender: Contender, metrics: Sequence[str]) -> Evaluation:
     """The default metrics that need no Java plus `metrics`, by entry and for the split."""
     names = dict.fromkeys([*default_metrics(True), *(name for name in metrics if METRICS[name].of == "captions")])
-    return evaluate_tasks(contender.model.config, contender.entries, said, [*names])
+    return evaluate_tasks(contender.model.config, contender.entries, texts, [*names])
 
 
-def say_trivial(contender: Contender) -> Said:
+def say_trivial(contender: Contender) -> TextsByKind:
     """The baseline for a first champion: the most typical training caption, the most frequent training answers."""
-    config, model, said = contender.model.config, contender.model, Said()
+    config, model, texts = contender.model.config, contender.model, TextsByKind()
     if videos := contender.entries.get("captions"):
         train = read_annotations(model.annotations(config.scst.all_references))
         same = typical_caption({video.video_id: video.captions for video in train})
-        said["captions"] = {video.video_id: same for video in videos}
+        texts["captions"] = {video.video_id: same for video in videos}
     if questions := contender.entries.get("answers"):
         taught = read_questions(model.annotations(config.data.train_qa))
         learned = [q.question for q in taught], [q.answer for q in taught]
         answers = typed_answers([q.question for q in questions], *learned)
-        said["answers"] = dict(zip([q.question_id for q in questions], answers, strict=True))
-    return said
+        texts["answers"] = dict(zip([q.question_id for q in questions], answers, strict=True))
+    return texts
 
 
 def _sha(content: object) -> str:

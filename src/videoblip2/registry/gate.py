@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from videoblip2.captions import METRICS, BootstrapResult, diversity
 from videoblip2.captions.intervals import difference, resampled_means
 from videoblip2.captions.metrics import PRIMARY, caption_metric, gain_and_cost, label_of, shown
-from videoblip2.captions.predictions import AnswerRow, Row
+from videoblip2.captions.predictions import AnswerRow, Prediction
 from videoblip2.config import Section
 from videoblip2.errors import validated
 from videoblip2.evaluate import Evaluation
@@ -149,7 +149,7 @@ def judge(
     return GateVerdict(metric, tuple(conditions), gain, differences, gain_and_cost(metric, compared, violated))
 
 
-def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Row]:
+def rows_of(evaluation: Evaluation, metric: str) -> Sequence[Prediction]:
     """The rows that a metric scores: captions or answers."""
     return evaluation.caption_rows if METRICS[metric].of == "captions" else evaluation.answer_rows
 

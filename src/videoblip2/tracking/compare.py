@@ -13,14 +13,14 @@ from videoblip2.captions import METRICS, BootstrapResult, Metric, caption_metric
 from videoblip2.captions.functions import Floats
 from videoblip2.captions.intervals import Interval, difference, interval, over_seeds, resampled_means
 from videoblip2.captions.metrics import DIVERSITY, gain_and_cost, human_metrics
-from videoblip2.captions.predictions import CaptionRow, Row
+from videoblip2.captions.predictions import CaptionRow, Prediction
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
 from videoblip2.tracking.mlflow.run_records import RunRecord
 
 TIE = 1e-9
 
-Predictions = Mapping[str, Row]  # by key
+Predictions = Mapping[str, Prediction]  # by key
 Differences = Sequence[tuple[str, tuple[str, ...]]]  # what differs, and its value on each side
 
 

@@ -139,7 +139,7 @@ def backend() -> str:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def sharing_errors() -> Iterator[None]:
     """Run a block in several processes: the first error is raised, and the others end silently."""
     try:
         yield

@@ -13,7 +13,7 @@ from videoblip2.evaluate import Evaluation, SoundEffect, evaluate, explained, ot
 from videoblip2.predict import OpenModel, open_model
 from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
-from videoblip2.training.distributed import join, together
+from videoblip2.training.distributed import join, sharing_errors
 from videoblip2.training.record import data_digest, headline, log_predictions, split_scores
 from videoblip2.training.tasks import ANSWERS, evaluate_tasks, inputs_of, read_split, say_all, tasks_of
 
@@ -29,7 +29,7 @@ class EvaluationResult:
     answers: Path | None = None  # answers of task `mixed`, whose captions are in `predictions`
 
 
-@together()
+@sharing_errors()
 def evaluate_model(
     model: str,
     split: str,

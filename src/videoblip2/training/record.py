@@ -10,7 +10,7 @@ import numpy as np
 
 from videoblip2.captions.intervals import Interval, interval, resampled_means
 from videoblip2.captions.metrics import PRIMARY, label_of, scale_of, shown, shown_interval, summary_metrics
-from videoblip2.captions.predictions import NAMES, CaptionRow, Kind, Row, rows_of_run, write_rows
+from videoblip2.captions.predictions import NAMES, CaptionRow, Kind, Prediction, rows_of_run, write_rows
 from videoblip2.config import InputError, flatten, to_yaml
 from videoblip2.errors import counted
 from videoblip2.evaluate import Evaluation, by_category
@@ -39,12 +39,12 @@ PANELS: Mapping[str, tuple[tuple[str, ...], float]] = {
 METRICS = tuple(name for names, _ in PANELS.values() for name in names)
 
 
-def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[str] = ()) -> None:
+def log_inputs(work: Workspace, folder: Path, tracker: Tracker, differences: Sequence[str] = ()) -> None:
     """Log configuration, tags, lineage, source and environment.
 
     Args:
         folder: the run's, for the files that are logged.
-        said: parts of the run's name that describe its configuration.
+        differences: parts of the run's name that describe its configuration.
     """
     config = work.config
     tracker.log_config(flatten(config))
@@ -54,8 +54,8 @@ def log_inputs(work: Workspace, folder: Path, tracker: Tracker, said: Sequence[s
         tags["processes"] = str(work.world.size)
     if work.parent:
         tags |= {"warm_start": str(config.train.start_from), **source.lineage_tags(work.parent.folder)}
-    if said:
-        tags["differs"] = " ".join(said)
+    if differences:
+        tags["differs"] = " ".join(differences)
     tracker.set_tags(tags)
     log_text(folder / source.ENVIRONMENT_FILE, source.environment(), tracker)
     log_text(folder / "source.diff", source.source_diff(), tracker)
@@ -153,7 +153,7 @@ def gained(result: Evaluation, parent: FoundModel | None) -> str:
     own = {row.key: row for row in result.caption_rows}
     if parent is None or not own:
         return ""
-    rows: Mapping[str, Row] = {row.key: row for row in rows_of_run(parent.folder.parent, "captions")}
+    rows: Mapping[str, Prediction] = {row.key: row for row in rows_of_run(parent.folder.parent, "captions")}
     run_id = None if rows else Provenance.read(parent.folder, optional=True).run_id
     try:
         if run_id and (logged := run_records.rows_of(run_records.find_run(run_id)).get(("captions", "val"))):

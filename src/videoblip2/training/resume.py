@@ -32,11 +32,11 @@ REMEDY = "to start a new run from its weights, set train.start_from={0}/best and
 DEFAULTS = flatten(Config())
 
 
-def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
-    """Build a run's name: stage, modality if only one, baseline, the parts `said`, learning rate, seed.
+def run_name(stage: str, config: Config, differences: Sequence[str] = ()) -> str:
+    """Build a run's name: stage, modality if only one, baseline, the `differences`, learning rate, seed.
 
     Args:
-        said: the result of `what_differs`.
+        differences: the result of `what_differs`.
 
     A long name is cut and ends with a digest, so that names stay distinct.
     """
@@ -47,7 +47,7 @@ def run_name(stage: str, config: Config, said: Sequence[str] = ()) -> str:
         parts.append(config.data.task)
     if stage == "scst":
         parts.append(config.scst.baseline)
-    name = "-".join([*parts, *said, f"lr{config.optim.lr:g}"])
+    name = "-".join([*parts, *differences, f"lr{config.optim.lr:g}"])
     if len(name) > LONGEST:
         name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}-seed{config.seed}"
@@ -62,12 +62,12 @@ def what_differs(stage: str, config: Config, usual: Config) -> list[str]:
     Paths and settings that do not affect results are left out, as are keys of the other stage's section.
     """
     before, left_out = flatten(usual), FREE if stage == "scst" else (*FREE, "scst.")
-    said = {
+    differences = {
         key: value
         for key, value in flatten(config).items()
         if value != before.get(key) and key not in NOT_SAID and not key.startswith(left_out)
     }
-    return [_part(key, value, list(said)) for key, value in said.items()]
+    return [_part(key, value, list(differences)) for key, value in differences.items()]
 
 
 def group_name(name: str, seeds: int) -> str:

@@ -98,7 +98,7 @@ def build_reward(work: Workspace, start: VideoBlip2 | None = None, videos: int |
         videos: score only the first few; None = all.
     """
     references, weights = dict(islice(reward_references(work).items(), videos)), work.config.scst.reward.weights
-    reader = Reader.of(work, start) if start and "answers" in weights and ANSWERS.kind in work.train else None
+    reader = CaptionReader.of(work, start) if start and "answers" in weights and ANSWERS.kind in work.train else None
     return MixedReward(references, work.document_frequencies, weights, reader)
 
 
@@ -205,7 +205,7 @@ MOST_QUESTIONS = 4
 
 
 @dataclass(frozen=True)
-class Reader:
+class CaptionReader:
     """Scores a caption by how much it raises the probability of the right answers, averaged over the questions.
 
     The language model reads `{caption} question: … answer:` without any queries, so it sees and hears nothing.
@@ -220,7 +220,7 @@ class Reader:
     questions: Mapping[str, Sequence[Question]]
 
     @classmethod
-    def of(cls, work: Workspace, model: VideoBlip2) -> "Reader":
+    def of(cls, work: Workspace, model: VideoBlip2) -> "CaptionReader":
         """Raises InputError if no training video has a question."""
         asked: dict[str, list[Question]] = {video.video_id: [] for video in work.train_videos}
         for question in work.train[ANSWERS.kind]:

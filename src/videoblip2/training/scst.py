@@ -234,5 +234,5 @@ def describe(work: Workspace, everyone: Rollout, own: Rollout, log_probs: Tensor
     gap = max(work.world.gather(float(((log_probs - own.sampled.log_probs).abs() * own.mask).max())))
     check_same_policy(gap, work.config)
     entropy = -(log_probs * own.mask).sum() / everyone.mask.sum().clamp(min=1)
-    said = {**everyone.metrics(), "log_prob_gap": gap} if work.world.leads else {}
-    return {**said, "entropy_estimate": entropy}
+    metrics = {**everyone.metrics(), "log_prob_gap": gap} if work.world.leads else {}
+    return {**metrics, "entropy_estimate": entropy}

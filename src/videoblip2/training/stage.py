@@ -22,7 +22,7 @@ from videoblip2.tracking import RunSpec, find_model, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, revision_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
-from videoblip2.training.distributed import World, join, together
+from videoblip2.training.distributed import World, join, sharing_errors
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.record import data_digest, log_inputs, log_results, log_weights
@@ -40,14 +40,14 @@ ShowWeights = Callable[[Mapping[str, str], Mapping[str, WeightReport]], None]
 class Stage:
     """A stage that is ready to run.
 
-    kind: `ce` or `scst`. said: parts of the run's name that describe the configuration. weights: for each
+    kind: `ce` or `scst`. differences: parts of the run's name that describe the configuration. weights: for each
     part of the network, a line on its first weights. saved: the state to resume from.
     """
 
     kind: str
     name: str
     work: Workspace
-    said: Sequence[str]
+    differences: Sequence[str]
     weights: Mapping[str, str]
     saved: TrainState | None = None
 
@@ -62,7 +62,7 @@ class Stage:
         return self.folder / "best"
 
 
-@together()
+@sharing_errors()
 def run_stage(
     stage: str,
     config: Config,
@@ -103,9 +103,9 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
             raise InputError(f"{fault}; leave it out, or use `vb2 ce`")
         for reward in config.scst.reward.weights:
             find_reward(reward)
-    said, world = what_differs(kind, config, usual) if usual else [], join()
+    differences, world = what_differs(kind, config, usual) if usual else [], join()
     config = inherit_model(_found(config, kind, world))
-    name = config.run.name or run_name(kind, config, said)
+    name = config.run.name or run_name(kind, config, differences)
     folder = Path(config.run.out) / name
     saved = find_saved(kind, folder, config) if world.leads else None
     if world.first(lambda: saved is not None):
@@ -117,7 +117,7 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
     if kind == "scst":
         check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, config.train.start_from)
-    return Stage(kind, name, work, said, weights, saved)
+    return Stage(kind, name, work, differences, weights, saved)
 
 
 def _found(config: Config, kind: str, world: World) -> Config:
@@ -150,13 +150,13 @@ def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer)
         best = train(training)
         return StageResult(stage.kind, stage.name, None, "", stage.checkpoint, best.step, dict(best.metrics))
     log_weights(stage.folder, stage.weights, work.reports, tracker)
-    log_inputs(work, stage.folder, tracker, stage.said)
+    log_inputs(work, stage.folder, tracker, stage.differences)
     if not resume:
         file.clear()  # an earlier run's state
     with data_logged(work, tracker) as digests:
         training.keep = partial(_keep, stage, _provenance(stage, tracker.run_id), digests)
         best = train(training)
-        result = evaluate_tasks(work.config, work.val, best.said, default_metrics(fast=True))
+        result = evaluate_tasks(work.config, work.val, best.texts, default_metrics(fast=True))
         model = log_results(stage.checkpoint, result, best.step, work, digests.result(), tracker)
     ended = StageResult(stage.kind, stage.name, tracker.run_id, model, stage.checkpoint, best.step, dict(result.corpus))
     file.finish(ended)

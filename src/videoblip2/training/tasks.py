@@ -17,7 +17,7 @@ from videoblip2.data import annotations
 from videoblip2.data.annotations import Question, VideoAnnotation, require_features
 from videoblip2.data.batches import Batches, BatchMaker, FeatureSource, mixed
 from videoblip2.errors import Progress, no_progress
-from videoblip2.evaluate import Evaluation, evaluate, evaluate_answers, together
+from videoblip2.evaluate import Evaluation, combined, evaluate, evaluate_answers
 from videoblip2.features.store import FeatureStore
 from videoblip2.training.distributed import World
 from videoblip2.training.interruptions import memory_for
@@ -48,11 +48,11 @@ class CaptionTask:
         return lambda captions: float(scorer.score(list(captions), list(captions.values())).mean())
 
     def evaluate(
-        self, entries: list[VideoAnnotation], said: Texts, data: DataConfig, metrics: Sequence[str] | None
+        self, entries: list[VideoAnnotation], texts: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
         """All metrics, with a row for each entry. metrics: caption metrics, None = the defaults."""
         references = {video.video_id: video.captions for video in entries}
-        return evaluate(said, references, metrics, {video.video_id: video.category for video in entries})
+        return evaluate(texts, references, metrics, {video.video_id: video.category for video in entries})
 
 
 class AnswerTask:
@@ -74,12 +74,12 @@ class AnswerTask:
         return lambda answers: answer_accuracy(asked, [answers[key] for key in keys], expected)[self.metric]
 
     def evaluate(
-        self, entries: list[Question], said: Texts, data: DataConfig, metrics: Sequence[str] | None
+        self, entries: list[Question], texts: Texts, data: DataConfig, metrics: Sequence[str] | None
     ) -> Evaluation:
         train, answer_map = self.file(data, "train"), Path(data.annotations, annotations.ANSWER_MAP)
         taught = annotations.read_questions(train) if train.exists() else []
         known = annotations.read_answer_map(answer_map) if answer_map.exists() else None
-        return evaluate_answers(said, entries, taught, known)
+        return evaluate_answers(texts, entries, taught, known)
 
 
 Task = CaptionTask | AnswerTask
@@ -137,8 +137,8 @@ def batches_of(config: Config, entries: Mapping[Kind, Entries], maker: BatchMake
 
 
 def evaluate_tasks(
-    config: Config, entries: Mapping[Kind, Entries], said: Mapping[Kind, Texts], metrics: Sequence[str] | None = None
+    config: Config, entries: Mapping[Kind, Entries], texts: Mapping[Kind, Texts], metrics: Sequence[str] | None = None
 ) -> Evaluation:
     """All metrics of all tasks."""
     tasks = tasks_of(config)
-    return together([task.evaluate(entries[task.kind], said[task.kind], config.data, metrics) for task in tasks])
+    return combined([task.evaluate(entries[task.kind], texts[task.kind], config.data, metrics) for task in tasks])

@@ -103,24 +103,24 @@ class Workspace:
 
     def judge(self, step: int) -> "Validation":
         """Validate the current network on the entries of every task."""
-        said: dict[Kind, Texts] = {}
+        texts: dict[Kind, Texts] = {}
         metrics: dict[str, float] = {}
         captioner = Captioner(self.model.eval(), self.tokenizers, frequencies=lambda: self.document_frequencies)
         for task, score in self._scorers:
             with self.autocast(), unsharded(self.model):
                 entries = self.val[task.kind]
-                said[task.kind] = say_all(task, captioner, entries, self.features, self.config.decode, self.world)
-            metrics[task.metric] = score(said[task.kind])
-        return Validation(step, metrics, said)
+                texts[task.kind] = say_all(task, captioner, entries, self.features, self.config.decode, self.world)
+            metrics[task.metric] = score(texts[task.kind])
+        return Validation(step, metrics, texts)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A validation at one step. metrics: the score of each task. said: kind → texts by video or question id."""
+    """A validation at one step. metrics: the score of each task. texts: kind → texts by video or question id."""
 
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    said: Mapping[Kind, Texts] = field(default_factory=dict)
+    texts: Mapping[Kind, Texts] = field(default_factory=dict)
 
     @property
     def score(self) -> float:

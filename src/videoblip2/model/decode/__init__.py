@@ -4,7 +4,7 @@ from torch import Tensor
 
 from videoblip2.config import Decoding
 from videoblip2.model.decode.beam_search import beam
-from videoblip2.model.decode.sampling import Generators, Sampling, Watch, greedy, greedy_and_sample, sample
+from videoblip2.model.decode.sampling import Generators, Sampling, TokenWatch, greedy, greedy_and_sample, sample
 from videoblip2.model.decode.stepper import Decoded
 from videoblip2.model.language_model import LanguageModel
 
@@ -16,7 +16,7 @@ def generate(
     encoded: tuple[Tensor, Tensor],
     decoding: Decoding,
     generator: Generators = None,
-    watch: Watch | None = None,
+    watch: TokenWatch | None = None,
 ) -> tuple[Decoded, Tensor]:
     """Encoder states [B,S,E] and their mask [B,S] → captions, and the score of each.
 

@@ -22,7 +22,7 @@ WORTH_DROPPING = 0.75
 #: One random generator for all samples, or one per caption, which makes each independent of its batch.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 #: Called after each token with all captions so far, [N,T].
-Watch = Callable[[Tensor], None]
+TokenWatch = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,20 @@ class Sampling:
         return torch.stack(drawn, dim=1).to(device)
 
 
-def greedy(model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, watch: Watch | None = None) -> Decoded:
+def greedy(
+    model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, watch: TokenWatch | None = None
+) -> Decoded:
     """The likeliest token at each step: states [B,S,E], mask [B,S] → B captions."""
     return _roll(model, (states, mask), max_tokens, num_greedy=1, watch=watch)
 
 
 def sample(
-    model: LanguageModel, states: Tensor, mask: Tensor, max_tokens: int, sampling: Sampling, watch: Watch | None = None
+    model: LanguageModel,
+    states: Tensor,
+    mask: Tensor,
+    max_tokens: int,
+    sampling: Sampling,
+    watch: TokenWatch | None = None,
 ) -> Decoded:
     """B·K sampled captions, video by video."""
     return _roll(model, (states, mask), max_tokens, sampling=sampling, watch=watch)
@@ -133,7 +140,7 @@ def _roll(
     max_tokens: int,
     num_greedy: int = 0,
     sampling: Sampling | None = None,
-    watch: Watch | None = None,
+    watch: TokenWatch | None = None,
 ) -> Decoded:
     """Decode token by token until every caption has ended: for each video the greedy captions, then the samples."""
     if is_static(model):
@@ -165,7 +172,7 @@ def _replay(
     max_tokens: int,
     num_greedy: int,
     sampling: Sampling | None,
-    watch: Watch | None,
+    watch: TokenWatch | None,
 ) -> Decoded:
     """`_roll` with a `StaticDecoder`: each step includes choosing the token."""
     samples, device = sampling.samples if sampling else 0, encoded[0].device

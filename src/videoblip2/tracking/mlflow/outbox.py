@@ -29,7 +29,7 @@ IMPATIENT = {**ONE_RETRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 MOST_POINTS, MOST_PARAMS, MOST_TAGS = 800, 100, 99  # in one call: MLflow's limits, 1000 altogether
 
 T = TypeVar("T")
-Row = dict[str, object]
+TableRow = dict[str, object]
 #: (metric, value, milliseconds since 1970, step; None = of the chosen checkpoint, replaced by later ones)
 Point = tuple[str, float, int, int | None]
 
@@ -46,7 +46,7 @@ class Unsent(BaseModel):
     points: list[Point] = []
     parameters: list[tuple[str, str]] = []
     tags: list[tuple[str, str]] = []
-    tables: list[tuple[str, list[Row]]] = []
+    tables: list[tuple[str, list[TableRow]]] = []
     files: list[tuple[Path, str | None]] = []
     data_sets: list[tuple[str, str, str, str]] = []
 
@@ -150,7 +150,7 @@ class Outbox:
         last, self._last_steps[key] = self._last_steps[key], max(self._last_steps[key], step)
         return step > last
 
-    def _send_table(self, table: str, rows: list[Row]) -> None:
+    def _send_table(self, table: str, rows: list[TableRow]) -> None:
         """Append the rows after the last `step` of the table; a table without steps replaces the old one."""
         columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda column: column != "video_id")
         if self._resumed and table in [artifact.path for artifact in self._client.list_artifacts(self._run_id)]:

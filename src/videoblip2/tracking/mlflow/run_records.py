@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from videoblip2.captions.predictions import NAMES, Kind, Row, read_rows
+from videoblip2.captions.predictions import NAMES, Kind, Prediction, read_rows
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, refused
 from videoblip2.tracking.mlflow import store
@@ -156,7 +156,7 @@ def rows_of(record: RunRecord) -> dict[tuple[Kind, str], tuple[str, str]]:
     return found
 
 
-def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Row]:
+def read_logged(kind: Kind, run_id: str, path: str) -> dict[str, Prediction]:
     """The rows of one kind that a run logged, by key. Raises InputError if the file is gone or malformed."""
     fault, remedy = f"run {run_id}: {path} cannot be read", f"evaluate the run again with `vb2 evaluate {run_id}`"
     with refused(fault, remedy, OSError, ValueError), tempfile.TemporaryDirectory() as folder:
