@@ -6,26 +6,26 @@ from videoblip2.evaluate import evaluate
 from videoblip2.tracking import RunSpec, open_run
 from videoblip2.training.record import log_predictions
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+COLORS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "star", "ring")
 MOVES = ("moves left", "moves right", "jumps", "stands still")
 
 
 def made_references(videos=24):
-    """video id → three captions that name colour, shape and move."""
+    """video id → three captions that name color, shape and move."""
     references = {}
     for n in range(videos):
-        colour, shape, move = COLOURS[n % 6], SHAPES[n // 6 % 4], MOVES[(n + n // 6) % 4]
+        color, shape, move = COLORS[n % 6], SHAPES[n // 6 % 4], MOVES[(n + n // 6) % 4]
         references[f"video{n}"] = (
-            f"a {colour} {shape} {move} slowly",
-            f"the {colour} {shape} {move}",
+            f"a {color} {shape} {move} slowly",
+            f"the {color} {shape} {move}",
             f"there is a {shape} that {move}",
         )
     return references
 
 
 def made_captions(references, right):
-    """The first reference where `right(n)`, else a caption with the wrong shape and colour."""
+    """The first reference where `right(n)`, else a caption with the wrong shape and color."""
     return {
         video: texts[0] if right(n) else f"a black cube {texts[0].split(' ', 3)[3]}"
         for n, (video, texts) in enumerate(references.items())

@@ -18,7 +18,7 @@ def test_file_then_overrides_in_order(tmp_path):
         ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         ("optim.lr=fast", "optim.lr='fast'"),
         ("optim.lr=-1", "optim.lr=-1"),
-        ("colour=red", "unknown key 'colour'"),
+        ("color=red", "unknown key 'color'"),
         ("optim.lr", "not of the form key=value"),
         ("seed.x=1", "seed"),
         ("optim.lr={", "override 'optim.lr={': not a valid value"),

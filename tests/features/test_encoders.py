@@ -303,7 +303,7 @@ def test_toy_encoders_keep_what_the_toy_world_is_about(clip, clap):
     visual = encoded(clip, frames.reshape(-1, 64, 64, 3)).reshape(160, -1, 768)
     audio = [np.repeat(render_audio(scene)[:16_000], 3) for scene in scenes]  # to 48 kHz, crudely
     heard = clap.encode_windows(audio)
-    assert accuracy(visual.mean(1), [scene.colour for scene in scenes], 120) > 0.85
+    assert accuracy(visual.mean(1), [scene.color for scene in scenes], 120) > 0.85
     assert accuracy(visual.mean(1), [scene.shape for scene in scenes], 120) > 0.6
     assert accuracy(visual.reshape(160, -1), [scene.motion for scene in scenes], 120) > 0.7
     assert accuracy(heard, [scene.sound for scene in scenes], 120) > 0.95

@@ -249,7 +249,7 @@ def test_a_clip_is_captioned_and_asked_about_with_the_keyboard_alone(page, clip)
     no_problem(page)
 
 
-def test_a_word_that_needs_the_sound_is_told_in_colour_and_in_words(page, clip):
+def test_a_word_that_needs_the_sound_is_told_in_color_and_in_words(page, clip):
     shows(page, "#model", "model")
     page.execute_script("const was = captioned; captioned = (about, said) => { window.said = said; was(about, said); }")
     page.find_element("id", "file").send_keys(str(clip))

@@ -11,7 +11,7 @@ from videoblip2.config import InputError
 from videoblip2.features.media import write_video
 from videoblip2.toy.scene import (
     ABSENT,
-    COLOURS,
+    COLORS,
     FPS,
     MOTIONS,
     RATE,
@@ -58,14 +58,14 @@ def test_the_same_scene_gives_the_same_file(tmp_path):
 def test_tested_combinations_are_held_out_and_their_parts_are_not():
     by_split = {split: {s[:3] for s in triples(split)} for split in ("train", "validate", "test")}
     assert not by_split["train"] & by_split["test"] and not by_split["validate"] & by_split["test"]
-    train = [c for c in product(COLOURS, SHAPES, MOTIONS) if combination_split(*c) == "train"]
+    train = [c for c in product(COLORS, SHAPES, MOTIONS) if combination_split(*c) == "train"]
     for one, two in ((0, 1), (0, 2), (1, 2)):
-        pairs = {(c[one], c[two]) for c in product(COLOURS, SHAPES, MOTIONS)}
+        pairs = {(c[one], c[two]) for c in product(COLORS, SHAPES, MOTIONS)}
         assert {(c[one], c[two]) for c in train} == pairs
 
 
 def triples(split: str) -> list[tuple[str, str, str]]:
-    return [(s.colour, s.shape, s.motion) for s in SCENES if s.split == split]
+    return [(s.color, s.shape, s.motion) for s in SCENES if s.split == split]
 
 
 def test_splits_and_audio_situations_are_in_proportion():
@@ -86,7 +86,7 @@ def test_captions_are_varied_and_tell_what_is_seen_and_heard(scene):
     captions = make_captions(scene)
     assert len(set(captions)) == CAPTIONS == 20
     assert all(len(caption.split()) in WORDS for caption in captions)
-    assert all(scene.colour in caption for caption in captions)
+    assert all(scene.color in caption for caption in captions)
     assert all(any(word in caption.split() for word in SHAPE_WORDS[scene.shape]) for caption in captions)
     assert all(any(words in caption for words in MOTION_WORDS[scene.motion]) for caption in captions)
     heard = [words.format(loud="").split()[-1] for words, _ in SOUND_WORDS.get(scene.sound, ())]
@@ -108,16 +108,16 @@ def test_the_vocabulary_is_modest():
     assert 60 < len(words) < 150
 
 
-def centre(frame: np.ndarray, colour: str) -> tuple[float, float, int]:
-    """Mean x, mean y and number of the pixels that are near to `colour`."""
-    near = np.abs(frame.astype(int) - RGB[colour]).max(axis=-1) < 25
+def centre(frame: np.ndarray, color: str) -> tuple[float, float, int]:
+    """Mean x, mean y and number of the pixels that are near to `color`."""
+    near = np.abs(frame.astype(int) - RGB[color]).max(axis=-1) < 25
     ys, xs = np.nonzero(near)
     return float(xs.mean()), float(ys.mean()), len(xs)
 
 
 @pytest.mark.parametrize(("motion", "axis", "sign"), [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)])
 def test_the_shape_moves_as_the_captions_say(motion, axis, sign):
-    scene = replace(SCENES[0], motion=motion, colour="red", second=None)
+    scene = replace(SCENES[0], motion=motion, color="red", second=None)
     frames = render_frames(scene)
     assert frames.shape == (round(scene.duration * FPS), 64, 64, 3) and frames.dtype == np.uint8
     first, last = centre(frames[0], "red"), centre(frames[-1], "red")
@@ -127,7 +127,7 @@ def test_the_shape_moves_as_the_captions_say(motion, axis, sign):
 def test_shapes_grow_shrink_and_stay():
     sizes = {}
     for motion in ("grow", "shrink", "still"):
-        frames = render_frames(replace(SCENES[0], motion=motion, colour="red", second=None))
+        frames = render_frames(replace(SCENES[0], motion=motion, color="red", second=None))
         sizes[motion] = centre(frames[-1], "red")[2] / centre(frames[0], "red")[2]
     assert sizes["grow"] > 1.8 and sizes["shrink"] < 0.6 and 0.9 < sizes["still"] < 1.1
 
@@ -194,7 +194,7 @@ def test_more_test_videos_leave_the_others_as_they_are(tmp_path):
     assert few.annotations[0].read_bytes() == more.annotations[0].read_bytes()
     documents = [json.loads(world.annotations[1].read_text()) for world in (few, more)]
     assert documents[1]["sentences"][: 2 * CAPTIONS] == documents[0]["sentences"]
-    combinations = {combination_split(s.colour, s.shape, s.motion) for s in make_scenes(10, 3, 5)[8:]}
+    combinations = {combination_split(s.color, s.shape, s.motion) for s in make_scenes(10, 3, 5)[8:]}
     assert combinations == {"test"}
 
 

@@ -11,7 +11,7 @@ SCENES = [make_scene(0, index, 200) for index in range(200)]
 
 
 def test_answers_tell_the_scene():
-    scene = replace(SCENES[0], colour="red", shape="bar", motion="left", sound="hiss", loud=False, second=None)
+    scene = replace(SCENES[0], color="red", shape="bar", motion="left", sound="hiss", loud=False, second=None)
     assert dict(make_questions(scene)) == {
         "what color is the bar?": "red",
         "what is the red shape?": "bar",

@@ -77,15 +77,15 @@ def plot(path: Path, verdict: GateVerdict, gate: Gate) -> None:
     """Plot the differences by video with their mean, its interval, zero and the smallest gain, in the printed scale."""
     from videoblip2.training.record import new_figure, save_figure  # imports torch
 
-    gain, factor, colour = verdict.gain, scale_of(verdict.metric), "#2c7a4b" if verdict.passed else "#b3392f"
+    gain, factor, color = verdict.gain, scale_of(verdict.metric), "#2c7a4b" if verdict.passed else "#b3392f"
     differences = factor * np.sort(list(verdict.differences.values()))
     value, low, high = (shown(verdict.metric, number, "+") for number in gain[:3])
     words = "passed" if verdict.passed else "\n".join(["failed", *verdict.failed])
     title = f"mean {value}, {100 * gate.confidence:g} % interval {low} to {high}\ngate {words}"
     figure, (axes,) = new_figure(1, title, height=4)
     axes.hist(differences, bins=min(40, max(10, len(differences) // 10)), color="#b8c4d6")
-    axes.axvspan(factor * gain.low, factor * gain.high, color=colour, alpha=0.3)
-    axes.axvline(factor * gain.difference, color=colour, linewidth=2)
+    axes.axvspan(factor * gain.low, factor * gain.high, color=color, alpha=0.3)
+    axes.axvline(factor * gain.difference, color=color, linewidth=2)
     axes.axvline(0, color="black", linewidth=1)
     axes.axvline(factor * gate.minimum_gain, color="black", linewidth=1, linestyle="--")
     axes.set_xlabel(f"{label_of(verdict.metric, scale=True)} of a video, challenger - opponent")

@@ -18,7 +18,7 @@ RGB = {
     **{"red": (220, 40, 40), "green": (40, 190, 70), "blue": (50, 90, 230)},
     **{"yellow": (235, 215, 50), "purple": (160, 60, 200), "white": (240, 240, 240)},
 }
-COLOURS = tuple(RGB)
+COLORS = tuple(RGB)
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x and y
 Grid = NDArray[np.floating[Any]]
 Wave = NDArray[np.float64]
@@ -33,7 +33,7 @@ class Scene:
 
     video_id: str
     split: str
-    colour: str
+    color: str
     shape: str
     motion: str
     sound: str
@@ -52,13 +52,13 @@ class Scene:
         return self.sound if self.sound in (SILENT, ABSENT) else "present"
 
 
-def combination_split(colour: str, shape: str, motion: str) -> str:
+def combination_split(color: str, shape: str, motion: str) -> str:
     """The one split whose videos may show this combination.
 
     A Latin-square rule: three of the ten residues are held out (two for testing, one for validation), so that every
     color, every shape, every motion and every pair of them is seen in training, and no tested triple is.
     """
-    residue = (COLOURS.index(colour) + SHAPES.index(shape) + MOTIONS.index(motion)) % 10
+    residue = (COLORS.index(color) + SHAPES.index(shape) + MOTIONS.index(motion)) % 10
     return {4: "test", 7: "validate", 9: "test"}.get(residue, "train")
 
 
@@ -72,15 +72,15 @@ def make_scene(seed: int, index: int, num_videos: int) -> Scene:
     ends = {"train": round(0.7 * num_videos), "validate": round(0.8 * num_videos)}
     split = next((name for name, end in ends.items() if index < end), "test")
     while True:
-        colour, shape, motion = (str(rng.choice(names)) for names in (COLOURS, SHAPES, MOTIONS))
-        if combination_split(colour, shape, motion) == split:
+        color, shape, motion = (str(rng.choice(names)) for names in (COLORS, SHAPES, MOTIONS))
+        if combination_split(color, shape, motion) == split:
             break
     dealer = np.random.default_rng([seed, index // 10, 10])
     deck = dealer.permutation([*SOUNDS, *dealer.choice(SOUNDS, size=2, replace=False), SILENT, ABSENT])
     return Scene(
         video_id=f"video{index}",
         split=split,
-        colour=colour,
+        color=color,
         shape=shape,
         motion=motion,
         sound=str(deck[index % 10]),
@@ -90,15 +90,15 @@ def make_scene(seed: int, index: int, num_videos: int) -> Scene:
         speed=float(rng.choice([0.7, 1.3]) + rng.uniform(-0.1, 0.1)),
         start=(float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.42, 0.58))),
         duration=float(rng.choice([2.0, 2.5, 3.0])),
-        second=_second(rng, colour, shape),
+        second=_second(rng, color, shape),
         seed=int(rng.integers(2**31)),
     )
 
 
-def _second(rng: np.random.Generator, colour: str, shape: str) -> tuple[str, str] | None:
+def _second(rng: np.random.Generator, color: str, shape: str) -> tuple[str, str] | None:
     if rng.random() >= 0.15:
         return None
-    return str(rng.choice([c for c in COLOURS if c != colour])), str(rng.choice([s for s in SHAPES if s != shape]))
+    return str(rng.choice([c for c in COLORS if c != color])), str(rng.choice([s for s in SHAPES if s != shape]))
 
 
 def render_frames(scene: Scene) -> NDArray[np.uint8]:
@@ -108,7 +108,7 @@ def render_frames(scene: Scene) -> NDArray[np.uint8]:
     frames = []
     for time in np.arange(round(scene.duration * FPS)) / FPS:
         x, y, size = path_at(scene, float(time))
-        canvas = _paint(backdrop, scene.shape, RGB[scene.colour], x, y, size)
+        canvas = _paint(backdrop, scene.shape, RGB[scene.color], x, y, size)
         frames.append(canvas + rng.normal(0, 3, canvas.shape))
     return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
 
@@ -153,17 +153,17 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> Grid:
         dots = (np.sin(xs * 2 * np.pi * 5) * np.sin(ys * 2 * np.pi * 5)) > 0.55
         canvas += 30 * dots[..., None]
     if scene.second is not None:
-        colour, shape = scene.second
+        color, shape = scene.second
         x, y = rng.choice([0.13, 0.87], size=2)
-        canvas = _paint(canvas, shape, RGB[colour], float(x), float(y), 0.09)
+        canvas = _paint(canvas, shape, RGB[color], float(x), float(y), 0.09)
     return canvas
 
 
-def _paint(canvas: Grid, shape: str, colour: tuple[int, int, int], x: float, y: float, size: float) -> Grid:
+def _paint(canvas: Grid, shape: str, color: tuple[int, int, int], x: float, y: float, size: float) -> Grid:
     xs, ys = GRID
     distance = _DISTANCES[shape]((xs - x) / size, (ys - y) / size) * size * SIDE  # pixels; negative inside
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
-    painted: Grid = canvas * (1 - cover) + np.array(colour, np.float32) * cover
+    painted: Grid = canvas * (1 - cover) + np.array(color, np.float32) * cover
     return painted
 
 

@@ -186,7 +186,7 @@ def _fill(template: str, scene: Scene, rng: np.random.Generator) -> str:
     speed = _sometimes(rng, 0.2, " slowly" if scene.speed < 1 else " quickly") if scene.motion != "still" else ""
     place = _sometimes(rng, 0.4, f" near a {' '.join(scene.second)}") if scene.second else ""
     place = place or _sometimes(rng, 0.12, f" on a {scene.background} background")
-    return template.format(what=f"a {size}{scene.colour} {noun} {verb}{speed}{place}", sound=sound, does=does)
+    return template.format(what=f"a {size}{scene.color} {noun} {verb}{speed}{place}", sound=sound, does=does)
 
 
 def _sometimes(rng: np.random.Generator, share: float, text: str) -> str:
@@ -197,8 +197,8 @@ def make_questions(scene: Scene) -> tuple[tuple[str, str], ...]:
     """(question, answer) pairs, a function of the scene; "where does it go?" only if the shape moves away."""
     loudness = "loud" if scene.loud else "quiet"
     pairs = [
-        (f"what color is the {scene.shape}?", scene.colour),
-        (f"what is the {scene.colour} shape?", scene.shape),
+        (f"what color is the {scene.shape}?", scene.color),
+        (f"what is the {scene.color} shape?", scene.shape),
         (f"what is the {scene.shape} doing?", DOING[scene.motion]),
         ("what can be heard?", HEARD.get(scene.sound, "nothing")),
         ("how loud is the sound?", loudness if scene.audio == "present" else "silent"),
