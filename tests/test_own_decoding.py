@@ -104,17 +104,16 @@ def test_what_is_measured_is_what_is_captioned_and_served(made, monkeypatch, cap
     capsys.readouterr()
     assert not command(monkeypatch, "caption", folder, *CAPTIONED, "--features", store, "--json")
     assert [row["caption"] for row in shown(capsys)["captions"]] == captions
-    for video, answer in zip(CAPTIONED, answers, strict=True):
-        assert not command(monkeypatch, "ask", folder, video, QUESTION, "--features", store, "--json")
-        assert shown(capsys)["answers"][0]["answer"] == answer
-    assert [caption.text for caption in load_captioner(folder, "cpu").caption(features)] == captions
+    assert not command(monkeypatch, "ask", folder, "video0", QUESTION, "--features", store, "--json")
+    assert shown(capsys)["answers"][0]["answer"] == answers[0]
+    captioner = load_captioner(folder, "cpu")
+    assert [caption.text for caption in captioner.caption(features)] == captions
     assert served(folder, features) == [captions, answers]
     model = CaptionModel()
     model.load_context(SimpleNamespace(artifacts={"checkpoint": str(folder)}))
     rows = [{kind: str(store / kind / f"{video}.npy") for kind in ("video", "audio")} for video in CAPTIONED]
     assert list(model.predict(None, pd.DataFrame(rows), {"prompt": "", "num_beams": 0}).caption) == captions
-    greedy = load_captioner(folder, "cpu").caption(features, decoding=Decoding())
-    assert [caption.text for caption in greedy] != captions
+    assert [caption.text for caption in captioner.caption(features, decoding=Decoding())] != captions
 
 
 def test_the_network_generates_as_its_checkpoint_decodes(made, tokenizers):

@@ -34,7 +34,7 @@ def extract(
     device: Annotated[str, Option(help="auto (a GPU if available), cpu, cuda, cuda:1 …")] = "auto",
     dtype: Annotated[DType, Option(help="Default: bfloat16 on cuda, else float32.")] = None,
     batch_frames: Annotated[int, Option(help="Frames encoded at a time.")] = 64,
-    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads; default: one per core, at most 8.")] = None,
     shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N; parts can run at the same time.")] = None,
     resume: Annotated[bool, Option(help="Skip videos already extracted and unchanged.")] = True,
     annotations: Annotated[

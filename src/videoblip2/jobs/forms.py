@@ -22,8 +22,8 @@ class Row:
 
     path: as given, or a video id of a feature store. score: mean log-probability of the caption's tokens. ended:
     whether the model ended the caption itself. start, end: of the segment or video in seconds; None = unknown.
-    sample: 1 to K of several captions. words: how much each depends on sound and picture. options: those of the
-    command that differ from the defaults. sha256: of the file. error: why there is no caption.
+    sample: 1 to K of several captions. words: how much each depends on sound and picture. options: how it was made,
+    unless as a greedy caption of the whole video. sha256: of the file. error: why there is no caption.
     """
 
     path: str
