@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,18 @@ def encoders(tmp_path_factory):
     root = tmp_path_factory.mktemp("encoders")
     clip, clap = build_toy_clip(root / "clip", 0), build_toy_clap(root / "clap", 0)
     return Encoders(load_clip(clip), load_clap(clap), TOY_SETTINGS)
+
+
+def plug_in(name, code, folder, monkeypatch):
+    """Name a module of the current folder in VB2_PLUGINS, and load it."""
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setenv("VB2_PLUGINS", name)
+    from videoblip2.plugins import load_plugins
+
+    load_plugins()
 
 
 def pytest_addoption(parser):

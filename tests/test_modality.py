@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, plug_in
 from tiny_world import make_world, tiny_config
 
 from videoblip2 import modality
@@ -39,7 +40,7 @@ def world(tokenizers, tmp_path):
 def flow(monkeypatch, world):
     """A store that has optical flow beside frames and sound; the second video has none."""
     monkeypatch.setitem(modality.MODALITIES, "flow", None)  # to be undone
-    exec(block("python"), {})
+    plug_in("my_flow", block("python"), world, monkeypatch)
     (world / "features" / "flow").mkdir()
     rows = np.random.default_rng(7).normal(size=(4, 256)).astype("float32")
     for name, array in (("video0", rows), ("video1", rows[:0])):
@@ -63,6 +64,7 @@ def test_a_third_modality_is_one_entry_of_the_table(flow, packed):
     assert check_features(store).ok
     model = yaml.safe_load(block("yaml"))["model"]
     train(flow, store, *(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
+    del modality.MODALITIES["flow"], sys.modules["my_flow"]  # as in another process
     captioner = load_captioner(flow / "runs" / "run" / "best", "cpu")
     assert captioner.model.config.widths == {"video": 768, "audio": 512, "flow": 256}
     item = captioner.store(store).features("video0")
@@ -75,7 +77,7 @@ def test_a_third_modality_is_one_entry_of_the_table(flow, packed):
     assert "flow features [rows, 256]" in (flow / "runs" / "run" / "best" / "README.md").read_text()
 
 
-def test_a_network_reads_any_choice_of_the_table(flow):
+def test_a_network_reads_any_choice_of_the_table(flow, monkeypatch, capsys):
     for path in (flow / "features" / "flow").glob("*.npy"):
         np.save(path, np.ones((2, 100), np.float32))
     train(flow, flow / "features", "model.modalities=[flow]", "model.widths={flow: 100}")
@@ -83,6 +85,16 @@ def test_a_network_reads_any_choice_of_the_table(flow):
     assert model.config.widths == {"flow": 100}
     parts = {name.split(".")[0] for name, _ in model.named_parameters()}
     assert parts == {"flow_branch", "proj_flow", "language_model"}
+    monkeypatch.delenv("VB2_PLUGINS")
+    del modality.MODALITIES["flow"]
+    with pytest.raises(
+        InputError, match=r"best's config.yaml: .*'flow' is not a modality; .*; VB2_PLUGINS names modules"
+    ):
+        load_captioner(flow / "runs" / "run" / "best", "cpu")
+    capsys.readouterr()
+    pack_features(flow / "features", flow / "packed.safetensors")
+    warning = "flow: left out, since it is not a modality; VB2_PLUGINS names modules that add others\n"
+    assert capsys.readouterr().err == f"warning: {flow}/features/{warning}"
 
 
 def test_features_that_a_run_does_not_read_leave_its_digest_alone(flow):

@@ -68,7 +68,9 @@ def modality_names(setting: str | Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in chosen if name not in MODALITIES]
     if unknown or not chosen:
         what = f"{unknown[0]!r} is not a modality" if unknown else "no modality"
-        raise ValueError(f"{what}; use {BOTH} or names from {', '.join(MODALITIES)}")
+        raise ValueError(
+            f"{what}; use {BOTH} or names from {', '.join(MODALITIES)}; VB2_PLUGINS names modules that add others"
+        )
     return tuple(name for name in MODALITIES if name in chosen)
 
 

@@ -10,6 +10,7 @@ from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
 from videoblip2.config import Config
 from videoblip2.imports import import_transformers
+from videoblip2.plugins import load_plugins
 from videoblip2.tracking import FoundModel as FoundModel
 from videoblip2.tracking import find_model as find_model
 from videoblip2.tracking import model_config
@@ -45,15 +46,16 @@ class OpenModel:
         import_transformers()
         from videoblip2.model.checkpoint import load_checkpoint
 
-        device = pick_device(self.device or self.config.device)
+        config = self.config  # first, since its errors are plainer than the network's
+        device = pick_device(self.device or config.device)
         checkpoint = load_checkpoint(self.folder)
         features = checkpoint.provenance.features
         features = features and features.stored_in(self.folder, self.encoders)
         provenance = checkpoint.provenance.model_copy(update={"features": features})
         network = checkpoint.model.to(device).eval()
-        network.decoding = self.config.decode.decoding
+        network.decoding = config.decode.decoding
         if self.device is None:
-            network.compiled_decoding = self.config.decode.compile
+            network.compiled_decoding = config.decode.compile
         file = self.folder / "document_frequencies"
         frequencies = cache(lambda: DocumentFrequencies.load(file)) if file.is_file() else None
         return Captioner(network, checkpoint.tokenizers, provenance, self.name, self.version, frequencies)
@@ -82,6 +84,7 @@ def open_model(
         device: auto, cpu, cuda …; None = the configuration's.
         found: the earlier result of `find_model` for MODEL, since an alias may have moved.
     """
+    load_plugins()  # not every process starts with `vb2`: the service, Ray's actors, `mlflow models serve`
     checkpoint = found or find_model(model)
     return OpenModel(str(model), checkpoint.folder, checkpoint.version, tuple(overrides), device, encoders or {})
 

@@ -76,7 +76,7 @@ def test_a_cut_caption_earns_less_where_end_tokens_count():
     ("name", "message"),
     [
         ("cidr", f"unknown reward 'cidr'; choose from {', '.join(REWARDS)}, or name your own as package"),
-        ("no_such_module:reward", r"'no_such_module:reward' cannot be imported .*PYTHONPATH"),
+        ("no_such_module:reward", r"'no_such_module:reward' cannot be imported .*in its folder"),
         (
             "sys:no_such_function",
             r"cannot be imported \(module 'sys' has no attribute 'no_such_function'\); .*define it",

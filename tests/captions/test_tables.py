@@ -2,10 +2,11 @@
 
 import json
 import re
+import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, plug_in
 from gate_world import FAIR, GOOD, REFERENCES, Gatehouse
 from tiny_world import make_world, tiny_config
 from tracking_store import place_store
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from videoblip2.captions import METRICS
 from videoblip2.captions.metrics import default_metrics
 from videoblip2.captions.predictions import write_rows
+from videoblip2.cli import main
 from videoblip2.cli.runs import app
 from videoblip2.evaluate import evaluate
 from videoblip2.tracking import RunSpec, open_run
@@ -29,10 +31,10 @@ def block(page, language):
 
 
 @pytest.fixture
-def brevity():
-    """The metric of the page, registered for one test."""
+def brevity(tmp_path, monkeypatch):
+    """The metric of the page, in a module of the current folder, registered for one test."""
     before = dict(METRICS)
-    exec(block("add-a-metric.md", "python"), {})
+    plug_in("my_metrics", block("add-a-metric.md", "python"), tmp_path, monkeypatch)
     yield METRICS["Brevity"]
     METRICS.clear()
     METRICS.update(before)
@@ -85,15 +87,15 @@ def test_a_registered_metric_is_a_condition_of_the_gate(brevity, tmp_path, monke
 
 
 def test_a_users_reward_trains_and_its_mean_is_in_the_run_with_the_registered_metric(
-    brevity, tmp_path, tokenizers, monkeypatch
+    brevity, tmp_path, tokenizers, monkeypatch, capsys
 ):
     place_store(tmp_path, monkeypatch)
     (tmp_path / "my_rewards.py").write_text(block("add-a-reward.md", "python"))
-    monkeypatch.syspath_prepend(str(tmp_path))
     reward = yaml.safe_load(block("add-a-reward.md", "yaml"))["scst"]["reward"]
     keys = [f"scst.reward={json.dumps(reward)}", "train.steps=2", "scst.samples=30", "decode.max_new_tokens=10"]
     config = tiny_config(make_world(tmp_path, tokenizers), tmp_path / "runs", *keys)
-    found = connect().get_run(run_stage("scst", config).run_id).data
+    made = run_stage("scst", config)
+    found = connect().get_run(made.run_id).data
     total, cider, own = (
         found.metrics[f"train/{name}"] for name in ("reward", "reward/cider", "reward/my_rewards:reward")
     )
@@ -101,3 +103,9 @@ def test_a_users_reward_trains_and_its_mean_is_in_the_run_with_the_registered_me
     assert total == pytest.approx(cider + 0.5 * own, rel=1e-5)
     assert found.params["scst.reward.terms.my_rewards:reward"] == "0.5"
     assert 0 < found.metrics["best/val/Brevity"] <= 1
+    del METRICS["Brevity"], sys.modules["my_metrics"]  # as in another process
+    monkeypatch.setenv("PATH", "")  # without Java there is no METEOR, which takes seconds
+    monkeypatch.setattr(sys, "argv", ["vb2", "evaluate", str(made.checkpoint)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code and re.search(r"brevity \(%\) .*\d", capsys.readouterr().out)

@@ -62,6 +62,15 @@ def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path, wo
     assert message in lines[0]
 
 
+def test_a_plugin_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("VB2_PLUGINS", "json, no_such_module")
+    monkeypatch.setattr(sys, "argv", ["vb2", "experiments", "list"])
+    with pytest.raises(SystemExit):
+        main()
+    said = "error: VB2_PLUGINS: 'no_such_module' cannot be imported (No module named 'no_such_module'); install or"
+    assert capsys.readouterr().err.startswith(said)
+
+
 def leaves(command, words=()):
     """(words, command) of every command."""
     if not hasattr(command, "commands"):

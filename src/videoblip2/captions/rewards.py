@@ -5,10 +5,9 @@ plain function of tokenized captions and references (`captions.functions`); a co
 `package.module:function`.
 """
 
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from videoblip2.captions.frequencies import DocumentFrequencies, References
 from videoblip2.captions.functions import Floats, Groups, Texts
 from videoblip2.captions.tokenizer import joined
 from videoblip2.config import InputError
-from videoblip2.errors import refused
+from videoblip2.plugins import load_own
 
 Function = Callable[[Texts, Groups], Sequence[float] | Floats]
 
@@ -100,9 +99,7 @@ def find_reward(name: str) -> Factory:
     if ":" not in name:
         own = f"choose from {', '.join(REWARDS)}, or name your own as package.module:function"
         raise InputError(f"scst.reward: unknown reward {name!r}; {own}")
-    remedy = "install or define it, or add its folder to PYTHONPATH"
-    with refused(f"scst.reward: {name!r} cannot be imported", remedy, Exception):  # the module may raise anything
-        function: Any = pkgutil.resolve_name(name)
+    function = load_own(name, "scst.reward")
     if not callable(function):
         raise InputError(f"scst.reward: {name!r} is a {type(function).__name__}; name a function")
     return partial(FunctionReward, name, function)

@@ -17,6 +17,7 @@ from typer import Exit, Option, Typer
 from videoblip2 import __version__
 from videoblip2.cli import caption, console, data, demo, deploy, features, registry, runs, setup, train
 from videoblip2.errors import DENIED, LOGIN, InputError, first_line, masked
+from videoblip2.plugins import load_plugins
 
 app = Typer(
     no_args_is_help=True,
@@ -66,6 +67,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a file name may hold characters it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
+        load_plugins()
         app(words, prog_name="vb2")
     except Exception as error:
         if "--debug" in sys.argv:

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoblip2.errors import InputError, Progress, no_progress, refused
+from videoblip2.errors import InputError, Progress, no_progress, refused, warn
 from videoblip2.features.manifest import FeatureManifest, VideoNote
 from videoblip2.features.packed import FORMAT, KINDS, open_packed
 from videoblip2.features.store import FeatureStore, load_array, write_features
@@ -55,6 +55,9 @@ def pack_features(source: str | Path, out: str | Path, progress: Progress = no_p
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'features.safetensors'}")
     if not store.ids:
         raise InputError(f"{source}: has no videos; make features with `vb2 features extract`")
+    folders = [] if store.packed else sorted(path for path in store.root.iterdir() if path.name not in MODALITIES)
+    if other := [folder for folder in folders if any(folder.glob("*.npy"))]:
+        warn(f"{other[0]}: left out, since it is not a modality; VB2_PLUGINS names modules that add others")
     remedy = "free some space, or give another file; nothing was changed"
     with refused(f"{out}: cannot be written", remedy, OSError), _locked_draft(out) as file:
         rows, tensors = _write(file, store, progress)

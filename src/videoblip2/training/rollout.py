@@ -120,11 +120,11 @@ def reward_references(work: Workspace) -> dict[str, tuple[str, ...]]:
 def rewards(
     scorer: Scorer, video_ids: Sequence[str], captions: Sequence[str], ended: Sequence[bool]
 ) -> tuple[Tensor, dict[str, Floats]]:
-    """The reward of each caption [N] in float32 on the CPU, and its terms before weighting, if several."""
+    """The reward of each caption [N] in float32 on the CPU, and its terms before weighting."""
     asked = list(video_ids), list(captions), list(ended)
     terms = scorer.terms(*asked) if isinstance(scorer, MixedReward) else {}
     scores = scorer.total(terms, len(captions)) if isinstance(scorer, MixedReward) else scorer.score(*asked)
-    return torch.from_numpy(np.asarray(scores, dtype=np.float32)), terms if len(terms) > 1 else {}
+    return torch.from_numpy(np.asarray(scores, dtype=np.float32)), terms
 
 
 def gathered(decoded: Decoded, world: World, first: int, pad: int) -> Decoded:
