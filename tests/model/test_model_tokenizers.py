@@ -1,15 +1,19 @@
 """The model's two vocabularies, used by the training loop and by the thread that makes its batches."""
 
 import pickle
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import ROOT
 
 from videoblip2.config import InputError
 from videoblip2.model import tokenizers as module
-from videoblip2.model.tokenizers import load_tokenizers
+from videoblip2.model.tokenizers import QFORMER_FOLDER, load_tokenizers
 
+GOLDEN = ROOT / "tests" / "golden" / "tokenizers"
 CAPTIONS = ["a red circle moves left and a dog barks at a man"] * 8
 
 
@@ -35,3 +39,25 @@ def test_a_folder_with_a_sentencepiece_model_only_names_what_reads_it(tmp_path, 
     with pytest.raises(InputError, match="model is damaged" if installed else "pip install sentencepiece") as error:
         load_tokenizers(tmp_path, tmp_path)
     assert "tiktoken" not in str(error.value)
+
+
+def test_word_pieces_of_another_kind_are_refused():
+    with pytest.raises(InputError, match=r"^model\.qformer\.bert=.*no piece \[CLS\]; give a folder with BERT's"):
+        load_tokenizers(GOLDEN, GOLDEN)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
+    """A cached model loads without it; another name is refused by its key."""
+    place, commit = tmp_path / "models--tiny--t5", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(GOLDEN, place / "snapshots" / commit)
+    (place / "snapshots" / commit / "config.json").write_text('{"model_type": "t5"}')
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    for name, value in (("HF_HUB_OFFLINE", False), ("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_CACHE", str(tmp_path))):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    began = time.perf_counter()
+    assert load_tokenizers("tiny/t5", GOLDEN / QFORMER_FOLDER).text.vocab_size == 80
+    for name in ("nope", "no/such/folder"):
+        with pytest.raises(InputError, match=rf"^model\.language_model={name}: no such folder, .* give a folder"):
+            load_tokenizers(name, GOLDEN / QFORMER_FOLDER)
+    assert time.perf_counter() - began < 1 and capfd.readouterr() == ("", "")

@@ -105,7 +105,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             raise InputError(f"checkpoint {folder}: no {name}; train or copy it again")
     with refused(f"checkpoint {folder}: metrics.json is damaged", "train or copy it again", ValueError):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER)
+    tokenizers = load_tokenizers(folder, folder / QFORMER_FOLDER, ("checkpoint", "checkpoint"))
     try:
         with quiet_transformers():
             network = _load_network(folder)

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, refused
-from videoblip2.imports import quiet_transformers
+from videoblip2.imports import hub_has, quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -241,11 +241,13 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
 
     Raises InputError for a model that is not in the table, and for files that lack some of its tensors.
     """
+    here = not hub_has(str(source), "model.language_model")
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(str(source))
+            config = AutoConfig.from_pretrained(str(source), local_files_only=here)
             family_of(config.model_type)
-            model, info = CLASSES[type(config)].from_pretrained(str(source), config=config, output_loading_info=True)
+            options = {"config": config, "local_files_only": here, "output_loading_info": True}
+            model, info = CLASSES[type(config)].from_pretrained(str(source), **options)
         if missing := info["missing_keys"]:
             what = f"{len(missing)} tensors are not in its files, first {min(missing)}"
             raise InputError(f"{what}; copy or download it again")

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
+from videoblip2.imports import hub_has
 
 QFORMER_FOLDER = "qformer_tokenizer"
 _LOCK = Lock()  # a tokenizer stores its truncation length, so threads need a lock
@@ -78,18 +79,26 @@ class Tokenizers:
         self.bert.save_pretrained(folder / QFORMER_FOLDER)
 
 
-def load_tokenizers(text: str | Path, bert: str | Path) -> Tokenizers:
-    """From folders or hub names."""
-    return Tokenizers(text=_load(AutoTokenizer, text), bert=_load(BertTokenizerFast, bert))
+def load_tokenizers(
+    text: str | Path, bert: str | Path, settings: tuple[str, str] = ("model.language_model", "model.qformer.bert")
+) -> Tokenizers:
+    """From folders or hub names; `settings`, which gave them, are named in errors."""
+    tokenizers = Tokenizers(_load(AutoTokenizer, settings[0], text), _load(BertTokenizerFast, settings[1], bert))
+    if tokenizers.bert.cls_token_id >= tokenizers.bert.vocab_size:  # transformers added it
+        raise InputError(
+            f"{settings[1]}={bert}: its tokenizer has no piece [CLS]; give a folder with BERT's word pieces"
+        )
+    return tokenizers
 
 
-def _load(kind: Any, source: str | Path) -> Any:
+def _load(kind: Any, setting: str, source: str | Path) -> Any:
+    here = not hub_has(str(source), setting)
     try:
-        return kind.from_pretrained(str(source))
+        return kind.from_pretrained(str(source), local_files_only=here)
     except (OSError, ValueError, ImportError) as error:
         reason, remedy = first_line(error), "give a folder with its files, or a hub name online"
         if "tiktoken" in str(error):  # transformers' fallback for a SentencePiece model it cannot read
             reason = "it has a SentencePiece model (spiece.model) and no tokenizer.json, and the model cannot be read"
             missing = find_spec("sentencepiece") is None
             remedy = "run `pip install sentencepiece`" if missing else "the model is damaged: copy or download it again"
-        raise InputError(f"tokenizer {source}: {reason}; {remedy}") from error
+        raise InputError(f"{setting}={source}: no tokenizer: {reason}; {remedy}") from error

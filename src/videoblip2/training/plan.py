@@ -22,7 +22,7 @@ from videoblip2.config import Config, InputError, parse_config
 from videoblip2.data.batches import Batch, BatchMaker, free_memory
 from videoblip2.errors import Progress, first_line, no_progress
 from videoblip2.features.store import FeatureStore
-from videoblip2.imports import LightMeta
+from videoblip2.imports import LightMeta, hub_has
 from videoblip2.model.build import fresh_qformers, network_config
 from videoblip2.model.decode import Decoded
 from videoblip2.model.decode.cpu_kernels import ROWS, layout_pays
@@ -264,8 +264,9 @@ class _Passes:
 def text_config(name: str) -> tuple[PreTrainedConfig, str]:
     """The language model's configuration, from its config.json or the table of Flan-T5, and its source."""
     size = name.removeprefix("google/flan-t5-")
+    here = size in FLAN_T5 or not hub_has(name, "model.language_model")
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=size in FLAN_T5), f"{name}: its config.json"
+        return AutoConfig.from_pretrained(name, local_files_only=here), f"{name}: its config.json"
     except (OSError, ValueError) as error:
         if size not in FLAN_T5:
             remedy = "give a folder with its config.json, or a hub name online"
