@@ -25,6 +25,10 @@ def test_file_then_overrides_in_order(tmp_path):
         ("optim.lr=inf", "optim.lr=inf: input should be a finite number"),
         ("optim=3", "optim=3: a section; set its keys, such as optim.lr"),
         ("scst.reward.cider=0", "scst.reward={'cider': 0}: every weight is 0"),
+        (
+            "model.qformer.hidden_size=100",
+            "num_attention_heads=12: does not divide model.qformer.hidden_size=100; change",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(override, message):

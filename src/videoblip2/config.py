@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from videoblip2.errors import InputError as InputError
 from videoblip2.errors import validated
-from videoblip2.files import expand
+from videoblip2.files import expand, plain_name
 from videoblip2.modality import BOTH, MODALITIES, modality_names, modality_setting
 from videoblip2.overrides import overridden, read_yaml
 
 QUESTION_PROMPT = "question: {} answer:"
 #: A file or folder (or another name where a field allows it): `~` and `$HOME` are replaced.
 PathText = Annotated[str, AfterValidator(expand)]
+NameText = Annotated[str, AfterValidator(plain_name)]
 ModalityNames = Annotated[str | tuple[str, ...], AfterValidator(modality_setting)]
 
 
@@ -51,10 +52,17 @@ class QFormerConfig(Section):
     num_queries: int = Field(32, ge=1, description="learned queries of each Q-Former")
     hidden_size: int = Field(768, ge=1, description="width of both Q-Formers")
     num_hidden_layers: int = Field(12, ge=1, description="layers of each Q-Former")
-    num_attention_heads: int = Field(12, ge=1, description="attention heads of each layer")
+    num_attention_heads: int = Field(12, ge=1, validate_default=True, description="attention heads of each layer")
     intermediate_size: int = Field(3072, ge=1, description="width inside the feed-forward layers")
     cross_attention_frequency: int = Field(2, ge=1, description="every N-th layer attends to the features")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in both Q-Formers")
+
+    @field_validator("num_attention_heads")
+    @classmethod
+    def _of_equal_width(cls, heads: int, others: ValidationInfo) -> int:
+        if (width := others.data.get("hidden_size", heads)) % heads and not others.data.get("weights"):
+            raise ValueError(f"does not divide model.qformer.hidden_size={width}; change one of them")
+        return heads
 
 
 class LoraConfig(Section):
@@ -176,9 +184,7 @@ class ScstConfig(Section):
     end_token: bool = Field(True, description="count the end of the sentence in the reward's n-grams")
     mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
     dropout: bool = Field(False, description="off: the sampling and the gradient pass use the same policy")
-    log_prob_tolerance: float | None = Field(
-        None, gt=0, description="largest gap between the two passes; none = 0.001 (fp32), 0.5 (bf16)"
-    )
+    log_prob_tolerance: float | None = Field(None, gt=0, description="largest gap of the two; none = 0.001, bf16 0.5")
     cross_entropy_weight: float = Field(0.0, ge=0, description="weight of stage 1's loss beside the reward")
     kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats per token")
@@ -245,16 +251,9 @@ class DecodeConfig(Section):
 
 class RunConfig(Section):
     experiment: str = Field("videoblip2", description="MLflow experiment")
-    name: str | None = Field(None, description="name of the run; null = built from the keys that differ")
+    name: NameText | None = Field(None, description="name of the run; null = built from the keys that differ")
     out: PathText = Field("runs", description="checkpoints go to OUT/NAME")
     tracking: bool = Field(True, description="off: no MLflow, files only")
-
-    @field_validator("name")
-    @classmethod
-    def _no_path(cls, name: str | None) -> str | None:
-        if name and (name != Path(name).name or name == ".."):
-            raise ValueError("a path; give a plain name, and the folder as run.out")
-        return name
 
 
 class Config(Section):

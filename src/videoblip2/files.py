@@ -61,6 +61,13 @@ def expand(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))
 
 
+def plain_name(name: str) -> str:
+    """The name of a folder. Raises ValueError for a path."""
+    if name and (name != Path(name).name or name == ".."):
+        raise ValueError("a path; give a plain name, and the folder as run.out")
+    return name
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as file:
