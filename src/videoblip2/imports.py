@@ -7,7 +7,7 @@ files twice to list its models. Everything patched meanwhile is restored. experi
 import gc
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-from videoblip2.errors import InputError, first_line
 
 
 def import_transformers() -> None:
@@ -120,24 +118,17 @@ class LightMeta(TorchFunctionMode):
 
 
 @cache
-def hub_has(source: str, setting: str) -> bool:
-    """Ask the hub once for a repository, where transformers would ask for a minute; False if a local copy must do.
-
-    Raises InputError, with the setting that names it, for neither a folder nor a repository on the hub or in its cache.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+def hub_answers(source: str) -> bool:
+    """Whether the hub is there to be asked for a repository: one request, where transformers would try for a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     if Path(source).is_dir():
         return False
     try:
         HfApi().model_info(source, timeout=10)
     except (HTTPError, OSError, ValueError) as error:
-        with suppress(ValueError):
-            if isinstance(try_to_load_from_cache(source, "config.json"), str):
-                return False
-        fault = f"{setting}={source}: no such folder, not in the hub's cache, and not on the hub ({first_line(error)})"
-        raise InputError(f"{fault}; give a folder, or a hub name online") from error
+        return isinstance(error, HfHubHTTPError)  # its refusal, which transformers explains
     return True
 
 

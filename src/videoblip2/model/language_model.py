@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line, refused
-from videoblip2.imports import hub_has, quiet_transformers
+from videoblip2.imports import hub_answers, quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def load_language_model(source: str | Path) -> PreTrainedModel:
 
     Raises InputError for a model that is not in the table, and for files that lack some of its tensors.
     """
-    here = not hub_has(str(source), "model.language_model")
+    here = not hub_answers(str(source))
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(str(source), local_files_only=here)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from videoblip2.config import InputError
 from videoblip2.errors import first_line
-from videoblip2.imports import hub_has
+from videoblip2.imports import hub_answers
 
 QFORMER_FOLDER = "qformer_tokenizer"
 _LOCK = Lock()  # a tokenizer stores its truncation length, so threads need a lock
@@ -83,18 +83,17 @@ def load_tokenizers(
     text: str | Path, bert: str | Path, settings: tuple[str, str] = ("model.language_model", "model.qformer.bert")
 ) -> Tokenizers:
     """From folders or hub names; `settings`, which gave them, are named in errors."""
-    tokenizers = Tokenizers(_load(AutoTokenizer, settings[0], text), _load(BertTokenizerFast, settings[1], bert))
-    if tokenizers.bert.cls_token_id >= tokenizers.bert.vocab_size:  # transformers added it
-        raise InputError(
-            f"{settings[1]}={bert}: its tokenizer has no piece [CLS]; give a folder with BERT's word pieces"
-        )
-    return tokenizers
+    both = Tokenizers(text=_load(AutoTokenizer, settings[0], text), bert=_load(BertTokenizerFast, settings[1], bert))
+    # Of another vocabulary, or of no files at all, transformers makes one with its special tokens added.
+    if not both.bert.cls_token_id < both.bert.vocab_size > len(both.bert.all_special_ids):
+        fault = f"{settings[1]}={bert}: has no BERT word pieces"
+        raise InputError(f"{fault}; give a folder with BERT's tokenizer files, or a hub name online")
+    return both
 
 
 def _load(kind: Any, setting: str, source: str | Path) -> Any:
-    here = not hub_has(str(source), setting)
     try:
-        return kind.from_pretrained(str(source), local_files_only=here)
+        return kind.from_pretrained(str(source), local_files_only=not hub_answers(str(source)))
     except (OSError, ValueError, ImportError) as error:
         reason, remedy = first_line(error), "give a folder with its files, or a hub name online"
         if "tiktoken" in str(error):  # transformers' fallback for a SentencePiece model it cannot read

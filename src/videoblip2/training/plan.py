@@ -22,7 +22,7 @@ from videoblip2.config import Config, InputError, parse_config
 from videoblip2.data.batches import Batch, BatchMaker, free_memory
 from videoblip2.errors import Progress, first_line, no_progress
 from videoblip2.features.store import FeatureStore
-from videoblip2.imports import LightMeta, hub_has
+from videoblip2.imports import LightMeta, hub_answers
 from videoblip2.model.build import fresh_qformers, network_config
 from videoblip2.model.decode import Decoded
 from videoblip2.model.decode.cpu_kernels import ROWS, layout_pays
@@ -264,7 +264,7 @@ class _Passes:
 def text_config(name: str) -> tuple[PreTrainedConfig, str]:
     """The language model's configuration, from its config.json or the table of Flan-T5, and its source."""
     size = name.removeprefix("google/flan-t5-")
-    here = size in FLAN_T5 or not hub_has(name, "model.language_model")
+    here = size in FLAN_T5 or not hub_answers(name)
     try:
         return AutoConfig.from_pretrained(name, local_files_only=here), f"{name}: its config.json"
     except (OSError, ValueError) as error:
