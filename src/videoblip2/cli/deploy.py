@@ -66,7 +66,7 @@ def serve(
 @app.report("package", "package --model runs/demo/runs/scst/best --export videoblip2.bento")
 def package(
     model: Annotated[str, Option(metavar="MODEL", help="Model to include.")] = CHAMPION,
-    export: Annotated[Path | None, Option(dir_okay=False, help="Also write the Bento to this file, to copy.")] = None,
+    export: Annotated[Path | None, Option(help="Also write the Bento to this file, for another machine.")] = None,
 ) -> None:
     """Build a Bento that serves MODEL with no MLflow store and no network."""
     if export and (export.is_dir() or not export.absolute().parent.is_dir()):
