@@ -19,7 +19,7 @@ from torch import nn
 
 from videoblip2.errors import InputError, refused
 from videoblip2.features.towers import FrameEncoder, SoundEncoder
-from videoblip2.imports import LightMeta, quiet_transformers
+from videoblip2.imports import LightMeta, hub_answers, quiet_transformers
 from videoblip2.provenance import EncoderIdentity
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -155,6 +155,6 @@ def _load(kind: str, name: str | Path, revision: str | None, **options: Any) -> 
 
     fault = f"{name}: no {kind.removeprefix('Auto')} could be loaded from it"
     remedy = "give a folder with its config, weights and preprocessor_config.json, or a hub name if you are online"
-    options |= {"revision": revision} if revision else {}
+    options |= {"local_files_only": not hub_answers(str(name)), **({"revision": revision} if revision else {})}
     with refused(fault, remedy, Exception), quiet_transformers(), LightMeta():  # transformers raises many types
         return getattr(transformers, kind).from_pretrained(str(name), **options)
