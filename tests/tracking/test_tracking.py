@@ -111,6 +111,19 @@ def test_under_mlflow_run_the_given_run_is_used_and_only_that(store, monkeypatch
     assert [(row.run_id, row.name, row.experiment) for row in list_runs()] == [(given.info.run_id, "given", "given")]
 
 
+def test_a_model_that_no_run_is_named_after_is_refused_without_mlflow(store, monkeypatch):
+    with open_run(RunSpec("ce", "a-name", "toy")) as tracker:
+        run_id = str(tracker.run_id)
+    for word in (run_id, run_id[:6], "a-name"):
+        with pytest.raises(InputError, match="logged no checkpoint"):
+            find_model(word)
+    monkeypatch.setattr("videoblip2.tracking.mlflow.store.connect", lambda: pytest.fail("imports MLflow"))
+    with pytest.raises(
+        InputError, match=r"^nope: no such folder, and no run with that id or name in sqlite.*runs list"
+    ):
+        find_model("nope")
+
+
 def test_a_parameter_in_another_spelling_stays_and_another_value_becomes_a_tag(store, monkeypatch):
     given = client().create_run(client().create_experiment("given"))
     logged = {"optim.lr": "1e-4", "flag": "True", "empty": "''", "data.workers": "2"}

@@ -49,6 +49,11 @@ def find_model(model: str | Path) -> FoundModel:
     """
     folder = Path(model)
     if not folder.exists():
+        from videoblip2.tracking.mlflow import store
+
+        if not str(model).startswith("models:") and store.lacks_run(str(model)):
+            fault = f"{model}: no such folder, and no run with that id or name in {store.tracking_uri()}"
+            raise InputError(f"{fault}; `vb2 runs list` shows the runs")
         from videoblip2.tracking.mlflow.models import find_checkpoint
 
         return FoundModel(*find_checkpoint(str(model)))

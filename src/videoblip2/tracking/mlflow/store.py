@@ -64,6 +64,15 @@ def ask(database: Path, query: str, *values: str, patience: float = BUSY_SECONDS
         return connection.execute(query, values).fetchall()
 
 
+def lacks_run(word: str) -> bool:
+    """Whether a sqlite store certainly has no run of this name or id; asked before MLflow, whose import is slow."""
+    database = sqlite_file(tracking_uri())
+    with suppress(sqlite3.Error):
+        query = "SELECT 1 FROM runs WHERE name = ? OR run_uuid LIKE ?"
+        return database is not None and database.is_file() and not ask(database, query, word, f"{word}%")
+    return False
+
+
 def is_local(address: str) -> bool:
     """Whether artifacts at this address are on this machine."""
     return urlparse(address).scheme in ("", "file")
