@@ -132,9 +132,6 @@ def _load_network(folder: Path) -> VideoBlip2:
     if wrong := missing + unexpected:
         what = f"{len(wrong)} tensors do not fit its config.json, first {wrong[0]}"
         raise InputError(f"{what}; the folder mixes two models")
-    for module in model.modules():
-        if (ids := module._buffers.get("position_ids")) is not None:  # computed, not stored
-            module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         # Some language models compute tensors that they do not store; transformers does it.
         model = VideoBlip2.from_pretrained(folder, local_files_only=True)
