@@ -157,12 +157,16 @@ def test_is_as_readable_as_the_umask_says(tiny_model, tokenizers, tmp_path):
     assert modes == {0o644} and folder.stat().st_mode & 0o777 == 0o755
 
 
-def test_weights_of_another_network(saved):
+@pytest.mark.parametrize("more", [-1, 1], ids=["tensors too many", "tensors too few"])
+def test_weights_of_another_network(saved, more):
     path = saved / "config.json"
     config = json.loads(path.read_text())
-    config["num_queries"] = 5
+    path.write_text(json.dumps(config | {"num_queries": 5}))
+    with pytest.raises(InputError, match=rf"{saved}.*size mismatch"):
+        load_checkpoint(saved)
+    config["text_config"]["num_layers"] += more
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match=str(saved)):
+    with pytest.raises(InputError, match=rf"{saved}.* tensors do not fit its config\.json, .*mixes two models"):
         load_checkpoint(saved)
 
 
