@@ -94,6 +94,7 @@ def test_every_metric_is_in_one_of_six_groups_of_charts(world):
     assert {name.partition("/")[0] for name in names} == GROUPS
     assert {"time/step_seconds", "time/validation_seconds", "sys/memory_gib", "sys/cpu_percent"} <= set(names)
     assert {"best/val/CIDEr", "best/val/CIDEr_ci_low", "best/val/CIDEr_ci_high", "best/step"} <= set(names)
+    assert names["train/reward/cider"] == pytest.approx(names["train/reward"])  # also of a single term
     low, value, high = (names[f"best/val/CIDEr{end}"] for end in ("_ci_low", "", "_ci_high"))
     assert low <= value <= high
 

@@ -184,7 +184,10 @@ def _check(plan: Plan) -> None:
         place = f"{plan.source}: search: {key}"
         if key not in dotted_keys(Config):
             plan.config_of({key: None})  # to raise its error
-        _check_key(key, place, plan.tuning.stage)
+        if key.startswith(FIXED):
+            raise InputError(f"{place}: must be the same in all trials; set it under `config`")
+        if plan.tuning.stage == "decode" and not key.startswith("decode."):
+            raise InputError(f"{place}: stage decode searches decode.* keys only; use stage ce or scst")
         try:
             distribution = values.distribution(kind_of(key))
         except ValueError as error:
@@ -197,13 +200,6 @@ def _check(plan: Plan) -> None:
             fault = f"{place}: the default {plan.defaults[key]!r} is not in {values.text()}"
             remedy = f"widen the range or set {key} under `config`"
             raise InputError(f"{fault}, but the best trial is compared with it; {remedy}") from error
-
-
-def _check_key(key: str, place: str, stage: str) -> None:
-    if key.startswith(FIXED):
-        raise InputError(f"{place}: must be the same in all trials; set it under `config`")
-    if stage == "decode" and not key.startswith("decode."):
-        raise InputError(f"{place}: stage decode searches decode.* keys only; use stage ce or scst")
 
 
 def kind_of(key: str) -> type[int] | type[float] | None:
