@@ -16,7 +16,12 @@ def load_own(name: str, place: str) -> Any:
         sys.path.append(folder)
     remedy = "install or define it, or start in its folder"
     with refused(f"{place}: {name!r} cannot be imported", remedy, Exception):  # the module may raise anything
-        return pkgutil.resolve_name(name)
+        try:
+            return pkgutil.resolve_name(name)
+        except SystemExit as end:
+            if type(end) is not SystemExit:  # SIGTERM's
+                raise
+            raise ImportError(f"it calls sys.exit({end})") from end
 
 
 def load_plugins() -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from conftest import ROOT
+from conftest import ROOT, plug_in
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 from typer.testing import CliRunner
@@ -69,6 +69,12 @@ def test_a_plugin_that_is_not_there_is_named(monkeypatch, capsys):
         main()
     said = "error: VB2_PLUGINS: 'no_such_module' cannot be imported (No module named 'no_such_module'); install or"
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_plugin_that_ends_the_process_is_refused(tmp_path, monkeypatch):
+    said = r"VB2_PLUGINS: 'script' cannot be imported \(it calls sys.exit\(0\)\); install"
+    with pytest.raises(InputError, match=said):
+        plug_in("script", "raise SystemExit(0)", tmp_path, monkeypatch)
 
 
 def leaves(command, words=()):
