@@ -184,7 +184,7 @@ class ScstConfig(Section):
     end_token: bool = Field(True, description="count the end of the sentence in the reward's n-grams")
     mask_unended: bool = Field(False, description="leave samples without an end token out of the loss")
     dropout: bool = Field(False, description="off: the sampling and the gradient pass use the same policy")
-    log_prob_tolerance: float | None = Field(None, gt=0, description="largest gap of the two; none = 0.001, bf16 0.5")
+    log_prob_tolerance: float | None = Field(None, gt=0, description="largest gap of both passes; none=0.001, bf16 0.5")
     cross_entropy_weight: float = Field(0.0, ge=0, description="weight of stage 1's loss beside the reward")
     kl_weight: float = Field(0.0, ge=0, description="weight of KL(policy || network at the start)")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus, nats per token")
@@ -235,7 +235,7 @@ class DecodeConfig(Section):
     num_beams: int = Field(Decoding.num_beams, ge=1, le=100, description="beam width; 1 is greedy")
     max_new_tokens: int = Field(Decoding.max_new_tokens, ge=1, le=1000, description="longest generated text, in tokens")
     length_penalty: float = Field(Decoding.length_penalty, description="beams: score / length to this power")
-    strategy: Literal["search", "consensus"] = Field("search", description="greedy or beams; or what samples agree on")
+    strategy: Literal["search", "consensus"] = Field("search", description="greedy or beams / what samples agree on")
     samples: int = Field(50, ge=2, le=1000, description="number of samples, with strategy=consensus")
     # The default is the best of 0.5, 0.7 and 1.0 on the toy world's validation videos (experiments/README.md).
     temperature: float = Field(0.7, gt=0, description="sampling temperature, with strategy=consensus")

@@ -62,8 +62,10 @@ def first_line(error: BaseException) -> str:
         if (original := getattr(cause, "orig", None)) is not None:  # SQLAlchemy wraps the driver's own error
             return str(original).strip().splitlines()[0][:200]
         cause = cause.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    network = re.search(r"\[Errno -?\d+\] ([\w ]+)", line)
+    network = re.search(r"\[Errno -?\d+\] ([^:'\]]+)", line)
     return network[1] if network else line[:200]
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from itertools import combinations
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,11 +22,12 @@ class UniqueKeys(yaml.SafeLoader):
     """Refuses a key that a mapping has twice; PyYAML keeps the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        for first, second in combinations([key for key, _ in node.value], 2):
-            if first.value == second.value:
-                problem = f"{second.value!r} is a second time in the same section; merge the two"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=second.start_mark)
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if (name := (key.tag, str(key.value))) in seen:
+                problem = f"{key.value!r} appears twice in this section; merge the two"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(name)
         return node
 
 

@@ -15,6 +15,7 @@ import pytest
 from videoblip2.captions.intervals import BootstrapResult
 from videoblip2.cli import console, explain
 from videoblip2.cli.console import interruptible, progress, table
+from videoblip2.errors import first_line
 from videoblip2.files import write_json, write_text
 
 
@@ -22,6 +23,24 @@ from videoblip2.files import write_json, write_text
 class Gain:
     name: str
     gains: tuple[BootstrapResult, ...]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/nfs"), "Read-only file system"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (RuntimeError("HTTPConnection: [Errno 111] Connection refused'))"), "Connection refused"),
+    ],
+)
+def test_the_systems_words_are_kept_whole(error, line):
+    assert first_line(error) == line
+
+
+def test_a_name_that_is_too_long_is_the_users(tmp_path):
+    with pytest.raises(OSError, match=r"x{250}") as raised:
+        write_text(tmp_path / ("x" * 250), "")
+    assert ".part" not in str(raised.value)
 
 
 def test_a_long_name_goes_on_in_the_next_line_and_an_id_stays_whole(monkeypatch):

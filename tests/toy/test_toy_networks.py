@@ -57,6 +57,12 @@ def test_the_same_texts_give_the_same_pieces():
     assert others == [first, first]
 
 
+def test_every_character_of_a_large_alphabet_is_a_piece():
+    texts = [chr(0x4E00 + n) + chr(0x4E01 + n) for n in range(0, 3000, 2)]
+    tokenizer = train_bert_tokenizer(texts, 4000)
+    assert len(tokenizer) == 3005 and tokenizer.unk_token_id not in tokenizer(" ".join(texts)).input_ids
+
+
 def test_a_wrong_setting_is_named():
     with pytest.raises(InputError, match="denoise='2'"):
         validated(LanguageModelConfig, {"denoise": "2"}, "setting")

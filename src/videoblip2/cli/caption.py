@@ -41,7 +41,9 @@ def caption(
     questions: Annotated[list[str] | None, Option(help="A question to ask, or a file of them; repeatable.")] = None,
     samples: Annotated[int, Option(min=1, help="Captions to draw for each video.")] = 1,
     temperature: Annotated[float | None, Option(help="Of samples; default: 1, or the model's for consensus.")] = None,
-    consensus: Annotated[int | None, Option(min=0, max=1000, help="Keep the most typical of N samples.")] = None,
+    consensus: Annotated[
+        int | None, Option(min=0, max=1000, help="Keep the most typical of N samples and the likeliest caption.")
+    ] = None,
     num_beams: console.Beams = None,
     max_new_tokens: Annotated[int | None, Option(min=1, max=1000, help="Longest text; default: the model's.")] = None,
     length_penalty: Annotated[float | None, Option(help="For beams; default: the model's.")] = None,

@@ -49,7 +49,9 @@ def report(
     runs: Runs,
     split: Part = None,
     title: Annotated[str, Option(help="Title of the section.")] = "Runs",
-    out: Annotated[Path | None, Option(dir_okay=False, help="Markdown file; replaces the same section.")] = None,
+    out: Annotated[
+        Path | None, Option(dir_okay=False, help="Markdown file; replaces its section of that title.")
+    ] = None,
 ) -> None:
     """Report the results of runs as Markdown: scores with 95 % intervals, seeds, minutes, commit and command.
 

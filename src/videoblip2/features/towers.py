@@ -49,7 +49,7 @@ class Encoder:
         if found := [output[name] for name in POOLED if name in output]:
             return found[0]  # type: ignore[no-any-return]
         fault = f"{self.identity.name}: returns {', '.join(output)}, none of {', '.join(POOLED)}"
-        raise InputError(f"{fault}; take --tokens patch, or add the name of its vector to POOLED in features/towers.py")
+        raise InputError(f"{fault}; use --tokens patch, or add the name of its vector to POOLED in features/towers.py")
 
 
 @dataclass(frozen=True)

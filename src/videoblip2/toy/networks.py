@@ -5,6 +5,7 @@ weights, kernels for shape and color, and a calibrated output preserve the toy w
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,14 @@ def train_t5_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.Pr
 def train_bert_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.BertTokenizerFast:
     """Lower-case word pieces with BERT's special tokens and their ids.
 
-    The same texts give the same pieces. The trainer breaks ties by id, and gives ids to `##a` … in random order unless
-    they are in a list.
+    The same texts give the same pieces, and every character is one. The trainer breaks ties by id, and numbers `##a` …
+    at random unless they are in a list.
     """
     trained, special = BertWordPieceTokenizer(), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    named = [*special, *(f"##{letter}" for letter in sorted({*trained.normalize("".join(texts))} - {" "}))]
-    trained.train_from_iterator(texts, vocab_size, min_frequency=0, special_tokens=named, show_progress=False)
+    words = (word for text in texts for word, _ in trained.pre_tokenizer.pre_tokenize_str(trained.normalize(text)))
+    named = [*special, *(f"##{letter}" for letter in sorted({letter for word in words for letter in word[1:]}))]
+    options = {"min_frequency": 0, "limit_alphabet": sys.maxunicode, "show_progress": False}
+    trained.train_from_iterator(texts, vocab_size, special_tokens=named, **options)
     return transformers.BertTokenizerFast(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=512)
 
 

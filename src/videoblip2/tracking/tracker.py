@@ -79,8 +79,11 @@ class Tracker:
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, with cells on one line."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)
+    lines = (
+        [" ".join(cell.replace("|", r"\|").split()) for cell in line]
+        for line in (columns, ["---"] * len(columns), *rows)
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @contextmanager
