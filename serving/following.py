@@ -20,9 +20,13 @@ RETRY_SECONDS = 60  # after a version that did not load
 def open_servable(model: str, device: str = "auto", found: FoundModel | None = None) -> OpenModel:
     """Open a model. Raises InputError if it decodes by itself as no request may ask for."""
     opened = open_model(model, device=device, found=found)
-    remedy = f"{model}: outside the limits of the service; change its config.yaml"
-    own = asdict(opened.config.decode.decoding)
-    validated(Options, own, remedy, lambda name: f"decode.{'samples' if name == 'consensus' else name}")
+    own = opened.decode.decoding
+    used = {"temperature": own.consensus, "length_penalty": own.num_beams > 1}
+    asked = {name: value for name, value in asdict(own).items() if used.get(name, True)}
+    try:
+        validated(Options, asked, model, lambda name: f"decode.{'samples' if name == 'consensus' else name}")
+    except InputError as error:
+        raise InputError(f"{error}; promote a model within these limits of the service") from error
     return opened
 
 

@@ -87,9 +87,7 @@ def test_a_network_reads_any_choice_of_the_table(flow, monkeypatch, capsys):
     assert parts == {"flow_branch", "proj_flow", "language_model"}
     monkeypatch.delenv("VB2_PLUGINS")
     del modality.MODALITIES["flow"]
-    with pytest.raises(
-        InputError, match=r"best's config.yaml: .*'flow' is not a modality; .*; VB2_PLUGINS names modules"
-    ):
+    with pytest.raises(InputError, match=r"best: its .*'flow' is not a modality; .*; VB2_PLUGINS names modules"):
         load_captioner(flow / "runs" / "run" / "best", "cpu")
     capsys.readouterr()
     pack_features(flow / "features", flow / "packed.safetensors")

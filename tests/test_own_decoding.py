@@ -173,9 +173,29 @@ def test_drawing_samples_replaces_the_beams_or_the_consensus_of_the_checkpoint()
 @pytest.mark.parametrize(("key", "value"), [("num_beams", 11), ("samples", 65), ("max_new_tokens", 129)])
 def test_a_checkpoint_beyond_the_limits_of_the_service_is_not_served(made, key, value):
     folder = made(f"decode.{key}={value}", "decode.strategy=consensus")
-    message = f"{folder}: outside the limits of the service; change its config.yaml: decode.{key}={value}: input"
+    message = rf"^{folder}: decode.{key}={value}: input .*; promote a model within these limits of the service$"
     with pytest.raises(InputError, match=message):
         open_servable(str(folder))
+
+
+def test_settings_that_the_checkpoint_does_not_use_may_be_beyond_the_limits_of_the_service(made):
+    assert open_servable(str(made("decode.temperature=0.01", "decode.length_penalty=9"))).decode.temperature == 0.01
+
+
+@pytest.mark.parametrize(("old", "new"), [("  name: ", "  name: x/"), ("cider: 1.0", "cider: 0"), ("seed: ", "sed: ")])
+def test_only_how_it_decodes_must_fit_this_version_to_caption_and_serve(made, monkeypatch, old, new):
+    file = (folder := made(*BEAMS)) / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace(old, new))
+    assert old in text
+    assert not command(monkeypatch, "caption", folder, "video0", "--features", folder.parent / "features")
+    assert open_servable(str(folder), "cpu").captioner.model.decoding.num_beams == 3
+
+
+def test_a_checkpoint_without_its_configuration_is_copied_again(made, monkeypatch, capsys):
+    ((folder := made()) / "config.yaml").unlink()
+    assert command(monkeypatch, "caption", folder, "video0", "--features", folder.parent / "features") == 1
+    assert f"error: checkpoint {folder}: no config.yaml; train or copy it again\n" in capsys.readouterr().err
 
 
 def test_beams_that_no_memory_holds_are_refused():

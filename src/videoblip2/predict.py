@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from videoblip2.captioner import Captioner, pick_device
 from videoblip2.captions import DocumentFrequencies
-from videoblip2.config import Config
+from videoblip2.config import Config, DecodeConfig
 from videoblip2.imports import import_transformers
 from videoblip2.plugins import load_plugins
 from videoblip2.tracking import FoundModel as FoundModel
@@ -41,21 +41,25 @@ class OpenModel:
         return model_config(self.name, self.folder, self.overrides)
 
     @cached_property
+    def decode(self) -> DecodeConfig:
+        """How it decodes by itself, even if the rest of its configuration does not fit this version."""
+        return model_config(self.name, self.folder, self.overrides, only="decode").decode
+
+    @cached_property
     def captioner(self) -> Captioner:
         """The network in eval mode on its device."""
         import_transformers()
         from videoblip2.model.checkpoint import load_checkpoint
 
-        config = self.config  # first, since its errors are plainer than the network's
-        device = pick_device(self.device or config.device)
+        device = pick_device(self.device or self.config.device)
         checkpoint = load_checkpoint(self.folder)
         features = checkpoint.provenance.features
         features = features and features.stored_in(self.folder, self.encoders)
         provenance = checkpoint.provenance.model_copy(update={"features": features})
         network = checkpoint.model.to(device).eval()
-        network.decoding = config.decode.decoding
+        network.decoding = self.decode.decoding
         if self.device is None:
-            network.compiled_decoding = config.decode.compile
+            network.compiled_decoding = self.decode.compile
         file = self.folder / "document_frequencies"
         frequencies = cache(lambda: DocumentFrequencies.load(file)) if file.is_file() else None
         return Captioner(network, checkpoint.tokenizers, provenance, self.name, self.version, frequencies)

@@ -88,7 +88,7 @@ def caption(
         raise InputError(found[0].error)
     given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
     given |= {"consensus": consensus, "temperature": temperature}
-    decoding = model_config(model, folder).decode.decoding.but(samples > 1, **given)
+    decoding = model_config(model, folder, only="decode").decode.decoding.but(samples > 1, **given)
     if temperature is not None and not (decoding.sampled or decoding.consensus):
         raise InputError(f"--temperature {temperature}: nothing is sampled; add --samples or --consensus")
     options = CaptionOptions(
@@ -141,7 +141,7 @@ def ask(
     from videoblip2.jobs.caption import CaptionOptions, JobPlan
     from videoblip2.tracking import model_config
 
-    decoding = model_config(model, folder).decode.decoding.but(num_beams=num_beams)
+    decoding = model_config(model, folder, only="decode").decode.decoding.but(num_beams=num_beams)
     options = CaptionOptions(decoding, questions=tuple(questions))
     job = JobPlan(model, options, {"clip": clip, "clap": clap}, features).open()
     _warn_of(job.captioner)

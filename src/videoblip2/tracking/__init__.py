@@ -64,9 +64,16 @@ def find_model(model: str | Path) -> FoundModel:
     return FoundModel(folder, named.read_text().strip() if named.is_file() else folder.resolve().name)
 
 
-def model_config(model: str, folder: Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration that the checkpoint of MODEL was trained with, and overrides of what is still read."""
-    config = parse_config(read_yaml(folder / "config.yaml"), overrides, f"{model}'s config.yaml")
+def model_config(model: str, folder: Path, overrides: Iterable[str] = (), only: str = "") -> Config:
+    """The configuration that the checkpoint of MODEL was trained with, and overrides of what is still read.
+
+    only: the section to read; the rest, which may not fit this version, is then ignored.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"checkpoint {folder}: no config.yaml; train or copy it again")
+    content = read_yaml(folder / "config.yaml")
+    read = {key: value for key, value in content.items() if key == only} if only else content
+    config = parse_config(read, overrides, f"{model}'s config.yaml")
     for override in overrides:
         if not override.strip().startswith(STILL_READ):
             fault = f"override {override!r}: has no effect on a trained model"
