@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ class DecodingJob:
 
 def main() -> None:
     """Answer jobs until standard input closes; a memory error ends the process, since its heap may be corrupt."""
+    for stop in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group; the server first answers its requests
+        signal.signal(stop, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print to standard error, not among the answers
     confine(int(os.environ["VB2_DECODER_MEMORY"]))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,14 @@ def test_a_decoder_is_used_again_after_good_and_bad_files(decoders, video, tmp_p
             read(decoders, tmp_path / "text.mp4")
         assert len(read(decoders, video)[0]) == 8
     assert process(decoders).pid == first
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_ends_no_decoder(decoders, video, stop):
+    read(decoders, video)
+    first = process(decoders)
+    first.send_signal(stop)
+    assert len(read(decoders, video)[0]) == 8 and process(decoders) is first
 
 
 def test_a_reason_holds_no_path_of_the_server(decoders, tmp_path):
