@@ -18,6 +18,7 @@ from typing import IO
 MEDIA_SUFFIXES = {
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
     *(".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".gif"),
+    *(".mxf", ".dv", ".m2v", ".vob", ".3g2", ".f4v", ".mpe", ".m2p"),
 }
 
 

@@ -276,10 +276,12 @@ def test_an_audio_stream_without_a_sample_is_told_from_none(encoders, tmp_path, 
 
 
 def test_what_a_folder_holds_besides_is_named(videos, tmp_path):
-    for name in ("notes.txt", "still.jpg", "._hidden.mp4", "clip.wmv"):
+    for name in ("notes.txt", "still.jpg", "._hidden.mp4", "clip.wmv", "tape.dv"):
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "tape").write_bytes(bytes.fromhex("060e2b34"))
+    (tmp_path / "raw").write_bytes(bytes.fromhex("000001b3"))
     (tmp_path / "more.mp4").mkdir()
-    assert [path.name for path in find_videos([tmp_path])] == ["clip.wmv"]
+    assert [path.name for path in find_videos([tmp_path])] == ["clip.wmv", "raw", "tape", "tape.dv"]
     found = ignored_entries([tmp_path, videos / "v1.mp4"])
     assert [path.name for path in found] == ["more.mp4", "notes.txt", "still.jpg"]
 

@@ -302,8 +302,9 @@ def test_sources_are_files_folders_patterns_lists_and_standard_input(folder, mon
     assert [source.path for source in find_sources(words)] == paths
 
 
-def test_what_holds_no_video_is_one_error_and_the_rest_goes_ahead(folder):
+def test_what_holds_no_video_is_one_error_and_the_rest_goes_ahead(folder, capsys):
     found = find_sources(["missing.mp4", "empty", "nothing*.mp4", "c d.mp4"])
+    assert "ignored in empty, not videos by suffix or content: 1 file (empty/notes.txt)" in capsys.readouterr().err
     assert [bool(source.error) for source in found] == [True, True, True, False]
     with pytest.raises(InputError, match=r"@nolist\.txt"):
         find_sources(["@nolist.txt"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from videoblip2.errors import InputError, refused
+from videoblip2.errors import InputError, counted, refused, some, warn
 from videoblip2.files import MEDIA_SUFFIXES, printable
 
 #: The bytes by which media files without a known suffix are recognized: (position, bytes).
@@ -21,6 +21,8 @@ SIGNATURES = (
     (8, b"AVI "),
     (0, b"\x1a\x45\xdf\xa3"),
     (0, b"\x00\x00\x01\xba"),
+    (0, b"\x00\x00\x01\xb3"),
+    (0, b"\x06\x0e\x2b\x34"),
     (0, b"FLV\x01"),
     (0, b"GIF8"),
 )
@@ -90,6 +92,8 @@ def _videos(word: str) -> Iterator[VideoSource]:
         folders[:] = [name for name in folders if name[0] != "."]
         files += [Path(place, name) for name in names if name[0] != "." and os.path.isfile(Path(place, name))]
     videos = [str(file) for file in sorted(files) if is_media(file)]
+    if others := sorted({*map(str, files)}.difference(videos)):
+        warn(f"ignored in {path}, not videos by suffix or content: {counted(len(others), 'file')} ({some(others)})")
     yield from map(VideoSource, videos)
     yield from (VideoSource(e.filename, f"{e.filename}: {e.strerror}; give a folder that can be read") for e in unread)
     if not videos and not unread:
