@@ -42,6 +42,7 @@ MISTAKES = {
     "demo --out data/train.json": "'data/train.json' is a file",
     "promote runs/none/best": "runs/none/best: no such file or folder",
     "promote model --gate none": "none",
+    "promote model decode.num_beams=3": "decode.num_beams=3: the gate compares models as they are served",
     "lineage runs/none/best": "runs/none/best: no such file or folder",
     "reproduce runs/none/best": "runs/none/best: no such file or folder",
     "package --model runs/none/best": "runs/none/best: no such file or folder",

@@ -17,6 +17,7 @@ app = console.Commands()
 Run = Annotated[str, Argument(metavar="RUN", help="Run, models:/NAME/VERSION or models:/m-….")]
 #: The parts of a verdict that a lineage shows.
 GATE = ("verdict", "outcome", "when", "who", "reason")
+BATCH = "decode.batch_size="  # changes no caption
 
 
 @app.report("promote RUN --gate toy_gate", "promote RUN --force --reason 'better audio'")
@@ -32,6 +33,8 @@ def promote(
     """Compare a run's model with the champion; make it the champion if it passes the gate, else exit with 1."""
     if force != bool(reason.strip()):
         raise BadParameter("--force and --reason go together: say why the verdict is overruled")
+    if own := [word for word in overrides or () if word.startswith("decode.") and not word.startswith(BATCH)]:
+        raise BadParameter(f"{own[0]}: the gate compares models as they are served; train with it, or leave it out")
     if gate:
         from videoblip2.overrides import read_yaml
 
