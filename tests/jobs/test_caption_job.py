@@ -327,10 +327,20 @@ def test_an_unreadable_folder_is_one_error_and_hidden_files_are_no_videos(folder
     ]
 
 
-def test_names_that_are_not_utf8_have_a_shard(folder, monkeypatch):
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9.mp4\n"), encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert [source.path for source in find_sources(["-"], shard=(1, 1))] == ["caf\udce9.mp4"]
+@pytest.mark.parametrize("word", ["-", "@names.txt"])
+def test_names_in_lists_need_not_be_utf8_and_may_begin_like_a_comment(folder, monkeypatch, word):
+    names = b"caf\xe9.mp4\n#hash.mp4\n# hash.mp4\n"
+    (folder / "#hash.mp4").write_bytes(b"0")
+    (folder / "names.txt").write_bytes(names)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names), encoding="utf-8"))
+    assert [source.path for source in find_sources([word], shard=(1, 1))] == ["caf\udce9.mp4", "#hash.mp4"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_list_that_is_no_text_is_refused(folder, encoding):
+    (folder / "names.txt").write_text("c d.mp4\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"@names\.txt: cannot be read .*; give a text file"):
+        find_sources(["@names.txt"])
 
 
 def test_shards_divide_the_videos(folder):

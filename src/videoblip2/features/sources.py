@@ -47,7 +47,8 @@ def find_sources(words: Sequence[str], stored: bool = False, shard: tuple[int, i
 
     Args:
         words: files, folders (searched recursively), patterns such as `clips/**/*.mp4`, `@list.txt` with one of these
-            per line, `-` for such lines on standard input. One without a video becomes a source with an error.
+            per line (`#` begins a comment), `-` for such lines on standard input. One without a video becomes a source
+            with an error.
         stored: words are video ids in a feature store.
         shard: (i, n): only the i-th of n parts; see `in_shard`.
     """
@@ -66,12 +67,16 @@ def _lines(words: Iterable[str]) -> Iterator[str]:
             lines: Iterable[str] = sys.stdin
         elif word.startswith("@") and not os.path.exists(word):
             remedy = "give a text file with one video per line"
-            with refused(f"{word}: cannot be read", remedy, OSError, UnicodeDecodeError):
-                lines = Path(word[1:]).expanduser().read_text(encoding="utf-8-sig").split("\n")
+            with refused(f"{word}: cannot be read", remedy, OSError, ValueError):
+                text = Path(word[1:]).expanduser().read_text(encoding="utf-8-sig", errors="surrogateescape")
+                if "\0" in text:  # a video, or UTF-16
+                    raise ValueError("not text")
+                lines = text.split("\n")
         else:
             yield word
             continue
-        yield from (text for line in lines if (text := line.strip()) and not text.startswith("#"))
+        names = filter(None, map(str.strip, lines))
+        yield from (name for name in names if not name.startswith("#") or os.path.exists(name))
 
 
 def _videos(word: str) -> Iterator[VideoSource]:
