@@ -13,10 +13,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from io import StringIO
 from itertools import chain
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from videoblip2.errors import first_line, one_line
+from videoblip2.tracking import FoundModel, find_model
 from videoblip2.tracking.tracker import Terminated
 
 Made = TypeVar("Made")
@@ -131,6 +133,12 @@ def join() -> World:
         distributed.init_process_group(backend())
     store = distributed.distributed_c10d._get_default_store()
     return World(distributed.get_rank(), distributed.get_world_size(), store)
+
+
+def find_together(model: str) -> FoundModel:
+    """What MODEL names on rank 0, for all processes: an alias may move between two calls."""
+    folder, version = join().first(lambda: [str(part) for part in astuple(find_model(model))])
+    return FoundModel(Path(folder), version)
 
 
 def backend() -> str:

@@ -1,7 +1,7 @@
 """Evaluate a model on a split as one tracked run."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from videoblip2.data.batches import CachedFeatures
 from videoblip2.errors import Progress, no_progress
 from videoblip2.evaluate import Evaluation, SoundEffect, evaluate, explained, other_sounds, sound_effects
 from videoblip2.predict import OpenModel, open_model
-from videoblip2.tracking import FoundModel, RunSpec, find_model, open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.source import command_line, lineage_tags
-from videoblip2.training.distributed import join, sharing_errors
+from videoblip2.training.distributed import find_together, join, sharing_errors
 from videoblip2.training.record import data_digest, headline, log_predictions, split_scores
 from videoblip2.training.tasks import ANSWERS, evaluate_tasks, inputs_of, read_split, say_all, tasks_of
 
@@ -51,8 +51,7 @@ def evaluate_model(
             change of CIDEr with the sound withheld, silenced, or swapped between videos.
     """
     world = join()
-    folder, version = world.first(lambda: [str(part) for part in astuple(find_model(model))])
-    opened = open_model(model, overrides, found=FoundModel(Path(folder), version))
+    opened = open_model(model, overrides, found=find_together(model))
     config, provenance, store = opened.config, opened.captioner.provenance, opened.store
     if ANSWERS in tasks_of(config) and opened.captioner.never_asked:
         raise InputError(f"{model}: was never trained on questions; leave out data.task={config.data.task}")

@@ -16,7 +16,7 @@ from videoblip2.tracking import RunSpec, Tracker, open_run
 from videoblip2.tracking.mlflow import store
 from videoblip2.tracking.mlflow.run_records import PARENT, SEEDS, curve, run_link
 from videoblip2.tracking.tracker import markdown_table, sigterm_raises
-from videoblip2.training.distributed import join
+from videoblip2.training.distributed import join, sharing_errors
 from videoblip2.training.loop import Observer
 from videoblip2.training.record import METRICS, Curve, draw_curves
 from videoblip2.training.resume import group_name, run_name, what_differs
@@ -93,6 +93,7 @@ def seed_group(stage: str, name: str, experiment: str) -> Iterator[SeedGroup]:
         yield group
 
 
+@sharing_errors()
 def run_seeds(
     stage: str,
     config: Config,

@@ -18,11 +18,11 @@ from videoblip2.model.build import describe_first_weights
 from videoblip2.model.checkpoint import Checkpoint, full_state, save_checkpoint
 from videoblip2.model.load_weights import WeightReport
 from videoblip2.provenance import Provenance
-from videoblip2.tracking import RunSpec, find_model, open_run
+from videoblip2.tracking import RunSpec, open_run
 from videoblip2.tracking.source import ENVIRONMENT_FILE, environment, revision_tags
 from videoblip2.tracking.tracker import Tracker
 from videoblip2.training.ce import ce_step
-from videoblip2.training.distributed import World, join, sharing_errors
+from videoblip2.training.distributed import find_together, join, sharing_errors
 from videoblip2.training.interruptions import only_one_in, stop_well
 from videoblip2.training.loop import Observer, Training, train
 from videoblip2.training.record import data_digest, log_inputs, log_results, log_weights
@@ -104,13 +104,16 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
         for reward in config.scst.reward.weights:
             find_reward(reward)
     differences, world = what_differs(kind, config, usual) if usual else [], join()
-    config = inherit_model(_found(config, kind, world))
+    run = config.run.model_copy(update=world.first(lambda: resumed_config(config).run.model_dump()))
+    config, source = config.model_copy(update={"run": run}), config.train.start_from
+    parent = find_together(source) if source else None
+    config = inherit_model(config, parent)
     name = config.run.name or run_name(kind, config, differences)
     folder = Path(config.run.out) / name
     saved = find_saved(kind, folder, config) if world.leads else None
     if world.first(lambda: saved is not None):
         saved = saved or read_saved(folder / FOLDER)
-    work = open_workspace(config, progress)
+    work = open_workspace(config, progress, parent)
     work.captions_only = kind == "scst"
     if world.leads:
         check_texts(work, taught=kind == "ce" or config.scst.cross_entropy_weight > 0)
@@ -118,22 +121,6 @@ def open_stage(kind: str, config: Config, usual: Config | None = None, progress:
         check_reward(work)
     weights = describe_first_weights(work.model, work.reports, config.model.language_model, config.train.start_from)
     return Stage(kind, name, work, differences, weights, saved)
-
-
-def _found(config: Config, kind: str, world: World) -> Config:
-    """The configuration with the folders of the run to resume and of the checkpoint to start from, found by rank 0."""
-    config, source = resumed_config(config) if world.leads else config, config.train.start_from
-    if world.size == 1:
-        return config
-    out, name, parent = world.first(
-        lambda: [config.run.out, config.run.name, source and str(find_model(source).folder)]
-    )
-    if world.leads:
-        return config
-    run, train = {"out": out, "name": name}, {"start_from": parent}
-    return config.model_copy(
-        update={"run": config.run.model_copy(update=run), "train": config.train.model_copy(update=train)}
-    )
 
 
 def _run(stage: Stage, tracker: Tracker, progress: Progress, observer: Observer) -> StageResult:

@@ -23,8 +23,8 @@ from videoblip2.model.load_weights import WeightReport
 from videoblip2.model.network import VideoBlip2
 from videoblip2.model.tokenizers import Tokenizers
 from videoblip2.overrides import read_yaml
-from videoblip2.tracking import FoundModel, find_model
-from videoblip2.training.distributed import World, join
+from videoblip2.tracking import FoundModel
+from videoblip2.training.distributed import World, find_together, join
 from videoblip2.training.sharding import shard, unsharded
 from videoblip2.training.tasks import CAPTIONS, Entries, Task, Texts, batches_of, read_split, say_all, tasks_of
 
@@ -53,7 +53,7 @@ class Workspace:
     train: Mapping[Kind, Entries]
     val: Mapping[Kind, Entries]
     reports: Mapping[str, WeightReport] = field(default_factory=dict)
-    parent: FoundModel | None = None  # the checkpoint of `train.start_from`, found once: an alias may move
+    parent: FoundModel | None = None  # the checkpoint of `train.start_from`
     world: World = field(default_factory=World)
     captions_only: bool = False  # train on no answers, even if `data.task` has them
 
@@ -128,8 +128,12 @@ class Validation:
         return sum(self.metrics.values()) if self.metrics else -math.inf
 
 
-def open_workspace(config: Config, progress: Progress = no_progress) -> Workspace:
-    """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix."""
+def open_workspace(config: Config, progress: Progress = no_progress, parent: FoundModel | None = None) -> Workspace:
+    """Read data, build or load the network, move it to its device. Raises InputError for what the user must fix.
+
+    Args:
+        parent: the checkpoint of `train.start_from` if it is found already, since an alias may move.
+    """
     torch.manual_seed(config.seed)
     device, world = pick_device(config.device), join()
     if config.precision == "bf16" and device.type == "cpu":
@@ -144,7 +148,8 @@ def open_workspace(config: Config, progress: Progress = no_progress) -> Workspac
     train, val = (read_split(config, split, store) for split in ("train", "val"))
     videos = {entry.video_id for split in (train, val) for entries in split.values() for entry in entries}
     refuse_unnoted(store, sorted(videos))
-    parent = find_model(config.train.start_from) if config.train.start_from else None
+    if parent is None and config.train.start_from:
+        parent = find_together(config.train.start_from)
     model, tokenizers, reports = _network(config, store, parent)
     model.compiled_decoding, model.checkpointing = config.decode.compile, config.train.checkpointing
     if config.precision == "bf16":
@@ -228,15 +233,16 @@ def _network(config: Config, store: FeatureStore, parent: FoundModel | None) -> 
     return checkpoint.model, checkpoint.tokenizers, {}
 
 
-def inherit_model(config: Config) -> Config:
+def inherit_model(config: Config, parent: FoundModel | None = None) -> Config:
     """With `train.start_from`, the network is that of the checkpoint: take its `model` section.
 
-    Raises InputError for a key that the user set differently; sources of first weights are exempt.
+    parent: see `open_workspace`. Raises InputError for a key that the user set differently; sources of first weights
+    are exempt.
     """
     source = config.train.start_from
     if source is None:
         return config
-    content = read_yaml(find_model(source).folder / "config.yaml").get("model", {})
+    content = read_yaml((parent or find_together(source)).folder / "config.yaml").get("model", {})
     inherited = ModelConfig.model_validate(content)
     had = flatten(inherited, "model.")
     for key, value in flatten(config.model.model_dump(mode="json", exclude_unset=True), "model.").items():
