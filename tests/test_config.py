@@ -87,6 +87,9 @@ def test_what_is_wrong_is_the_file_or_an_override(tmp_path):
     assert load_config(path, ["optim.lr=1"]).optim.lr == 1
     with pytest.raises(InputError, match=r"c\.yaml: optim.lr=-1: "):
         load_config(path, ["seed=2"])
+    for wrong, named in (("seed=abc", "seed='abc'"), ("optim.lrr=1", "unknown key 'optim.lrr'")):
+        with pytest.raises(InputError, match=f"^{named}"):
+            load_config(path, ["optim.lr=1e-4", wrong])
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00", "seed: 1\noptim: {lr: 1}\nseed: 2"])

@@ -144,7 +144,7 @@ def test_an_option_replaces_one_setting_and_a_file_never_mixes_two(made, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--samples 3 --num-beams 3", "num_beams=3: beam search does not sample; choose one of them"),
+        ("--samples 3 --num-beams 3", "num_beams=3: beam search takes no samples and no seed; leave one out"),
         ("--samples 3 --consensus 3", "--samples 3: consensus gives one caption"),
         ("--samples 2 --temperature -1", "temperature=-1.0: give a positive number"),
         ("--samples 2 --temperature nan", "temperature=nan: give a positive number"),
@@ -166,7 +166,7 @@ def test_drawing_samples_replaces_the_beams_or_the_consensus_of_the_checkpoint()
     assert own.but(sampled=True) == Decoding(1, 8, 2.0, 1.0, sampled=True)
     assert own.but(num_beams=1, temperature=0.9, consensus=None) == Decoding(1, 8, 2.0, 0.9, consensus=5)
     assert Options(seed=4).decoding(own) == own and Options(seed=4, consensus=0).decoding(own).sampled
-    with pytest.raises(InputError, match="num_beams=2: beam search does not sample"):
+    with pytest.raises(InputError, match="num_beams=2: beam search takes no samples and no seed"):
         Options(seed=4, num_beams=2, consensus=0).decoding(own)
 
 

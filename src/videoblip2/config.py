@@ -211,7 +211,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.sampled and self.num_beams > 1:
-            raise InputError(f"num_beams={self.num_beams}: beam search does not sample; choose one of them")
+            raise InputError(f"num_beams={self.num_beams}: beam search takes no samples and no seed; leave one out")
         if not 0 < self.temperature < math.inf:
             raise InputError(f"temperature={self.temperature}: give a positive number")
         if not math.isfinite(self.length_penalty):
@@ -270,19 +270,20 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply `key=value` overrides, in order; the last one wins.
-
-    Raises InputError naming the unknown key or the wrong value.
-    """
+    """Read a YAML file and apply `key=value` overrides in order. Raises InputError naming the wrong key or value."""
     return parse_config(read_yaml(path), overrides, source=str(path))
 
 
 def parse_config(content: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "config") -> Config:
-    """Build a Config from nested mappings and `key=value` overrides; an error names `source` if that is at fault."""
+    """Build a Config from mappings and `key=value` overrides; an error that needs no override names `source`."""
     try:
         return validated(Config, overridden(content, overrides, Config))
-    except InputError:
-        validated(Config, content, source)
+    except InputError as error:
+        try:
+            validated(Config, overridden(content, (), Config))
+        except InputError as alone:
+            if str(alone) == str(error):
+                raise InputError(f"{source}: {error}") from error
         raise
 
 

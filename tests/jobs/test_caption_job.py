@@ -126,6 +126,8 @@ def test_each_question_is_asked_of_each_video(encode):
 def test_samples_have_seeds_of_their_own(encode):
     model, _ = run(CaptionOptions(Decoding(sampled=True), samples=3), ["4.mp4"])
     assert [seeds for _, _, seeds in model.batches] == [[1, 2, 3]]
+    with pytest.raises(InputError, match="--samples 2: greedy and beam decoding give one"):
+        CaptionOptions(samples=2)
 
 
 def test_segments_cover_the_video_and_equal_neighbors_are_merged(encode):

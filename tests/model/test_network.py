@@ -258,7 +258,7 @@ def test_generate_is_decodes_with_the_start_token_in_front(tiny_model, make_batc
 
 
 def test_generate_refuses_what_it_would_ignore(tiny_model, make_batch):
-    with pytest.raises(InputError, match="num_beams=2: beam search does not sample"):
+    with pytest.raises(InputError, match="num_beams=2: beam search takes no samples"):
         tiny_model.generate(**make_batch().inputs, do_sample=True, num_beams=2)
 
 

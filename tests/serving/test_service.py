@@ -193,7 +193,10 @@ def test_many_items_where_the_bad_ones_fail_in_their_places(http):
         ),
         ({"files": features(), "data": {"num_beams": 99}}, "num_beams='99': input should be less than or equal to 10"),
         ({"files": features(), "data": {"temperature": "nan"}}, "temperature='nan': input should be a finite number"),
-        ({"files": features(), "data": {"seed": 1, "num_beams": 2}}, "num_beams=2: beam search does not sample"),
+        (
+            {"files": features(), "data": {"seed": 1, "num_beams": 2}},
+            "num_beams=2: beam search takes no samples and no seed",
+        ),
         ({"files": features(), "data": {"prompt": "x" * 301}}, "prompt='xxxx"),
         ({"files": features(), "data": {"segments": "nan"}}, "segments='nan': input should be a finite number"),
         (

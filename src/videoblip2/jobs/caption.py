@@ -55,6 +55,8 @@ class CaptionOptions:
             raise InputError(f"question {blank[0]!r}: is empty; ask something")
         if self.samples > 1 and self.decoding.consensus:
             raise InputError(f"--samples {self.samples}: consensus gives one caption; drop --samples or --consensus")
+        if self.samples > 1 and not self.decoding.sampled:
+            raise InputError(f"--samples {self.samples}: greedy and beam decoding give one caption; sample instead")
         if self.segments not in (None, "scenes") and (isinstance(self.segments, str) or not self.segments > 0):
             raise InputError(f"--segments {self.segments}: give a number of seconds, or scenes")
 

@@ -12,7 +12,8 @@ from videoblip2.tracking.tracker import RunSpec, Stopped, Tracker, sigterm_raise
 __all__ = ["FoundModel", "RunSpec", "Stopped", "Tracker", "find_model", "model_config", "model_mark", "open_run"]
 
 #: Overrides that change how a trained model is evaluated.
-STILL_READ = ("data.", "decode.", "run.", "device=", "train.probe_videos=", "scst.all_references=")
+STILL_READ: tuple[str, ...] = ("data.", "decode.", "device=", "train.probe_videos=", "scst.all_references=")
+STILL_READ += ("run.experiment=", "run.out=", "run.tracking=")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def model_config(model: str, folder: Path, overrides: Iterable[str] = (), only: 
     read = {key: value for key, value in content.items() if key == only} if only else content
     config = parse_config(read, overrides, f"{model}'s config.yaml")
     for override in overrides:
-        if not override.strip().startswith(STILL_READ):
+        if not override.replace(" ", "").startswith(STILL_READ):
             fault = f"override {override!r}: has no effect on a trained model"
-            raise InputError(f"{fault}; set keys of data, decode or run, or device, or train again")
+            raise InputError(f"{fault}; set keys of data or decode, device, run.experiment or run.out, or train again")
     return config
 
 
