@@ -62,7 +62,7 @@ def test_a_split_that_no_file_holds_is_not_written(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.json"]
 
 
-def test_flaws_are_counted_and_kept(tmp_path):
+def test_flaws_are_counted_and_only_empty_captions_are_left_out(tmp_path):
     content = official({"video1": "train"})
     for sentence, caption in zip(content["sentences"], ["twice", "twice", " "], strict=True):
         sentence["caption"] = caption
@@ -70,7 +70,7 @@ def test_flaws_are_counted_and_kept(tmp_path):
     report = prepare_captions([save(tmp_path / "a.json", content)], tmp_path / "out")
     assert (report.duplicate_captions, report.empty_captions, report.control_character_captions) == (1, 1, 1)
     assert report.examples["duplicate"] == "video1: 'twice'"
-    assert read_annotations(tmp_path / "out" / "train.json")[0].captions == (" ", "twice", "twice", "a\x00b")
+    assert read_annotations(tmp_path / "out" / "train.json")[0].captions == ("twice", "twice", "a\x00b")
 
 
 def broken(change) -> dict:
@@ -160,8 +160,9 @@ def test_msvd_text_with_lists_of_ids(tmp_path):
     ]
     report = prepare_captions(paths, tmp_path / "out")
     train = videos_in(tmp_path / "out" / "train.json")
-    assert train == {"mv89psg6zh4_33_46": ("a bird in a sink", "a bird is bathing"), "q_0_9": ("",)}
-    assert report.videos == {"train": 2, "test": 1} and report.empty_captions == 1
+    assert train == {"mv89psg6zh4_33_46": ("a bird in a sink", "a bird is bathing")}
+    assert report.videos == {"train": 1, "test": 1} and report.empty_captions == 1
+    assert report.uncaptioned == {"train": 1} and report.examples["empty"] == "q_0_9"
     assert (report.unassigned, report.listed_only) == (1, ["gone_1_2"])
     assert list(videos_in(tmp_path / "out" / "unassigned.json")) == ["R_1_2_3"]
 
@@ -176,7 +177,7 @@ def test_control_characters_end_no_line(tmp_path):
 
 
 def test_flaws_of_videos_in_no_list_count_and_columns_have_any_case(tmp_path):
-    mine = save(tmp_path / "mine.csv", "Video_ID,Caption\na,good\nb,\n")
+    mine = save(tmp_path / "mine.csv", "Video_ID,Caption\na,good\nb,more\nb,\n")
     report = prepare_captions([mine, save(tmp_path / "train_list.txt", "a\n")], tmp_path / "out")
     assert (report.unassigned, report.empty_captions) == (1, 1)
     split = save(tmp_path / "split.csv", "Video_ID,Caption,Split,Category\na,good,Val,3\n")

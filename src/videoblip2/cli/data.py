@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from videoblip2.data.prepare import PrepareReport, QuestionReport
 
 SPLIT = "Split for files that name none: train, val, test; random: a new split of all; auto: of the rest."
-KEPT = (
-    "{} are kept as they are, including {} that repeat another of the same video, {} empty, {} with control characters"
-)
+KEPT = "{} are kept as they are, including {} that repeat another of the same video, {} with control characters"
 app = Commands(help="Prepare annotations and questions; make the toy world.", no_args_is_help=True)
 
 
@@ -75,17 +73,20 @@ def _caption_lines(report: "PrepareReport") -> list[str]:
         f"{file}: {counted(report.videos[split], 'video')}, {counted(report.captions[split], 'caption')}"
         for split, file in report.files.items()
     ]
-    bare = [f"uncaptioned.json: {counted(n, f'{s} video')} without captions" for s, n in report.uncaptioned.items()]
+    bare = [
+        f"uncaptioned.json: {counted(n, f'{s} video'.strip())} without captions" for s, n in report.uncaptioned.items()
+    ]
     without, others, kept = report.listed_only, report.other_language_captions, ", ".join(report.left_alone)
     rest = listed(
         (report.unassigned, f"unassigned.json: {counted(report.unassigned, 'video')} that no list names"),
         (without, f"in the lists, but without captions: {len(without)} ({some(without)})"),
+        (report.empty_captions, f"empty, left out: {counted(report.empty_captions, 'caption')}"),
         (others, f"not English, left out: {counted(others, 'caption')}"),
         (report.moved, f"in a different split from the one their file names: {counted(report.moved, 'video')}"),
         (kept, f"already there, left unchanged: {kept}; delete any that belong to other data"),
     )
-    flaws = report.duplicate_captions, report.empty_captions, report.control_character_captions
-    return [*files, *bare, *rest, KEPT.format("captions", *flaws)]
+    flaws = KEPT.format("captions", report.duplicate_captions, report.control_character_captions)
+    return [*files, *bare, *rest, flaws]
 
 
 def _question_lines(report: "QuestionReport") -> list[str]:
@@ -94,7 +95,7 @@ def _question_lines(report: "QuestionReport") -> list[str]:
         inside = f"; {100 * report.in_map[split]:.1f} % of the answers in the map" if report.in_map else ""
         asked, videos = counted(report.questions[split], "question"), counted(report.videos[split], "video")
         lines.append(f"{file}: {asked} on {videos} ({_counts(report.types[split])}){inside}")
-    kept = KEPT.format("questions", report.repeated, report.empty, report.control_character)
+    kept = KEPT.format("questions", report.repeated, f"{report.empty} empty, {report.control_character}")
     shared = (report.shared_videos, f"videos with questions in more than one split: {report.shared_videos}")
     return [*lines, f"answer map: {report.map_from}", kept, *listed(shared)]
 

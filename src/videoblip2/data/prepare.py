@@ -1,6 +1,6 @@
 """`vb2 data prepare`: captions in any published format → train.json, val.json, test.json; questions → train_qa.json …
 
-Every caption and every question is kept. `vb2 data init`: the same in a project with configurations sized to it.
+Empty captions are left out. `vb2 data init`: the same in a project with configurations sized to it.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ LENGTHS = {"ce": (100, 200, 20_000, 20), "scst": (20, 100, 8_000, 10)}
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """The result, by split. Flaws are counted, with an example each; every caption is kept."""
+    """The result, by split. Flaws are counted, with an example each; all captions but the empty ones are kept."""
 
     videos: dict[str, int]
     captions: dict[str, int]
     files: dict[str, str]
     duplicate_captions: int  # a repeated text of the same video
-    empty_captions: int
+    empty_captions: int  # left out
     control_character_captions: int
     examples: dict[str, str]
     uncaptioned: dict[str, int]  # videos without captions, in `uncaptioned.json`
@@ -68,19 +68,23 @@ def prepare_captions(
     """
     sources, lists = read_sources(paths, split)
     splits: dict[str, dict[str, VideoAnnotation]] = {}
-    uncaptioned, without, moved = [], [], []
+    uncaptioned, without, moved, empty = [], [], [], list[str]()
     for document, found in sources:
         for own, video in found.videos:
             if not keep(video.video_id):
                 without.append(video.video_id)
-            elif not video.captions:
-                uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": str(own)})
+                continue
+            texts = tuple(filter(str.strip, video.captions))
+            empty += [video.video_id] * (len(video.captions) - len(texts))
+            listed = lists.get(video.video_id) or lists.get(segment_of(video.video_id)[0], "")
+            if not texts:
+                place = own or listed or document.split or ""
+                uncaptioned.append({"video_id": video.video_id, "category": video.category, "split": place})
             else:
-                listed = lists.get(video.video_id) or lists.get(segment_of(video.video_id)[0], "")
                 chosen = listed if lists else _split_for(video.video_id, own, document, split)
                 group = splits.setdefault(chosen, {})
                 earlier = group[video.video_id].captions if video.video_id in group else ()
-                group[video.video_id] = replace(video, captions=(*earlier, *video.captions)[:first])
+                group[video.video_id] = replace(video, captions=(*earlier, *texts)[:first])
                 moved += [f"{video.video_id}: {own} in {document.name}"] if own and chosen not in (own, "") else []
     out, unassigned = Path(out), [*splits.pop("", {}).values()]
     if unassigned and not splits:
@@ -106,9 +110,9 @@ def prepare_captions(
         captions={name: sum(len(video.captions) for video in splits[name].values()) for name in files},
         files={name: str(file) for name, file in files.items()},
         duplicate_captions=counts["duplicate"],
-        empty_captions=counts["empty"],
+        empty_captions=len(empty),
         control_character_captions=counts["control_character"],
-        examples=examples | ({"moved": moved[0]} if moved else {}),
+        examples=examples | {name: found[0] for name, found in (("empty", empty), ("moved", moved)) if found},
         uncaptioned=dict(sorted(Counter(str(entry["split"]) for entry in uncaptioned).items())),
         unassigned=len(unassigned),
         listed_only=[video for video in lists if video not in known],
