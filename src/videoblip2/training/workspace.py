@@ -236,8 +236,7 @@ def _network(config: Config, store: FeatureStore, parent: FoundModel | None) -> 
 def inherit_model(config: Config, parent: FoundModel | None = None) -> Config:
     """With `train.start_from`, the network is that of the checkpoint: take its `model` section.
 
-    parent: see `open_workspace`. Raises InputError for a key that the user set differently; sources of first weights
-    are exempt.
+    parent: see `open_workspace`. Raises InputError for a key set differently; sources of first weights are exempt.
     """
     source = config.train.start_from
     if source is None:
