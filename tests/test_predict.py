@@ -1,6 +1,7 @@
 """The Captioner: one and many, bad features named, a bad video beside good ones."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 
@@ -133,6 +134,18 @@ def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
     other = {"clip": build_toy_clip, "clap": build_toy_clap}[kind](tmp_path / "other", 1)
     with pytest.raises(InputError, match=rf"other: is {kind.upper()} \w+, .*needs features of \w+; .*--{kind}"):
         load_captioner(project / "runs" / "ce" / "best", "cpu", {kind: str(other)}).load_media_encoders()
+
+
+@pytest.mark.parametrize("settings", [{"fps": 240}, {"output": "new"}, {"frames": 3, "max_frames": 3}])
+def test_features_made_with_settings_of_another_version_can_be_captioned_but_media_files_cannot(project, settings):
+    file = project / "runs" / "ce" / "best" / "provenance.json"
+    content = json.loads(file.read_text())
+    content["features"]["settings"] = settings
+    file.write_text(json.dumps(content))
+    captioner = load_captioner(file.parent, "cpu")
+    key, value = next(iter(settings.items()))
+    with pytest.raises(InputError, match=f"best: its features: {key}={value!r}: "):
+        captioner.load_media_encoders()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ The file states its format; any other format is refused. Only this module reads 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -36,16 +36,14 @@ class EncoderIdentity(Record):
 
 
 class FeatureSampling(Record):
-    """How videos were cut into frames and audio windows, and which vectors were kept. fps: None = not recorded."""
+    """How videos were cut into frames and audio windows; see `features.media_features`. None = not recorded."""
 
-    fps: float | None = Field(default=None, gt=0, le=120)  # frames per second
-    max_frames: int | None = Field(default=None, ge=1)  # a video with more is thinned evenly to this many
-    window_seconds: float | None = Field(
-        default=None, ge=0.1
-    )  # of audio per vector; None = the longest, or not recorded
-    frames: int | None = Field(default=None, ge=1)  # exactly this many, evenly spaced, out of those at `fps`
-    output: Literal["projected", "hidden"] = "projected"  # CLIP ViT-L/14: 768 projected; ViT-B: 768 hidden
-    tokens: Literal["pooled", "patch"] = "pooled"  # one vector per frame, or one for each of its P: [F * P, width]
+    fps: float | None = None
+    max_frames: int | None = None
+    window_seconds: float | None = None
+    frames: int | None = None
+    output: str = "projected"
+    tokens: str = "pooled"
 
     @property
     def recorded(self) -> dict[str, float | int | str | None]:

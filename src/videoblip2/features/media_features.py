@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from videoblip2.errors import InputError
+from videoblip2.errors import InputError, validated
 from videoblip2.features.encoders import load_clap, load_clip
 from videoblip2.features.frames import Audio, Frame
 from videoblip2.features.media import decode_audio, named, stream_frames
@@ -27,7 +27,12 @@ T = TypeVar("T")
 class FeatureSettings(FeatureSampling, extra="forbid"):
     """The settings of extraction: one sampling for all videos of a store, and the size of a batch."""
 
-    fps: float = Field(default=1.0, gt=0, le=120)
+    fps: float = Field(default=1.0, gt=0, le=120)  # frames per second
+    max_frames: int | None = Field(default=None, ge=1)  # a video with more is thinned evenly to this many
+    window_seconds: float | None = Field(default=None, ge=0.1)  # of audio per vector; None = the encoder's longest
+    frames: int | None = Field(default=None, ge=1)  # exactly this many, evenly spaced, out of those at `fps`
+    output: Literal["projected", "hidden"] = "projected"  # CLIP ViT-L/14: 768 projected; ViT-B: 768 hidden
+    tokens: Literal["pooled", "patch"] = "pooled"  # one vector per frame, or one for each of its P: [F * P, width]
     batch_frames: int = Field(default=64, ge=1)  # frames in one forward pass; does not change the features
 
     @model_validator(mode="after")
@@ -169,7 +174,7 @@ def load_encoders(origin: FeatureOrigin | None, device: str, used_by: str, dtype
             f"{used_by}: its features have no manifest, so their encoders are unknown; "
             "caption stored features instead, or train on a store made by `vb2 features extract`"
         )
-    settings = FeatureSettings.model_validate(origin.settings.model_dump(exclude_none=True))
+    settings = validated(FeatureSettings, origin.settings.model_dump(exclude_none=True), f"{used_by}: its features")
     clip, clap = origin.encoders["clip"], origin.encoders["clap"]
     encoders = Encoders(
         load_clip(clip.name, device, clip.revision, dtype, settings.output, settings.tokens),
