@@ -4,6 +4,7 @@ Nothing is pickled: an attacker who takes it over with a crafted file can only s
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -21,6 +22,10 @@ from videoblip2.config import InputError
 from videoblip2.features.media import SAMPLING_RATE, stream_untrusted
 
 UNREADABLE = "the uploaded file: cannot be decoded; check that it plays, and send it as mp4 (H.264, AAC)"
+OTHER_CONTAINER = (
+    "the uploaded file: this container is not accepted here; "
+    "send mp4, mov, mkv, webm, avi, mpeg, ts, flv, wmv, ogg or gif"
+)
 TOO_LARGE = "the uploaded file: takes too much memory to decode, or is damaged; scale it down, or check that it plays"
 HEADROOM = 64 << 20  # bytes; no single allocation of FFmpeg is larger
 
@@ -69,6 +74,8 @@ def answer(job: DecodingJob, answers: BinaryIO) -> bool:
         wants_memory = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError | BlockingIOError)
         short = wants_memory or near_memory_limit()
         reason = str(error).replace(job.path, "the uploaded file") if isinstance(error, InputError) else UNREADABLE
+        if getattr(error.__cause__, "errno", 0) == errno.EINVAL:  # FFmpeg's for a format outside the whitelist
+            reason = OTHER_CONTAINER
         _send(answers, {"kind": "refused", "reason": TOO_LARGE if short else reason, "ends": short})
         return not short
     return True

@@ -103,16 +103,20 @@ def test_a_reason_holds_no_path_of_the_server(decoders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n",
-        "ffconcat version 1.0\nfile '{name}'\n",
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n", "not a readable video"),
+        ("ffconcat version 1.0\nfile '{name}'\n", "this container is not accepted here; send mp4, mov"),
+        (
+            "RIFF\44\0\0\0WAVEfmt \20\0\0\0\1\0\1\0@\37\0\0\0>\0\0\2\0\20\0data\0\0\0\0",
+            "this container is not accepted here; send mp4, mov",
+        ),
     ],
 )
-def test_a_play_list_opens_no_other_file(decoders, video, text):
+def test_no_other_container_is_opened_and_no_play_list(decoders, video, text, reason):
     sneaky = video.parent / "list.mp4"
     sneaky.write_text(text.format(other=video, name=video.name))
-    with pytest.raises(InputError, match="not a readable video"):
+    with pytest.raises(InputError, match=reason):
         read(decoders, sneaky)
 
 
