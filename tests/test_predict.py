@@ -136,7 +136,7 @@ def test_an_encoder_of_other_weights_is_refused(project, tmp_path, kind):
         load_captioner(project / "runs" / "ce" / "best", "cpu", {kind: str(other)}).load_media_encoders()
 
 
-@pytest.mark.parametrize("settings", [{"fps": 240}, {"output": "new"}, {"frames": 3, "max_frames": 3}])
+@pytest.mark.parametrize("settings", [{"fps": 240.5}, {"output": "new"}, {"frames": 3, "max_frames": 3}])
 def test_features_made_with_settings_of_another_version_can_be_captioned_but_media_files_cannot(project, settings):
     file = project / "runs" / "ce" / "best" / "provenance.json"
     content = json.loads(file.read_text())
