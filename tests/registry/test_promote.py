@@ -121,7 +121,7 @@ def test_a_persons_page_has_descriptions_and_one_tag(house):
     assert head == "| when | champion | by | why | who |"
     assert [row.split(" | ")[1:4] for row in rows] == [
         ["2", "promote", rows[0].split(" | ")[3]],
-        ["1", "force", "for the / exhibition"],
+        ["1", "force", r"for the \| exhibition"],
     ]
     connect().update_registered_model(NAME, "our own words")
     rollback()
