@@ -15,6 +15,7 @@ from videoblip2.tracking.mlflow.run_records import list_runs, store_findings
 from videoblip2.training.stage import run_stage
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.postgres,
     pytest.mark.skipif(postgres_program("initdb") is None, reason="no PostgreSQL: apt-get install postgresql"),
 ]
