@@ -141,6 +141,7 @@ def bento(tmp_path_factory):
     return SimpleNamespace(**built, export=folder / "one-file.bento")
 
 
+@pytest.mark.slow
 def test_the_bento_serves_its_own_code_and_model_from_any_folder(bento, tmp_path):
     """Also where another videoblip2 is installed, and there is neither a store nor the repository."""
     code = (

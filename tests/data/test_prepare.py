@@ -322,6 +322,7 @@ def test_an_unknown_split_is_refused(tmp_path):
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason="MSR-VTT's annotations (../shared/data/msrvtt) are not here")
+@pytest.mark.slow
 def test_the_official_zips(tmp_path):
     zips = [SHARED / "train_val_annotation.zip", SHARED / "test_videodatainfo.json.zip"]
     report = prepare_captions(zips, tmp_path)

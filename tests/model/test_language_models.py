@@ -166,6 +166,7 @@ def save_model(world, name, model_config):
     return f"model.language_model={world / name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_loads_and_decodes(name, world):
     """A step of each stage, the same logits from its checkpoint, the same captions as by its own `generate`."""

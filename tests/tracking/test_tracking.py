@@ -208,6 +208,7 @@ def test_data_files_and_notes_are_on_the_run(store):
 # --- the store
 
 
+@pytest.mark.slow
 def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path, monkeypatch):
     processes = multiprocessing.get_context("forkserver")  # they share one import of MLflow
     processes.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "tracking_store"])
